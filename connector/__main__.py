@@ -1,4 +1,4 @@
-"""`hanse connector serve | ready | migrate | settings`: the server's commands, found by the command line as an entry point."""
+"""`hanse connector serve | ready | migrate | settings`: the commands of a server, found as an entry point."""
 
 from __future__ import annotations
 

@@ -104,15 +104,17 @@ class Space:
                 break
         return list(found.values())[:limit]
 
-    def agree(self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0) -> Dataset:
+    def agree(
+        self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0, again: bool = False
+    ) -> Dataset:
         """Access to a dataset, under an agreement that still holds or one that is negotiated now.
 
         Refused (NegotiationFailed, ...) where the owner does not agree; NegotiationPending where nobody there has
         answered within `timeout` seconds: call again later, the negotiation stays open. ApprovalNeeded where it is
-        somebody here who has to.
+        somebody here who has to. What somebody has said no to is asked for anew with `again` only.
         """
         wanted = flow.name_of(name)
-        steps = flow.agree(wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic)
+        steps = flow.agree(wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again)
         return Dataset(self, self.drive(steps))
 
     def query(

@@ -26,6 +26,7 @@ FORMAT = "HttpData-PULL"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
 _WAIT_SECONDS = 20.0  # of one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
+_BY_HAND = "terminated"  # the code of an end that somebody wanted, as `hanse reject` sends it
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
 
 
@@ -100,7 +101,7 @@ def name_of(text: str) -> Name:
 
 
 def agree(
-    name: Name, *, purpose: str, offer: str, seconds: float, now: Callable[[], float]
+    name: Name, *, purpose: str, offer: str, seconds: float, now: Callable[[], float], again: bool = False
 ) -> Generator[Call, Any, Access]:
     """From a name to a started transfer: an agreement that holds already, or one that is negotiated now.
 
@@ -108,7 +109,8 @@ def agree(
     2. take a started transfer or an agreement of ours with that owner where it still honours it;
     3. otherwise negotiate (or go on with a negotiation with it that is open) and wait for its end, under the first
        offer that is for this purpose; not under one whose agreement we have and which is for others: another one
-       would be, too;
+       would be, too. What somebody said no to is not asked for anew unless it is wished (`again`): he would be asked
+       each time, and whoever came back to look would not hear of it;
     4. start the transfer and wait until it is.
     """
     deadline, purpose = now() + seconds, iri(purpose)
@@ -128,7 +130,7 @@ def agree(
     if refusal is not None and not left:
         raise refusal
     agreement = yield from _agreed(  # 3
-        found, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried
+        found, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried, again=again
     )
     return (yield from _started(found, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
@@ -175,18 +177,21 @@ def negotiate(
     deadline: float,
     now: Callable[[], float],
     tried: Sequence[str] = (),
+    again: bool = False,
 ) -> Generator[Call, Any, str]:
     """Negotiate for a dataset until it is FINALIZED: the agreement's id. An open negotiation is gone on with.
 
     `tried`: agreements that were found before. One that is not among them has come since: the open negotiation whose
-    end it is was over before we looked for it.
+    end it is was over before we looked for it. `again`: begin a new one where somebody ended the last.
     """
     name, chosen = found.name, _offer(found, offer)
-    row = yield from _open_negotiation(found, chosen)
-    if row is None:
+    row = yield from _last_negotiation(found, chosen)
+    if row is None or row.get("state") not in _OPEN:
         for agreement in (yield from held(found)):
             if str(agreement["id"]) not in tried:
                 return str(agreement["id"])
+        if row is not None and not again:
+            _not_ended_by_hand(name, row)
         body = {"participant": found.provider, "dataset": found.dataset_id, "offer_id": chosen}
         body |= {"purpose": purpose} if purpose else {}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
@@ -218,13 +223,23 @@ def _unfinished(name: Name, row: Mapping[str, Any]) -> NegotiationPending:
     )
 
 
-def _open_negotiation(found: Found, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:
+def _not_ended_by_hand(name: Name, row: Mapping[str, Any]) -> None:
+    """NegotiationFailed where somebody said no, perhaps after we had stopped waiting for it."""
+    if row.get("state") == "TERMINATED" and row.get("code") == _BY_HAND:
+        raise NegotiationFailed(
+            f"negotiation {row['id']} with {name.participant} was ended by somebody: "
+            f"{row.get('reason') or 'without a reason'}; nothing new was asked for: that takes "
+            f"`hanse negotiate {name} --again`, or agree(..., again=True)",
+            code=_BY_HAND,
+            negotiation=row["id"],
+        )
+
+
+def _last_negotiation(found: Found, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:
+    """Our negotiation for an offer that is open, else the newest."""
     rows = yield Call("GET", "/negotiations", _ours(found))
-    for row in rows:
-        mine = found.is_of(row) and row.get("offer_id", offer) == offer
-        if mine and row.get("state") in _OPEN:
-            return dict(row)
-    return None
+    mine = [dict(row) for row in rows if found.is_of(row) and row.get("offer_id", offer) == offer]
+    return next((row for row in mine if row.get("state") in _OPEN), mine[0] if mine else None)
 
 
 def _ours(found: Found) -> dict[str, str]:

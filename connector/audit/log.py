@@ -254,8 +254,9 @@ class AuditLog:
         self.vkey = vkey
 
     async def meant(self, which: Filter) -> Filter:
-        """The same, with the id of a dataset that was named, over all that is committed now. NotFound for a dataset or an
-        agreement that there is nothing of: no record would look like nothing done. BadInput for a name of several."""
+        """The same, with the id of a dataset that was named, over all that is committed now. NotFound for a dataset or
+        an agreement that there is nothing of: no record would look like nothing done. BadInput for a name of several.
+        """
         await self.sequencer.settle()
 
         def work(tx: Unit) -> Filter:

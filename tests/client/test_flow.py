@@ -141,6 +141,31 @@ TWO = {**CATALOG, "dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@i
 OPEN = {"id": "neg:1", "dataset": ID, "counterparty": NORTH, "offer_id": "offer:1", "state": "REQUESTED"}
 
 
+ENDED = {**OPEN, "state": "TERMINATED", "code": "terminated", "reason": "not for shops"}
+
+
+def test_a_no_that_came_after_the_wait_is_told_and_nobody_is_asked_anew() -> None:
+    asked = {**FRESH, "GET /negotiations": [[ENDED]], "POST /negotiations": AssertionError("asked anew")}
+    for _ in range(2):
+        with pytest.raises(
+            errors.NegotiationFailed, match=r"not for shops; .* `hanse negotiate north/flights --again`"
+        ):
+            play(asked)
+
+
+@pytest.mark.parametrize(
+    ("rows", "again"),
+    [
+        ([ENDED], True),
+        ([{**ENDED, "code": "undeliverable"}], False),  # nobody's no
+        ([{**ENDED, "state": "FINALIZED"}, ENDED], False),  # of an agreement that has ended since
+    ],
+)
+def test_it_is_asked_anew_on_a_wish_or_where_nobody_said_no(rows: list[dict[str, Any]], *, again: bool) -> None:
+    _, said = play({**FRESH, "GET /negotiations": [rows]}, again=again)
+    assert "POST /negotiations" in said
+
+
 def test_beside_an_agreement_for_other_purposes_another_offer_is_taken() -> None:
     lists = {
         "GET /agreements": [[{**ACTIVE, "offer_id": "offer:1"}]],

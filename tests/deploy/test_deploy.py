@@ -64,7 +64,9 @@ def test_no_token_of_an_administrator_goes_into_the_journal(file: str) -> None:
         re.search(rf"^HANSE_{name}=(\S+)$", (DEPLOY / "settings" / file).read_text(), re.M)
         for name in ("DATA_DIR", "ADMIN_TOKEN_FILE")
     )
-    assert data and token and Path(token[1]).parent == Path(data[1])  # the one directory that the unit may write
+    assert data is not None
+    assert token is not None
+    assert Path(token[1]).parent == Path(data[1])  # the one directory that the unit may write
 
 
 def test_the_compose_file_is_one_by_the_specification() -> None:

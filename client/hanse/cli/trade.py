@@ -60,11 +60,12 @@ def negotiate(
     purpose: Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")] = "",
     offer: Annotated[str, typer.Option(help="Which offer, where there are several.")] = "",
     wait: Annotated[float, typer.Option(help="Seconds to wait for the owner.", min=0)] = 60.0,
+    again: Annotated[bool, typer.Option("--again", help="Ask anew where somebody said no.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Come to an agreement and start the transfer; afterwards the dataset can be queried and streamed."""
     with progress(f"negotiating for {dataset}") as advance:
-        got = space().agree(dataset, purpose=purpose, offer=offer, timeout=wait)
+        got = space().agree(dataset, purpose=purpose, offer=offer, timeout=wait, again=again)
         advance(1)
     row = {"dataset": got.name, "agreement": got.agreement_id, "transfer": got.transfer_id, "sql_name": got.sql_name}
     print_one(row, {name: name for name in row}, as_json=as_json)
