@@ -67,14 +67,16 @@ class Holdings:
         self._look: asyncio.Future[dict[str, Readable]]
         store.bus.subscribe(self._heard)
 
-    async def ticket(self, agreement_id: str) -> Bearer:
-        """What a started transfer under one of our agreements is read with; NotFound says what is missing."""
-        transfer = await self._transfer(agreement_id)
+    async def ticket(self, agreement_id: str, purpose: str = "") -> Bearer:
+        """What a started transfer under one of our agreements is read with, for a purpose; NotFound says what is
+        missing."""
+        transfer = _fitting(await self._transfers(agreement_id), expand(purpose))
         access = await self.access(transfer)
         return Bearer(access.endpoint, access.ticket, transfer.counterparty)
 
-    async def _transfer(self, agreement_id: str) -> Started:
-        """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
+    async def _transfers(self, agreement_id: str) -> Sequence[Started]:
+        """Started transfers, one at least. A question's fragments ask for theirs at once: one look at the database is
+        for all."""
         looked, found = self._looked.get(agreement_id, (float("-inf"), None))
         if time.monotonic() - looked > _LOOKED_SECONDS:
             if not self._looked_for:
@@ -98,7 +100,7 @@ class Holdings:
             self._looked.clear()
         now = time.monotonic()
         for agreement_id, found in readable.items():
-            if found.transfer is not None and found.ended_at is None:
+            if found.transfers and found.ended_at is None:
                 self._looked[agreement_id] = now, found
 
     def _heard(self, event: Event) -> None:
@@ -251,17 +253,27 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
         raise PeerNonsense(f"{agreement.provider} describes its agreement in a form that is not ours") from error
 
 
-def _started(agreement_id: str, found: Readable | None) -> Started:
+def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
+    """The transfer whose ticket is good for a purpose: its own, else one of none, which has it declared with the request.
+    Without a purpose, the newest that has one: nothing would be declared under one of none.
+
+    Where none fits it is the newest: its owner refuses what it is not for, and says what it is for.
+    """
+    wanted = [one for one in transfers if (one.purpose == purpose if purpose else one.purpose)]
+    return (wanted or [one for one in transfers if not one.purpose] or transfers)[0]
+
+
+def _started(agreement_id: str, found: Readable | None) -> Sequence[Started]:
     if found is None:
         raise NotFound(f"no agreement {agreement_id!r} with this participant as consumer")
     if found.ended_at is not None:
         raise Refused(f"the agreement has ended: {found.end_reason or 'by its owner'}", code="agreement_ended")
-    if found.transfer is None:
+    if not found.transfers:
         raise NotFound(
             f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
             code="no_transfer",
         )
-    return found.transfer
+    return found.transfers
 
 
 @dataclass(frozen=True, slots=True)

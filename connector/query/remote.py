@@ -43,7 +43,7 @@ from connector.query.job import Job, Limits
 from connector.query.pool import Pool
 from policies.columns import fold
 
-Ticket = Callable[[str], Awaitable[Bearer]]
+Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
 
 _ERROR_MAX = 64 * 2**10
 _WRITE = 2**20  # bytes that are written at once; less than this is not written at all
@@ -273,7 +273,9 @@ class _Exchange:
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
-        found = await asyncio.gather(*(self.remote.ticket(agreement) for agreement in fragment.agreements))
+        found = await asyncio.gather(
+            *(self.remote.ticket(agreement, request.purpose) for agreement in fragment.agreements)
+        )
         _check_one_owner(fragment, found)
         (endpoint, ticket, _), *others = found
         wire = {

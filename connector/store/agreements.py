@@ -67,14 +67,16 @@ class Started(NamedTuple):
     peer_pid: str
     counterparty: str
     data_address: Json
+    purpose: str = ""  # what its tickets are for; none: it is declared with each request
 
 
 class Readable(NamedTuple):
-    """An agreement of ours as a consumer, and the newest started transfer with an address, where there is one."""
+    """An agreement of ours as a consumer, and of each purpose the newest started transfer with an address, the newest
+    first."""
 
     ended_at: float | None
     end_reason: str
-    transfer: Started | None
+    transfers: tuple[Started, ...]
 
 
 _LOOK = Prepared(
@@ -266,9 +268,10 @@ class Agreements:
         found: dict[str, Readable] = {}
         rows = self._unit.rows(_READABLE, agreements=list(agreement_ids))
         for name, ended_at, reason, *transfer in rows:
-            if name not in found or found[name].transfer is None:
-                started = Started(*transfer)
-                found[name] = Readable(ended_at, reason, started if started.data_address else None)
+            started, known = Started(*transfer), found.get(name, Readable(ended_at, reason, ()))
+            if started.data_address and all(one.purpose != started.purpose for one in known.transfers):
+                known = known._replace(transfers=(*known.transfers, started))
+            found[name] = known
         return found
 
     def grant(self, agreement_id: str) -> Grant | None:

@@ -109,7 +109,7 @@ class Owners:
             self.told = dict(self.tables)
         return Known(self.told, self.silent)
 
-    async def ticket(self, agreement: str) -> Bearer:
+    async def ticket(self, agreement: str, purpose: str = "") -> Bearer:
         owner = agreement.partition("-")[0]
         return Bearer(f"http://{owner}/data/v1", f"ticket-{agreement}", f"did:web:{owner}")
 

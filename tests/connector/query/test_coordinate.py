@@ -74,8 +74,8 @@ async def test_a_join_over_two_owners_reads_both_sides_and_two_agreements_of_one
 async def test_a_ticket_goes_to_no_other_participant_than_its_own(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ticket(agreement: str) -> Bearer:
-        bearer = await asked.owners.ticket(agreement)
+    async def ticket(agreement: str, purpose: str) -> Bearer:
+        bearer = await asked.owners.ticket(agreement, purpose)
         return bearer._replace(participant="did:web:west") if agreement == "north-wards" else bearer
 
     monkeypatch.setattr(asked.coordinator._means.remote, "ticket", ticket)

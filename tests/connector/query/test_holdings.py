@@ -41,7 +41,7 @@ class _Store:
         return work(self)
 
     def _readable(self, names: Collection[str]) -> dict[str, Readable]:
-        transfers = {name: None if name == "none" else Started(name, "", "did:web:owner", _ADDRESS) for name in names}
+        transfers = {name: () if name == "none" else (Started(name, "", "did:web:owner", _ADDRESS),) for name in names}
         ends = {name: 1.0 if name in self.over else None for name in names}
         return {name: Readable(ends[name], "", transfers[name]) for name in names if name != "unknown"}
 
@@ -74,6 +74,35 @@ async def test_the_tables_of_a_question_come_with_their_tickets(monkeypatch: pyt
     assert store.looks == 1
     await holdings.ticket("two")
     assert store.looks == 2
+
+
+RESEARCH, MARKETING = expand("dpv:ScientificResearch"), expand("dpv:Marketing")
+
+
+@pytest.mark.parametrize(
+    ("started", "purpose", "taken"),
+    [
+        (["", RESEARCH], "", RESEARCH),  # what came without a purpose does not break what was asked before
+        (["", RESEARCH], "dpv:ScientificResearch", RESEARCH),
+        ([MARKETING, RESEARCH], RESEARCH, RESEARCH),
+        ([MARKETING, "", RESEARCH], "dpv:Advertising", ""),  # it is declared with the request
+        ([MARKETING, RESEARCH], "dpv:Advertising", MARKETING),  # its owner says no, and what for
+        ([MARKETING, RESEARCH], "", MARKETING),
+        ([""], "", ""),
+    ],
+)
+async def test_a_question_is_asked_with_the_ticket_that_is_for_its_purpose(
+    started: list[str], purpose: str, taken: str
+) -> None:
+    store = _Store()
+    entry = {"name": "authorization"}
+    transfers = tuple(
+        Started(one, "", "did:web:owner", {**_ADDRESS, "endpointProperties": [{**entry, "value": f"for {one}"}]}, one)
+        for one in started
+    )
+    store.agreements.readable = lambda names: {"one": Readable(None, "", transfers)}
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+    assert (await holdings.ticket("one", purpose)).ticket == f"for {taken}"
 
 
 async def test_what_was_looked_up_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,9 @@ async def test_what_we_hold_are_those_of_our_newest_agreements_that_are_in_force
     ]
 
 
-async def test_an_agreement_is_read_through_its_newest_started_transfer_with_an_address(store: Store) -> None:
+async def test_an_agreement_is_read_through_the_newest_started_transfer_of_each_purpose_with_an_address(
+    store: Store,
+) -> None:
     def begun(tx: Transaction, name: str, at: float, **more: Any) -> None:
         about = {"role": "consumer", "counterparty": "p", "address": "", "state": "STARTED", "format": "HttpData-PULL"}
         rest = {"agreement_id": "a", "peer_pid": f"peer of {name}", "data_address": {"endpoint": name}}
@@ -228,6 +230,7 @@ async def test_an_agreement_is_read_through_its_newest_started_transfer_with_an_
         held(tx, "ours", role="provider")
         begun(tx, "old", 1.0)
         begun(tx, "new", 2.0)
+        begun(tx, "for research", 1.5, purpose="research")
         begun(tx, "newer, without address", 3.0, data_address={})
         begun(tx, "newer, not started", 4.0, state="SUSPENDED")
         begun(tx, "as provider", 5.0, agreement_id="theirs", role="provider")
@@ -235,10 +238,17 @@ async def test_an_agreement_is_read_through_its_newest_started_transfer_with_an_
     await store.write(signed)
     asked = ("a", "none", "theirs", "ended", "ours", "unknown")
     assert await store.read(lambda tx: tx.agreements.readable(asked)) == {
-        "a": (None, "", ("new", "peer of new", "p", {"endpoint": "new"})),
-        "none": (None, "", None),
-        "theirs": (None, "", None),
-        "ended": (2.0, "enough", None),
+        "a": (
+            None,
+            "",
+            (
+                ("new", "peer of new", "p", {"endpoint": "new"}, ""),
+                ("for research", "peer of for research", "p", {"endpoint": "for research"}, "research"),
+            ),
+        ),
+        "none": (None, "", ()),
+        "theirs": (None, "", ()),
+        "ended": (2.0, "enough", ()),
     }
 
 
