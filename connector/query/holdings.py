@@ -254,7 +254,7 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
 
 
 def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
-    """The transfer whose ticket is good for a purpose: its own, else one of none, which has it declared with the request.
+    """The transfer whose ticket is good for a purpose: its own, else one of none, as it is declared with the request.
     Without a purpose, the newest that has one: nothing would be declared under one of none.
 
     Where none fits it is the newest: its owner refuses what it is not for, and says what it is for.

@@ -63,6 +63,13 @@ def done(ran: Ran) -> Ran:
     return ran
 
 
+def waiting(run: As) -> Any:
+    """The one negotiation that the owner has to decide."""
+    rows = done(run("west", "pending", "--json")).json
+    (row,) = (row for row in rows if row["dataset"].endswith(":tides"))
+    return row
+
+
 def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) -> None:
     rows = [{"port": f"p{n % 3}", "height": n / 10, "keeper": f"k{n}"} for n in range(500)]
     source = running.space.directory / "data" / "west" / "tides.parquet"
@@ -78,9 +85,11 @@ def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) ->
 
     asked = run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--wait", "2")
     assert (asked.code, "has not answered yet" in asked.err) == (1, True)
-    waiting = [row for row in done(run("west", "pending", "--json")).json if row["dataset"].endswith(":tides")]
-    assert len(waiting) == 1
-    done(run("west", "approve", waiting[0]["id"]))
+    done(run("west", "reject", waiting(run)["id"], "--reason", "not before the season"))
+    told = run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--wait", "2")
+    assert (told.code, "not before the season" in told.err, "--again" in told.err) == (3, True, True)
+    assert run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--wait", "2", "--again").code == 1
+    done(run("west", "approve", waiting(run)["id"]))
     agreed = done(run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--json")).json
     again = done(run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--json")).json
     assert again == agreed
@@ -93,6 +102,8 @@ def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) ->
     counts = done(run("forge", "query", sql, "--purpose", RESEARCH, "--json"))
     assert [json.loads(line)["n"] for line in counts.out.splitlines()] == [167, 167, 166]
     assert "west" in done(run("forge", "query", sql, "--purpose", RESEARCH, "--explain")).out
+    assert run("forge", "stream", "west/tides").code == 3  # for no purpose; what it started is in nobody's way
+    assert done(run("forge", "query", sql, "--json")).out == counts.out
     target = tmp_path / "tides.parquet"
     done(
         run(
@@ -121,6 +132,10 @@ def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) ->
 
     reads = done(run("west", "audit", "list", "--agreement", agreed["agreement"], "--json")).json
     assert {"AgreementConcluded", "ReadStarted", "ReadEnded", "AgreementRevoked"} <= {row["kind"] for row in reads}
+    refused = done(run("west", "audit", "list", "--dataset", "tides", "--outcome", "refused", "--json")).json
+    assert refused
+    assert {row["body"]["dataset"].rpartition(":")[2] for row in refused} == {"tides"}
+    assert run("west", "audit", "list", "--dataset", "tide").code == 4
     evidence, key = tmp_path / "evidence.zip", tmp_path / "log.vkey"
     key.write_text(done(run("west", "audit", "key")).out)
     done(run("west", "audit", "export", "-o", str(evidence)))
