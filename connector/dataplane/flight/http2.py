@@ -20,6 +20,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from connector.bounds import HEAD_SECONDS
+from connector.dataplane.flight.helpings import Helpings
 from connector.dataplane.flight.messages import Message
 from connector.dataplane.flight.outward import Outward
 from connector.errors import BadInput, Limited
@@ -29,9 +30,9 @@ BODY_MAX = 2**20  # bytes of a request
 _BODY_SECONDS = 10.0
 _REST_SECONDS = 600.0  # without a call: whoever comes back connects anew without a word
 _PARTING_SECONDS = 1.0  # for what was on its way to us as we said goodbye
-_READ = 2**12  # bytes that are looked at before others have their turn: hundreds of frames, or of calls
+_READ = 2**12  # bytes that are taken from a client before it is its turn
 _CALM, _CALM_AGAIN = 2000.0, 200.0  # what costs us and brings it nothing: so many at first, and so many a second
-_RESET = 8  # of these, for a call that is begun and broken off
+_RESET = 8  # of these, for a call that is begun and broken off, or asked in vain
 _MUCH, _FEW = 512, 16  # bytes of a body in one frame; frames of less, of one call, that are not counted among these
 _EARNED = 4  # of these, for each frame of data: a reader gives room for it twice, and may measure its way
 _log = logger("flight")
@@ -97,11 +98,14 @@ class Call:
         answer: the connection has ended then. What `parts` raises comes back as it is, and the call goes on."""
         await self._connection.outward.send(self, parts, moved, device=device)
 
-    def finish(self, trailers: Headers) -> None:
-        """The end of the answer; all of it where it has not begun."""
+    def finish(self, trailers: Headers, *, in_vain: bool = False) -> None:
+        """The end of the answer; all of it where it has not begun. `in_vain`: there was nothing to answer, and whoever
+        goes on so is sent away."""
         if not self.ended:
             self.ended = True
             self._connection.head(self, trailers, last=True)
+            if in_vain:
+                self._connection.asked_in_vain()
 
     def break_off(self) -> None:
         """An answer that cannot be ended as one that is whole."""
@@ -146,6 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         self._shaking: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self._closing = self._parting = False
+        self._waits = False  # for its turn, with something that has come
 
     # A place among the connections, from before a TLS handshake.
 
@@ -199,14 +204,28 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So much has come."""
+        """So much has come. It is looked at when it is our turn, and nothing more is taken until then."""
+        if not self.closes:
+            self._receive(bytes(self._buffer[:nbytes]))
+
+    def look(self, most: int) -> int:
+        """See `helpings.Guest`."""
+        self._waits = False
         if self.closes:
-            return
+            return 0
+        left = self._receive(b"", most)
+        if not self._waits:
+            self._take_more()
+        return most - left
+
+    def _receive(self, data: bytes, most: int = 0) -> int:
+        """Look at so much of what has come; what is left of that. Windows are opened at once."""
         found: list[Any] = []
         broken = False
         with self.outward.states() as h2:
+            h2.came.left = most
             try:
-                found = h2.receive_data(bytes(self._buffer[:nbytes]))
+                found = h2.receive_data(data)
             except (H2Error, ValueError) as error:  # the library has said goodbye
                 broken = True
                 _log.info("a Flight client broke the protocol", why=type(error).__name__)
@@ -215,7 +234,21 @@ class Connection(asyncio.BufferedProtocol):
         self._weigh(found)
         if broken or self._calm < 0:
             self._close(None if broken else ErrorCodes.ENHANCE_YOUR_CALM)
+        elif h2.came.more and not self._waits:
+            self._wait()
         self.outward.flush()
+        return h2.came.left
+
+    def _wait(self) -> None:
+        """For our turn, and take nothing more until then."""
+        assert self._transport is not None
+        self._waits = True
+        self._transport.pause_reading()
+        self._connections.helpings.ask(self)
+
+    def _take_more(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _heard(self, event: Any) -> None:
         if isinstance(event, events.DataReceived):
@@ -236,14 +269,22 @@ class Connection(asyncio.BufferedProtocol):
         elif isinstance(event, events.WindowUpdated | events.RemoteSettingsChanged):
             self.outward.room()
 
+    def asked_in_vain(self) -> None:
+        """A call has brought us nothing. It costs what one costs that is broken off."""
+        self._count(_RESET)
+        if self._calm < 0:
+            self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+
     def _weigh(self, found: Sequence[Any]) -> None:
-        """Count the frames that brought no call and nothing of a body, and calls that were broken off. As many as fit
-        to the data that the client has got are none too many."""
+        """Count the frames that brought no call and nothing of a body, and calls that were broken off."""
         useful = sum(map(self._brings, found))
         resets = sum(isinstance(one, events.StreamReset) for one in found)
         came = self.outward.h2.came
-        size = max(0, came.count - useful) + resets * _RESET
+        self._count(max(0, came.count - useful) + resets * _RESET)
         came.count = 0
+
+    def _count(self, size: int) -> None:
+        """What costs us and brings nothing. As many as fit to the data that the client has got are none too many."""
         forgiven = min(size, self.outward.frames * _EARNED - self._forgiven)
         self._forgiven += forgiven
         now = self._loop.time()
@@ -330,6 +371,7 @@ class Connection(asyncio.BufferedProtocol):
         self._expect(None)
         if code is ErrorCodes.NO_ERROR:
             self._parting = True
+            self._take_more()  # and let it go
             self._late = self._loop.call_later(_PARTING_SECONDS, self._end)
         else:
             self._end()
@@ -379,6 +421,7 @@ class Connections:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self.helpings = Helpings()
         self._all: set[Connection] = set()
         self.none = asyncio.Event()  # there is no connection
         self.none.set()

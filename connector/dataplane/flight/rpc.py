@@ -130,6 +130,7 @@ class Exchange:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.headers = [("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
+        self.asked = False  # somebody known asks for something that there is
         self._status = "200"
 
     def check(self) -> None:
@@ -182,7 +183,13 @@ class Exchange:
         """How it ended."""
         agent = (self.call.headers.get("user-agent") or [""])[0]
         trailers = [("grpc-status", "0")] if error is None else _told(error, details="grpc-c++/" in agent)
-        self.call.finish(trailers if self.call.begun else [(":status", self._status), *self.headers, *trailers])
+        told = trailers if self.call.begun else [(":status", self._status), *self.headers, *trailers]
+        self.call.finish(told, in_vain=error is not None and self._in_vain(error))
+
+    def _in_vain(self, error: HanseError) -> bool:
+        """Whether a call brought nothing. What the gate or a policy refuses to somebody known did: it has its record,
+        and a dashboard that is wrong in all its questions is answered on (decision 35)."""
+        return not self.asked or isinstance(error, Unauthenticated | Unimplemented) or type(error) is BadInput
 
 
 def _split(body: bytes) -> Iterator[bytes]:

@@ -104,6 +104,7 @@ class Service:
         # A stream that ended early has a record of that, and what nobody here can do was refused to nobody.
         async with self._desk.hearing(asker, besides=(Ended, Unimplemented)):
             with self._desk.counted(asker.consumer), _understood():
+                exchange.asked = True
                 await method(exchange, asker)
 
     async def _handshake(self, exchange: Exchange, asker: Asker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Any
 
 from h2 import frame_buffer
@@ -13,7 +14,7 @@ from h2.exceptions import FrameTooLargeError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamState
-from hyperframe.frame import Frame
+from hyperframe.frame import Frame, HeadersFrame
 
 CALLS_MAX = 64  # of one connection at once
 HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
@@ -22,6 +23,7 @@ _WINDOW = struct.Struct(">LBLL")  # a WINDOW_UPDATE: its length and type, flags,
 _WINDOW_LEADS = 4 << 8 | 8
 _WINDOW_MAX = 2**31 - 1
 _SENDING = frozenset((StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE))  # states of a call whose answer is on its way
+_HEAD, _HEAD_BYTES = 15, 64  # of small frames, that a head takes as long as, and one more for each so many bytes of it
 _TABLE = 4096  # bytes of headers that we remember for a client: what HTTP/2 begins with
 # Of settings those that are known: the library would keep each of 65,536, and look at them all with each frame of them.
 _SETTINGS = frozenset(SettingCodes)
@@ -38,9 +40,14 @@ class _Remote(Settings):
 
 class _Frames(FrameBuffer):
     """Frames as they come, counted: of some, for streams that have ended, the library tells nothing. It would also keep
-    all of a frame, which may say that it is 16 MB, before it says that it is too large."""
+    all of a frame, which may say that it is 16 MB, before it says that it is too large.
+
+    `left` is what may be looked at now, in small frames; `more`, whether something lies there that was not.
+    """
 
     count = 0
+    left = sys.maxsize
+    more = False
 
     @property
     def rests(self) -> bool:
@@ -48,6 +55,9 @@ class _Frames(FrameBuffer):
         return not (self._data or self._headers_buffer or self._preamble_len)
 
     def __next__(self) -> Frame:
+        self.more = self.left <= 0 and len(self._data) > 0
+        if self.more:
+            raise StopIteration
         try:
             found = super().__next__()
         except StopIteration:
@@ -55,6 +65,9 @@ class _Frames(FrameBuffer):
                 raise FrameTooLargeError(f"expected frames of {self.max_frame_size} bytes at most, came more") from None
             raise
         self.count += 1
+        self.left -= 1
+        if isinstance(found, HeadersFrame):
+            self.left -= _HEAD + len(found.data) // _HEAD_BYTES
         return found
 
 
