@@ -20,7 +20,7 @@ import base64
 import hmac
 import secrets
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -41,6 +41,7 @@ from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited,
 from connector.events import ReadRefused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
+from connector.recent import keep
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants, under
@@ -61,6 +62,8 @@ _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (fe
 _LONGEST = 24 * 3600.0
 _END_SECONDS = 30.0  # how long a read waits for the record of its end where the database is away
 _END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
+_COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown under one contract
+_OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
 _OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
 
 
@@ -97,6 +100,7 @@ class Reads:
         self._most = Limits(seconds=seconds, memory_mb=memory_mb, temp_mb=temp_mb)
         self._streams_max = streams_max
         self._metrics = metrics
+        self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
         self._ids = Counter[str]()  # of those, of reads that have not begun yet, and of ends that are owed
         if metrics is not None:
@@ -201,7 +205,8 @@ class Reads:
             raise
 
     async def describe(self, asked: Asked) -> bytes:
-        """The schema message of what a read would give; the gate's refusal is raised and recorded as `open` would.
+        """The schema message of what a read would give; a refusal is raised and recorded as `open` would, and so
+        is that no worker is free.
 
         Nothing is counted or reserved and no row is read. Empty where only the read itself can tell, with its reason.
         """
@@ -212,21 +217,32 @@ class Reads:
                 grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
                 prepared, keys = await self._gated(asked, grants, bytes(32))  # the key is of no value that leaves
                 grants = needed(grants, prepared)
-                job = replace(self._job(asked, grants, prepared, keys), kind="describe")
-                return await self._described(job)
+                return await self._described(replace(self._job(asked, grants, prepared, keys), kind="describe"))
         except (HanseError, PolicyError) as error:
             await self._tell_refused(asked, error, grants)
             await _quantised(begun)
             raise
 
     async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
-        """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read."""
+        """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read.
+
+        What was told once is told again without a worker: a version has one schema. Busy where none is free; empty
+        where the files cannot be looked at, which a read says why.
+        """
         as_texts = texts(contract.masks)
         shown = [f"CAST({quoted(one)} AS VARCHAR) AS {quoted(one)}" if one in as_texts else quoted(one)
                  for one in contract.columns]  # fmt: skip
         sql = f"SELECT {', '.join(shown)} FROM t"  # noqa: S608  names of the contract, quoted
-        relation = version_relation(held.version)
-        return await self._described(Job(kind="describe", relations={"t": relation}, sql=sql, consumer=consumer))
+        known = (held.dataset.id, held.version.digest, sql)
+        if known in self._columns:
+            return self._columns[known]
+        relations = {"t": version_relation(held.version)}
+        found = await self._described(
+            Job(kind="describe", relations=relations, sql=sql, consumer=consumer, shared=True)
+        )
+        if found:
+            keep(self._columns, known, found, most=_COLUMNS_MAX)
+        return found
 
     async def _gated(self, asked: Asked, grants: Sequence[Grant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
         work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
@@ -243,6 +259,8 @@ class Reads:
         try:
             return base64.b64decode((await self._pool.ask(job))["schema"])
         except HanseError as error:
+            if isinstance(error, Busy) and error.code not in _OF_FILES:
+                raise
             _log.info("not described", code=error.code)
             return b""
 

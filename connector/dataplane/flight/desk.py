@@ -131,6 +131,8 @@ class Desk:
             return None
         try:
             return await self._reads.plans.plan(tickets[0], Wanted(**_declared(wanted)))
+        except Busy:  # the read would wait as long once more
+            raise
         except (HanseError, PolicyError):
             return None
 
@@ -156,7 +158,8 @@ class Desk:
         return {name: kind for name, kinds in found.items() if len(kinds) == 1 for kind in kinds.values()}
 
     async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:
-        """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted."""
+        """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted; none of a dataset
+        whose files cannot be looked at, which keeps nobody from seeing the others."""
         found = []
         for ticket in asker.tickets:
             async with self._reads.hearing(ticket):  # of several it is this one that is refused

@@ -35,6 +35,7 @@ TABLES = pa.schema(
         pa.field("table_type", pa.string(), nullable=False),
     ]
 )
+_NO_COLUMNS = pa.schema([]).serialize().to_pybytes()  # of what cannot be looked at: clients read a schema or fail
 TABLES_WITH_SCHEMA = TABLES.append(pa.field("table_schema", pa.binary(), nullable=False))
 PRIMARY_KEYS = pa.schema(
     [
@@ -142,7 +143,7 @@ def _tables(command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
             "db_schema_name": one["owner"],
             "table_name": one["name"],
             "table_type": "TABLE",
-            "table_schema": one["schema"],
+            "table_schema": one["schema"] or _NO_COLUMNS,
         }
         for one in sorted(tables, key=lambda one: str(one["name"]))
         if named.fullmatch(one["name"]) and (not kinds or "TABLE" in kinds)
