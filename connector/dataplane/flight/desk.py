@@ -178,20 +178,22 @@ class Desk:
     async def renew(self, asker: Asker, ticket: bytes) -> tuple[bytes, float]:
         """A new Flight ticket for an old one, and when it ends; its running reads go on under this call's tickets."""
         known = passes.unseal(ticket, self._key, now=0.0)  # also one that has ended
-        self._check_bearer(known, asker.tickets)
-        for one in asker.tickets:
+        shown = _bearers(known, asker)
+        for one in shown:
             await self._held(one)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
-                for one in asker.tickets:
+                for one in shown:
                     if stream.of(one):
                         await self._reads.renew(stream.id, one)
-        return self._pass(known.wanted, asker.tickets, id=known.id)
+        return self._pass(known.wanted, shown, id=known.id)
 
     async def read(self, asker: Asker, ticket: bytes, reader: Reader) -> Mapping[str, Any]:
         """Send the stream of a Flight ticket to its reader, until it stops reading or cancels; the end record."""
         one = self._unseal(ticket, asker)
-        asked = replace(await self._asked(one.wanted, asker.tickets), query_id=f"{one.id}.{secrets.token_hex(4)}")
+        asked = replace(
+            await self._asked(one.wanted, _bearers(one, asker)), query_id=f"{one.id}.{secrets.token_hex(4)}"
+        )
         sending = asyncio.ensure_future(self._send(asked, reader))
         self._running.setdefault(one.id, set()).add(sending)
         sending.add_done_callback(partial(self._ended, one.id))
@@ -252,17 +254,8 @@ class Desk:
 
     def _unseal(self, raw: bytes, asker: Asker) -> Pass:
         one = passes.unseal(raw, self._key, now=self._addresses.clock())
-        self._check_bearer(one, asker.tickets)
+        _bearers(one, asker)
         return one
-
-    def _check_bearer(self, one: Pass, tickets: Sequence[Ticket]) -> None:
-        held = {ticket.agreement for ticket in tickets}
-        if one.consumer != tickets[0].consumer or not held.issuperset(one.agreements):
-            raise Refused(
-                "this Flight ticket was given to somebody else or for another agreement; ask for the flight info "
-                "with the ticket that you read with",
-                code="ticket_mismatch",
-            )
 
     def _pass(self, wanted: Mapping[str, Any], tickets: Sequence[Ticket], *, id: str = "") -> tuple[bytes, float]:
         expires = min(min(ticket.expires for ticket in tickets), self._addresses.clock() + _PASS_SECONDS)
@@ -343,6 +336,19 @@ class Desk:
             raise BadInput("tables are brought along over HTTP only (POST /data/v1/query)", code="envelope_invalid")
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
         return replace(envelopes.asked_of(envelope, (*tickets, *others)), codec="none")
+
+
+def _bearers(one: Pass, asker: Asker) -> tuple[Ticket, ...]:
+    """Those of the tickets that are shown under which a Flight ticket was given out: it is read, and charged, under no
+    others. Refused unless they are all there."""
+    held = {ticket.agreement for ticket in asker.tickets}
+    if one.consumer != asker.consumer or not held.issuperset(one.agreements):
+        raise Refused(
+            "this Flight ticket was given to somebody else or for another agreement; ask for the flight info "
+            "with the ticket that you read with",
+            code="ticket_mismatch",
+        )
+    return tuple(ticket for ticket in asker.tickets if ticket.agreement in one.agreements)
 
 
 def _following(stream: GovernedStream) -> Iterator[InFiles]:

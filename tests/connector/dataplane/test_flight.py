@@ -215,6 +215,33 @@ async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front
     assert await asyncio.to_thread(go) > 0
 
 
+@pytest.mark.parametrize("renewed", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+async def test_of_two_agreements_on_one_dataset_a_read_is_under_that_which_it_was_described_under(
+    running: Provider, front: Front, *, renewed: bool, last: bool
+) -> None:
+    """Whichever ticket comes first, and however often its endpoint is renewed."""
+    policy = gate.agreement(atom("ds:row/gap", "eq", "2"), atom("ds:rowQuota", "lteq", "100000"), action="odrl:use")
+    under, other = await running.agree(policy), await running.agree()
+    first, second = (other, under) if last else (under, other)
+    shown = running.ticket(second).encode()
+
+    def go() -> tuple[pa.Table, pa.Table]:
+        with flyer(front, running.ticket(under)) as client:
+            (endpoint,) = client.info(*PATH).endpoints
+            alone = client.read(*PATH)[0]
+        with flyer(front, running.ticket(first), headers=[(b"hanse-ticket", shown)]) as both:
+            if renewed:
+                (answer,) = both.act("RenewFlightEndpoint", protobuf.write([(1, endpoint.serialize())]))
+                endpoint = fl.FlightEndpoint.deserialize(answer)
+            return whole(both.get(endpoint.ticket))[0], alone
+
+    found, alone = await asyncio.to_thread(go)
+    assert found.equals(alone)
+    await settled(running)
+    assert [event.agreement for event in running.of_kind("ReadStarted")[-2:]] == [under, under]
+
+
 async def test_cancelling_ends_the_running_read(running: Provider, front: Front) -> None:
     agreement = await running.agree()
 
