@@ -17,7 +17,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 from policies.enforce import nodes
 from policies.enforce.caps import Caps, refuse, refuse_type, shown
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _DIALECT = DuckDB()
 
 
@@ -30,7 +30,7 @@ def read(sql: str, caps: Caps) -> list[Token]:
             "as a table, not as text",
             "length",
         )
-    if _CONTROL.search(sql):
+    if CONTROL.search(sql):
         refuse("query_unreadable", "the query holds control characters; remove them", "characters")
     try:
         tokens = _DIALECT.tokenize(sql)

@@ -43,9 +43,9 @@ def _written(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
             code="parameters_unbound",
         )
     parts, at = [], 0
-    for place, value in zip(places, values, strict=True):
+    for number, (place, value) in enumerate(zip(places, values, strict=True), 1):
         before, after = sql[at:place], sql[place + 1 : place + 2]
-        parts += [before, " " * _joins(before[-1:]), _literal(*value), " " * _joins(after)]
+        parts += [before, " " * _joins(before[-1:]), _literal(number, *value), " " * _joins(after)]
         at = place + 1
     return "".join((*parts, sql[at:]))
 
@@ -173,21 +173,35 @@ def _joins(character: str) -> bool:
     return character.isalnum() or character in ("_", ".", "$", "'", '"')
 
 
-def _literal(kind: str, text: str) -> str:
+def _literal(number: int, kind: str, text: str) -> str:
     if kind == "null":
         return "NULL"
     if kind == "text":
-        return "'" + text.replace("'", "''") + "'"
+        return _text(number, text)
     if kind not in _WRITTEN:
         raise QueryInvalid(
-            f"expected a parameter that is a number, text, date, time or flag, came {kind[:40]}", code="parameter_type"
+            f"expected parameter {number} as a number, text, date, time or flag, came {kind[:40]}",
+            code="parameter_type",
         )
     try:
         return _WRITTEN[kind](text)
     except (ValueError, OverflowError):
         raise QueryInvalid(
-            f"expected {_NAMES[kind]} as the parameter, came {text[:60]!r}", code="parameter_type"
+            f"expected {_NAMES[kind]} as parameter {number}, came {text[:60]!r}", code="parameter_type"
         ) from None
+
+
+def _text(number: int, text: str) -> str:
+    """Of what the gate lets nobody write there is no literal."""
+    from policies.enforce import tokens
+
+    if found := tokens.CONTROL.search(text):
+        raise QueryInvalid(
+            f"expected text without control characters as parameter {number}, came one with U+{ord(found[0]):04X}; "
+            "bring such values along in a table (over HTTP, `keys`)",
+            code="parameter_type",
+        )
+    return "'" + text.replace("'", "''") + "'"
 
 
 # Each takes the text of a value as it is given out, and raises ValueError for any other: a cast that failed would be

@@ -250,6 +250,22 @@ def test_values_that_do_not_fit_are_refused(name: str) -> None:
         parameters.bound("SELECT a FROM t WHERE a = ?", UNFIT[name])
 
 
+@pytest.mark.parametrize("letter", ["\0", "\x01", "\x1f", "\x7f"])
+def test_a_text_with_a_control_character_is_refused_as_the_parameter_that_it_is(letter: str) -> None:
+    """Not as if the statement held it: there the gate lets none through."""
+    with pytest.raises(QueryInvalid, match=rf"as parameter 2, came one with U\+{ord(letter):04X}") as told:
+        parameters.bound("SELECT ?, ?", [("text", "a"), ("text", f"a{letter}b")])
+    assert told.value.code == "parameter_type"
+
+
+@pytest.mark.parametrize("letter", ["\t", "\n", "\r", "\x85", "\u200b", "\u2028", "'", "\\", "\U0001f600"])
+def test_any_other_text_is_the_literal_that_it_is(letter: str) -> None:
+    with duckdb.connect() as engine:
+        sql = parameters.bound("SELECT ?", [("text", f"a{letter}b")])
+        assert tokens.read(sql, statement.DEFAULT)
+        assert engine.execute(sql).fetchall() == [(f"a{letter}b",)]
+
+
 def test_a_statement_that_cannot_be_cut_into_words_is_refused() -> None:
     with pytest.raises((PolicyError, HanseError)):
         parameters.bound("SELECT '?", [])
