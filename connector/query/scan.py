@@ -263,8 +263,14 @@ def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
     if at_once and not (_is_made_at_once(schema, groups) and _are_alone(schema.names, paths)):
         return False
     wanted = set(schema.names)
-    flat = [number for number, one in enumerate(paths) if one in wanted]
-    return all(_is_read_alike(group.column(number), group.num_rows) for group in groups for number in flat)
+    leaves = [number for number, one in enumerate(paths) if one.split(".", 1)[0] in wanted]
+    repeats = {number: footer.schema.column(number).max_repetition_level for number in leaves}
+    padded = footer.created_by.startswith("DuckDB")
+    return all(
+        _is_read_alike(group.column(number), group.num_rows, repeats[number], padded=padded)
+        for group in groups
+        for number in leaves
+    )
 
 
 def _is_made_at_once(schema: pa.Schema, groups: Sequence[Any]) -> bool:
@@ -286,7 +292,23 @@ def _are_alone(names: Sequence[str], paths: Sequence[str]) -> bool:
     return not any(one not in wanted and one.split(".", 1)[0] in wanted for one in paths)
 
 
-def _is_read_alike(chunk: Any, rows: int) -> bool:
-    """Whether a flat column of a row group has a value for each row, where the engine says that the file is corrupt and
-    Arrow gives what is there; and no differences of whole numbers, which the engine writes wider than Arrow reads."""
-    return bool(chunk.num_values == rows and "DELTA_BINARY_PACKED" not in chunk.encodings)
+def _is_read_alike(chunk: Any, rows: int, repeats: int, *, padded: bool) -> bool:
+    """Whether Arrow reads a column of a row group, or of what is nested in one, as the engine does.
+
+    1. A flat one has a value for each row: else the engine says that it is corrupt, and Arrow gives what is there.
+    2. No differences of whole numbers, which the engine writes wider than Arrow reads.
+    3. No NULL in the place of an array of fixed size, where those are `padded`, as the engine writes them: with a NULL
+       for each of its values, for which Arrow expects one.
+    """
+    if (not repeats and chunk.num_values != rows) or "DELTA_BINARY_PACKED" in chunk.encodings:  # 1, 2
+        return False
+    return not (padded and repeats and _may_have_null_arrays(chunk, rows, repeats))  # 3
+
+
+def _may_have_null_arrays(chunk: Any, rows: int, repeats: int) -> bool:
+    """Whether there are nulls in what may be arrays of fixed size, which the file has as lists: one for each row then,
+    or in other lists."""
+    found = chunk.statistics
+    if found is not None and found.has_null_count and not found.null_count:
+        return False
+    return repeats > 1 or not rows or chunk.num_values % rows == 0

@@ -185,6 +185,44 @@ async def test_differences_that_the_engine_has_written_are_read_by_it(
         assert reader.read_all().equals(table)
 
 
+async def as_the_engine_has(pool: Pool, path: Path, copied: str, *, fast: bool) -> None:
+    """Compare the rows of a file that the engine has written, read by whichever way is chosen, with its own."""
+    with engine.connect() as con:
+        con.execute(f"COPY ({copied}) TO '{path}' (FORMAT parquet, PARQUET_VERSION v2)")
+        told = con.sql(f"FROM '{path}'").to_arrow_table()
+    assert scan.faster(told.schema, [str(path)], "parquet") is fast
+    relation: Relation = data.relation("parquet", path, path.parent)
+    async with pool.run(Job(relations={"t": relation}, sql="SELECT * FROM t", scan="t")) as result:
+        parts = [bytes(frame.payload) async for frame in result]
+    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
+        assert reader.read_all().equals(told)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("value", "fast"),
+    [
+        ("CASE WHEN i <> 5 THEN [i, i + 1, i + 2]::FLOAT[3] END", False),
+        ("{'a': CASE WHEN i <> 5 THEN [i, i + 1]::FLOAT[2] END}", False),
+        ("CASE WHEN i <> 5 THEN {'a': [i, i + 1]::FLOAT[2]} END", False),
+        ("[[i, i]::FLOAT[2], NULL]", False),
+        ("CASE WHEN i <> 5 THEN [[i, 1], [2, 3]]::FLOAT[2][2] END", False),
+        ("MAP {i: CASE WHEN i <> 5 THEN [i, i]::FLOAT[2] END}", False),
+        ("[-2147483648, 2147483647, -2147483648, i]::INTEGER[]", False),
+        ("[i, i + 1, i + 2]::FLOAT[3]", True),
+        ("[i, i + 1, i + 2]::FLOAT[]", True),
+        ("CASE WHEN i <> 5 THEN [i, i + 1, i + 2]::FLOAT[] END", True),
+        ("[[i, i + 1]::FLOAT[2], [1, 2]::FLOAT[2]]", True),
+    ],
+)
+async def test_arrays_and_lists_that_the_engine_has_written_are_read_by_who_can(
+    pool: Pool, tmp_path: Path, value: str, fast: bool
+) -> None:
+    """For an array of fixed size that is NULL it writes so many, of which Arrow expects one."""
+    copied = f"SELECT encode('blob ' || i) AS blob, {value} AS e FROM range(10) t(i)"
+    await as_the_engine_has(pool, tmp_path / "t.parquet", copied, fast=fast)
+
+
 def lying(path: Path, number: int) -> None:
     """A file whose footer says in one place of several that there are 999 rows: they are 1000."""
     pq.write_table(pa.table({"n": range(1000)}), path, use_dictionary=False, write_statistics=False)
