@@ -33,6 +33,7 @@ _FAMILIES: dict[str, str] = {
     "DATE": DATE,
     "UUID": UUID,
 }
+_UUID = re.compile(r"\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?", re.I | re.ASCII)
 _FRACTION = re.compile(r"[.,](\d+)")
 _DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
 
@@ -100,7 +101,7 @@ def read(column: Column, text: str) -> Scalar:
         return _boolean(text)
     if kind in TEMPORAL:
         return _time(column.type, kind, text)
-    return text
+    return uuid(text) if kind == UUID else text
 
 
 def _number(column: Column, kind: str, number: Decimal) -> Scalar:
@@ -137,6 +138,14 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
+def uuid(text: str) -> str:
+    """A UUID in its one spelling; ValueError where the text is none."""
+    found = _UUID.fullmatch(text)
+    if not found:
+        raise ValueError(f"expected a UUID, got {text[:40]!r}")
+    return "-".join(found.groups()).lower()
+
+
 def _time(type_: str, kind: str, text: str) -> str:
     try:
         moment = date.fromisoformat(text) if kind == DATE else datetime.fromisoformat(text)
@@ -149,6 +158,17 @@ def _time(type_: str, kind: str, text: str) -> str:
         wanted = "with its zone" if kind == TIMESTAMPTZ else "without a zone"
         raise ValueError(f"expected a time {wanted} for a {kind} column, got {text!r}")
     return moment.isoformat()
+
+
+_NANOSECONDS = datetime(1677, 9, 21, 0, 12, 43, 145225), datetime(2262, 4, 11, 23, 47, 16, 854775)
+
+
+def holds(type_: str, value: Scalar) -> bool:
+    """Whether a column of this type can hold what `read` gave for it: 64 bits of nanoseconds are not all years."""
+    if type_.upper().strip() != "TIMESTAMP_NS":
+        return True
+    first, last = _NANOSECONDS
+    return first <= datetime.fromisoformat(str(value)) <= last
 
 
 _DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond

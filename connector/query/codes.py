@@ -39,8 +39,9 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "computation_failed": (
         QueryInvalid,
         "the query cannot be computed: a number grows too large, something is divided by zero, a text, or one that is "
-        "bound as a parameter, is taken for a number, or a subquery gives several rows where one value stands; use "
-        "smaller numbers, NULLIF, TRY_CAST, or an aggregate in the subquery",
+        "bound as a parameter, is taken for a number or a time that it is not, a time is compared that its column "
+        "cannot hold (nanoseconds are from 1677 to 2262), or a subquery gives several rows where one value stands; use "
+        "smaller numbers, NULLIF, TRY_CAST, a time between, or an aggregate in the subquery",
     ),
     "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
     "recheck_failed": (QueryInvalid, "the query holds something that is not allowed"),

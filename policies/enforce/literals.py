@@ -12,7 +12,6 @@ import decimal
 import math
 import re
 import struct
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -176,10 +175,7 @@ def _moment(literal: exp.Expr, type_: str) -> exp.Expr:
 
 
 def _uuid(literal: exp.Expr, type_: str) -> exp.Expr:
-    try:
-        return _literal(str(uuid.UUID(_text(literal))), type_)
-    except ValueError:
-        raise ValueError(f"expected a UUID, came {_text(literal)[:40]!r}") from None
+    return _literal(columns.uuid(_text(literal)), type_)
 
 
 def _as_it_is(literal: exp.Expr, type_: str) -> exp.Expr:

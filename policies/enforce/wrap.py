@@ -294,8 +294,13 @@ def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -
 
 def _comparison(comparison: Comparison, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
     type_ = type_of(contract, comparison.column)
-    column = stored(comparison.column, source)
-    values = [_typed(maker.parameters.add(value), type_) for value in comparison.values]
+    column, given = stored(comparison.column, source), comparison.values
+    if held := [value for value in given if columns.holds(type_, value)]:
+        given = tuple(held)  # of several, it equals none of the others
+    else:  # NULL in its own type; this one has both sides, and the digits that it lacks decide nothing so far away
+        type_ = "TIMESTAMP"
+        column = try_cast(column, type_)
+    values = [_typed(maker.parameters.add(value), type_) for value in given]
     made = _OPERATORS[comparison.operator](column, values)
     if columns.family(type_) != columns.FLOAT:
         return made

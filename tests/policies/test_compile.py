@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from policies import columns, lint
 from policies import compile as compiler
-from policies.contract import Column, TableSchema, from_json, to_json
+from policies.contract import Column, Comparison, TableSchema, from_json, to_json
 from policies.errors import ContractUndecided
 from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Policy, Rule
 from policies.vocabulary.terms import expand
@@ -130,6 +130,17 @@ def test_contract_survives_json_unchanged(case: dict[str, Any]) -> None:
 def test_what_the_column_would_round_is_refused(type_: str, text: str, says: str) -> None:
     with pytest.raises(ContractUndecided, match=re.escape(says)):
         gate.contract(gate.schema(x=type_), gate.atom("ds:row/x", "gteq", text))
+
+
+@pytest.mark.parametrize("operator", ["eq", "neq", "isAnyOf", "isNoneOf"])
+def test_a_uuid_is_compared_with_uuids_in_one_spelling(operator: str) -> None:
+    """Any other text would be unknown to every row, and hide it."""
+    good, table = "123e4567-e89b-12d3-a456-426614174000", gate.schema(x="UUID")
+    comparison = gate.contract(table, gate.atom("ds:row/x", operator, good.upper())).row_filter
+    assert isinstance(comparison, Comparison)
+    assert comparison.values == (good,)
+    with pytest.raises(ContractUndecided, match="ds:row/x cannot be compared: expected a UUID, got 'zzz'"):
+        gate.contract(table, gate.atom("ds:row/x", operator, "zzz"))
 
 
 def test_a_float_is_compared_as_its_column_stores_it() -> None:

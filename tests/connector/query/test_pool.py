@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
@@ -425,6 +426,16 @@ async def test_errors_leave_as_codes_without_the_engines_words(
     told = str(raised.value.problem())
     assert not any(word in told for word in ("name-", "passwd", "LINE", "Error:", "numbers.parquet", "2020-13"))
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize("moment", ["'9999-12-31'", "TIMESTAMP '1600-01-01 00:00:00'"])
+async def test_a_time_that_its_column_cannot_hold_is_told_in_words(pool: Pool, folder: Path, moment: str) -> None:
+    path = folder / "nanoseconds.parquet"
+    pq.write_table(pa.table({"w": pa.array([0, None, 10**18], pa.timestamp("ns"))}), path)
+    sql, relations = f"SELECT w FROM t WHERE w < {moment}", {"t": data.relation("parquet", path, folder)}
+    with pytest.raises(QueryInvalid, match="its column cannot hold") as raised:
+        await read(pool, Job(relations=relations, sql=sql))
+    assert raised.value.code == "computation_failed"
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_other_literals_mean_what_they_say(kind: str, literal: str, value: Any, 
         ("DATE", "'soon'", "expected a day such as '2026-01-31', came 'soon'"),
         ("FLOAT", "1e300", "expected a number that FLOAT holds, came 1e300"),
         ("TIMESTAMP", "'2021-01-01 00:00:00+02'", "expected a time without a zone"),
-        ("UUID", "'x'", "expected a UUID, came 'x'"),
+        ("UUID", "'x'", "expected a UUID, got 'x'"),
     ],
 )
 def test_a_literal_that_cannot_be_one_is_refused_in_words(kind: str, literal: str, says: str) -> None:

@@ -167,3 +167,36 @@ def test_null_and_nan_are_unknown_however_they_are_combined(bench: gate.Bench, w
         {"id": i, "n": n, "f": f, **blank} for i, (f, n) in enumerate((f, n) for f in numbers for n in (1, 7, None))
     ]
     _compare(bench, data, [wanted], [])
+
+
+FAR = "9999-12-31T00:00:00"
+EDGES = ["1677-09-21T00:12:43.145224", "1677-09-21T00:12:43.145225", "2262-04-11T23:47:16.854775"]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *(
+            gate.atom("ds:row/w", operator, text)
+            for operator in ORDERED
+            for text in (FAR, "0001-01-01T00:00:00", *EDGES, "2262-04-11T23:47:16.854776", "2026-01-01T00:00:00")
+        ),
+        gate.atom("ds:row/w", "isAnyOf", FAR, "2026-01-01T00:00:00"),
+        gate.atom("ds:row/w", "isNoneOf", FAR, "2026-01-01T00:00:00"),
+        gate.either(gate.atom("ds:row/w", "lt", FAR), gate.atom("ds:row/id", "eq", "4")),
+        gate.exactly_one(gate.atom("ds:row/w", "gt", FAR), gate.atom("ds:row/id", "isAnyOf", "0", "4")),
+    ],
+    ids=repr,
+)
+def test_nanoseconds_compare_with_every_moment_as_microseconds_do(wanted: Constraint) -> None:
+    """A column of nanoseconds ends in 2262, and rows that are valid until 9999 are common."""
+    values = ["2026-01-01 00:00:00", *EDGES[1:], "infinity", None]
+    found = []
+    for type_ in ("TIMESTAMP", "TIMESTAMP_NS"):
+        bench = gate.Bench()
+        bench.connection.execute(
+            f"CREATE TABLE src AS SELECT unnest(range(5)) AS id, unnest($1)::{type_} AS w", [values]
+        )
+        bench.add("clinic", "t", "src", gate.contract(gate.schema(id="BIGINT", w=type_), wanted))
+        found.append(bench.ask("SELECT id FROM t ORDER BY id"))
+    assert found[0] == found[1]
