@@ -72,7 +72,9 @@ def family(column_type: str) -> str:
 
 
 def decimal_scale(column_type: str) -> int:
-    """Digits after the point of a DECIMAL type."""
+    """Digits after the point of a DECIMAL type; none of a type of whole numbers."""
+    if family(column_type) == INTEGER:
+        return 0
     found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
     if not found:
         raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
@@ -85,6 +87,35 @@ def decimal_width(column_type: str) -> int:
     if not found:
         raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
     return int(found[1])
+
+
+_BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "HUGEINT": 128}
+
+
+def extent(type_: str) -> tuple[int, int]:
+    """The least and the largest number that a type of whole numbers or decimals holds, in steps of its last digit."""
+    if family(type_) == DECIMAL:
+        most = 10 ** decimal_width(type_) - 1
+        return -most, most
+    name = type_.upper().strip()
+    bits = _BITS.get(name)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _BITS[name.removeprefix("U")] - 1)
+
+
+def width(type_: str, text: str, *, digits: int | None = None) -> float:
+    """A bin width for numbers of a type, with at most so many digits after the point; ValueError for any other, and
+    for one that is not the same as a binary fraction, where whole numbers and decimals would show it."""
+    number = decimal(text)
+    if number <= 0:
+        raise ValueError(f"expected a bin width above 0, got {text!r}")
+    if digits is not None and len(plain(number).partition(".")[2]) > digits:
+        raise ValueError(f"expected a bin width of at most {digits} digits after the point, got {text!r}")
+    if number == number.to_integral_value():
+        return int(number)
+    value = float(number)
+    if family(type_) != FLOAT and Decimal(str(value)) != number:
+        raise ValueError(f"expected a bin width of at most 15 digits, got {text!r}")
+    return value
 
 
 def read(column: Column, text: str) -> Scalar:
@@ -109,11 +140,10 @@ def _number(column: Column, kind: str, number: Decimal) -> Scalar:
         return _float(column.type, number)
     if number < 0 and column.type.upper().strip() == "UHUGEINT":  # the engine compares these in the column's type
         raise ValueError(f"expected a number from 0 for {column.type}, which holds no other, got {plain(number)}")
-    scale = 0 if kind == INTEGER else decimal_scale(column.type)
-    text = plain(number)
-    if len(text.partition(".")[2]) > scale:
-        raise ValueError(f"expected at most {scale} digits after the point for {column.type}, got {text}")
-    if len(text.partition(".")[0].lstrip("-")) > 38 - scale:
+    digits, text = decimal_scale(column.type), plain(number)
+    if len(text.partition(".")[2]) > digits:
+        raise ValueError(f"expected at most {digits} digits after the point for {column.type}, got {text}")
+    if len(text.partition(".")[0].lstrip("-")) > 38 - digits:
         raise ValueError(f"expected a number that {column.type} can be compared with, got {text}")
     return int(number) if kind == INTEGER else text
 

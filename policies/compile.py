@@ -307,7 +307,7 @@ def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: 
     if family == columns.OTHER and kind is not MaskKind.NULL:
         raise undecided(path, f"{found.name} ({found.type}) can only be masked by null")
     try:
-        read = _argument(kind, family, argument)
+        read = _argument(kind, found.type, argument)
         if _keeps_all(kind, found.type, read):
             raise ValueError("keeps every value as it is, and looks like a mask; make it coarser or leave it out")
         return Mask(found.name, kind, read)
@@ -327,8 +327,9 @@ def _plugin_mask(word: masks.MaskWord, found: Column, argument: str | None, path
 _PERIODS = ("year", "quarter", "month", "week", "day", "hour")
 
 
-def _argument(kind: MaskKind, family: str, argument: str | None) -> Scalar:
+def _argument(kind: MaskKind, type_: str, argument: str | None) -> Scalar:
     """The typed argument of a mask; ValueError when it is missing, superfluous or does not suit the type."""
+    family = columns.family(type_)
     if kind in (MaskKind.NULL, MaskKind.HASH):
         if argument is not None:
             raise ValueError("takes no argument")
@@ -347,10 +348,8 @@ def _argument(kind: MaskKind, family: str, argument: str | None) -> Scalar:
         return argument
     if family not in columns.NUMERIC:
         raise ValueError("only numbers, days and times can be generalised; use truncate for texts")
-    width = decimal(argument)
-    if width <= 0 or (family == columns.INTEGER and width != width.to_integral_value()):
-        raise ValueError(f"expected a bin width above 0 (whole for whole numbers), got {argument!r}")
-    return int(width) if width == width.to_integral_value() else float(width)
+    digits = None if family == columns.FLOAT else columns.decimal_scale(type_)
+    return columns.width(type_, argument, digits=digits)  # the edges of its bins have no more
 
 
 def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:
@@ -360,7 +359,7 @@ def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:
         return kind is MaskKind.GENERALISE and argument in ("day", "hour")
     if family not in (columns.INTEGER, columns.DECIMAL) or isinstance(argument, str | None):
         return False
-    digits = 0 if family == columns.INTEGER else columns.decimal_scale(type_)
+    digits = columns.decimal_scale(type_)
     return argument >= digits if kind is MaskKind.ROUND else kind is MaskKind.GENERALISE and argument <= 10.0**-digits
 
 

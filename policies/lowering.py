@@ -326,7 +326,7 @@ def _dimension(draft: Draft, atom: Atom, path: str) -> bool:
     if text == "exact":
         width = None
     elif kind in columns.NUMERIC and decimal(text) > 0:
-        width = float(decimal(text))
+        width = columns.width(found.type, text)
     else:
         raise undecided(path, f"{found.name} ({found.type}) cannot be binned by {text}; write exact or a bin width")
     if kind == columns.OTHER:

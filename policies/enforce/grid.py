@@ -71,21 +71,22 @@ def type_seen(contract: DataContract, one: Dimension) -> str:
     numbers."""
     type_ = wrap.type_of(contract, one.column)
     if one.width is not None:
-        return "BIGINT" if _whole_bins(type_, one.width) else "DOUBLE"
+        return _of_edges(type_, one.width)
     return "VARCHAR" if one.column in texts(contract.masks) else type_
 
 
-def _whole_bins(type_: str, width: float) -> bool:
-    return columns.family(type_) == columns.INTEGER and float(width).is_integer()
+def _of_edges(type_: str, width: float) -> str:
+    if columns.family(type_) != columns.INTEGER or not float(width).is_integer():
+        return "DOUBLE"
+    return type_ if columns.extent(type_)[1] > columns.extent("BIGINT")[1] else "BIGINT"
 
 
 def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
-    value = wrap.masked(contract, one.column, source, maker)
+    value, type_ = wrap.masked(contract, one.column, source, maker), wrap.type_of(contract, one.column)
     if one.width is None:
-        return wrap.one_zero(value, wrap.type_of(contract, one.column))
-    edge = wrap.binned(value, one.width, maker)
-    type_ = wrap.type_of(contract, one.column)
-    return wrap.try_cast(edge, "BIGINT") if _whole_bins(type_, one.width) else wrap.one_zero(edge, type_)
+        return wrap.one_zero(value, type_)
+    edge = wrap.binned(value, one.width, type_, maker)
+    return wrap.one_zero(wrap.try_cast(edge, _of_edges(type_, one.width)), type_)
 
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:

@@ -26,7 +26,6 @@ _Comparison = type[exp.Binary]
 TURNED: dict[_Comparison, _Comparison] = {
     exp.EQ: exp.EQ, exp.NEQ: exp.NEQ, exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE,
 }  # fmt: skip
-_WHOLE = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "HUGEINT": 128}
 _DIGITS_MAX = 60  # before the point: more than any type has
 _TOO_FINE = re.compile(r"[.,]\d{7}")
 _STEPS = {"TIMESTAMP_S": 1_000_000, "TIMESTAMP_MS": 1000}  # microseconds
@@ -84,8 +83,8 @@ FITTING: dict[str, tuple[str, ...]] = {
 
 
 def _exact(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
-    low, high = _steps(_text(literal), 0 if _is_whole(type_) else columns.decimal_scale(type_))
-    least, most = _range(type_)
+    low, high = _steps(_text(literal), columns.decimal_scale(type_))
+    least, most = columns.extent(type_)
     if operator in (exp.EQ, exp.NEQ):
         fits = low == high and least <= low <= most
         if not fits:
@@ -113,21 +112,8 @@ def _steps(text: str, scale: int) -> tuple[int, int]:
         raise ValueError(f"expected a number such as 10 or 2.5, came {text[:40]}") from None
 
 
-def _is_whole(type_: str) -> bool:
-    return columns.family(type_) == columns.INTEGER
-
-
-def _range(type_: str) -> tuple[int, int]:
-    name = type_.upper().strip()
-    if not _is_whole(type_):
-        most = 10 ** columns.decimal_width(type_) - 1
-        return -most, most
-    bits = _WHOLE.get(name)
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _WHOLE[name.removeprefix("U")] - 1)
-
-
 def _written(steps: int, type_: str) -> str:
-    scale = 0 if _is_whole(type_) else columns.decimal_scale(type_)
+    scale = columns.decimal_scale(type_)
     digits = str(abs(steps)).rjust(scale + 1, "0")
     whole, part = digits[: len(digits) - scale], digits[len(digits) - scale :]
     return ("-" if steps < 0 else "") + whole + (f".{part}" if part else "")

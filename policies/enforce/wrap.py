@@ -11,6 +11,8 @@ import hashlib
 import hmac
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -20,6 +22,7 @@ from policies import columns
 from policies.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
 from policies.enforce.rewrite import unplanned
 from policies.masks import MASKS
+from policies.values import plain
 
 
 @dataclass(slots=True)
@@ -207,14 +210,70 @@ def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr
         period = exp.Literal.string(mask.argument)
         raw = unplanned(raw) if mask.argument == "week" else raw
         return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
-    return one_zero(try_cast(binned(raw, float(mask.argument or 1), maker), type_), type_)
+    return one_zero(try_cast(binned(raw, mask.argument or 1, type_, maker), type_), type_)
 
 
-def binned(raw: exp.Expr, width: float, maker: Maker) -> exp.Expr:
-    """The lower edge of the value's bin, as DOUBLE: floor(value / width) * width."""
-    step = maker.parameters.add(float(width))
-    share = exp.Div(this=try_cast(raw, "DOUBLE"), expression=step)
-    return exp.Mul(this=exp.Floor(this=share), expression=step.copy())
+def binned(raw: exp.Expr, width: float, type_: str, maker: Maker) -> exp.Expr:
+    """The lower edge of the value's bin: exact for whole numbers and decimals; of floats as DOUBLE, see `_nearest`."""
+    step = Decimal(str(width))
+    kind = "" if columns.family(type_) == columns.FLOAT else _counted_in(type_, step)
+    return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
+
+
+def _counted_in(type_: str, step: Decimal) -> str:
+    """The narrowest type that holds whatever a column holds, and the step if any does; empty where its digits and
+    those of the step are more than any type has."""
+    least, most = columns.extent(type_)
+    whole, _, part = plain(step).partition(".")
+    if columns.family(type_) == columns.INTEGER and not part:
+        holding = [one for one in _WHOLE if columns.extent(one)[0] <= least and most <= columns.extent(one)[1]]
+        return next((one for one in holding if step <= columns.extent(one)[1]), holding[0])
+    digits, scale = len(str(most)) - columns.decimal_scale(type_), max(columns.decimal_scale(type_), len(part))
+    width = max(digits, len(whole)) + scale
+    width = width if width <= _DECIMAL_MAX else digits + scale
+    return f"DECIMAL({width}, {scale})" if width <= _DECIMAL_MAX else ""
+
+
+def _greatest(kind: str) -> Fraction:
+    return Fraction(columns.extent(kind)[1], 10 ** columns.decimal_scale(kind))
+
+
+_WHOLE = ("BIGINT", "UBIGINT", "HUGEINT", "UHUGEINT")
+_DECIMAL_MAX = 38
+
+
+def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: Maker) -> exp.Expr:
+    """The value less its remainder, which has its sign. What is below all numbers of `kind` becomes NULL."""
+    value, zero = try_cast(raw, kind), exp.Literal.number(0)
+    if Fraction(step) > _greatest(kind):  # there are two bins
+        below = exp.If(this=exp.LT(this=value.copy(), expression=zero.copy()), true=maker.parameters.add(-float(step)))
+        return exp.Case(ifs=[exp.If(this=exp.GTE(this=value, expression=zero), true=zero.copy()), below])
+    size = try_cast(maker.parameters.add(plain(step)), kind)
+    rest = exp.Mod(this=value.copy(), expression=size)
+    under = exp.If(this=exp.LT(this=rest.copy(), expression=zero), true=size.copy())
+    lower = exp.Case(ifs=[under], default=try_cast(exp.Literal.number(0), kind))
+    edge = exp.Sub(this=exp.Sub(this=value, expression=rest), expression=lower)
+    return _never_fails(edge)
+
+
+def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr:
+    """The greatest edge that is not above the value, of edges that are the nearest numbers of its type to the true
+    ones: what is shown as 0.3 lies in the bin of 0.3, in steps of 0.1, though a binary 0.3 is less than three of them.
+    """
+    type_ = type_ if columns.family(type_) == columns.FLOAT else "DOUBLE"
+    times, parts = (maker.parameters.add(float(number)) for number in step.as_integer_ratio())
+    share = exp.Div(this=try_cast(raw, "DOUBLE"), expression=maker.parameters.add(float(step)))
+
+    def edge(more: int) -> exp.Expr:
+        count = exp.Add(this=exp.Floor(this=share.copy()), expression=exp.Literal.number(more))
+        product = exp.Mul(this=exp.Paren(this=count), expression=times.copy())
+        return exp.Div(this=product, expression=parts.copy())
+
+    fits = [
+        exp.If(this=exp.LTE(this=try_cast(edge(more), type_), expression=try_cast(raw.copy(), type_)), true=edge(more))
+        for more in (1, 0)
+    ]
+    return exp.Case(ifs=fits, default=edge(-1))
 
 
 def one_zero(value: exp.Expr, type_: str) -> exp.Expr:

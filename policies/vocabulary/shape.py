@@ -108,8 +108,9 @@ OPERANDS: tuple[Operand, ...] = (
         "dimension/",
         ValueType.GRID,
         frozenset({EQ}),
-        "A column that aggregate answers may group and filter by: exact, or a bin width. Groups are cut by all of them "
-        "at once, and no answer holds one that is too small: the more of them and the finer, the less is answered.",
+        "A column that aggregate answers may group and filter by: exact, or a bin width, where a bin is named by its "
+        "lower edge. Groups are cut by all of them at once, and no answer holds one that is too small: the more of "
+        "them and the finer, the less is answered.",
         "answers may group by {column} ({value})",
         parameter=True,
     ),
@@ -177,7 +178,8 @@ OPERANDS: tuple[Operand, ...] = (
         "argument",
         ValueType.TEXT,
         frozenset({EQ}),
-        "In a mask: characters to keep (truncate), digits (round), or bin width (generalise).",
+        "In a mask: characters to keep (truncate), digits (round), or bin width (generalise): a number is shown as the "
+        "lower edge of its bin, the greatest multiple of the width that is not above it.",
         "with {value}",
         where=DUTY,
     ),

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from policies import operators
@@ -85,5 +84,5 @@ def _rounded(value: Any, digits: int) -> Any:
 def _generalised(value: Any, argument: str) -> Any:
     if isinstance(value, datetime | date):
         return {"year": value.replace(month=1, day=1), "month": value.replace(day=1)}[argument]
-    width = float(argument)
-    return type(value)(math.floor(float(value) / width) * width)
+    width = Decimal(argument)
+    return type(value)((Decimal(value) / width).to_integral_value(ROUND_FLOOR) * width)

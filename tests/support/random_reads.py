@@ -258,7 +258,9 @@ def _masked(one: Seen, method: str, argument: str | None, key: bytes) -> str:
         return f"TRY_CAST(TRY(round({name}, {argument})) AS {one.type})"
     if one.of.family in _WRITTEN:
         return f"CAST(date_trunc('{argument}', {name}) AS {one.type})"
-    return f"TRY_CAST(floor(CAST({name} AS DOUBLE) / {argument}.0) * {argument}.0 AS {one.type})"
+    if one.of.family == FLOAT:
+        return f"TRY_CAST(floor(CAST({name} AS DOUBLE) / {argument}.0) * {argument}.0 AS {one.type})"
+    return f"TRY_CAST(TRY({name} - ({name} % {argument} + {argument}) % {argument}) AS {one.type})"
 
 
 # the request
