@@ -60,11 +60,11 @@ class Agreements:
         self._stop = stop
 
     async def page(
-        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100
+        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100, offset: int = 0
     ) -> Sequence[Agreement]:
         """The newest first."""
         asked = {"role": role, "dataset_id": dataset_id, "counterparty": counterparty}
-        return await self._store.read(lambda tx: tx.agreements.page(**asked, limit=limit))
+        return await self._store.read(lambda tx: tx.agreements.page(**asked, limit=limit, offset=offset))
 
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
         """An agreement, and at its provider what has been used under it."""

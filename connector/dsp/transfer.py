@@ -280,6 +280,13 @@ class Transfers(Exchange[Transfer]):
         self._close(tx, row)
         return sent
 
+    def _count(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
+        why = (row.code, row.reason) if step == states.SUSPENSION else ("", "")  # it still stands for that
+        follow = super()._count(tx, row, step)
+        if step == states.SUSPENSION:
+            row.code, row.reason = why
+        return follow
+
     def _said(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
         if step == states.SUSPENSION:
             row.suspended_by = row.suspended_by or row.role
@@ -444,6 +451,7 @@ class Transfers(Exchange[Transfer]):
         if name == "suspend":
             why = (reason,) if reason else ()
             sent = self._send(tx, row, TransferSuspensionMessage(**pids, code=code, reason=why), f"{to}/suspension")
+            row.code, row.reason = code, reason
         elif name == "complete":
             sent = self._send(tx, row, TransferCompletionMessage(**pids), f"{to}/completion")
         else:

@@ -171,9 +171,9 @@ class Agreements:
         )
 
     def page(
-        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100
+        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100, offset: int = 0
     ) -> Sequence[Agreement]:
-        query = select(Agreement).order_by(Agreement.signed_at.desc(), Agreement.id).limit(limit)
+        query = select(Agreement).order_by(Agreement.signed_at.desc(), Agreement.id).limit(limit).offset(offset)
         if role:
             query = query.where(Agreement.role == role)
         if dataset_id:
@@ -182,6 +182,16 @@ class Agreements:
             theirs = case((Agreement.role == "provider", Agreement.consumer), else_=Agreement.provider)
             query = query.where(theirs == counterparty)
         return self._unit.session.scalars(query).all()
+
+    def in_force(self, *, role: str) -> int:
+        """How many agreements hold in this role of ours."""
+        held = (Agreement.role == role, Agreement.finalized, Agreement.ended_at.is_(None))
+        return self._unit.session.scalar(select(func.count()).select_from(Agreement).where(*held)) or 0
+
+    def datasets(self, agreement_ids: Collection[str]) -> dict[str, str]:
+        """What each of these agreements is about."""
+        about = select(Agreement.id, Agreement.dataset_id).where(Agreement.id.in_(agreement_ids))
+        return {row.id: row.dataset_id for row in self._unit.session.execute(about)}
 
     def on(self, dataset_id: str) -> Iterator[tuple[Agreement, int]]:
         """Every agreement that we signed as provider of a dataset, with how many reads were counted under it; none

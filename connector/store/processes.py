@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select, tuple_
@@ -75,13 +75,19 @@ class _Processes(Generic[Row]):
         `waiting`: only those that have no message of ours on its way.
         """
         table = self._table
-        query = select(table).where(table.pending == "") if waiting else select(table)
-        for column, value in equals.items():
-            if value:
-                query = query.where(getattr(table, column) == value)
+        query = select(table).where(*self._equal(waiting, equals))
         return self._session.scalars(
             query.order_by(table.created_at.desc(), table.id).limit(limit).offset(offset)
         ).all()
+
+    def number(self, *, waiting: bool = False, **equals: str) -> int:
+        """How many there are of what `page` lists."""
+        found = select(func.count()).select_from(self._table).where(*self._equal(waiting, equals))
+        return self._session.scalar(found) or 0
+
+    def _equal(self, waiting: bool, equals: Mapping[str, str]) -> list[ColumnElement[bool]]:
+        pending = [self._table.pending == ""] if waiting else []
+        return pending + [getattr(self._table, column) == value for column, value in equals.items() if value]
 
 
 def _said_by_peer(table: type[Negotiation | Transfer]) -> Select[Any]:

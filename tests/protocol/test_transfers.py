@@ -271,12 +271,15 @@ async def test_what_the_provider_suspended_only_the_provider_resumes(tmp_path: P
         await two.north.transfers.command(there.id, "suspend", by="test", code="maintenance", reason="back at 18:00")
         told = await settled(two.south, "transfer", here.id, "SUSPENDED")
         assert (told.code, told.reason, told.suspended_by) == ("maintenance", "back at 18:00", PROVIDER)
+        own = await settled(two.north, "transfer", there.id, "SUSPENDED")  # who looks at it there sees why, too
+        assert (own.code, own.reason) == ("maintenance", "back at 18:00")
         await two.south.transfers.command(here.id, "resume", by="test")
         await emptied(two)
         assert (await two.south.transfer(here.id)).state == "SUSPENDED"
         assert (await two.north.transfer(there.id)).state == "SUSPENDED"
         await two.north.transfers.command(there.id, "resume", by="test")
         await settled(two.south, "transfer", here.id, "STARTED")
+        assert (await settled(two.north, "transfer", there.id, "STARTED")).reason == ""
 
 
 def readable(where: Side, pid: str) -> Any:

@@ -13,15 +13,19 @@ from connector.dsp.agreements import Agreements
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
 from connector.management import agreements as agreements_api
+from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, form_of
+from connector.management.pages.desk import Desk, Numbered, form_of
 from connector.management.pages.words import path_of
-from connector.store import Store
+from connector.store import Store, Transaction
 from connector.store.agreements import used_today
+from connector.store.tables import Agreement, Transfer
 from connector.usage.counting import DAY
 from policies import report
 from policies.contract import DataContract, to_json
 
+_LISTED = 100
+_OPEN = ("REQUESTED", "STARTED", "SUSPENDED")
 _LIMITS = (
     ("queries", "Queries", "queries"),
     ("queries_today", "Queries today", "queries_per_day"),
@@ -34,17 +38,27 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     routes = desk.router()
 
     @routes.get("/agreements")
-    async def listed(request: Request, role: str = "", caller: Caller = desk.may("read")) -> Response:
-        rows = await agreements.page(role=role if role in ("provider", "consumer") else "", limit=200)
-        found = [agreements_api.view(row) for row in rows]
-        return await desk.page(request, "agreements.html", where="agreements", agreements=found, role=role)
+    async def listed(
+        request: Request, role: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
+    ) -> Response:
+        asked = {"role": role if role in ("provider", "consumer") else ""}
+        rows = await agreements.page(**asked, limit=_LISTED + 1, offset=(page - 1) * _LISTED)
+        return await desk.page(
+            request,
+            "agreements.html",
+            where="agreements",
+            agreements=[agreements_api.view(row) for row in rows[:_LISTED]],
+            asked=asked,
+            page=page,
+            more=len(rows) > _LISTED,
+        )
 
     async def _one(
         request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
         meant = await agreements.meaning(row)
-        transfers = await store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=row.role, limit=20)))
+        transfers, running = await store.read(lambda tx: _transfers(tx, row))
         return await desk.page(
             request,
             "agreement.html",
@@ -56,7 +70,8 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             report=[] if meant.policy is None else report.to_json(report.enforceability(meant.policy)),
             contracts=[json.loads(to_json(contract)) for contract in meant.contracts],
             usage=_usage(grant, meant.contracts) if grant is not None else [],
-            transfers=transfers,
+            transfers=[transfers_api.view(one) for one in transfers],
+            running=running,
             others=await agreements.others(row) if confirm or row.ended_at is not None else (),
             confirm=confirm,
             error=error,
@@ -86,6 +101,12 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
         return RedirectResponse(f"{path_of('/agreements', agreement_id)}?role={row.role}", status_code=303)
 
     return routes
+
+
+def _transfers(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int]:
+    """The newest transfers under an agreement, and how many of all have not ended."""
+    ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
+    return list(tx.transfers.page(**ours, limit=20)), sum(tx.transfers.number(**ours, state=one) for one in _OPEN)
 
 
 def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:

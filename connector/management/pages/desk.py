@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
@@ -37,6 +37,9 @@ HEADERS: Mapping[str, str] = {
 _FIELDS_MAX = 60
 _SAFE = ("GET", "HEAD")
 
+PAGES_MAX = 10_000
+Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
+"""The number of a page of a list."""
 Names = Mapping[str, Mapping[str, Any]]
 """Members by DID, as the operator's register lists them."""
 

@@ -10,18 +10,18 @@ from fastapi.responses import RedirectResponse
 
 from connector.audit import note
 from connector.audit.log import AuditLog, Filter
-from connector.dsp import decisions
 from connector.errors import NotFound
 from connector.events import LogRead
 from connector.management import negotiations as negotiations_api
 from connector.management.auth import Caller
 from connector.management.pages.audit import shown
 from connector.management.pages.desk import Desk
+from connector.management.pages.processes import queued
 from connector.settings import Settings
 from connector.store import Store, Transaction
 
 _REFUSALS = 6
-_WAITING = 20
+_WAITING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class State:
     offers: int
     agreements: dict[str, int]
     waiting: list[Any]
-    transfers: list[Any]
+    decisions: int
+    started: int
     reads: list[Any]
 
 
@@ -61,21 +62,14 @@ def router(desk: Desk, *, store: Store, log: AuditLog, settings: Settings) -> AP
 
 
 def _state(tx: Transaction) -> State:
-    agreements = tx.agreements.page(limit=1000)
-    waiting = [
-        row
-        for role, state in decisions.NEGOTIATION
-        for row in tx.negotiations.page(role=role, state=state, waiting=True, limit=_WAITING)
-    ]
+    waiting, number = queued(tx, limit=_WAITING)
     return State(
         datasets=tx.datasets.count(),
         offers=sum(offer.withdrawn_at is None for offer in tx.datasets.offers()),
-        agreements={
-            role: sum(row.role == role and row.finalized and row.ended_at is None for row in agreements)
-            for role in ("provider", "consumer")
-        },
-        waiting=sorted(waiting, key=lambda row: row.created_at),
-        transfers=list(tx.transfers.page(state="STARTED", limit=10)),
+        agreements={role: tx.agreements.in_force(role=role) for role in ("provider", "consumer")},
+        waiting=waiting,
+        decisions=number,
+        started=tx.transfers.number(state="STARTED"),
         reads=list(tx.reads.under_way(limit=20)),
     )
 

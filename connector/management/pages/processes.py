@@ -16,9 +16,9 @@ from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, form_of, here_only
+from connector.management.pages.desk import Desk, Numbered, form_of, here_only
 from connector.management.pages.words import path_of
-from connector.store import Store
+from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Transfer
 
 _LISTED = 100
@@ -34,22 +34,21 @@ def router(
     routes = desk.router()
 
     @routes.get("/negotiations")
-    async def listed(request: Request, role: str = "", state: str = "", caller: Caller = desk.may("read")) -> Response:
+    async def listed(
+        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
+    ) -> Response:
         asked: dict[str, Any] = {"role": role if role in _ROLES else "", "state": state[:16]}
-        queue = await store.read(
-            lambda tx: [
-                row
-                for ours, at in decisions.NEGOTIATION
-                for row in tx.negotiations.page(role=ours, state=at, waiting=True, limit=_LISTED)
-            ]
-        )
-        rows = await store.read(lambda tx: list(tx.negotiations.page(limit=_LISTED, **asked)))
+        queue, waiting = await store.read(lambda tx: queued(tx, limit=_LISTED)) if page == 1 else ([], 0)
+        rows = await store.read(lambda tx: list(tx.negotiations.page(**_part(page), **asked)))
         return await desk.page(
             request,
             "negotiations.html",
             where="negotiations",
-            queue=[negotiations_api.view(row) for row in sorted(queue, key=lambda row: row.created_at)],
-            negotiations=[negotiations_api.view(row) for row in rows],
+            queue=[negotiations_api.view(row) for row in queue],
+            waiting=waiting,
+            negotiations=[negotiations_api.view(row) for row in rows[:_LISTED]],
+            page=page,
+            more=len(rows) > _LISTED,
             asked=asked,
             states=sorted(set(states.FINAL) | {row.state for row in rows}),
         )
@@ -93,20 +92,26 @@ def router(
 
     @routes.get("/transfers")
     async def transfers_page(
-        request: Request, role: str = "", state: str = "", caller: Caller = desk.may("read")
+        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
     ) -> Response:
-        return await _transfers(request, role if role in _ROLES else "", state[:16])
+        return await _transfers(request, role if role in _ROLES else "", state[:16], page)
 
-    async def _transfers(request: Request, role: str, state: str, error: HanseError | None = None) -> Response:
+    async def _transfers(
+        request: Request, role: str = "", state: str = "", page: int = 1, error: HanseError | None = None
+    ) -> Response:
         rows = await transfers_api.views(
-            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, limit=_LISTED))
+            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **_part(page)))
         )
+        about = await store.read(lambda tx: tx.agreements.datasets([row.agreement_id for row in rows]))
         return await desk.page(
             request,
             "transfers.html",
             status=error.status if error else 200,
             where="transfers",
-            transfers=rows,
+            transfers=rows[:_LISTED],
+            datasets=about,
+            page=page,
+            more=len(rows) > _LISTED,
             asked={"role": role, "state": state},
             error=error,
         )
@@ -138,10 +143,25 @@ def router(
                 raise BadInput(f"expected one of {', '.join(_STEERING)}, came {said.get('command')[:40]!r}")
             await transfers.command(pid, said.get("command"), by=caller.name, reason=said.get("reason")[:2000])
         except HanseError as error:
-            return await _transfers(request, "", "", error)
+            return await _transfers(request, error=error)
         return RedirectResponse(here_only(said.get("back") or "/transfers"), status_code=303)
 
     return routes
+
+
+def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
+    """What waits for a decision of ours, the oldest first and no more than `limit`, and how many there are."""
+    rows: list[Negotiation] = []
+    number = 0
+    for role, state in decisions.NEGOTIATION:
+        rows += tx.negotiations.page(role=role, state=state, waiting=True, limit=limit)
+        number += tx.negotiations.number(role=role, state=state, waiting=True)
+    return sorted(rows, key=lambda row: row.created_at)[:limit], number
+
+
+def _part(page: int) -> dict[str, Any]:
+    """Which rows are on a page, and one more that tells whether another follows."""
+    return {"limit": _LISTED + 1, "offset": (page - 1) * _LISTED}
 
 
 def _check_may(caller: Caller, row: Negotiation | Transfer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from connector.look.words import ago, counted
 from policies.errors import PolicyError
@@ -114,6 +114,26 @@ def readable(state: str) -> str:
     return state.replace("_", " ").capitalize()
 
 
+_STOPPED = {
+    ("provider", "provider"): "We stopped it; only we resume it",
+    ("provider", "consumer"): "Its user paused it, and may resume it",
+    ("provider", "facts"): "What is known of its user rules it out; it goes on by itself when that changes",
+    ("consumer", "provider"): "Its owner stopped it; only the owner resumes it",
+    ("consumer", "consumer"): "We paused it",
+}
+
+
+def stopped(role: str, by: str) -> str:
+    """Who stopped a transfer of ours, and so who resumes it; empty where nobody did."""
+    return _STOPPED.get((role, by), by)
+
+
+def asking(path: str, asked: Mapping[str, str], page: int) -> str:
+    """A page of a list with the same filters; the first one needs no number."""
+    wanted = {name: value for name, value in asked.items() if value} | ({"page": str(page)} if page > 1 else {})
+    return f"{path}?{urlencode(wanted)}" if wanted else path
+
+
 def path_of(prefix: str, identifier: str) -> str:
     return f"{prefix}/{quote(identifier, safe=':')}"
 
@@ -176,5 +196,7 @@ FILTERS: Mapping[str, Any] = {
     "clauses": clauses,
     "share": share,
     "sentence": sentence,
+    "stopped": stopped,
+    "asking": asking,
     "at": lambda identifier, prefix: path_of(prefix, identifier),
 }

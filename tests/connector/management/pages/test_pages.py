@@ -9,14 +9,18 @@ import sys
 from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy import inspect
 
 from connector import look
 from connector.audit.log import Filter
+from connector.dsp import terms
 from connector.management.auth import COOKIE
 from connector.management.pages import words
+from connector.store import Transaction
 from tests.connector.management.pages.support import (
     AGREEMENT,
     ALICE,
@@ -168,6 +172,73 @@ async def test_a_started_transfer_that_its_owner_holds_can_be_resumed_from_its_p
     assert button not in (await full.get("/transfers", "read")).text
     assert (await full.post(f"/transfers/{TRANSFER}", {"command": "resume"}, "admin")).status_code == 303
     assert button not in (await full.get("/transfers", "admin")).text
+
+
+# Our role, the state, who stopped it: what the page says, and whether we may resume it.
+STOPPED = [
+    ("provider", "STARTED", "", "Started", False),
+    ("provider", "STARTED", "provider", "Held", True),
+    ("provider", "SUSPENDED", "provider", "We stopped it; only we resume it.", True),
+    ("provider", "SUSPENDED", "consumer", "Its user paused it, and may resume it.", True),
+    ("provider", "SUSPENDED", "facts", "it goes on by itself", True),
+    ("consumer", "SUSPENDED", "provider", "only the owner resumes it.", False),
+    ("consumer", "SUSPENDED", "consumer", "We paused it.", True),
+    ("provider", "COMPLETED", "provider", "Completed", False),
+]
+
+
+@pytest.mark.parametrize(("role", "state", "by", "said", "resumes"), STOPPED)
+async def test_a_transfer_says_what_it_is_about_who_stopped_it_and_who_may_resume_it(
+    full: Console, role: str, state: str, by: str, said: str, resumes: bool
+) -> None:
+    def change(tx: Transaction) -> None:
+        row = tx.transfers.get(TRANSFER)
+        assert row is not None
+        row.role, row.state, row.suspended_by = role, state, by
+
+    await full.parts.store.write(change)
+    for path in ("/transfers", f"/agreements/{AGREEMENT}?role={role}"):
+        page = (await full.get(path)).text
+        assert said in page, path
+        assert ("We stopped" in page) == (by == "provider" and role == "provider" and state != "COMPLETED"), path
+    listed = (await full.get("/transfers")).text
+    assert "north/patients" in listed
+    assert ('name="command" value="resume"' in listed) == resumes
+
+
+def _again(row: Any, number: int) -> Any:
+    """The same row under other names."""
+    about = {one.key: getattr(row, one.key) for one in inspect(type(row)).column_attrs}
+    return type(row)(**about | {key: f"urn:again:{number}" for key in ("id", "peer_pid") if key in about})
+
+
+async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Console) -> None:
+    def many(tx: Transaction) -> None:
+        for number in range(120):
+            tx.negotiations.add(_again(tx.negotiations.peek(NEGOTIATION), number))
+            tx.transfers.add(_again(tx.transfers.peek(TRANSFER), number))
+            tx.agreements.add(_again(tx.agreements.get(AGREEMENT, role="provider"), number))
+
+    await full.parts.store.write(many)
+    overview = (await full.get("/")).text
+    assert "<b>121</b><span>open decisions" in overview
+    assert "All 121</a>" in overview
+    for path in ("/negotiations", "/agreements?role=provider", "/transfers?role=provider"):
+        first, second = (await full.get(path)).text, (await full.get(f"{path}{'&' if '?' in path else '?'}page=2")).text
+        assert (first.count('<th scope="row">'), second.count('<th scope="row">')) == (100, 21), path
+        assert ('rel="next"' in first, 'rel="prev"' in second, 'rel="next"' in second) == (True, True, False), path
+        assert Reader(second).problems == []
+    assert (await full.get("/transfers?page=0")).status_code == 400
+
+
+async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_kept(full: Console) -> None:
+    def ended(tx: Transaction) -> None:
+        row = tx.negotiations.get(NEGOTIATION)
+        assert row is not None
+        row.state, row.offer = "TERMINATED", terms.come_to_nothing(row.offer | {"ds:note": "x" * 5000})
+
+    await full.parts.store.write(ended)
+    assert "came to nothing" in (await full.get(f"/negotiations/{NEGOTIATION}")).text
 
 
 async def test_a_form_of_our_own_goes_by_its_origin_where_the_browser_says_no_more(full: Console) -> None:
