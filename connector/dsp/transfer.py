@@ -422,6 +422,8 @@ class Transfers(Exchange[Transfer]):
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
             if row.role == PROVIDER and stopper == PROVIDER and _held(row, name):
                 row.updated_at = tx.now
+                if name == "suspend":
+                    row.code, row.reason = code, reason
                 return row, []
             return row, [self._carry_out(tx, row, name, code, reason, stopper)]
 

@@ -345,9 +345,10 @@ async def test_what_a_provider_stops_is_not_read_while_its_start_is_not_acknowle
 async def test_what_its_consumer_suspended_the_owner_may_keep_suspended(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         here, there = await started(two, await agreed(two))
-        await two.south.transfers.command(here.id, "suspend", by="test")
+        await two.south.transfers.command(here.id, "suspend", by="test", reason="a pause of theirs")
         await settled(two.north, "transfer", there.id, "SUSPENDED")
-        await two.north.transfers.command(there.id, "suspend", by="owner")
+        await two.north.transfers.command(there.id, "suspend", by="owner", reason="a question of ours")
+        assert (await two.north.transfer(there.id)).reason == "a question of ours"
         await two.south.transfers.command(here.id, "resume", by="test")
         await emptied(two)
         assert (await two.north.transfer(there.id)).state == "SUSPENDED"
