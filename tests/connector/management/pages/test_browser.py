@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from html import escape
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from connector import look
 from connector.management import pages
 
 STATIC = Path(pages.__file__).parent / "static"
+LOOK = (look.FOLDER / "hanse.css").read_text()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 NAMES = ["Overview", "Datasets", "Offers", "Negotiations", "Agreements", "Transfers", "Search", "Query", "Audit"]
 MEASURED = """
@@ -28,6 +32,63 @@ addEventListener("load", () => {
   document.title = `${document.querySelector(".breaking").getBoundingClientRect().width >= 120}`;
 });
 """
+
+
+FITS = """
+addEventListener("load", () => {
+  const frame = document.querySelector("#frame").getBoundingClientRect();
+  const all = [...document.querySelectorAll("#frame *")];
+  document.title = all.every((one) => one.getBoundingClientRect().right <= frame.right);
+});
+"""
+LONG = "a_name_that_somebody_chose_without_a_thought_of_whoever_reads_it_on_a_phone"
+RULE = f"<ul class=rules><li><span>No {LONG}.</span><span class=tier>enforced by the owner</span></li></ul>"
+HEAD = f"<div class=title-row><h3><a href=#>{LONG}</a></h3><span class=state>Active</span></div>"
+CELLS = (
+    "<th>north/patients</th><td>forge</td><td>provider HttpData-PULL</td><td>Started</td><td>a purpose of its own</td>"
+)
+ENDS = "<td class=nowrap>2 hours ago</td><td><button>End</button></td>"
+ROW = f"<table class=stacks><tbody><tr>{CELLS}{ENDS}</tr></table>"
+ONE_LINE = """
+addEventListener("load", () => {
+  document.title = document.querySelector(".num > span").getClientRects().length === 1;
+});
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.parametrize(
+    "body", [RULE, HEAD, f"<p><span>for {LONG}</span></p>", f"<i class=chip><b>{LONG}</b></i>", ROW]
+)
+def test_nothing_stands_out_of_the_screen_of_a_phone(tmp_path: Path, body: str) -> None:
+    frame = (
+        f'<iframe width="390" height="800" srcdoc="{escape(_styled(f"<div id=frame>{body}</div>{_script(FITS)}"))}">'
+    )
+    tell = "addEventListener('load', () => { document.title = frames[0].document.title; });"
+    assert title(tmp_path, f"{frame}</iframe>", tell) == "true"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_a_number_keeps_its_unit_on_its_line(tmp_path: Path) -> None:
+    cells = f"<td>{'What it is ' * 30}</td><td class=num><span>35.9 kB</span></td>"
+    row = f"<table style='width: 300px'><tr>{cells}</tr></table>"
+    assert title(tmp_path, row, ONE_LINE) == "true"
+
+
+def _light(colour: str) -> float:
+    """Relative luminance (WCAG 2) of `#rrggbb`."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_every_ink_can_be_read_on_every_ground() -> None:
+    sets = [dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part)) for part in LOOK.split("color-scheme:")[1:]]
+    sets = [one for one in sets if "paper" in one]
+    assert len(sets) == 3  # light; dark where the system asks, and where the switch does
+    for colours, ink, ground in product(sets, ("ink", "ink-2", "ink-3", "brand-ink"), ("paper", "surface", "sunken")):
+        most, least = sorted((_light(colours[ink]), _light(colours[ground])), reverse=True)
+        assert (most + 0.05) / (least + 0.05) >= 4.5, (ink, ground, colours[ink], colours[ground])
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
@@ -48,11 +109,16 @@ def test_the_page_that_is_open_is_seen_in_the_navigation_of_a_phone(tmp_path: Pa
 def title(folder: Path, body: str, script: str) -> str:
     """What a script makes the title of a page with the console's own style and script."""
     page = folder / "page.html"
-    page.write_text(
-        f'<meta charset="utf-8"><style>{(STATIC / "console.css").read_text()}</style>{body}'
-        f"<script>{(STATIC / 'console.js').read_text()}</script><script>{script}</script>"
-    )
+    page.write_text(_styled(f"{body}{_script((STATIC / 'console.js').read_text())}{_script(script)}"))
     run = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     found = subprocess.run([*run, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     (told,) = re.findall("<title>(.*?)</title>", found.stdout)
     return str(told)
+
+
+def _styled(body: str) -> str:
+    return f'<!doctype html><meta charset="utf-8"><style>{LOOK}{(STATIC / "console.css").read_text()}</style>{body}'
+
+
+def _script(code: str) -> str:
+    return f"<script>{code}</script>"
