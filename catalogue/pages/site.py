@@ -178,9 +178,11 @@ class Site:
             await self._members.join(Application(**{name: fields.get(name, "") for name in known}))
             return back()
 
-        @routes.post("/members/status", dependencies=[operator])
-        async def status(request: Request) -> Response:
+        @routes.post("/members/status")
+        async def status(request: Request, viewer: Viewer = operator) -> Response:
             fields = await _fields(request)
+            if question := fields.pop("ask", ""):  # no script of the page has asked it
+                return self._page("sure.html", viewer, question=question, fields=fields, where="members")
             changes = {str(name): fields[name] for name in ("status", "reason") if name in fields}
             await self._members.change(fields.get("member", ""), changes=changes)
             return back()

@@ -63,11 +63,27 @@
     for (const details of document.querySelectorAll(".all-filters")) details.open = false;
   };
 
+  /* A form with a question in its field `ask`: asked here, so that the server does not have to on a page of its own. */
   const confirmations = () => {
-    for (const form of document.querySelectorAll("form[data-confirm]")) {
+    for (const form of document.querySelectorAll("form:has(input[type=hidden][name=ask])")) {
       form.addEventListener("submit", (event) => {
-        if (!confirm(form.dataset.confirm)) event.preventDefault();
+        const ask = form.elements.ask;
+        ask.disabled = confirm(ask.value);
+        if (!ask.disabled) event.preventDefault();
       });
+    }
+  };
+
+  /* What was sent is not sent again by a second click; after a while it may be, for an answer that is a file. */
+  const sentOnce = () => {
+    for (const form of document.querySelectorAll("form[method=post]")) {
+      let until = 0;
+      form.addEventListener("submit", (event) => {
+        if (event.defaultPrevented) return;
+        if (Date.now() < until) event.preventDefault();
+        else until = Date.now() + 10_000;
+      });
+      addEventListener("pageshow", () => { until = 0; });
     }
   };
 
@@ -78,5 +94,6 @@
     searchKey();
     facetFolding();
     confirmations();
+    sentOnce();
   });
 })();

@@ -170,7 +170,10 @@ async def test_the_operator_admits_suspends_and_visits_on_the_page(catalogue: Ca
     text, _ = await page(catalogue, "/members")
     assert "Not answering" in text
     assert "offers no Dataspace Protocol" in text
-    await http.post("/members/status", data={"member": north.did, "status": "suspended"})
+    fields = {"member": north.did, "status": "suspended"}
+    asked = await http.post("/members/status", data=fields | {"ask": "Suspend <it>?"})
+    assert ("Suspend &lt;it&gt;?" in asked.text, "Suspended" in (await page(catalogue, "/members"))[0]) == (True, False)
+    await http.post("/members/status", data=dict(re.findall(r'hidden" name="([^"]+)" value="([^"]*)"', asked.text)))
     text, _ = await page(catalogue, "/members")
     assert "Suspended" in text
     await http.post("/logout")

@@ -135,6 +135,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
 
     @routes.post("/datasets/{name}/remove")
     async def remove(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        await form_of(request)
         try:
             await registry.remove(name, by=caller.name)
         except HanseError as error:

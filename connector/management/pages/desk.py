@@ -36,6 +36,7 @@ HEADERS: Mapping[str, str] = {
 }
 _FIELDS_MAX = 60
 _SAFE = ("GET", "HEAD")
+_ASK = "ask"
 
 PAGES_MAX = 10_000
 Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
@@ -58,13 +59,27 @@ class Form:
         return [value.strip() for value in self._fields.get(name, []) if value.strip()]
 
 
+class Unsure(Exception):
+    """A form that came with a question: nothing is done before somebody has answered it."""
+
+    def __init__(self, fields: Mapping[str, list[str]]) -> None:
+        super().__init__(fields[_ASK][-1])
+        self.fields = [(name, value) for name, values in fields.items() if name != _ASK for value in values]
+
+
 async def form_of(request: Request) -> Form:
-    """The fields of a form. BadInput for more fields than any page of ours has."""
+    """The fields of a form. BadInput for more fields than any page of ours has.
+
+    Unsure where it has a question (`ask`): a page's script asks it and leaves it out, without one the server asks.
+    """
     text = (await request.body()).decode("utf-8", "replace")
     try:
-        return Form(parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX))
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
     except ValueError as error:
         raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields; send it from the page") from error
+    if _ASK in fields:
+        raise Unsure(fields)
+    return Form(fields)
 
 
 class Desk:
@@ -142,6 +157,8 @@ class Desk:
                     try:
                         check_origin(request)
                         answer: Response = await handle(request)
+                    except Unsure as unsure:
+                        answer = await desk.page(request, "sure.html", **_unsure(request, unsure))
                     except Unauthenticated:
                         answer = _to_login(request)
                     except HanseError as error:
@@ -171,6 +188,12 @@ def check_origin(request: Request) -> None:
             "open the page here and send it again",
             code="foreign_form",
         )
+
+
+def _unsure(request: Request, unsure: Unsure) -> dict[str, Any]:
+    """What the page that asks shows, and where it leads who says no."""
+    came = urlsplit(request.headers.get("referer", ""))
+    return {"question": str(unsure), "fields": unsure.fields, "back": here_only(came.path or "/")}
 
 
 def here_only(path: str) -> str:

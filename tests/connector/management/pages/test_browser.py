@@ -16,6 +16,7 @@ from connector.management import pages
 
 STATIC = Path(pages.__file__).parent / "static"
 LOOK = (look.FOLDER / "hanse.css").read_text()
+SCRIPTS = (look.FOLDER / "hanse.js").read_text() + (STATIC / "console.js").read_text()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 NAMES = ["Overview", "Datasets", "Offers", "Negotiations", "Agreements", "Transfers", "Search", "Query", "Audit"]
 MEASURED = """
@@ -75,6 +76,32 @@ def test_a_number_keeps_its_unit_on_its_line(tmp_path: Path) -> None:
     assert title(tmp_path, row, ONE_LINE) == "true"
 
 
+SENT = """
+addEventListener("load", () => {
+  const form = document.querySelector("form");
+  let sent = 0;
+  document.addEventListener("submit", (event) => { sent += !event.defaultPrevented; event.preventDefault(); });
+  window.confirm = (question) => question === "Yes?";
+  form.requestSubmit();
+  form.requestSubmit();
+  document.title = `${sent} ${[...new FormData(form).keys()]}`;
+});
+"""
+FORMS = [
+    ("post", "", "1 name"),
+    ("get", "", "2 name"),
+    ("post", '<input type="hidden" name="ask" value="Yes?">', "1 name"),
+    ("post", '<input type="hidden" name="ask" value="No?">', "0 name,ask"),
+]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.parametrize(("method", "ask", "told"), FORMS)
+def test_a_form_is_sent_once_and_after_its_question(tmp_path: Path, method: str, ask: str, told: str) -> None:
+    form = f'<form method="{method}"><input name="name">{ask}<button>Go</button></form>'
+    assert title(tmp_path, form, SENT) == told
+
+
 def _light(colour: str) -> float:
     """Relative luminance (WCAG 2) of `#rrggbb`."""
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -109,7 +136,7 @@ def test_the_page_that_is_open_is_seen_in_the_navigation_of_a_phone(tmp_path: Pa
 def title(folder: Path, body: str, script: str) -> str:
     """What a script makes the title of a page with the console's own style and script."""
     page = folder / "page.html"
-    page.write_text(_styled(f"{body}{_script((STATIC / 'console.js').read_text())}{_script(script)}"))
+    page.write_text(_styled(f"{body}{_script(SCRIPTS)}{_script(script)}"))
     run = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     found = subprocess.run([*run, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     (told,) = re.findall("<title>(.*?)</title>", found.stdout)

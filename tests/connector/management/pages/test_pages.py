@@ -349,6 +349,37 @@ async def test_an_agreement_ends_in_two_steps_and_with_a_reason(full: Console) -
     assert (await full.parts.agreements.get(AGREEMENT, role="provider"))[0].end_reason == "the study is over"
 
 
+ASKED = [
+    ("/offers/withdraw", {"offer": OFFER}, f"/offers/{OFFER}"),
+    ("/datasets/patients/remove", {}, "/datasets/patients"),
+    (f"/transfers/{TRANSFER}", {"command": "terminate"}, "/transfers"),
+    ("/tokens/revoke", {"name": "read"}, "/tokens"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "page"), ASKED)
+async def test_what_cannot_be_undone_is_asked_again_where_no_script_has(
+    full: Console, path: str, fields: dict[str, str], page: str
+) -> None:
+    await full.token("read")
+    asking = re.search(r'name="ask" value="([^"]+)"', (await full.get(page)).text)
+    assert asking is not None
+    same = {"sec_fetch_site": "same-origin", "referer": f"http://console.test{page}"}
+    answer = await full.post(path, {**fields, "ask": asking[1]}, "admin", **same)
+    assert (answer.status_code, asking[1] in answer.text) == (200, True)
+    assert (Reader(answer.text).problems, f'href="{page}">No' in answer.text) == ([], True)
+    again = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', answer.text))
+    assert again == fields
+    assert not any("Revoked" in text or "Removed" in text or "Withdrawn" in text for text in await _log(full))
+    assert (await full.post(path, {**fields, "ask": "?"}, "metrics")).status_code == 403  # nobody is asked in vain
+    assert (await full.post(path, again)).status_code in (303, 409)  # a dataset with an offer stays
+
+
+async def _log(of: Console) -> list[str]:
+    await of.parts.sequencer.settle()
+    return [record.kind for record in await of.parts.log.page(Filter(), before=None, limit=100)]
+
+
 async def test_a_request_is_approved_or_rejected_from_the_queue(full: Console) -> None:
     path = f"/negotiations/{NEGOTIATION}"
     assert (await full.post(path, {"command": "approve"}, "read", "consume")).status_code == 403
