@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -113,9 +114,7 @@ class Site:
 
         @routes.get("/members", response_class=HTMLResponse)
         async def members(viewer: Viewer = looking) -> Response:
-            counts = await self._search.owners(viewer)
-            lines = await self._store.read(partial(_lines, viewer=viewer, counts=counts))
-            return self._page("members.html", viewer, lines=lines, where="members")
+            return await self._member_page(viewer)
 
         @routes.get("/datasets/{dataset_id:path}", response_class=HTMLResponse)
         async def dataset(dataset_id: str, viewer: Viewer = looking) -> Response:
@@ -123,6 +122,15 @@ class Site:
             code = words.snippet(shown.card)
             quality = validate(shown.card)
             return self._page("dataset.html", viewer, card=shown.card, code=code, quality=quality, where="search")
+
+    async def _member_page(
+        self, viewer: Viewer, *, asked: Mapping[str, str] = MappingProxyType({}), error: HanseError | None = None
+    ) -> Response:
+        """Every member, and for the operator the form to admit one: with what it said where that was refused."""
+        counts = await self._search.owners(viewer)
+        lines = await self._store.read(partial(_lines, viewer=viewer, counts=counts))
+        status = error.status if error else 200
+        return self._page("members.html", viewer, status=status, lines=lines, asked=asked, error=error, where="members")
 
     async def _spoilers(self, asked: Question, viewer: Viewer) -> list[tuple[str, str, int]]:
         """Which part of a question without hits to leave out: its words, where they lead, and how many hits then."""
@@ -171,12 +179,15 @@ class Site:
         operator = Depends(self._access.operator())
         back = partial(RedirectResponse, "/members", status_code=303)
 
-        @routes.post("/members", dependencies=[operator])
-        async def join(request: Request) -> Response:
+        @routes.post("/members")
+        async def join(request: Request, viewer: Viewer = operator) -> Response:
             fields = await _fields(request)
-            known = ("id", "name", "title", "role", "country", "url")
-            await self._members.join(Application(**{name: fields.get(name, "") for name in known}))
-            return back()
+            asked = {name: fields.get(name, "") for name in ("id", "name", "title", "role", "country", "url")}
+            try:
+                await self._members.join(Application(**asked))
+            except HanseError as error:
+                return await self._member_page(viewer, asked=asked, error=error)
+            return RedirectResponse("/members#main", status_code=303)
 
         @routes.post("/members/status")
         async def status(request: Request, viewer: Viewer = operator) -> Response:

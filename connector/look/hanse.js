@@ -78,10 +78,11 @@
   const sentOnce = () => {
     for (const form of document.querySelectorAll("form[method=post]")) {
       let until = 0;
+      let button = null;
       form.addEventListener("submit", (event) => {
         if (event.defaultPrevented) return;
-        if (Date.now() < until) event.preventDefault();
-        else until = Date.now() + 10_000;
+        if (Date.now() < until && event.submitter === button) event.preventDefault();
+        else [until, button] = [Date.now() + 10_000, event.submitter];
       });
       addEventListener("pageshow", () => { until = 0; });
     }

@@ -161,6 +161,11 @@ async def test_a_browser_gets_a_problem_as_a_page_and_a_program_as_json(catalogu
 async def test_the_operator_admits_suspends_and_visits_on_the_page(catalogue: Catalogue, north: Provider) -> None:
     http = catalogue.http
     await http.post("/login", data={"token": catalogue.token})
+    wrong = {"id": north.did, "name": "No Name", "url": north.url, "title": "North <1>", "country": "DE"}
+    refused = await http.post("/members", data=wrong, headers=HTML)
+    assert (refused.status_code, 'role="alert"' in refused.text) == (400, True)
+    for kept in ("North &lt;1&gt;", "No Name", 'value="DE"'):
+        assert kept in refused.text
     joined = await http.post("/members", data={"id": north.did, "name": "north", "url": north.url, "title": "North"})
     assert joined.status_code == 303
     text, _ = await page(catalogue, "/members")

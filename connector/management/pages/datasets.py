@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -91,7 +92,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
             raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
         if found.state == REGISTERED:
             return RedirectResponse(path_of("/datasets", name), status_code=303)
-        return await desk.page(request, "registration.html", where="datasets", one=found)
+        return await desk.page(request, "registration.html", where="datasets", one=found, again=_again(found.asked))
 
     @routes.post("/registrations/{name}/stop")
     async def stop(name: str, caller: Caller = desk.may("owner")) -> Response:
@@ -164,6 +165,15 @@ def _registration(said: Form) -> Registration:
     return Registration(
         name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
     )
+
+
+def _again(asked: Registration) -> str:
+    """The form with what was asked for, to be mended there."""
+    options = "\n".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in asked.options.items())
+    about = {name: getattr(asked.about, name) for name in ("title", "description", "theme", "license")}
+    fields = {"name": asked.name, "path": asked.path, "kind": asked.kind, "options": options, **about}
+    fields["keywords"] = ", ".join(asked.about.keywords)
+    return f"/datasets/new?{urlencode(fields, quote_via=quote)}"
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Desk:
         self._pages.globals.update(
             us={"name": name, "title": title or name, "participant": participant, "version": version},
             TIERS=TIERS,
+            DECIDED=words.DECIDED,
             KINDS=words.KINDS,
             STAGES=words.STAGES,
         )

@@ -18,7 +18,7 @@ from connector.errors import BadInput, HanseError, PolicyInvalid
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
 from connector.management.pages.desk import Desk, Form, form_of
-from connector.management.pages.words import path_of
+from connector.management.pages.words import did_of, path_of
 from connector.usage.facts import counted, requested
 from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
@@ -100,7 +100,11 @@ def router(
         if said.get("do") in ("try", "publish") and not (draft.report and text):
             return await _editor(request, text, dataset, draft, said, 400)
         if said.get("do") == "try":
-            draft.verdict = await _verdict(text, said, facts_of) | {"columns": []}
+            try:
+                draft.verdict = await _verdict(text, said, did_of(said.get("partner"), await desk.names()), facts_of)
+            except HanseError as error:
+                draft.problems = _problems_of(error)
+                return await _editor(request, text, dataset, draft, said, error.status)
             if draft.verdict["permitted"] and draft.checked is not None:
                 draft.verdict["columns"] = _columns(draft.checked, said.get("action"))
         if said.get("do") != "publish":
@@ -123,7 +127,8 @@ def router(
     async def one(request: Request, offer_id: str, caller: Caller = desk.may("read")) -> Response:
         row = await offers.get(offer_id)
         dataset = await registry.get(row.dataset_id) if row.withdrawn_at is None else None
-        partner, purpose = request.query_params.get("as", ""), request.query_params.get("purpose", "")
+        partner = did_of(request.query_params.get("as", "").strip(), await desk.names())
+        purpose = request.query_params.get("purpose", "")
         action = request.query_params.get("action", "ds:query")
         seen = None
         if partner and dataset and caller.may("owner"):
@@ -175,10 +180,12 @@ def _problem(message: str, *, path: str = "", code: str = "unreadable") -> dict[
     return {"level": "error", "path": path, "code": code, "message": message}
 
 
-async def _verdict(text: str, said: Form, facts_of: Callable[[str], Awaitable[evaluate.Facts]]) -> dict[str, Any]:
+async def _verdict(
+    text: str, said: Form, partner: str, facts_of: Callable[[str], Awaitable[evaluate.Facts]]
+) -> dict[str, Any]:
     """What would be decided for this partner, now or then; what it knows of the partner is said too."""
     policy: Policy = jsonld.read(jsonld.write(author.to_policy(author.read_form(text)), in_catalog=True))
-    partner, purpose = said.get("partner"), said.get("purpose")
+    purpose = said.get("purpose")
     facts = requested(await facts_of(partner), purpose=vocabulary.expand(purpose))
     facts = counted(facts, uses=0, uses_today=0, running=0)  # as for its first use
     action = said.get("action") or _ACTIONS[0]
@@ -189,7 +196,7 @@ async def _verdict(text: str, said: Form, facts_of: Callable[[str], Awaitable[ev
         phase=vocabulary.Phase.QUERY,
         now=_when(said.get("at")),
     )
-    return {"permitted": decision.permitted, "lines": explain.decision(decision), "partner": partner}
+    return {"permitted": decision.permitted, "lines": explain.decision(decision), "partner": partner, "columns": []}
 
 
 def _columns(checked: Checked, action: str) -> list[str]:

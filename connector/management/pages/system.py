@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from connector.errors import HanseError, unfit
 from connector.management.auth import SCOPES, Caller, Tokens
-from connector.management.pages.desk import Desk, form_of
+from connector.management.pages.desk import Desk, Form, form_of
 from connector.management.system import NewToken
 from connector.settings import Settings
 
@@ -29,7 +29,11 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
     routes = desk.router()
 
     async def _tokens(
-        request: Request, *, made: tuple[str, str] | None = None, error: HanseError | None = None
+        request: Request,
+        *,
+        made: tuple[str, str] | None = None,
+        said: Form | None = None,
+        error: HanseError | None = None,
     ) -> Response:
         return await desk.page(
             request,
@@ -39,6 +43,7 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
             tokens=await tokens.list(),
             scopes={name: _SCOPES[name] for name in SCOPES},
             made=made,
+            said=said or Form({}),
             error=error,
         )
 
@@ -55,9 +60,9 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
             new = NewToken(**given, days=said.get("days") or None)
             text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
         except ValidationError as invalid:
-            return await _tokens(request, error=unfit(invalid.errors()))
+            return await _tokens(request, said=said, error=unfit(invalid.errors()))
         except HanseError as error:
-            return await _tokens(request, error=error)
+            return await _tokens(request, said=said, error=error)
         return await _tokens(request, made=(new.name, text))
 
     @routes.post("/tokens/revoke")

@@ -12,6 +12,11 @@ from connector.look.words import ago, counted
 from policies.errors import PolicyError
 from policies.vocabulary import compact
 
+DECIDED = {
+    "auto": "answered by itself",
+    "manual": "a person decides",
+    "rules": "answered where the facts permit, else a person decides",
+}
 KINDS = {
     "DatasetRegistered": "Dataset registered",
     "DatasetVersioned": "New version",
@@ -95,6 +100,17 @@ def party(did: str, names: Mapping[str, Mapping[str, Any]]) -> str:
     """A participant's short name where the register has one, else its DID without the method."""
     entry = names.get(did)
     return str(entry.get("name") or did) if entry else did.removeprefix("did:web:")
+
+
+def did_of(name: str, names: Mapping[str, Mapping[str, Any]]) -> str:
+    """The DID of a member whose short name this is, as pages call it; whatever else it is stays."""
+    return next((did for did, entry in names.items() if entry.get("name") == name), name)
+
+
+def dataset_of(name: str) -> str:
+    """The id of a dataset as pages call it (`north/patients`); whatever else it is stays."""
+    owner, slash, dataset = name.partition("/")
+    return f"urn:hanse:{owner}:{dataset}" if slash and ":" not in name else name
 
 
 def term(iri: str) -> str:

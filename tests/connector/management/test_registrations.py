@@ -4,7 +4,9 @@ an API call has stopped it."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,7 @@ async def test_the_console_leads_to_its_progress_and_stops_it(
 ) -> None:
     monkeypatch.setattr(pages, "_PATIENCE", 0.05)
     said = {"name": "parts", "path": str(tmp_path / "parts"), "title": "All <parts>"}
+    said |= {"description": "Größe", "keywords": "one, two words", "theme": "HEAL", "license": "CC0"}
     answer = await desk.post("/datasets/new", said, "owner", "read")
     assert (answer.status_code, answer.headers["location"]) == (303, "/registrations/parts")
     await stuck.begun.wait()
@@ -122,5 +125,7 @@ async def test_the_console_leads_to_its_progress_and_stops_it(
     assert "registration_stopped" in page
     assert "title=All%20%3Cparts%3E" in page
     assert "/registrations/parts" not in (await desk.get("/datasets", "owner", "read")).text
-    form = (await desk.get("/datasets/new?name=parts&title=All%20%3Cparts%3E", "owner", "read")).text
-    assert 'value="All &lt;parts&gt;"' in form
+    (again,) = re.findall(r'href="(/datasets/new[^"]+)"', page)
+    form = (await desk.get(unescape(again), "owner", "read")).text
+    for kept in ('value="All &lt;parts&gt;"', ">Größe<", 'value="one, two words"', 'value="HEAL"', 'value="CC0"'):
+        assert kept in form

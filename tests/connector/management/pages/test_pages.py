@@ -20,6 +20,7 @@ from connector.audit.log import Filter
 from connector.dsp import terms
 from connector.management.auth import COOKIE
 from connector.management.pages import words
+from connector.management.pages.desk import Desk, Names
 from connector.store import Transaction
 from tests.connector.management.pages.support import (
     AGREEMENT,
@@ -305,6 +306,27 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
 
 
+async def test_a_mistake_in_a_trial_leaves_the_text_where_it_is(full: Console) -> None:
+    data = {"form": FORM.replace("small-groups", "second"), "dataset": "patients", "do": "try", "at": "next week"}
+    answer = await full.post("/offers/new", data, "owner")
+    assert (answer.status_code, "offer: second" in answer.text) == (400, True)
+    assert "expected a time such as" in answer.text
+
+
+async def test_a_member_is_found_by_the_name_that_pages_show(full: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def names(_: Desk) -> Names:
+        return {ALICE: {"name": "alice"}}
+
+    monkeypatch.setattr(Desk, "names", names)
+    listed = (await full.get("/audit?actor=alice&dataset=north/patients")).text
+    assert f'name="actor" value="{ALICE}"' in listed
+    assert 'name="dataset" value="urn:hanse:north:patients"' in listed
+    assert f'name="as" list="partners" value="{ALICE}"' in (await full.get(f"/offers/{OFFER}?as=alice")).text
+    form = FORM.replace("{membership: active}", f"{{participant: ['{ALICE}']}}")
+    asked = {"form": form, "dataset": "patients", "do": "try", "partner": "alice", "purpose": "dpv:ScientificResearch"}
+    assert "<b>Permitted</b> for alice" in (await full.post("/offers/new", asked, "owner")).text
+
+
 UNPUBLISHABLE = [
     ("offer: x\nmay: [fly]\n", "fly"),
     ("offer: [\n", "YAML"),
@@ -398,7 +420,10 @@ async def test_a_new_token_is_shown_once(empty: Console) -> None:
     assert found is not None
     assert (await empty.parts.tokens.caller(found[1])).scopes == {"audit"}
     assert found[1] not in (await empty.get("/tokens")).text
-    assert (await empty.post("/tokens", {"name": "no spaces", "scope": "audit"})).status_code == 400
+    wrong = await empty.post("/tokens", {"name": "no spaces", "scope": "audit", "days": "7"})
+    assert wrong.status_code == 400
+    for kept in ('value="no spaces"', 'value="audit" checked', 'name="days" value="7"'):
+        assert kept in wrong.text
     assert (await empty.post("/tokens", {"name": "bob", "days": "x", "scope": "read"})).status_code == 400
 
 
