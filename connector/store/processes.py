@@ -69,16 +69,17 @@ class _Processes(Generic[Row]):
         which = {"who": counterparty, "ours": role, "among": list(states)}
         return self._session.scalar(self._any_with, which) is not None
 
-    def page(self, *, limit: int = 100, offset: int = 0, waiting: bool = False, **equals: str) -> Sequence[Row]:
+    def page(
+        self, *, limit: int = 100, offset: int = 0, waiting: bool = False, oldest: bool = False, **equals: str
+    ) -> Sequence[Row]:
         """Newest first, those whose columns (role, state, counterparty, ...) are `equals`; empty texts say nothing.
 
-        `waiting`: only those that have no message of ours on its way.
+        `waiting`: only those that have no message of ours on its way. `oldest`: these first.
         """
         table = self._table
         query = select(table).where(*self._equal(waiting, equals))
-        return self._session.scalars(
-            query.order_by(table.created_at.desc(), table.id).limit(limit).offset(offset)
-        ).all()
+        order = table.created_at if oldest else table.created_at.desc()
+        return self._session.scalars(query.order_by(order, table.id).limit(limit).offset(offset)).all()
 
     def number(self, *, waiting: bool = False, **equals: str) -> int:
         """How many there are of what `page` lists."""

@@ -154,7 +154,7 @@ def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
     rows: list[Negotiation] = []
     number = 0
     for role, state in decisions.NEGOTIATION:
-        rows += tx.negotiations.page(role=role, state=state, waiting=True, limit=limit)
+        rows += tx.negotiations.page(role=role, state=state, waiting=True, oldest=True, limit=limit)
         number += tx.negotiations.number(role=role, state=state, waiting=True)
     return sorted(rows, key=lambda row: row.created_at)[:limit], number
 

@@ -28,6 +28,7 @@ def test_an_answer_that_a_chart_can_show_has_one(name: str, shown: Any, rows: An
     assert f"<{kind}" in drawn
     assert text in drawn
     assert "<b>" not in drawn
+    assert drawn.startswith(f'<p class="faint">n by {shown[0]["name"]}</p>')
 
 
 NONE = [

@@ -216,7 +216,9 @@ def _again(row: Any, number: int) -> Any:
 async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Console) -> None:
     def many(tx: Transaction) -> None:
         for number in range(120):
-            tx.negotiations.add(_again(tx.negotiations.peek(NEGOTIATION), number))
+            later = _again(tx.negotiations.peek(NEGOTIATION), number)
+            later.created_at += 1 + number
+            tx.negotiations.add(later)
             tx.transfers.add(_again(tx.transfers.peek(TRANSFER), number))
             tx.agreements.add(_again(tx.agreements.get(AGREEMENT, role="provider"), number))
 
@@ -224,6 +226,8 @@ async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Cons
     overview = (await full.get("/")).text
     assert "<b>121</b><span>open decisions" in overview
     assert "All 121</a>" in overview
+    asked = re.findall(r'action="/negotiations/([^"]+)"', overview)[::2]
+    assert asked == [NEGOTIATION, *(f"urn:again:{number}" for number in range(4))]  # who waits longest comes first
     for path in ("/negotiations", "/agreements?role=provider", "/transfers?role=provider"):
         first, second = (await full.get(path)).text, (await full.get(f"{path}{'&' if '?' in path else '?'}page=2")).text
         assert (first.count('<th scope="row">'), second.count('<th scope="row">')) == (100, 21), path
