@@ -40,7 +40,8 @@ def _shown(value: float) -> str:
 
 def _drawn(title: str, high: float, inside: str) -> str:
     box = f'viewBox="0 0 {_WIDE} {high}" width="{_WIDE}"'
-    return f'<p class="faint">{title}</p><svg class="chart" role="img" {box} font-size="12" fill="currentColor"><title>{title}</title>{inside}</svg>'
+    about = f'class="chart" role="img" {box} font-size="12" fill="currentColor"'
+    return f'<p class="faint">{title}</p><svg {about}><title>{title}</title>{inside}</svg>'
 
 
 def _bars(pairs: Sequence[tuple[str, float]]) -> str:
