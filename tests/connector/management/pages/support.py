@@ -114,7 +114,8 @@ async def fill(parts: Services) -> None:
             )
         )  # fmt: skip
         tx.reads.add("r-1", instance="i", body={"actor": ALICE, "dataset": "urn:hanse:north:patients"})
-        tx.publish(RequestRefused(actor=ALICE, outcome="refused", code="refused", reason="<b>rows</b> are not given"))
+        refused = {"actor": ALICE, "outcome": "refused", "code": "refused", "dataset": "urn:hanse:north:patients"}
+        tx.publish(RequestRefused(**refused, reason="<b>rows</b> are not given"))
 
     await parts.store.write(rest)
     await parts.sequencer.settle()

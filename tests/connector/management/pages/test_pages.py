@@ -106,6 +106,11 @@ async def test_every_page_is_well_formed_and_says_nothing_secret(
             assert secret not in answer.text, path
 
 
+async def test_a_refusal_says_what_it_is_about(full: Console) -> None:
+    page = (await full.get("/")).text
+    assert "alice.example</span> · north/patients · " in page
+
+
 async def test_a_dataset_says_which_lines_were_left_out_and_what_else_there_is_to_know(full: Console) -> None:
     page = (await full.get("/datasets/patients")).text
     assert "21 unreadable lines: 7 of b.csv, ..." in page
