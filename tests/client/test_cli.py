@@ -232,7 +232,7 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["members"], ("GET", "/members"), [{"name": "north", "id": "did:web:n"}], None, "did:web:n"),
     (["token", "list"], ("GET", "/tokens"), [{"name": "ada", "scopes": ["read"], "expires_at": None}], None, "ada"),
     (["token", "list"], ("GET", "/tokens"), [{"name": "bo", "scopes": ["read"], "expires_at": 1.0}], None,
-     "1970-01-01 00:00:01 (has ended)"),
+     "1970-01-01 00:00:01Z (has ended)"),
     (["token", "issue", "ada", "--scope", "read"], ("POST", "/tokens"), {"token": "t0k"},
      {"name": "ada", "scopes": ["read"]}, "t0k"),
     (["token", "end", "ada"], ("DELETE", "/tokens/ada"), None, None, ""),
