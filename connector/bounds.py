@@ -3,8 +3,9 @@
 Who asks is not known before it is there, so nobody's endless head fills memory, and nobody's silence keeps a
 connection. Where a listener has as many connections as it may, whose next bytes are awaited for the longest makes room
 for whoever comes: who means it says something within a moment, and many honest clients may have one address. How large
-a body may be says whoever reads it. Use it as `uvicorn.Config(http=Bounded)`, over TLS with `listening.Server`; it
-rests on uvicorn's internals, whose range is pinned.
+a body may be says whoever reads it; here, into how many pieces it may fall: each costs more than its bytes do. Use it
+as `uvicorn.Config(http=Bounded)`, over TLS with `listening.Server`; it rests on uvicorn's internals, whose range is
+pinned.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from uvicorn.server import ServerState
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
+PIECES_ANY, PIECE_LEAST = 1024, 256  # pieces of a body of any size, and bytes that others have on average
 HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 DESCRIPTORS_MAX = 65_536
@@ -75,6 +77,8 @@ def once_each(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]
 class Bounded(HttpToolsProtocol):
     """uvicorn's protocol on httptools; nothing that is asked is endless."""
 
+    _pieces = _body = 0  # of the body that comes: its pieces, and their bytes
+    _wrong = ""  # what is wrong with what came, where the parser does not know it
     _unfinished = 0  # bytes that came since anything of a request was whole
     _late: asyncio.TimerHandle | None = None
     _shaking: socket.socket | None = None  # its TLS handshake is under way
@@ -203,6 +207,10 @@ class Bounded(HttpToolsProtocol):
         elif self._rests and self._late is None:  # what came is no beginning of a request
             self._expect(HEAD_SECONDS)
 
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's."""
+        super().send_400_response(self._wrong or msg)
+
     def on_message_begin(self) -> None:
         """As uvicorn's."""
         super().on_message_begin()
@@ -216,14 +224,18 @@ class Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """As uvicorn's. The application has each field once, and none of the trailers, which come to the same list."""
-        self._unfinished = 0
+        self._unfinished = self._pieces = self._body = 0
         self._expect(SILENCE_SECONDS)
         self.scope["headers"] = once_each(self.headers)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """As uvicorn's."""
+        """As uvicorn's. Of one in crumbs no more is taken: the parser stops at our error, and the answer is 400."""
         self._unfinished = 0
+        self._pieces, self._body = self._pieces + 1, self._body + len(body)
+        if self._pieces > PIECES_ANY + self._body // PIECE_LEAST:
+            self._wrong = f"Expected pieces of {PIECE_LEAST} bytes on average in a body of more than {PIECES_ANY}."
+            raise ValueError(self._wrong)
         self._expect(SILENCE_SECONDS)
         super().on_body(body)
 

@@ -5,6 +5,8 @@ address is on the operator's list, (2) every address that the host resolves to i
 connection is made to exactly the address that was checked: resolving, checking and connecting are one step inside the
 pool's network backend, so a name that resolves differently a moment later (DNS rebinding) changes nothing. No
 redirects are followed, no proxy from the environment is used; time and body are limited; compression is not asked for.
+Each piece of a body (a chunk, or what came at once) costs the event loop more than its bytes do: pieces are counted,
+too, and the loop is given back between them.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ _CONNECTIONS_MAX = 512  # of a scheme: more than deliveries, pushes and DID docu
 # As much as the event loop takes from a socket at once: with the 64 KB of the library each of these is cut in four, and
 # what is left of it copied each time.
 httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18
+# Of one line, of a head, of trailers: they are kept until they are whole, and read line by line.
+httpcore2.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE = 2**15
+_PIECES_ANY, _PIECE_LEAST = 1024, 256  # pieces of a body of any size, and bytes that others have on average
+_PIECES_AT_ONCE = 16  # before others have their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +219,13 @@ class Net:
         )
         try:
             response = await self._pools[parts.scheme].handle_async_request(request)
+            _let_body_come(response)
             try:
-                yield Answer(response)
+                yield Answer(response, at=origin(url))
             finally:
                 await response.aclose()
+        except streams.HeadTooLong as error:
+            raise PeerNonsense(f"{origin(url)} does not come to its answer: {error}") from error
         except _FAILED as error:
             raise PeerUnreachable(f"{origin(url)} {_why(error)}") from error
 
@@ -231,6 +240,12 @@ def _why(error: BaseException) -> str:
     return f"answers, and is not trusted ({said}); check its certificate, and SSL_CERT_FILE for authorities of your own"
 
 
+def _let_body_come(response: httpcore2.Response) -> None:
+    connection = response.extensions["network_stream"]
+    if isinstance(connection, streams.Stream):  # another one where the protocol is switched, which we never ask for
+        connection.answered()
+
+
 def _framing(body: bytes | AsyncIterator[bytes] | None) -> dict[str, str]:
     if body is None:
         return {}
@@ -240,14 +255,26 @@ def _framing(body: bytes | AsyncIterator[bytes] | None) -> dict[str, str]:
 class Answer:
     """An answer whose body is still on the wire: `status`, `headers` (lower-case names), `pieces()`."""
 
-    def __init__(self, response: httpcore2.Response) -> None:
+    def __init__(self, response: httpcore2.Response, *, at: str = "the peer") -> None:
         self._response = response
+        self._at = at
         self.status = response.status
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. The connection is dropped when the caller stops early."""
-        return self._response.aiter_stream()
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; PeerNonsense for one in so many crumbs that reading it would cost more than it is.
+        The connection is dropped when the caller stops early."""
+        count = size = 0
+        async for piece in self._response.aiter_stream():
+            count, size = count + 1, size + len(piece)
+            if count > _PIECES_ANY + size // _PIECE_LEAST:
+                raise PeerNonsense(
+                    f"{self._at} sends its answer in pieces of a few bytes ({count} for {size}), and is not heard to "
+                    f"the end; beyond {_PIECES_ANY} expected {_PIECE_LEAST} bytes each on average: send more at once"
+                )
+            if not count % _PIECES_AT_ONCE:
+                await asyncio.sleep(0)
+            yield piece
 
     async def beginning(self, most: int) -> bytes:
         """The body; of one that is longer than `most` bytes, so much that it shows, and the rest is not read."""

@@ -2,6 +2,10 @@
 
 What arrives is held until it is asked for: 64 KB and one read of the loop at most, then the peer has to wait. Whoever
 is cancelled in a read or a write leaves nothing running; the pool closes the connection then, and waits for nobody.
+
+Who reads the bytes takes time for each line of a head or of trailers, and keeps the loop meanwhile. So a head ends
+somewhere, whatever interim answers come before it, and of a body a little is given at first: of trailers more cannot
+come at once.
 """
 
 from __future__ import annotations
@@ -18,13 +22,21 @@ from httpcore2 import (
     ConnectTimeout,
     ReadError,
     ReadTimeout,
+    RemoteProtocolError,
     WriteError,
     WriteTimeout,
 )
 
 _HELD = 2**16  # bytes that wait for their reader; at more the peer waits, too
 _TOGETHER = 2**16  # bytes that wait for more to go with them, for one round of the loop at most
+_HEAD_MAX, _LINES_MAX = 2**16, 512  # bytes and lines before an answer's body; interim answers have two lines each
+_HEAD_PIECE = 2**12  # bytes that are given at once while the head is read, and
+_BODY_PIECE = 2**14  # of the body; more of one that is large
 _NAMES = {"client_addr": "sockname", "server_addr": "peername"}  # the pool's and the loop's; the others are the same
+
+
+class HeadTooLong(RemoteProtocolError):
+    """Nobody says so much before an answer."""
 
 
 async def connect(address: str, port: int, seconds: float | None) -> Stream:
@@ -47,6 +59,8 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
         self._poll = select.poll()
         self._held: deque[bytes] = deque()
         self._size = 0  # of what is held
+        self._came = self._lines = 0  # bytes that were given to the reader since the request, and line ends in its head
+        self._answered = True  # no head is awaited
         self._unsent: list[bytes] = []
         self._waiting = 0  # bytes of it
         self._full = False  # the transport takes no more for now
@@ -84,15 +98,28 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
         self._full = False
         _wake(self._writer)
 
+    def answered(self) -> None:
+        """The head of the answer is read: what comes now is its body."""
+        self._answered = True
+
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # the pool's interface
+        if not self._answered and (self._came > _HEAD_MAX or self._lines > _LINES_MAX):
+            raise HeadTooLong(f"expected a head of at most {_HEAD_MAX} bytes and {_LINES_MAX} lines, came more")
         if not self._held and not self._ended:
             self._reader = self._loop.create_future()
             await self._within(timeout, self._reader, ReadTimeout)
         if self._held:
-            return self._take(max_bytes)
+            return self._given(max_bytes)
         if self._error is not None:
             raise ReadError(str(self._error)) from self._error
         return b""
+
+    def _given(self, most: int) -> bytes:
+        data = self._take(min(most, _BODY_PIECE + self._came // 4 if self._answered else _HEAD_PIECE))
+        self._came += len(data)
+        if not self._answered:
+            self._lines += data.count(b"\n")
+        return data
 
     def _take(self, most: int) -> bytes:
         data = self._held.popleft()
@@ -107,6 +134,7 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         if not buffer:
             return
+        self._came, self._lines, self._answered = 0, 0, False
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(buffer)

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -136,11 +137,23 @@ async def hasty() -> AsyncIterator[Net]:
     await made.close()
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunks(size: int, many: int) -> bytes:
+    return (b"%x\r\n" % size + b"x" * size + b"\r\n") * many
+
+
 HOSTILE: dict[str, tuple[bytes, type[HanseError]]] = {
     "more bytes than the limit": (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 20_000, PeerNonsense),
     "a length that is not there": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nshort", PeerUnreachable),
     "no protocol at all": (b"\x00\x01\x02 hello\r\n\r\n", PeerUnreachable),
-    "endless headers": (b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 50_000, PeerUnreachable),
+    "endless headers": (b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 50_000, PeerNonsense),
+    "an endless header": (b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 100_000, PeerUnreachable),
+    "interim answers without an end": (b"HTTP/1.1 103 \r\n\r\n" * 50_000, PeerNonsense),
+    "a body in crumbs": (CHUNKED + chunks(1, 5_000), PeerNonsense),
+    "crumbs behind a large piece": (CHUNKED + chunks(5_000, 1) + chunks(1, 2_000), PeerNonsense),
+    "very many trailers": (CHUNKED + b"0\r\n" + b"a: b\r\n" * 15_000 + b"\r\n", PeerUnreachable),
     "nothing": (b"", PeerUnreachable),
 }
 
@@ -174,6 +187,52 @@ async def test_a_hostile_answer_is_a_typed_error(net: Net, name: str) -> None:
     async with server(reply(data)) as port:
         with pytest.raises(expected):
             await net.call("GET", f"http://127.0.0.1:{port}/")
+
+
+async def test_a_body_is_whole_where_its_pieces_are_few_or_not_that_small() -> None:
+    data = CHUNKED + chunks(1, 1_024) + chunks(300, 5_000) + b"0\r\n\r\n"
+    net = Net(Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=60, max_bytes=2**22)
+    async with server(reply(data)) as port:
+        assert len((await net.call("GET", f"http://127.0.0.1:{port}/")).body) == 1_024 + 300 * 5_000
+    await net.close()
+
+
+async def test_others_have_their_turn_between_the_pieces_of_a_body(net: Net) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with (
+        server(reply(CHUNKED + chunks(10, 900) + b"0\r\n\r\n")) as port,
+        net.stream("GET", f"http://127.0.0.1:{port}/") as answer,
+    ):
+        await asyncio.sleep(0.2)  # all of it has come
+        waiting = asyncio.ensure_future(others())
+        assert len([piece async for piece in answer.pieces()]) >= 900
+        waiting.cancel()
+        assert turns >= 900 // 16
+
+
+async def test_what_comes_before_an_answer_and_after_its_body_keeps_nobody_waiting(net: Net) -> None:
+    longest = 0.0
+
+    async def look(at: float) -> None:
+        nonlocal longest
+        while True:
+            await asyncio.sleep(0.001)
+            longest, at = max(longest, time.thread_time() - at), time.thread_time()
+
+    waiting = asyncio.ensure_future(look(time.thread_time()))
+    for name in ("interim answers without an end", "very many trailers"):
+        async with server(reply(HOSTILE[name][0])) as port:
+            with pytest.raises(HanseError):
+                await net.call("GET", f"http://127.0.0.1:{port}/")
+    waiting.cancel()
+    assert longest < 0.1, f"the loop stood still for {longest:.3f} s of processor time"
 
 
 async def test_a_server_that_never_answers_ends_in_the_time_limit(hasty: Net) -> None:

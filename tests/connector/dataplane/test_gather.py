@@ -651,9 +651,20 @@ async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endles
         for size in (0, 3_000_000):
             length = b"content-length: %d\r\n\r\n" % size
             assert (await told(port, head + length, b"c" * size)).endswith(b"%8d" % size)
-        chunks = [b"7\r\n1234567\r\n"] * 50_000
-        body = b"transfer-encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n"
-        assert (await told(port, head + body)).endswith(b"%8d" % 350_000)
+        body = b"transfer-encoding: chunked\r\n\r\n" + chunks(1, bounds.PIECES_ANY) + chunks(300, 5_000) + b"0\r\n\r\n"
+        assert (await told(port, head + body)).endswith(b"%8d" % (bounds.PIECES_ANY + 300 * 5_000))
+
+
+def chunks(size: int, many: int) -> bytes:
+    return (b"%x\r\n" % size + b"x" * size + b"\r\n") * many
+
+
+async def test_a_body_in_crumbs_is_not_read_to_its_end() -> None:
+    head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(counting) as port:
+        answer = await told(port, head + chunks(1, 5_000) + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"Expected pieces of 256 bytes on average in a body of more than 1024.")
 
 
 @pytest.mark.parametrize(
