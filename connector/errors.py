@@ -29,12 +29,24 @@
 
 Every error says what was expected, what came and what to do. `facts` are for machines and may be shown to the
 caller; `private` is for our own log only. One handler per API turns the tree into its wire form.
+
+Some of it others have written: it is made harmless here, once, for every answer, page, event and log that it comes to.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+
+# Control characters except tab and line end, what turns the direction of writing, halves of letters.
+_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """What others wrote, to be shown and stored: signs that command a terminal, or that no database and no JSON takes,
+    are shown as their numbers."""
+    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
 
 
 class HanseError(Exception):
@@ -44,11 +56,13 @@ class HanseError(Exception):
     code: str = "internal"
 
     def __init__(self, message: str, *, code: str | None = None, private: str = "", **facts: Any) -> None:
-        super().__init__(message)
-        self.facts = facts
+        super().__init__(harmless(message))
+        self.facts: dict[str, Any] = {
+            name: harmless(one) if isinstance(one, str) else one for name, one in facts.items()
+        }
         self.private = private
         if code is not None:
-            self.code = code
+            self.code = harmless(code)
 
     @property
     def message(self) -> str:
@@ -144,7 +158,7 @@ class Refused(Forbidden):
         self, message: str, *, code: str | None = None, rule: str = "", private: str = "", **facts: Any
     ) -> None:
         super().__init__(message, code=code, private=private, rule=rule, **facts)
-        self.rule = rule
+        self.rule: str = self.facts["rule"]
 
 
 class NotFound(HanseError):

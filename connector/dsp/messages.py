@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from connector.dsp import jsonld
 from connector.dsp.jsonld import CONTEXT, Json
-from connector.errors import MessageInvalid
+from connector.errors import MessageInvalid, harmless
 
 ID_MAX = 255
 _TEXT_MAX = 2_000
@@ -286,7 +286,7 @@ def _object(value: Any, wire: str) -> Json:
 def _reasons(raw: Any) -> tuple[str, ...]:
     """Whatever somebody calls a reason, as a few bounded texts."""
     items = jsonld.listed(raw)[:_REASONS_MAX]
-    return tuple((item if isinstance(item, str) else json.dumps(item))[:_TEXT_MAX] for item in items)
+    return tuple(harmless(item if isinstance(item, str) else json.dumps(item))[:_TEXT_MAX] for item in items)
 
 
 def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
@@ -326,5 +326,5 @@ def problem_of(body: bytes) -> tuple[str, str]:
         return "", ""
     code = found.get("code")
     texts = [*(_reasons(found["reason"]) if found.get("reason") else ()), found.get("detail")]
-    reason = "; ".join(text for text in texts if isinstance(text, str) and text)[:_TEXT_MAX]
-    return code[:ID_MAX] if isinstance(code, str) else "", reason
+    reason = "; ".join(harmless(text) for text in texts if isinstance(text, str) and text)[:_TEXT_MAX]
+    return harmless(code)[:ID_MAX] if isinstance(code, str) else "", reason

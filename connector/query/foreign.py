@@ -7,6 +7,7 @@ section 0): a crash here costs one job. Runs in a worker.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connector.datasets.sources.arrow_ipc import size_of
+from connector.errors import harmless
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.digests import new_digest
@@ -56,12 +58,12 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     keys = _Keys(job)
     with _judging(), _source(job) as opened:
         seen = _seen(opened, keys.add, check, most=job.limits.rows)
+        columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
         if job.arguments.get("once"):
             seen.for_engine()
             if job.blobs:
                 _keep(job.arguments["path"], job.blobs[0])
         digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
-    columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
     return {**seen.told(), "columns": columns, "digest": digest, "keys": keys.save()}
 
 
@@ -312,16 +314,18 @@ def _end(metadata: Any) -> dict[str, Any] | None:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise Coded("arrow_invalid")
-    return {str(name)[:100]: _flat(value) for name, value in list(found.items())[:_END_FIELDS]}
+    return {harmless(name)[:100]: _flat(value) for name, value in list(found.items())[:_END_FIELDS]}
 
 
 def _flat(value: Any) -> Any:
-    """What an end record may say: a number, a short text, a list of them. Others would decide how it is nested."""
+    """What an end record may say: a finite number, a short text, a list of them. Others would decide how it is nested,
+    or be what no JSON can say: then a revocation would not be heard."""
     if isinstance(value, list):
-        return [str(one)[:_END_TEXT] for one in value[:_END_FIELDS] if isinstance(one, str | int | float)]
+        return [harmless(str(one))[:_END_TEXT] for one in value[:_END_FIELDS] if isinstance(one, str | int | float)]
     if isinstance(value, str):
-        return value[:_END_TEXT]
-    return value if value is None or isinstance(value, int | float) else ""
+        return harmless(value)[:_END_TEXT]
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if value is None or finite else ""
 
 
 def _source(job: Job) -> Any:

@@ -44,7 +44,7 @@ class FakeAnswer(Answer):
 class Owner:
     """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `other` (columns),
     `talkative`, `nested`, `moving`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions),
-    `refuse:<code>`."""
+    `refuse:<code>`, `says:<end record>` (in which ROWS is their number)."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -201,7 +201,7 @@ def _framed(reader: Any, failing: str) -> bytes:
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
         end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
         if failing == "talkative":
-            end["policy"] = ["\0" * 200] * 20
+            end["policy"] = ["\N{SNOWMAN}" * 200] * 20  # six bytes each in the end record
         if failing == "stopped":
             end |= {"status": "revoked", "code": "revoked", "reason": "the owner revoked the agreement"}
         if failing == "over":
@@ -209,6 +209,8 @@ def _framed(reader: Any, failing: str) -> bytes:
         text = json.dumps(end)
         if failing == "nested":
             text = text.replace('"policy": []', f'"policy": {"[" * NESTED}{"]" * NESTED}')
+        if failing.startswith("says:"):
+            text = failing.removeprefix("says:").replace("ROWS", str(rows))
         writer.write_batch(zero, custom_metadata={"hanse.end": text})
     writer.close()
     return bytes(sink.getvalue())

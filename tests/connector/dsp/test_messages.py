@@ -270,6 +270,7 @@ def test_reasons_of_every_shape_become_texts() -> None:
         (json.dumps(EVERY[11].to_wire()).encode(), ("illegal", "no; never")),
         (b'{"detail": "problem json", "code": "c"}', ("c", "problem json")),
         (b'{"reason": null, "code": 7}', ("", "")),
+        (rb'{"reason": ["\u001b[2J no"], "code": "\u202e"}', (r"\u202e", r"\u001b[2J no")),
     ],
 )
 def test_error_replies_are_read_as_far_as_they_say_something(body: bytes, expected: tuple[str, str]) -> None:

@@ -74,6 +74,19 @@ async def test_the_answer_is_an_arrow_stream_with_an_end_record(asker: Asker) ->
     assert end["query_id"] == answer.headers["hanse-query"]
 
 
+async def test_an_owners_refusal_that_nobody_can_write_is_told_and_ends_no_list(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rb'{"code":"not_permitted","detail":"\ud800 no\u001b[2J","rule":"x"}'
+    monkeypatch.setattr("tests.support.owners._problem", lambda *_: told)
+    asker.owners.break_("south", "refuse:not_permitted")
+    refused = await asker.ask()
+    assert (refused.status_code, refused.json()["rule"]) == (403, "x")
+    assert refused.json()["detail"].endswith(r"\ud800 no\u001b[2J")
+    (known,) = (await asker.http.get("/queries")).json()
+    assert known["reason"] == refused.json()["detail"]
+
+
 @pytest.mark.parametrize("given", [{}, {"epsilon": 0.25}], ids=str)
 async def test_every_owner_is_told_what_its_answer_may_cost_of_a_budget(asker: Asker, given: dict[str, Any]) -> None:
     assert (await asker.ask(**given)).status_code == 200

@@ -311,6 +311,31 @@ async def test_an_end_record_that_no_parser_takes_is_its_owner_s_fault(
     assert (failure.value.code, failure.value.facts["owner"]) == ("arrow_invalid", "south")
 
 
+ODD = ["NaN", "-Infinity", "1e400", r'"\ud800"', r'["\ud800"]', r'"\u0000"', "7" * 4000, r'1,"\udfff":2']
+
+
+@pytest.mark.parametrize("small", [2**17, 0])
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd[:12])
+async def test_what_no_json_can_say_in_an_end_record_is_left_out(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, odd: str, small: int
+) -> None:
+    monkeypatch.setattr(remote, "_SMALL", small)
+    asked.owners.break_("south", f'says:{{"status":"complete","rows":ROWS,"x":{odd}}}')
+    _, end = await asked.rows(COUNTS)
+    assert end["status"] == "complete"
+
+
+@pytest.mark.parametrize("small", [2**17, 0])
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd[:12])
+async def test_a_revocation_stands_whatever_else_its_end_record_says(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, odd: str, small: int
+) -> None:
+    monkeypatch.setattr(remote, "_SMALL", small)
+    asked.owners.break_("south", rf'says:{{"status":"revoked","rows":ROWS,"reason":"so it is\ud800","x":{odd}}}')
+    with pytest.raises(Refused, match=r"so it is\\ud800$"):
+        await asked.rows('SELECT count(*) AS n FROM "all".patients', partial=True)
+
+
 async def test_a_version_that_changes_while_an_answer_is_asked_for_again_is_planned_anew(asked: Asked) -> None:
     asked.owners.break_("south", "moving", times=1)
     rows, end = await asked.rows(COUNTS)

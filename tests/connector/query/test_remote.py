@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import Busy, HanseError, Limited, PeerNonsense
+from connector.errors import Busy, HanseError, Limited, PeerNonsense, Refused
 from connector.query import remote
 from connector.query.remote import Budget
 from tests.support.waiting import until
@@ -74,6 +75,16 @@ async def test_a_refusal_that_is_no_problem_object_is_told_by_its_status(
     found = await remote.refusal(answer, "https://north.example/data/v1")
     assert type(found) is kind
     assert "north.example" in found.message
+
+
+async def test_what_a_refusal_says_can_be_shown_and_stored() -> None:
+    told = rb'{"code":"not\ud800","detail":"\ud800 no\u0000 \u001b[2J\u202e","rule":"\udfff"}'
+    answer: Any = No(403, told)
+    found = await remote.refusal(answer, "https://north.example/data/v1")
+    assert isinstance(found, Refused)
+    assert (found.code, found.rule) == (r"not\ud800", r"\udfff")
+    assert found.message == r"\ud800 no\u0000 \u001b[2J\u202e"
+    assert json.dumps(found.problem(), ensure_ascii=False).encode()
 
 
 async def test_a_file_is_not_closed_under_the_thread_that_writes_to_it(tmp_path: Path) -> None:
