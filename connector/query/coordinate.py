@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from connector.errors import HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused
+from connector.errors import HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
 from connector.events import QueryCoordinated
 from connector.net import Net
 from connector.query.federation import ALL, Known, Plan, Silent, Tables
@@ -158,9 +158,10 @@ class Coordinator:
         outcome: str,
         error: BaseException | None,
     ) -> None:
+        told = _told(error)
         progress.state = "complete" if outcome == "ok" else outcome
-        progress.code = progress.code or getattr(error, "code", "" if error is None else "cancelled")
-        progress.reason = error.message if isinstance(error, HanseError) else ""
+        progress.code = progress.code or ("" if error is None else "cancelled" if told is None else told.code)
+        progress.reason = "" if told is None else told.message
         fragments = plan.fragments if plan is not None else ()
         event = QueryCoordinated(
             actor=progress.by,
@@ -171,7 +172,7 @@ class Coordinator:
             outcome=outcome,
             code=progress.code,
             reason=progress.reason[:400],
-            rule=str(getattr(error, "rule", "")),
+            rule=str(getattr(told, "rule", "")),
             detail={
                 "rows": progress.rows,
                 "ms": progress.ms,
@@ -228,7 +229,16 @@ def _needed(names: Collection[Name], known: Known) -> Iterator[Silent]:
             yield Silent(one.owner, one.dataset, one.participant, one.agreement, told_by(one))
 
 
+def _told(error: BaseException | None) -> HanseError | None:
+    """An error as it is recorded; None where there is none, or whoever asked has stopped."""
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return None
+    return error if isinstance(error, HanseError) else unforeseen()
+
+
 def _outcome(error: BaseException, asked: bool) -> str:
+    if not isinstance(error, HanseError | asyncio.CancelledError):
+        return "failed"
     said = isinstance(error, Refused | QueryInvalid | NotFound) or not (asked or isinstance(error, PeerFailed))
     if said and not isinstance(error, asyncio.CancelledError | Limited):
         return "refused"

@@ -460,6 +460,9 @@ class Answer:
                 raise
             yield self._trailer("error", code=error.code, reason=error.message[:400])
             return
+        except Exception as error:
+            self._error, self._outcome = error, "failed"
+            raise
         progress.ms = int(work.deadline.passed * 1000)
         self._outcome = "ok"
         if self._format == ARROW:

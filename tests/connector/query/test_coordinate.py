@@ -336,6 +336,22 @@ async def test_a_revocation_stands_whatever_else_its_end_record_says(
         await asked.rows('SELECT count(*) AS n FROM "all".patients', partial=True)
 
 
+async def test_a_failure_that_nobody_foresaw_is_recorded_as_one(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("of ours")
+
+    for where, at in ((asked.owners, "stream"), (asked.coordinator, "_tables_for")):
+        monkeypatch.setattr(where, at, broken)
+        with pytest.raises(AttributeError):
+            await asked.rows(COUNTS)
+        (event,) = asked.recorded
+        asked.events.clear()
+        assert (event.outcome, event.code) == ("failed", "internal")
+        assert event.reason == "the connector failed; its log says why"
+        newest = asked.coordinator.recent()[0]
+        assert (newest.state, newest.code, newest.reason) == ("failed", "internal", event.reason)
+
+
 async def test_a_version_that_changes_while_an_answer_is_asked_for_again_is_planned_anew(asked: Asked) -> None:
     asked.owners.break_("south", "moving", times=1)
     rows, end = await asked.rows(COUNTS)
