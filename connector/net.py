@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -53,6 +54,16 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def json(self) -> Any:
+        """What the body says; ValueError (or RecursionError) where it is no JSON, or has what nobody can store and send
+        on: half a character, NUL, a number that is not finite."""
+        found = json.loads(self.body)
+        again = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        again.encode()
+        if "\\u0000" in again.replace("\\\\", ""):
+            raise ValueError("expected texts without NUL")
+        return found
 
 
 def is_public(address: Address) -> bool:
@@ -109,6 +120,8 @@ async def _resolve(host: str, port: int) -> list[Address]:
         pass
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise AddressRefused(f"expected a host name, came {host[:200]!r}, which can be none") from None
     except OSError as error:
         raise PeerUnreachable(f"the host name {host} does not resolve; check the address") from error
     addresses = [ipaddress.ip_address(entry[4][0]) for entry in found][:_RESOLVED_MAX]
@@ -206,8 +219,12 @@ class Net:
 
         `seconds` to wait for a piece, where the other side works for it (a query); connecting keeps the usual limit.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in self._pools or not parts.hostname or parts.username or parts.password:
+        try:
+            parts = urlsplit(url)
+            plain = parts.port != 0 and parts.hostname and not (parts.username or parts.password)
+        except ValueError:  # a port that is no number, half an IPv6 address
+            raise AddressRefused(f"expected a host, perhaps with a port, in the URL, came {url[:200]!r}") from None
+        if parts.scheme not in self._pools or not plain:
             raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
         if not url.isascii():
             raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")

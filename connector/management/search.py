@@ -30,7 +30,7 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     if reply.status == 401 and headers:  # we are no member there: what is for everybody is for us, too
         reply = await net.call("GET", url)
     try:
-        found = json.loads(reply.body)
+        found = reply.json() if reply.status == 200 else json.loads(reply.body)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

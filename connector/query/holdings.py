@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInvalid, Refused
+from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInvalid, Refused, unforeseen
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.forms import NAME
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
+from connector.query.summary import Grid, Summary, summary_of
 from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
+from connector.telemetry import logger
 from policies.columns import fold
 from policies.values import is_below
 from policies.vocabulary import expand
 
+_log = logger("query")
 _KEPT_SECONDS = 60.0
 _KEPT_MAX = 1024
 _LOOKED_SECONDS = 1.0  # what another process has changed is known this late; the owner knows it anyway
@@ -149,6 +153,9 @@ class Holdings:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
                 except HanseError as error:
                     return None if isinstance(error, Refused | NotFound) else self._silent(agreement, error)
+                except Exception as error:  # noqa: BLE001  what one owner says must not end questions to the others
+                    _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
+                    return self._silent(agreement, unforeseen())
 
         told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
         registered = {} if self._names is None else await self._names()
@@ -208,7 +215,9 @@ def address_of(wire: Mapping[str, Any]) -> Access:
         endpoint = str(properties.get("http") or wire["endpoint"]).rstrip("/")
         ticket = str(properties["authorization"])
         expires = float(properties.get("expires", "inf"))
-    except (KeyError, TypeError, ValueError) as error:
+        if math.isnan(expires) or not (ticket.isascii() and ticket.isprintable()):
+            raise ValueError("no header can carry that ticket, or it never ends")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PeerNonsense("expected a data address with endpoint and authorization, came another form") from error
     return Access(endpoint, ticket, expires)
 
@@ -216,41 +225,46 @@ def address_of(wire: Mapping[str, Any]) -> Access:
 def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> TableInfo:
     """A provider's summary of an agreement as the planner sees it: of the contract that serves queries for `purpose`.
 
-    Where none does, the first one is shown: the owner will refuse, and record it, with the rule.
+    Where none does, the first one is shown: the owner will refuse, and record it, with the rule. PeerNonsense for what
+    is no summary.
     """
     try:
-        contracts = [c for c in summary["contracts"] if {_QUERY, _USE} & set(c["actions"])] or summary["contracts"]
-        wanted = expand(purpose)
-        fitting = [c for c in contracts if not c["purposes"] or any(is_below(wanted, one) for one in c["purposes"])]
-        contract = (fitting or contracts)[0]
-        aggregate = contract["aggregate"]
-        owner, dataset = _said_names(summary, agreement)
-        return TableInfo(
-            owner=owner,
-            dataset=dataset,
-            columns=tuple(Column(str(c["name"]), str(c["type"])) for c in contract["columns"]),
-            agreement=agreement.id,
-            participant=agreement.provider,
-            dataset_id=agreement.dataset_id,
-            version=str(summary.get("version", "")),
-            rows=None if summary["rows"] is None else int(summary["rows"]),
-            # Which of them serves the question its owner decides when it is asked.
-            shares_keys=bool(fitting) and all(one.get("shares_keys") is True for one in fitting),
-            takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
-            joins=None if contract["joins"] is None else tuple(contract["joins"]),
-            rationed=any(contract.get("limits", {}).get(name) is not None for name in ("rows", "bytes", "share")),
-            grid=None
-            if aggregate is None
-            else GridInfo(
-                dimensions=tuple(d["column"] for d in aggregate["dimensions"]),
-                measures=tuple(m["column"] for m in aggregate["measures"]),
-                min_group=int(aggregate["min_group"]),
-                entity=aggregate["entity"],
-                epsilon=aggregate.get("epsilon"),
-            ),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise PeerNonsense(f"{agreement.provider} describes its agreement in a form that is not ours") from error
+        told = summary_of(summary)
+    except ValueError as error:
+        raise PeerNonsense(
+            f"{agreement.provider} describes its agreement {agreement.id} in a form that is not ours ({error})"
+        ) from error
+    contracts = [one for one in told.contracts if {_QUERY, _USE} & set(one.actions)] or told.contracts
+    wanted = expand(purpose)
+    fitting = [one for one in contracts if not one.purposes or any(is_below(wanted, above) for above in one.purposes)]
+    contract = (fitting or contracts)[0]
+    _check_names(told, agreement)
+    return TableInfo(
+        owner=told.owner,
+        dataset=told.name,
+        columns=tuple(Column(one.name, one.type) for one in contract.columns),
+        agreement=agreement.id,
+        participant=agreement.provider,
+        dataset_id=agreement.dataset_id,
+        version=told.version,
+        rows=told.rows,
+        # Which of them serves the question its owner decides when it is asked.
+        shares_keys=bool(fitting) and all(one.shares_keys is True for one in fitting),
+        takes_keys=told.takes_keys and contract.joins is None,
+        joins=contract.joins,
+        rationed=any(contract.limits.get(name) is not None for name in ("rows", "bytes", "share")),
+        grid=None if contract.aggregate is None else _grid(contract.aggregate),
+    )
+
+
+def _grid(told: Grid) -> GridInfo:
+    return GridInfo(
+        dimensions=tuple(one.column for one in told.dimensions),
+        measures=tuple(one.column for one in told.measures),
+        min_group=told.min_group,
+        entity=told.entity,
+        epsilon=told.epsilon,
+    )
 
 
 def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
@@ -334,15 +348,13 @@ def _names_of(dataset_id: str) -> tuple[str, str]:
     return owner, dataset
 
 
-def _said_names(summary: Mapping[str, Any], agreement: Holding) -> tuple[str, str]:
-    """The owner and the dataset as the provider calls them now; PeerNonsense unless that fits what was agreed."""
-    owner, dataset = str(summary["owner"]), str(summary["name"])
-    if not _is_name(owner) or _names_of(agreement.dataset_id) not in (("", ""), (owner, dataset)):
+def _check_names(told: Summary, agreement: Holding) -> None:
+    """PeerNonsense unless the owner and the dataset, as the provider calls them now, fit what was agreed."""
+    if not _is_name(told.owner) or _names_of(agreement.dataset_id) not in (("", ""), (told.owner, told.name)):
         raise PeerNonsense(
-            f'{agreement.provider} calls its dataset "{owner}"."{dataset}", which is not the name of '
+            f'{agreement.provider} calls its dataset "{told.owner}"."{told.name}", which is not the name of '
             f"{agreement.dataset_id}, on which there is the agreement {agreement.id}; negotiate a new one"
         )
-    return owner, dataset
 
 
 def _may_be(agreement: Holding, names: Collection[tuple[str, str]]) -> bool:
@@ -356,7 +368,7 @@ def _may_be(agreement: Holding, names: Collection[tuple[str, str]]) -> bool:
 def _json(reply: Reply, url: str) -> dict[str, Any]:
     """A 200 with a JSON object, or the provider's own refusal as ours."""
     try:
-        body = json.loads(reply.body)
+        body = reply.json() if reply.status == 200 else json.loads(reply.body)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):

@@ -52,6 +52,8 @@ async def test_every_spelling_of_loopback_is_refused_before_a_byte_leaves(host: 
 @pytest.mark.parametrize(
     "url",
     ["ftp://example.org/", "file:///etc/passwd", "//example.org", "example.org", "http://", "https://user:pw@example.org/",
+     "https://[::1/", "https://example.org:port/", "https://example.org:99999/", "https://example.org:0/",
+     f"https://{'a' * 64}.example/", "https://a..example/",
      "gopher://127.0.0.1:70/", "javascript:alert(1)", "https://example.org/ä", "https://ä.example.org/"],
 )  # fmt: skip
 async def test_anything_but_a_plain_http_url_is_refused(url: str) -> None:

@@ -14,12 +14,12 @@ from connector.errors import HanseError, NotFound, PeerNonsense, PeerUnreachable
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.net import Reply
 from connector.query.federation import Bearer
-from connector.query.holdings import Holdings, _json, table_of
+from connector.query.holdings import Holdings, _json, address_of, table_of
 from connector.store.agreements import Holding, Readable, Started
 from policies.vocabulary import expand
 
-_ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
-
+_TICKET = [{"name": "authorization", "value": "ticket"}]
+_ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": _TICKET}
 
 _BEARER = Bearer("http://owner/data/v1", "ticket", "did:web:owner")
 _COLUMNS = [{"name": "id", "type": "BIGINT"}]
@@ -213,6 +213,95 @@ def said(owner: str, name: str) -> dict[str, Any]:
     contract = {"actions": ["http://www.w3.org/ns/odrl/2/use"], "purposes": [], "columns": _COLUMNS, "aggregate": None,
                 "joins": None}  # fmt: skip
     return {"owner": owner, "name": name, "rows": 10, "contracts": [contract]}
+
+
+def slightly(off: str, value: Any) -> dict[str, Any]:
+    """A summary of which one member is another: `rows`, or `contracts.0.limits`."""
+    summary = said("clinic", "patients")
+    *path, last = off.split(".")
+    inner: Any = summary
+    for name in path:
+        inner = inner[int(name) if name.isdecimal() else name]
+    inner[last] = value
+    return summary
+
+
+def grid(**more: Any) -> dict[str, Any]:
+    return {"dimensions": [], "measures": [], "min_group": 5, "entity": None, **more}
+
+
+OFF: list[tuple[str, Any]] = [
+    ("rows", float("inf")), ("rows", "many"), ("rows", -1), ("rows", 10**400), ("owner", ["clinic"]), ("version", None),
+    ("contracts", []), ("contracts", {"a": 1}), ("contracts", "abc"), ("contracts.0", None), ("takes_keys", [1]),
+    *((f"contracts.0.{name}", value)
+      for name in ("limits", "actions", "purposes", "columns", "joins", "aggregate") for value in ("abc", [1], True)),
+    ("contracts.0.limits", None), ("contracts.0.actions", [{}]),
+    ("contracts.0.columns", [{"name": "*", "type": "INT"}]), ("contracts.0.columns", [{"name": "id", "type": {}}]),
+    ("contracts.0.aggregate", grid(min_group=float("inf"))), ("contracts.0.aggregate", grid(entity={})),
+    ("contracts.0.aggregate", grid(measures=[{"column": 7}])),
+    ("contracts.0.aggregate", grid(epsilon=float("nan"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("off", "value"), OFF, ids=[f"{off}={str(value)[:20]}" for off, value in OFF])
+async def test_a_summary_that_is_slightly_off_is_nonsense_of_its_owner_and_touches_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, off: str, value: Any
+) -> None:
+    summary = slightly(off, value) if off != "contracts.0" else {**said("clinic", "patients"), "contracts": [value]}
+    held = (Holding("odd", RIVAL, "https://rival.example/1"), summary), VISITS
+    known = await holding(monkeypatch, *held).tables([("north", "visits")], "")
+    assert set(known.tables) == {("north", "visits")}
+    (silent,) = known.silent
+    assert isinstance(silent.error, PeerNonsense)
+    assert RIVAL in silent.error.message
+
+
+async def test_what_nobody_foresaw_of_one_agreement_is_the_silence_of_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holdings = holding(monkeypatch, PATIENTS, VISITS)
+    contract = holdings.contract
+
+    async def broken(agreement: str, *, fresh: bool) -> Any:
+        if agreement != "visits":
+            raise AttributeError("of ours")
+        return await contract(agreement, fresh=fresh)
+
+    monkeypatch.setattr(holdings, "contract", broken)
+    for names in ([("all", "visits"), ("clinic", "patients")], None):
+        known = await holdings.tables(names, "")
+        assert set(known.tables) == {("north", "visits")}
+        assert [(one.participant, one.error.code) for one in known.silent] == [(CLINIC, "internal")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [rb'{"rows":1e400}', rb'{"rows":NaN}', rb'{"name":"\ud800"}', rb'{"name":"a\u0000"}', b'{"name":"\xed\xa0\x80"}'],
+)
+async def test_json_that_nobody_can_store_or_send_on_is_nonsense_of_its_sender(body: bytes) -> None:
+    with pytest.raises(PeerNonsense, match="a JSON object from https://owner"):
+        _json(Reply(200, {}, body), "https://owner/contract")
+
+
+async def test_a_refusal_stands_whatever_signs_it_is_written_in() -> None:
+    with pytest.raises(Refused, match=r"^no\\ud800$") as refused:
+        _json(Reply(403, {}, rb'{"detail":"no\ud800","code":"ended"}'), "https://owner/contract")
+    assert refused.value.code == "ended"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("expires", 10**400), ("expires", "nan"), ("authorization", "a\r\nb: c"), ("authorization", "\ud800"),
+     ("authorization", "tück")],
+)  # fmt: skip
+def test_a_data_address_that_nobody_can_read_from_is_none(name: str, value: Any) -> None:
+    odd = {"endpoint": "http://owner", "endpointProperties": [*_TICKET, {"name": name, "value": value}]}
+    with pytest.raises(PeerNonsense, match="expected a data address"):
+        address_of(odd)
+
+
+def test_a_sign_for_a_backslash_before_u0000_is_no_nul() -> None:
+    assert Reply(200, {}, rb'{"name":"\\u0000"}').json() == {"name": r"\u0000"}
 
 
 CLINIC, RIVAL = "did:web:clinic.example", "did:web:Rival.example"
