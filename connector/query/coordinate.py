@@ -28,6 +28,7 @@ from connector.query.job import TRAILER_KEY
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.remote import Answered, Remote, Ticket, told_by
+from connector.query.shapes import Shapes
 from connector.query.work import END_OF_STREAM, Answer, Means, Work, filled
 from connector.recent import keep
 from connector.store import Store
@@ -72,6 +73,7 @@ class Coordinator:
         self._means = Means(
             pool=pool,
             remote=Remote(net, pool, ticket),
+            shapes=Shapes(pool),
             work_dir=work_dir,
             memory_mb=memory_mb,
             temp_mb=temp_mb,

@@ -341,6 +341,14 @@ def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
     return plain_schema(nothing.rename_columns(relation.columns).schema)
 
 
+def schema_bound(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Schema:
+    """The schema of what a SELECT gives. It is only bound: no part of it is computed."""
+    bound = query(con, sql, ())
+    nulls = ", ".join(f"CAST(NULL AS {kind})" for kind in bound.types)
+    types = con.sql(f"SELECT {nulls}").to_arrow_reader().schema.types
+    return pa.schema(list(zip(bound.columns, types, strict=True)))
+
+
 def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:
     """Rows of this relation that make about `target` bytes; `row_bytes` is what is known of its columns' widths."""
     columns = zip(relation.columns, relation.types, strict=True)

@@ -202,6 +202,8 @@ class Fragment:
     versions: tuple[tuple[str, str], ...] = ()  # the version of each dataset (by id) that the plan was made for
     # Each output with the type that it gets back here, empty for those that came as they were; () if all did.
     restored: tuple[tuple[str, str], ...] = ()
+    reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
+    counts: tuple[str, ...] = ()  # outputs that count rows
 
 
 @dataclass(frozen=True, slots=True)

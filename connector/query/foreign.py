@@ -24,6 +24,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.digests import new_digest
 from connector.query.job import Job
+from connector.query.judging import Judge
 from policies.columns import fold
 
 _BLOB_MAX = 256 * 2**20
@@ -54,26 +55,27 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     `k`; `keys` of the answer are the files that were written.
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
     With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
+    With `arguments.shape` (`shapes.Shape`) of the columns `arguments.names`, `wrong` says what does not fit it.
     """
-    keys = _Keys(job)
+    keys, judge = _Keys(job), Judge(job.arguments.get("shape"), job.arguments.get("names") or ())
     with _judging(), _source(job) as opened:
-        seen = _seen(opened, keys.add, check, most=job.limits.rows)
+        seen = _seen(opened, keys.add, check, judge, most=job.limits.rows)
         columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
         if job.arguments.get("once"):
             seen.for_engine()
             if job.blobs:
                 _keep(job.arguments["path"], job.blobs[0])
         digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
-    return {**seen.told(), "columns": columns, "digest": digest, "keys": keys.save()}
+    return {**seen.told(), "columns": columns, "wrong": judge.wrong, "digest": digest, "keys": keys.save()}
 
 
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
-    """Read answers of owners, a blob each, of `arguments.columns`. `arguments.keys` as for `check`, over all of them.
-    One that is not whole fails all."""
+    """Read answers of owners, a blob each, of `arguments.columns` and `arguments.shapes`. `arguments.keys` as for
+    `check`, over all of them. One that is not whole, or not of its shape, fails all."""
     keys, found, size = _Keys(job), [], 0
-    for blob, columns in zip(job.blobs, job.arguments["columns"], strict=True):
+    for number, (blob, columns) in enumerate(zip(job.blobs, job.arguments["columns"], strict=True)):
         with _judging():
-            seen = _whole(blob, columns, keys.add, check)
+            seen = _whole(blob, Judge(_shape(job, number), columns), keys.add, check)
         size += seen.size
         found.append(seen.told())
     if size > _HELD_MAX:  # they would not be held by the job that joins them
@@ -81,24 +83,32 @@ def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     return {"answers": found, "keys": keys.save()}
 
 
+def _shape(job: Job, number: int) -> Any:
+    """What is said of the shape of a blob's answer; None where nothing is."""
+    shapes = job.arguments.get("shapes")
+    return None if shapes is None else shapes[number]
+
+
 class Unread:
     """Answers of owners, a blob each, read into memory by the job that joins them."""
 
-    def __init__(self, check: Callable[[], None]) -> None:
+    def __init__(self, job: Job, check: Callable[[], None]) -> None:
         self.told: dict[int, dict[str, Any]] = {}
+        self._job = job
         self._check = check
         self._left = _HELD_MAX
 
-    def tables(self, blobs: Mapping[int, bytes], columns: Sequence[str]) -> list[pa.Table]:
+    def tables(self, blobs: Sequence[int], columns: Sequence[str]) -> list[pa.Table]:
         """The rows of whole answers, one table where their types are the same; `told` tells of each by its number."""
-        found = [self._table(number, blob, columns) for number, blob in blobs.items()]
+        found = [self._table(number, columns) for number in blobs]
         alike = all(one.schema == found[0].schema for one in found)
         return [pa.concat_tables(found)] if alike else found
 
-    def _table(self, number: int, blob: bytes, columns: Sequence[str]) -> pa.Table:
+    def _table(self, number: int, columns: Sequence[str]) -> pa.Table:
         batches: list[pa.RecordBatch] = []
+        judge = Judge(_shape(self._job, number), columns)
         with _judging():
-            seen = _whole(blob, columns, lambda batch: self._hold(batches, batch), self._check)
+            seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
         self.told[number] = seen.told()
         schema = pa.schema(list(zip(columns, seen.schema.types, strict=True)))  # of the foreign one only the types
         return pa.Table.from_batches(
@@ -134,10 +144,16 @@ class _Seen:
 
 
 def _seen(
-    opened: Any, each: Callable[[pa.RecordBatch], None], check: Callable[[], None], *, most: int | None = None
+    opened: Any,
+    each: Callable[[pa.RecordBatch], None],
+    check: Callable[[], None],
+    judge: Judge,
+    *,
+    most: int | None = None,
 ) -> _Seen:
     """Read a stream to its end, each batch before the end record given to `each`; nothing follows it."""
     with pa.ipc.open_stream(opened) as reader:
+        judge.schema(reader.schema)
         seen = _Seen(reader.schema, opened.tell())
         for batch, metadata in _with_metadata(reader):
             check()
@@ -151,6 +167,7 @@ def _seen(
                 seen.size += size_of(*batch.columns)
                 if most is not None and seen.rows > most:
                     raise Coded("rows_limit")
+                judge.batch(batch)
                 each(batch)
         if opened.read(1):
             raise Coded("arrow_invalid")  # bytes that nobody has looked at
@@ -158,15 +175,13 @@ def _seen(
     return seen
 
 
-def _whole(
-    blob: bytes, columns: Sequence[str], each: Callable[[pa.RecordBatch], None], check: Callable[[], None]
-) -> _Seen:
-    """Read an owner's answer that is complete by its own end record, by our count, and by its columns."""
-    seen = _seen(pa.BufferReader(blob), each, check)
+def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], check: Callable[[], None]) -> _Seen:
+    """Read an owner's answer that is complete by its own end record, by our count, by its columns and their types."""
+    seen = _seen(pa.BufferReader(blob), each, check, judge)
     seen.for_engine()
     end = seen.end or {}
-    named = [fold(name) for name in seen.schema.names] == [fold(name) for name in columns]
-    if end.get("status") != "complete" or end.get("rows") != seen.rows or not named:
+    named = [fold(name) for name in seen.schema.names] == [fold(name) for name in judge.names]
+    if end.get("status") != "complete" or end.get("rows") != seen.rows or not named or judge.wrong:
         raise Coded("answer_unsound")
     return seen
 

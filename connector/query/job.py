@@ -127,7 +127,7 @@ class Ranges:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow,
-    read_answers, unite_keys, verbatim (one value).
+    read_answers, shapes, unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. `even`: rows are hidden, so where a batch ends depends on those that leave and on nothing else.

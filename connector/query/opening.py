@@ -223,7 +223,7 @@ def limits_of(job: Job) -> Limits:
 def key_of(job: Job) -> str:
     """For which jobs what this one opens may be kept; empty for none."""
     limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads, mixes(job))
-    if job.kind != "query" or job.only is not None:
+    if job.kind not in ("query", "shapes") or job.only is not None:
         return ""
     if job.once:
         return json.dumps([job.consumer, limits])

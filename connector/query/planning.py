@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -12,6 +13,8 @@ from connector.query import parse
 from connector.query import tree as trees
 from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables, shared_name
 from policies.columns import fold
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,9 @@ class Planning:
         types = {tree: restored(draft.shares[number].statement, draft.sources[number]) for tree, number in once.items()}
         back = [types[id(share.statement)] for share in draft.shares]
         sizes = estimate(draft)
+        counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
+        named_in = {tree: _names_in(text) for tree, text in sql.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
             one_participant(*infos)
@@ -241,6 +246,8 @@ class Planning:
                 nbytes=None if expected is None else expected[1],
                 versions=tuple((info.dataset_id, info.version) for info in infos if info.version),
                 restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
+                reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
+                counts=counts[id(share.statement)],
             )
 
 
@@ -253,6 +260,25 @@ def one_participant(*infos: TableInfo) -> None:
 
 def _named_in(info: TableInfo, names: tuple[str, ...]) -> bool:
     return not {info.dataset, f"{info.owner}.{info.dataset}", info.dataset_id}.isdisjoint(names)
+
+
+def _counts(statement: exp.Expr) -> tuple[str, ...]:
+    """The outputs of a statement that are COUNT, with FILTER or without."""
+    if not isinstance(statement, exp.Select):
+        return ()
+    values = ((output.alias_or_name, output.unalias()) for output in statement.expressions)
+    return tuple(
+        name for name, value in values if isinstance(value.this if isinstance(value, exp.Filter) else value, exp.Count)
+    )
+
+
+def _names_in(sql: str) -> frozenset[str]:
+    """What stands in quotes in a statement's text, folded: every name that is in it, and perhaps more."""
+    return frozenset(fold(name.replace('""', '"')) for name in _QUOTED.findall(sql))
+
+
+def _of(columns: Sequence[Column], names: Collection[str]) -> tuple[Column, ...]:
+    return tuple(column for column in columns if fold(column.name) in names)
 
 
 def _bare(statement: exp.Expr) -> str:

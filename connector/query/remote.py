@@ -41,6 +41,7 @@ from connector.query.deadline import Deadline
 from connector.query.federation import Bearer, Fragment, Silent
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
+from connector.query.shapes import Shape
 from policies.columns import fold
 
 Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
@@ -82,6 +83,7 @@ class Request:
     epsilon: float | None
     deadline: Deadline
     later: int  # stages that follow this one
+    shapes: asyncio.Future[Mapping[str, Shape]]  # of all fragments' answers, by their ids
     rows: int | None = None
     codec: str = "zstd"
     keys: tuple[KeyTable, ...] = ()
@@ -175,7 +177,9 @@ class Remote:
         assert answered.small is not None
         return await answered.small.exchange.looked_into(answered.small.body)
 
-    async def read_together(self, answers: Sequence[Answered], wanted: Sequence[str], limits: Limits) -> list[Answered]:
+    async def read_together(
+        self, answers: Sequence[Answered], wanted: Sequence[str], shapes: Mapping[str, Shape], limits: Limits
+    ) -> list[Answered]:
         """What came unread, read in one job, with the values of `wanted` outputs over all of them. Where one is not as
         it should be, all fail, and the error does not say which."""
         small = [one.small for one in answers if one.small is not None]
@@ -183,7 +187,11 @@ class Remote:
         told = await self.pool.ask(
             Job(
                 kind="read_answers",
-                arguments={"columns": [one.fragment.outputs for one in answers], "keys": list(keys.values())},
+                arguments={
+                    "columns": [one.fragment.outputs for one in answers],
+                    "shapes": [shapes[one.fragment.id].to_json() for one in answers],
+                    "keys": list(keys.values()),
+                },
                 blobs=tuple(one.body for one in small),
                 limits=limits,
                 consumer="coordinator",
@@ -302,10 +310,17 @@ class _Exchange:
         request, spool = self.request, self.file
         names = tuple(fold(name) for name in request.fragment.outputs)
         keys = _keys(request.fragment, request.wanted, spool)
+        shape = (await asyncio.shield(request.shapes))[request.fragment.id]
         found = await self.remote.pool.ask(
             Job(
                 kind="check_arrow",
-                arguments={"path": str(spool), "once": True, "keys": list(keys.values())},
+                arguments={
+                    "path": str(spool),
+                    "once": True,
+                    "keys": list(keys.values()),
+                    "shape": shape.to_json(),
+                    "names": request.fragment.outputs,
+                },
                 blobs=() if held is None else (held,),
                 limits=Limits(seconds=self._left),
                 consumer="coordinator",
@@ -321,6 +336,8 @@ class _Exchange:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
         if tuple(fold(str(column["name"])) for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
+        if found["wrong"]:
+            raise PeerNonsense(found["wrong"])
         return self._came(size).read(found, _kept(keys, found["keys"]))
 
 

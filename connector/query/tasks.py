@@ -39,6 +39,7 @@ _AHEAD = 2  # batches
 _BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
 _BATCH_MIN = 2**19
 _ALL = 2**62
+_UNFIT = ("query_invalid", "computation_failed")  # a statement and the types of its columns
 # With whole numbers and decimals: types that the engine gives as they are stored.
 _PLAIN = (pa.bool_(), pa.float32(), pa.float64(), pa.string(), pa.date32())
 
@@ -66,9 +67,9 @@ def opened(session: Session, job: Job, answers: Mapping[str, list[pa.Table]] = M
 
 def _answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
     """The answers that came unread, all of them whole; what is in them is told at once."""
-    unread = foreign.Unread(session.check)
+    unread = foreign.Unread(job, session.check)
     tables = {
-        name: unread.tables({one: job.blobs[one] for one in relation.answers}, relation.columns)
+        name: unread.tables(relation.answers, relation.columns)
         for name, relation in job.relations.items()
         if relation.answers
     }
@@ -77,13 +78,13 @@ def _answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
     return tables
 
 
-def _recheck(con: Any, job: Job) -> None:
+def _recheck(con: Any, job: Job, sql: str = "") -> None:
     """The engine's own parser reads the SQL and finds only what the gate put there (federated-query 3.4, step 7)."""
     if job.recheck is None:
         return
     from policies.enforce import recheck as second
 
-    text = con.execute(second.RECHECK_SQL, [job.sql]).fetchall()[0][0]
+    text = con.execute(second.RECHECK_SQL, [sql or job.sql]).fetchall()[0][0]
     try:
         second.check(text, names=frozenset(job.recheck.names), functions=frozenset(job.recheck.functions))
     except PolicyError as refusal:
@@ -403,6 +404,25 @@ def read_answers(session: Session, job: Job) -> None:
     value(session, foreign.read(job, check=session.check))
 
 
+def shapes(session: Session, job: Job) -> None:
+    """The schema of what each of `arguments.statements` gives, as its IPC message in base64, while nothing is computed;
+    empty where the engine does not take one."""
+    con = session.open(job).ready_once({}, session.worker.keeping.engine)
+    found = []
+    for sql in job.arguments["statements"]:
+        session.check()
+        try:
+            _recheck(con, job, sql)
+            schema = engine.schema_bound(con, sql)
+        except Exception as error:
+            if not isinstance(error, Coded) and engine.code_of(error, asked=True) not in _UNFIT:
+                raise
+            found.append("")
+        else:
+            found.append(base64.b64encode(schema.serialize().to_pybytes()).decode())
+    value(session, found)
+
+
 def unite_keys(session: Session, job: Job) -> None:
     """The keys of several answers as one list, where that needs no engine."""
     value(session, foreign.unite(job, check=session.check))
@@ -424,6 +444,7 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "convert": convert,
     "check_arrow": check_arrow,
     "read_answers": read_answers,
+    "shapes": shapes,
     "unite_keys": unite_keys,
     "verbatim": verbatim,
 }

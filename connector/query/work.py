@@ -30,6 +30,7 @@ from connector.query.questions import Missing, Progress, Question
 from connector.query.reading import Reading
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 from connector.query.running import Result
+from connector.query.shapes import Shape, Shapes
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
@@ -54,6 +55,7 @@ class Means:
 
     pool: Pool
     remote: Remote
+    shapes: Shapes
     work_dir: Path
     memory_mb: int
     temp_mb: int
@@ -81,6 +83,7 @@ class Work:
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._reading: Reading | None = None
         self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
+        self._shapes: asyncio.Future[Mapping[str, Shape]] = asyncio.Future()
 
     async def begin(self) -> Answer:
         """Everything until the first bytes of the answer are there."""
@@ -117,6 +120,8 @@ class Work:
         progress.state, self.asked = "asking", True
         self._waves = plan.waves
         self._wanted = {table: wanted(plan, table) for table in plan.tables}
+        self._shapes = asyncio.ensure_future(means.shapes.of(plan.fragments, self._limits(later=1)))
+        self._shapes.add_done_callback(_seen)
         self.answers = await self._fragments(plan)
 
     async def _forget(self) -> None:
@@ -233,6 +238,7 @@ class Work:
             later=later,
             keys=keys,
             codec=self.question.wire,
+            shapes=self._shapes,
             wanted=self._wanted[fragment.table],
         )
         return await self._unless_missing(fragment, self.means.remote.ask(request, self.folder, budget))
@@ -253,7 +259,8 @@ class Work:
 
     async def _read_together(self, answers: Sequence[Answered]) -> list[Answered]:
         wanted = self._wanted[answers[0].fragment.table]
-        return await self.means.remote.read_together(answers, wanted, self._limits(later=2))
+        shapes = await asyncio.shield(self._shapes)
+        return await self.means.remote.read_together(answers, wanted, shapes, self._limits(later=2))
 
     async def _unless_missing(self, fragment: Fragment, answer: Awaitable[Answered]) -> Answered:
         try:
@@ -284,6 +291,7 @@ class Work:
     async def _merged(self, plan: Plan) -> Answer:
         """The residual under way. Where it does not begin, each small answer is read alone first: one that is not what
         it should be is asked for once more, or the error says whose it is."""
+        await asyncio.shield(self._shapes)  # where it fails, that is no owner's doing
         try:
             return await self._merge(plan)
         except HanseError as error:
@@ -296,6 +304,7 @@ class Work:
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers and nothing else."""
         relations, blobs = self._given(self.answers)
+        shapes = self._shapes.result()
         if len(plan.tables) > 1:
             relations = self._taken(relations, plan)
         without = {answer.fragment.id for answer in self.answers if not answer.given}
@@ -313,6 +322,7 @@ class Work:
                 format=self.question.format,
                 codec=self.question.codec,
                 trailer_room=room,
+                arguments={"shapes": [shapes[name].to_json() for name in blobs]},
                 blobs=tuple(blobs.values()),
                 consumer="coordinator",
                 once=True,
@@ -400,6 +410,7 @@ class Work:
         }
 
     def _cancel_reading(self) -> None:
+        self._shapes.cancel()
         if self._reading is not None:
             self._reading.cancel()
         for table in self._key_tables.values():
@@ -491,6 +502,12 @@ def wanted(plan: Plan, table: str) -> tuple[str, ...]:
     """The outputs of a table whose values narrow others."""
     keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
     return tuple(dict.fromkeys(key.output for key in keys))
+
+
+def _seen(done: asyncio.Future[Any]) -> None:
+    """Whoever waits for it hears of its failure; where nobody does any more, that is no news."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _small(path: Path) -> bytes | None:

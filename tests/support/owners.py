@@ -44,7 +44,7 @@ class FakeAnswer(Answer):
 class Owner:
     """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `other` (columns),
     `talkative`, `nested`, `moving`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions),
-    `refuse:<code>`, `says:<end record>` (in which ROWS is their number)."""
+    `refuse:<code>`, `says:<end record>` (in which ROWS is their number), `makes:<outputs>` (of its answer)."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -170,6 +170,8 @@ class Owners:
                 relation = cursor.sql(envelope["sql"])
                 if failing == "other":
                     relation = relation.project("1 AS other")
+                if failing.startswith("makes:"):
+                    relation = relation.project(failing.removeprefix("makes:"))
                 reader = relation.to_arrow_reader(10_000)
                 return _framed(reader, failing)
             except duckdb.Error as error:

@@ -1,0 +1,119 @@
+"""What the answer to a fragment must look like: the Arrow types that the engine gives over columns of the agreed types.
+
+An owner that answers other types would change what all owners' values mean: numbers that come as text are compared as
+text. So each answer is compared with its shape before one of its rows is read (`connector.query.judging`). An engine
+of ours says what that is, in a job beside the asking; what it said of late is kept. Loads neither engine nor Arrow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connector.query.federation import Fragment
+from connector.query.job import Job, Limits, Recheck
+from connector.query.pool import Pool
+from connector.recent import keep
+
+_KEPT = 128
+_KEPT_CHARACTERS = 2**19  # of a statement and its schema; what is longer is asked for each time
+
+Statement = tuple[str, tuple[tuple[str, tuple[Any, ...]], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An answer's `schema`, as its IPC message in base64: empty where the statement does not fit the agreed types, and
+    no answer is right. `counts`: columns that count rows, by their numbers. `binned`: a policy makes figures over edges
+    of bins of the values, so that a number may be one of another type."""
+
+    schema: str
+    counts: tuple[int, ...] = ()
+    binned: bool = False
+
+    def to_json(self) -> list[Any]:
+        """As jobs carry it."""
+        return [self.schema, list(self.counts), self.binned]
+
+
+class Shapes:
+    """The shapes of fragments."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._kept: OrderedDict[Statement, str] = OrderedDict()
+
+    async def of(self, fragments: Sequence[Fragment], limits: Limits) -> Mapping[str, Shape]:
+        """Each fragment's shape by its id. `limits`: those of the job that will merge, which finds the engine ready."""
+        statements = {one.id: _statement(one) for one in fragments}
+        found = {one: self._kept[one] for one in statements.values() if one in self._kept}
+        if asked := [one for one in dict.fromkeys(statements.values()) if one not in found]:
+            said = await self._pool.ask(await asyncio.to_thread(_job, asked, limits))
+            for statement, schema in zip(asked, said, strict=True):
+                found[statement] = schema
+                if len(statement[0]) + len(schema) < _KEPT_CHARACTERS:
+                    keep(self._kept, statement, schema, most=_KEPT)
+        return {one.id: _shape(one, found[statements[one.id]]) for one in fragments}
+
+
+def _shape(fragment: Fragment, schema: str) -> Shape:
+    counts = tuple(fragment.outputs.index(name) for name in fragment.counts)
+    return Shape(schema, counts, binned=fragment.aggregate_only)
+
+
+def _statement(fragment: Fragment) -> Statement:
+    """What decides on a shape. Keys choose rows, and no types."""
+    sql = fragment.sql
+    for key in fragment.keys:
+        sql = sql.replace(key.condition, "TRUE")
+    return sql, fragment.reads
+
+
+def _job(statements: Iterable[Statement], limits: Limits) -> Job:
+    from policies.enforce.functions import ENGINE_FUNCTIONS
+
+    written = [_written(*one) for one in statements]
+    names = dict.fromkeys(name for _, names in written for name in names)
+    return Job(
+        kind="shapes",
+        arguments={"statements": [sql for sql, _ in written]},
+        recheck=Recheck(tuple(names), tuple(sorted(ENGINE_FUNCTIONS))),
+        limits=limits,
+        consumer="coordinator",
+        once=True,
+    )
+
+
+def _written(sql: str, reads: Sequence[tuple[str, Sequence[Any]]]) -> tuple[str, list[str]]:
+    """The statement as an owner's engine gets it, over columns of the agreed types without their rows, and the
+    relations in it; empty where the owner's gate would not take it."""
+    from sqlglot import exp
+
+    from connector.query import parse
+    from policies.enforce import rewrite, statement
+    from policies.errors import QueryRefused
+
+    try:
+        tree = statement.parse(sql)
+    except QueryRefused:
+        return "", []
+    nodes = rewrite.every(tree)
+    names = [node.alias if isinstance(node, exp.CTE) else node.name for node in nodes
+             if isinstance(node, exp.CTE | exp.Table)]  # fmt: skip
+    rewrite.safe(nodes)
+    text = parse.write(tree, spend=True)
+    tables = ", ".join(f"{_quoted(name)} AS ({_no_rows(columns)})" for name, columns in reads)
+    rest = text.removeprefix("WITH ")
+    return f"WITH {tables}{' ' if rest == text else ', '}{rest}", [*names, *(name for name, _ in reads)]
+
+
+def _no_rows(columns: Sequence[Any]) -> str:
+    values = [f"TRY_CAST(NULL AS {one.type}) AS {_quoted(one.name)}" for one in columns]
+    return f"SELECT {', '.join(values) or 'NULL AS none'}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
