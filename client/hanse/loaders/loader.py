@@ -25,6 +25,7 @@ from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
 from hanse.patience import SECONDS
 from hanse.plan import PER_READ, Plan
+from hanse.stream import Stream
 
 _PREFETCH_BYTES = 32 * 2**20
 _LOOSE = 64 * 2**20  # bytes that may be held beside rows that are put together, before they are copied apart from them
@@ -252,11 +253,12 @@ class Loader:
         order, share = self._order, self._pending or self._fresh()
         # A state is for one iteration, whether or not that comes to its end.
         self._share, self._pending, self._base = share, None, Progress()
-        self.throughput, self.error = Throughput(), None
+        seen = self.throughput = Throughput()  # ours, whatever iteration begins meanwhile
+        self.error = None
         revoked: list[AccessRevoked] = []
-        source = self._pieces(order, share, memory, revoked)
+        source = self._pieces(order, share, memory, revoked, seen)
         pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
-        told = _Told(self.throughput, **self._to_tell(share)) if self._progress else None
+        told = _Told(seen, **self._to_tell(share)) if self._progress else None
         after = share
         try:
             for slices, after in self._joined(pieces, share):
@@ -264,7 +266,7 @@ class Loader:
                     raise revoked[0]
                 if order is self._order:  # else another epoch or state was set meanwhile, for the next iteration
                     self._share = after
-                self._count(slices)
+                _count(seen, slices)
                 if told is not None:
                     told.tell(after.done)
                 yield slices
@@ -301,13 +303,6 @@ class Loader:
         rows, left = self._rows_left(every), 0 if share.ended else self._rows_left(share)
         return {"rows": rows, "before": rows - left, "blocks": 0}
 
-    def _count(self, slices: Sequence[Slice]) -> None:
-        seen = self.throughput
-        seen.batches += 1
-        for batch, start, stop in slices:
-            seen.rows += stop - start
-            seen.nbytes += _held(batch) * (stop - start) // batch.num_rows
-
     def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
         """Pieces as batches of the size asked for, each with the share after its last row."""
         size = self.batch_size
@@ -326,15 +321,15 @@ class Loader:
             yield run.slices, after
 
     def _pieces(
-        self, order: Order, share: Share, memory: Memory | None, revoked: list[AccessRevoked]
+        self, order: Order, share: Share, memory: Memory | None, revoked: list[AccessRevoked], seen: Throughput
     ) -> Generator[_Piece, None, None]:
-        """The rows of a share in their order, in the pieces that they come in. `revoked` gets to know at once what
-        their reader hears after all that waits."""
+        """The rows of a share in their order, in the pieces that they come in. `revoked` and `seen` get to know at once
+        what their reader hears after all that waits."""
         permutation = order.permutation()
         left = [] if share.ended else share.places(order.blocks)
         todo = [(self._locate(permutation[place]), mark) for place, mark in left]
         feeds = [
-            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory)
+            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen)
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
@@ -456,8 +451,9 @@ class _Feed:
         blocks: Sequence[tuple[int, Mark]],
         loader: Loader,
         memory: Memory | None,
+        seen: Throughput,
     ) -> None:
-        self._source = self._batches(dataset, plan, blocks, loader, memory)
+        self._source = self._batches(dataset, plan, blocks, loader, memory, seen)
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
@@ -477,7 +473,12 @@ class _Feed:
 
     @staticmethod
     def _batches(
-        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader, memory: Memory | None
+        dataset: Dataset,
+        plan: Plan,
+        blocks: Sequence[tuple[int, Mark]],
+        loader: Loader,
+        memory: Memory | None,
+        seen: Throughput,
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
@@ -487,10 +488,20 @@ class _Feed:
             with found as stream:
                 if memory is not None:
                     stream.into(memory)
-                for batch in stream:
+                for batch in _counted(stream, seen):
                     place = stream.place or {}
                     yield place["block"], batch, place["cursor"], stream.held + _beside(batch)
-                loader.throughput.reopened += stream.reopened
+
+
+def _counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream; each time that it is opened anew is counted with the next of them, or its end."""
+    counted = 0
+    try:
+        for batch in stream:
+            seen.reopened, counted = seen.reopened + stream.reopened - counted, stream.reopened
+            yield batch
+    finally:
+        seen.reopened += stream.reopened - counted
 
 
 def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
@@ -533,6 +544,13 @@ def _too_many(batches: Sequence[pa.RecordBatch], error: pa.ArrowInvalid) -> BadI
                 f"2 GiB); came {rows} rows that are more ({error}): use a smaller batch_size or window"
             )
     return BadInput(f"expected rows that can be one batch, came {rows} that cannot: {error}; use a smaller batch_size")
+
+
+def _count(seen: Throughput, slices: Sequence[Slice]) -> None:
+    seen.batches += 1
+    for batch, start, stop in slices:
+        seen.rows += stop - start
+        seen.nbytes += _held(batch) * (stop - start) // batch.num_rows
 
 
 def _held(batch: pa.RecordBatch) -> int:

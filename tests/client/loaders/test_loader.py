@@ -557,6 +557,31 @@ def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: Li
     assert loader.throughput.reopened >= 1
 
 
+def test_a_connection_that_is_made_anew_is_counted_as_it_happens_and_for_its_iteration(
+    large: Dataset, link: Link
+) -> None:
+    loader = large.loader(batch_size=10_000, prefetch_bytes=1)
+    with closing(iter(loader)) as batches:
+        seen = [next(batches)]
+        counted = loader.throughput
+        link.drop()
+        with closing(iter(loader)) as others:
+            next(others)
+            while not counted.reopened:
+                seen.append(next(batches))
+            assert counted.rows == sum(map(len, seen)) < _LARGE
+            assert (loader.throughput.reopened, loader.throughput.rows) == (0, 10_000)
+
+
+def test_a_connection_that_is_made_anew_in_vain_is_counted(large: Dataset, link: Link) -> None:
+    loader = large.loader(batch_size=10_000, prefetch_bytes=1, patience=2)
+    sizes = iter([1_000_000, 1_000])  # of the second nothing comes but what a stream begins with
+    link.cut_after = lambda: next(sizes, 0)
+    with pytest.raises(Unreachable):
+        list(loader)
+    assert loader.throughput.reopened == 1
+
+
 def test_a_loader_waits_for_an_owner_that_does_not_answer_yet(numbers: Dataset, link: Link) -> None:
     short = iter([0, 0, 0])
     link.cut_after = lambda: next(short, None)
