@@ -27,7 +27,7 @@ from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
-from hanse.options import ForLoader, ForRay, ForSpark, ForTorch, InOrder, check
+from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check
 from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
 from hanse.stream import Stream
@@ -348,12 +348,13 @@ class Dataset:
 
         return torch.dataset(self, **options)
 
-    def to_hf(self, **options: Unpack[InOrder]) -> Any:
+    def to_hf(self, **options: Unpack[ForHf]) -> Any:
         """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
 
-        Options: `columns`, `where`, `seed`, `epoch`, `patience`, as of `loader`.
+        Options: `columns`, `where`, `seed`, `epoch`, `patience`, as of `loader`; `world` (over how many ranks
+        `split_dataset_by_node` will split it).
         """
-        check(options, InOrder)
+        check(options, ForHf)
         from hanse.loaders import hf
 
         return hf.dataset(self, **options)

@@ -52,6 +52,12 @@ class ForTorch(InBatches, total=False):
     state: dict[str, Any] | None
 
 
+class ForHf(InOrder, total=False):
+    """Of `hanse.loaders.hf.dataset`."""
+
+    world: int
+
+
 class ForRay(Rows, total=False):
     """Of `hanse.loaders.ray.dataset`."""
 

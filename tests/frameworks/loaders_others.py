@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
 from hanse.client import Dataset
-from hanse.errors import BadInput, Unreachable
+from hanse.errors import BadInput, QuotaSpent, Unreachable
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
-from tests.suites.loaders import BLOCKS, ROWS, Case, Rows
+from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, Case, Rows
 from tests.support.gate import agreement, atom
 from tests.support.served import Owner
 
@@ -122,6 +124,68 @@ def test_hugging_face_refuses_a_state_of_other_blocks(training: Dataset) -> None
         dataset.load_state_dict(other.state_dict())
         with pytest.raises(BadInput, match="expected a state of"):
             list(dataset)
+
+
+def test_hugging_face_reads_an_epoch_with_one_read(owner: Owner) -> None:
+    once = owner.dataset(agreement(atom("odrl:count", "lteq", "1"), action="odrl:use"), name="training")
+    examples = once.to_hf(columns=["id"], seed=2)
+    assert [example["id"] for example in examples] == loaders.sequence(2)
+    with pytest.raises(QuotaSpent):
+        next(iter(examples))
+
+
+@pytest.mark.parametrize("world", [2, 5, 13], ids=["even", "uneven", "more than blocks"])
+def test_ranks_of_hugging_face_read_their_own_blocks_alone(owner: Owner, world: int) -> None:
+    """As many rows as there are may leave: who reads another's takes them from it."""
+    whole = owner.dataset(agreement(atom("ds:rowQuota", "lteq", str(ROWS)), action="odrl:use"), name="training")
+    dataset = whole.to_hf(columns=["id"], seed=2, world=world)
+    parts = [list(split_dataset_by_node(dataset, rank=rank, world_size=world)) for rank in range(world)]
+    expected = loaders.sequence(2)
+    blocks = [expected[at : at + BLOCK_ROWS] for at in range(0, ROWS, BLOCK_ROWS)]
+    for rank, part in enumerate(parts):
+        assert [example["id"] for example in part] == [row for block in blocks[rank::world] for row in block]
+
+
+def test_ranks_of_hugging_face_that_would_read_all_rows_are_told(training: Dataset) -> None:
+    with pytest.warns(UserWarning, match=r"each of 5 ranks will read all rows .*to_hf\(world=5\)"):
+        split_dataset_by_node(training.to_hf(**HF), rank=1, world_size=5)
+    with pytest.raises(BadInput, match="expected world to be at least 1, came 0"):
+        training.to_hf(world=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"where": "id % 500 < 100 AND id > 700"}], ids=["", "blocks without rows"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ranks_of_hugging_face_go_on_from_their_states(
+    training: Dataset, workers: int, options: dict[str, Any], epoch: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(5):
+
+        def made(rank: int = rank) -> Any:
+            dataset = split_dataset_by_node(training.to_hf(**HF, **options, world=5), rank=rank, world_size=5)
+            dataset.set_epoch(epoch)
+            return StatefulDataLoader(dataset, batch_size=7, num_workers=workers)
+
+        loader = made()
+        given = [number for batch in itertools.islice(loader, 11) for number in batch["id"].tolist()]
+        then = made()
+        then.load_state_dict(loader.state_dict())
+        seen += given + [number for batch in then for number in batch["id"].tolist()]
+    expected = [n for n in range(ROWS) if not options or (n % 500 < 100 and n > 700)]
+    assert sorted(seen) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_an_error_knows_comes_from_hugging_face_in_a_worker_too(owner: Owner, workers: int) -> None:
+    once = owner.dataset(agreement(atom("odrl:count", "lteq", "1"), action="odrl:use"), name="training")
+    examples = once.to_hf(columns=["id"])
+    assert len(list(examples)) == ROWS
+    with pytest.raises(QuotaSpent) as caught:
+        list(DataLoader(examples, batch_size=10, num_workers=workers))
+    assert (caught.value.code, caught.value.rule) == ("count_spent", "/permission/0/constraint/0")
+    assert caught.value.facts["dataset"] == once.name
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 3])

@@ -8,11 +8,9 @@ Give `batch_size` to the dataset and None to the DataLoader: rows are put togeth
 
 from __future__ import annotations
 
-import copyreg
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, NamedTuple, Unpack
 
@@ -21,53 +19,17 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
-from hanse.errors import BadInput, HanseError
+from hanse.errors import BadInput
 from hanse.loaders.loader import Loader, Slice, Throughput, whole
 from hanse.loaders.order import chosen, number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
+from hanse.loaders.told import told_whole
 from hanse.options import InBatches
 
 _WORKERS_MAX = 4096  # of one DataLoader
 _SAID = ("rank", "world")
 _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
-
-
-@contextmanager
-def _told_whole() -> Iterator[None]:
-    """In a worker: an error of ours reaches the loop with all that it knows.
-
-    PyTorch sends the class of an error and a text with where it happened, and makes it anew of these. So the class that
-    it sends knows the rest; the text, which has causes and notes, becomes a note.
-    """
-    try:
-        yield
-    except HanseError as error:
-        if get_worker_info() is not None:
-            known = {name: value for name, value in vars(error).items() if name != "__notes__"}
-            with suppress(Exception):  # of what cannot be pickled: the loop would wait for it without end
-                pickle.dumps((error.args, known))
-                error.__class__ = _knowing(type(error), error.args, known)
-        raise
-
-
-class _Knowing(type):
-    """The class of one error, which is pickled by what it knows."""
-
-    known: tuple[type[HanseError], tuple[Any, ...], dict[str, Any]]
-
-
-def _knowing(kind: type[HanseError], args: tuple[Any, ...], known: dict[str, Any]) -> Any:
-    def begin(self: Any, text: str) -> None:  # not as its kind does, which may want other words
-        self.args = args
-        vars(self).update(known)
-        self.add_note(text)
-
-    own = {"__init__": begin, "__module__": kind.__module__, "known": (kind, args, known)}
-    return _Knowing(kind.__name__, (kind,), own)
-
-
-copyreg.pickle(_Knowing, lambda own: (_knowing, own.known))
 
 
 class _Shared(NamedTuple):
@@ -113,7 +75,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
         self._sent_to = 0
 
-    @_told_whole()
+    @told_whole()
     def __iter__(self) -> Iterator[Any]:
         first = self._begin(self._place())
         if self._loader.over():
@@ -140,7 +102,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         return bool(first)
 
     def _batches(self) -> Iterator[Any]:
-        with _told_whole():
+        with told_whole():
             if get_worker_info() is None:
                 form, memory = self._formed, None
             else:
@@ -182,7 +144,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._place()
         return self._loader.state_dict()
 
-    @_told_whole()
+    @told_whole()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
         self._place()
