@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -344,7 +345,8 @@ class Dataset:
         `state` (a merged one to go on from).
         """
         check(options, ForTorch)
-        from hanse.loaders import torch
+        with _extra("torch"):
+            from hanse.loaders import torch
 
         return torch.dataset(self, **options)
 
@@ -355,7 +357,8 @@ class Dataset:
         `split_dataset_by_node` will split it).
         """
         check(options, ForHf)
-        from hanse.loaders import hf
+        with _extra("hf"):
+            from hanse.loaders import hf
 
         return hf.dataset(self, **options)
 
@@ -365,7 +368,8 @@ class Dataset:
         Options: `columns`, `where`, `patience`, as of `loader`; `tasks` (at most so many; 0: as many as Ray asks for).
         """
         check(options, ForRay)
-        from hanse.loaders import ray
+        with _extra("ray"):
+            from hanse.loaders import ray
 
         return ray.dataset(self, **options)
 
@@ -375,7 +379,8 @@ class Dataset:
         Options: `columns`, `where`, `patience`, as of `loader`; `partitions` (at most so many).
         """
         check(options, ForSpark)
-        from hanse.loaders import spark
+        with _extra("spark"):
+            from hanse.loaders import spark
 
         return spark.frame(session, self, **options)
 
@@ -458,6 +463,21 @@ class Dataset:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
             raise Broken("expected endpoint and ticket in a data address, came another form") from None
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """What is imported here comes with an extra of ours, and whoever has not installed it is told so."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == __package__:
+            raise
+        raise ModuleNotFoundError(
+            f"expected {error.name}, which is not installed; it comes with: pip install 'hanse[{name}]'",
+            name=error.name,
+            path=error.path,
+        ) from error
 
 
 def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +118,19 @@ def test_an_option_that_is_none_is_told_with_those_there_are(numbers: Dataset, w
     given = (None,) if way == "to_spark" else ()
     with pytest.raises(BadInput, match=r"expected options among columns, where, .*; came batchsize"):
         getattr(numbers, way)(*given, batchsize=1)
+
+
+@pytest.mark.parametrize(
+    ("way", "library"), [("torch", "torch"), ("hf", "datasets"), ("ray", "ray"), ("spark", "pyspark")]
+)
+def test_who_has_not_installed_an_extra_is_told_which(
+    numbers: Dataset, monkeypatch: pytest.MonkeyPatch, way: str, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    given = (None,) if way == "spark" else ()
+    with pytest.raises(ImportError, match=rf"expected {library}\b.*, .*pip install 'hanse\[{way}\]'") as caught:
+        getattr(numbers, f"to_{way}")(*given)
+    assert str(caught.value.name).split(".")[0] == library
 
 
 def test_editors_know_each_option_of_a_loader() -> None:
