@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import traceback
@@ -331,6 +332,36 @@ def test_a_program_that_ends_in_the_middle_ends_well_and_did_not_wait_for_pandas
     command = [sys.executable, "-m", "tests.frameworks.leaving", str(tmp_path / "datasets"), str(workers)]
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+LEFT = """
+import os, pickle, sys, time
+from torch.utils.data import DataLoader
+
+def stuck(rows):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+dataset = pickle.loads(open(sys.argv[1], "rb").read())
+rows = dataset.to_torch(form=stuck) if sys.argv[2] == "torch" else dataset.to_hf().map(stuck)
+next(iter(DataLoader(rows, batch_size=None, num_workers=1)))
+"""
+
+
+@pytest.mark.parametrize("way", ["torch", "hf"])
+def test_a_worker_whose_loop_was_killed_ends_while_it_waits(training: Dataset, tmp_path: Path, way: str) -> None:
+    """The other ranks wait for the sockets that it was forked with."""
+    (tmp_path / "dataset").write_bytes(pickle.dumps(training))
+    command = [sys.executable, "-c", LEFT, str(tmp_path / "dataset"), way]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        worker = int(program.stdout.readline())
+        program.kill()
+        try:
+            program.communicate(timeout=30)  # the worker has it open, too
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
 
 
 def ids(batches: Any) -> list[int]:

@@ -30,7 +30,7 @@ from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
 from hanse.loaders.order import count
-from hanse.loaders.told import told_whole
+from hanse.loaders.worker import end_with_the_loop, told_whole
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
@@ -105,6 +105,7 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each example with a key."""
         state = self._state_dict or self._begun()
+        end_with_the_loop()
         with told_whole():
             self._check(state)
             yield from self._examples(state)

@@ -1,15 +1,41 @@
-"""An error of ours on its way from a DataLoader's worker to the loop. Loads no PyTorch, which a worker has already."""
+"""What is ours in a DataLoader's worker: errors that reach the loop whole, and an end with the loop.
+
+Loads no PyTorch, which a worker has already.
+"""
 
 from __future__ import annotations
 
 import copyreg
+import os
 import pickle
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from hanse.errors import HanseError
+
+_LOOK_SECONDS = 5.0
+_LOOKING: set[int] = set()  # processes that do
+
+
+def end_with_the_loop() -> None:
+    """In a worker: end when the process of the loop has, also while we wait for rows.
+
+    PyTorch's worker looks for it between batches only. One that is left has the sockets of its rank's group, as it was
+    forked with them: the other ranks would learn of the end of that rank when the patience with our owner ends.
+    """
+    if _in_worker() and os.getpid() not in _LOOKING:
+        _LOOKING.add(os.getpid())
+        threading.Thread(target=_look, args=(os.getppid(),), daemon=True, name="hanse-loop-there").start()
+
+
+def _look(loop: int) -> None:
+    while os.getppid() == loop:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
 
 
 @contextmanager
