@@ -25,7 +25,7 @@ from connector.datasets.registering import CONVERTING, STORING, Registering, Reg
 from connector.datasets.sources import BEFORE, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
 from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
-from connector.datasets.threads import at_files
+from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import (
     AlreadyExists,
     BadInput,
@@ -45,6 +45,7 @@ from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS = 100
+_LOOKED_MAX = 1_000  # files that are looked at for a page
 _TOLD_MAX = 10
 _log = logger("datasets")
 Told = Callable[[str, int], None]
@@ -179,6 +180,17 @@ class Registry:
             return row, tx.datasets.current(row)
 
         return await self._store.read(work)
+
+    async def unchanged(self, version: DatasetVersion) -> bool | None:
+        """Whether its files are still what was registered: else every read is refused. None where that is not to be had
+        now: of objects in a store, of very many files, from a disk that says nothing."""
+        source = version.source
+        if remote(source["kind"]) is not None or len(source["files"]) > _LOOKED_MAX:
+            return None
+        try:
+            return await still_unchanged(source["files"])
+        except Busy:
+            return None
 
     async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[Dataset, DatasetVersion]]:
         """Datasets in order of their id, with their current versions."""

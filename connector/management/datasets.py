@@ -67,9 +67,12 @@ class DatasetView(BaseModel):
     changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
     affected: list[dict[str, str]]
     created_at: float
+    unchanged: bool | None = Field(
+        None, description="Of one dataset: whether its files are what was registered; reads of others are refused."
+    )
 
 
-def view(row: Dataset, version: DatasetVersion) -> DatasetView:
+def view(row: Dataset, version: DatasetVersion, *, unchanged: bool | None = None) -> DatasetView:
     statistics = version.profile["columns"]
     return DatasetView(
         id=row.id,
@@ -90,6 +93,7 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
         changes=version.source.get("changes"),
         affected=(version.source.get("changes") or {}).get("affected", []),
         created_at=row.created_at,
+        unchanged=unchanged,
     )
 
 
@@ -147,7 +151,8 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
 
     @routes.get("/{name:path}", summary="One dataset, by name or id")
     async def one(name: str, _: Caller = reader) -> DatasetView:
-        return view(*await registry.get(name))
+        row, version = await registry.get(name)
+        return view(row, version, unchanged=await registry.unchanged(version))
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
     async def renew(name: str, new: NewVersion, request: Request, caller: Caller = owner) -> DatasetView:

@@ -28,6 +28,9 @@ _FIELDS: dict[str, Any] = {
     "size": lambda row: size(row.get("bytes") or 0),
     "left out": lambda row: _left_out(row.get("report") or {}),
     "note": lambda row: "; ".join(filter(None, [(row.get("report") or {}).get("note"), row.get("note")])),
+    "reads": lambda row: (
+        "refused: a file is not what was registered, or is gone" if row.get("unchanged") is False else ""
+    ),
     "version": "version",
     "license": "license",
     "keywords": "keywords",

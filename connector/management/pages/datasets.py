@@ -113,7 +113,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
             "dataset.html",
             status=error.status if error else 200,
             where="datasets",
-            dataset=datasets_api.view(row, version),
+            dataset=datasets_api.view(row, version, unchanged=await registry.unchanged(version)),
             path=version.source["asked_path"],
             versions=versions,
             offers=[offers_api.view(offer) for offer in offers],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from connector.management.datasets import view
@@ -26,8 +28,31 @@ async def test_text_is_shown_as_what_was_registered(tmp_path: Path, kind: str, l
             "/api/v1/datasets", json={"name": "text", "path": str(files[0].parent), "kind": kind}, headers=owner
         )
     shown = (await desk.http.get("/api/v1/datasets/text", headers=owner)).json()
-    assert made.json() == shown
+    assert shown.pop("unchanged") is True
+    assert made.json() == shown | {"unchanged": None}
     assert (shown["kind"], shown["files"], shown["rows"]) == (kind, [str(file) for file in files], 2)
+    await desk.parts.net.close()
+    desk.parts.store.close()
+
+
+async def test_a_file_that_is_not_what_was_registered_is_told_where_its_dataset_is_shown(tmp_path: Path) -> None:
+    """Its offers stand, and every read is refused: only the refusals told."""
+    desk = console(tmp_path)
+    file = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"n": [1, 2, 3]}), file)
+    owner = {"authorization": f"Bearer {await desk.token('owner', 'read')}"}
+    async with desk.parts.pool:
+        made = await desk.http.post("/api/v1/datasets", json={"name": "numbers", "path": str(file)}, headers=owner)
+    assert made.status_code == 201
+    told = "is not what was registered, or is gone"
+    for spoil, unchanged in (
+        (lambda: None, True),
+        (lambda: pq.write_table(pa.table({"n": [4]}), file), False),
+        (file.unlink, False),
+    ):
+        spoil()
+        assert (await desk.http.get("/api/v1/datasets/numbers", headers=owner)).json()["unchanged"] is unchanged
+        assert (told in (await desk.get("/datasets/numbers", "read")).text) is not unchanged
     await desk.parts.net.close()
     desk.parts.store.close()
 
