@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import BEFORE, Option, texts
+from connector.datasets.sources import BEFORE, Option, mostly, texts
 from connector.datasets.sources.convert import (
     check_gzip,
     check_names,
@@ -66,6 +66,7 @@ OPTIONS: tuple[Option, ...] = (
 CONVERTED = True
 _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
+_TOGETHER = 16  # columns of text of which the first values are looked at at once
 _BESIDE = 8  # faults of a line beside one in each column
 _SINGLE = quote_text("'%'")
 _MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
@@ -171,11 +172,13 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
             # What is no moment by the owner's format is read as text first.
             types = found | others | {name: texts.TEXT for name in moments if name in others}
             report = write(_replaced(read(written, given | {"types": typed(types)}), moments), target)
+    told = {name: one.note for name, one in kept.items()}
+    told |= dict.fromkeys(before, "whole numbers, kept as in the version before")
+    if not options.get("all_text"):
+        plain = [one["name"] for one in report["columns"] if one["type"] == texts.TEXT and not told.get(one["name"])]
+        told |= _mostly(con, target, plain, _written(options))
     notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
-    for name, one in kept.items():
-        notes[name] = "; ".join(filter(None, (notes.get(name), one.note)))
-    for name in before:
-        notes[name] = "; ".join(filter(None, (notes.get(name), "whole numbers, kept as in the version before")))
+    notes |= {name: "; ".join(filter(None, (notes.get(name), note))) for name, note in told.items()}
     return noted(report, notes) | {"note": note_of(given)}
 
 
@@ -257,12 +260,7 @@ def _kept(
     """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
     texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
     """
-    formats = {"date_format": "DATE", "timestamp_format": texts.MOMENT}
-    written = texts.Written(
-        point=options.get("decimal") or ".",
-        thousands=options.get("thousands", ""),
-        given={kind: texts.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
-    )
+    written = _written(options)
     kinds = {name: kind for name, kind in found.items() if kind in texts.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
     as_text = {"types": typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
@@ -285,6 +283,29 @@ def _kept(
     )
     words = {name for name in found if (kept[name].type if name in kept else found[name]) == texts.TEXT}
     return kept, bool(empty) and empty <= words and not quoted
+
+
+def _written(options: Mapping[str, Any]) -> texts.Written:
+    formats = {"date_format": "DATE", "timestamp_format": texts.MOMENT}
+    return texts.Written(
+        point=options.get("decimal") or ".",
+        thousands=options.get("thousands", ""),
+        given={kind: texts.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
+    )
+
+
+def _mostly(con: Any, target: str, plain: Sequence[str], written: texts.Written) -> dict[str, str]:
+    """What is told of columns of text by their first values, a few columns at a time."""
+    notes: dict[str, str] = {}
+    for start in range(0, len(plain), _TOGETHER):
+        names = plain[start : start + _TOGETHER]
+        shown = ", ".join(f"left({quote_name(name)}, {mostly.CHARACTERS})" for name in names)
+        rows = con.sql(f"SELECT {shown} FROM read_parquet({quote_text(target)}) LIMIT {mostly.ROWS}")  # noqa: S608  quoted
+        notes |= {
+            name: mostly.note_of(values, written)
+            for name, values in zip(names, zip(*rows.fetchall(), strict=True), strict=False)  # none of no rows
+        }
+    return notes
 
 
 def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:

@@ -77,6 +77,11 @@ def form_of(format: str) -> str:
                    for letter, blank, other in parts)  # fmt: skip
 
 
+def number_form(written: Written) -> str:
+    """How numbers look, those that may be codes too."""
+    return _numbers(written).every
+
+
 def usual(name: str, kind: str, written: Written) -> str:
     """The expression that is true where a column of text, found to be of `kind`, has nothing but what means the same
     in it: what most files have, and quick to ask. Where it is not, `kept` decides."""

@@ -108,6 +108,36 @@ def test_values_of_csv_that_would_mean_something_else_stay_text(tmp_path: Path, 
     assert (a["type"], a["note"][:9], "note" in b) == ("VARCHAR", "text, as ", False)
 
 
+MOSTLY: dict[str, tuple[Sequence[str], str]] = {
+    "a word": (["1", "2", "n/a"], "text, as 'n/a' is no plain number; where that stands for a missing value, give "
+               "null_text=n/a"),
+    "words": (["1", "2", "3", "n/a", "none"], "text, as 'n/a' is no plain number"),
+    "a long word": (["1", "2", "n" * 50], f"text, as '{'n' * 40}...' is no plain number"),
+    "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value after the first 10,000 rows is no plain "
+                               "number"),
+    "postcodes": (["01067", "10115"], "text, as a number does not keep the zero that '01067' begins with"),
+    "decimal commas": (["1,5", "2,75"], "text; where '1,5' is a number, give decimal=,"),
+    "with thousands": (["1.234,5", "2,75"], "text; where '1.234,5' is a number, give decimal=, and thousands=."),
+    "either": (["1,234", "2,345"], "text; where '1,234' is a number, give decimal=, or thousands=,"),
+    "two ways": (["13.01.2020", "14.01.2020", "2020-01-13"], "text, as its days are written in several ways, such as "
+                 "'13.01.2020' and '2020-01-13'"),
+    "either way round": (["01/13/2020", "13/01/2020"], "text, as not all of its days are read in one way, such as "
+                         "'01/13/2020'; give date_format or timestamp_format"),
+    "a day that is missing": (["2020-01-13", "2020-01-14", "never"], "text, as 'never' is no plain day; where that "
+                              "stands for a missing value, give null_text=never"),
+    "words alone": (["a", "b", "7"], ""),
+    "addresses": (["192.168.1.1", "192.168.1.2"], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MOSTLY))
+def test_an_owner_is_told_why_what_looks_like_numbers_or_days_is_text(tmp_path: Path, name: str) -> None:
+    values, note = MOSTLY[name]
+    table, report = converted(tmp_path, "csv", "a,b\n" + "".join(f'"{value}",x\n' for value in values))
+    assert table["a"].to_pylist() == list(values)
+    assert [column.get("note", "") for column in report["columns"]] == [note, ""]
+
+
 def test_whole_numbers_of_csv_of_hundreds_of_digits_are_text(tmp_path: Path) -> None:
     assert converted(tmp_path, "csv", f"a\n1{'0' * 400}\n2\n")[0]["a"].to_pylist() == [f"1{'0' * 400}", "2"]
 
