@@ -104,7 +104,20 @@ def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Conne
     (tmp_path / "o.yaml").write_text("dataset: flights")
     ran = run("offer", "add", str(tmp_path / "o.yaml"))
     assert ran.code == 1
-    assert "/permission/0: unknown word [x]" in ran.err
+    assert "- error /permission/0: unknown word [x]" in ran.err
+
+
+def test_a_line_of_a_form_is_told_once(run: Run, served: Connector, tmp_path: Path) -> None:
+    problem = {"level": "error", "path": "line 3", "message": "line 3: expected a text"}
+    served.routes["POST", "/policies/lint"] = {"problems": [problem], "sentences": []}
+    (tmp_path / "p.yaml").write_text("x: 1")
+    assert run("policy", "lint", str(tmp_path / "p.yaml")).out == "error line 3: expected a text\n"
+
+
+def test_without_a_register_there_are_no_members_and_it_is_said_why(run: Run, served: Connector) -> None:
+    served.routes["GET", "/members"] = []
+    assert "HANSE_TRUST_ANCHOR" in run("members").err
+    assert run("members", "--json").json == []
 
 
 @pytest.mark.parametrize("fields", [["query.limit"], ["query.limit", "query.before"]])
@@ -335,7 +348,7 @@ def test_an_offer_is_written_in_the_short_form_or_as_odrl(
     assert "Members only." in ran.out
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "starts like JSON"), ("\xff", "")])
+@pytest.mark.parametrize(("text", "said"), [("{", "starts like JSON"), ("\xff", ""), ("\n", "is empty")])
 def test_a_policy_file_that_is_none_is_a_clear_error(run: Run, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "offer").write_bytes(text.encode("latin-1"))
     ran = run("offer", "add", str(tmp_path / "offer"))

@@ -87,8 +87,8 @@ def complain(error: HanseError) -> None:
         out.print(f"  rule: {escape(error.rule)}")
     fields = _listed(error.facts.get("fields"))
     for entry in _listed(error.facts.get("problems")) + (fields if len(fields) > 1 else []):  # one is the sentence
-        where = entry.get("path") or entry.get("field") or ""
-        out.print(f"  - {escape(str(where))}: {escape(str(entry.get('message') or entry.get('problem') or ''))}")
+        where = " ".join(filter(None, map(str, (entry.get("level"), entry.get("path") or entry.get("field")))))
+        out.print(f"  - {escape(where)}: {escape(str(entry.get('message') or entry.get('problem') or ''))}")
     if hint := next((text for kind, text in _HINTS.items() if isinstance(error, kind)), ""):
         out.print(f"  {hint}")
 

@@ -181,6 +181,8 @@ def document(file: Path) -> dict[str, Any]:
         text = file.read_text()
     except UnicodeDecodeError:
         raise BadInput(f"expected a text file with a policy, {file} is binary") from None
+    if not text.strip():
+        raise BadInput(f"expected a policy, {file} is empty; start from a template of `hanse policy new`")
     if not text.lstrip().startswith("{"):
         return {"form": text}
     try:
@@ -234,9 +236,9 @@ def _lost(figures: dict[str, int]) -> str:
 def print_problems(problems: list[dict[str, Any]]) -> None:
     colours = {"error": "red", "warning": "yellow"}
     for problem in problems:
-        level = str(problem.get("level", ""))
-        head = f"[{colours.get(level, 'cyan')}]{escape(level)}[/] {escape(str(problem.get('path', '')))}"
-        console().print(f"{head}: {escape(str(problem.get('message', '')))}")
+        level, path = str(problem.get("level", "")), str(problem.get("path", ""))
+        said = str(problem.get("message", "")).removeprefix(f"{path}: ")  # a line of a form is told by both
+        console().print(f"[{colours.get(level, 'cyan')}]{escape(level)}[/] {escape(path)}: {escape(said)}")
 
 
 def _template(name: str) -> str:

@@ -52,7 +52,14 @@ def search(
 def members(as_json: AsJson = False) -> None:
     """The members of the data space, as its operator lists them now."""
     shown = {"name": "name", "title": "title", "role": "role", "country": "country", "status": "status", "id": "id"}
-    print_rows(space().api.get("/members"), shown, as_json=as_json)
+    rows = space().api.get("/members")
+    if rows or as_json:
+        print_rows(rows, shown, as_json=as_json)
+        return
+    say(
+        "no members, as this connector has no register of them: its operator sets HANSE_TRUST_ANCHOR to the DID of the "
+        "data space's operator; where that is set, the connector's log says why the register cannot be read"
+    )
 
 
 def negotiate(
