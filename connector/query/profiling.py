@@ -6,9 +6,11 @@ owner's: whoever publishes the profile leaves them out.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.datasets.sources import hive
+from connector.datasets.sources import SOURCES, hive
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.convert import check_names
 from connector.datasets.sources.files import quote_name
@@ -34,6 +36,8 @@ _FOOTER_MAX = 32 * 2**20  # bytes: whoever reads the file has several times as m
 _METADATA_MAX = 2**26  # bytes: of a hundred thousand columns it is a tenth of that
 _VERSION_4, _RECORD_BATCHES = 3, 3  # of MetadataVersion in Arrow's Schema.fbs; the field of a footer in File.fbs
 _TEXT_MAX = 128
+_LOOKED_AT = 512  # bytes of a file that is no Parquet
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
 _FAMILIES: Mapping[str, tuple[Callable[[pa.DataType], bool], ...]] = {
@@ -453,12 +457,37 @@ def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
         with pq.ParquetFile(opened, coerce_int96_timestamp_unit="us") as file:
             return file.metadata, plain_schema(file.schema_arrow).remove_metadata()
     except (pa.ArrowException, OSError) as error:
+        came, todo = _other_than_parquet(opened)
         raise SourceUnreadable(
             "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
-            f"something else or a damaged one: {name!r}; write it again, or name the kind that it is of",
+            f"{came}: {name!r}; {todo}",
             code="not_parquet",
             file=name,
         ) from error
+
+
+def _other_than_parquet(opened: Any) -> tuple[str, str]:
+    """What a file that is no Parquet looks like, and what its owner may do."""
+    again = "write it again, or name the kind that it is of"
+    try:
+        with open(opened, "rb") if isinstance(opened, str) else nullcontext(opened) as file:
+            file.seek(0)
+            start = bytes(file.read(_LOOKED_AT))
+    except (pa.ArrowException, OSError, ValueError):
+        return "something else or a damaged one", again
+    if not start:
+        return "an empty file", "write it again"
+    if start.startswith(b"PK\x03\x04"):
+        return "an Excel workbook (.xlsx) or another archive", "save its table as CSV and register that"
+    if start.startswith(b"ARROW1"):
+        return "an Arrow file", "name its kind, as by --kind arrow_ipc"
+    if start.startswith(b"\x1f\x8b"):
+        return "a compressed file", "unpack it, or name its kind where that is text (--kind csv or jsonl, named .gz)"
+    if start.startswith(b"PAR"):
+        return "a damaged or encrypted one, or one with such numbers", "write it again"
+    if not _BINARY.search(start):
+        return "text", f"{again} (--kind csv or jsonl)"
+    return "something else or a damaged one", f"{again} ({', '.join(SOURCES)})"
 
 
 def _check_footer(footer: pq.FileMetaData, name: str) -> None:

@@ -147,10 +147,18 @@ def guess(path: str) -> str:
         return scheme
     if Path(path).is_dir():
         return "hive"
-    if path.lower().endswith(_OBJECTS):  # with one a line, as many name them too; a list of them is told as that
+    return next(iter(kinds_of([path])), "parquet")
+
+
+def kinds_of(names: Iterable[str]) -> list[str]:
+    """The kinds that fit files of these names by their endings, each once; an ending that is not known fits none."""
+    return list(dict.fromkeys(kind for name in names if (kind := _kind_of(name.lower()))))
+
+
+def _kind_of(name: str) -> str:
+    if name.endswith(_OBJECTS):  # with one a line, as many name them too; a list of them is told as that
         return "jsonl"
-    fitting = [kind for kind in SOURCES if source(kind).SUFFIXES and path.lower().endswith(source(kind).SUFFIXES)]
-    return fitting[0] if fitting else "parquet"
+    return next((kind for kind in SOURCES if source(kind).SUFFIXES and name.endswith(source(kind).SUFFIXES)), "")
 
 
 def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

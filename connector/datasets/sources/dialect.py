@@ -35,6 +35,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _QUOTE = '"'
 _SEPARATOR = re.compile(r"(?i)sep=.?")
 _UNFIT = "UNQUOTED VALUE"  # the engine's word for a line whose quotes do not fit
+_UNDECODED = "INVALID ENCODING"
 _SKIP_LATER = " among the first 2,048 of a file, which say how it is read (skip_bad_lines leaves out later ones)"
 _PIECE = 2**20
 
@@ -155,12 +156,19 @@ def check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str,
 def advice(con: Any, given: Mapping[str, str]) -> str:
     """How a file may be read in which the engine found lines whose quotes do not fit; empty where it found none."""
     quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
+    if "encoding" not in given and _has_rejects(con, _UNDECODED):
+        return "; where it is written in latin-1, or as ANSI by Windows without its own signs, give encoding=latin-1"
     escaped = con.execute(
         "SELECT bool_or(contains(csv_line, ?)) FROM reject_errors WHERE error_type = ?", [f"\\{quote}", _UNFIT]
     ).fetchall()[0][0]
     if escaped and escape == quote:
         return f"; where \\ stands before a {quote} within a field, give escape=\\"
     return "" if escaped is None else f"; where its quotes are part of the values, give quote={UNQUOTED}"
+
+
+def _has_rejects(con: Any, kind: str) -> bool:
+    found = con.execute("SELECT count(*) FROM reject_errors WHERE error_type = ?", [kind]).fetchall()
+    return bool(found[0][0])
 
 
 def check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: Mapping[str, str], records: int) -> None:

@@ -130,8 +130,19 @@ def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) ->
         if len(found) > FILES_MAX:
             raise PathRefused(f"expected at most {FILES_MAX} files under {path!r}; merge small files first")
     if not found:
-        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}; name the kind that its files are of")
+        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}; {_instead(top)}")
     return tuple(found)
+
+
+def _instead(top: Path) -> str:
+    """What to do where a directory has no file of a kind: name the kind of those that it has."""
+    from connector.datasets.sources import kinds_of  # which knows all kinds, and imports this
+
+    names = [file.name for file in _walk(top)]
+    if not names:
+        return "it has no files at all, or hidden ones only; name a directory with data"
+    kinds = kinds_of(names)
+    return f"name the kind that its files are of{f', as by --kind {kinds[0]}' if kinds else ''}"
 
 
 def open_pinned(ref: FileRef) -> int:

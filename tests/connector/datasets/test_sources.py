@@ -366,10 +366,38 @@ async def test_bad_files_are_refused_at_registration(pool: Pool, tmp_path: Path,
 
 
 @worker
-async def test_a_file_that_was_taken_for_parquet_is_told_to_have_another_kind(pool: Pool, tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text("a,b")
-    with pytest.raises(SourceUnreadable, match=r"'t\.txt'; write it again, or name the kind that it is of"):
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (b"a,b", r"came text: 't\.txt'; write it again, or name the kind that it is of \(--kind csv or jsonl\)"),
+        (b"", r"came an empty file: 't\.txt'; write it again"),
+        (b"PK\x03\x04\x14", r"came an Excel workbook \(\.xlsx\) or another archive: 't\.txt'; save its table as CSV"),
+        (b"ARROW1\x00", r"came an Arrow file: 't\.txt'; name its kind, as by --kind arrow_ipc"),
+        (b"PAR1\x00\x00PARE", r"came a damaged or encrypted one.*: 't\.txt'; write it again"),
+        (b"\x00\x01", r"came something else .*; write it again, or name the kind that it is of \(parquet, hive,"),
+    ],
+)
+async def test_a_file_that_was_taken_for_parquet_is_told_as_what_it_is(
+    pool: Pool, tmp_path: Path, written: bytes, told: str
+) -> None:
+    (tmp_path / "t.txt").write_bytes(written)
+    with pytest.raises(SourceUnreadable, match=told):
         await profiled(pool, guess(str(tmp_path / "t.txt")), tmp_path / "t.txt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], "no files at all, or hidden ones only; name a directory with data"),
+        (["a.csv", "notes.txt"], "name the kind that its files are of, as by --kind csv"),
+        (["notes.txt"], "name the kind that its files are of$"),
+    ],
+)
+def test_a_directory_without_files_of_a_kind_is_told_which_it_has(tmp_path: Path, names: list[str], told: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("a,b")
+    with pytest.raises(PathRefused, match=told):
+        source("hive").find(str(tmp_path), roots=[tmp_path], options={})
 
 
 @worker

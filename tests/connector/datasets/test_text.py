@@ -324,6 +324,15 @@ def test_csv_in_an_encoding_that_is_not_read_is_told_as_that(tmp_path: Path, nam
         converted(tmp_path, "csv", text, encoding=encoding)
 
 
+@pytest.mark.parametrize("lines", [0, 5_000])
+def test_csv_in_latin_1_is_told_which_option_reads_it(tmp_path: Path, lines: int) -> None:
+    text = "a,b\n" + "1,x\n" * lines + "1,K\xf6ln\n"
+    with pytest.raises(SourceUnreadable, match="give encoding=latin-1"):
+        converted(tmp_path, "csv", text.encode("latin-1"))
+    table, _ = converted(tmp_path, "csv", text.encode("latin-1"), encoding="latin-1")
+    assert table["b"].to_pylist()[-1] == "K\xf6ln"
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_full_disk_is_the_operators_and_no_fault_of_the_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
