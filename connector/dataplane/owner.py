@@ -242,7 +242,11 @@ def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
 
 def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offer]]:
     row = tx.datasets.of(key)
-    return row, tx.datasets.current(row), list(tx.datasets.offers_of([row.id]))
+    return row, tx.datasets.current(row), sorted(tx.datasets.offers_of([row.id]), key=_age)
+
+
+def _age(offer: Offer) -> tuple[float, str]:
+    return offer.created_at, offer.id
 
 
 def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
@@ -276,7 +280,7 @@ def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[s
         "permitted": agree.permitted and read.permitted,
         "could_agree": agree.permitted,
         "could_read": read.permitted,
-        "explanation": [*explain.decision(agree), *explain.decision(read)],
+        "explanation": list(dict.fromkeys([*explain.decision(agree), *explain.decision(read)])),
         "rules": _verdicts(policy, read),
         "decision": read.to_json(),
     }
