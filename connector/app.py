@@ -88,6 +88,7 @@ from connector.usage.grants import Grants
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
+_NO_REGISTER = {"register": "of which this connector has none, as HANSE_TRUST_ANCHOR is not set"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +365,7 @@ def build(settings: Settings) -> Services:
         pool=pool,
         outside=outside,
         registry=registry,
-        offers=Offers(store),
+        offers=Offers(store, absent={} if settings.trust_anchor else _NO_REGISTER),
         grants=grants,
         reads=reads,
         owners_view=owners_view,

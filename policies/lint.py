@@ -7,12 +7,15 @@ facts, reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from types import MappingProxyType
 from typing import Literal as OneOf
 
+from policies import columns, known, masks, values, vocabulary
 from policies import compile as compiler
-from policies import known, masks, values, vocabulary
 from policies.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.model import Atom, Conflict, Connective, Duty, Policy, Rule
@@ -23,6 +26,7 @@ SMALLEST_GROUP = 5  # federated-query, section 6: never below
 _AFTER_USE = frozenset(
     {odrl("delete"), odrl("inform"), odrl("attribute"), ds("log"), ds("registerModel"), ds("deleteModel")}
 )
+_OF_COLUMNS = frozenset(ds(word) for word in ("columnAllow", "columnDeny", "notTogether", "entityKey", "column"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,13 @@ class Problem:
         return {"level": self.level, "path": self.path, "code": self.code, "message": self.message}
 
 
-def lint(policy: Policy, schema: TableSchema | None = None) -> list[Problem]:
-    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too."""
+def lint(
+    policy: Policy, schema: TableSchema | None = None, *, absent: Mapping[str, str] = MappingProxyType({})
+) -> list[Problem]:
+    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
+    sources of facts that the owner does not have now, each with why."""
     found: dict[tuple[str, str], Problem] = {}
-    for check in CHECKS:
+    for check in (*CHECKS, partial(_absent, absent)):
         for problem in check(policy):
             found.setdefault((problem.path, problem.code), problem)
     unclear = any(problem.level == "error" for problem in found.values())
@@ -61,6 +68,9 @@ def _warning(path: str, code: str, message: str) -> Problem:
 
 
 def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    if missing := list(_unknown_columns(policy, schema)):  # a compiler stops at the first
+        yield from missing
+        return
     made = []
     for index in range(len(policy.permissions)):
         try:
@@ -72,6 +82,21 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
         compiler.one_grid(made)
     except ContractUndecided as problem:
         yield _error(problem.rule, "grids_differ", str(problem))
+
+
+def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    for path, atom, _ in _atoms(policy):
+        texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
+        named = filter(None, (vocabulary.column_of(atom.left), *texts))
+        # The parts of a column are told by the compiler.
+        missing = [name for name in named if columns.find(schema, name.partition(".")[0]) is None
+                   and columns.find(schema, name) is None]  # fmt: skip
+        if missing:
+            yield _error(
+                path,
+                "contract_undecided",
+                f"the table has no column {', '.join(missing)}; correct the name, or the table if it lost the column",
+            )
 
 
 # --- checks ----------------------------------------------------------------------------------------------
@@ -190,6 +215,58 @@ def _contradictions(policy: Policy) -> Iterator[Problem]:
             operand = vocabulary.operand(left)
             if operand is not None and len(found) > 1:
                 yield from _excluded(operand, found)
+
+
+def _no_rows(policy: Policy) -> Iterator[Problem]:
+    """Bounds of numbers in a row filter that no row is within."""
+    for path, rule in _permissions(policy):
+        bounds: dict[str, list[tuple[str, Atom]]] = {}
+        for here, atom in known.conjunction(rule.constraints, path):
+            if atom.left.startswith(ds("row/")):
+                bounds.setdefault(atom.left, []).append((here, atom))
+        for left, found in bounds.items():
+            lows = [(number, atom.operator == "gt") for _, atom in found if (number := _bound(atom, "gt")) is not None]
+            highs = [(number, atom.operator == "lt") for _, atom in found if (number := _bound(atom, "lt")) is not None]
+            if not (lows and highs):
+                continue
+            (low, open_low), (high, open_high) = max(lows), min(highs, key=lambda one: (one[0], not one[1]))
+            if low > high or (low == high and (open_low or open_high)):
+                yield _warning(
+                    found[-1][0],
+                    "no_rows",
+                    f"no number is within the bounds of {vocabulary.column_of(left)}: no row would ever be shown",
+                )
+
+
+def _bound(atom: Atom, sign: str) -> Decimal | None:
+    """The number that is a bound of this sign (`gt`, or `lt`), whether it is within or not."""
+    if atom.operator not in (sign, f"{sign}eq"):
+        return None
+    try:
+        return values.decimal(atom.right[0].text)
+    except ValueError:
+        return None
+
+
+def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
+    for path, rule in _permissions(policy):
+        named: dict[str, list[str]] = {ds("columnAllow"): [], ds("columnDeny"): []}
+        for _, atom in known.conjunction(rule.constraints, path):
+            if atom.left in named:
+                named[atom.left] += [literal.text for literal in atom.right]
+        shown, hidden = ({columns.fold(name): name for name in names} for names in named.values())
+        if both := [shown[name] for name in shown if name in hidden]:
+            yield _warning(
+                path,
+                "shown_and_hidden",
+                f"{', '.join(both)} may be read by one rule and not by another, and so not at all; name it once",
+            )
+
+
+def _permissions(policy: Policy) -> Iterator[tuple[str, Rule]]:
+    """Each permission, with the path of its constraints."""
+    for index, rule in enumerate(policy.permissions):
+        yield f"/permission/{index}/constraint", rule
 
 
 def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:
@@ -334,6 +411,19 @@ def _no_source(policy: Policy) -> Iterator[Problem]:
             )
 
 
+def _absent(absent: Mapping[str, str], policy: Policy) -> Iterator[Problem]:
+    """Conditions on facts that come from nobody but a source that is not there: it may come later."""
+    for path, atom, operand in _atoms(policy):
+        names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
+        if names and all(name in absent for name in names):
+            yield _warning(
+                path,
+                "source_absent",
+                f"{compact(atom.left)} comes from {vocabulary.SOURCES[names[0]]} ({absent[names[0]]}): "
+                "it stays unknown and refuses everybody",
+            )
+
+
 def _strange_purposes(policy: Policy) -> Iterator[Problem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
@@ -384,6 +474,8 @@ CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
     _forbidden_again,
     _conflict,
     _contradictions,
+    _no_rows,
+    _shown_and_hidden,
     _groups,
     _measures,
     _repeated,

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 from connector.datasets import standing
@@ -55,10 +56,11 @@ class Checked:
 
 
 class Offers:
-    """The offers of one owner."""
+    """The offers of one owner. `absent`: sources of facts that it does not have, each with why."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, absent: Mapping[str, str] = MappingProxyType({})) -> None:
         self._store = store
+        self.absent = absent
 
     async def check(
         self,
@@ -76,7 +78,7 @@ class Offers:
             row, version = await self._store.read(lambda tx: _with_version(tx, target))
             schema = published_schema(version)
             read = replace(read, target=row.id)
-            problems = tuple(lint.lint(read, schema))
+            problems = tuple(lint.lint(read, schema, absent=self.absent))
             if errors := [problem for problem in problems if problem.level == "error"]:
                 raise PolicyInvalid(
                     "; ".join(dict.fromkeys(problem.message for problem in errors[:5])),

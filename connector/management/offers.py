@@ -141,7 +141,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         except PolicyError as error:
             found = {"level": "error", "path": error.rule, "code": error.code, "message": str(error)}
             return {"problems": [found], "sentences": []}
-        problems = [problem_json(problem) for problem in lint.lint(policy)]
+        problems = [problem_json(problem) for problem in lint.lint(policy, absent=offers.absent)]
         if text.dataset or policy.target:
             try:
                 problems = [
@@ -192,7 +192,11 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
             phase=vocabulary.Phase.QUERY,
             now=now,
         )
-        return {"decision": decision.to_json(), "explanation": explain.decision(decision)}
+        lines = explain.decision(decision)
+        for name, why in offers.absent.items():
+            who = vocabulary.SOURCES[name]
+            lines = [line.replace(who, f"{who} ({why})") for line in lines]
+        return {"decision": decision.to_json(), "explanation": lines}
 
     @routes.post("/policies/diff", summary="What changes from one policy to another: requests and sentences")
     async def compared(two: Compared, _: Caller = reader) -> dict[str, Any]:

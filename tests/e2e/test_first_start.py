@@ -61,6 +61,19 @@ def test_text_is_registered_where_directories_are_told_relative_to_the_start(tmp
             clinic.api().post("/datasets", {"name": "more", "path": "beds.csv"})
 
 
+def test_an_offer_to_members_is_warned_of_where_there_is_no_register(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"age": [30, 40]}), tmp_path / "beds.parquet")
+    form = "offer: members\ndataset: beds\nmay: [query]\nwho: {membership: active}\n"
+    with started(tmp_path, DATA_DIR="var", SOURCE_ROOTS=".", ADMIN_TOKEN_FILE="admin.token") as clinic:
+        api = clinic.api()
+        api.post("/datasets", {"name": "beds", "path": "beds.parquet"})
+        for path, more in (("/policies/lint", {}), ("/policies/lint", {"dataset": "beds"}), ("/offers", {})):
+            problems = api.post(path, {"form": form, **more})["problems"]
+            assert ("warning", "source_absent") in [(one["level"], one["code"]) for one in problems]
+        tried = api.post("/policies/test", {"form": form, "participant": "did:web:lab.example"})
+        assert "none, as HANSE_TRUST_ANCHOR is not set" in " ".join(tried["explanation"])
+
+
 def test_data_may_come_after_the_start_and_what_a_killed_connector_had_read_goes_with_it(tmp_path: Path) -> None:
     left = tmp_path / "var" / "outside" / "blocks" / "cache-left"
     left.mkdir(parents=True)

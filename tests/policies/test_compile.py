@@ -224,6 +224,44 @@ def test_lint_names_a_template_that_cannot_be_read(text: str) -> None:
     assert [problem.code for problem in found] == ["template_unreadable"]
 
 
+def test_lint_names_all_columns_that_the_table_lacks() -> None:
+    filters = gate.atom("ds:row/contry", "eq", "DE"), gate.atom("ds:columnAllow", "isAnyOf", "age", "naem", "zpi")
+    found = lint.lint(gate.agreement(*filters), SCHEMA)
+    assert [one.message.partition(";")[0] for one in found if one.level == "error"] == [
+        "the table has no column contry", "the table has no column naem, zpi",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "code"),
+    [
+        (("gteq", "18"), ("lt", "10"), ["no_rows"]),
+        (("gteq", "18"), ("lt", "18"), ["no_rows"]),
+        (("gteq", "18"), ("lteq", "18"), []),
+        (("gt", "9"), ("lt", "10"), []),
+        (("gt", "b"), ("lt", "a"), []),
+    ],
+)
+def test_lint_warns_of_a_row_filter_that_no_number_passes(
+    low: tuple[str, str], high: tuple[str, str], code: list[str]
+) -> None:
+    found = lint.lint(gate.agreement(*(gate.atom("ds:row/age", *bound) for bound in (low, high))))
+    assert [one.code for one in found if one.level == "warning"] == code
+
+
+def test_lint_warns_of_a_column_that_is_shown_and_hidden() -> None:
+    allow, deny = gate.atom("ds:columnAllow", "isAnyOf", "age", "name"), gate.atom("ds:columnDeny", "isNoneOf", "NAME")
+    found = lint.lint(gate.agreement(allow, deny))
+    assert [(one.level, one.code, one.message[:5]) for one in found] == [("warning", "shown_and_hidden", "name ")]
+
+
+def test_lint_warns_of_what_only_an_absent_source_could_say() -> None:
+    member, role = gate.atom("ds:membership", "eq", "active"), gate.atom("ds:role", "isAnyOf", "research")
+    found = lint.lint(gate.agreement(member, role), absent={"register": "which is not here"})
+    assert [(one.level, one.code) for one in found] == [("warning", "source_absent")]
+    assert "ds:membership comes from the operator" in found[0].message
+
+
 def test_one_undecided_permission_refuses_them_all() -> None:
     one = gate.agreement()
     both = replace(

@@ -162,7 +162,8 @@ async def _draft(offers: Offers, text: str, dataset: str) -> Draft:
         policy = author.to_policy(author.read_form(text))
     except PolicyError as error:
         return Draft([_problem(str(error), path=error.rule, code=error.code)])
-    draft = Draft([problem_json(one) for one in lint.lint(policy)], report.to_json(report.enforceability(policy)))
+    found = lint.lint(policy, absent=offers.absent)
+    draft = Draft([problem_json(one) for one in found], report.to_json(report.enforceability(policy)))
     try:
         draft.checked = await offers.check(form=text, dataset=dataset)
         draft.problems = [problem_json(one) for one in draft.checked.problems]
