@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Literal as OneOf
 
@@ -49,9 +49,8 @@ def lint(
     """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
     sources of facts that the owner does not have now, each with why."""
     found: dict[tuple[str, str], Problem] = {}
-    for check in (*CHECKS, partial(_absent, absent)):
-        for problem in check(policy):
-            found.setdefault((problem.path, problem.code), problem)
+    for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
+        found.setdefault((problem.path, problem.code), problem)
     unclear = any(problem.level == "error" for problem in found.values())
     if schema is not None and not unclear:
         for problem in _uncompiled(policy, schema):
@@ -411,7 +410,7 @@ def _no_source(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _absent(absent: Mapping[str, str], policy: Policy) -> Iterator[Problem]:
+def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
     """Conditions on facts that come from nobody but a source that is not there: it may come later."""
     for path, atom, operand in _atoms(policy):
         names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
