@@ -31,7 +31,9 @@ def note_of(values: Sequence[str | None], written: Written) -> str:
     if not _most(_LIKELY, texts):
         return ""
     number = re.compile(number_form(written), re.ASCII)
-    gaps = len(texts) < len(values)
+    if len(texts) < sum(value is not None for value in values) and (_most(number, texts) or _most(_DAY, texts)):
+        return "text, as some of it is an empty text"
+    gaps = None in values
     if _most(number, texts):
         zeros = [text for text in texts if _ZERO.fullmatch(text)]
         if zeros:
@@ -53,7 +55,7 @@ def _count(form: re.Pattern[str], texts: Sequence[str]) -> int:
 def _all_but(what: str, form: re.Pattern[str], texts: Sequence[str], *, gaps: bool) -> str:
     others = [text for text in texts if not form.fullmatch(text)]
     if not others:
-        return f"text, as a value after the first {ROWS:,} rows is no plain {what}"
+        return f"text, as a value that is not among the first {ROWS:,} is no plain {what}"
     alone = not gaps and len(set(others)) == 1 and len(others[0]) <= _SHOWN_MAX  # with the option gaps are texts
     todo = f"; where that stands for a missing value, give null_text={others[0]}" if alone else ""
     return f"text, as {_shown(others[0])} is no plain {what}{todo}"

@@ -113,7 +113,7 @@ MOSTLY: dict[str, tuple[Sequence[str], str]] = {
                "null_text=n/a"),
     "words": (["1", "2", "3", "n/a", "none"], "text, as 'n/a' is no plain number"),
     "a long word": (["1", "2", "n" * 50], f"text, as '{'n' * 40}...' is no plain number"),
-    "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value after the first 10,000 rows is no plain "
+    "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value that is not among the first 10,000 is no plain "
                                "number"),
     "postcodes": (["01067", "10115"], "text, as a number does not keep the zero that '01067' begins with"),
     "decimal commas": (["1,5", "2,75"], "text; where '1,5' is a number, give decimal=,"),
@@ -136,6 +136,11 @@ def test_an_owner_is_told_why_what_looks_like_numbers_or_days_is_text(tmp_path: 
     table, report = converted(tmp_path, "csv", "a,b\n" + "".join(f'"{value}",x\n' for value in values))
     assert table["a"].to_pylist() == list(values)
     assert [column.get("note", "") for column in report["columns"]] == [note, ""]
+
+
+def test_an_owner_is_told_of_empty_texts_among_numbers(tmp_path: Path) -> None:
+    _, report = converted(tmp_path, "csv", "a,b\n1,x\n2,x\n,x\nn/a,x\n", null_text="n/a")
+    assert report["columns"][0].get("note") == "text, as some of it is an empty text"
 
 
 def test_whole_numbers_of_csv_of_hundreds_of_digits_are_text(tmp_path: Path) -> None:
