@@ -113,8 +113,8 @@ MOSTLY: dict[str, tuple[Sequence[str], str]] = {
                "null_text=n/a"),
     "words": (["1", "2", "3", "n/a", "none"], "text, as 'n/a' is no plain number"),
     "a long word": (["1", "2", "n" * 50], f"text, as '{'n' * 40}...' is no plain number"),
-    "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value that is not among the first 10,000 is no plain "
-                               "number"),
+    "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value that is not among the first 10,000 is no "
+                               "plain number"),
     "postcodes": (["01067", "10115"], "text, as a number does not keep the zero that '01067' begins with"),
     "decimal commas": (["1,5", "2,75"], "text; where '1,5' is a number, give decimal=,"),
     "with thousands": (["1.234,5", "2,75"], "text; where '1.234,5' is a number, give decimal=, and thousands=."),
