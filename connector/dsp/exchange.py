@@ -273,7 +273,8 @@ class Exchange(ABC, Generic[Row]):
             return Outcome(Result.AGAIN, why)
         if row.attempts and await self._was_taken(row, message):
             return Outcome(Result.DELIVERED)
-        return Outcome(Result.REFUSED, why, code=answer.code)
+        said = f"refused ({answer.status}): {answer.reason or 'no reason given'}"  # whose word it is stands beside it
+        return Outcome(Result.REFUSED, said, code=answer.code)
 
     async def _finished(self, row: Outbox) -> Json | None:
         """The message as it leaves: what must not be stored, or must be fresh, is added here."""
@@ -342,7 +343,8 @@ class Exchange(ABC, Generic[Row]):
         """Our message was refused, or could not be delivered in time. A refused first message ends the process."""
         row.pending, row.updated_at = "", tx.now
         row.code = (outcome.code or "refused") if outcome.result is Result.REFUSED else "undeliverable"
-        row.reason = f"{step}: {outcome.why}"[:_REASON_MAX]
+        refused = outcome.result is Result.REFUSED
+        row.reason = (outcome.why if refused else f"{step}: {outcome.why}")[:_REASON_MAX]
         if row.state == states.NEW or outcome.result is Result.EXPIRED:
             row.state = states.TERMINATED
         else:

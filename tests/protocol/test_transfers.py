@@ -137,6 +137,7 @@ async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_nev
         row = await two.south.transfers.request(agreement_id=agreement_id, purpose=MARKETING, by="test")
         refused = await settled(two.south, "transfer", row.id, "TERMINATED")
         assert refused.code == "purpose_not_agreed"
+        assert refused.reason.startswith("refused (4")  # whose word it is stands beside it
         assert "purpose" in refused.reason
 
 
