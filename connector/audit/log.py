@@ -26,6 +26,8 @@ ROUND_MAX = 1024  # records in one round: larger ones gain nothing and hold up o
 _IDLE_SECONDS = 30.0  # after this long without a wake: records of another process that died before its round
 _RETRY_FIRST, _RETRY_CAP = 0.1, 5.0
 
+_TEXTS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
+
 _log = logger("audit")
 
 
@@ -213,7 +215,8 @@ def _columns(record: Record, row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which records: equality on what is indexed, and a span of time in UTC seconds.
+    """Which records: equality on what is indexed, and a span of time in UTC seconds. `named`: another text that
+    records may have for the dataset, as `AuditLog.meant` finds it.
 
     BadInput for a kind or an outcome that no record can have: nothing found would look like nothing done.
     """
@@ -222,6 +225,7 @@ class Filter:
     actor: str = ""
     agreement: str = ""
     dataset: str = ""
+    named: str = ""
     outcome: str = ""
     since: float | None = None
     until: float | None = None
@@ -230,12 +234,14 @@ class Filter:
         for name, value, known in (("kind", self.kind, kinds()), ("outcome", self.outcome, OUTCOMES)):
             if value and value not in known:
                 raise BadInput(f"{name}: expected one of {', '.join(sorted(known))}, came {value[:64]!r}")
+        for name in _TEXTS:
+            if "\0" in getattr(self, name):
+                raise BadInput(f"{name}: expected a text without NUL characters, which no record has")
 
     @property
     def query(self) -> dict[str, Any]:
         """As the store's queries take it."""
-        names = ("kind", "actor", "agreement", "dataset", "outcome")
-        equals = {name: value for name in names if (value := getattr(self, name))}
+        equals = {name: value for name in _TEXTS if (value := getattr(self, name))}
         return {"equals": equals, "since": self.since, "until": self.until}
 
     @property
@@ -256,6 +262,10 @@ class AuditLog:
     async def meant(self, which: Filter) -> Filter:
         """The same, with the id of a dataset that was named, over all that is committed now. NotFound for a dataset or
         an agreement that there is nothing of: no record would look like nothing done. BadInput for a name of several.
+
+        An id (it has a colon) is taken as it is, and so is what stands in double quotes. A name is a dataset's by
+        `AuditRows.datasets`, and the records that have that very text for one come with it: others choose what they
+        call a dataset, and by none of it may records of ours be left out.
         """
         await self.sequencer.settle()
 
@@ -265,15 +275,10 @@ class AuditLog:
                     f"no agreement {which.agreement!r} was concluded here, and no record names it; list them with "
                     "`hanse agreements`"
                 )
-            ids = tx.audit.datasets(which.dataset) if which.dataset else [""]
-            if not ids:
-                raise NotFound(
-                    f"no dataset {which.dataset!r} is registered or agreed on here, and no record names it; list them "
-                    "with `hanse dataset list`"
-                )
-            if len(ids) > 1:
-                raise BadInput(f"{which.dataset!r} is the name of several datasets; take the id: {', '.join(ids)}")
-            return replace(which, dataset=ids[0])
+            if not which.dataset:
+                return which
+            dataset, named = _meant(tx, which.dataset)
+            return replace(which, dataset=dataset, named=named)
 
         return await self.database.read(work)
 
@@ -349,6 +354,24 @@ class AuditLog:
     async def note_reading(self, event: Event) -> None:
         """Record who reads, before they do."""
         await self.database.write(lambda tx: tx.publish(event))
+
+
+def _meant(tx: Unit, text: str) -> tuple[str, str]:
+    """`dataset` and `named` of a filter, for the dataset that somebody means by a text; see `AuditLog.meant`."""
+    exact = text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
+    known = tx.audit.knows_dataset(exact)
+    ids = [] if exact != text or ":" in text else [one for one in tx.audit.datasets(text) if one != text]
+    if len(ids) > 1:
+        choices = [*ids, *([f'"{text}"'] if known else [])]
+        raise BadInput(f"{text!r} is the name of several datasets; take the id: {', '.join(choices)}")
+    if ids:
+        return ids[0], text if known else ""
+    if not known:
+        raise NotFound(
+            f"no dataset {text!r} is registered or agreed on here, and no record names it; list them with "
+            "`hanse dataset list`"
+        )
+    return exact, ""
 
 
 def record_from(row: Any) -> Record:

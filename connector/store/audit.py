@@ -25,7 +25,7 @@ from connector.store.unit import Unit
 CHANNEL = "hanse_log"  # NOTIFY: records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
 _MEANT_MAX = 10
-_EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
+_EQUALS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
 
 
 class Pending(NamedTuple):
@@ -135,28 +135,41 @@ class AuditRows:
         equals: Mapping[str, str] = MappingProxyType({}),
     ) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` whose kind, actor, agreement, dataset, outcome are `equals`. One that
-        names no dataset is about its agreement's."""
+        names no dataset is about its agreement's; `named` is another text that a record may have for the dataset."""
         query = select(AuditEvent).where(*_conditions(start, stop, since, until, equals))
         order = AuditEvent.idx.desc() if newest_first else AuditEvent.idx
         return self._unit.session.scalars(query.order_by(order).limit(limit)).all()
 
-    def datasets(self, key: str) -> list[str]:
-        """The ids of the datasets that somebody may mean by an id, by a name here or by the last part of an id: those
-        that are registered, agreed on or in the log."""
-        if (
-            self._has(Dataset.id == key)
-            or self._has(Agreement.dataset_id == key)
-            or self._has(AuditEvent.dataset == key)
-        ):
-            return [key]
-        return self._ending_in(key, Dataset.id, Agreement.dataset_id) or self._ending_in(key, AuditEvent.dataset)
+    def datasets(self, name: str) -> list[str]:
+        """The ids of the datasets that somebody may mean by a name, the surest alone: the one that has it here; the one
+        of `owner/name`; those agreed on whose id ends in it; those in the log. Whoever sends us a message chooses
+        what stands in the log, and so may not come before any other."""
+        named = self._unit.session.scalars(select(Dataset.id).where(Dataset.name == name)).all()
+        owner, slash, rest = name.partition("/")
+        whole = f"urn:hanse:{owner}:{rest}"
+        if not named and slash and self.knows_dataset(whole):
+            return [whole]
+        agreed = list(named) or self._ending(name, Dataset.id, Agreement.dataset_id)
+        return agreed or self._ending(name, AuditEvent.dataset)
 
-    def _ending_in(self, key: str, *ids: Any) -> list[str]:
-        named = select(Dataset.id).where(Dataset.name == key)
-        ending = (
-            select(one).where(one.endswith(f":{key}", autoescape=True)).distinct().limit(_MEANT_MAX) for one in ids
+    def _ending(self, name: str, *ids: Any) -> list[str]:
+        last = f":{name}"  # not LIKE: SQLite's takes capitals for small letters
+        queries = (
+            select(one)
+            .where(func.substr(one, func.length(one) - len(last) + 1) == last, func.length(one) >= len(last))
+            .distinct()
+            .limit(_MEANT_MAX)
+            for one in ids
         )
-        return sorted({one for query in (named, *ending) for one in self._unit.session.scalars(query)})
+        return sorted({one for query in queries for one in self._unit.session.scalars(query)})
+
+    def knows_dataset(self, dataset: str) -> bool:
+        """Whether one with this very id is registered or agreed on here, or a record names it so."""
+        return (
+            self._has(Dataset.id == dataset)
+            or self._has(Agreement.dataset_id == dataset)
+            or self._has(AuditEvent.dataset == dataset)
+        )
 
     def knows_agreement(self, agreement: str) -> bool:
         """Whether it was concluded here, or the log names it."""
@@ -198,12 +211,13 @@ def _conditions(
         conditions.append(AuditEvent.ts >= since)
     if until is not None:
         conditions.append(AuditEvent.ts < until)
-    return conditions + [
-        _about(value) if name == "dataset" else getattr(AuditEvent, name) == value for name, value in equals.items()
-    ]
+    if datasets := [equals[name] for name in ("dataset", "named") if name in equals]:
+        conditions.append(_about(datasets))
+    plain = equals.keys() - {"dataset", "named"}
+    return conditions + [getattr(AuditEvent, name) == equals[name] for name in sorted(plain)]
 
 
-def _about(dataset: str) -> ColumnElement[bool]:
-    """Records that name the dataset, or none and an agreement on it."""
-    its = select(Agreement.id).where(Agreement.dataset_id == dataset)
-    return or_(AuditEvent.dataset == dataset, and_(AuditEvent.dataset == "", AuditEvent.agreement.in_(its)))
+def _about(datasets: Sequence[str]) -> ColumnElement[bool]:
+    """Records that name one of these, or none and an agreement on one."""
+    its = select(Agreement.id).where(Agreement.dataset_id.in_(datasets))
+    return or_(AuditEvent.dataset.in_(datasets), and_(AuditEvent.dataset == "", AuditEvent.agreement.in_(its)))

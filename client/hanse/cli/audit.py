@@ -17,7 +17,7 @@ commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is
 Kind = Annotated[str, typer.Option(help="Only this kind, e.g. ReadStarted, ReadRefused.")]
 Actor = Annotated[str, typer.Option(help="Only by this participant or token.")]
 Agreement = Annotated[str, typer.Option(help="Only under this agreement.")]
-Dataset = Annotated[str, typer.Option(help="Only about this dataset (its id or name).")]
+Dataset = Annotated[str, typer.Option(help="Only about this dataset (its id, or a name).")]
 Outcome = Annotated[str, typer.Option(help="ok, refused, failed or broken.")]
 Since = Annotated[str, typer.Option(help="From this time on, with its zone: 2026-11-24T12:00:00Z.")]
 Until = Annotated[str, typer.Option(help="Before this time.")]

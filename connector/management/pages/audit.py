@@ -18,7 +18,7 @@ from connector.management.audit import reading
 from connector.management.auth import Caller
 from connector.management.pages import proving
 from connector.management.pages.desk import Desk
-from connector.management.pages.words import KINDS, dataset_of, did_of
+from connector.management.pages.words import KINDS, did_of
 
 _LISTED = 50
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
@@ -31,7 +31,6 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
     async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
         asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, "since", "until")}
         asked["actor"] = did_of(asked["actor"], await desk.names())
-        asked["dataset"] = dataset_of(asked["dataset"])
         which = _filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
         records = await log.page(

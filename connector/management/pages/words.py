@@ -107,12 +107,6 @@ def did_of(name: str, names: Mapping[str, Mapping[str, Any]]) -> str:
     return next((did for did, entry in names.items() if entry.get("name") == name), name)
 
 
-def dataset_of(name: str) -> str:
-    """The id of a dataset as pages call it (`north/patients`); whatever else it is stays."""
-    owner, slash, dataset = name.partition("/")
-    return f"urn:hanse:{owner}:{dataset}" if slash and ":" not in name else name
-
-
 def term(iri: str) -> str:
     """An IRI as policies write it: `dpv:ScientificResearch`; what is no IRI stays as it is."""
     try:

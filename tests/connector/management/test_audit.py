@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import httpx2
 import pytest
@@ -14,12 +17,13 @@ from fastapi import FastAPI
 from hanse.verify import verify, verify_consistency, verify_proof
 
 from connector.audit import merkle, note
-from connector.audit.log import AuditLog
+from connector.audit.log import AuditLog, Filter
+from connector.errors import BadInput, NotFound
 from connector.events import ReadRefused
 from connector.management import audit, problems
 from connector.management.auth import Tokens
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement
+from connector.store.tables import Agreement, Dataset
 from tests.connector.audit.support import SIGNER, log_over, story
 
 
@@ -111,6 +115,64 @@ async def test_a_dataset_is_found_by_its_name_and_with_what_was_refused_under_it
     several = await auditor.http.get("/audit/events", params={"dataset": "rivers"})
     assert several.status_code == 400
     assert "take the id: urn:hanse:north:rivers, urn:hanse:south:rivers" in several.json()["detail"]
+
+
+OURS, THEIRS = "urn:hanse:north:flights", "did:web:stranger.example"
+
+
+@pytest.mark.parametrize(
+    ("registered", "name", "called", "told"),
+    [
+        (True, "flights", "flights", {OURS, "flights"}),  # a stranger calls its dataset as ours is named
+        (True, "flights", "urn:x:flights", {OURS}),
+        (True, "north/flights", "north/flights", {OURS, "north/flights"}),
+        (True, OURS, f"x:{OURS}", {OURS}),
+        (True, '"flights"', "flights", {"flights"}),
+        (False, "flights", "flights", {OURS, "flights"}),
+        (False, OURS, f"x:{OURS}", {OURS}),
+    ],
+)
+async def test_what_others_call_a_dataset_leaves_out_nothing_of_ours(
+    auditor: Auditor, *, registered: bool, name: str, called: str, told: set[str]
+) -> None:
+    if registered:
+        await auditor.store.write(register)
+    await auditor.store.write(lambda tx: tx.publish(ReadRefused(actor=THEIRS, dataset=called, outcome="refused")))
+    records = (await auditor.http.get("/audit/events", params={"dataset": name})).json()["records"]
+    assert {record["body"]["dataset"] for record in records} == told
+    assert sum(record["body"]["actor"] != THEIRS for record in records) == (40 if OURS in told else 0)
+    with ZipFile(BytesIO((await auditor.http.get("/audit/export", params={"dataset": name})).content)) as evidence:
+        assert len(evidence.read("events.jsonl").splitlines()) == len(records)
+        asked = json.loads(evidence.read("manifest.json"))["filter"]
+    assert set(asked.values()) == told
+
+
+async def test_of_several_that_others_name_the_one_that_has_just_the_name_can_be_said(auditor: Auditor) -> None:
+    for number, dataset in enumerate(("urn:hanse:south:rivers", "urn:hanse:west:rivers", "rivers")):
+        await auditor.store.write(partial(signed, id_=f"urn:agreement:on {number}", dataset=dataset))
+    several = await auditor.http.get("/audit/events", params={"dataset": "rivers"})
+    assert several.status_code == 400
+    assert several.json()["detail"].endswith('take the id: urn:hanse:south:rivers, urn:hanse:west:rivers, "rivers"')
+    assert (await auditor.http.get("/audit/events", params={"dataset": '"rivers"'})).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["FLIGHTS", "Flights", "north/FLIGHTS", "lights", "north:flights"])
+async def test_a_name_is_no_other_that_is_like_it(auditor: Auditor, name: str) -> None:
+    assert (await auditor.http.get("/audit/events", params={"dataset": name})).status_code == 404
+
+
+async def test_what_no_record_can_hold_is_no_failure_of_a_database(store: Store) -> None:
+    for name in ("dataset", "agreement", "actor"):
+        with pytest.raises(BadInput, match=f"{name}: expected a text without NUL"):
+            await log_over(store).meant(Filter(**{name: "a\0b"}))
+    with pytest.raises(NotFound, match="no dataset 'lights'"):
+        await log_over(store).meant(Filter(dataset="lights"))
+
+
+def register(tx: Transaction) -> None:
+    """The dataset of `story`, named and offered here."""
+    about = {"title": "", "description": "", "theme": "", "license": "", "version": "1"}
+    tx.datasets.add(Dataset(id=OURS, name="flights", keywords=[], created_at=tx.now, **about))
 
 
 @pytest.mark.parametrize("asked", [{"dataset": "flihgts"}, {"dataset": "%"}, {"agreement": "urn:agreement:9"}])
