@@ -9,10 +9,17 @@ from sqlalchemy.orm import Session
 
 from connector.store.tables import ApiToken
 
+_LOCK = 0x48544F4B  # any number, the same for every connector process on one database
+
 
 class Tokens:
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def alone(self) -> None:
+        """Nobody else who says so goes on before this transaction ends. SQLite has one writer anyway."""
+        if self._session.get_bind().dialect.name == "postgresql":
+            self._session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
     def add(self, token: ApiToken) -> None:
         self._session.add(token)

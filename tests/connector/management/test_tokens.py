@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
+
 import pytest
 
 from connector.errors import BadInput
@@ -51,3 +54,28 @@ async def test_a_start_after_the_last_admin_has_expired_makes_one_and_says_so(sq
     assert (made.actor, made.detail["token"]) == ("start", "admin-2")
     assert made.reason == "no token with the scope admin was good at this start"
     assert await started(tokens) == ""
+
+
+async def test_two_that_end_a_token_at_once_leave_an_admin(migrated_url: str) -> None:
+    with closing(Store(migrated_url)) as one, closing(Store(migrated_url)) as other:
+        here, there = Tokens(one), Tokens(other)
+        await started(here)
+        for number in range(10):
+            await here.issue(f"other-{number}", ["admin"], by="test")
+            first, second = (row.name for row in await here.list())
+            ends = here.revoke(first, by="test"), there.revoke(second, by="test")
+            said = [type(end) for end in await asyncio.gather(*ends, return_exceptions=True)]
+            assert said.count(BadInput) == len(await here.list()) == 1
+
+
+async def test_processes_that_start_together_make_one_token_which_is_the_one_handed_over(migrated_url: str) -> None:
+    stores = [Store(migrated_url) for _ in range(4)]
+    try:
+        for names in (["admin"], ["admin", "admin-2"]):
+            handed = [text for text in await asyncio.gather(*(started(Tokens(store)) for store in stores)) if text]
+            assert [row.name for row in await Tokens(stores[0]).list()] == names
+            assert [(await Tokens(stores[0]).caller(text)).name for text in handed] == names[-1:]
+            await expire(stores[0], "admin")
+    finally:
+        for store in stores:
+            store.close()
