@@ -112,7 +112,7 @@ class Space:
 
         Refused (NegotiationFailed, ...) where the owner does not agree; NegotiationPending where nobody there has
         answered within `timeout` seconds: call again later, the negotiation stays open. ApprovalNeeded where it is
-        somebody here who has to. What somebody has said no to is asked for anew with `again` only.
+        somebody here who has to. What somebody has said no to, for this purpose, is asked for anew with `again` only.
         """
         wanted = flow.name_of(name)
         steps = flow.agree(wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again)

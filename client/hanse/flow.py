@@ -26,7 +26,7 @@ FORMAT = "HttpData-PULL"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
 _WAIT_SECONDS = 20.0  # of one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
-_BY_HAND = "terminated"  # the code of an end that somebody wanted, as `hanse reject` sends it
+_NOBODYS_NO = ("undeliverable", "not_answered", "request_withdrawn")  # codes of an end by no message, time, ourselves
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
 
 
@@ -185,13 +185,13 @@ def negotiate(
     end it is was over before we looked for it. `again`: begin a new one where somebody ended the last.
     """
     name, chosen = found.name, _offer(found, offer)
-    row = yield from _last_negotiation(found, chosen)
+    row = yield from _last_negotiation(found, chosen, purpose)
     if row is None or row.get("state") not in _OPEN:
         for agreement in (yield from held(found)):
             if str(agreement["id"]) not in tried:
                 return str(agreement["id"])
         if row is not None and not again:
-            _not_ended_by_hand(name, row)
+            _check_no(name, row)
         body = {"participant": found.provider, "dataset": found.dataset_id, "offer_id": chosen}
         body |= {"purpose": purpose} if purpose else {}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
@@ -223,23 +223,29 @@ def _unfinished(name: Name, row: Mapping[str, Any]) -> NegotiationPending:
     )
 
 
-def _not_ended_by_hand(name: Name, row: Mapping[str, Any]) -> None:
-    """NegotiationFailed where somebody said no, perhaps after we had stopped waiting for it."""
-    if row.get("state") == "TERMINATED" and row.get("code") == _BY_HAND:
+def _check_no(name: Name, row: Mapping[str, Any]) -> None:
+    """NegotiationFailed where somebody said no, perhaps after we had stopped waiting for it.
+
+    The other side ends with what code it likes, or none: what it ends is a no, unless it was told by machine. A request
+    that it did not take is none: that negotiation has no pid there.
+    """
+    taken = row.get("peer_pid") != ""
+    if row.get("state") == "TERMINATED" and taken and row.get("code") not in _NOBODYS_NO:
         raise NegotiationFailed(
             f"negotiation {row['id']} with {name.participant} was ended by somebody: "
             f"{row.get('reason') or 'without a reason'}; nothing new was asked for: that takes "
             f"`hanse negotiate {name} --again`, or agree(..., again=True)",
-            code=_BY_HAND,
+            code=str(row.get("code") or "terminated"),
             negotiation=row["id"],
         )
 
 
-def _last_negotiation(found: Found, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:
-    """Our negotiation for an offer that is open, else the newest."""
+def _last_negotiation(found: Found, offer: str, purpose: str) -> Generator[Call, Any, dict[str, Any] | None]:
+    """Our negotiation for an offer that is open, else the newest, but for those that were for another purpose."""
     rows = yield Call("GET", "/negotiations", _ours(found))
     mine = [dict(row) for row in rows if found.is_of(row) and row.get("offer_id", offer) == offer]
-    return next((row for row in mine if row.get("state") in _OPEN), mine[0] if mine else None)
+    ended = (row for row in mine if not purpose or iri(row.get("purpose") or purpose) == purpose)
+    return next((row for row in mine if row.get("state") in _OPEN), next(ended, None))
 
 
 def _ours(found: Found) -> dict[str, str]:

@@ -328,7 +328,7 @@ class Exchange(ABC, Generic[Row]):
             return self._count(tx, row, step)
         first = Step(states.NEW, step, row.role) in self.table
         if first and row.state == states.TERMINATED and row.peer_pid:  # ended by us before it was answered
-            return [self._termination(tx, row, code="terminated", reason=row.reason)]
+            return [self._termination(tx, row, code=row.code, reason=row.reason)]
         return []
 
     def _count(self, tx: Transaction, row: Row, step: str) -> list[Outbox]:

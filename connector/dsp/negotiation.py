@@ -62,6 +62,7 @@ _THEIR_TURN = tuple(
     if state not in states.FINAL and not decisions.our_turn(decisions.NEGOTIATION, role=role, state=state)
 )
 NOT_ANSWERED = "not_answered"
+WITHDRAWN = "request_withdrawn"  # its consumer's own end of what it asked for: nobody's no
 _PAGE = 500
 _WRITTEN = 0.001  # seconds: agreements say when they were signed in whole milliseconds
 
@@ -432,7 +433,7 @@ class Negotiations(Exchange[Negotiation]):
             policy = terms.first_for(purpose, offers, consumer=self._us, now=tx.now) if purpose else offers[0]
             wire = terms.offer_wire(policy, target=dataset_id)
             row = self._new(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
-            row.offer_id, row.correlation = policy.id, correlation
+            row.offer_id, row.purpose, row.correlation = policy.id, purpose, correlation
             tx.negotiations.add(row)
             tx.publish(self._ordered(row, "request", by=by))
             message = ContractRequestMessage(consumer_pid=row.id, offer=wire, callback_address=self._base)
@@ -477,7 +478,7 @@ class Negotiations(Exchange[Negotiation]):
                 raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
             tx.publish(self._ordered(row, name, by=by, reason=reason))
             if name == "terminate":
-                return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
+                return row, self._end(tx, row, code=code or _code_of_end(row), reason=reason, actor=by)
             return row, [self._carry_out(tx, row, name, offer)]
 
         await self._sender.settling.now(pid)
@@ -539,6 +540,7 @@ class Negotiations(Exchange[Negotiation]):
             offer=offer,
             decide=decide,
             agreement_id="",
+            purpose="",
             code="",
             reason="",
             correlation="",
@@ -583,6 +585,12 @@ class Negotiations(Exchange[Negotiation]):
         if step == states.FINALIZED_EVENT:
             self._conclude(tx, row)
         return []
+
+
+def _code_of_end(row: Negotiation) -> str:
+    """For machines, why a person here ends it: a no to what the other side says, or what we asked for taken back."""
+    ours = row.role == PROVIDER or decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state)
+    return "terminated" if ours else WITHDRAWN
 
 
 def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms.Verdict]:

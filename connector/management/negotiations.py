@@ -72,7 +72,8 @@ class Said(BaseModel):
 
 
 class NegotiationView(BaseModel):
-    """A negotiation. `pending` is our message that is not acknowledged yet; `waits_for` whose turn it is."""
+    """A negotiation. `pending` is our message that is not acknowledged yet; `waits_for` whose turn it is; `purpose`
+    what we asked for it for, where that was said."""
 
     id: str
     role: str
@@ -87,6 +88,7 @@ class NegotiationView(BaseModel):
     offer: dict[str, Any]
     sentences: list[str]
     decide: str
+    purpose: str
     agreement_id: str
     code: str
     reason: str
@@ -111,6 +113,7 @@ def view(row: Negotiation) -> NegotiationView:
         offer=row.offer,
         sentences=_sentences(row.offer),
         decide=row.decide,
+        purpose=row.purpose,
         agreement_id=row.agreement_id,
         code=row.code,
         reason=row.reason,

@@ -126,6 +126,8 @@ class Negotiation(Table):
     offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, last sent or received, as we write them
     decide: Mapped[str] = mapped_column(String(16), default="auto")
     agreement_id: Mapped[str] = mapped_column(_Key, default="")
+    # What we asked for it for, where that was said; the other side is not told before it transfers.
+    purpose: Mapped[str] = mapped_column(default="", server_default="")
     code: Mapped[str] = mapped_column(_Key, default="")  # why it stands or ended as it does, for machines
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")

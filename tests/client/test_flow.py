@@ -141,11 +141,22 @@ TWO = {**CATALOG, "dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@i
 OPEN = {"id": "neg:1", "dataset": ID, "counterparty": NORTH, "offer_id": "offer:1", "state": "REQUESTED"}
 
 
-ENDED = {**OPEN, "state": "TERMINATED", "code": "terminated", "reason": "not for shops"}
+ENDED = {**OPEN, "peer_pid": "urn:1", "state": "TERMINATED", "code": "terminated", "reason": "not for shops"}
+FOR_SHOPS = {**ENDED, "id": "neg:2", "purpose": DPV + "Marketing"}
 
 
-def test_a_no_that_came_after_the_wait_is_told_and_nobody_is_asked_anew() -> None:
-    asked = {**FRESH, "GET /negotiations": [[ENDED]], "POST /negotiations": AssertionError("asked anew")}
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [ENDED],
+        [{**ENDED, "code": ""}],  # codes are the other side's own
+        [{**ENDED, "code": "rejected"}],
+        [{**ENDED, "purpose": "dpv:ScientificResearch"}],
+        [{**FOR_SHOPS, "state": "FINALIZED"}, ENDED],  # what came of another purpose takes no no back
+    ],
+)
+def test_a_no_that_came_after_the_wait_is_told_and_nobody_is_asked_anew(rows: list[dict[str, Any]]) -> None:
+    asked = {**FRESH, "GET /negotiations": [rows], "POST /negotiations": AssertionError("asked anew")}
     for _ in range(2):
         with pytest.raises(
             errors.NegotiationFailed, match=r"not for shops; .* `hanse negotiate north/flights --again`"
@@ -158,6 +169,10 @@ def test_a_no_that_came_after_the_wait_is_told_and_nobody_is_asked_anew() -> Non
     [
         ([ENDED], True),
         ([{**ENDED, "code": "undeliverable"}], False),  # nobody's no
+        ([{**ENDED, "code": "not_answered"}], False),
+        ([{**ENDED, "code": "request_withdrawn"}], False),  # by ourselves
+        ([{**ENDED, "peer_pid": "", "code": "too_many_new"}], False),  # our request was not taken
+        ([FOR_SHOPS], False),
         ([{**ENDED, "state": "FINALIZED"}, ENDED], False),  # of an agreement that has ended since
     ],
 )
@@ -201,7 +216,7 @@ def test_an_open_negotiation_is_gone_on_with() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {**OPEN, "state": "TERMINATED"},
+        {**OPEN, "state": "TERMINATED", "peer_pid": ""},
         {**OPEN, "state": "FINALIZED"},
         {**OPEN, "offer_id": "offer:9"},
         {**OPEN, "dataset": "urn:hanse:north:planes"},

@@ -252,6 +252,24 @@ async def test_a_negotiation_is_ended_with_a_reason_and_an_unasked_offer_is_made
         assert (told.code, told.reason) == ("no_need", "thanks")
 
 
+async def test_what_is_taken_back_is_told_from_a_no_and_what_it_was_for_is_known(tmp_path: Path) -> None:
+    async with desks(tmp_path, "manual") as (north, south):
+        for by, code in ((south, "request_withdrawn"), (north, "terminated")):
+            asked = {"participant": "north", "dataset": "air", "purpose": "dpv:ResearchAndDevelopment"}
+            begun = await south.post("/negotiations", asked, 201)
+            ours = await settled(south.side, "negotiation", begun["id"], "REQUESTED")
+            await by.post(f"/negotiations/{begun['id'] if by is south else ours.peer_pid}/terminate")
+            there = await settled(north.side, "negotiation", ours.peer_pid, "TERMINATED")
+            await settled(south.side, "negotiation", begun["id"], "TERMINATED")
+            here = await south.get(f"/negotiations/{begun['id']}")
+            assert (here["code"], here["purpose"]) == (code, "dpv:ResearchAndDevelopment")
+            assert (there.code, there.purpose) == (code, "")
+        offered = await north.post("/negotiations/offers", {"participant": "south", "offer_id": OFFER_ID}, 201)
+        await settled(north.side, "negotiation", offered["id"], "OFFERED")
+        (waits,) = await south.get("/negotiations?waiting_for_us=true")
+        assert (await south.post(f"/negotiations/{waits['id']}/terminate"))["code"] == "terminated"
+
+
 async def test_revoking_needs_a_reason_and_ends_everything(tmp_path: Path) -> None:
     async with desks(tmp_path) as (north, south):
         agreement_id = (await agree(south))["agreement_id"]
