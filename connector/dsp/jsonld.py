@@ -103,7 +103,7 @@ def members(node: Json, prefixes: Mapping[str, str]) -> Json:
         term = term_of(key, prefixes)
         if term == "@context" or (key in _ALIASES and term in node):
             continue
-        read = _with_prefixes(value, prefixes) if term in _RAW else _unwrapped(value, prefixes)
+        read = _with_prefixes(value, prefixes) if term in _RAW else unwrapped(value, prefixes)
         if found.setdefault(term, read) != read:
             raise MessageInvalid(f"{term[:200]} is given twice under different spellings; keep one")
     return found
@@ -151,14 +151,15 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _unwrapped(value: Any, prefixes: Mapping[str, str]) -> Any:
+def unwrapped(value: Any, prefixes: Mapping[str, str]) -> Any:
+    """What a value says without JSON-LD's wrapping: `{"@value": 1}` is 1, `{"@id": "urn:a"}` is `urn:a`."""
     if isinstance(value, list):
-        return [_unwrapped(part, prefixes) for part in value]
+        return [unwrapped(part, prefixes) for part in value]
     if not isinstance(value, dict):
         return value
     for wrapper in ("@value", "@list", "@set"):
         if wrapper in value:
-            return _unwrapped(value[wrapper], prefixes)
+            return unwrapped(value[wrapper], prefixes)
     if set(value) == {"@id"}:
         return value["@id"]
     return members(value, prefixes)

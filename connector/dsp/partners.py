@@ -115,13 +115,16 @@ class Partners:
 
 def _datasets(catalog: Json, participant: str) -> Iterator[Json]:
     """The dataset nodes of a catalogue, as they came, those of catalogues within it behind its own. Catalogues of other
-    participants within it are passed over: nobody can be asked for what is another's."""
-    waiting, prefixes = deque([{**catalog, "participantId": participant}]), jsonld.prefixes_of(catalog)
+    participants within it are passed over: nobody can be asked for what is another's. Whose the outer one is stood fast
+    when it was asked for, whatever it says."""
+    waiting, prefixes = deque([catalog]), jsonld.prefixes_of(catalog)
     while waiting:
+        node = waiting.popleft()
         found: dict[str, list[Any]] = {}
-        for name, value in waiting.popleft().items():
+        for name, value in node.items():
             found.setdefault(jsonld.term_of(name, prefixes), []).extend(jsonld.listed(value))
-        if all(one == participant for one in found.get("participantId", ())):
+        whose = (jsonld.single(jsonld.unwrapped(one, prefixes)) for one in found.get("participantId", ()))
+        if node is catalog or all(one == participant for one in whose):
             yield from (entry for entry in found.get("dataset", ()) if isinstance(entry, dict))
             waiting.extend(entry for entry in found.get("catalog", ()) if isinstance(entry, dict))
 

@@ -283,8 +283,20 @@ class Answering:
         ),
         ({"catalog": [{"participantId": "did:web:south", "dataset": [{"@id": "urn:d"}]}]}, []),
         ({"dataset": ["urn:d"], "catalog": ["urn:c"]}, []),
+        ({"dspace:participantId": {"@id": "north's"}, "dcat:dataset": {"@id": "urn:d"}}, ["urn:d"]),
+        (
+            {
+                "dspace:participantId": {"@value": "did:web:north"},
+                "dcat:catalog": [
+                    {"dspace:participantId": {"@id": "did:web:north"}, "dcat:dataset": {"@id": "urn:d"}},
+                    {"dspace:participantId": [{"@value": "did:web:north"}], "dcat:dataset": {"@id": "urn:e"}},
+                    {"dspace:participantId": {"@id": "did:web:south"}, "dcat:dataset": {"@id": "urn:f"}},
+                ],
+            },
+            ["urn:d", "urn:e"],
+        ),
     ],
-    ids=["plain", "prefixed", "nested", "nested, another's", "references"],
+    ids=["plain", "prefixed", "nested", "nested, another's", "references", "node as owner", "nested, nodes as owners"],
 )
 async def test_all_of_a_participants_datasets_are_found_in_its_catalogue(
     catalog: dict[str, Any], expected: list[str]
