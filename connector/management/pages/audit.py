@@ -21,6 +21,7 @@ from connector.management.pages.desk import Desk
 from connector.management.pages.words import KINDS, did_of
 
 _LISTED = 50
+_DIGITS_MAX = 18  # that every database takes for a number
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 
 
@@ -33,9 +34,8 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
         asked["actor"] = did_of(asked["actor"], await desk.names())
         which = _filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
-        records = await log.page(
-            await log.meant(which), before=int(before) if before.isdecimal() else None, limit=_LISTED
-        )
+        numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
+        records = await log.page(await log.meant(which), before=int(before) if numbered else None, limit=_LISTED)
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
         given = {name: value for name, value in asked.items() if value}
         return await desk.page(

@@ -58,6 +58,8 @@ PAGES = [
     ("/query", "consume", True),
     ("/audit", "audit", True),
     ("/audit?outcome=refused&since=2020-01-01T00:00", "audit", True),
+    ("/audit?before=5", "audit", True),
+    ("/audit?before=99999999999999999999999999", "audit", True),
     ("/audit/0", "audit", True),
     ("/tokens", "admin", True),
     ("/settings", "admin", True),
