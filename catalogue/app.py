@@ -24,6 +24,7 @@ from catalogue.store import Store
 from catalogue.store.migrate import upgrade
 from connector import look
 from connector.errors import BadInput
+from connector.forms import make_folder
 from connector.identity.did import Resolver
 from connector.identity.keys import participant_key
 from connector.identity.service import Identity
@@ -58,7 +59,11 @@ class Parts:
 
 
 def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Parts:
-    """Open the database and make every part. Migrates the database where that is needed."""
+    """Open the database and make every part. Migrates the database where that is needed. BadInput for a folder that
+    cannot be used."""
+    make_folder(settings.data_dir, "HANSE_DATA_DIR")
+    if settings.admin_token_file is not None:
+        make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     upgrade(settings.database)
     store = Store(settings.database, clock=clock)
     key = participant_key(settings.data_dir)

@@ -5,7 +5,9 @@ A slip that were taken as it is would stand in agreements and logs: an address w
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import NoDecode, SettingsError
+
+from connector.errors import BadInput
 
 NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
 _DATABASES = ("sqlite", "postgresql+psycopg")
@@ -28,6 +32,16 @@ def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
     for problem in error.errors():
         name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
         yield f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
+    """BadInput where it cannot be made, or nothing be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise BadInput(f"{setting}: expected a folder to write to, came {folder} ({error.strerror})") from None
 
 
 def words(value: object) -> object:

@@ -29,6 +29,7 @@ from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import Leases, close_left_over
 from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
+from connector.forms import make_folder
 from connector.listening import Server
 from connector.settings import Settings
 from connector.store.migrate import upgrade
@@ -119,11 +120,11 @@ async def serve(settings: Settings) -> None:
     sys.setswitchinterval(_TURN)
     bounds.raise_descriptors()
     bounds.return_large_blocks()
-    _make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
+    make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
     if settings.converted_dir is not None:
-        _make_folder(settings.converted_dir, "HANSE_CONVERTED_DIR")
+        make_folder(settings.converted_dir, "HANSE_CONVERTED_DIR")
     if settings.admin_token_file is not None:
-        _make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
+        make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     with contextlib.ExitStack() as bound:
         lock = bound.enter_context(_alone(settings.data_dir))
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "PUBLIC"))
@@ -225,16 +226,6 @@ def _end_within(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-
-
-def _make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
-    """BadInput where it cannot be made, or nothing be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=mode)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise BadInput(f"{setting}: expected a folder to write to, came {folder} ({error.strerror})") from None
 
 
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:

@@ -22,8 +22,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
+from catalogue.app import build
 from catalogue.settings import Settings
 from connector import bounds
+from connector.errors import BadInput
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
 
@@ -117,6 +119,13 @@ def test_a_setting_that_does_not_fit_is_named_by_each_command(
     result = CliRunner().invoke(commands, words)
     assert result.exit_code == 2
     assert result.output.startswith("HANSE_PUBLIC_PORT: ")
+
+
+@pytest.mark.parametrize("name", ["data_dir", "admin_token_file"])
+def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path: Path, name: str) -> None:
+    wanted = Settings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
+    with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, came /dev/null/hanse"):
+        build(wanted)
 
 
 async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue, north: Provider) -> None:
