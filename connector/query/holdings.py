@@ -40,6 +40,7 @@ _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
 _OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
 _NAME = re.compile(NAME)
+_NOT_KEPT = frozenset({"contract_undecided", "agreement_unreadable"})  # its owner cannot keep one that stands
 
 Names = Callable[[], Awaitable[Mapping[str, str]]]  # participants' identifiers by their names
 
@@ -130,9 +131,10 @@ class Holdings:
     async def tables(self, names: Collection[tuple[str, str]] | None, purpose: str, *, fresh: bool = False) -> Known:
         """The datasets that a query for `purpose` may name, by (owner, dataset), and those whose owners do not answer.
 
-        `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
-        ended the agreement, or does not serve it now: its dataset is not there. QueryInvalid for an owner's name that
-        several participants have and the register gives to none: their datasets go by their identifiers.
+        `names` None: all that we hold. `fresh`: nothing of what was said before counts. The dataset of an agreement
+        that has ended is not there; an owner that refuses another one is told with its refusal. QueryInvalid for an
+        owner's name that several participants have and the register gives to none: their datasets go by their
+        identifiers.
         """
 
         def look(tx: Transaction) -> tuple[list[Holding], list[Holding], Mapping[str, Readable]]:
@@ -152,7 +154,7 @@ class Holdings:
                 try:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
                 except HanseError as error:
-                    return None if isinstance(error, Refused | NotFound) else self._silent(agreement, error)
+                    return None if _is_gone(error) else self._silent(agreement, error)
                 except Exception as error:  # noqa: BLE001  what one owner says must not end questions to the others
                     _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
                     return self._silent(agreement, unforeseen())
@@ -288,6 +290,11 @@ def _started(agreement_id: str, found: Readable | None) -> Sequence[Started]:
             code="no_transfer",
         )
     return found.transfers
+
+
+def _is_gone(error: HanseError) -> bool:
+    """Whether nothing is left of what was agreed, so that a new agreement is what is missing."""
+    return isinstance(error, NotFound) or (isinstance(error, Refused) and error.code not in _NOT_KEPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,27 @@ async def test_the_tables_of_a_question_come_with_their_tickets(monkeypatch: pyt
     assert store.looks == 2
 
 
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (Refused("a rule cannot be kept", code="contract_undecided", rule="/permission/0"), ["contract_undecided"]),
+        (Refused("a word is not understood", code="agreement_unreadable"), ["agreement_unreadable"]),
+        (Refused("it was revoked", code="agreement_ended"), []),
+    ],
+)
+async def test_an_owner_that_cannot_keep_an_agreement_is_told_with_its_refusal(
+    refusal: Refused, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holdings = Holdings(_Store(), None, None)  # type: ignore[arg-type]  # nothing is renewed here
+
+    async def refused(_agreement: str, *, fresh: bool) -> NoReturn:
+        raise refusal
+
+    monkeypatch.setattr(holdings, "contract", refused)
+    known = await holdings.tables([("owner", "one")], "")
+    assert [one.error.code for one in known.silent if isinstance(one.error, Refused)] == told
+
+
 RESEARCH, MARKETING = expand("dpv:ScientificResearch"), expand("dpv:Marketing")
 
 
