@@ -10,7 +10,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import NamedTuple, TypeAlias
 
-from policies import operators, values, vocabulary, words
+from policies import known, operators, values, vocabulary, words
 from policies.facts import Fact, Moment, shown
 from policies.model import Atom, Duty
 from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
@@ -218,7 +218,10 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
     """Fact in, code out; a fact that cannot be read as the operand's type leaves it unknown."""
     if operand.type is ValueType.SCALAR:
         return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
-    right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in atom.right]
+    taken = atom.right
+    if words_known := known.chosen(operand, atom):
+        taken = tuple(one for one in atom.right if one.text in words_known)
+    right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in taken]
     test = operators.comparing(atom.operator, right, kinds=operand.kinds)
     absent = operand.absent if atom.operator in ("neq", "isNoneOf") else ""
     read, one_more = values.reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
@@ -233,6 +236,8 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
         if one_more:
             left = [value + 1 for value in left if isinstance(value, Decimal)]
         answer = test(left)
+        if not answer and len(taken) < len(atom.right):  # it may be meant by a word that nobody knows
+            return UNKNOWN
         if answer and absent and absent in fact.values:
             return UNKNOWN
         return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED

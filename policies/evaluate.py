@@ -35,7 +35,7 @@ __all__ = [
     "permits",
 ]
 
-ENGINE = "hanse-policies/4"  # part of what a replay needs: change it when a decision could change
+ENGINE = "hanse-policies/5"  # part of what a replay needs: change it when a decision could change
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from policies import values, vocabulary
 from policies.errors import PolicyUnreadable, TermUnknown
-from policies.model import Atom, Connective, Constraint, Duty, Group, Policy, Rule
+from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Policy, Rule
 from policies.operators import ONE_VALUE
-from policies.vocabulary import compact
+from policies.vocabulary import Operand, ValueType, compact
 from policies.vocabulary.terms import DUTY, RULE
 
 # What the ledger of duties hears of.
@@ -22,11 +22,13 @@ EVENTS = tuple(f"ds:event/{name}" for name in ("end", "revoked", "transferStarte
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """One word that cannot be acted on: where it stands, a code for machines, a sentence for people."""
+    """One word that cannot be acted on: where it stands, a code for machines, a sentence for people. `spare`: others
+    of the same list are understood, and any of these will do."""
 
     path: str
     code: str
     message: str
+    spare: bool = False
 
 
 def rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
@@ -102,6 +104,12 @@ def unclear(policy: Policy) -> tuple[Unclear, ...]:
                 found.append(problem)
         found.extend(_duties(rule, path, place))
     return tuple(found)
+
+
+def dead(policy: Policy) -> tuple[Unclear, ...]:
+    """What is unclear and keeps a policy from being acted on: of an agreement not what is spare."""
+    signed = policy.kind is Kind.AGREEMENT
+    return tuple(one for one in unclear(policy) if not (signed and one.spare))
 
 
 def require(policy: Policy) -> None:
@@ -184,5 +192,12 @@ def _atom(atom: Atom, path: str, where: str) -> Unclear | None:
         try:
             values.parse(operand.type, literal.text, literal.datatype, operand.levels)
         except ValueError as problem:
-            return Unclear(path, "value_unreadable", f"{name}: {problem}")
+            return Unclear(path, "value_unreadable", f"{name}: {problem}", spare=bool(chosen(operand, atom)))
     return None
+
+
+def chosen(operand: Operand, atom: Atom) -> tuple[str, ...]:
+    """The words that are known, of a list of which any will do; empty for everything else."""
+    if operand.type is not ValueType.CHOICE or atom.operator != "isAnyOf":
+        return ()
+    return tuple(literal.text for literal in atom.right if literal.text in operand.levels)

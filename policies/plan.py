@@ -186,7 +186,7 @@ class Plan:
         self.prohibitions = [_prohibition(rule, f"/prohibition/{i}") for i, rule in enumerate(policy.prohibitions)]
         self.conflict = policy.conflict
         self.start = start_of(policy.timestamp) if policy.timestamp else None
-        self.refused = tuple(f"{one.path}: {one.message}" for one in known.unclear(policy)) + _void(policy)
+        self.refused = tuple(f"{one.path}: {one.message}" for one in known.dead(policy)) + _void(policy)
         self.assignee = _assignee(policy)
         self._by_action: dict[str, tuple[list[RulePlan], list[RulePlan]]] = {}
 

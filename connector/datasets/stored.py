@@ -8,7 +8,7 @@ from __future__ import annotations
 from connector.datasets.registry import published_schema
 from connector.errors import Refused
 from connector.store.tables import Agreement, DatasetVersion, Offer
-from policies import compile, jsonld
+from policies import compile, jsonld, known
 from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Kind, Policy
@@ -30,7 +30,8 @@ def agreed(row: Agreement) -> Policy:
 
 
 def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[DataContract, ...]:
-    """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept."""
+    """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept, or has a word that
+    nobody knows and that could matter."""
     try:
         made: tuple[DataContract, ...] = compile.contracts(policy, published_schema(version))
     except PolicyError as error:
@@ -40,7 +41,19 @@ def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[
             code=error.code,
             rule=error.rule,
         ) from error
+    _check_understood(row, policy)
     return made
+
+
+def _check_understood(row: Agreement, policy: Policy) -> None:
+    if found := known.dead(policy):
+        told = "; ".join(f"{one.path}: {one.message}" for one in found[:5])
+        raise Refused(
+            f"the policy of agreement {row.id} has rules that are not understood here: {told}. Nothing is served under "
+            f"it: {_END}",
+            code="contract_undecided",
+            rule=found[0].path,
+        )
 
 
 def offered(row: Offer) -> Policy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -89,15 +89,18 @@ class Agreements:
             dataset = tx.datasets.find(row.dataset_id) if row.role == PROVIDER else None
             return None if dataset is None else tx.datasets.current(dataset)
 
-        version = await self._store.read(work)
-        try:
-            policy = stored.agreed(row)
-        except Refused as refused:
-            return Meaning(problem=refused.message)
-        try:
-            return Meaning(policy, stored.contracts(row, policy, version) if version is not None else ())
-        except Refused as refused:
-            return Meaning(policy, problem=refused.message)
+        return _meaning(row, await self._store.read(work))
+
+    async def problems(self, rows: Sequence[Agreement]) -> Mapping[str, str]:
+        """Why nothing is served under those of these that we are to keep, by their ids; agreements of one meaning on
+        one dataset are looked at once."""
+        kept = [row for row in rows if row.role == PROVIDER and row.ended_at is None]
+
+        def work(tx: Transaction) -> dict[str, DatasetVersion | None]:
+            found = {row.dataset_id: tx.datasets.find(row.dataset_id) for row in kept}
+            return {key: None if dataset is None else tx.datasets.current(dataset) for key, dataset in found.items()}
+
+        return await asyncio.to_thread(_problems, kept, await self._store.read(work)) if kept else {}
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
         """End an agreement now: its grant is void, its transfers are ended, and so is its negotiation where it is not
@@ -141,6 +144,29 @@ class Agreements:
             waited.cancel()
         self._sender.hand_over(sent)
         return row
+
+
+def _meaning(row: Agreement, version: DatasetVersion | None) -> Meaning:
+    try:
+        policy = stored.agreed(row)
+    except Refused as refused:
+        return Meaning(problem=refused.message)
+    try:
+        return Meaning(policy, stored.contracts(row, policy, version) if version is not None else ())
+    except Refused as refused:
+        return Meaning(policy, problem=refused.message)
+
+
+def _problems(rows: Sequence[Agreement], versions: Mapping[str, DatasetVersion | None]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    sound: set[tuple[str, str]] = set()
+    for row in rows:
+        if (row.digest, row.dataset_id) not in sound:
+            if problem := _meaning(row, versions[row.dataset_id]).problem:
+                found[row.id] = problem
+            else:
+                sound.add((row.digest, row.dataset_id))
+    return found
 
 
 def agreement_of(tx: Transaction, agreement_id: str, role: str) -> Agreement:

@@ -43,6 +43,11 @@ class AgreementView(BaseModel):
     signed_at: float
     ended_at: float | None
     end_reason: str
+    problem: str = Field(
+        default="",
+        description="Of one that is ours to keep: why nothing is served under it, and what to do; then there may be "
+        "neither words nor contracts.",
+    )
 
 
 class RevokedView(AgreementView):
@@ -53,12 +58,8 @@ class RevokedView(AgreementView):
 
 
 class AgreementDetail(AgreementView):
-    """With its rules, in words and as they are enforced; `contract` and `used` at the provider only.
+    """With its rules, in words and as they are enforced; `contract` and `used` at the provider only."""
 
-    `problem`: why nothing is served under it, and what to do; then there may be neither words nor contracts.
-    """
-
-    problem: str
     policy: dict[str, Any]
     sentences: list[dict[str, str]]
     report: list[dict[str, Any]]
@@ -66,8 +67,8 @@ class AgreementDetail(AgreementView):
     used: dict[str, float]  # epsilon may be a fraction, the rest are whole
 
 
-def view(row: Agreement) -> AgreementView:
-    return AgreementView(**_fields(row))
+def view(row: Agreement, problem: str = "") -> AgreementView:
+    return AgreementView(**_fields(row), problem=problem)
 
 
 def _fields(row: Agreement) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def router(
         _: Caller = reader,
     ) -> list[AgreementView]:
         found = await agreements.page(role=as_role, dataset_id=dataset, counterparty=counterparty, limit=limit)
-        return [view(row) for row in found]
+        problems = await agreements.problems(found)
+        return [view(row, problems.get(row.id, "")) for row in found]
 
     @routes.get("/{agreement_id}", summary="One agreement and what it means")
     async def get(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> AgreementDetail:

@@ -39,6 +39,12 @@ SPOILT: dict[str, tuple[Json, str, str]] = {
         "contract_undecided",
         "moonPhase is not registered",
     ),
+    "unknown_word": (
+        {"permission": [{"action": "use", "constraint": [
+            {"leftOperand": f"{DS}membership", "operator": "neq", "rightOperand": "expelled"}]}]},
+        "contract_undecided",
+        "expected one of active, suspended, none, got 'expelled'",
+    ),
 }  # fmt: skip
 UNREADABLE = [name for name, (_, code, _) in SPOILT.items() if code == "agreement_unreadable"]
 OVER = {"transfer_not_started", "ticket_replaced"}  # the transfer may have been suspended by now
@@ -109,6 +115,17 @@ def test_reads_are_refused_with_what_to_do(outdated: Outdated, name: str) -> Non
     for path, body in asked:
         status, problem = outdated.fetch(name, path, body)
         assert (status, problem["code"] in {SPOILT[name][1]} | OVER) == (403, True), (path, problem)
+
+
+def test_the_owner_s_list_says_which_are_dead_and_why(outdated: Outdated) -> None:
+    api = outdated.north.api()
+    listed = {one["id"]: one["problem"] for one in api.get("/agreements")}
+    told = {name: listed[id_] for name, id_ in outdated.agreements.items()}
+    assert {name for name, problem in told.items() if END in problem} == set(SPOILT), told
+    assert "expelled" in told["unknown_word"]
+    api._prefix = ""
+    assert api.call("GET", "/agreements").decode().count("Not served") == len(SPOILT)
+    api.close()
 
 
 def test_other_agreements_go_on(outdated: Outdated) -> None:

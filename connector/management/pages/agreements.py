@@ -43,11 +43,12 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     ) -> Response:
         asked = {"role": role if role in ("provider", "consumer") else ""}
         rows = await agreements.page(**asked, limit=_LISTED + 1, offset=(page - 1) * _LISTED)
+        problems = await agreements.problems(rows[:_LISTED])
         return await desk.page(
             request,
             "agreements.html",
             where="agreements",
-            agreements=[agreements_api.view(row) for row in rows[:_LISTED]],
+            agreements=[agreements_api.view(row, problems.get(row.id, "")) for row in rows[:_LISTED]],
             asked=asked,
             page=page,
             more=len(rows) > _LISTED,
