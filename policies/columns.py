@@ -102,18 +102,22 @@ def extent(type_: str) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _BITS[name.removeprefix("U")] - 1)
 
 
-def width(type_: str, text: str, *, digits: int | None = None) -> float:
-    """A bin width for numbers of a type, with at most so many digits after the point; ValueError for any other, and
-    for one that is not the same as a binary fraction, where whole numbers and decimals would show it."""
+def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
+    """A bin width for numbers of a type; ValueError for none, or a fraction for masks of whole numbers.
+
+    Of `new` terms, ValueError also for one with more digits after the point than `digits`, and for one that is not the
+    same as a binary fraction, where whole numbers and decimals would show it. Signed ones are kept: with the nearest
+    binary fraction, and with edges as the type shows them, which are never above a value that it holds."""
     number = decimal(text)
     if number <= 0:
         raise ValueError(f"expected a bin width above 0, got {text!r}")
-    if digits is not None and len(plain(number).partition(".")[2]) > digits:
+    fine = digits is not None and len(plain(number).partition(".")[2]) > digits
+    if fine and (new or family(type_) == INTEGER):
         raise ValueError(f"expected a bin width of at most {digits} digits after the point, got {text!r}")
     if number == number.to_integral_value():
         return int(number)
     value = float(number)
-    if family(type_) != FLOAT and Decimal(str(value)) != number:
+    if new and family(type_) != FLOAT and Decimal(str(value)) != number:
         raise ValueError(f"expected a bin width of at most 15 digits, got {text!r}")
     return value
 

@@ -45,16 +45,19 @@ def fingerprint(schema: TableSchema) -> str:
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
 
-def contracts(policy: Policy, schema: TableSchema, *, concluded: float | None = None) -> tuple[DataContract, ...]:
+def contracts(
+    policy: Policy, schema: TableSchema, *, concluded: float | None = None, new: bool = False
+) -> tuple[DataContract, ...]:
     """One contract for each permission of the policy, in its order.
 
-    `concluded`: for an offer, which has no timestamp, the moment (UTC seconds) at which it would be signed.
+    `concluded`: for an offer, which has no timestamp, the moment (UTC seconds) at which it would be signed. `new`:
+    nobody has signed it yet, so that what is kept only as well as can be is refused (`columns.width`).
     Raises ContractUndecided, naming the rule, when anything is left undecided in any of them.
     """
     if not policy.permissions:
         raise undecided("/permission", "the policy permits nothing; add a permission")
     made = tuple(
-        compile_contract(policy, schema, permission=index, concluded=concluded)
+        compile_contract(policy, schema, permission=index, concluded=concluded, new=new)
         for index in range(len(policy.permissions))
     )
     one_grid(made)
@@ -116,15 +119,16 @@ def compile_contract(
     permission: int,
     concluded: float | None = None,
     partial: bool = False,
+    new: bool = False,
 ) -> DataContract:
-    """What permission number `permission` means for a table of this schema.
+    """What permission number `permission` means for a table of this schema; `new` as for `contracts`.
 
     Raises ContractUndecided, naming the rule, for what cannot be made true here; also for what is left
     undecided, unless `partial` (reports show it; such a contract is never served).
     """
     path = f"/permission/{permission}"
     rule = policy.permissions[permission]
-    pass_ = _Pass(Draft(schema, _started(policy, concluded)), path)
+    pass_ = _Pass(Draft(schema, _started(policy, concluded), new=new), path)
     pass_.constraints(rule.constraints, f"{path}/constraint")
     pass_.duties(rule.duties)
     actions = pass_.actions(rule, policy.prohibitions)
@@ -307,7 +311,7 @@ def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: 
     if family == columns.OTHER and kind is not MaskKind.NULL:
         raise undecided(path, f"{found.name} ({found.type}) can only be masked by null")
     try:
-        read = _argument(kind, found.type, argument)
+        read = _argument(kind, found.type, argument, new=draft.new)
         if _keeps_all(kind, found.type, read):
             raise ValueError("keeps every value as it is, and looks like a mask; make it coarser or leave it out")
         return Mask(found.name, kind, read)
@@ -327,7 +331,7 @@ def _plugin_mask(word: masks.MaskWord, found: Column, argument: str | None, path
 _PERIODS = ("year", "quarter", "month", "week", "day", "hour")
 
 
-def _argument(kind: MaskKind, type_: str, argument: str | None) -> Scalar:
+def _argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) -> Scalar:
     """The typed argument of a mask; ValueError when it is missing, superfluous or does not suit the type."""
     family = columns.family(type_)
     if kind in (MaskKind.NULL, MaskKind.HASH):
@@ -349,7 +353,7 @@ def _argument(kind: MaskKind, type_: str, argument: str | None) -> Scalar:
     if family not in columns.NUMERIC:
         raise ValueError("only numbers, days and times can be generalised; use truncate for texts")
     digits = None if family == columns.FLOAT else columns.decimal_scale(type_)
-    return columns.width(type_, argument, digits=digits)  # the edges of its bins have no more
+    return columns.width(type_, argument, new=new, digits=digits)  # the edges of its bins have no more
 
 
 def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:

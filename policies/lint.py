@@ -73,7 +73,7 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
     made = []
     for index in range(len(policy.permissions)):
         try:
-            made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0))
+            made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0, new=True))
         except (ContractUndecided, PolicyUnreadable) as problem:
             said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
             yield _error(problem.rule or f"/permission/{index}", problem.code, said)

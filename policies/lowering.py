@@ -34,6 +34,7 @@ class Draft:
 
     schema: TableSchema
     started: int | None  # the agreement's timestamp in nanoseconds
+    new: bool = False  # nobody has signed it yet
     not_before: float = -math.inf
     not_after: float = math.inf
     purposes: tuple[str, ...] | None = None
@@ -326,7 +327,7 @@ def _dimension(draft: Draft, atom: Atom, path: str) -> bool:
     if text == "exact":
         width = None
     elif kind in columns.NUMERIC and decimal(text) > 0:
-        width = columns.width(found.type, text)
+        width = columns.width(found.type, text, new=draft.new)
     else:
         raise undecided(path, f"{found.name} ({found.type}) cannot be binned by {text}; write exact or a bin width")
     if kind == columns.OTHER:

@@ -182,7 +182,7 @@ class OwnersView:
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import prepare
 
-        contracts = compiler.contracts(policy, published_schema(version), concluded=now)
+        contracts = compiler.contracts(policy, published_schema(version), concluded=now, new=True)
         action, purpose = expand(asked.action), expand(asked.purpose) or None
         covering = admission.covering(contracts, action=action, purpose=purpose, now=now)
         contract = _active(covering, policy, facts, action=action, now=now)

@@ -249,7 +249,8 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
         return Fits(dataset.version, _compiles[key])
     try:
         known.require(policy)
-        made = compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
+        schema = published_schema(tx.datasets.current(dataset))
+        made = compiler.contracts(policy, schema, concluded=tx.now, new=True)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     exact = any(compiler.exact(one) for one in made)

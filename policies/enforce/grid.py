@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 
 from sqlglot import exp
 
@@ -17,6 +19,7 @@ from policies.contract import DataContract, Dimension, Grid, Measure
 from policies.enforce import wrap
 from policies.enforce.wrap import Maker
 from policies.masks import texts
+from policies.values import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,9 @@ def type_seen(contract: DataContract, one: Dimension) -> str:
 
 
 def _of_edges(type_: str, width: float) -> str:
+    """One number for each bin: two edges that are one DOUBLE would be one group."""
     if columns.family(type_) != columns.INTEGER or not float(width).is_integer():
-        return "DOUBLE"
+        return wrap.edges_in(type_, width) or "DOUBLE"
     return type_ if columns.extent(type_)[1] > columns.extent("BIGINT")[1] else "BIGINT"
 
 
@@ -85,8 +89,26 @@ def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -
     value, type_ = wrap.masked(contract, one.column, source, maker), wrap.type_of(contract, one.column)
     if one.width is None:
         return wrap.one_zero(value, type_)
-    edge = wrap.binned(value, one.width, type_, maker)
-    return wrap.one_zero(wrap.try_cast(edge, _of_edges(type_, one.width)), type_)
+    shown = _of_edges(type_, one.width)
+    edge = wrap.try_cast(wrap.binned(value, one.width, type_, maker), shown)
+    if columns.family(shown) == columns.FLOAT:
+        return wrap.one_zero(edge, type_)
+    return _lowest(edge, value, type_, shown, one.width) or edge
+
+
+def _lowest(edge: exp.Expr, value: exp.Expr, type_: str, shown: str, width: float) -> exp.Expr | None:
+    """The edge, or the least number of its type for the bin that begins below it, whose values are not unknown ones;
+    None where no bin does."""
+    step, least = Fraction(str(width)), _least(shown)
+    if Fraction(_least(type_)) // step * step >= Fraction(least):
+        return None
+    lowest = wrap.try_cast(exp.Literal.string(plain(least)), shown)
+    there = exp.If(this=exp.Not(this=_is_null(value.copy())), true=lowest)
+    return exp.Coalesce(this=edge, expressions=[exp.Case(ifs=[there])])
+
+
+def _least(type_: str) -> Decimal:
+    return Decimal(f"{columns.extent(type_)[0]}E-{columns.decimal_scale(type_)}")
 
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -220,6 +221,13 @@ def binned(raw: exp.Expr, width: float, type_: str, maker: Maker) -> exp.Expr:
     return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
 
 
+def edges_in(type_: str, width: float) -> str:
+    """The type in which the edges of these bins are exact; empty for floats, and where no type has such digits."""
+    step = Decimal(str(width))
+    kind = "" if columns.family(type_) == columns.FLOAT else _counted_in(type_, step)
+    return kind if kind and Fraction(step) <= _greatest(kind) else ""
+
+
 def _counted_in(type_: str, step: Decimal) -> str:
     """The narrowest type that holds whatever a column holds, and the step if any does; empty where its digits and
     those of the step are more than any type has."""
@@ -259,21 +267,27 @@ def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: Maker) -> exp.Expr:
 def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr:
     """The greatest edge that is not above the value, of edges that are the nearest numbers of its type to the true
     ones: what is shown as 0.3 lies in the bin of 0.3, in steps of 0.1, though a binary 0.3 is less than three of them.
+    Numbers so large that they lie further apart than the edges are edges themselves: they are shown as they are, or,
+    where the last digits of a product are lost, as one of the next below.
     """
     type_ = type_ if columns.family(type_) == columns.FLOAT else "DOUBLE"
-    times, parts = (maker.parameters.add(float(number)) for number in step.as_integer_ratio())
-    share = exp.Div(this=try_cast(raw, "DOUBLE"), expression=maker.parameters.add(float(step)))
+    times, parts = step.as_integer_ratio()
+    value = try_cast(raw, "DOUBLE")
+    share = exp.Div(this=value.copy(), expression=maker.parameters.add(float(step)))
 
     def edge(more: int) -> exp.Expr:
         count = exp.Add(this=exp.Floor(this=share.copy()), expression=exp.Literal.number(more))
-        product = exp.Mul(this=exp.Paren(this=count), expression=times.copy())
-        return exp.Div(this=product, expression=parts.copy())
+        made: exp.Expr = exp.Paren(this=count)
+        if times != 1:
+            made = exp.Mul(this=made, expression=maker.parameters.add(float(times)))
+        return made if parts == 1 else exp.Div(this=made, expression=maker.parameters.add(float(parts)))
 
+    # Of no finite number is an edge infinite, which it would be by overflow.
+    bounds = {"low": maker.parameters.add(-sys.float_info.max), "high": try_cast(raw.copy(), type_)}
     fits = [
-        exp.If(this=exp.LTE(this=try_cast(edge(more), type_), expression=try_cast(raw.copy(), type_)), true=edge(more))
-        for more in (1, 0)
+        exp.If(this=exp.Between(this=try_cast(edge(more), type_), **bounds), true=edge(more)) for more in (1, 0, -1)
     ]
-    return exp.Case(ifs=fits, default=edge(-1))
+    return exp.Case(ifs=fits, default=value)
 
 
 def one_zero(value: exp.Expr, type_: str) -> exp.Expr:

@@ -109,7 +109,8 @@ OPERANDS: tuple[Operand, ...] = (
         ValueType.GRID,
         frozenset({EQ}),
         "A column that aggregate answers may group and filter by: exact, or a bin width, where a bin is named by its "
-        "lower edge. Groups are cut by all of them at once, and no answer holds one that is too small: the more of "
+        "lower edge, and the lowest by the least number of the column's type where its edge is below that. Groups are "
+        "cut by all of them at once, and no answer holds one that is too small: the more of "
         "them and the finer, the less is answered.",
         "answers may group by {column} ({value})",
         parameter=True,
@@ -179,7 +180,8 @@ OPERANDS: tuple[Operand, ...] = (
         ValueType.TEXT,
         frozenset({EQ}),
         "In a mask: characters to keep (truncate), digits (round), or bin width (generalise): a number is shown as the "
-        "lower edge of its bin, the greatest multiple of the width that is not above it.",
+        "lower edge of its bin, the greatest multiple of the width that is not above it, and NULL where its type does "
+        "not hold that.",
         "with {value}",
         where=DUTY,
     ),
