@@ -62,6 +62,7 @@ _RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its p
 _MOMENT_SECONDS = 0.05
 _BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
 _BLIND = "the connector cannot ask its database whether the agreement still holds; ask again"
+_UNTOLD = "the time of the read has ended, and whether its agreement still holds cannot be said now; ask again"
 _DISPLACED = "the connector did not answer for a minute, and the read's place went to another; ask again"
 _CACHED_MAX = 512
 # In `suspended_by`: what its owner ordered while our start was on its way, which is told once that is acknowledged.
@@ -239,13 +240,21 @@ class Grants:
             raise
 
     async def recheck_ended(self, grants: Sequence[Grant]) -> None:
-        """Of these, those whose lease has ended: stop with its refusal what a read that begins now would be refused.
-        What is left could go on with a renewed ticket."""
+        """Of these, those whose lease has ended: stop with its refusal what a read that begins now would be refused,
+        and as busy that of which nobody can say so in time: until then its worker is held. What is left could go on
+        with a renewed ticket."""
         await asyncio.sleep(_MOMENT_SECONDS)  # what ends at this very moment has ended by any clock then
-        for grant in grants:
-            if grant.lease.clock() >= grant.lease.deadline:
-                with suppress(Exception):  # whatever the database says: it ends all the same
-                    await self.recheck(grant)
+        over = [grant for grant in grants if grant.lease.clock() >= grant.lease.deadline]
+        await asyncio.gather(*map(self._recheck_ended, over))
+
+    async def _recheck_ended(self, grant: Grant) -> None:
+        try:
+            await _in_time(self.recheck(grant))
+        except (Refused, Limited):  # stopped with its reason; uses that are spent end no read that has taken one
+            return
+        except Exception as error:  # noqa: BLE001  whatever database and facts say: it ends all the same
+            _log.warning("an ended read's agreement not looked at", error=type(error).__name__)
+            grant.stop(Busy(_UNTOLD))
 
     async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""

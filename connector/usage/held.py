@@ -54,7 +54,7 @@ class Grant:
     reserved_bytes: int = 0
     drawn: int = 0
     place: str = ""  # the read's id, where its agreement limits how many run at once
-    ended: HanseError | None = None  # why it was stopped: Busy where that passes, and another read may go on
+    ended: HanseError | None = None  # why it was stopped, as `stop` has weighed it
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -85,18 +85,25 @@ class Grant:
         self.stop(Refused(reason, code=REVOKED, rule=rule, agreement=agreement))
 
     def stop(self, why: HanseError) -> None:
-        """End the read at its next batch, and wake whoever waits for the batch. A right that has ended outweighs what
-        passes."""
-        if self.ended is None or (isinstance(self.ended, Busy) and not isinstance(why, Busy)):
+        """End the read at its next batch, and wake whoever waits for the batch. Of several reasons the weightiest
+        counts."""
+        if self.ended is None or _weight(self.ended) < _weight(why):
             self.ended = why
         self.lease.revoked = True
         self.stopped.set()
 
 
 def ended_by(grants: Iterable[Grant]) -> HanseError | None:
-    """Why a read under these grants was stopped, if it was: first by the end of a right."""
-    ends = (grant.ended for grant in grants if grant.ended is not None)
-    return min(ends, key=lambda why: isinstance(why, Busy), default=None)
+    """Why a read under these grants was stopped, if it was: the weightiest reason."""
+    return max((grant.ended for grant in grants if grant.ended is not None), key=_weight, default=None)
+
+
+def _weight(why: HanseError) -> int:
+    """What somebody did outweighs a right that has ended by itself, and that outweighs what passes: after the end of
+    one permission of several, and even more where we are busy, another read may go on."""
+    if isinstance(why, Busy):
+        return 0
+    return {EXPIRED: 1, REVOKED: 3}.get(why.code, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.flight.front import Front
+from connector.errors import Busy
 from connector.usage import grants
 from connector.usage.facts import party_facts
 from policies.evaluate import Facts
@@ -136,6 +137,54 @@ async def test_an_end_is_told_as_the_next_read_is(
     assert (end["status"], end["code"], end.get("rule", "")) == ending
     assert await _recorded(running, agreement) == ("refused", *ending[1:])
     assert await _next(running, agreement) == ("" if ending[0] == "lease_expired" else ending[1])
+
+
+async def test_what_the_owner_did_outweighs_an_end_after_which_a_read_goes_on(
+    running: Provider, later: Callable[[], None]
+) -> None:
+    """The first of two permissions ends while the reader pauses, then the owner revokes."""
+    agreement = await running.agree(_another_goes_on(_SOON))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    async with running.reads.open(Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
+        later()
+        await running.grants._recheck_all()
+        await running.revoke(agreement, "the study was closed")
+        async for _ in stream.frames():
+            pass
+    assert stream.end is not None
+    assert (stream.end.status, stream.end.reason) == ("revoked", "the study was closed")
+    assert await _recorded(running, agreement) == ("refused", "revoked", "/permission/0")
+
+
+async def _hang() -> None:
+    await asyncio.sleep(600)
+
+
+async def _away() -> None:
+    raise Busy("the database does not answer now; try again in a moment")
+
+
+async def _broken() -> None:
+    raise OSError("no such register")
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("goes", [_hang, _away, _broken], ids=["hang", "away", "broken"])
+async def test_where_facts_do_not_come_an_end_is_no_end_of_a_ticket(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, goes: Callable[[], Any]
+) -> None:
+    """And their worker is not held for them."""
+    agreement = await running.agree(_with_permit(_SOON))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    async with running.reads.open(Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
+        monkeypatch.setattr(running.grants, "_facts_of", lambda _: goes())
+        monkeypatch.setattr(grants, "_BLIND_SECONDS", 1.0)
+        running.later(_SOON)
+        async with asyncio.timeout(30):
+            async for _ in stream.frames():
+                pass
+    assert stream.end is not None
+    assert (stream.end.status, stream.end.code) == ("error", "busy")
 
 
 async def test_a_ticket_that_ends_is_told_as_one_that_a_new_one_goes_on_from(

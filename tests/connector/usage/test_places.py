@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from connector.errors import Limited
+from connector.errors import Busy, Limited, Refused
 from connector.query.job import Relation
 from connector.store import Store
 from connector.usage import counting
 from connector.usage import grants as module
 from connector.usage.grants import Grants
 from connector.usage.held import Grant, Wanted, ended_by
+from policies.evaluate import Facts
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -184,6 +186,54 @@ async def test_a_right_that_is_taken_away_outweighs_what_passes(sqlite_store: St
     assert why(first) == ("the database is away", "busy")
     assert why(second) == ("the study was closed", "revoked")
     assert ended_by(reads) is second.ended
+    grants.forget(reads)
+
+
+REASONS = {  # the weightiest last
+    "busy": Busy("the database is away"),
+    "lease_expired": Refused("another permission goes on", code="lease_expired"),
+    "not_permitted": Refused("the party is no member", code="not_permitted"),
+    "revoked": Refused("the study was closed", code="revoked"),
+}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(REASONS, 2)), ids="-".join)
+@pytest.mark.parametrize("many", [1, 2], ids=["one agreement", "two"])
+async def test_of_two_reasons_the_weightier_one_is_told(sqlite_store: Store, order: tuple[str, str], many: int) -> None:
+    wanted, grants = await agreed(sqlite_store, "2"), Grants(sqlite_store, facts_of=provider.member)
+    reads = [grant for name in ("r", "s")[:many] if (grant := await begun(grants, wanted, name)) is not None]
+    for reason, grant in zip(order, itertools.cycle(reads), strict=False):
+        grant.stop(REASONS[reason])
+    assert ended_by(reads) is REASONS[max(order, key=list(REASONS).index)]
+    grants.forget(reads)
+
+
+async def test_ended_reads_are_asked_about_at_once(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, the first would wait for the second in vain."""
+    monkeypatch.setattr(module, "_RECHECK_SECONDS", 600.0)  # nobody else asks meanwhile
+    both, gone = asyncio.Barrier(2), False
+
+    async def facts_of(who: str) -> Facts:
+        if not gone:
+            return await provider.member(who)
+        await both.wait()
+        return Facts()
+
+    policy = gate.agreement(atom("ds:membership", "eq", "active"), action="odrl:use")
+    relation, wanted = Relation("parquet"), []
+    for number in ("1", "2"):
+        await sqlite_store.write(
+            lambda tx, number=number: provider.insert(tx, policy, number, name="n", relation=relation, profile=PROFILE)
+        )
+        wanted.append(provider.wanted(number))
+    grants = Grants(sqlite_store, facts_of=facts_of)
+    reads = await grants.examine(*wanted)
+    gone = True
+    for grant in reads:
+        grant.lease.deadline = 0.0
+    async with asyncio.timeout(30):
+        await grants.recheck_ended(reads)
+    assert [why(grant)[1] for grant in reads] == ["not_permitted"] * 2
     grants.forget(reads)
 
 
