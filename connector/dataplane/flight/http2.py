@@ -23,6 +23,7 @@ from connector.bounds import HEAD_SECONDS
 from connector.dataplane.flight.helpings import Helpings
 from connector.dataplane.flight.messages import Message
 from connector.dataplane.flight.outward import Outward
+from connector.dataplane.flight.states import States
 from connector.errors import BadInput, Limited
 from connector.telemetry import logger
 
@@ -52,6 +53,7 @@ class Call:
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.begun = self.ended = self.whole = False
+        self.known = False  # somebody known asks for something that there is: says whoever answers it
         self.small = 0  # frames of its body that brought little
         self._connection = connection
         self._body = bytearray()
@@ -150,6 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         self._shaking: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self._closing = self._parting = False
+        self._dismissed = False  # with our goodbye, while calls are answered to their end
         self._waits = False  # for its turn, with something that has come
 
     # A place among the connections, from before a TLS handshake.
@@ -232,9 +235,11 @@ class Connection(asyncio.BufferedProtocol):
         for event in found:
             self._heard(event)
         self._weigh(found)
-        if broken or self._calm < 0:
-            self._close(None if broken else ErrorCodes.ENHANCE_YOUR_CALM)
-        elif h2.came.more and not self._waits:
+        if broken:
+            self._close(None)
+        elif self._calm < 0:
+            self._send_away()
+        if h2.came.more and not self._waits and not self.closes:
             self._wait()
         self.outward.flush()
         return h2.came.left
@@ -260,8 +265,8 @@ class Connection(asyncio.BufferedProtocol):
                 call.has_all()
         elif isinstance(event, events.ConnectionTerminated):
             self._closing = True
-            with self.outward.states() as h2:  # takes it for the end of all; what runs goes on (RFC 9113, section 6.8)
-                h2.state_machine.state = ConnectionState.SERVER_OPEN
+            with self.outward.states() as h2:
+                _go_on(h2)
             self._rest()
         elif isinstance(event, events.StreamReset):
             if (call := self._calls.get(event.stream_id)) is not None:
@@ -273,7 +278,19 @@ class Connection(asyncio.BufferedProtocol):
         """A call has brought us nothing. It costs what one costs that is broken off."""
         self._count(_RESET)
         if self._calm < 0:
+            self._send_away()
+
+    def _send_away(self) -> None:
+        """Whoever costs us much and brings nothing. What somebody known has asked beside that is answered to its end,
+        as long as not as much comes once more; whatever is asked after our goodbye is not."""
+        if self._dismissed or not any(call.known and not call.ended for call in self._calls.values()):
             self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        self._closing, self._dismissed, self._calm = True, True, _CALM
+        with suppress(H2Error), self.outward.states() as h2:
+            h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            _go_on(h2)
+        self.outward.flush()
 
     def _weigh(self, found: Sequence[Any]) -> None:
         """Count the frames that brought no call and nothing of a body, and calls that were broken off."""
@@ -315,6 +332,7 @@ class Connection(asyncio.BufferedProtocol):
         self._calls[number] = call
         self._expect(None)
         if self._closing:
+            self._count(_RESET)
             self.reset(call, ErrorCodes.REFUSED_STREAM)
             del self._calls[number]
             return
@@ -361,7 +379,7 @@ class Connection(asyncio.BufferedProtocol):
         while something comes. So we listen for a while, in which clients close it themselves."""
         if self._transport is None or self.closes:
             return
-        if code is not None:
+        if code is not None and not self._dismissed:
             with suppress(H2Error), self.outward.states() as h2:
                 h2.close_connection(code)
         if self.outward.busy:  # whoever does not read is not waited for
@@ -455,6 +473,11 @@ class Connections:
         self._resting.pop(one, None)
         if not self._all:
             self.none.set()
+
+
+def _go_on(h2: States) -> None:
+    """The library takes a goodbye for the end of all; what runs goes on (RFC 9113, section 6.8)."""
+    h2.state_machine.state = ConnectionState.SERVER_OPEN
 
 
 def _text(raw: bytes) -> str:

@@ -130,7 +130,6 @@ class Exchange:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.headers = [("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
-        self.asked = False  # somebody known asks for something that there is
         self._status = "200"
 
     def check(self) -> None:
@@ -187,9 +186,9 @@ class Exchange:
         self.call.finish(told, in_vain=error is not None and self._in_vain(error))
 
     def _in_vain(self, error: HanseError) -> bool:
-        """Whether a call brought nothing. What the gate or a policy refuses to somebody known did: it has its record,
-        and a dashboard that is wrong in all its questions is answered on (decision 35)."""
-        return not self.asked or isinstance(error, Unauthenticated | Unimplemented) or type(error) is BadInput
+        """Whether a call brought nothing. What the gate, a policy or a limit refuses to somebody known did: it has its
+        record, and a dashboard that is wrong in all its questions is answered on (decision 35)."""
+        return not self.call.known or isinstance(error, Unauthenticated | Unimplemented) or type(error) is BadInput
 
 
 def _split(body: bytes) -> Iterator[bytes]:

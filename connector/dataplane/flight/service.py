@@ -103,8 +103,8 @@ class Service:
         method = _known(self._methods, call.path.removeprefix(SERVICE))
         # A stream that ended early has a record of that, and what nobody here can do was refused to nobody.
         async with self._desk.hearing(asker, besides=(Ended, Unimplemented)):
+            call.known = True
             with self._desk.counted(asker.consumer), _understood():
-                exchange.asked = True
                 await method(exchange, asker)
 
     async def _handshake(self, exchange: Exchange, asker: Asker) -> None:

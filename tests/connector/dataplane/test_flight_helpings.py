@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from connector.dataplane.flight import helpings
+from connector.dataplane.flight import desk, helpings
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.helpings import Helpings
 from connector.dataplane.flight.http2 import Call
@@ -20,7 +20,7 @@ from tests.support.provider import Provider
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CALM = 11
+CALM, REFUSED = 11, 7  # codes of HTTP/2
 AT_ONCE = 30  # calls of a BI tool that opens its dashboard
 IN_ONE_TURN = 6  # calls, of all connections
 
@@ -53,7 +53,8 @@ async def answered(wire: Wire, method: str, ticket: str, *, times: int) -> Count
             await wire.whole(*numbers)
         except EOFError:
             return found
-        found.update(wire.answers.pop(number).status for number in numbers)
+        ends = map(wire.answers.pop, numbers)
+        found.update(one.status for one in ends if one.reset != REFUSED)
     return found
 
 
@@ -95,6 +96,36 @@ async def test_what_a_policy_refuses_sends_nobody_away(running: Provider, front:
     await running.revoke(agreement, "over")
     async with wired(front) as wire:
         assert await answered(wire, "ListFlights", ticket, times=20) == {"7": 20 * AT_ONCE}
+
+
+async def test_too_many_calls_at_once_send_nobody_away(front: Front, tickets: dict[str, str]) -> None:
+    """Whoever has as many open as may be, and tries one more until there is room for it."""
+    async with wired(front) as wire:
+        for _ in range(desk._CALLS_OF_ONE):
+            wire.say(wire.head("GetFlightInfo", headers=[("authorization", f"Bearer {tickets['good']}")]))
+        found = await answered(wire, "ListActions", tickets["good"], times=20)
+    assert found == {"14": 20 * AT_ONCE}
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["a few more", "very many more"])
+async def test_who_is_sent_away_has_its_answers_first(front: Front, tickets: dict[str, str], goes_on: bool) -> None:
+    async with wired(front, INITIAL_WINDOW=0) as wire, asyncio.timeout(60):
+        good = wire.ask("ListActions", b"", ticket=tickets["good"])
+        await wire.until(lambda: wire.answers[good].heads)
+        while wire.goaway is None:
+            await wire.whole(*(wire.ask("DoExchange", b"", ticket=tickets["good"]) for _ in range(AT_ONCE)))
+        assert (wire.goaway.error_code, wire.goaway.last_stream_id >= good) == (CALM, True)
+        if goes_on:
+            assert (await answered(wire, "ListActions", tickets["good"], times=50)).total() < 50 * AT_ONCE
+            assert not wire.answers[good].ended
+            return
+        late = wire.ask("ListActions", b"", ticket=tickets["good"])
+        await wire.until(lambda: wire.answers[late].over)
+        assert wire.answers[late].reset == REFUSED
+        wire.grant(2**16, good)
+        await wire.until(lambda: wire.answers[good].over)
+        assert wire.answers[good].status == "0"
+        assert (await wire.end()) is wire.goaway
 
 
 @pytest_asyncio.fixture(loop_scope="module")
