@@ -22,7 +22,7 @@ from termios import TIOCOUTQ
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
@@ -36,6 +36,9 @@ LARGE = 2**22  # bytes of a block: more than a batch that is sent has, whose mem
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 # In the middle of a body, or of an answer: who reads or sends it has said what is wrong by then.
 SILENCE_SECONDS = 180.0
+# Of a request that is refused before it is there: a connection that is closed while its peer still sends is reset, and
+# takes our answer with it.
+REST, REST_SECONDS = 8 * 2**20, 5.0
 
 
 def raise_descriptors() -> None:
@@ -79,7 +82,8 @@ class Bounded(HttpToolsProtocol):
 
     _pieces = _body = 0  # of the body that comes: its pieces, and their bytes
     _wrong = ""  # what is wrong with what came, where the parser does not know it
-    _unfinished = 0  # bytes that came since anything of a request was whole
+    _refused = False  # the request that comes: its rest is read away
+    _unfinished = 0  # bytes that came since anything of a request was whole, or it was refused
     _late: asyncio.TimerHandle | None = None
     _shaking: socket.socket | None = None  # its TLS handshake is under way
 
@@ -188,19 +192,25 @@ class Bounded(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """As uvicorn's."""
-        if self._shaking is None:
-            super().shutdown()
-        else:
+        if self._shaking is not None:
             self._hang_up()
+        elif self._refused:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""
         self._unfinished += len(data)
+        if self._refused:
+            if self._unfinished > REST:
+                self.transport.close()
+            return
         super().data_received(data)
         if len(self.pipeline) > WAITING_MAX:  # each answer lets more of them in than it takes out
             self.pipeline.clear()
             self.transport.close()
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         if self._unfinished > HEAD_MAX:
             self.send_400_response(f"Expected a head of at most {HEAD_MAX} bytes.")
@@ -208,8 +218,31 @@ class Bounded(HttpToolsProtocol):
             self._expect(HEAD_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's."""
-        super().send_400_response(self._wrong or msg)
+        """As uvicorn's, which closes at once. Here some of what is still to come is taken, and not looked at, so that
+        its sender gets to hear of it."""
+        if self.transport.is_closing():
+            return
+        body = (self._wrong or msg).encode("ascii")
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"%s: %s\r\n" % field for field in fields]
+        self.transport.write(b"".join((STATUS_LINE[400], *lines, b"\r\n", body)))
+        if self.transport.can_write_eof():  # TLS has no such end
+            self.transport.write_eof()
+        self._refused, self._unfinished = True, 0
+        self._disconnect()
+        self.flow.resume_reading()
+        self._expect(REST_SECONDS)
+
+    def _disconnect(self) -> None:
+        """Whoever answers the request that came last hears that nobody listens any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         """As uvicorn's."""
@@ -292,11 +325,12 @@ class Bounded(HttpToolsProtocol):
     @property
     def _owes(self) -> bool:
         """Whether the next bytes are the client's."""
-        return self not in self._taking and (self._rests or (self.cycle.more_body and not self.flow.read_paused))
+        reads = self._refused or self._rests or (self.cycle.more_body and not self.flow.read_paused)
+        return self not in self._taking and reads
 
     def _too_late(self) -> None:
         self._late = None
-        if self._owes:
+        if self._owes or self._refused:
             self.transport.close()
         else:  # the next request has begun while an answer is made or taken, or it is ours to read on
             self._expect(HEAD_SECONDS)

@@ -295,11 +295,15 @@ class Protocol(Bounded):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
+        self._disconnect()
+        super().connection_lost(exc)
+
+    def _disconnect(self) -> None:
         cycle = self.answering
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-        super().connection_lost(exc)
+        super()._disconnect()
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's. In the middle of an answer nothing is said: it would stand in that."""

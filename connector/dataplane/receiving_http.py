@@ -12,13 +12,13 @@ import json
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from connector.bounds import REST, REST_SECONDS
 from connector.dataplane.exchange import Exchange
 from connector.dataplane.receiving import PUSHED, Receiving
 from connector.errors import BadInput, HanseError
 from connector.telemetry import logger
 
 _METHODS = ("POST", "PUT")
-_REST, _REST_SECONDS = 8 * 2**20, 5.0  # of a refused body: bytes and seconds
 _log = logger("receiving")
 
 
@@ -81,10 +81,10 @@ async def _refuse(exchange: Exchange, error: HanseError) -> None:
 
 
 async def _read_away(exchange: Exchange) -> None:
-    """A connection that is closed while its peer still sends is reset, and takes our answer with it."""
-    left = _REST
+    """See `bounds.REST`."""
+    left = REST
     try:
-        async with asyncio.timeout(_REST_SECONDS):
+        async with asyncio.timeout(REST_SECONDS):
             while left > 0 and (message := await exchange.receive()).get("more_body", False):
                 left -= len(message.get("body", b""))
     except TimeoutError:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, suppress
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from random import Random
 from typing import IO, Any
@@ -665,6 +666,58 @@ async def test_a_body_in_crumbs_is_not_read_to_its_end() -> None:
         answer = await told(port, head + chunks(1, 5_000) + b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.endswith(b"Expected pieces of 256 bytes on average in a body of more than 1024.")
+
+
+def crumbs() -> Iterator[bytes]:
+    yield from [b" " * 100] * 20_000
+
+
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_who_sends_crumbs_hears_of_it(http: Any, secure: bool, certificate: Path) -> None:
+    """Also whoever reads when all of it has gone. The application hears that nobody listens any more."""
+    found: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while found[-1:] != ["http.disconnect"]:
+            found.append((await receive())["type"])
+        await counting(scope, receive, send)
+
+    def post(port: int) -> tuple[int, bytes]:
+        if secure:
+            context = ssl.create_default_context(cafile=certificate)
+            made: HTTPConnection = HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
+        else:
+            made = HTTPConnection("127.0.0.1", port, timeout=60)
+        with closing(made) as connection:
+            connection.request("POST", "/", crumbs(), encode_chunked=True, headers={"transfer-encoding": "chunked"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    async with served(app, http=http, certificate=certificate if secure else None) as port:
+        status, body = await asyncio.to_thread(post, port)
+    assert (status, body[:25], found[-1]) == (400, b"Expected pieces of 256 by", "http.disconnect")
+
+
+@pytest.mark.parametrize(("bound", "value"), [("REST", 2**16), ("REST_SECONDS", 0.3)])
+async def test_who_is_refused_and_sends_without_an_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: float
+) -> None:
+    """And what comes is not looked at."""
+    monkeypatch.setattr(bounds, "REST_SECONDS", 600.0)
+    monkeypatch.setattr(bounds, bound, value)
+    async with served(counting) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"no request\r\n\r\n")
+        answer = b""
+        with suppress(ConnectionError):
+            while True:
+                answer += await reader.read(2**16)
+                writer.write(REQUEST * (10 if bound == "REST_SECONDS" else 1000))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 400 ") == 1
 
 
 @pytest.mark.parametrize(
