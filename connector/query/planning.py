@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +12,7 @@ from connector.query import parse
 from connector.query import tree as trees
 from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables, shared_name
 from policies.columns import fold
-
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+from policies.enforce.rewrite import every
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +218,8 @@ class Planning:
         back = [types[id(share.statement)] for share in draft.shares]
         sizes = estimate(draft)
         counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
+        named_in = {tree: _names_in(draft.shares[number].statement) for tree, number in once.items()}
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
-        named_in = {tree: _names_in(text) for tree, text in sql.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
             one_participant(*infos)
@@ -272,9 +270,9 @@ def _counts(statement: exp.Expr) -> tuple[str, ...]:
     )
 
 
-def _names_in(sql: str) -> frozenset[str]:
-    """What stands in quotes in a statement's text, folded: every name that is in it, and perhaps more."""
-    return frozenset(fold(name.replace('""', '"')) for name in _QUOTED.findall(sql))
+def _names_in(statement: exp.Expr) -> frozenset[str]:
+    """Every name that is in a statement, folded: those of its columns, and more."""
+    return frozenset(fold(node.name) for node in every(statement) if type(node) is exp.Identifier)
 
 
 def _of(columns: Sequence[Column], names: Collection[str]) -> tuple[Column, ...]:

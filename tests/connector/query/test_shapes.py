@@ -131,6 +131,19 @@ async def test_an_answer_to_what_does_not_fit_the_agreed_types_is_nonsense(asked
         await asked.rows("SELECT ward FROM west.patients")
 
 
+QUOTES = [  # with texts in which quotes stand, and the rows that they have
+    ("""SELECT id FROM "all".patients WHERE ward <> 'a"b' AND age > 3""", 144),
+    ("""SELECT id FROM "all".patients WHERE ward <> 'a''"b' AND age > 3""", 144),
+    ("""SELECT ward || '"' AS w, age FROM north.patients WHERE id = 1""", 1),
+]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("sql", "rows"), QUOTES)
+async def test_quotes_in_texts_are_no_names(asked: Asked, sql: str, rows: int) -> None:
+    assert len((await asked.rows(sql))[0]) == rows
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_shapes_of_a_question_are_asked_for_once(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
