@@ -68,15 +68,15 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
 
 def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
     grid = contract.grid
-    masked, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, texts(contract.masks)
+    masked = {mask.column: str(mask.kind) for mask in contract.masks}
+    types = types | dict.fromkeys(texts(contract.masks), "VARCHAR") | _edges(contract)
     return {
         "actions": list(contract.actions),
         "purposes": list(contract.purposes),
         "not_before": contract.not_before,
         "not_after": contract.not_after,
         "columns": [
-            {"name": name, "type": "VARCHAR" if name in as_texts else types[name], "mask": masked.get(name)}
-            for name in contract.columns
+            {"name": name, "type": types[name], "mask": masked.get(name)} for name in contract.columns
         ],
         "aggregate": None
         if grid is None
@@ -97,3 +97,10 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
         },
         "joins": None if contract.joins is None else list(contract.joins),
     }
+
+
+def _edges(contract: DataContract) -> dict[str, str]:
+    """The types of what a mask makes texts of and bins make numbers again."""
+    dimensions = () if contract.grid is None else contract.grid.dimensions
+    as_texts = texts(contract.masks)
+    return {one.column: "DOUBLE" for one in dimensions if one.width is not None and one.column in as_texts}

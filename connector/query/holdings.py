@@ -21,7 +21,7 @@ from connector.forms import NAME
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
-from connector.query.summary import Grid, Summary, summary_of
+from connector.query.summary import Contract, Grid, Summary, summary_of
 from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
 from connector.telemetry import logger
@@ -244,7 +244,7 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
     return TableInfo(
         owner=told.owner,
         dataset=told.name,
-        columns=tuple(Column(one.name, one.type) for one in contract.columns),
+        columns=_columns(contract),
         agreement=agreement.id,
         participant=agreement.provider,
         dataset_id=agreement.dataset_id,
@@ -256,6 +256,17 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
         joins=contract.joins,
         rationed=any(contract.limits.get(name) is not None for name in ("rows", "bytes", "share")),
         grid=None if contract.aggregate is None else _grid(contract.aggregate),
+    )
+
+
+def _columns(contract: Contract) -> tuple[Column, ...]:
+    """The columns that are shown. Those in bins are numbers, whatever else is done to their values: owners of before
+    call them texts where a mask makes texts of them first."""
+    axes = contract.aggregate.dimensions if contract.aggregate is not None else ()
+    binned = {one.column for one in axes if one.width is not None}
+    return tuple(
+        Column(one.name, "DOUBLE" if one.name in binned and one.type == "VARCHAR" else one.type)
+        for one in contract.columns
     )
 
 

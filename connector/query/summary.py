@@ -28,9 +28,10 @@ class Shown(BaseModel):
 
 
 class Axis(BaseModel):
-    """A dimension or a measure."""
+    """A dimension or a measure. `width`: of the bins that a dimension's values are in, where they are."""
 
     column: str
+    width: float | None = Field(None, allow_inf_nan=False)
 
 
 class Grid(BaseModel):

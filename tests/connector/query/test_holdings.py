@@ -260,6 +260,7 @@ OFF: list[tuple[str, Any]] = [
     ("contracts.0.columns", [{"name": "*", "type": "INT"}]), ("contracts.0.columns", [{"name": "id", "type": {}}]),
     ("contracts.0.aggregate", grid(min_group=float("inf"))), ("contracts.0.aggregate", grid(entity={})),
     ("contracts.0.aggregate", grid(measures=[{"column": 7}])),
+    ("contracts.0.aggregate", grid(dimensions=[{"column": "id", "width": "wide"}])),
     ("contracts.0.aggregate", grid(epsilon=float("nan"))),
 ]  # fmt: skip
 
