@@ -37,6 +37,8 @@ class Judge:
             expected = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(schema)))
             for number, (kind, came) in enumerate(zip(expected.types, found.types, strict=True)):
                 self._type(number, kind, came)
+        elif schema is None:
+            self.wrong = "the types of its columns are too large, or too deep, to be checked; ask for other columns"
         else:
             self.wrong = "the question does not fit the types that were agreed, and was answered nonetheless"
 

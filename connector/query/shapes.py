@@ -17,20 +17,23 @@ from connector.query.federation import Fragment
 from connector.query.job import Job, Limits, Recheck
 from connector.query.pool import Pool
 from connector.recent import keep
+from policies.columns import ENUM, family
 
 _KEPT = 128
-_KEPT_CHARACTERS = 2**19  # of a statement and its schema; what is longer is asked for each time
+_KEPT_CHARACTERS = 2**19  # of a statement, its columns and its schema; what is longer is asked for each time
+_READS_MAX = 2**19  # characters of the columns that a statement reads: the engine takes some seconds for as many
 
-Statement = tuple[str, tuple[tuple[str, tuple[Any, ...]], ...]]
+Reads = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # relations, with the names and types of their columns
+Statement = tuple[str, Reads]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An answer's `schema`, as its IPC message in base64: empty where the statement does not fit the agreed types, and
-    no answer is right. `counts`: columns that count rows, by their numbers. `binned`: a policy makes figures over edges
-    of bins of the values, so that a number may be one of another type."""
+    """An answer's `schema`, as its IPC message in base64: empty where the statement does not fit the agreed types, None
+    where these are too large to say; no answer is right then. `counts`: columns that count rows, by their numbers.
+    `binned`: a policy makes figures over edges of bins of the values, so that a number may be one of another type."""
 
-    schema: str
+    schema: str | None
     counts: tuple[int, ...] = ()
     binned: bool = False
 
@@ -49,17 +52,17 @@ class Shapes:
     async def of(self, fragments: Sequence[Fragment], limits: Limits) -> Mapping[str, Shape]:
         """Each fragment's shape by its id. `limits`: those of the job that will merge, which finds the engine ready."""
         statements = {one.id: _statement(one) for one in fragments}
-        found = {one: self._kept[one] for one in statements.values() if one in self._kept}
-        if asked := [one for one in dict.fromkeys(statements.values()) if one not in found]:
+        found: dict[Statement, str | None] = {one: self._kept.get(one) for one in statements.values()}
+        if asked := [one for one, schema in found.items() if schema is None and _size(one[1]) <= _READS_MAX]:
             said = await self._pool.ask(await asyncio.to_thread(_job, asked, limits))
             for statement, schema in zip(asked, said, strict=True):
                 found[statement] = schema
-                if len(statement[0]) + len(schema) < _KEPT_CHARACTERS:
+                if schema is not None and len(statement[0]) + _size(statement[1]) + len(schema) < _KEPT_CHARACTERS:
                     keep(self._kept, statement, schema, most=_KEPT)
         return {one.id: _shape(one, found[statements[one.id]]) for one in fragments}
 
 
-def _shape(fragment: Fragment, schema: str) -> Shape:
+def _shape(fragment: Fragment, schema: str | None) -> Shape:
     counts = tuple(fragment.outputs.index(name) for name in fragment.counts)
     return Shape(schema, counts, binned=fragment.aggregate_only)
 
@@ -69,7 +72,19 @@ def _statement(fragment: Fragment) -> Statement:
     sql = fragment.sql
     for key in fragment.keys:
         sql = sql.replace(key.condition, "TRUE")
-    return sql, fragment.reads
+    reads = ((name, tuple((one.name, _kind(one.type)) for one in columns)) for name, columns in fragment.reads)
+    return sql, tuple(reads)
+
+
+def _kind(type_: str) -> str:
+    """A type as the engine is asked for it. Values of an ENUM are texts wherever they leave it, and its words may be
+    many thousands."""
+    return "VARCHAR" if family(type_) == ENUM else type_
+
+
+def _size(reads: Reads) -> int:
+    """Characters of the columns that a statement reads."""
+    return sum(len(name) + len(kind) for _, columns in reads for name, kind in columns)
 
 
 def _job(statements: Iterable[Statement], limits: Limits) -> Job:
@@ -87,7 +102,7 @@ def _job(statements: Iterable[Statement], limits: Limits) -> Job:
     )
 
 
-def _written(sql: str, reads: Sequence[tuple[str, Sequence[Any]]]) -> tuple[str, list[str]]:
+def _written(sql: str, reads: Reads) -> tuple[str, list[str]]:
     """The statement as an owner's engine gets it, over columns of the agreed types without their rows, and the
     relations in it; empty where the owner's gate would not take it."""
     from sqlglot import exp
@@ -110,8 +125,8 @@ def _written(sql: str, reads: Sequence[tuple[str, Sequence[Any]]]) -> tuple[str,
     return f"WITH {tables}{' ' if rest == text else ', '}{rest}", [*names, *(name for name, _ in reads)]
 
 
-def _no_rows(columns: Sequence[Any]) -> str:
-    values = [f"TRY_CAST(NULL AS {one.type}) AS {_quoted(one.name)}" for one in columns]
+def _no_rows(columns: Sequence[tuple[str, str]]) -> str:
+    values = [f"TRY_CAST(NULL AS {kind}) AS {_quoted(name)}" for name, kind in columns]
     return f"SELECT {', '.join(values) or 'NULL AS none'}"
 
 

@@ -19,6 +19,13 @@ class Shown(BaseModel):
     name: str
     type: str
 
+    @field_validator("name", "type")
+    @classmethod
+    def _is_text(cls, text: str) -> str:
+        if not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text):
+            raise ValueError("expected a text of whole characters, came half of one")
+        return text
+
     @field_validator("name")
     @classmethod
     def _is_of_one(cls, name: str) -> str:

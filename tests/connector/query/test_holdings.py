@@ -258,6 +258,8 @@ OFF: list[tuple[str, Any]] = [
       for name in ("limits", "actions", "purposes", "columns", "joins", "aggregate") for value in ("abc", [1], True)),
     ("contracts.0.limits", None), ("contracts.0.actions", [{}]),
     ("contracts.0.columns", [{"name": "*", "type": "INT"}]), ("contracts.0.columns", [{"name": "id", "type": {}}]),
+    ("contracts.0.columns", [{"name": "id", "type": "\ud800"}]),
+    ("contracts.0.columns", [{"name": "\udfff", "type": "INT"}]),
     ("contracts.0.aggregate", grid(min_group=float("inf"))), ("contracts.0.aggregate", grid(entity={})),
     ("contracts.0.aggregate", grid(measures=[{"column": 7}])),
     ("contracts.0.aggregate", grid(dimensions=[{"column": "id", "width": "wide"}])),

@@ -147,6 +147,52 @@ async def test_quotes_in_texts_are_no_names(asked: Asked, sql: str, rows: int) -
     assert len((await asked.rows(sql))[0]) == rows
 
 
+TOO_LARGE = {
+    "deep": "INTEGER" + "[]" * 100,
+    "long": "INTEGER[100000]",
+    "square": "INTEGER[1000][1000]",
+    "wide": f"STRUCT({', '.join(f'a{number} INTEGER' for number in range(60_000))})",
+}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("kind", TOO_LARGE)
+async def test_types_that_are_too_large_are_their_owners_alone(asked: Asked, kind: str, partial: bool) -> None:
+    typed(asked, "west", "age", TOO_LARGE[kind])
+    sql = "SELECT age FROM west.patients UNION ALL SELECT age FROM north.patients"
+    with pytest.raises(PeerNonsense, match=r'"west" \(.*the types of its columns are too large, or too deep') as caught:
+        await asked.rows(sql, partial=partial)
+    assert caught.value.status == 502
+    assert len((await asked.rows("SELECT age FROM north.patients"))[0]) == 50
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_words_of_an_enum_may_be_many(asked: Asked) -> None:
+    typed(asked, "west", "ward", f"ENUM({', '.join(repr(str(number)) for number in range(200_000))})")
+    assert len((await asked.rows("SELECT ward FROM west.patients"))[0]) == 52
+    assert max(len(str(one)) for one in asked.coordinator._means.shapes._kept) < 1000
+
+
+def typed(asked: Asked, owner: str, column: str, kind: str) -> None:
+    """The type of a column is another by the agreement."""
+    info = asked.owners.tables[owner, "patients"]
+    columns = tuple(replace(one, type=kind) if one.name == column else one for one in info.columns)
+    asked.owners.tables[owner, "patients"] = replace(info, columns=columns)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_kept_of_a_shape_counts_its_columns(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = asked.coordinator._means.shapes._kept
+    typed(asked, "north", "age", f"STRUCT({', '.join(f'a{number} INTEGER' for number in range(100))})")
+    monkeypatch.setattr(shapes, "_KEPT_CHARACTERS", 1000)
+    await asked.rows("SELECT count(age) AS n FROM north.patients")
+    assert not kept
+    monkeypatch.setattr(shapes, "_KEPT_CHARACTERS", 2500)
+    await asked.rows("SELECT count(age) AS n FROM north.patients")
+    assert len(kept) == 1
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_shapes_of_a_question_are_asked_for_once(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
