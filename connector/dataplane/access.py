@@ -75,9 +75,7 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
         "purposes": list(contract.purposes),
         "not_before": contract.not_before,
         "not_after": contract.not_after,
-        "columns": [
-            {"name": name, "type": types[name], "mask": masked.get(name)} for name in contract.columns
-        ],
+        "columns": [{"name": name, "type": types[name], "mask": masked.get(name)} for name in contract.columns],
         "aggregate": None
         if grid is None
         else {

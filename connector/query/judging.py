@@ -7,6 +7,7 @@ ways to write the same values down. Nothing else is: whole numbers are no text, 
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _SHOWN = 100  # characters of a type that somebody else has made
+_COUNTED_MAX = 2**48  # rows that one answer may count: no data has as many, and those of all owners still add up
 
 
 class Judge:
@@ -25,6 +27,7 @@ class Judge:
         self.names = names
         self._shape = shape
         self._counts: Sequence[int] = ()  # numbers of columns
+        self._counted: Counter[int] = Counter()  # rows, by these
         self._finite: list[int] = []
         self._binned = False
 
@@ -57,6 +60,9 @@ class Judge:
             column = rows.column(number)
             if (column.null_count and not self._binned) or pc.any(pc.less(column, 0)).as_py():
                 self.wrong = f'expected numbers of rows in "{self.names[number]}", came NULL or one below zero'
+            self._counted[number] += pc.sum(pc.cast(column, pa.float64(), safe=False)).as_py() or 0
+            if self._counted[number] > _COUNTED_MAX:
+                self.wrong = f'expected numbers of rows in "{self.names[number]}", came more than any data has'
         for number in self._finite:
             if pc.all(pc.is_finite(rows.column(number))).as_py() is False:
                 self.wrong = f'expected numbers in "{self.names[number]}", came one that is not finite'
@@ -67,7 +73,8 @@ def _shown(kind: pa.DataType) -> str:
 
 
 def _numbers(*kinds: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    """Whether all are numbers that the engine reads as what they are."""
+    tests = (pa.types.is_integer, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal128)
     return all(any(test(kind) for test in tests) for kind in kinds)
 
 
@@ -78,7 +85,7 @@ def _same(kind: pa.DataType, came: pa.DataType) -> bool:
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type as it is written in one way only."""
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return kind if _nests(kind.value_type) else _plain(kind.value_type)
     if pa.types.is_timestamp(kind):
         return pa.timestamp(kind.unit, None if kind.tz is None else "UTC")
     if pa.types.is_map(kind):
@@ -90,6 +97,11 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(one.name, _plain(one.type)) for one in kind])
     return _SHORT.get(kind, kind)
+
+
+def _nests(kind: pa.DataType) -> bool:
+    """Whether the engine cannot read a dictionary of such values."""
+    return bool(pa.types.is_nested(kind) or pa.types.is_dictionary(kind))
 
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)

@@ -68,6 +68,11 @@ LIES = {  # a question, what an owner makes of its answer, and what is said of t
     "a count without an end": (COUNT, "CAST('inf' AS DOUBLE) AS p0", 'expected "p0" as int64, came double'),
     "a count of nothing": (WARDS, "ward, CAST(NULL AS BIGINT) AS p0", ROWS),
     "a count below zero": (WARDS, "ward, -p0 AS p0", ROWS),
+    "a count of more than there is": (
+        'SELECT count(*) AS n FROM "all".patients WHERE age > 0',
+        "CAST(9223372036854775807 AS BIGINT) AS p0",
+        'expected numbers of rows in "p0", came more than any data has',
+    ),
     "nothing for numbers": (
         'SELECT id, age FROM "all".patients',
         "id, NULL AS age",
@@ -240,6 +245,8 @@ UNLIKE: list[tuple[pa.DataType, pa.Array]] = [
     (pa.list_(pa.int64()), pa.array([[1]], pa.list_(pa.int64(), 1))),
     (pa.list_(pa.int64()), pa.array([["1"]])),
     (pa.struct({"a": pa.int64()}), pa.array([{"b": 1}])),
+    (pa.struct({"a": pa.int64()}), pa.DictionaryArray.from_arrays(pa.array([0]), pa.array([{"a": 1}]))),
+    (pa.string(), pa.DictionaryArray.from_arrays(pa.array([0]), WORDS.dictionary_encode())),
 ]
 
 
@@ -260,6 +267,18 @@ def test_figures_over_bins_are_numbers_of_any_type_and_counts_are_whole() -> Non
     assert "not finite" in judged(pa.int64(), pa.array([0.5, float("nan")]), binned=True)
     assert judged(pa.int64(), pa.array(["1"]), binned=True) == 'expected "v" as int64, came string'
     assert judged(pa.int64(), pa.array([0.5]), counts=(0,), binned=True) == 'expected "v" as int64, came double'
+
+
+def test_what_the_engine_does_not_read_is_no_number() -> None:
+    for came in (pa.array([1], pa.decimal256(60)), pa.array([1.0], pa.float16()), pa.array([True])):
+        assert judged(pa.int64(), came, binned=True) == f'expected "v" as int64, came {came.type}'
+
+
+@pytest.mark.parametrize("most", [[2**63 - 1], [2**47, 2**47, 1]])
+def test_one_answer_does_not_count_more_rows_than_there_can_be(most: list[int]) -> None:
+    counted = pa.array(most, pa.int64())
+    assert judged(pa.int64(), counted, counts=(0,)) == 'expected numbers of rows in "v", came more than any data has'
+    assert judged(pa.int64(), counted[1:], counts=(0,)) == ""
 
 
 POLICIES = {
@@ -297,7 +316,8 @@ def test_owners_answers_have_the_shape_that_is_said(policy: str) -> None:
 @pytest.mark.parametrize("told", ["VARCHAR", ""])  # by connectors of before, and by ours
 @pytest.mark.parametrize("kind", ["UBIGINT", "DOUBLE", "DECIMAL(4,1)"])
 def test_bins_of_masked_values_are_numbers(method: str, told: str, kind: str) -> None:
-    terms = [atom("ds:minGroupSize", "gteq", "5"), atom("ds:dimension/k", "eq", "10"), atom("ds:measure/m", "eq", "0..50")]
+    bins, measure = atom("ds:dimension/k", "eq", "10"), atom("ds:measure/m", "eq", "0..50")
+    terms = [atom("ds:minGroupSize", "gteq", "5"), bins, measure]
     types = {"k": kind, "m": "INTEGER"}
     duty = mask(method, "k", argument="2" if method == "truncate" else None)
     contract = gate.contract(gate.schema(**types), *terms, duties=[duty])
