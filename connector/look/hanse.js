@@ -74,15 +74,17 @@
     }
   };
 
-  /* What was sent is not sent again by a second click; after a while it may be, for an answer that is a file. */
+  /* What was sent is not sent again by a second click; after a while it may be, as it may have failed. Soon where that
+     only asks (`data-again`): its answer may be a file, or have been stopped, and this page stays. */
   const sentOnce = () => {
     for (const form of document.querySelectorAll("form[method=post]")) {
+      const rest = "again" in form.dataset ? 1_000 : 10_000;
       let until = 0;
       let button = null;
       form.addEventListener("submit", (event) => {
         if (event.defaultPrevented) return;
         if (Date.now() < until && event.submitter === button) event.preventDefault();
-        else [until, button] = [Date.now() + 10_000, event.submitter];
+        else [until, button] = [Date.now() + rest, event.submitter];
       });
       addEventListener("pageshow", () => { until = 0; });
     }

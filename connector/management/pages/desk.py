@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -194,7 +194,8 @@ def check_origin(request: Request) -> None:
 def _unsure(request: Request, unsure: Unsure) -> dict[str, Any]:
     """What the page that asks shows, and where it leads who says no."""
     came = urlsplit(request.headers.get("referer", ""))
-    return {"question": str(unsure), "fields": unsure.fields, "back": here_only(came.path or "/")}
+    back = urlunsplit(("", "", came.path, came.query, "")) if came.netloc == request.headers.get("host") else ""
+    return {"question": str(unsure), "fields": unsure.fields, "back": here_only(back)}
 
 
 def here_only(path: str) -> str:

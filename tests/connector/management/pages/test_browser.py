@@ -102,6 +102,26 @@ def test_a_form_is_sent_once_and_after_its_question(tmp_path: Path, method: str,
     assert title(tmp_path, form, SENT) == told
 
 
+LATE = """
+addEventListener("load", () => {
+  const now = Date.now;
+  let sent = 0;
+  document.addEventListener("submit", (event) => { sent += !event.defaultPrevented; event.preventDefault(); });
+  for (const late of [0, 500, 2_000, 11_000]) {
+    Date.now = () => now() + late;
+    document.querySelector("form").requestSubmit();
+  }
+  document.title = sent;
+});
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.parametrize(("more", "sent"), [("", "2"), ("data-again", "3")])
+def test_what_only_asks_may_soon_be_sent_again(tmp_path: Path, more: str, sent: str) -> None:
+    assert title(tmp_path, f'<form method="post" {more}><button>Go</button></form>', LATE) == sent
+
+
 def _light(colour: str) -> float:
     """Relative luminance (WCAG 2) of `#rrggbb`."""
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]

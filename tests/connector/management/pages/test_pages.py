@@ -410,6 +410,23 @@ async def test_what_cannot_be_undone_is_asked_again_where_no_script_has(
     assert (await full.post(path, again)).status_code in (303, 409)  # a dataset with an offer stays
 
 
+@pytest.mark.parametrize(
+    ("referer", "back"),
+    [
+        ("http://console.test/transfers?role=provider&page=3", "/transfers?role=provider&amp;page=3"),
+        ("http://elsewhere.test/transfers?page=3", "/"),
+        ("http://console.test//elsewhere.test/x", "/"),
+        ("http://console.test/a?x=%22%3E<b>", "/a?x=%22%3E&lt;b&gt;"),
+        ("", "/"),
+    ],
+)
+async def test_who_is_not_sure_goes_back_to_the_page_as_it_was(full: Console, referer: str, back: str) -> None:
+    path, fields, _ = ASKED[0]
+    more = {"sec_fetch_site": "same-origin", **({"referer": referer} if referer else {})}
+    answer = await full.post(path, {**fields, "ask": "Sure?"}, "admin", **more)
+    assert f'href="{back}">No' in answer.text
+
+
 async def _log(of: Console) -> list[str]:
     await of.parts.sequencer.settle()
     return [record.kind for record in await of.parts.log.page(Filter(), before=None, limit=100)]
