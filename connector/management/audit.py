@@ -109,7 +109,7 @@ def _filter(
     kind: Annotated[str, Query(max_length=64, description="What happened, as `ReadRefused`.")] = "",
     actor: Annotated[str, Query(max_length=255)] = "",
     agreement: Annotated[str, Query(max_length=255)] = "",
-    dataset: Annotated[str, Query(max_length=255, description='Id, name (`north/flights`), or "very text".')] = "",
+    dataset: Annotated[str, Query(max_length=255, description='Id, name (`owner/name`), or "very text".')] = "",
     outcome: Annotated[str, Query(max_length=64, description="ok, refused, failed or broken.")] = "",
     since: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone.")] = "",
     until: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone; not included.")] = "",

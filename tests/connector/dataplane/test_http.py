@@ -45,7 +45,7 @@ SLOW = """SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b O
 
 
 def client(running: Provider, ticket: str) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}, timeout=20)
+    return httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}, timeout=60)
 
 
 async def raw(running: Provider, text: str) -> tuple[int, dict[str, Any]]:
