@@ -14,7 +14,6 @@ import adbc_driver_manager
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
-import pytest_asyncio
 
 from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
@@ -29,18 +28,6 @@ PATH = fl.FlightDescriptor.for_path("clinic", "numbers")
 STATED = fl.FlightDescriptor.for_command(commands.pack("CommandStatementQuery", [(1, SQL)]))
 REFUSED = (fl.FlightUnavailableError, OSError, adbc_driver_manager.Error)  # the second of pyarrow's GetSchema
 ENVELOPE = fl.FlightDescriptor.for_command(json.dumps({"sql": SQL}).encode())
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from connector.dataplane.flight import desk, helpings, http2
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.helpings import Helpings
 from connector.dataplane.flight.http2 import Call
-from tests.support import flying, frames, provider
+from tests.support import frames
 from tests.support.frames import Place, Wire, wired
 from tests.support.provider import Provider
 
@@ -23,18 +23,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CALM, REFUSED = 11, 7  # codes of HTTP/2
 AT_ONCE = 30  # calls of a BI tool that opens its dashboard
 IN_ONE_TURN = 6  # calls, of all connections
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @pytest_asyncio.fixture(loop_scope="module")

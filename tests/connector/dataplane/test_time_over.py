@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,6 @@ from unittest import mock
 import httpx2
 import pyarrow.flight as fl
 import pytest
-import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.flight.front import Front
@@ -25,7 +24,7 @@ from policies.evaluate import Facts
 from policies.facts import Fact
 from policies.model import Policy, Rule
 from policies.vocabulary import expand
-from tests.support import flying, gate, provider, streamed
+from tests.support import flying, gate, streamed
 from tests.support.flying import flyer
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
@@ -36,18 +35,6 @@ ENDLESS = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers 
 SLOW = 'SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x'
 _SOON = 60.0  # seconds until something ends: tests set the clock forward, and do not wait for it
 Ending = tuple[str, str, str]  # status of the end record, code, rule
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 def _from_now(seconds: float) -> str:
