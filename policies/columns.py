@@ -49,6 +49,11 @@ def fold(name: str) -> str:
     return name.lower() if name.isascii() else name.translate(_SMALL)
 
 
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def find(schema: TableSchema, name: str) -> Column | None:
     """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from policies.columns import quoted
 from policies.errors import PolicyUnreadable
 from policies.model import Atom, Connective, Constraint, Group, Literal
 from policies.values import is_text
@@ -194,7 +195,7 @@ def _render(constraint: Constraint, *, top: bool) -> str:
 def _render_atom(atom: Atom) -> str:
     column = column_of(atom.left)
     if not _BARE_COLUMN.fullmatch(column) or column.lower() in _KEYWORDS:
-        column = '"' + column.replace('"', '""') + '"'
+        column = quoted(column)
     found = [_quoted(literal.text) for literal in atom.right]
     if atom.operator in _OF:
         return f"{column} {_OF[atom.operator]} {found[0]}"

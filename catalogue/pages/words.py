@@ -16,6 +16,7 @@ from catalogue.facets import FACETS, POLICIES, Card
 from catalogue.offers import Line, Offer
 from catalogue.question import Question
 from connector.look.words import UNITS, ago, counted
+from policies.columns import quoted
 
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
 
@@ -131,7 +132,7 @@ def snippet(card: Card) -> str:
     actions = {action for offer in card.offers for action in offer.actions}
     if actions & {"ds:stream", "ds:train", "odrl:read", "odrl:use"}:
         return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
-    table = ".".join('"' + name.replace('"', '""') + '"' for name in (card.owner, card.entry.name))
+    table = ".".join(map(quoted, (card.owner, card.entry.name)))
     lines += [
         "answer = space.query(",
         f"    {f'SELECT count(*) FROM {table}'!r},",  # noqa: S608  # shown, not run

@@ -15,7 +15,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, QueryInvalid
 from connector.query.job import TRAILER_ROOM, Ranges
 from connector.usage.held import EXPIRED, REVOKED
-from policies.columns import fold
+from policies.columns import fold, quoted
 from policies.enforce.caps import DEFAULT
 from policies.model import HANSE
 
@@ -157,11 +157,6 @@ def _condition(where: str) -> str:
             "expected a condition on the dataset's own columns, came a query inside it; send it as a query"
         )
     return str(held.this.sql(dialect="duckdb", comments=False))
-
-
-def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def new_name() -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from connector.dataplane import records
-from connector.dataplane.asked import new_name, quoted
+from connector.dataplane.asked import new_name
 from connector.dataplane.jobs import version_relation
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
@@ -28,6 +28,7 @@ from connector.store.tables import Dataset, DatasetVersion, Offer
 from connector.usage.facts import Known, counted, requested
 from policies import admission, explain, report
 from policies import compile as compiler
+from policies.columns import quoted
 from policies.contract import DataContract, Grid
 from policies.errors import PolicyError, QueryRefused
 from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits

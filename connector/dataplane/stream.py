@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from connector.dataplane import plans, private, records, unfinished
-from connector.dataplane.asked import STREAM, Asked, Split, quoted
+from connector.dataplane.asked import STREAM, Asked, Split
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import gated, job_of, needed, version_relation
 from connector.dataplane.judging import Judging
@@ -47,6 +47,7 @@ from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants, under
 from connector.usage.held import Grant, Held, Wanted
 from policies import gate
+from policies.columns import quoted
 from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.masks import texts

@@ -19,7 +19,7 @@ from connector.query import tree as trees
 from connector.query.federation import Fragment, Mode, Plan, Tables
 from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
-from policies.columns import fold
+from policies.columns import fold, quoted
 from policies.enforce import rewrite
 
 
@@ -114,14 +114,10 @@ def merge_sql(found: Plan, *, without: Collection[str] = (), whole: Collection[s
 def _all(fragment: Fragment) -> str:
     """What came of a fragment, types that Arrow does not carry restored."""
     outputs = [
-        f"TRY_CAST({_quoted(name)} AS {kind}) AS {_quoted(name)}" if kind else _quoted(name)
+        f"TRY_CAST({quoted(name)} AS {kind}) AS {quoted(name)}" if kind else quoted(name)
         for name, kind in fragment.restored
     ]
     return f'SELECT {", ".join(outputs) or "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _first(tree: exp.Expr) -> exp.Select:

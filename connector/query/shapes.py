@@ -17,7 +17,7 @@ from connector.query.federation import Fragment
 from connector.query.job import Job, Limits, Recheck
 from connector.query.pool import Pool
 from connector.recent import keep
-from policies.columns import ENUM, family
+from policies.columns import ENUM, family, quoted
 
 _KEPT = 128
 _KEPT_CHARACTERS = 2**19  # of a statement, its columns and its schema; what is longer is asked for each time
@@ -120,15 +120,11 @@ def _written(sql: str, reads: Reads) -> tuple[str, list[str]]:
              if isinstance(node, exp.CTE | exp.Table)]  # fmt: skip
     rewrite.safe(nodes)
     text = parse.write(tree, spend=True)
-    tables = ", ".join(f"{_quoted(name)} AS ({_no_rows(columns)})" for name, columns in reads)
+    tables = ", ".join(f"{quoted(name)} AS ({_no_rows(columns)})" for name, columns in reads)
     rest = text.removeprefix("WITH ")
     return f"WITH {tables}{' ' if rest == text else ', '}{rest}", [*names, *(name for name, _ in reads)]
 
 
 def _no_rows(columns: Sequence[tuple[str, str]]) -> str:
-    values = [f"TRY_CAST(NULL AS {kind}) AS {_quoted(name)}" for name, kind in columns]
+    values = [f"TRY_CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns]
     return f"SELECT {', '.join(values) or 'NULL AS none'}"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

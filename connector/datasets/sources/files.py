@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from policies.columns import quoted
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
@@ -257,7 +258,7 @@ def quote_name(value: str) -> str:
     """A name as an identifier of the engine."""
     if "\x00" in value:
         raise SourceUnreadable("expected a name without NUL")
-    return '"' + value.replace('"', '""') + '"'
+    return quoted(value)
 
 
 def alike(name: str) -> str:

@@ -22,6 +22,7 @@ from connector.management.pages.words import term
 from connector.query.holdings import Holdings
 from connector.store import Store
 from connector.store.tables import Transfer
+from policies.columns import quoted
 
 _STREAM = frozenset(("stream", "train", "read", "use"))  # last words of the actions that permit it
 _QUERY = frozenset(("query", "use"))
@@ -49,7 +50,7 @@ class Reading:
 
     @property
     def sql(self) -> str:
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in (self.owner, self.dataset))
+        name = ".".join(map(quoted, (self.owner, self.dataset)))
         return f"SELECT count(*) AS n FROM {name}" if self.groups else f"SELECT * FROM {name} LIMIT 10"  # noqa: S608
 
 
