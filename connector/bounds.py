@@ -25,9 +25,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from connector import pieces
+
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
-PIECES_ANY, PIECE_LEAST = 1024, 256  # pieces of a body of any size, and bytes that others have on average
 HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 DESCRIPTORS_MAX = 65_536
@@ -266,8 +267,8 @@ class Bounded(HttpToolsProtocol):
         """As uvicorn's. Of one in crumbs no more is taken: the parser stops at our error, and the answer is 400."""
         self._unfinished = 0
         self._pieces, self._body = self._pieces + 1, self._body + len(body)
-        if self._pieces > PIECES_ANY + self._body // PIECE_LEAST:
-            self._wrong = f"Expected pieces of {PIECE_LEAST} bytes on average in a body of more than {PIECES_ANY}."
+        if pieces.too_many(self._pieces, self._body):
+            self._wrong = f"Expected pieces of {pieces.LEAST} bytes on average in a body of more than {pieces.ANY}."
             raise ValueError(self._wrong)
         self._expect(SILENCE_SECONDS)
         super().on_body(body)

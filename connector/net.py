@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
-from connector import streams
+from connector import pieces, streams
 from connector.errors import AddressRefused, PeerNonsense, PeerUnreachable
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -43,7 +43,6 @@ _CONNECTIONS_MAX = 512  # of a scheme: more than deliveries, pushes and DID docu
 httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18
 # Of one line, of a head, of trailers: they are kept until they are whole, and read line by line.
 httpcore2.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE = 2**15
-_PIECES_ANY, _PIECE_LEAST = 1024, 256  # pieces of a body of any size, and bytes that others have on average
 _PIECES_AT_ONCE = 16  # before others have their turn
 
 
@@ -56,9 +55,11 @@ class Reply:
     body: bytes
 
     def json(self) -> Any:
-        """What the body says; ValueError (or RecursionError) where it is no JSON, or has what nobody can store and send
-        on: half a character, NUL, a number that is not finite."""
+        """What the body says; ValueError (or RecursionError) where it is no JSON, or, of a success, has what nobody can
+        store and send on: half a character, NUL, a number that is not finite. A refusal is words, and made harmless."""
         found = json.loads(self.body)
+        if self.status != 200:
+            return found
         again = json.dumps(found, ensure_ascii=False, allow_nan=False)
         again.encode()
         if "\\u0000" in again.replace("\\\\", ""):
@@ -284,10 +285,10 @@ class Answer:
         count = size = 0
         async for piece in self._response.aiter_stream():
             count, size = count + 1, size + len(piece)
-            if count > _PIECES_ANY + size // _PIECE_LEAST:
+            if pieces.too_many(count, size):
                 raise PeerNonsense(
                     f"{self._at} sends its answer in pieces of a few bytes ({count} for {size}), and is not heard to "
-                    f"the end; beyond {_PIECES_ANY} expected {_PIECE_LEAST} bytes each on average: send more at once"
+                    f"the end; beyond {pieces.ANY} expected {pieces.LEAST} bytes each on average: send more at once"
                 )
             if not count % _PIECES_AT_ONCE:
                 await asyncio.sleep(0)

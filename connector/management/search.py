@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -30,7 +29,7 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     if reply.status == 401 and headers:  # we are no member there: what is for everybody is for us, too
         reply = await net.call("GET", url)
     try:
-        found = reply.json() if reply.status == 200 else json.loads(reply.body)
+        found = reply.json()
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

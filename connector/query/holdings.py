@@ -386,7 +386,7 @@ def _may_be(agreement: Holding, names: Collection[tuple[str, str]]) -> bool:
 def _json(reply: Reply, url: str) -> dict[str, Any]:
     """A 200 with a JSON object, or the provider's own refusal as ours."""
     try:
-        body = reply.json() if reply.status == 200 else json.loads(reply.body)
+        body = reply.json()
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):

@@ -22,7 +22,7 @@ from typing import IO, Any
 import pytest
 import uvicorn
 
-from connector import bounds
+from connector import bounds, pieces
 from connector.dataplane import gather, sending
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from connector.listening import Server
@@ -652,8 +652,8 @@ async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endles
         for size in (0, 3_000_000):
             length = b"content-length: %d\r\n\r\n" % size
             assert (await told(port, head + length, b"c" * size)).endswith(b"%8d" % size)
-        body = b"transfer-encoding: chunked\r\n\r\n" + chunks(1, bounds.PIECES_ANY) + chunks(300, 5_000) + b"0\r\n\r\n"
-        assert (await told(port, head + body)).endswith(b"%8d" % (bounds.PIECES_ANY + 300 * 5_000))
+        body = b"transfer-encoding: chunked\r\n\r\n" + chunks(1, pieces.ANY) + chunks(300, 5_000) + b"0\r\n\r\n"
+        assert (await told(port, head + body)).endswith(b"%8d" % (pieces.ANY + 300 * 5_000))
 
 
 def chunks(size: int, many: int) -> bytes:
