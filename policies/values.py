@@ -91,9 +91,12 @@ def reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Va
 
 def is_text(value: object) -> TypeGuard[str]:
     """Whether it is a text that can be stored and sent: bounded, and without halves of surrogate pairs."""
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        return False
-    return value.isascii() or not _SURROGATE.search(value)
+    return isinstance(value, str) and len(value) <= MAX_TEXT and is_whole(value)
+
+
+def is_whole(text: str) -> bool:
+    """Whether it has no half of a surrogate pair, which no database and no UTF-8 takes."""
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def _one_of(text: str, names: tuple[str, ...]) -> str:

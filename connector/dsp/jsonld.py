@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from connector.errors import MessageInvalid
 from policies import strictjson
+from policies.values import is_whole
 
 Json: TypeAlias = dict[str, Any]
 
@@ -69,7 +70,7 @@ def _check(value: Any) -> None:
 
 
 def _storable(text: str) -> bool:
-    return "\0" not in text and (text.isascii() or not any(0xD800 <= ord(mark) <= 0xDFFF for mark in text))
+    return "\0" not in text and is_whole(text)
 
 
 def node_of(document: Any) -> Json:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from policies.values import is_whole
+
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -22,7 +24,7 @@ class Shown(BaseModel):
     @field_validator("name", "type")
     @classmethod
     def _is_text(cls, text: str) -> str:
-        if not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text):
+        if not is_whole(text):
             raise ValueError("expected a text of whole characters, came half of one")
         return text
 
