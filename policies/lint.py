@@ -205,11 +205,7 @@ def _conflict(policy: Policy) -> Iterator[Problem]:
 
 def _contradictions(policy: Policy) -> Iterator[Problem]:
     """Single values and bounds within one conjunction that exclude each other."""
-    for index, rule in enumerate(policy.permissions):
-        path = f"/permission/{index}"
-        by_left: dict[str, list[tuple[str, Atom]]] = {}
-        for here, atom in known.conjunction(rule.constraints, f"{path}/constraint"):
-            by_left.setdefault(atom.left, []).append((here, atom))
+    for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             operand = vocabulary.operand(left)
             if operand is not None and len(found) > 1:
@@ -218,12 +214,10 @@ def _contradictions(policy: Policy) -> Iterator[Problem]:
 
 def _no_rows(policy: Policy) -> Iterator[Problem]:
     """Bounds of numbers in a row filter that no row is within."""
-    for path, rule in _permissions(policy):
-        bounds: dict[str, list[tuple[str, Atom]]] = {}
-        for here, atom in known.conjunction(rule.constraints, path):
-            if atom.left.startswith(ds("row/")):
-                bounds.setdefault(atom.left, []).append((here, atom))
-        for left, found in bounds.items():
+    for _, by_left in _conjunctions(policy):
+        for left, found in by_left.items():
+            if not left.startswith(ds("row/")):
+                continue
             lows = [(number, atom.operator == "gt") for _, atom in found if (number := _bound(atom, "gt")) is not None]
             highs = [(number, atom.operator == "lt") for _, atom in found if (number := _bound(atom, "lt")) is not None]
             if not (lows and highs):
@@ -248,12 +242,11 @@ def _bound(atom: Atom, sign: str) -> Decimal | None:
 
 
 def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
-    for path, rule in _permissions(policy):
-        named: dict[str, list[str]] = {ds("columnAllow"): [], ds("columnDeny"): []}
-        for _, atom in known.conjunction(rule.constraints, path):
-            if atom.left in named:
-                named[atom.left] += [literal.text for literal in atom.right]
-        shown, hidden = ({columns.fold(name): name for name in names} for names in named.values())
+    for path, by_left in _conjunctions(policy):
+        shown, hidden = (
+            {columns.fold(one.text): one.text for _, atom in by_left.get(word, ()) for one in atom.right}
+            for word in (ds("columnAllow"), ds("columnDeny"))
+        )
         if both := [shown[name] for name in shown if name in hidden]:
             yield _warning(
                 path,
@@ -262,10 +255,14 @@ def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _permissions(policy: Policy) -> Iterator[tuple[str, Rule]]:
-    """Each permission, with the path of its constraints."""
+def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[str, Atom]]]]]:
+    """Of each permission the path of its constraints, and those that hold together, by what they are about."""
     for index, rule in enumerate(policy.permissions):
-        yield f"/permission/{index}/constraint", rule
+        path = f"/permission/{index}/constraint"
+        by_left: dict[str, list[tuple[str, Atom]]] = {}
+        for here, atom in known.conjunction(rule.constraints, path):
+            by_left.setdefault(atom.left, []).append((here, atom))
+        yield path, by_left
 
 
 def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:

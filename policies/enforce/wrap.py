@@ -217,20 +217,22 @@ def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr
 def binned(raw: exp.Expr, width: float, type_: str, maker: Maker) -> exp.Expr:
     """The lower edge of the value's bin: exact for whole numbers and decimals; of floats as DOUBLE, see `_nearest`."""
     step = Decimal(str(width))
-    kind = "" if columns.family(type_) == columns.FLOAT else _counted_in(type_, step)
+    kind = _counted_in(type_, step)
     return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
 
 
 def edges_in(type_: str, width: float) -> str:
     """The type in which the edges of these bins are exact; empty for floats, and where no type has such digits."""
     step = Decimal(str(width))
-    kind = "" if columns.family(type_) == columns.FLOAT else _counted_in(type_, step)
+    kind = _counted_in(type_, step)
     return kind if kind and Fraction(step) <= _greatest(kind) else ""
 
 
 def _counted_in(type_: str, step: Decimal) -> str:
-    """The narrowest type that holds whatever a column holds, and the step if any does; empty where its digits and
-    those of the step are more than any type has."""
+    """The narrowest type that holds whatever a column holds, and the step if any does; empty for floats, and where its
+    digits and those of the step are more than any type has."""
+    if columns.family(type_) == columns.FLOAT:
+        return ""
     least, most = columns.extent(type_)
     whole, _, part = plain(step).partition(".")
     if columns.family(type_) == columns.INTEGER and not part:
