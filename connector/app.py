@@ -36,7 +36,7 @@ from connector.datasets.offers import Offers
 from connector.datasets.outside import Outside
 from connector.datasets.registry import Registry, Told
 from connector.direct import Direct, bare
-from connector.dsp import admission
+from connector.dsp import admission, exchange
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
@@ -305,24 +305,19 @@ def build(settings: Settings) -> Services:
         idle_stranger=settings.dsp_negotiation_idle_stranger,
         strangers_per_minute=settings.dsp_new_per_minute_strangers,
     )
-    negotiating = Negotiations(
+    parts = exchange.Parts(
         store=store,
         sender=sender,
         peer=peer,
         participant=participant,
         base=settings.dsp_base,
         facts_of=known.of,
-        limits=begun,
     )
+    negotiating = Negotiations(parts, limits=begun)
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
     transferring = Transfers(
-        store=store,
-        sender=sender,
-        peer=peer,
-        participant=participant,
-        base=settings.dsp_base,
-        facts_of=known.of,
+        parts,
         negotiations=negotiating,
         data_plane=data_plane,
         formats=formats,

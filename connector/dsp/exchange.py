@@ -58,32 +58,34 @@ def step_of(wire: Json) -> str:
     return f"{wire['@type']}:{event}" if event else str(wire["@type"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What both protocols work with. `participant` is our id, `base` the address that we announce."""
+
+    store: Store
+    sender: Sender
+    peer: Peer
+    participant: str
+    base: str
+    facts_of: FactsOf
+
+
 class Exchange(ABC, Generic[Row]):
-    """The machinery of one protocol. `participant` is our id, `base` the address that we announce."""
+    """The machinery of one protocol."""
 
     table: ClassVar[Table]
     kind: ClassVar[str]
     termination: ClassVar[type[messages.Reasoned]]
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        sender: Sender,
-        peer: Peer,
-        participant: str,
-        base: str,
-        facts_of: FactsOf,
-        limits: Limits | None = None,
-    ) -> None:
-        self._store = store
-        self._sender = sender
-        self._peer = peer
-        self._us = participant
-        self._base = base
-        self._facts_of = facts_of
+    def __init__(self, parts: Parts, *, limits: Limits | None = None) -> None:
+        self._store = parts.store
+        self._sender = parts.sender
+        self._peer = parts.peer
+        self._us = parts.participant
+        self._base = parts.base
+        self._facts_of = parts.facts_of
         self._admission = Admission(self.kind, limits or Limits())
-        sender.register(self.kind, self, answered=True)
+        self._sender.register(self.kind, self, answered=True)
 
     # What a subclass says.
 

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 from connector.datasets import stored
 from connector.dsp import decisions, messages, states, terms
-from connector.dsp.exchange import Exchange, Taken, new_pid
+from connector.dsp.admission import Limits
+from connector.dsp.exchange import Exchange, Parts, Taken, new_pid
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import (
     DataAddress,
@@ -103,13 +104,14 @@ class Transfers(Exchange[Transfer]):
 
     def __init__(
         self,
+        parts: Parts,
         *,
         negotiations: Negotiations,
         data_plane: DataPlane,
         formats: Mapping[str, str] = FORMATS,
-        **parts: Any,
+        limits: Limits | None = None,
     ) -> None:
-        super().__init__(**parts)
+        super().__init__(parts, limits=limits)
         self._negotiations = negotiations
         self._data_plane = data_plane
         self._formats = formats

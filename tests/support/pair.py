@@ -20,6 +20,7 @@ from connector.dsp import routes
 from connector.dsp.admission import Limits
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
+from connector.dsp.exchange import Parts
 from connector.dsp.messages import DataAddress
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Peer
@@ -299,17 +300,9 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
     )
     peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"
-    parts: dict[str, Any] = {
-        "store": store,
-        "sender": sender,
-        "peer": peer,
-        "participant": participant,
-        "base": base,
-        "facts_of": facts_of,
-        "limits": limits,
-    }
-    negotiations, plane = Negotiations(**parts), Plane()
-    transfers = Transfers(negotiations=negotiations, data_plane=plane, **parts)
+    parts = Parts(store=store, sender=sender, peer=peer, participant=participant, base=base, facts_of=facts_of)
+    negotiations, plane = Negotiations(parts, limits=limits), Plane()
+    transfers = Transfers(parts, negotiations=negotiations, data_plane=plane, limits=limits)
     agreements = Agreements(store=store, sender=sender, negotiations=negotiations, transfers=transfers)
     catalog = Catalog(store=store, participant=participant, base=base, facts_of=facts_of)
     protocol = routes.router(
