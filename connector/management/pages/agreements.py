@@ -15,7 +15,7 @@ from connector.errors import BadInput, HanseError, ScopeMissing
 from connector.management import agreements as agreements_api
 from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, Numbered, form_of
+from connector.management.pages.desk import Desk, Numbered, form_of, part_of
 from connector.management.pages.words import path_of
 from connector.store import Store, Transaction
 from connector.store.agreements import used_today
@@ -41,8 +41,8 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     async def listed(
         request: Request, role: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
     ) -> Response:
-        asked = {"role": role if role in ("provider", "consumer") else ""}
-        rows = await agreements.page(**asked, limit=_LISTED + 1, offset=(page - 1) * _LISTED)
+        asked: dict[str, Any] = {"role": role if role in ("provider", "consumer") else ""}
+        rows = await agreements.page(**asked, **part_of(page, _LISTED))
         problems = await agreements.problems(rows[:_LISTED])
         return await desk.page(
             request,

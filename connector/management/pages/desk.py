@@ -41,8 +41,14 @@ _ASK = "ask"
 PAGES_MAX = 10_000
 Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
 """The number of a page of a list."""
+
 Names = Mapping[str, Mapping[str, Any]]
 """Members by DID, as the operator's register lists them."""
+
+
+def part_of(page: int, size: int) -> dict[str, Any]:
+    """Which rows are on a page of a list, and one more that tells whether another follows."""
+    return {"limit": size + 1, "offset": (page - 1) * size}
 
 
 class Form:

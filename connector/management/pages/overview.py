@@ -11,8 +11,8 @@ from fastapi.responses import RedirectResponse
 from connector.audit import note
 from connector.audit.log import AuditLog, Filter
 from connector.errors import NotFound
-from connector.events import LogRead
 from connector.management import negotiations as negotiations_api
+from connector.management.audit import reading
 from connector.management.auth import Caller
 from connector.management.pages.audit import shown
 from connector.management.pages.desk import Desk
@@ -84,5 +84,5 @@ async def _head(log: AuditLog) -> tuple[int, str] | None:
 
 
 async def _refusals(log: AuditLog, caller: Caller) -> list[dict[str, Any]]:
-    await log.note_reading(LogRead(actor=caller.name, detail={"what": "overview", "terms": {"outcome": "refused"}}))
+    await log.note_reading(reading(caller, "overview", {"outcome": "refused"}))
     return [shown(record) for record in await log.page(Filter(outcome="refused"), before=None, limit=_REFUSALS)]

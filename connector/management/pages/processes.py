@@ -16,7 +16,7 @@ from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, Numbered, form_of, here_only
+from connector.management.pages.desk import Desk, Numbered, form_of, here_only, part_of
 from connector.management.pages.words import path_of
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Transfer
@@ -39,7 +39,7 @@ def router(
     ) -> Response:
         asked: dict[str, Any] = {"role": role if role in _ROLES else "", "state": state[:16]}
         queue, waiting = await store.read(lambda tx: queued(tx, limit=_LISTED)) if page == 1 else ([], 0)
-        rows = await store.read(lambda tx: list(tx.negotiations.page(**_part(page), **asked)))
+        rows = await store.read(lambda tx: list(tx.negotiations.page(**part_of(page, _LISTED), **asked)))
         return await desk.page(
             request,
             "negotiations.html",
@@ -100,7 +100,7 @@ def router(
         request: Request, role: str = "", state: str = "", page: int = 1, error: HanseError | None = None
     ) -> Response:
         rows = await transfers_api.views(
-            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **_part(page)))
+            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **part_of(page, _LISTED)))
         )
         about = await store.read(lambda tx: tx.agreements.datasets([row.agreement_id for row in rows]))
         return await desk.page(
@@ -157,11 +157,6 @@ def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
         rows += tx.negotiations.page(role=role, state=state, waiting=True, oldest=True, limit=limit)
         number += tx.negotiations.number(role=role, state=state, waiting=True)
     return sorted(rows, key=lambda row: row.created_at)[:limit], number
-
-
-def _part(page: int) -> dict[str, Any]:
-    """Which rows are on a page, and one more that tells whether another follows."""
-    return {"limit": _LISTED + 1, "offset": (page - 1) * _LISTED}
 
 
 def _check_may(caller: Caller, row: Negotiation | Transfer) -> None:
