@@ -137,8 +137,17 @@ class Offers:
         row = await self._store.read(lambda tx: tx.datasets.find(key)) if key else None
         return "" if row is None else row.id
 
-    async def all(self) -> list[Offer]:
-        return list(await self._store.read(lambda tx: tx.datasets.offers()))
+    async def page(
+        self, *, dataset: str = "", withdrawn: bool = True, limit: int = 100, offset: int = 0
+    ) -> list[Offer]:
+        """The newest first; `dataset`: name or id of the one that they are for, which may have been removed."""
+
+        def read(tx: Transaction) -> list[Offer]:
+            found = tx.datasets.find(dataset) if dataset else None
+            about = found.id if found else dataset
+            return list(tx.datasets.offers(dataset_id=about, withdrawn=withdrawn, limit=limit, offset=offset))
+
+        return await self._store.read(read)
 
     async def _refused(self, error: HanseError, by: str) -> None:
         refused = RequestRefused(

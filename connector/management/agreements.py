@@ -113,9 +113,11 @@ def router(
         dataset: Annotated[str, Query(max_length=255)] = "",
         counterparty: Annotated[str, Query(max_length=255, description="DID of the other side.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[AgreementView]:
-        found = await agreements.page(role=as_role, dataset_id=dataset, counterparty=counterparty, limit=limit)
+        about = {"role": as_role, "dataset_id": dataset, "counterparty": counterparty}
+        found = await agreements.page(**about, limit=limit, offset=offset)
         problems = await agreements.problems(found)
         return [view(row, problems.get(row.id, "")) for row in found]
 

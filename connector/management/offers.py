@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dataplane.owner import OwnersView
@@ -122,9 +122,16 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         )
         return view(row, [problem_json(problem) for problem in checked.problems])
 
-    @routes.get("/offers", summary="All offers, withdrawn ones too")
-    async def listed(_: Caller = reader) -> list[OfferView]:
-        return [view(row) for row in await offers.all()]
+    @routes.get("/offers", summary="Offers, the newest first")
+    async def listed(
+        dataset: Annotated[str, Query(max_length=255, description="Name or id of what they are for.")] = "",
+        withdrawn: Annotated[bool, Query(description="Withdrawn ones too.")] = True,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        _: Caller = reader,
+    ) -> list[OfferView]:
+        found = await offers.page(dataset=dataset, withdrawn=withdrawn, limit=limit, offset=offset)
+        return [view(row) for row in found]
 
     @routes.get("/offers/{offer_id:path}", summary="One offer")
     async def one(offer_id: str, _: Caller = reader) -> OfferView:

@@ -136,5 +136,18 @@ class Datasets:
             select(Offer).where(Offer.dataset_id.in_(dataset_ids), Offer.withdrawn_at.is_(None)).order_by(Offer.id)
         ).all()
 
-    def offers(self) -> Sequence[Offer]:
-        return self._session.scalars(select(Offer).order_by(Offer.created_at, Offer.id)).all()
+    def offers(
+        self, *, dataset_id: str = "", withdrawn: bool = True, limit: int = 100, offset: int = 0
+    ) -> Sequence[Offer]:
+        """The newest first; `withdrawn`: also those that are."""
+        query = select(Offer).order_by(Offer.created_at.desc(), Offer.id).limit(limit).offset(offset)
+        if dataset_id:
+            query = query.where(Offer.dataset_id == dataset_id)
+        if not withdrawn:
+            query = query.where(Offer.withdrawn_at.is_(None))
+        return self._session.scalars(query).all()
+
+    def offered_now(self) -> int:
+        """How many offers are in force."""
+        query = select(func.count()).select_from(Offer).where(Offer.withdrawn_at.is_(None))
+        return self._session.scalar(query) or 0

@@ -23,7 +23,7 @@ from hanse.cli.query import told
 from pyarrow import csv, feather, parquet
 from rich.console import Console
 
-from tests.client.support import SCHEMA, Connector, batch, chunked, complete, connector, ipc
+from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, complete, connector, ipc
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
 NORTH = "did:web:north.example"
@@ -328,9 +328,42 @@ def test_json_for_scripts_is_what_the_connector_said(
 
 def test_withdrawn_offers_are_listed_on_request(run: Run, served: Connector) -> None:
     served.routes["GET", "/offers"] = [OFFER, {**OFFER, "id": "urn:o:2", "withdrawn_at": 86_400.0}]
-    assert "urn:o:2" not in run("offer", "list").out
     assert "withdrawn 1970-01-02" in run("offer", "list", "--all").out
-    assert run("offer", "list", "--dataset", "planes", "--json").json == []
+    run("offer", "list", "--dataset", "planes")
+    assert [one.query["withdrawn"] for one in served.asked] == ["true", "false"]
+    assert served.asked[-1].query["dataset"] == "planes"
+
+
+LISTS = [
+    (["offer", "list"], "/offers", {}, "offset"),
+    (["agreements"], "/agreements", {"role": "consumer"}, "offset"),
+    (["negotiations"], "/negotiations", {"role": "consumer"}, "offset"),
+    (["transfers"], "/transfers", {"role": "consumer"}, "offset"),
+    (["dataset", "list"], "/datasets", {}, "after"),
+]
+
+
+@pytest.mark.parametrize(("args", "path", "more", "goes_on"), LISTS, ids=[" ".join(case[0]) for case in LISTS])
+def test_a_list_is_shown_to_its_end(
+    run: Run, served: Connector, args: list[str], path: str, more: dict[str, str], goes_on: str
+) -> None:
+    rows = [{"id": f"urn:one:{number:04}", **more} for number in range(234)]
+
+    def page(asked: Asked) -> list[dict[str, str]]:
+        start = int(asked.query.get(goes_on, "-1").rpartition(":")[2])
+        start += goes_on == "after" or start < 0
+        return rows[max(start - (goes_on == "offset" and start > 0), 0) :][: int(asked.query["limit"])]  # one is new
+
+    served.routes["GET", path] = page
+    assert run(*args, "--json").json == rows
+
+
+def test_a_list_that_does_not_end_is_cut_and_says_so(run: Run, served: Connector) -> None:
+    served.routes["GET", "/transfers"] = lambda asked: [
+        {"id": f"{int(asked.query.get('offset', 0)) + number}"} for number in range(int(asked.query["limit"]))
+    ]
+    ran = run("transfers", "--json")
+    assert (len(ran.json), "the first 10,000" in ran.err) == (10_000, True)
 
 
 @pytest.mark.parametrize(

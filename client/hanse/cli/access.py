@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hanse.cli.out import say
 from hanse.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from hanse.client import Space
     from hanse.config import Where
+
+
+_PAGE, _ROWS_MAX = 100, 10_000
+
+Row = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -41,3 +48,25 @@ def space() -> Space:
             code="no_token",
         )
     return Space(to.url, to.token)
+
+
+def listed(path: str, *, after: Callable[[Row], Any] | None = None, **asked: Any) -> list[Row]:
+    """All rows of a list of the connector's, page by page; at most 10,000, which is said.
+
+    `after`: what its next page begins behind, of the last row of one; without it, lists are asked by `offset`.
+    """
+    api, rows, more = space().api, dict[Any, Row](), dict[str, Any]()
+    for seen in range(_PAGE, _ROWS_MAX + 1, _PAGE):
+        page = api.get(path, **asked, **more, limit=_PAGE)
+        rows |= {(after or _own)(row): row for row in page}  # what was new meanwhile has moved the others on
+        if len(page) < _PAGE:
+            break
+        more = {"after": after(page[-1])} if after else {"offset": seen}
+    else:
+        say(f"these are the first {len(rows):,}; the management API's {path} goes on behind them")
+    return list(rows.values())
+
+
+def _own(row: Row) -> tuple[Any, ...]:
+    """What a row is told by: of an agreement we may have both sides."""
+    return row["id"], row.get("role")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import space
+from hanse.cli.access import listed, space
 from hanse.cli.out import EXIT, AsJson, at, cell, counted, print_json, print_one, print_rows, print_sentences, say, size
 from hanse.errors import BadInput, HanseError
 from hanse.flow import Call, segment
@@ -83,7 +84,7 @@ def stop(name: Name) -> None:
 @commands.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Your datasets."""
-    rows = space().api.get("/datasets", limit=1000)
+    rows = listed("/datasets", after=itemgetter("id"))
     shown = {"name": "name", "title": "title", "rows": "rows", "size": _FIELDS["size"], "registered": at("created_at")}
     print_rows(rows, shown, as_json=as_json)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Annotated
 
 import typer
 
-from hanse.cli.access import space
+from hanse.cli.access import listed, space
 from hanse.cli.out import AsJson, at, moment, print_json, print_rows, say
 
 commands = typer.Typer(help="What you know of participants, and vouch for.", no_args_is_help=True)
@@ -40,7 +41,9 @@ def list_(as_json: AsJson = False) -> None:
     """What you vouch for."""
     columns = {"subject": "subject", "fact": "fact", "value": "value", "until": at("valid_until")}
     print_rows(
-        space().api.get("/facts", limit=1000), {**columns, "evidence": "evidence", "by": "recorded_by"}, as_json=as_json
+        listed("/facts", after=itemgetter("subject", "fact", "value")),
+        {**columns, "evidence": "evidence", "by": "recorded_by"},
+        as_json=as_json,
     )
 
 

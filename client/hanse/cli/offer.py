@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import space
+from hanse.cli.access import listed, space
 from hanse.cli.out import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
 from hanse.cli.policy import document, print_problems, print_withheld
 from hanse.flow import segment
@@ -63,8 +63,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Your offers."""
-    rows = [row for row in space().api.get("/offers") if everything or row.get("withdrawn_at") is None]
-    rows = [row for row in rows if not dataset or dataset in (row["dataset"], row["dataset"].rpartition(":")[2])]
+    rows = listed("/offers", dataset=dataset, withdrawn="true" if everything else "false")
     state = {
         "state": lambda row: f"withdrawn {moment(row['withdrawn_at'])}" if row.get("withdrawn_at") else _in_force(row)
     }

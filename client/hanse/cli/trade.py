@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from hanse.cli.access import space
+from hanse.cli.access import listed, space
 from hanse.cli.out import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
 from hanse.errors import HanseError
 from hanse.flow import DPV, segment
@@ -82,7 +82,7 @@ def negotiate(
 
 def negotiations(role: Role = "", state: Annotated[str, typer.Option()] = "", as_json: AsJson = False) -> None:
     """Negotiations, ours and those of others with us."""
-    rows = space().api.get("/negotiations", role=role, state=state)
+    rows = listed("/negotiations", role=role, state=state)
     shown = {"id": "id", "role": "role", "with": "counterparty", "dataset": "dataset", "state": "state"}
     more = {"waits for": "waits_for", "why": "reason", "changed": at("updated_at")}
     print_rows(rows, {**shown, **more}, as_json=as_json)
@@ -108,7 +108,7 @@ def agreements(
             _print_allowed(row.get("allows", {}))
         return
     shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": "counterparty", "state": "state"}
-    print_rows(api.get("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
+    print_rows(listed("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
 
 
 def _allowed(api: Api, agreement: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _print_allowed(allows: Mapping[str, Any]) -> None:
 def transfers(role: Role = "", as_json: AsJson = False) -> None:
     """Transfers and how they stand."""
     shown = {"id": "id", "role": "role", "agreement": "agreement_id", "state": "state", "purpose": "purpose"}
-    rows = space().api.get("/transfers", role=role)
+    rows = listed("/transfers", role=role)
     print_rows(rows, {**shown, "why": "reason", "changed": at("updated_at")}, as_json=as_json)
 
 

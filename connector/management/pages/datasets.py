@@ -104,7 +104,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         versions, offers, agreements = await store.read(
             lambda tx: (
                 list(tx.datasets.versions(row.id)),
-                [offer for offer in tx.datasets.offers() if offer.dataset_id == row.id],
+                list(tx.datasets.offers(dataset_id=row.id, limit=1_000)),
                 list(tx.agreements.page(role="provider", dataset_id=row.id, limit=50)),
             )
         )

@@ -17,13 +17,14 @@ from connector.datasets.registry import Registry
 from connector.errors import BadInput, HanseError, PolicyInvalid
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, Form, form_of
+from connector.management.pages.desk import Desk, Form, Numbered, form_of, part_of
 from connector.management.pages.words import did_of, path_of
 from connector.usage.facts import counted, requested
 from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
 from policies.model import Policy
 
+_LISTED = 50
 _FORM_MAX = 64 * 1024
 _ACTIONS = ("ds:query", "ds:stream", "ds:train")
 
@@ -54,9 +55,12 @@ def router(
     routes = desk.router()
 
     @routes.get("/offers")
-    async def listed(request: Request, caller: Caller = desk.may("read")) -> Response:
-        found = [offers_api.view(row) for row in reversed(await offers.all())]
-        return await desk.page(request, "offers.html", where="offers", offers=found)
+    async def listed(request: Request, page: Numbered = 1, caller: Caller = desk.may("read")) -> Response:
+        rows = await offers.page(**part_of(page, _LISTED))
+        found = [offers_api.view(row) for row in rows[:_LISTED]]
+        return await desk.page(
+            request, "offers.html", where="offers", offers=found, page=page, more=len(rows) > _LISTED
+        )
 
     @routes.get("/offers/new")
     async def editor(

@@ -65,7 +65,7 @@ def _state(tx: Transaction) -> State:
     waiting, number = queued(tx, limit=_WAITING)
     return State(
         datasets=tx.datasets.count(),
-        offers=sum(offer.withdrawn_at is None for offer in tx.datasets.offers()),
+        offers=tx.datasets.offered_now(),
         agreements={role: tx.agreements.in_force(role=role) for role in ("provider", "consumer")},
         waiting=waiting,
         decisions=number,

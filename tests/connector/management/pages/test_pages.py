@@ -230,6 +230,9 @@ async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Cons
             tx.negotiations.add(later)
             tx.transfers.add(_again(tx.transfers.peek(TRANSFER), number))
             tx.agreements.add(_again(tx.agreements.get(AGREEMENT, role="provider"), number))
+            offer = _again(tx.datasets.offer(OFFER), number)
+            offer.withdrawn_at = 1.0 if number % 2 else None
+            tx.datasets.add(offer)
 
     await full.parts.store.write(many)
     overview = (await full.get("/")).text
@@ -243,6 +246,13 @@ async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Cons
         assert ('rel="next"' in first, 'rel="prev"' in second, 'rel="next"' in second) == (True, True, False), path
         assert Reader(second).problems == []
     assert (await full.get("/transfers?page=0")).status_code == 400
+    offers = full.parts.offers
+    assert len(await offers.page(dataset="patients", withdrawn=False, offset=60)) == 1
+    assert await offers.page(dataset="nobodys") == []
+    pages = [(await full.get(f"/offers?page={number}")).text for number in (1, 2, 3)]
+    assert [page.count("<h3>") for page in pages] == [50, 50, 21]
+    assert ['rel="next"' in page for page in pages] == [True, True, False]
+    assert re.search(r"<b>61</b><span>\s*offers", overview)
 
 
 async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_kept(full: Console) -> None:
@@ -314,7 +324,7 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     first = await full.post("/offers/new", asked, "owner")  # a limit on uses does not stand in the way of the first
     assert "<b>Permitted</b>" in first.text
     assert '<span class="chip column">region</span>' in first.text
-    assert len(await full.parts.offers.all()) == 1  # nothing published yet
+    assert len(await full.parts.offers.page()) == 1  # nothing published yet
     published = await full.post("/offers/new", {**data, "do": "publish"}, "owner")
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
 
@@ -355,7 +365,7 @@ async def test_an_offer_that_cannot_be_published_says_why_beside_its_text(full: 
         assert answer.status_code in (400, 409), said
         assert said in answer.text
         assert Reader(answer.text).problems == []
-    assert len(await full.parts.offers.all()) == 1
+    assert len(await full.parts.offers.page()) == 1
 
 
 def test_rules_with_the_same_conditions_and_masks_are_said_together() -> None:
