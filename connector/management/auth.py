@@ -26,8 +26,6 @@ from connector.store.tables import ApiToken
 
 SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
 COOKIE = "hanse_session"
-_CACHE_SECONDS = 2.0
-_CACHE_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,6 @@ class Tokens:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, tuple[float, Caller, float | None]] = {}
 
     async def first(self, hand_over: Callable[[str], None]) -> None:
         """Make an admin's token if none is good: nobody could come in again. `hand_over` gets its text, once, before
@@ -73,13 +70,17 @@ class Tokens:
         await self._store.write(work)
 
     async def issue(self, name: str, scopes: list[str], *, by: str, days: float | None = None) -> str:
-        """A new token's text; it cannot be had again."""
+        """A new token's text; it cannot be had again. `by`: the name of an admin's token, good as this one begins: one
+        that is ended at the same moment leaves nothing behind. Unauthenticated where it is not."""
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise BadInput(f"expected scopes among {', '.join(SCOPES)}, came {', '.join(unknown) or 'none'}")
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
+            tx.tokens.alone()
+            if by not in [row.name for row in _admins(tx)]:
+                raise Unauthenticated("this token has just ended; ask an administrator for a new one")
             if tx.tokens.by_name(name) is not None:
                 raise AlreadyExists(
                     f"a token named {name!r} exists; end it first (`hanse token end`) or take another name"
@@ -107,26 +108,22 @@ class Tokens:
             tx.publish(TokenRevoked(actor=by, detail={"token": name}))
 
         await self._store.write(work)
-        self._known.clear()
 
     async def list(self) -> list[ApiToken]:
         return list(await self._store.read(lambda tx: tx.tokens.all()))
 
     async def caller(self, token: str) -> Caller:
-        """Who holds this token. Unauthenticated for unknown and expired ones."""
-        digest, now = digest_of(token), time.time()
-        checked, caller, expires = self._known.get(digest, (0.0, None, None))
-        if caller is None or now - checked > _CACHE_SECONDS:
-            row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
-            if row is None:
-                raise Unauthenticated("this token is not known here; use one that this connector issued")
-            caller, expires = Caller(row.name, frozenset(row.scopes)), row.expires_at
-            if len(self._known) >= _CACHE_MAX:
-                self._known.clear()
-            self._known[digest] = (now, caller, expires)
-        if expires is not None and expires <= now:
+        """Who holds this token. Unauthenticated for unknown and expired ones.
+
+        Read each time: one that was ended at another process is good for nothing here either.
+        """
+        digest = digest_of(token)
+        row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
+        if row is None:
+            raise Unauthenticated("this token is not known here; use one that this connector issued")
+        if row.expires_at is not None and row.expires_at <= time.time():
             raise Unauthenticated("this token has expired; ask an administrator for a new one")
-        return caller
+        return Caller(row.name, frozenset(row.scopes))
 
     def require(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
         """A dependency that lets through callers with `scope` only."""

@@ -25,6 +25,7 @@ from connector.management.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset
 from tests.connector.audit.support import SIGNER, log_over, story
+from tests.support.admin import issued
 
 
 @dataclass
@@ -39,7 +40,7 @@ async def auditor(sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Auditor]
     tokens, log, app = Tokens(sqlite_store), log_over(sqlite_store), FastAPI()
     problems.install(app)
     app.include_router(audit.router(log, tokens=tokens, signer=SIGNER, data_dir=tmp_path))
-    token = await tokens.issue("ada", ["audit"], by="test")
+    token = await issued(tokens, "ada", ["audit"])
     await sqlite_store.write(story(40))
     await log.sequencer.settle()
     async with httpx2.AsyncClient(

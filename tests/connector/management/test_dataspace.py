@@ -22,6 +22,7 @@ from connector.events import DecisionNeeded, ServiceStarted
 from connector.management import agreements, duties, events, negotiations, problems, transfers
 from connector.management.auth import Tokens
 from connector.management.events import Feed, frames
+from tests.support.admin import issued
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import USE, Json, Pair, Side, pair, settled
 
@@ -44,7 +45,7 @@ class Desk:
         return self._read(await self.http.post(path, json=body or {}), status)
 
     async def as_somebody_with(self, *scopes: str) -> None:
-        token = await self.tokens.issue("-".join(scopes), list(scopes), by="test")
+        token = await issued(self.tokens, "-".join(["may", *scopes]), scopes)
         self.http.headers["authorization"] = f"Bearer {token}"
 
     def _read(self, reply: httpx2.Response, status: int) -> Any:

@@ -19,6 +19,7 @@ from connector.management.auth import Tokens
 from connector.query.coordinate import Coordinator
 from connector.query.pool import Pool
 from connector.store import Store
+from tests.support.admin import issued
 from tests.support.asking import read
 from tests.support.owners import Owners
 
@@ -57,7 +58,7 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
     tokens, app = Tokens(sqlite_store), FastAPI()
     problems.install(app)
     app.include_router(queries.router(coordinator, tokens))
-    token = await tokens.issue("ada", ["consume", "read"], by="test")
+    token = await issued(tokens, "ada", ["consume", "read"])
     async with httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app), base_url="http://t", headers={"authorization": f"Bearer {token}"}
     ) as http:
@@ -159,7 +160,7 @@ async def test_a_partial_answer_is_given_on_request_and_lists_who_is_missing(ask
 
 
 async def test_nobody_asks_without_the_scope(asker: Asker) -> None:
-    other = await asker.tokens.issue("bob", ["owner"], by="test")
+    other = await issued(asker.tokens, "bob", ["owner"])
     headers = {"authorization": f"Bearer {other}"}
     assert (await asker.http.post("/queries", json={"sql": SQL}, headers=headers)).status_code == 403
     assert (await asker.http.get("/queries", headers=headers)).status_code == 403

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from connector.errors import BadInput
+from connector.errors import BadInput, Unauthenticated
 from connector.events import Event, TokenIssued
 from connector.management.auth import Tokens
 from connector.store import Store
@@ -56,12 +56,27 @@ async def test_a_start_after_the_last_admin_has_expired_makes_one_and_says_so(sq
     assert await started(tokens) == ""
 
 
+async def test_a_token_that_another_process_has_ended_is_good_for_nothing_here(migrated_url: str) -> None:
+    with closing(Store(migrated_url)) as one, closing(Store(migrated_url)) as other:
+        here, there = Tokens(one), Tokens(other)
+        await started(here)
+        thief = await here.issue("thief", ["admin"], by="admin")
+        assert (await there.caller(thief)).name == "thief"
+        await here.revoke("thief", by="admin")
+        with pytest.raises(Unauthenticated, match="not known here"):
+            await there.caller(thief)
+        with pytest.raises(Unauthenticated, match="has just ended"):  # who was let in before it ended
+            await there.issue("again", ["admin"], by="thief")
+        assert [row.name for row in await here.list()] == ["admin"]
+
+
 async def test_two_that_end_a_token_at_once_leave_an_admin(migrated_url: str) -> None:
     with closing(Store(migrated_url)) as one, closing(Store(migrated_url)) as other:
         here, there = Tokens(one), Tokens(other)
         await started(here)
         for number in range(10):
-            await here.issue(f"other-{number}", ["admin"], by="test")
+            [left] = await here.list()
+            await here.issue(f"other-{number}", ["admin"], by=left.name)
             first, second = (row.name for row in await here.list())
             ends = here.revoke(first, by="test"), there.revoke(second, by="test")
             said = [type(end) for end in await asyncio.gather(*ends, return_exceptions=True)]

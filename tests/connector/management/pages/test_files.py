@@ -30,6 +30,7 @@ from connector.management.pages.desk import Desk
 from connector.query.coordinate import Coordinator, Question
 from connector.query.pool import Pool
 from connector.store import Store
+from tests.support.admin import issued
 from tests.support.owners import Owners
 from tests.support.waiting import until
 
@@ -102,7 +103,7 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
     desk = Desk(tokens, name="lab", title="", participant="did:web:lab.example", version="0", members=_nobody)
     holdings: Any = SimpleNamespace(tables=_no_tables)
     app.include_router(query.router(desk, coordinator=coordinator, holdings=holdings))
-    headers = {"authorization": f"Bearer {await tokens.issue('ada', ['consume'], by='test')}"}
+    headers = {"authorization": f"Bearer {await issued(tokens, 'ada', ['consume'])}"}
     async with served(app) as url, httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
         yield Asker(http, owners, coordinator, events)
     unsubscribe()
