@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+import pyarrow as pa
+
 from hanse.errors import BadInput
 
 
@@ -74,3 +76,12 @@ def check(options: Mapping[str, Any], known: type) -> None:
     """BadInput for an option that is not among those of `known`, one of the types here."""
     if unknown := sorted({*options} - {*known.__annotations__}):
         raise BadInput(f"expected options among {', '.join(known.__annotations__)}; came {', '.join(unknown)}")
+
+
+def unfit(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
+    """For a column of a type that a library does not have."""
+    others = [name for name in schema.names if name != column.name]
+    return BadInput(
+        f"expected columns of types that {library} has, came {column.name} of {column.type}: leave it out with "
+        f"columns={others}"
+    )

@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from datetime import time as time_of_day
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -313,6 +315,24 @@ def test_ray_knows_the_columns_of_what_has_no_rows(
         assert found.count() == found.sort("id").count() == found.select_columns(["id"]).count() == 0
 
 
+def test_a_task_of_ray_gives_the_same_pieces_where_its_stream_was_reopened(
+    training: Dataset, owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hanse.loaders.ray import Source
+
+    path = tmp_path / "uneven.parquet"
+    texts = ["x" * (number % 997) for number in range(60_000)]
+    pq.write_table(pa.table({"id": range(60_000), "text": texts}), path, row_group_size=1_000)
+    dataset = owner.dataset(name="ray-uneven", path=path)
+    task = Source(dataset, dataset.plan()).get_read_tasks(1)[0]
+    whole = [(piece.num_rows, piece.nbytes) for piece in task()]
+    for after in (200_000, 1_700_000, 9_000_000):
+        cuts = iter([after])
+        monkeypatch.setattr(owner.link, "cut_after", lambda cuts=cuts: next(cuts, None))
+        assert [(piece.num_rows, piece.nbytes) for piece in task()] == whole
+    assert len(whole) > 1
+
+
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from pyspark.sql import SparkSession
@@ -348,3 +368,34 @@ def test_spark_reads_twelve_splits_and_agrees_with_duckdb(
     assert frame.rdd.getNumPartitions() == BLOCKS
     frame.createOrReplaceTempView("rows")
     assert [tuple(row) for row in spark.sql(QUESTION).collect()] == expected
+
+
+MOMENTS = {
+    "id": pa.array([1, 2], pa.int64()),
+    "ns": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns")),
+    "zone": pa.array([1_700_000_000_123, None], pa.timestamp("ms", tz="Europe/Berlin")),
+    "time": pa.array([3_600_000_001, None], pa.time64("us")),
+    "in": pa.array([[{"at": 1_700_000_000_123_456_789}], None], pa.list_(pa.struct([("at", pa.timestamp("ns"))]))),
+}
+
+
+def test_spark_has_moments_of_every_unit(spark: Any, owner: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "moments.parquet"
+    pq.write_table(pa.table(MOMENTS), path)
+    dataset = owner.dataset(name="spark-moments", path=path)
+    moment = datetime(2023, 11, 14, 22, 13, 20, 123456)  # of no zone
+    first, second = sorted(dataset.to_spark(spark).collect(), key=lambda row: row["id"])
+    assert (first["ns"], first["in"][0]["at"], first["time"]) == (moment, moment, time_of_day(1, 0, 0, 1))
+    assert first["zone"].timestamp() == 1_700_000_000.123
+    assert [second[name] for name in MOMENTS] == [2, None, None, None, None]
+
+
+def test_a_column_that_spark_has_no_type_for_is_named_before_anything_runs(
+    spark: Any, owner: Owner, tmp_path: Path
+) -> None:
+    path = tmp_path / "unsigned.parquet"
+    pq.write_table(pa.table({"id": [1], "big": pa.array([2**64 - 1], pa.uint64())}), path)
+    dataset = owner.dataset(name="spark-unsigned", path=path)
+    with pytest.raises(BadInput, match=r"came big of uint64: leave it out with columns=\['id'\]"):
+        dataset.to_spark(spark)
+    assert dataset.to_spark(spark, columns=["id"]).collect() == [(1,)]

@@ -31,6 +31,7 @@ from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
 from hanse.loaders.order import count
 from hanse.loaders.worker import end_with_the_loop, told_whole
+from hanse.options import unfit
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
@@ -69,11 +70,7 @@ def _features(schema: pa.Schema) -> Features:
         try:
             Features.from_arrow_schema(pa.schema([one]))
         except ValueError as error:
-            others = [name for name in schema.names if name != one.name]
-            raise BadInput(
-                f"expected columns of types that datasets has, came {one.name} of {one.type}: leave it out with "
-                f"columns={others}"
-            ) from error
+            raise unfit("datasets", schema, one) from error
     return Features.from_arrow_schema(schema)
 
 

@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hanse.client import Dataset
+from hanse.loaders.even import even, rows_of
 from hanse.loaders.order import count
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
@@ -47,11 +48,11 @@ class Source(Datasource):  # type: ignore[misc]  # ray is not there when types a
 
 def _reading(of: Dataset, plan: Plan, blocks: Sequence[int], patience: float) -> Callable[[], Iterable[pa.Table]]:
     def tables() -> Iterable[pa.Table]:
-        if not blocks:
-            return
-        with of.read(plan, blocks, patience=patience) as stream:
-            for batch in stream:
-                yield pa.Table.from_batches([batch])
+        """The same ones each time: of a task that died Ray keeps the pieces that it has, and takes those after them
+        from the next."""
+        if blocks:
+            with of.read(plan, blocks, patience=patience) as stream:
+                yield from even(stream, rows_of(plan, blocks))
 
     return tables
 
