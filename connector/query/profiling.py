@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from connector.datasets.sources import SOURCES, hive
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.convert import check_names
-from connector.datasets.sources.files import quote_name
+from connector.datasets.sources.files import alike, quote_name
 from connector.errors import SourceUnreadable
 from connector.query import exact, flatbuffers
 from connector.query.cutting import plain, plain_schema
@@ -72,6 +72,7 @@ def profile(
     `guessed`: folders' texts may have become numbers and dates."""
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
+    check_names(column for column, _ in columns)  # of all files and their folders: the engine joins what is alike to it
     if guessed:
         hive.check_guesses([ref.name for ref in files.refs], dict(columns))
     rows = 0
@@ -162,9 +163,9 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
 
 def _check_folders(footer: pq.FileMetaData, columns: Sequence[str], name: str) -> None:
     """SourceUnreadable for a folder in whose place the file has a column, unless that has the folder's value only."""
-    there = {column.casefold() for column in columns}
+    there = set(map(alike, columns))
     for column, text in hive.partitions(name).items():
-        if column.casefold() in there and footer.num_rows and not _has_only(footer, column, text):
+        if alike(column) in there and footer.num_rows and not _has_only(footer, column, text):
             raise SourceUnreadable(
                 "expected folders of columns that the files do not have, or have with the folder's value only, came "
                 f"{column}={text} beside a column of that name in {name!r}; rename one of them",
@@ -177,7 +178,7 @@ def _has_only(footer: pq.FileMetaData, column: str, text: str) -> bool:
     """Whether the footer tells that each row of a column has the value with this text."""
     groups = map(footer.row_group, range(footer.num_row_groups))
     chunks = (chunk for group in groups for chunk in map(group.column, range(group.num_columns)))
-    told = [chunk.statistics for chunk in chunks if chunk.path_in_schema.casefold() == column.casefold()]
+    told = [chunk.statistics for chunk in chunks if alike(chunk.path_in_schema) == alike(column)]
     whole = all(one is not None and one.has_min_max and one.has_null_count and not one.null_count for one in told)
     return whole and {str(end) for one in told for end in (one.min, one.max)} == {text}
 

@@ -286,6 +286,8 @@ FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
     "in place of one of more values": ("x=5", pa.table({"x": [5, 6]}), "columns_repeated"),
     "in place of one with nulls": ("x=5", pa.table({"x": [5, None]}), "columns_repeated"),
     "in place of a struct": ("x=5", pa.table({"x": [{"y": 5}]}), "columns_repeated"),
+    "beside one with its accent apart": ("e\u0301=1", pa.table({"\u00e9": [2]}), "columns_repeated"),
+    "beside one in another case of its accent": ("\u00c9=1", pa.table({"\u00e9": [2]}), "columns_repeated"),
     "twice": ("a=1/a=2", _FIVE, "columns_repeated"),
     "twice in another case": ("a=1/A=2", _FIVE, "columns_repeated"),
     "twice, once with its accent apart": ("\u00e9=1/e\u0301=2", _FIVE, "columns_repeated"),
@@ -866,6 +868,28 @@ async def test_columns_of_one_name_are_refused(pool: Pool, tmp_path: Path, kind:
     _write(kind, pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=names), tmp_path / "t")
     with pytest.raises(SourceUnreadable) as raised:
         await profiled(pool, kind, tmp_path / "t", tmp_path)
+    assert raised.value.code == "columns_repeated"
+
+
+ALIKE = {
+    "accents apart": ("nam\u00e9", "name\u0301"),
+    "case": ("\u00c4rzte", "\u00e4rzte"),
+    "sharp": ("STRASSE", "stra\u00dfe"),
+}
+
+
+@worker
+@pytest.mark.parametrize("names", list(ALIKE.values()), ids=list(ALIKE))
+async def test_columns_that_people_take_for_one_are_refused_over_many_files(
+    pool: Pool, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """Or a rule that hides the one would let the other pass."""
+    (tmp_path / "top").mkdir()
+    for number, name in enumerate(names):
+        pq.write_table(pa.table({name: ["x"], "k": [number]}), tmp_path / "top" / f"{number}.parquet")
+    with pytest.raises(SourceUnreadable, match="rename them") as raised:
+        relation = data.relation("hive", tmp_path / "top", tmp_path, union_by_name=True)
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
     assert raised.value.code == "columns_repeated"
 
 
