@@ -302,8 +302,15 @@ def _open(real: Path, asked: str) -> int:
 
 
 def _walk(top: Path) -> Iterator[Path]:
+    """The files below a directory. PathRefused for a folder that is a link: one may lead round and round, and rows
+    that others would find behind it must not be missing without a word."""
     for directory, folders, names in os.walk(top, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        if linked := [name for name in folders if os.path.islink(os.path.join(directory, name))]:
+            raise PathRefused(
+                f"expected folders that are no links, came {linked[0]!r} under {directory!r}; put what it leads to in "
+                "its place, or register that directory"
+            )
         for name in names:
             if not name.startswith((".", "_")):
                 yield Path(directory, name)

@@ -1080,7 +1080,8 @@ REFUSED_PATHS = {
     "socket": lambda root: _socket(root / "socket"),
     "device": lambda root: "/dev/zero",
     "folder without data": lambda root: (root / "none").mkdir() or root / "none",
-    "folder holding a link out": lambda root: _folder_with_link(root),
+    "folder holding a link out": lambda root: _folder_with_link(root, "b.parquet", "/etc/passwd"),
+    "folder holding a linked folder": lambda root: _folder_with_link(root, "year=2023", "."),
 }
 
 
@@ -1222,10 +1223,10 @@ def _socket(path: Path) -> Path:
     return path
 
 
-def _folder_with_link(root: Path) -> Path:
+def _folder_with_link(root: Path, name: str, target: str) -> Path:
     (root / "data").mkdir()
     data.parquet(root / "data" / "a.parquet", 10)
-    _link(root / "data" / "b.parquet", "/etc/passwd")
+    _link(root / "data" / name, target)
     return root / "data"
 
 
