@@ -887,8 +887,8 @@ async def test_columns_that_people_take_for_one_are_refused_over_many_files(
     (tmp_path / "top").mkdir()
     for number, name in enumerate(names):
         pq.write_table(pa.table({name: ["x"], "k": [number]}), tmp_path / "top" / f"{number}.parquet")
+    relation = data.relation("hive", tmp_path / "top", tmp_path, union_by_name=True)
     with pytest.raises(SourceUnreadable, match="rename them") as raised:
-        relation = data.relation("hive", tmp_path / "top", tmp_path, union_by_name=True)
         await pool.ask(Job(kind="profile", relations={"t": relation}))
     assert raised.value.code == "columns_repeated"
 
