@@ -109,6 +109,7 @@ class Sender:
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
         self._forgot = float("-inf")
+        self._ahead = 0.0  # seconds that the database's clock is ahead of ours: processes share its leases
         self._log = logger("sender")
 
     def register(self, kind: str, courier: Courier, *, answered: bool = False, lasting: bool = False) -> None:
@@ -126,6 +127,7 @@ class Sender:
             await self._store.write(lambda tx: tx.messages.release_all())
         elif self._instance:
             await self._store.write(lambda tx: tx.messages.release_of(self._instance))
+        self._compare(time.time(), await self._store.read(lambda tx: tx.messages.clock()))
         self._loop = asyncio.create_task(self._look())
 
     async def stop(self) -> None:
@@ -142,8 +144,8 @@ class Sender:
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
         """Put a row into the outbox, leased to us: it is handed over right after the commit."""
         row.circle, row.host = self._circle(tx, row), circles.host_of(row.address)
-        row.due_at = row.created_at = tx.now
-        row.lease_owner, row.lease_until = self.owner, tx.now + self._lease
+        row.due_at = row.created_at = self._at(tx.now)
+        row.lease_owner, row.lease_until = self.owner, self._at(tx.now) + self._lease
         tx.messages.send(row)
         return row
 
@@ -200,20 +202,32 @@ class Sender:
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
             await self._store.write(_forget)
-        full = self._circles.full()
-        due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting()))
+        full, asked = self._circles.full(), time.time()
+        due, waiting, clock = await self._store.read(
+            lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting(), tx.messages.clock())
+        )
+        self._compare(asked, clock)
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)
-        now = time.time()
+        now = self._at(time.time())
         if due is None or due > now:
             return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
         rows = await self._store.write(
             lambda tx: tx.messages.claim(
-                owner=self.owner, now=tx.now, lease=self._lease, limit=_CLAIMED_AT_ONCE, but=full
+                owner=self.owner, now=self._at(tx.now), lease=self._lease, limit=_CLAIMED_AT_ONCE, but=full
             )
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
+
+    def _compare(self, asked: float, clock: float) -> None:
+        """How far the database's clock is ahead, where it answered soon enough to tell."""
+        if not self._store.is_sqlite and time.time() - asked < self._lease / 10:
+            self._ahead = clock - asked
+
+    def _at(self, now: float) -> float:
+        """A moment of our clock by the database's."""
+        return now + self._ahead
 
     async def _deliver(self, row: Outbox) -> None:
         try:
@@ -236,25 +250,34 @@ class Sender:
         if self._delay:
             await asyncio.sleep(self._delay)
         keeping = asyncio.create_task(self._keep(row))
+        carrying = asyncio.create_task(self._couriers[row.kind].carry(row))
         try:
-            return await self._couriers[row.kind].carry(row)
+            await asyncio.wait((keeping, carrying), return_when=asyncio.FIRST_COMPLETED)
+            if not carrying.done():
+                keeping.result()
+                return Outcome(Result.AGAIN, "the lease had ended")  # somebody else may be at it already
+            return carrying.result()
         except HanseError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
             return Outcome(Result.REFUSED if final else Result.AGAIN, error.message)
         finally:
             keeping.cancel()
+            carrying.cancel()
+            await asyncio.wait((keeping, carrying))
 
     async def _still_ours(self, row: Outbox) -> bool:
         """Whether the lease has enough time left; renewed where we waited long for a slot."""
-        if time.time() < row.lease_until - self._lease / 2:
+        if self._at(time.time()) < row.lease_until - self._lease / 2:
             return True
         return await self._store.write(lambda tx: self._renew(tx, row.id))
 
     async def _keep(self, row: Outbox) -> None:
-        """Renew the lease of a delivery that takes long."""
-        while True:
+        """Renew the lease of a delivery that takes long; back when it is lost."""
+        kept = True
+        while kept:
             await asyncio.sleep(self._lease / 3)
-            await self._store.write(lambda tx: self._renew(tx, row.id))
+            with suppress(Busy):  # nobody can take it either while the database is away
+                kept = await self._store.write(lambda tx: self._renew(tx, row.id))
 
     async def _record(self, row: Outbox, outcome: Outcome) -> None:
         follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
@@ -275,7 +298,7 @@ class Sender:
     def _renew(self, tx: Transaction, row_id: int) -> bool:
         row = tx.messages.leased(row_id, owner=self.owner)
         if row is not None:
-            row.lease_until = tx.now + self._lease
+            row.lease_until = self._at(tx.now) + self._lease
         return row is not None
 
     def _settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox] | None:
@@ -288,7 +311,7 @@ class Sender:
                 return []
             kept.attempts += 1
             kept.not_yet += outcome.result is Result.SOON
-            if kept.not_yet < _FEW and tx.now - kept.created_at < self._deadline:
+            if kept.not_yet < _FEW and self._at(tx.now) - kept.created_at < self._deadline:
                 self._put_back(tx, kept, outcome)
                 return None
             outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
@@ -298,7 +321,7 @@ class Sender:
 
     def _put_back(self, tx: Transaction, row: Outbox, outcome: Outcome) -> None:
         longest = min(self._cap, self._first * 2 ** min(row.attempts - 1, 30))
-        row.due_at = tx.now + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
+        row.due_at = self._at(tx.now) + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
         row.lease_owner, row.lease_until = "", 0.0
         self._log.info("delivery_later", process=row.process, attempts=row.attempts, reason=outcome.why)
 

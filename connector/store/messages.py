@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, or_, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from connector.store.clock import Now
 from connector.store.tables import Inbox, Outbox, Webhook, bare
 
 _OUTBOX, _INBOX = bare(Outbox), bare(Inbox)
@@ -61,6 +62,10 @@ class Messages:
             row.lease_until = now + lease
             row.lease_owner = owner
         return due
+
+    def clock(self) -> float:
+        """What the database's clock says, in UTC seconds."""
+        return self._session.scalars(select(Now())).one()
 
     def leased(self, message_id: int, *, owner: str) -> Outbox | None:
         """A message that is still leased to `owner`, for update."""

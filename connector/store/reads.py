@@ -5,32 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, and_, bindparam, delete, func, insert, or_, select, update
-from sqlalchemy.ext.compiler import compiles
+from sqlalchemy import Float, and_, bindparam, delete, func, insert, or_, select, update
 
+from connector.store.clock import Now
 from connector.store.prepared import Prepared, adding
 from connector.store.tables import OpenRead, ProcessLease, ReadPlace, bare
 from connector.store.unit import Unit
 
-
-class _Now(ColumnElement[float]):
-    """What the database's clock says, in UTC seconds since the epoch: those of processes may be minutes apart."""
-
-    inherit_cache = True
-    type = Float()
-
-
-@compiles(_Now, "postgresql")
-def _now_of_the_server(*_: object, **__: object) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
-
-
-@compiles(_Now, "sqlite")
-def _now_of_this_machine(*_: object, **__: object) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-_THEN = _Now() + bindparam("seconds", type_=Float)
+_THEN = Now() + bindparam("seconds", type_=Float)
 _READ, _PLACE, _LEASE = bare(OpenRead), bare(ReadPlace), bare(ProcessLease)
 _THIS = and_(_READ.c.id == bindparam("read"), _READ.c.instance == bindparam("by"))
 _OPEN = adding(_READ, "id", "instance", "body", "rows", "bytes")
@@ -38,7 +20,7 @@ _PROGRESS = Prepared(update(_READ).where(_THIS).values(rows=bindparam("rows_left
 _CLOSE = Prepared(delete(_READ).where(_THIS))
 
 _UNDER = _PLACE.c.agreement_id == bindparam("agreement")
-_LAPSED = Prepared(delete(_PLACE).where(_UNDER, _PLACE.c.until < _Now()))
+_LAPSED = Prepared(delete(_PLACE).where(_UNDER, _PLACE.c.until < Now()))
 _TAKE = Prepared(
     insert(_PLACE).inline().values(read_id=bindparam("read"), agreement_id=bindparam("agreement"), until=_THEN)
 )
@@ -49,13 +31,11 @@ _KEEP = Prepared(
     .values(until=_THEN)
     .returning(_PLACE.c.read_id)
 )
-_RENEW = Prepared(
-    update(_LEASE).where(_LEASE.c.run == bindparam("whose"), _LEASE.c.until >= _Now()).values(until=_THEN)
-)
+_RENEW = Prepared(update(_LEASE).where(_LEASE.c.run == bindparam("whose"), _LEASE.c.until >= Now()).values(until=_THEN))
 _BEGIN_LEASE = Prepared(insert(_LEASE).inline().values(run=bindparam("whose"), until=_THEN))
 _END_LEASE = Prepared(delete(_LEASE).where(_LEASE.c.run == bindparam("whose")))
-_END_LAPSED = Prepared(delete(_LEASE).where(_LEASE.c.until < _Now()).returning(_LEASE.c.run))
-_ALIVE = Prepared(select(_LEASE.c.run).where(_LEASE.c.until >= _Now()))
+_END_LAPSED = Prepared(delete(_LEASE).where(_LEASE.c.until < Now()).returning(_LEASE.c.run))
+_ALIVE = Prepared(select(_LEASE.c.run).where(_LEASE.c.until >= Now()))
 _FREE = Prepared(delete(_PLACE).where(_PLACE.c.read_id == bindparam("read")))
 
 

@@ -323,6 +323,59 @@ async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
     assert courier.carried == ["long"]
 
 
+@pytest.mark.parametrize("ahead", [-40.0, 40.0])
+async def test_processes_whose_clocks_differ_do_not_take_each_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """On one database, by whose clock they go; an SQLite file is one process's."""
+    if store.is_sqlite:
+        return
+    carried, end = asyncio.Event(), asyncio.Event()
+
+    async def carry(_: Outbox) -> Outcome:
+        carried.set()
+        await end.wait()
+        return DELIVERED
+
+    first, second = (sender(store, courier, lease=20.0) for courier in (Script(carry), Script(carry)))
+    await first.start()
+    await send(first, store, message("one"))
+    await carried.wait()
+    with monkeypatch.context() as other:
+        for module in ("dsp.sender", "store.engine"):
+            clock = SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic)
+            other.setattr(f"connector.{module}.time", clock)
+        assert await second._take_up() > 0
+        assert await store.read(lambda tx: tx.messages.leased(1, owner=first.owner)) is not None
+        late = await store.write(lambda tx: second.queue(tx, message("two", process="q")))
+        assert await store.read(lambda tx: 10 < late.lease_until - tx.messages.clock() < 30)
+    end.set()
+    await first.stop()
+
+
+async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Store) -> None:
+    ended = asyncio.Event()
+
+    async def never(_: Outbox) -> Outcome:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return DELIVERED
+
+    courier = Script(never)
+    made = sender(sqlite_store, courier, lease=0.3)
+    await made.start()
+    await send(made, sqlite_store, message("one"))
+    async with asyncio.timeout(60):
+        while not courier.carried:
+            await asyncio.sleep(0.002)
+        await sqlite_store.write(lambda tx: tx.messages.claim(owner="other", now=tx.now + 60, lease=600.0, limit=1))
+        await ended.wait()
+    await made.stop()
+    assert courier.settled == []
+
+
 async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> None:
     async def never(_: Outbox) -> Outcome:
         await asyncio.Event().wait()
