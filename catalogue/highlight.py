@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 _WORD = re.compile(r"\w+")
 _WINDOW = 240
+_LOOKED_THROUGH, _NAMES = 5_000, 1_000  # characters of a text, and names: entries are as long as their owners make them
+MOST = 8
 
 Matches = Callable[[str], bool]
 
@@ -41,7 +44,7 @@ def marked(text: str, matches: Matches) -> list[Segment]:
 def excerpt(text: str, matches: Matches, *, window: int = _WINDOW) -> list[Segment]:
     """A window of the text that begins shortly before the first word found, marked."""
     flat = " ".join(text.split())
-    first = next((word.start() for word in _WORD.finditer(flat) if matches(word[0])), 0)
+    first = next((word.start() for word in _WORD.finditer(flat[:_LOOKED_THROUGH]) if matches(word[0])), 0)
     start = 0 if len(flat) <= window else min(max(0, first - window // 4), len(flat) - window)
     if start:
         start = flat.find(" ", start, start + 40) + 1 or start
@@ -52,7 +55,7 @@ def excerpt(text: str, matches: Matches, *, window: int = _WINDOW) -> list[Segme
     return marked(cut, matches)
 
 
-def found(names: Sequence[str], matches: Matches, *, most: int = 8) -> list[str]:
-    """The names of which some word was searched for."""
-    hits = (name for name in names if any(matches(part) for part in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)))
-    return list(hits)[:most]
+def found(names: Sequence[str], matches: Matches, *, most: int = MOST) -> list[str]:
+    """The first names of which some word was searched for."""
+    parts = ((name, re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)) for name in names[:_NAMES])
+    return list(islice((name for name, words in parts if any(map(matches, words))), most))

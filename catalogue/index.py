@@ -23,7 +23,7 @@ from catalogue.facets import FACETS, THEMES, Card
 from catalogue.question import Question
 from catalogue.store import Store, Transaction
 
-LAYOUT = 4  # raise it when documents are made differently
+LAYOUT = 5  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
 # Of one entry, over all its renderings: who names a hundred members is found by the beginning of a long description, or
@@ -58,6 +58,8 @@ LANGUAGES = {
     "ro": "Romanian",
     "sv": "Swedish",
 }
+_WORD_MAX = 255  # bytes
+_WORD = re.compile(r"\w")
 _LONG_CODES = {
     "DAN": "da",
     "DEU": "de",
@@ -176,10 +178,21 @@ class Index:
         for name in question.filters:
             own = self._query(question.without(name), viewer)
             answer |= searcher.aggregate(own, {name: wanted[name]})
-        return {
+        counts = {
             name: [(str(bucket["key"]), int(bucket["doc_count"])) for bucket in answer[name]["buckets"]]
             for name in FACETS
         }
+        for name, values in question.filters.items():
+            others = [value for value in values if value not in dict(counts[name])]  # chosen, and not of the largest
+            counts[name] += [(value, self._number(searcher, question, viewer, name, value)) for value in others]
+        return counts
+
+    def _number(self, searcher: tantivy.Searcher, question: Question, viewer: Viewer, facet: str, value: str) -> int:
+        """How many hits have one value of a facet."""
+        own = self._query(question.without(facet), viewer)
+        both = [(tantivy.Occur.Must, own), (tantivy.Occur.Must, self._any(f"facet_{facet}", [value]))]
+        result: Any = searcher.search(tantivy.Query.boolean_query(both), 1)  # its stub leaves `count` out
+        return int(result.count)
 
     # -- queries
 
@@ -187,8 +200,19 @@ class Index:
         parts = [self._audience(viewer)]
         parts += [self._any("facet_" + name, values) for name, values in question.filters.items()]
         parts += [self._column(column) for column in question.columns]
-        parts += [self._word(word) for word in self.words_in(question.words)]
+        if question.words:
+            parts.append(self._words(question.words))
         return tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+
+    def _words(self, text: str) -> tantivy.Query:
+        """All words of a text, or the dataset with that id. Nothing fits a text of no words, or a word that is longer
+        than the index has any: passed over, it would find what it was to leave out."""
+        words = [self.words_in(part) for part in text.split() if _WORD.search(part)]
+        own = self._term("id", text)
+        if not words or not all(words):
+            return own
+        found = [(tantivy.Occur.Must, self._word(word)) for part in words for word in part]
+        return own.or_should_match(tantivy.Query.boolean_query(found))
 
     def _audience(self, viewer: Viewer) -> tantivy.Query:
         """The viewer's own rendering where there is one, else the one for its kind. Scores are not touched."""
@@ -342,7 +366,7 @@ def _analyzers() -> Iterator[tuple[str, Any]]:
     filters = tantivy.Filter
 
     def folded(tokenizer: Any) -> Any:
-        analyzer = tantivy.TextAnalyzerBuilder(tokenizer).filter(filters.remove_long(60))
+        analyzer = tantivy.TextAnalyzerBuilder(tokenizer).filter(filters.remove_long(_WORD_MAX))
         return analyzer.filter(filters.lowercase()).filter(filters.ascii_fold())
 
     yield "folded", folded(tantivy.Tokenizer.simple()).build()

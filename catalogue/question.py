@@ -71,6 +71,8 @@ def read(
     chosen = {name: _normal(name, values) for name, values in found.items() if any(values)}
     if sum(map(len, chosen.values())) + len(wanted) > _FILTERS_MAX:
         raise BadInput(f"expected at most {_FILTERS_MAX} filters")
+    if sum(map(len, wanted)) > _TEXT_MAX or any(len(one) > _TEXT_MAX for values in chosen.values() for one in values):
+        raise BadInput(f"expected at most {_TEXT_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
     return Question(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
 

@@ -7,6 +7,7 @@ withdrawn or closed since.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from catalogue.cards import card_for, saw
 from catalogue.facets import FACETS, Card
 from catalogue.highlight import Matches, Segment
 from catalogue.index import Found, Index
-from catalogue.question import Question
+from catalogue.question import DEPTH_MAX, Question
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member, Source
@@ -71,7 +72,9 @@ class Results:
 
     @property
     def pages(self) -> int:
-        return max(1, -(-self.total // self.question.size))
+        """How many can be asked for; what lies deeper is for exports, and for narrower questions."""
+        size = self.question.size
+        return max(1, min(-(-self.total // size), DEPTH_MAX // size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Search:
         started = time.perf_counter()
         found = await self._in_index(partial(self._index.search, question, viewer))
         cards = await self._store.read(partial(_cards, ids=found.ids, viewer=viewer))
-        hits = [self._hit(card, question) for card in cards]
+        hits = await self._in_index(partial(self._hits, cards, question))
         titles = {card.owner: card.owner_title for card in cards}
         facets = _values(found, question, await self._store.read(partial(_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
@@ -120,12 +123,16 @@ class Search:
         """Up to `size` datasets in order of id after the id `after`, and where to go on ("" at the end)."""
         return await self._store.read(partial(_page, viewer=viewer, after=after, size=size))
 
-    def _hit(self, card: Card, question: Question) -> Hit:
-        entry = card.entry
+    def _hits(self, cards: Sequence[Card], question: Question) -> list[Hit]:
+        """What is shown of each; beside the loop, as entries are as long as their owners make them."""
         matches = self._matcher(question)
+        return [self._hit(card, question, matches) for card in cards]
+
+    def _hit(self, card: Card, question: Question, matches: Matches) -> Hit:
+        entry = card.entry
         names = [column.name for column in entry.columns]
         asked = {column.lower() for column in question.columns}
-        columns = [name for name in names if name.lower() in asked] or highlight.found(names, matches)
+        columns = [name for name in names if name.lower() in asked][: highlight.MOST] or highlight.found(names, matches)
         return Hit(
             card,
             highlight.marked(entry.title, matches),
@@ -137,14 +144,17 @@ class Search:
         """Whether a word of an entry is one that was searched for: itself, its stem, or with it inside."""
         words = set(self._index.words_in(" ".join((question.words, *question.columns))))
         stems = {self._index.stem(word) for word in words}
-        parts = tuple(word for word in words if len(word) >= _PART_MIN)
+        parts = [re.escape(word) for word in words if len(word) >= _PART_MIN]
+        inside = re.compile("|".join(parts) or "(?!)")
+        if not words:
+            return lambda _: False
 
         @cache
         def matches(text: str) -> bool:
             folded = next(iter(self._index.words_in(text)), "")
             if not folded:
                 return False
-            return folded in words or self._index.stem(folded) in stems or any(part in folded for part in parts)
+            return folded in words or self._index.stem(folded) in stems or bool(inside.search(folded))
 
         return matches
 
@@ -179,11 +189,9 @@ def _values(found: Found, question: Question, owners: dict[str, str]) -> dict[st
     facets: dict[str, list[Value]] = {}
     for name, facet in FACETS.items():
         chosen = question.filters.get(name, ())
-        counts = dict(found.facets[name])
-        counts |= {value: 0 for value in chosen if value not in counts}
         facets[name] = [
             Value(value, owners.get(value, value) if name == "participant" else facet.label(value), n, value in chosen)
-            for value, n in counts.items()
+            for value, n in found.facets[name]
         ]
     return facets
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catalogue import feeds
+from catalogue import feeds, highlight
 from catalogue.exports import dcat
 from catalogue.index import _TEXTS_MAX, Index
 from tests.catalogue.conftest import Catalogue
@@ -96,3 +96,20 @@ async def test_an_entry_for_a_hundred_members_is_no_hundred_long_texts_to_the_in
     assert put["light"] > len(WORDS)
     assert await catalogue.ids("word1999") == ["urn:hanse:north:light"]
     assert set(await catalogue.ids("word1")) == {"urn:hanse:north:light", "urn:hanse:north:named"}
+
+
+async def test_what_is_marked_of_a_page_is_looked_for_beside_the_loop(
+    filled: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, mark = set[int](), highlight.excerpt
+    monkeypatch.setattr(highlight, "excerpt", lambda *given: (threads.add(threading.get_ident()), mark(*given))[1])
+    looked: list[str] = []
+    monkeypatch.setattr(Index, "words_in", lambda self, text: (looked.append(text), WORDS_IN(self, text))[1])
+    found = await filled.search("herring column:column_1999 column:column_0")
+    assert [hit["matched_columns"] for hit in found["results"]] == [["column_0", "column_1999"]] * 4
+    assert threads
+    assert threading.get_ident() not in threads
+    assert len(looked) < 2_000  # each word once for all hits
+
+
+WORDS_IN = Index.words_in

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from catalogue import question
+from catalogue import question, search
+from catalogue.facets import FACETS
 from catalogue.highlight import excerpt, found, marked
 from connector.errors import BadInput
 from tests.catalogue.conftest import Catalogue
@@ -83,6 +85,11 @@ SEARCHES = [
     ('purpose:"https://w3id.org/dpv#Marketing"', ["weather"]),
     ("theme:HEAL theme:TRAN diabetes", ["glucose", "patients"]),  # values of one facet are alternatives
     ("unheard:of", []),
+    ("urn:hanse:north:weather", ["weather"]),  # its own id
+    ("??? \u2122", []),  # no words are no reason to show everything
+    ("weather \u2122", ["flights", "weather"]),
+    ("x" * 64, []),
+    ("weather " + "x" * 300, []),
     ("'; DROP TABLE entry; --", []),
     ('"(title:* AND [', []),
 ]
@@ -108,6 +115,32 @@ async def test_facets_count_what_was_found_and_the_alternatives_of_a_filter(fill
     owners = [(value["value"], value["label"], value["count"]) for value in facets["participant"]["values"]]
     assert owners == [("north", "Kontor of the North", 2)]
     assert [(value["value"], value["count"]) for value in facets["policy"]["values"]] == [("open", 2)]
+
+
+async def test_a_chosen_value_is_counted_where_it_is_none_of_the_largest(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north.datasets = [
+        dataset(f"urn:hanse:north:d{number}", **{"dcat:keyword": ["rare" if number < 2 else "common"]})
+        for number in range(5)
+    ]
+    monkeypatch.setitem(FACETS, "keyword", replace(FACETS["keyword"], shown=1))
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    found = await catalogue.search("keyword:rare keyword:never")
+    values = {one["value"]: (one["count"], one["chosen"]) for one in found["facets"]["keyword"]["values"]}
+    assert values == {"common": (3, False), "rare": (2, True), "never": (0, True)}
+    assert found["total"] == 2
+
+
+async def test_the_last_page_that_can_be_asked_for_leads_to_no_other(
+    filled: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (question, search):
+        monkeypatch.setattr(module, "DEPTH_MAX", 2)
+    last = await filled.http.get("/api/v1/search?size=1&page=2", headers=filled.operator)
+    assert (last.json()["total"], last.json()["pages"], "next" in last.headers.get("link", "")) == (4, 2, False)
+    assert (await filled.http.get("/api/v1/search?size=1&page=3", headers=filled.operator)).status_code == 400
 
 
 async def test_pages_hold_every_hit_once(catalogue: Catalogue, north: Provider) -> None:
@@ -148,6 +181,9 @@ async def test_a_filter_that_is_none_is_refused_and_an_owner_is_a_participant(fi
 
 
 def test_many_filters_are_refused() -> None:
+    for said in ({"columns": ["a" * 300, "b" * 201]}, {"filters": {"keyword": ["c" * 501]}}):
+        with pytest.raises(BadInput, match="at most 500 characters of columns together"):
+            question.read("", **said)
     with pytest.raises(BadInput, match="at most 20 filters"):
         question.read(" ".join(f"keyword:k{n}" for n in range(21)))
 
