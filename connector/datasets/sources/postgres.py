@@ -245,8 +245,8 @@ def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: i
 
 def _lock(con: psycopg.Connection[Any], source: str) -> None:
     """Keep what is read (all partitions, and a view's tables) from being emptied or rewritten, as reading does; but
-    before the transaction's moment is chosen, which is at the first look into a table. For what was emptied or
-    rewritten after that moment has no rows of before.
+    before the transaction's moment is chosen, which is at the first look into a table: to lock one is none. For what
+    was emptied or rewritten after that moment has no rows of before.
 
     Where there is nothing of the name, whoever asks for its columns tells. Materialized views and foreign tables cannot
     be locked so, and need it not: what was refreshed has its rows at every moment, and foreign rows are nobody's here.
@@ -319,8 +319,8 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(
             database.url.get_secret_value(), connect_timeout=_CONNECT_SECONDS, options=options,
             application_name="hanse",
-        ) as con:  # fmt: skip
-            yield con
+        ) as con, con.transaction():  # fmt: skip
+            yield con  # what is locked first stays locked: `_lock` would end a transaction of its own
     except HanseError:
         raise
     except psycopg.errors.InsufficientPrivilege:

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import logging
 import resource
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -300,6 +301,27 @@ async def test_what_is_replaced_while_a_registration_waits_for_it_is_read_as_it_
             while not _asked(url, waiting):
                 await asyncio.sleep(0.02)
     assert (await work).profile["rows"] == rows
+
+
+async def test_a_table_that_is_reloaded_again_and_again_has_all_its_rows_each_time(url: str, owner: Owner) -> None:
+    run(url, *STOCKED)
+    done = threading.Event()
+
+    def reload() -> None:
+        with psycopg.connect(url, autocommit=True) as con:
+            while not done.is_set():
+                con.execute(
+                    "BEGIN; TRUNCATE stock; INSERT INTO stock SELECT generate_series(1, 100); "
+                    "SELECT pg_catalog.pg_sleep(0.1); COMMIT"
+                )
+
+    reloading = asyncio.ensure_future(asyncio.to_thread(reload))
+    try:
+        found = [await owner.add(f"reloaded_{number}", "postgres://registry/stock") for number in range(6)]
+    finally:
+        done.set()
+        await reloading
+    assert [version.profile["rows"] for version in found] == [100] * 6
 
 
 async def test_a_draft_for_which_there_is_no_room_is_told_as_that_and_gone(url: str, owner: Owner) -> None:
