@@ -238,7 +238,7 @@ def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: i
         shown = ", ".join(_shown(column) for column in columns)
         form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
         statement = f"COPY (SELECT {shown} FROM {source}) TO STDOUT ({form})".encode()  # noqa: S608  quoted
-        rows, secured = _copied(con, statement, draft, leave), _secured(con, source)
+        rows, secured = _taken(con, statement, draft, leave)
     told = [[c.name, c.was, c.type, c.element, c.note] for c in columns]
     return {"columns": told, "rows": rows, "secured": secured}
 
@@ -255,6 +255,20 @@ def _lock(con: psycopg.Connection[Any], source: str) -> None:
 
     with suppress(e.WrongObjectType, e.UndefinedTable, e.InvalidSchemaName), con.transaction():
         con.execute(f"LOCK TABLE {source} IN ACCESS SHARE MODE".encode())
+
+
+def _taken(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> tuple[int, bool]:
+    """Write the rows into the draft; how many, and whether policies of row-level security apply in what is read.
+
+    They do where the server refuses to go without them. It says so of what a view's functions read only when it runs
+    them, so it is asked by reading; and where it refuses, all is read again with them.
+    """
+    from psycopg import errors as e
+
+    with suppress(e.InsufficientPrivilege), con.transaction():
+        con.execute("SET LOCAL row_security = off")
+        return _copied(con, statement, draft, leave), False
+    return _copied(con, statement, draft, leave), True
 
 
 def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> int:
@@ -274,17 +288,6 @@ def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: 
                     raise SourceUnreadable(f"expected a table of at most {_DRAFT_MAX} bytes; register a view of a part")
         failed.pop_all()
         return cursor.rowcount
-
-
-def _secured(con: psycopg.Connection[Any], source: str) -> bool:
-    """Whether policies of row-level security apply to our role in what was read: the server refuses to go without."""
-    from psycopg import errors as e
-
-    with suppress(e.InsufficientPrivilege), con.transaction():
-        con.execute("SET LOCAL row_security = off")
-        con.execute(f"EXPLAIN SELECT * FROM {source}".encode())  # noqa: S608  quoted
-        return False
-    return True
 
 
 class _Leave:

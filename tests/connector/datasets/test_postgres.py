@@ -209,14 +209,23 @@ async def test_an_owner_is_told_that_the_database_may_have_left_out_rows(url: st
         "CREATE TABLE wards AS SELECT i AS n FROM generate_series(1, 9) i",
         "CREATE POLICY few ON wards USING (n < 4)",
         "CREATE VIEW all_wards AS SELECT n FROM wards",
+        "CREATE FUNCTION of_wards() RETURNS SETOF wards LANGUAGE plpgsql AS "
+        "'BEGIN RETURN QUERY SELECT * FROM public.wards; END'",
+        "CREATE VIEW made_wards AS SELECT generate_series(1, 9000) AS n UNION ALL SELECT n FROM of_wards()",
         "ALTER TABLE wards ENABLE ROW LEVEL SECURITY",
-        "GRANT SELECT ON wards, all_wards TO reader",
+        "GRANT SELECT ON wards, all_wards, made_wards TO reader",
     )
     told = {}
-    for name, path in {"seen": "limited/wards", "mine": "registry/wards", "view": "limited/all_wards"}.items():
-        version = await owner.add(f"wards_{name}", f"postgres://{path}")
-        told[name] = version.profile["rows"], "row-level" in version.source["report"].get("note", "")
-    assert told == {"seen": (3, True), "mine": (9, False), "view": (9, False)}
+    for path in ("limited/wards", "registry/wards", "limited/all_wards", "limited/made_wards", "registry/made_wards"):
+        version = await owner.add(path.replace("/", "_"), f"postgres://{path}")
+        told[path] = version.profile["rows"], "row-level" in version.source["report"].get("note", "")
+    assert told == {
+        "limited/wards": (3, True),
+        "registry/wards": (9, False),
+        "limited/all_wards": (9, False),
+        "limited/made_wards": (9003, True),
+        "registry/made_wards": (9009, False),
+    }
 
 
 REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
