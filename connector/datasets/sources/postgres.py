@@ -57,6 +57,7 @@ _PLAIN = {
     "name": "VARCHAR", "citext": "VARCHAR", "uuid": "UUID", "bytea": "BLOB", "date": "DATE", "time": "TIME",
     "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ",
 }  # fmt: skip
+_RECAST = ("bpchar", "inet")  # blanks at the end go, and a host gets a mask
 _TYPES = """
     SELECT t.oid, t.typname, t.typtype::text, t.typcategory::text, t.typelem, t.typbasetype, t.typtypmod
     FROM pg_catalog.pg_type t WHERE t.oid = ANY(%s)"""
@@ -72,14 +73,14 @@ _COLUMNS = """
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty.
-    `padded`: of char(n), whose blanks a cast to text takes away."""
+    `recast`: of a type of which a cast to text makes something else than it shows."""
 
     name: str
     was: str
     type: str
     element: str = ""
     note: str = ""
-    padded: bool = False
+    recast: bool = False
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -316,7 +317,7 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         "-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on "
         f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_LOCK_SECONDS}s -c timezone=UTC "
         "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 "
-        "-c client_encoding=UTF8 -c search_path=pg_catalog"
+        "-c client_encoding=UTF8 -c array_nulls=on -c search_path=pg_catalog"
     )
     try:
         with psycopg.connect(
@@ -395,7 +396,7 @@ def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tu
         of = _column(name, was, element, modifier, types, scale)
         if not of.element:
             return replace(of, type=f"{of.type}[]", element=of.type)
-    return Column(name, was, *_scalar(types[oid], modifier, scale), padded=types[oid][1] == "bpchar")
+    return Column(name, was, *_scalar(types[oid], modifier, scale), recast=types[oid][1] in _RECAST)
 
 
 def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
@@ -424,7 +425,8 @@ def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
 
 def _shown(column: Column) -> str:
     name = quote_name(column.name)
-    if column.element:  # more dimensions than one are no list: the mark makes the conversion refuse them
-        texts = f"{name}::text::text[]" if column.padded else f"{name}::text[]"
-        return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({texts})::text END"
-    return name if column.note != "kept as its text" else f"{name}::text"
+    if not column.element:
+        return name  # COPY writes what the server shows
+    texts = f"{name}::text::text[]" if column.recast else f"{name}::text[]"
+    # More dimensions than one are no list: the mark makes the conversion refuse them.
+    return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({texts})::text END"

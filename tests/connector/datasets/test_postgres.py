@@ -65,6 +65,11 @@ ROW: dict[str, tuple[str, str, str, Any]] = {  # column: type, a literal, the ty
     "none": ("integer[]", "'{}'", "INTEGER[]", []),
     "iv": ("interval", "'1 year 2 days 3.5 seconds'", "VARCHAR", "P1Y2DT3.5S"),
     "ip": ("inet", "'10.0.0.1/8'", "VARCHAR", "10.0.0.1/8"),
+    "host": ("inet", "'10.0.0.1'", "VARCHAR", "10.0.0.1"),
+    "hosts": ("inet[]", "'{10.0.0.1,NULL,::1,10.0.0.1/8}'", "VARCHAR[]", ["10.0.0.1", None, "::1", "10.0.0.1/8"]),
+    "net": ("cidr", "'10.0.0.1/32'", "VARCHAR", "10.0.0.1/32"),
+    "nets": ("cidr[]", "'{10.0.0.1/32,::/0}'", "VARCHAR[]", ["10.0.0.1/32", "::/0"]),
+    "truths": ("boolean[]", "'{t,f}'", "BOOLEAN[]", [True, False]),
     "r": ("int4range", "'[1,5)'", "VARCHAR", "[1,5)"),
     'we"ird größe': ("integer", "1", "INTEGER", 1),
 }  # fmt: skip
@@ -86,6 +91,7 @@ async def owner(url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     databases = {
         "registry": {"url": url, "schemas": ["public", "other"]},
         "limited": {"url": url.replace("hanse@", "reader@")},
+        "set": {"url": url.replace("hanse@", "set_apart@")},
         "gone": {"url": f"postgresql://reader:{SECRET}@127.0.0.1:9/none"},
     }
     path.write_text(yaml.safe_dump({"databases": databases}))
@@ -103,16 +109,19 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def test_every_type_comes_over_exactly(url: str, owner: Owner) -> None:
+@pytest.mark.parametrize("database", ["registry", "set"])
+async def test_every_type_comes_over_exactly(url: str, owner: Owner, database: str) -> None:
     columns = ", ".join(f"{quoted(name)} {kind}" for name, (kind, _, _, _) in ROW.items())
     values = ", ".join(literal for _, literal, _, _ in ROW.values())
     run(
         url,
+        "DROP TABLE IF EXISTS every",
         f"CREATE TABLE every ({columns})",
         f"INSERT INTO every VALUES ({values})",
         "INSERT INTO every DEFAULT VALUES",
+        "GRANT SELECT ON every TO set_apart",
     )
-    version = await owner.add("every", "postgres://registry/every")
+    version = await owner.add(f"every_{database}", f"postgres://{database}/every")
     whole, nulls = (await owner.rows(version)).to_pylist()
     assert {column["name"]: column["type"] for column in version.schema} == {n: v[2] for n, v in ROW.items()}
     assert whole == {name: value for name, (_, _, _, value) in ROW.items()}
@@ -136,6 +145,11 @@ PREPARED = (
     f"CREATE FUNCTION raising() RETURNS integer LANGUAGE plpgsql AS 'BEGIN RAISE ''{SECRET}''; END'",
     "CREATE VIEW raised AS SELECT raising() AS n",
     "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    "DO $$ BEGIN CREATE ROLE set_apart LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    "ALTER ROLE set_apart SET array_nulls = off",
+    "ALTER ROLE set_apart SET bytea_output = escape",
+    "ALTER ROLE set_apart SET datestyle = 'German'",
+    "ALTER ROLE set_apart SET row_security = off",
 )
 UNMAPPABLE = {
     "infinite date": ("date", "'infinity'"),
