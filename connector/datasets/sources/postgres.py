@@ -50,7 +50,15 @@ _OF_TEXT, _TOO_LARGE = "Invalid Input Error: CSV Error on Line", "Maximum line s
 # faults; and those whose words hold names of a view's tables and functions, but no value of a row.
 _OF_THE_SERVER = ("08", "28", "3D", "40", "53", "57", "58", "XX")
 _OF_NAMES = ("0A", "25", "3F", "42")
+_LANGUAGES = ("pl_exec", "plpy", "plperl", "pltcl")  # source files of the server in which functions raise errors
 _NOT_FOUND = ("42P01", "42704", "42883")  # a table, a type, a function
+_DIGITS = 38  # of a decimal
+_STRANGE = (  # by type, what has no exact form in it
+    ("DECIMAL", "infinity, NaN"),
+    ("DATE", "infinity, dates before Christ"),
+    ("TIMESTAMP", "infinity, times before Christ or after the year 294246"),
+    ("TIME", "the time 24:00"),
+)
 _PLAIN = {
     "bool": "BOOLEAN", "int2": "SMALLINT", "int4": "INTEGER", "int8": "BIGINT", "oid": "UINTEGER", "float4": "FLOAT",
     "float8": "DOUBLE", "text": "VARCHAR", "varchar": "VARCHAR", "bpchar": "VARCHAR", "char": "VARCHAR",
@@ -94,6 +102,9 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
     NotFound where there is no such table, SourceUnreadable where the server does not let us.
     """
     name, schema, table = split(path)
+    scale = int(options["numeric_scale"])
+    if not -1 <= scale <= _DIGITS:
+        raise BadInput(f"expected numeric_scale to be -1, or 0 to {_DIGITS}, came {scale}", code="option_invalid")
     database = from_.connections.database(name)
     if schema not in database.schemas:
         raise BadInput(
@@ -102,9 +113,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             code="schema_not_allowed",
         )
     draft, leave = await _room_for(from_), _Leave()
-    work = asyncio.ensure_future(
-        asyncio.to_thread(_snapshot, database, schema, table, draft, int(options["numeric_scale"]), leave)
-    )
+    work = asyncio.ensure_future(asyncio.to_thread(_snapshot, database, schema, table, draft, scale, leave))
     try:
         told = await asyncio.shield(work)
     except BaseException as error:
@@ -204,18 +213,30 @@ def _unread(con: Any, text: str, columns: Sequence[Column], error: Exception) ->
     if not _of_values(words) or not (found := _unmappable(con, text, columns)):
         return error
     return SourceUnreadable(
-        f"expected values that have an exact form, came others in {', '.join(found)} (infinity, NaN in a numeric, "
-        "dates before Christ, the time 24:00, arrays of several dimensions); register a view that leaves them out",
+        f"expected values that have an exact form, came others in {', '.join(map(_strange, found))}; register a view "
+        "that leaves them out",
         code="value_unmappable",
-        columns=found,
+        columns=[column.name for column in found],
     )
+
+
+def _strange(column: Column) -> str:
+    """A column with what some of its values may be."""
+    kind = column.element or column.type
+    may_be = [next((words for begun, words in _STRANGE if kind.startswith(begun)), "")]
+    if kind.startswith("DECIMAL") and column.note:
+        scale = int(kind[:-1].split(",")[1])
+        may_be.append(f"more than {_DIGITS - scale} digits before the point or the {scale} after it of numeric_scale")
+    may_be.append("arrays of several dimensions" if column.element else "")
+    told = ", ".join(filter(None, may_be))
+    return f"{column.name} ({told})" if told else column.name
 
 
 def _of_values(words: str) -> bool:
     return words.startswith(_OF_VALUES) and not words.startswith(_OF_TEXT)
 
 
-def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[str]:
+def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[Column]:
     """The columns with a value that cannot be told exactly."""
     found = []
     for number, column in enumerate(columns):
@@ -224,7 +245,7 @@ def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[str]:
         except Exception as error:
             if not _of_values(str(error)):
                 raise
-            found.append(column.name)
+            found.append(column)
     return found
 
 
@@ -327,9 +348,11 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
             yield con  # what is locked first stays locked: `_lock` would end a transaction of its own
     except HanseError:
         raise
-    except psycopg.errors.InsufficientPrivilege:
+    except psycopg.errors.InsufficientPrivilege as error:
         raise SourceUnreadable(
-            "the database does not let the connector read this table; grant it SELECT", code="database_refused"
+            f"the database does not let the connector read this table{_words(error)}; grant its role what is lacking "
+            "(SELECT, USAGE of the schema, EXECUTE of a view's functions; BYPASSRLS where its row_security is off)",
+            code="database_refused",
         ) from None
     except psycopg.errors.LockNotAvailable:
         raise SourceUnreadable(
@@ -350,9 +373,7 @@ def _refusal(error: psycopg.Error) -> SourceUnreadable:
             code="database_unreachable",
             private=f"{type(error).__name__} {state}".strip(),
         )
-    words, correct = "", "correct it"
-    if state.startswith(_OF_NAMES):
-        words = f": {(error.diag.message_primary or '')[:_WORDS_MAX]}"
+    words, correct = _words(error) if state.startswith(_OF_NAMES) else "", "correct it"
     if state in _NOT_FOUND:
         correct = "write the schema before what its functions name (the connector's search_path is pg_catalog)"
     return SourceUnreadable(
@@ -360,6 +381,14 @@ def _refusal(error: psycopg.Error) -> SourceUnreadable:
         f"{correct}, or register another",
         code="view_failed",
     )
+
+
+def _words(error: psycopg.Error) -> str:
+    """The server's words of an error that is on names; none where a function has written them, who knows of what."""
+    diagnosed = error.diag
+    if not diagnosed.message_primary or (diagnosed.source_file or "").startswith(_LANGUAGES):
+        return ""
+    return f": {diagnosed.message_primary[:_WORDS_MAX]}"
 
 
 def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[Column]:
@@ -416,10 +445,10 @@ def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str,
 def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
     if modifier >= 4:
         precision, digits = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
-        if precision <= 38 and 0 <= digits <= precision:
+        if precision <= _DIGITS and 0 <= digits <= precision:
             return f"DECIMAL({precision},{digits})", "", ""
-    if 0 <= scale <= 38:
-        return f"DECIMAL(38,{scale})", "", "a numeric without a fixed scale, by the option numeric_scale"
+    if scale >= 0:
+        return f"DECIMAL({_DIGITS},{scale})", "", "a numeric without a fixed scale, by the option numeric_scale"
     return "VARCHAR", "", "a numeric without a fixed scale, kept as its text; see the option numeric_scale"
 
 

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from connector.errors import Busy, Conflict, HanseError, NotFound, SourceUnreadable
+from connector.errors import BadInput, Busy, Conflict, HanseError, NotFound, SourceUnreadable
 from tests.support import postgres
 from tests.support.owner import Owner, owning
 
@@ -91,7 +91,7 @@ async def owner(url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     databases = {
         "registry": {"url": url, "schemas": ["public", "other"]},
         "limited": {"url": url.replace("hanse@", "reader@")},
-        "set": {"url": url.replace("hanse@", "set_apart@")},
+        "set": {"url": url.replace("hanse@", "set_apart@"), "schemas": ["public", "other"]},
         "gone": {"url": f"postgresql://reader:{SECRET}@127.0.0.1:9/none"},
     }
     path.write_text(yaml.safe_dump({"databases": databases}))
@@ -144,33 +144,46 @@ PREPARED = (
     "CREATE VIEW unqualified AS SELECT looking() AS n",
     f"CREATE FUNCTION raising() RETURNS integer LANGUAGE plpgsql AS 'BEGIN RAISE ''{SECRET}''; END'",
     "CREATE VIEW raised AS SELECT raising() AS n",
+    f"CREATE FUNCTION raising(code text) RETURNS integer LANGUAGE plpgsql AS "
+    f"'BEGIN RAISE EXCEPTION USING ERRCODE = code, MESSAGE = ''{SECRET}''; END'",
+    "CREATE VIEW withheld AS SELECT raising('42501') AS n",
+    "CREATE VIEW misnamed AS SELECT raising('42703') AS n",
+    "CREATE FUNCTION kept_back() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    "REVOKE EXECUTE ON FUNCTION kept_back FROM public",
+    "CREATE VIEW calling AS SELECT kept_back() AS n",
+    "CREATE TABLE other.shut (n integer)",
+    "CREATE TABLE guarded (n integer)",
+    "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY",
     "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
     "DO $$ BEGIN CREATE ROLE set_apart LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
     "ALTER ROLE set_apart SET array_nulls = off",
     "ALTER ROLE set_apart SET bytea_output = escape",
     "ALTER ROLE set_apart SET datestyle = 'German'",
     "ALTER ROLE set_apart SET row_security = off",
+    "GRANT SELECT ON calling, guarded, other.shut TO set_apart",
 )
-UNMAPPABLE = {
-    "infinite date": ("date", "'infinity'"),
-    "infinite moment": ("timestamptz", "'-infinity'"),
-    "before Christ": ("date", "'0044-03-15 BC'"),
-    "a matrix": ("integer[]", "'{{1,2},{3,4}}'"),
-    "a matrix of text": ("text[]", "'{{a,b},{c,d}}'"),
-    "not a number": ("numeric(5,2)", "'NaN'"),
-    "the end of a day": ("time", "'24:00'"),
-    "ends of days": ("time[]", "ARRAY['12:00'::time, '24:00'::time]"),
+UNMAPPABLE = {  # type, a literal, and what the owner is told that it may be
+    "infinite date": ("date", "'infinity'", "odd (infinity, dates before Christ)"),
+    "infinite moment": ("timestamptz", "'-infinity'", "odd (infinity, times before Christ or after the year 294246)"),
+    "before Christ": ("date", "'0044-03-15 BC'", "dates before Christ"),
+    "far ahead": ("timestamp", "'294250-01-01'", "after the year 294246"),
+    "a matrix": ("integer[]", "'{{1,2},{3,4}}'", "odd (arrays of several dimensions)"),
+    "a matrix of text": ("text[]", "'{{a,b},{c,d}}'", "odd (arrays of several dimensions)"),
+    "not a number": ("numeric(5,2)", "'NaN'", "odd (infinity, NaN)"),
+    "the end of a day": ("time", "'24:00'", "odd (the time 24:00)"),
+    "ends of days": ("time[]", "ARRAY['12:00'::time, '24:00'::time]", "odd (the time 24:00, arrays of several"),
 }
 
 
 @pytest.mark.parametrize("name", list(UNMAPPABLE))
 async def test_a_value_without_an_exact_form_names_its_column(url: str, owner: Owner, name: str) -> None:
-    kind, literal = UNMAPPABLE[name]
+    kind, literal, told = UNMAPPABLE[name]
     table = "odd_" + name.replace(" ", "_").lower()
     run(url, f"CREATE TABLE {table} (fine integer, odd {kind})", f"INSERT INTO {table} VALUES (1, {literal})")
     with pytest.raises(SourceUnreadable) as raised:
         await owner.add(table, f"postgres://registry/public/{table}")
     assert (raised.value.code, raised.value.facts["columns"]) == ("value_unmappable", ["odd"])
+    assert told in raised.value.message
     assert not list(owner.outside.drafts.iterdir())
 
 
@@ -178,9 +191,17 @@ async def test_a_free_numeric_gets_the_scale_that_its_owner_says_and_is_never_ro
     run(url, "CREATE TABLE free (n numeric)", "INSERT INTO free VALUES (1.5), (2), (3.1400)")
     version = await owner.add("free", "postgres://registry/free", numeric_scale=2)
     assert (await owner.rows(version))["n"].to_pylist() == [Decimal("1.50"), Decimal("2.00"), Decimal("3.14")]
-    with pytest.raises(SourceUnreadable) as raised:
+    told = "more than 37 digits before the point or the 1 after it of numeric_scale"
+    with pytest.raises(SourceUnreadable, match=told) as raised:
         await owner.add("free1", "postgres://registry/free", numeric_scale=1)
     assert raised.value.facts["columns"] == ["n"]
+
+
+@pytest.mark.parametrize("scale", [-2, 39])
+async def test_a_scale_that_no_decimal_has_is_refused(owner: Owner, scale: int) -> None:
+    with pytest.raises(BadInput, match="expected numeric_scale to be -1, or 0 to 38") as raised:
+        await owner.add("scaled", "postgres://registry/free", numeric_scale=scale)
+    assert raised.value.code == "option_invalid"
 
 
 async def test_a_new_version_is_a_new_snapshot_with_what_changed(url: str, owner: Owner) -> None:
@@ -251,6 +272,8 @@ REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "not readable": ("postgres://limited/private", SourceUnreadable, "database_refused"),
     "a view that fails": ("postgres://registry/failing", SourceUnreadable, "view_failed"),
     "a view whose function names no schema": ("postgres://registry/unqualified", SourceUnreadable, "view_failed"),
+    "a view that withholds": ("postgres://registry/withheld", SourceUnreadable, "database_refused"),
+    "a view that names what is not there": ("postgres://registry/misnamed", SourceUnreadable, "view_failed"),
     "a view that raises": ("postgres://registry/raised", SourceUnreadable, "view_failed"),
     "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
     "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
@@ -278,6 +301,21 @@ async def test_a_view_with_a_name_that_is_not_found_is_told_with_it(owner: Owner
         SourceUnreadable, match=r'42P01: UndefinedTable: relation "twice" does not exist\).*write the schema'
     ):
         await owner.add("unqualified", "postgres://registry/unqualified")
+
+
+LACKING = {  # what the server says that the role lacks
+    "limited/private": "permission denied for table private",
+    "set/calling": "permission denied for function kept_back",
+    "set/other/shut": "permission denied for schema other",
+    "set/guarded": 'query would be affected by row-level security policy for table "guarded"',
+}
+
+
+@pytest.mark.parametrize("path", list(LACKING))
+async def test_an_owner_is_told_what_the_role_lacks(owner: Owner, path: str) -> None:
+    with pytest.raises(SourceUnreadable, match=LACKING[path]) as raised:
+        await owner.add("lacking", f"postgres://{path}")
+    assert raised.value.code == "database_refused"
 
 
 async def test_a_table_that_others_lock_is_told_as_that(
