@@ -42,11 +42,19 @@ from typing import Any, ClassVar
 # Control characters except tab and line end, what turns the direction of writing, halves of letters.
 _COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_LOGIN = re.compile(r"(?<=://)[^\s/'\"]*@")
+
 
 def harmless(text: str) -> str:
     """What others wrote, to be shown and stored: signs that command a terminal, or that no database and no JSON takes,
-    are shown as their numbers."""
-    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+    are shown as their numbers, and an address without what stands before its `@`: it may be a password."""
+    signs = _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+    return _LOGIN.sub("***@", signs)
+
+
+def typed(name: str) -> str:
+    """A name that somebody typed, as a refusal repeats it: nothing of what may be an address with a password in it."""
+    return name[:100] if "@" not in name else "***@"
 
 
 class HanseError(Exception):

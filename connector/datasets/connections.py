@@ -21,7 +21,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from connector.errors import BadInput, HanseError, SourceUnreadable
+from connector.errors import BadInput, HanseError, SourceUnreadable, typed
 
 _FILE_MAX = 2**20
 
@@ -146,8 +146,8 @@ _Kind = TypeVar("_Kind", Store, Database)
 def _one(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
     if name not in known:
         raise BadInput(
-            f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came {name[:100]!r}; "
-            "the operator adds one in the file of HANSE_CONNECTIONS",
+            f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came "
+            f"{typed(name)!r}; the operator adds one in the file of HANSE_CONNECTIONS",
             code=f"{kind}_unknown",
         )
     return known[name]

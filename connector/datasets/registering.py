@@ -7,17 +7,19 @@ of sources, engines or the database.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from connector.errors import Conflict, HanseError, unforeseen
+from connector.errors import BadInput, Conflict, HanseError, unforeseen
 
 FINDING, CONVERTING, CHECKING, DIGESTING, COUNTING = "finding", "converting", "checking", "digesting", "counting"
 STORING, REGISTERED, REFUSED, STOPPED = "storing", "registered", "refused", "stopped"
 _KEPT = 50
+_PASSWORD = re.compile(r"[?&;\s]password=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,29 @@ class Registering:
 
     def reached(self, state: str, done: int = 0) -> None:
         self.state, self.done = state, done
+
+
+def check_no_login(path: str) -> None:
+    """BadInput for an address with what may be a user's name and password. Its words repeat nothing of the address:
+    a refusal stays in the log for good."""
+    if _may_hold_login(path):
+        raise BadInput(
+            "expected a path without a user's name and password, came one with what may be such (before @, or after "
+            "password=), which is kept nowhere; write s3://bucket/key or postgres://database/schema/table, with the "
+            "name that the operator has given the database in the file of HANSE_CONNECTIONS",
+            code="path_has_login",
+        )
+
+
+def _may_hold_login(path: str) -> bool:
+    """As `scheme://name:password@host` does, also without the scheme. Other `@` are of files, tables and objects."""
+    scheme, schemed, rest = path.partition("://")
+    if not schemed and path.startswith("/"):
+        return False  # a file
+    address = (rest if schemed else path).lstrip("/")
+    host, (before, at, _) = address.split("/")[0], address.rpartition("@")
+    parted = ":" in (before if scheme.startswith("postgres") else host)  # a password may have slashes, as keys may :
+    return bool((at and (parted or (schemed and "@" in host))) or _PASSWORD.search(address))
 
 
 def halted() -> Conflict:

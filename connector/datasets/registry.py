@@ -21,7 +21,15 @@ from typing import Any, Protocol
 from connector.datasets import kept
 from connector.datasets.making import Making, remove
 from connector.datasets.outside import Outside
-from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
+from connector.datasets.registering import (
+    CONVERTING,
+    STORING,
+    Registering,
+    Registration,
+    UnderWay,
+    check_no_login,
+    halted,
+)
 from connector.datasets.sources import BEFORE, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
 from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
@@ -36,6 +44,7 @@ from connector.errors import (
     Limited,
     QueryInvalid,
     SourceUnreadable,
+    typed,
 )
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused
 from connector.store import UNKNOWN, Store, Transaction
@@ -244,6 +253,7 @@ class Registry:
         """A registration under way; one that does not come to its end is in the log."""
         try:
             _check_name(asked.name)
+            check_no_login(asked.path)
             with self.under_way.begin(asked, by=by) as one:
                 yield one
         except (HanseError, asyncio.CancelledError) as error:
@@ -374,7 +384,7 @@ class Registry:
             outcome="refused",
             code=error.code,
             reason=error.message,
-            detail={"request": "register dataset", "name": name[:100]},
+            detail={"request": "register dataset", "name": typed(name)},
         )
         try:
             await self._store.write(lambda tx: tx.publish(refused))
@@ -466,7 +476,7 @@ def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> 
 def _check_name(name: str) -> None:
     if not _NAME.match(name):
         raise BadInput(
-            f"expected a dataset name of small letters, digits and _, starting with a letter, came {name[:100]!r}",
+            f"expected a dataset name of small letters, digits and _, starting with a letter, came {typed(name)!r}",
             code="name_invalid",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from connector.datasets import registering, registry
 from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
 from connector.datasets.sources.convert import disk_full
-from connector.errors import Busy, Conflict, NotFound, PathRefused, SourceUnreadable
+from connector.errors import BadInput, Busy, Conflict, HanseError, NotFound, PathRefused, SourceUnreadable
 from connector.events import RequestRefused
 from connector.query.codes import error_of
 from connector.query.job import Job
@@ -53,6 +54,78 @@ def many(owner: Owner) -> Path:
 
 def _asked(name: str, path: Path) -> Registration:
     return Registration(name=name, path=str(path))
+
+
+SECRET = "canary-of-an-owner"
+WITH_LOGIN = (  # as somebody types them who does not know that the operator has named the database
+    f"postgres://reader:{SECRET}@db.example.org/registry",
+    f"postgresql://reader:{SECRET}@db.example.org/registry/public/patients",
+    f"postgres://reader:a/{SECRET}@db.example.org/registry",
+    f"postgres:///reader:{SECRET}@db.example.org/registry",
+    f"postgres:/reader:{SECRET}@db.example.org/registry",
+    f"postgres://registry/public/reader:{SECRET}@db.example.org",
+    f"postgres://{SECRET}@db.example.org/registry/public/patients",
+    f"postgresql://db.example.org/registry?user=reader&password={SECRET}",
+    f"s3://key:{SECRET}@bucket/table.parquet",
+    f"s3://key:a/{SECRET}@bucket/table.parquet",
+    f"https://key:{SECRET}@s3.example.org/bucket/table.parquet",
+    f"reader:{SECRET}@db.example.org/registry",
+)
+WITHOUT = {  # what it is refused by instead
+    "/data/10:30@ward.parquet": "path_refused",
+    "snapshot@1/table.parquet": "path_refused",
+    "s3://bucket/10:30@ward.parquet": "bucket_not_allowed",
+    "postgres://registry/public/of@ward": "database_unknown",
+}
+
+
+@pytest.mark.parametrize("path", WITH_LOGIN)
+@pytest.mark.parametrize("kind", ["", "postgres"])
+async def test_a_password_in_a_path_is_repeated_and_kept_nowhere(
+    owner: Owner, caplog: pytest.LogCaptureFixture, path: str, kind: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(BadInput, match="expected a path without a user's name and password") as raised:
+        await owner.add("typed", path, kind)
+    assert raised.value.code == "path_has_login"
+    _check_untold(owner, raised.value, caplog.text)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Registration(name=WITH_LOGIN[0], path="typed"),
+        Registration(name="typed", path="t.parquet", kind=WITH_LOGIN[0]),
+        Registration(name="typed", path="s3://bucket/t.parquet", options={"store": WITH_LOGIN[9]}),
+    ],
+    ids=["name", "kind", "store"],
+)
+async def test_nor_is_one_that_stands_where_another_word_is_to_be(
+    owner: Owner, caplog: pytest.LogCaptureFixture, asked: Registration
+) -> None:
+    with pytest.raises(BadInput) as raised:
+        await owner.registry.register(asked, by="test")
+    _check_untold(owner, raised.value, caplog.text)
+
+
+async def test_no_refusal_could_repeat_an_address_with_its_password() -> None:
+    told = BadInput(f"came {WITH_LOGIN[0]!r}", given=WITH_LOGIN[0])
+    assert told.message == "came 'postgres://***@db.example.org/registry'"
+    assert told.facts == {"given": "postgres://***@db.example.org/registry"}
+
+
+def _check_untold(owner: Owner, error: HanseError, logged: str) -> None:
+    """The password is in no answer, no state of a registration, no log and no database."""
+    recent = [(one.asked.name, one.asked.path, one.error) for one in owner.registry.under_way.recent()]
+    assert SECRET not in f"{error!r} {error.problem()} {recent} {logged}"
+    assert not [part for part in owner.folder.glob("owner.db*") if SECRET.encode() in part.read_bytes()]
+
+
+@pytest.mark.parametrize("path", list(WITHOUT))
+async def test_a_file_a_table_or_an_object_may_have_such_signs_in_its_name(owner: Owner, path: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        await owner.add("signs", path)
+    assert raised.value.code == WITHOUT[path]
 
 
 class Stuck:
