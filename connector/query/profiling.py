@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from connector.datasets.sources import SOURCES, hive
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.convert import check_names
-from connector.datasets.sources.files import alike, quote_name
+from connector.datasets.sources.files import alike, quote_name, quote_text
 from connector.errors import SourceUnreadable
 from connector.query import exact, flatbuffers
 from connector.query.cutting import plain, plain_schema
@@ -54,6 +54,7 @@ Reached = Callable[[str, int], None]
 """Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
 Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
 """Gives the one row of an answer; tells meanwhile how much of it is done, from 0 to 1."""
+_NESTED = ("list", "array", "struct", "map")
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
@@ -82,7 +83,7 @@ def profile(
         counted(0.0)
         *answer, rows = ask(_question(name, some), counted)
         figures += _figures(some, answer, rows)
-    _check_times(figures)
+    _check_times(con, name, figures, ask)
     for figure in figures:
         figure["bytes"] = round(sizes.widths.get(figure["name"], 0.0) * rows) or None
     found = digests(files, reached=reached)
@@ -106,14 +107,44 @@ def _passes(
         start = stop
 
 
-def _check_times(figures: Sequence[Mapping[str, Any]]) -> None:
+def _check_times(con: Any, name: str, figures: Sequence[Mapping[str, Any]], ask: Ask) -> None:
     """SourceUnreadable for the time 24:00, which the engine has and Arrow's readers do not take."""
-    if late := [one["name"] for one in figures if one["type"].startswith("TIME") and str(one["max"]).startswith("24:")]:
+    late = [one["name"] for one in figures if one["type"].startswith("TIME") and str(one["max"]).startswith("24:")]
+    there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted
+    parts = {column: _late(quote_name(column), kind) for column, kind in zip(there.columns, there.types, strict=True)
+             if kind.id in _NESTED}  # fmt: skip
+    if asked := {column: sql for column, sql in parts.items() if sql}:
+        which = ", ".join(f"coalesce(bool_or({sql}), false)" for sql in asked.values())
+        answer = ask(f"SELECT {which} FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
+        late += [column for column, found in zip(asked, answer, strict=True) if found]
+    if late:
         raise SourceUnreadable(
             f"expected times before 24:00, came 24:00 in {', '.join(late)}; write another time, or text",
             code="value_unmappable",
             columns=late,
         )
+
+
+def _late(value: str, kind: Any, depth: int = 0) -> str:
+    """SQL for whether the time 24:00 is in a value of a type as the engine has it; empty for a type without times."""
+    if kind.id.startswith("time") and not kind.id.startswith("timestamp"):
+        return f"({value} >= CAST('24:00:00' AS {kind}))"
+    if kind.id in ("list", "array"):
+        return _late_in(value, kind.children[0][1], depth)
+    if kind.id == "map":
+        (_, key), (_, held) = kind.children
+        parts = [_late_in(f"map_keys({value})", key, depth), _late_in(f"map_values({value})", held, depth)]
+    elif kind.id == "struct":
+        parts = [_late(f"struct_extract({value}, {quote_text(name)})", part, depth) for name, part in kind.children]
+    else:
+        parts = []
+    return " OR ".join(filter(None, parts)) and f"({' OR '.join(filter(None, parts))})"
+
+
+def _late_in(values: str, kind: Any, depth: int) -> str:
+    one = f"v{depth}"
+    inner = _late(one, kind, depth + 1)
+    return inner and f"coalesce(list_bool_or(list_transform({values}, lambda {one}: {inner})), false)"
 
 
 def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:

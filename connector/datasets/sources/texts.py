@@ -20,12 +20,13 @@ _NUMBERS = ("BIGINT", "DOUBLE")
 _DIGITS_MAX = 38
 _YES, _NO = frozenset(("true", "t", "yes", "y", "1")), frozenset(("false", "f", "no", "n", "0"))
 _DATE = r"(\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4})"
+_HOUR = r"([01]?\d|2[0-3])"
 _CLOCK = r":\d{2}(:\d{2}(\.\d{1,6}0*)?)?"
 _ZONE = r" ?(Z|UTC|[-+]\d{2}(:?\d{2})?)"
 _FORMS: Mapping[str, str] = {  # what is a value of the type, and that alone
     "DATE": _DATE,
-    "TIME": rf"\d{{1,2}}{_CLOCK}",
-    "TIMESTAMP": rf"{_DATE}[ T]([01]?\d|2[0-3]){_CLOCK}( ?[AaPp][Mm])?({_ZONE})?",
+    "TIME": rf"{_HOUR}{_CLOCK}",
+    "TIMESTAMP": rf"{_DATE}[ T]{_HOUR}{_CLOCK}( ?[AaPp][Mm])?({_ZONE})?",
 }
 _USUAL: Mapping[str, str] = {
     "BOOLEAN": "(?i)true|false",
@@ -46,7 +47,7 @@ KINDS = (*_NUMBERS, *_USUAL)  # what the engine finds in text that may mean some
 _TWO, _NAME = r"\d{1,2}", r"\pL+"
 _LETTERS: Mapping[str, str] = {  # of formats: what is a value of each, of which the engine loses nothing
     **dict.fromkeys("dmyIMSUWV", _TWO), **dict.fromkeys("aAbBhp", _NAME), **dict.fromkeys("YG", r"\d{4}"),
-    **dict.fromkeys("uw", r"\d"), "j": r"\d{1,3}", "H": r"([01]?\d|2[0-3])", "f": r"\d{1,6}", "g": r"\d{1,3}",
+    **dict.fromkeys("uw", r"\d"), "j": r"\d{1,3}", "H": _HOUR, "f": r"\d{1,6}", "g": r"\d{1,3}",
     "n": r"\d{1,6}0*", "z": r"[-+]\d{2}(:?\d{2}){0,2}", "x": r"\d{4}-\d{2}-\d{2}", "X": r"\d{2}:\d{2}:\d{2}",
     "c": r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}", "%": "%",
 }  # fmt: skip

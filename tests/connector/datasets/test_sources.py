@@ -838,15 +838,22 @@ async def test_arrow_files_whose_compression_their_reader_does_not_see_are_refus
 
 
 @worker
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path, kind: str) -> None:
-    if kind == "csv":
-        (tmp_path / "t").write_text("n,at\n1,10:00\n2,24:00\n")
-    else:
-        duckdb.sql("SELECT 1 AS n, TIME '24:00:00' AS at").write_parquet(str(tmp_path / "t"))
-    relation = await registered(pool, kind, tmp_path / "t", tmp_path)
-    with pytest.raises(SourceUnreadable, match="24:00 in at;"):
-        await pool.ask(Job(kind="profile", relations={"t": relation}))
+@pytest.mark.parametrize(
+    "value",
+    ["{}", "[NULL, {}]", "{{'x y': {{'z': {}}}}}", "MAP {{'k': {}}}", "MAP {{{}: 1}}", "[{{'at': [{}]}}]"],
+    ids=["plain", "list", "struct", "value", "key", "deep"],
+)
+async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path, value: str) -> None:
+    for late, end in ((False, "23:59:59.999999"), (True, "24:00:00")):
+        at = value.format(f"TIME '{end}'")
+        duckdb.sql(f"SELECT 1 AS n, {at} AS at, '24:00' AS text").write_parquet(str(tmp_path / "t"), overwrite=True)
+        relation = await registered(pool, "parquet", tmp_path / "t", tmp_path)
+        profile = pool.ask(Job(kind="profile", relations={"t": relation}))
+        if not late:
+            await profile
+            continue
+        with pytest.raises(SourceUnreadable, match="24:00 in at;"):
+            await profile
 
 
 @worker

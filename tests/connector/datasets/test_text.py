@@ -96,6 +96,8 @@ KEPT = {
     "nanoseconds of a day": ["10:00:00.123456789", "10:00"],
     "nanoseconds": ["2020-01-01 10:00:00.123456789", "2020-01-01 10:00:00"],
     "the end of a day": ["2020-01-01 24:00:00", "2020-01-01 10:00:00"],
+    "a time that no reader takes": ["24:00", "09:00"],
+    "no time of a day": ["25:00", "09:00"],
     "some in a zone": ["2020-01-01 10:00:00", "2020-01-01 10:00:00+02"],
 }
 
@@ -434,6 +436,8 @@ OF_JSON: dict[str, tuple[Sequence[str], str, Sequence[Any]]] = {
     "a tab before a time": (['"\\t10:00:00"'], "VARCHAR", ["\t10:00:00"]),
     "blanks within a moment": (['"2020-01-13  22:00:00"'], "VARCHAR", ["2020-01-13  22:00:00"]),
     "the end of a day": (['"2020-01-13T24:00:00Z"'], "VARCHAR", ["2020-01-13T24:00:00Z"]),
+    "a time that no reader takes": (['"24:00"', '"18:00"'], "VARCHAR", ["24:00", "18:00"]),
+    "one in a list": (['["24:00"]', '["18:00"]'], "VARCHAR[]", [["24:00"], ["18:00"]]),
     "several kinds": (["7", '"x"', "null"], "JSON", ["7", '"x"', None]),
 }
 
