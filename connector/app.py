@@ -85,6 +85,7 @@ from connector.telemetry import Metrics
 from connector.usage import sources
 from connector.usage.facts import Known
 from connector.usage.grants import Grants
+from connector.usage.held import Over
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
@@ -194,8 +195,8 @@ class _DataPlane:
         assert found is not None  # ours are well formed
         return found
 
-    async def stop(self, transfer_id: str, reason: str) -> None:
-        self._reads.grants.stop(transfer_id=transfer_id, reason=reason)
+    async def stop(self, transfer_id: str, how: Over) -> None:
+        self._reads.grants.stop_under(transfer_id, how)
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
         await push(

@@ -13,6 +13,7 @@
     ├── Forbidden (403)
     │   ├── ScopeMissing             the token is good, but not for this
     │   └── Refused                  a policy or contract says no; carries code and rule
+    │       └── Withdrawn            whoever is told so has ended himself what it was under
     ├── NotFound (404)               not there, or not yours: the two look alike
     ├── Conflict (409)
     │   ├── IllegalStep              a message that the state machine has no row for
@@ -167,6 +168,10 @@ class Refused(Forbidden):
     ) -> None:
         super().__init__(message, code=code, private=private, rule=rule, **facts)
         self.rule: str = self.facts["rule"]
+
+
+class Withdrawn(Refused):
+    """Whoever is told so has ended himself what it was under: what the next one is refused is no one's no here."""
 
 
 class NotFound(HanseError):

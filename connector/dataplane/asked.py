@@ -166,7 +166,8 @@ def new_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a stream ended, for its last record and for the log. `agreement`: the one that ended it, where one did."""
+    """How a stream ended, for its last record and for the log. `agreement`: the one that ended it, where one did;
+    `withdrawn`: its own consumer did."""
 
     status: str
     rows: int
@@ -179,6 +180,7 @@ class End:
     policy: tuple[str, ...] = ()
     query: str = ""
     agreement: str = ""
+    withdrawn: bool = False
 
     def fill(self, trailer: bytes) -> bytes:
         """The prepared trailer with this record in it, and the end of the stream after it."""

@@ -12,7 +12,7 @@ from connector.dataplane.asked import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, As
 from connector.dataplane.blocks import Part, Passed, Source, Spread
 from connector.dataplane.mixed import Mixed
 from connector.dataplane.tickets import Ticket
-from connector.errors import EngineFailed, HanseError, Limited, Refused, unforeseen
+from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, unforeseen
 from connector.query.digests import AsItGoes
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
@@ -172,7 +172,7 @@ class GovernedStream:
         return self._ended(FAILED, error)
 
     def _ended_by(self, why: HanseError) -> End:
-        """The end by a grant: by its owner, by the agreement itself, or for a reason that passes."""
+        """The end by a grant: by its owner, by the agreement itself or its consumer, or for a reason that passes."""
         if why.code in ENDS:
             return self._ended(why.code, why)
         return self._ended(REFUSED if isinstance(why, Refused) else FAILED, why)
@@ -191,6 +191,7 @@ class GovernedStream:
             policy=self._policy,
             query=self.id,
             agreement="" if why is None else why.facts.get("agreement", ""),
+            withdrawn=isinstance(why, Withdrawn),
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
-from connector.errors import HanseError, Refused
+from connector.errors import HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.held import Grant
 from policies.contract import DataContract
@@ -67,7 +67,8 @@ def _told(asked: Asked) -> str:
 
 
 def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> list[ReadEnded]:
-    """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came.
+    """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came;
+    what its own consumer has ended was refused by nobody: it broke off, as where he leaves.
 
     Where one of several agreements ended the read, all say which (`ended_by`), and its rule stands under itself alone.
     """
@@ -87,14 +88,14 @@ def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
     refusal = isinstance(failure, Refused)
     if end is None or (refusal and not end.rows):
         return {
-            "outcome": "refused" if refusal else "failed",
+            "outcome": "broken" if isinstance(failure, Withdrawn) else "refused" if refusal else "failed",
             "code": getattr(failure, "code", "cancelled"),
             "reason": str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
             "rule": getattr(failure, "rule", ""),
             "detail": {"rows": 0, "bytes": 0, "batches": 0},
         }
     return {
-        "outcome": {COMPLETE: "ok", FAILED: "broken"}.get(end.status, "refused"),
+        "outcome": "broken" if end.withdrawn else {COMPLETE: "ok", FAILED: "broken"}.get(end.status, "refused"),
         "code": end.code,
         "reason": end.reason,
         "rule": end.rule,

@@ -51,7 +51,8 @@ from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, PURPOSE, USES, counted, requested
-from connector.usage.grants import COMPLETING, HELD, SUSPENDING
+from connector.usage.grants import COMPLETING, HELD, SUSPENDING, over
+from connector.usage.held import Over
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -79,8 +80,8 @@ class DataPlane(Protocol):
     def receives(self, transfer_id: str) -> DataAddress:
         """As consumer: where a provider pushes to us under this transfer. BadInput where we receive nothing."""
 
-    async def stop(self, transfer_id: str, reason: str) -> None:
-        """End what runs under a transfer, now."""
+    async def stop(self, transfer_id: str, how: Over) -> None:
+        """End what runs under a transfer, now: that is over."""
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
         """Send everything to the consumer's address; back when all of it has arrived."""
@@ -342,18 +343,18 @@ class Transfers(Exchange[Transfer]):
 
     def _heard(self, event: Event) -> None:
         """Stop the bytes of a transfer that does not run any more, whoever ended it."""
-        over = isinstance(event, TransferAdvanced) and event.detail.get("state") in _OVER
-        if over and event.detail.get("role") == PROVIDER:
-            self._stop(event.process, event.reason or f"the transfer is {event.detail['state'].lower()}")
+        if isinstance(event, TransferAdvanced) and event.detail.get("state") in _OVER:
+            if event.detail.get("role") == PROVIDER:
+                self._stop(event.process, over(event))
 
-    def _stop(self, pid: str, reason: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._stopped(pid, reason))
+    def _stop(self, pid: str, how: Over) -> None:
+        task = asyncio.get_running_loop().create_task(self._stopped(pid, how))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _stopped(self, pid: str, reason: str) -> None:
+    async def _stopped(self, pid: str, how: Over) -> None:
         try:
-            await self._data_plane.stop(pid, reason)
+            await self._data_plane.stop(pid, how)
         except HanseError as error:
             self._log.error("stop_failed", transfer=pid, reason=error.message)
 
@@ -432,7 +433,7 @@ class Transfers(Exchange[Transfer]):
         await self._sender.settling.now(pid)
         row, sent = await self._store.write(work)
         if row.role == PROVIDER and name in ("suspend", "complete"):
-            self._stop(pid, reason or f"the owner had the transfer {name.removesuffix('e')}ed")
+            self._stop(pid, Over(f"{name.removesuffix('e')}ed", stopper, reason))
         self._leave(sent)
         return row
 

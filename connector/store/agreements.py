@@ -23,13 +23,14 @@ _UNLIMITED = 2**63 - 1  # more than is ever counted
 
 
 class TransferState(NamedTuple):
-    """Of a transfer, what its tickets depend on."""
+    """Of a transfer, what its tickets depend on, and the reason that stands in it."""
 
     agreement_id: str
     state: str
     pending: str
     suspended_by: str
     generation: int
+    reason: str
 
 
 class Looked(NamedTuple):

@@ -49,7 +49,7 @@ from connector.usage.deciding import (
 )
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from connector.usage.held import Grant, Held, Own, Wanted
+from connector.usage.held import NOT_STARTED, Grant, Held, Over, Own, Wanted
 from policies import bound
 from policies.contract import DataContract, TableSchema
 from policies.evaluate import Facts
@@ -292,11 +292,17 @@ class Grants:
             else:
                 self._live.pop(grant.agreement_id, None)
 
-    def stop(self, *, agreement_id: str = "", transfer_id: str = "", reason: str) -> None:
-        """Stop running reads of an agreement, or of one transfer only."""
+    def stop(self, *, agreement_id: str, reason: str) -> None:
+        """Stop running reads of an agreement: its owner has revoked it."""
         for grant in self._all():
-            if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
+            if grant.agreement_id == agreement_id:
                 grant.revoke(reason)
+
+    def stop_under(self, transfer_id: str, how: Over) -> None:
+        """Stop running reads of a transfer, which runs no more."""
+        for grant in self._all():
+            if grant.transfer_id == transfer_id:
+                grant.over(how)
 
     def stop_all(self, reason: str, *, code: str) -> None:
         """Stop every read, also those that give nothing yet, for a reason of our own that passes."""
@@ -310,7 +316,7 @@ class Grants:
         if isinstance(event, AgreementRevoked):
             self.stop(agreement_id=event.agreement, reason=event.reason or "the owner revoked the agreement")
         elif isinstance(event, TransferAdvanced) and event.detail.get("state") not in ("REQUESTED", "STARTED"):
-            self.stop(transfer_id=event.process, reason=_over(event.detail.get("state", "")))
+            self.stop_under(event.process, over(event))
 
     def _watch(self) -> None:
         if self._poll is None or self._poll.done():
@@ -344,7 +350,7 @@ class Grants:
         for grant in grants:  # the event of its transfer passes by a read that is just being admitted
             state = states.get(grant.transfer_id)
             if state is None or not is_started(state):
-                grant.revoke(_over(seen(state)))
+                grant.over(_over(state))
 
     async def _keep_places(self) -> None:
         """A read whose place has gone to another, as this process was away for a minute, ends."""
@@ -493,17 +499,34 @@ def seen(transfer: Transfer | TransferState | None) -> str:
     """The state of a transfer that is not started, as its consumer is told."""
     if transfer is None:
         return "unknown"
-    stopped = transfer.state == "STARTED" or transfer.suspended_by in HELD
-    return "stopped by its owner" if stopped else transfer.state.lower()
+    return "stopped by its owner" if _is_stopped(transfer) else transfer.state.lower()
 
 
-def _over(state: str) -> str:
-    return f"the transfer is {state.lower()}"
+def _is_stopped(transfer: Transfer | TransferState) -> bool:
+    """Whether a transfer that is not started is so before its consumer has been told."""
+    return transfer.state == "STARTED" or transfer.suspended_by in HELD
+
+
+def over(event: TransferAdvanced) -> Over:
+    """How a transfer ended, as its event tells: a message of the other side's, an order of ours, or none of either."""
+    ours = "provider" if event.outcome == "ok" else ""  # of ours that nobody took, nobody ordered the end
+    by = "consumer" if event.actor == event.detail.get("counterparty") else ours
+    return Over(event.detail.get("state", ""), by, event.reason)
+
+
+def _over(transfer: TransferState | None) -> Over:
+    """The same, as the transfer itself tells: of one that is completed or terminated, not by whom."""
+    if transfer is None:
+        return Over("unknown")
+    if _is_stopped(transfer):
+        return Over("stopped", "provider" if transfer.suspended_by in HELD else transfer.suspended_by, transfer.reason)
+    by = transfer.suspended_by if transfer.state == "SUSPENDED" else ""
+    return Over(transfer.state, by, transfer.reason)
 
 
 def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:
     if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
-        raise Refused(f"the transfer of this ticket is {seen(transfer)}, expected started", code="transfer_not_started")
+        raise Refused(f"the transfer of this ticket is {seen(transfer)}, expected started", code=NOT_STARTED)
     if transfer.generation != generation:
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from connector.datasets import counts
-from connector.errors import Busy, HanseError, Refused
+from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.store.tables import Agreement, Dataset, DatasetVersion
 from policies.contract import DataContract
 from policies.evaluate import Facts
@@ -16,6 +16,7 @@ from policies.gate import Lease
 from policies.model import Policy
 
 REVOKED, EXPIRED = "revoked", "lease_expired"  # codes of an end: by its owner, and one after which a read may go on
+NOT_STARTED = "transfer_not_started"  # of the refusals of what is asked under a transfer that does not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,21 @@ class Held:
     policy: Policy
     contracts: tuple[DataContract, ...]
     passed_on: frozenset[str] = frozenset()
+
+
+class Over(NamedTuple):
+    """How a transfer came to run no more: its state, and who had it so ("provider", "consumer"), with the reason given;
+    of one that ended by itself, or where nobody knows, who is anything else."""
+
+    state: str
+    by: str = ""
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        state, who = self.state.lower(), {"provider": "the owner", "consumer": "the consumer"}.get(self.by)
+        told = f"{who} {state} the transfer" if who else f"the transfer is {state}"
+        return f"{told}: {self.reason}" if self.reason and self.reason.lower() != state else told
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +100,15 @@ class Grant:
         rule, agreement = self.contract.permission, self.agreement_id
         self.stop(Refused(reason, code=REVOKED, rule=rule, agreement=agreement))
 
+    def over(self, how: Over) -> None:
+        """End the read: its transfer does not run any more. As revoked where its owner did that, and otherwise as what
+        the next read is told."""
+        if how.by == "provider":
+            self.revoke(how.sentence)
+            return
+        kind = Withdrawn if how.by == "consumer" else Refused
+        self.stop(kind(how.sentence, code=NOT_STARTED, agreement=self.agreement_id))
+
     def stop(self, why: HanseError) -> None:
         """End the read at its next batch, and wake whoever waits for the batch. Of several reasons the weightiest
         counts."""
@@ -99,8 +124,8 @@ def ended_by(grants: Iterable[Grant]) -> HanseError | None:
 
 
 def _weight(why: HanseError) -> int:
-    """What somebody did outweighs a right that has ended by itself, and that outweighs what passes: after the end of
-    one permission of several, and even more where we are busy, another read may go on."""
+    """What the owner did outweighs any other end of a right, and that outweighs what passes: after the end of one
+    permission of several, and even more where we are busy, another read may go on."""
     if isinstance(why, Busy):
         return 0
     return {EXPIRED: 1, REVOKED: 3}.get(why.code, 2)

@@ -17,6 +17,7 @@ from connector.errors import AddressRefused, BadInput, Conflict, IllegalStep, No
 from connector.net import Reply
 from connector.store import Transaction
 from connector.usage.grants import is_started
+from connector.usage.held import Over
 from policies.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
@@ -393,19 +394,33 @@ async def test_what_a_provider_stops_stops_before_the_consumer_has_the_message(t
         await two.north.transfers.command(there.id, "suspend", by="test", reason="pause")
         now = await settled(two.north, "transfer", there.id, "SUSPENDED")
         assert now.generation > there.generation, "older tickets are void"
-        assert (there.id, "pause") in two.north.plane.stopped
+        assert (there.id, Over("suspended", PROVIDER, "pause")) in two.north.plane.stopped
 
 
-@pytest.mark.parametrize("ending", ["complete", "terminate"])
-async def test_bytes_stop_whoever_ends_a_transfer(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "state", "told"),
+    [
+        ("suspend", "SUSPENDED", "the consumer suspended the transfer: enough for today"),
+        ("complete", "COMPLETED", "the consumer completed the transfer"),
+        ("terminate", "TERMINATED", "the consumer terminated the transfer: enough for today"),
+    ],
+)
+@pytest.mark.parametrize("who", ["south", "north"])
+async def test_bytes_stop_whoever_ends_a_transfer_and_it_is_said_who_and_why(
+    tmp_path: Path, ending: str, state: str, told: str, who: str
+) -> None:
     async with pair(tmp_path) as two:
         here, there = await started(two, await agreed(two))
-        await two.south.transfers.command(here.id, ending, by="test")
-        await settled(two.north, "transfer", there.id, "COMPLETED" if ending == "complete" else "TERMINATED")
+        reason = "" if ending == "complete" else "enough for today"
+        side, pid = (two.south, here.id) if who == "south" else (two.north, there.id)
+        await side.transfers.command(pid, ending, by="test", reason=reason)
+        await settled(two.north, "transfer", there.id, state)
         async with asyncio.timeout(60):  # the data plane is told right after the commit that we have just read
             while not two.north.plane.stopped:
                 await asyncio.sleep(0.005)
-        assert [pid for pid, _ in two.north.plane.stopped] == [there.id]
+        pid, how = two.north.plane.stopped[0]
+        by = "the consumer" if who == "south" else "the owner"
+        assert (pid, how.sentence) == (there.id, told.replace("the consumer", by))
 
 
 async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_sides(tmp_path: Path) -> None:
@@ -419,7 +434,7 @@ async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_
         assert grant is not None
         assert (row.end_reason, grant.reason) == ("the study is over", "the study is over")
         assert grant.revoked_at == row.ended_at is not None
-        assert (there.id, "the study is over") in two.north.plane.stopped
+        assert (there.id, Over("TERMINATED", PROVIDER, "the study is over")) in two.north.plane.stopped
         for side, actor in ((two.north, "owner"), (two.south, two.north.participant)):
             told = [(event.actor, event.reason) for event in side.events if event.kind == "AgreementRevoked"]
             assert told == [(actor, "the study is over")]

@@ -32,6 +32,7 @@ from connector.identity.principal import Principal
 from connector.net import Guard, Reply
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
+from connector.usage.held import Over
 from policies import jsonld
 from policies.evaluate import Facts
 from tests.support import migrated, wire_check
@@ -149,7 +150,7 @@ class Plane:
     """A data plane that notes what it is told."""
 
     def __init__(self) -> None:
-        self.stopped: list[tuple[str, str]] = []
+        self.stopped: list[tuple[str, Over]] = []
         self.pushed: list[tuple[str, DataAddress]] = []
         self.push_fails: Exception | None = None
         self.receives_nothing = False
@@ -168,8 +169,8 @@ class Plane:
         endpoint = f"http://203.0.113.2/data/v1/received/{transfer_id}"
         return DataAddress("https://w3id.org/idsa/v4.1/HTTP", endpoint, (("authorization", f"push:{transfer_id}"),))
 
-    async def stop(self, transfer_id: str, reason: str) -> None:
-        self.stopped.append((transfer_id, reason))
+    async def stop(self, transfer_id: str, how: Over) -> None:
+        self.stopped.append((transfer_id, how))
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
         if self.push_fails is not None:

@@ -26,6 +26,7 @@ from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
 from connector.store.refusals import Refusals
 from connector.usage import grants
+from connector.usage.held import NOT_STARTED
 from policies.errors import QueryRefused
 from policies.gate import Lease
 from policies.model import Policy, Rule
@@ -360,6 +361,43 @@ async def test_revocation_ends_a_running_stream_with_its_reason(running: Provide
     await settled(running)
     ended = running.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.code, ended.detail["rows"]) == ("refused", "revoked", end["rows"])
+
+
+# Who did it, whether this process hears of it or the database alone says so, and what reader and log are told
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "seen"])
+@pytest.mark.parametrize(
+    ("by", "actor", "reason", "end", "log"),
+    [
+        ("consumer", provider.CONSUMER, "the consumer suspended the transfer: enough", ("refused", NOT_STARTED), "broken"),
+        ("provider", "owner", "the owner suspended the transfer: enough", ("revoked", "revoked"), "refused"),
+        ("facts", "", "the transfer is suspended: enough", ("refused", NOT_STARTED), "refused"),
+    ],
+)  # fmt: skip
+async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
+    running: Provider, by: str, actor: str, reason: str, end: tuple[str, str], log: str, heard: bool
+) -> None:
+    agreement = await running.agree()
+    name = agreement.replace("agreement", "transfer")
+
+    def suspend(tx: Any) -> None:
+        row = tx.transfers.get(name)
+        row.state, row.suspended_by, row.reason = "SUSPENDED", by, "enough"
+        about = {"state": row.state, "role": "provider", "counterparty": provider.CONSUMER}
+        if heard:
+            outcome = "ok" if actor else "refused"
+            tx.publish(TransferAdvanced(actor=actor, process=name, reason="enough", outcome=outcome, detail=about))
+
+    async with endless(running, running.ticket(agreement)) as answer:
+        await running.store.write(suspend)
+        while not any(stream.over for stream in running.reads.live.values()):
+            await asyncio.sleep(0.01)
+        told = parse(await rest(answer))[1]
+    assert (told["status"], told["code"], told["reason"]) == (*end, reason)
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code, ended.reason, ended.agreement) == (log, end[1], reason, agreement)
+    async with client(running, running.ticket(agreement)) as session:
+        assert (await session.get(ROWS)).json()["code"] == NOT_STARTED
 
 
 async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away_before(
