@@ -200,7 +200,7 @@ def _at_endpoint(front: Front, ticket: str, endpoint: fl.Ticket, cut: int | None
 
 def _failed(batches: Sequence[pa.RecordBatch], error: fl.FlightError) -> Came:
     told = json.loads(error.extra_info)
-    return Came(tuple(batches), (), told | {"status": told.get("end", REFUSED)})
+    return Came(tuple(batches), (), told if isinstance(told["status"], str) else told | {"status": REFUSED})
 
 
 async def recorded(running: Provider, came: Came) -> Came:

@@ -2,8 +2,8 @@
 
 What a refusal is in gRPC: its status and the sentence. Arrow's own clients want it once more in Arrow's words
 (`x-arrow-status` and what belongs to it); those in C++ then give on what is in `grpc-status-details-bin` as
-`extra_info`, and get the problem's JSON there. For gRPC that is a message `google.rpc.Status`, and clients in Go take
-anything else for a failure of ours: they get none.
+`extra_info`, and get the problem's JSON there, or the end record of a stream that ended early. For gRPC that is a
+message `google.rpc.Status`, and clients in Go take anything else for a failure of ours: they get none.
 """
 
 from __future__ import annotations
@@ -50,6 +50,23 @@ _STATUS = {
     504: (4, 5, "TimedOut"),
 }
 _INTERNAL = (13, 5, "Internal")
+_ENDS = {"revoked": 403, "refused": 403, "quota": 403, "lease_expired": 401}
+# Of ends: what is 503 where it comes before the first batch.
+_AGAIN = frozenset(
+    {"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown"}
+)
+
+
+class Ended(HanseError):
+    """A stream that ended early. `record`: its end record, which whoever takes details has as they are."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        reason = record.get("reason") or "the stream broke"
+        rule = {"rule": record["rule"]} if record.get("rule") else {}
+        super().__init__(f"{reason} (after {record['rows']} rows)", code=record.get("code") or record["status"], **rule)
+        again = 503 if record.get("code") in _AGAIN else 500
+        self.status = _ENDS.get(record["status"], again)  # type: ignore[misc]  # of each end its own
+        self.record = record
 
 
 class Unimplemented(HanseError):
@@ -208,7 +225,7 @@ def _told(error: HanseError, *, details: bool) -> list[tuple[str, str]]:
     problem: dict[str, Any] = error.problem()
     rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""
     text = _shortened(f"{problem['code']}: {problem['detail']}{rule}")
-    raw = json.dumps(problem, default=str).encode()
+    raw = json.dumps(error.record if isinstance(error, Ended) else problem, default=str).encode()
     status, arrow, kind = _STATUS.get(error.status, _INTERNAL)
     told = [
         ("grpc-status", str(status)),

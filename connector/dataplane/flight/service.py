@@ -15,7 +15,15 @@ from connector.dataplane.flight.desk import Asker, Desk, enveloped_of, rows_of, 
 from connector.dataplane.flight.framing import encapsulated
 from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.protobuf import Garbled
-from connector.dataplane.flight.rpc import SERVICE, DeadlineExceeded, Exchange, Unimplemented, caller_of, seconds_of
+from connector.dataplane.flight.rpc import (
+    SERVICE,
+    DeadlineExceeded,
+    Ended,
+    Exchange,
+    Unimplemented,
+    caller_of,
+    seconds_of,
+)
 from connector.dataplane.flight.tables import Tables
 from connector.dataplane.senders import in_thread
 from connector.dataplane.taking import Moved
@@ -244,29 +252,6 @@ def _understood() -> Iterator[None]:
         yield
     except (Garbled, UnicodeDecodeError) as garbled:
         raise BadInput(str(garbled), code="request_invalid") from None
-
-
-class Ended(HanseError):
-    """A stream that ended early, as the problem that it is; how far it came stands in it too."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        reason = record.get("reason") or "the stream broke"
-        super().__init__(f"{reason} (after {record['rows']} rows)", code=record.get("code") or record["status"])
-        again = 503 if record.get("code") in _AGAIN else 500
-        self.status = _STATUS.get(record["status"], again)  # type: ignore[misc]  # of each end its own
-        self._record = record
-
-    def problem(self) -> dict[str, Any]:
-        return {**self._record, "status": self.status, "code": self.code, "detail": self.message} | {
-            "end": self._record["status"]
-        }
-
-
-_STATUS = {"revoked": 403, "refused": 403, "quota": 403, "lease_expired": 401}
-# Of ends: what is 503 where it comes before the first batch.
-_AGAIN = frozenset(
-    {"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown"}
-)
 
 
 class _Reader:

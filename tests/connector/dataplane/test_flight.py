@@ -174,9 +174,12 @@ async def test_revocation_ends_a_stream_at_once_with_its_reason(running: Provide
             await asyncio.to_thread(go)
         assert clock() - begun[0] < 3  # by itself the statement goes on and on
     told = json.loads(caught.value.extra_info)
-    assert (told["end"], told["rule"]) == ("revoked", "/permission/0")
+    assert (told["status"], told["code"], told["reason"]) == ("revoked", "revoked", "consent withdrawn")
+    assert told["rule"] == "/permission/0"
     await settled(running)
-    assert running.of_kind("ReadEnded")[-1].code == "revoked"
+    ended = running.of_kind("ReadEnded")[-1]
+    assert ended.code == "revoked"
+    assert ended.detail == {name: told[name] for name in ("rows", "bytes", "batches", "digest")}, "the end record"
 
 
 async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(

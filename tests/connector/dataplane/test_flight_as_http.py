@@ -127,7 +127,7 @@ async def _over_flight(running: Provider, front: Front, ticket: str, envelope: d
         return await asyncio.to_thread(go)
     except fl.FlightError as error:
         told = json.loads(error.extra_info)
-        if "end" in told:
+        if isinstance(told["status"], str):  # an end record
             return told["code"], told["rows"], told["reason"]
         return told["code"], told["detail"], told.get("rule", "")
     except pa.ArrowException as error:

@@ -227,5 +227,5 @@ async def test_over_flight_it_is_no_end_of_a_ticket(running: Provider, front: Fr
     with pytest.raises(fl.FlightUnauthorizedError, match="not_in_force: the agreement ended") as caught:
         await asyncio.to_thread(go)
     told: dict[str, Any] = json.loads(caught.value.extra_info)
-    assert (told["end"], told["rule"]) == ("refused", "/permission/0/constraint/0")
+    assert (told["status"], told["rule"]) == ("refused", "/permission/0/constraint/0")
     assert await _recorded(running, agreement) == ("refused", "not_in_force", "/permission/0/constraint/0")
