@@ -36,12 +36,23 @@ _log = logger("dataplane")
 
 
 class Exchange:
-    """One request as its handler sees it."""
+    """One request as its handler sees it, which has one of `methods`."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self.send = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, methods: Sequence[str] = ()) -> None:
+        self.scope, self.receive, self.send, self._methods = scope, receive, send, methods
         self.started = False
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+    def check(self) -> None:
+        """BadInput where it is none that can be answered here, whatever it asks for."""
+        if self.scope["method"] not in self._methods:
+            expected = " or ".join(self._methods)
+            raise BadInput(f"expected {expected} here, came {self.scope['method']}", code="method_not_allowed")
+        if self.scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
+            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise EncodingUnknown(f"expected a body without Content-Encoding, came {encoding[:40]!r}; send it as it is")
 
     def path(self, name: str) -> str:
         return str(self.scope.get("path_params", {}).get(name, ""))
@@ -151,15 +162,15 @@ class Exchange:
 
 
 class Endpoint:
-    """A handler as an ASGI application: method and version checked, errors as problem objects."""
+    """A handler as an ASGI application: errors are problem objects. It has its request checked (`Exchange.check`) when
+    it knows who asks: what is wrong with it is in the log then."""
 
     def __init__(self, handle: Callable[[Exchange], Awaitable[None]], *methods: str) -> None:
         self._handle, self._methods = handle, methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, methods=self._methods)
         try:
-            self._check(scope, exchange.headers)
             await self._handle(exchange)
         except (HanseError, PolicyError) as error:
             if exchange.started:
@@ -170,15 +181,6 @@ class Endpoint:
                 raise
             _log.exception("unforeseen", exc_info=error)
             await _refuse(exchange, unforeseen())
-
-    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if scope["method"] not in self._methods:
-            expected = " or ".join(self._methods)
-            raise BadInput(f"expected {expected} here, came {scope['method']}", code="method_not_allowed")
-        if scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
-            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
-        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):
-            raise EncodingUnknown(f"expected a body without Content-Encoding, came {encoding[:40]!r}; send it as it is")
 
 
 def as_error(error: HanseError | PolicyError) -> HanseError:

@@ -110,6 +110,7 @@ class _Transport:
         async def heard(exchange: Exchange) -> None:
             ticket = self._addresses.read(exchange.headers.get("authorization"))
             async with self._reads.hearing(ticket):
+                exchange.check()
                 await handle(exchange, ticket)
 
         return Endpoint(heard, *methods)

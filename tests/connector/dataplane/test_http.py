@@ -699,11 +699,13 @@ async def test_a_body_that_is_said_to_be_compressed_is_refused(running: Provider
 
 async def test_http_1_0_is_refused(running: Provider) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
-    ticket = running.ticket(await running.agree())
-    writer.write(f"GET {ROWS} HTTP/1.0\r\nauthorization: Bearer {ticket}\r\n\r\n".encode())
+    agreement = await running.agree()
+    writer.write(f"GET {ROWS} HTTP/1.0\r\nauthorization: Bearer {running.ticket(agreement)}\r\n\r\n".encode())
     answer = await reader.read(65_536)
     writer.close()
     assert b"http_version" in answer
+    refused = running.of_kind("ReadRefused")[-1]
+    assert (refused.agreement, refused.code) == (agreement, "http_version")
 
 
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:

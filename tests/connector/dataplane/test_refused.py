@@ -36,6 +36,8 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GET", "", {"params": {"blocks": "all", "after": "AAAA"}}, "cursor_invalid"),
     ("POST", "/streams", {"json": {"columns": ["nope"]}}, "column_unknown"),
     ("POST", "/reads/another/renew", {}, "not_found"),
+    ("PUT", "/streams", {}, "method_not_allowed"),
+    ("POST", "/query", {"json": SQL, "headers": {"content-encoding": "gzip"}}, "encoding_unknown"),
 ]
 # What is asked after the agreement has ended.
 ENDED: list[tuple[str, str, dict[str, Any]]] = [
@@ -157,8 +159,8 @@ async def test_what_is_not_there_is_refused_to_nobody(running: Provider, front: 
 
 async def _asked(url: str, ticket: str, method: str, path: str, request_: dict[str, Any]) -> str:
     async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
-        headers = {"authorization": f"Bearer {ticket}"}
-        answer = await client.request(method, f"/data/v1{path}", headers=headers, **request_)
+        headers = {"authorization": f"Bearer {ticket}"} | request_.get("headers", {})
+        answer = await client.request(method, f"/data/v1{path}", **request_ | {"headers": headers})
     return str(answer.json()["code"])
 
 
