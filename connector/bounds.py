@@ -28,6 +28,8 @@ from uvicorn.server import ServerState
 from connector import pieces
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
+_HEAD_TOO_LARGE = f"Expected a head of at most {HEAD_MAX} bytes."
+_FRAMING = 4  # bytes of a field beside its name and value: a colon, a space, an end of line
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
 HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
@@ -214,7 +216,7 @@ class Bounded(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         if self._unfinished > HEAD_MAX:
-            self.send_400_response(f"Expected a head of at most {HEAD_MAX} bytes.")
+            self.send_400_response(_HEAD_TOO_LARGE)
         elif self._rests and self._late is None:  # what came is no beginning of a request
             self._expect(HEAD_SECONDS)
 
@@ -257,7 +259,11 @@ class Bounded(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """As uvicorn's. The application has each field once, and none of the trailers, which come to the same list."""
+        """As uvicorn's. The application has each field once, and none of the trailers, which come to the same list. A
+        head that came too fast to be waited for is measured here: the parser stops at our error."""
+        if len(self.url) + sum(len(name) + len(value) + _FRAMING for name, value in self.headers) > HEAD_MAX:
+            self._wrong = _HEAD_TOO_LARGE
+            raise ValueError(self._wrong)
         self._unfinished = self._pieces = self._body = 0
         self._expect(SILENCE_SECONDS)
         self.scope["headers"] = once_each(self.headers)

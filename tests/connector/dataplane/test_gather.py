@@ -636,6 +636,21 @@ async def test_a_request_of_very_many_fields_is_refused_before_they_are_kept(bef
     assert (many[:13], few[:13]) == (b"HTTP/1.1 400 ", b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize(
+    ("fields", "whole"),
+    [([250_000], True), ([300_000], False), ([1_200] * 200, True), ([1_500] * 200, False)],
+    ids=["a long field", "one that is too long", "many fields", "too much of them"],
+)
+async def test_a_head_that_is_too_large_is_refused_also_where_it_is_there_at_once(
+    fields: list[int], whole: bool
+) -> None:
+    lines = b"".join(b"x%d: %s\r\n" % (number, b"a" * size) for number, size in enumerate(fields))
+    async with served(counting) as port:
+        answer = await told(port, b"GET / HTTP/1.1\r\nconnection: close\r\n%s\r\n" % lines)
+    assert answer.startswith(b"HTTP/1.1 200 " if whole else b"HTTP/1.1 400 ")
+    assert whole or answer.endswith(b"Expected a head of at most 262144 bytes.")
+
+
 @pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
 async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: Any) -> None:
     one, last = b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
