@@ -71,6 +71,9 @@ from connector.management import (
     system,
     transfers,
 )
+from connector.management import (
+    reads as reads_api,
+)
 from connector.management.auth import Tokens
 from connector.management.pages.desk import HEADERS
 from connector.net import Guard, Net
@@ -513,6 +516,7 @@ def management_app(parts: Services) -> FastAPI:
         audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens),
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
+        reads_api.router(parts.store, tokens),
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),

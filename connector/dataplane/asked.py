@@ -95,6 +95,7 @@ class Asked:
     brought: tuple[Brought, ...] = ()
     split: Split | None = None
     epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget
+    transport: str = ""  # what it leaves by, for people: http, flight or push
 
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}

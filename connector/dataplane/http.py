@@ -218,7 +218,7 @@ class _Transport:
             del sending  # its error has this frame, and would keep what was asked until the collector comes by
 
     async def _send(self, exchange: Exchange, asked: Asked) -> None:
-        async with self._reads.open(asked, spans=exchange.sends_files) as stream:
+        async with self._reads.open(replace(asked, transport="http"), spans=exchange.sends_files) as stream:
             if asked.format != formats.ARROW:
                 await formats.send(exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part)
                 return

@@ -61,6 +61,7 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
         purpose=transfer.purpose,
         plain_scan=True,
         unfiltered=True,
+        transport="push",
     )
     try:
         await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)

@@ -438,7 +438,8 @@ class Reads:
                 (grant,) = grants  # nothing else stands in such a question
                 charged = private.charge(tx, asked, grant, prepared.private)
             events = records.started(asked, grants, prepared, records.applied(prepared, charged))
-            unfinished.begin(tx, *events, instance=self._instance)
+            transfers = [grant.transfer_id for grant in grants]
+            unfinished.begin(tx, *events, instance=self._instance, transfers=transfers, transport=asked.transport)
             return charged
 
         try:

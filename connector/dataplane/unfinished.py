@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from connector.dataplane.records import together
@@ -23,15 +24,59 @@ _LEASE_SECONDS = 60.0  # how long a process that says nothing is thought to be a
 _RENEW_SECONDS = 15.0
 _log = logger("dataplane")
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
-_MORE = "more"  # the same of its further agreements
+_MORE = "more"  # the same of its further agreements; beside all of it stands what people look for in a running read
 
 
-def begin(tx: Transaction, *events: ReadStarted, instance: str) -> None:
-    """Record the start of a read under each of its agreements, and that its end is owed."""
+@dataclass(frozen=True, slots=True)
+class Under:
+    """What a running read has under one of its agreements."""
+
+    dataset: str
+    version: str
+    agreement: str
+    purpose: str
+    transfer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A read under way, for people. `rows` and `bytes` are what had left by the last second."""
+
+    id: str
+    consumer: str
+    transport: str
+    since: float
+    rows: int
+    bytes: int
+    under: tuple[Under, ...]
+
+
+def running(tx: Transaction, *, agreement: str = "") -> list[Running]:
+    """Reads that have begun and not ended, the newest first; of one agreement only those under it. As many as all
+    processes may have at once."""
+    found = [_running(row) for row in tx.reads.under_way()]
+    held = [one for one in found if not agreement or any(under.agreement == agreement for under in one.under)]
+    return sorted(held, key=lambda one: (-one.since, one.id))
+
+
+def _running(row: OpenRead) -> Running:
+    told = [row.body, *row.body.get(_MORE, ())]
+    under = tuple(Under(*(str(one.get(name, "")) for name in Under.__dataclass_fields__)) for one in told)
+    consumer, transport, since = (row.body.get(name) or "" for name in ("actor", "transport", "since"))
+    return Running(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
+
+
+def begin(
+    tx: Transaction, *events: ReadStarted, instance: str, transfers: Sequence[str] = (), transport: str = ""
+) -> None:
+    """Record the start of a read under each of its agreements, and that its end is owed. `transfers`: that of each."""
     first, *more = [{name: getattr(event, name) for name in _REPEATED} for event in events]
+    for one, transfer in zip((first, *more), transfers, strict=False):
+        one["transfer"] = transfer
     for event in events:
         tx.publish(event)
-    tx.reads.add(events[0].process, instance=instance, body=first | ({_MORE: more} if more else {}))
+    about = {"since": tx.now, "transport": transport}
+    tx.reads.add(events[0].process, instance=instance, body=first | about | ({_MORE: more} if more else {}))
 
 
 def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
@@ -133,7 +178,7 @@ class Leases:
 
 
 def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
-    told = [{name: value for name, value in body.items() if name != _MORE}, *body.get(_MORE, ())]
+    told = [{name: one[name] for name in _REPEATED if name in one} for one in (body, *body.get(_MORE, ()))]
     return [
         ReadEnded(
             **one,

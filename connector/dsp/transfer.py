@@ -343,9 +343,10 @@ class Transfers(Exchange[Transfer]):
 
     def _heard(self, event: Event) -> None:
         """Stop the bytes of a transfer that does not run any more, whoever ended it."""
-        if isinstance(event, TransferAdvanced) and event.detail.get("state") in _OVER:
-            if event.detail.get("role") == PROVIDER:
-                self._stop(event.process, over(event))
+        if not isinstance(event, TransferAdvanced) or event.detail.get("role") != PROVIDER:
+            return
+        if event.detail.get("state") in _OVER:
+            self._stop(event.process, over(event))
 
     def _stop(self, pid: str, how: Over) -> None:
         task = asyncio.get_running_loop().create_task(self._stopped(pid, how))

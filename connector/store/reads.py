@@ -95,6 +95,6 @@ class OpenReads:
         runs = OpenRead.instance.startswith(f"{instance}.", autoescape=True)
         return self._unit.session.scalars(select(OpenRead).where(or_(OpenRead.instance == instance, runs))).all()
 
-    def under_way(self, *, limit: int) -> Sequence[OpenRead]:
+    def under_way(self) -> Sequence[OpenRead]:
         """Reads that were begun and have not ended, in no order of note."""
-        return self._unit.session.scalars(select(OpenRead).limit(limit)).all()
+        return self._unit.session.scalars(select(OpenRead)).all()

@@ -215,7 +215,7 @@ class Desk:
             del self._running[id]
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
-        async with self._reads.open(asked, spans=True) as stream:
+        async with self._reads.open(replace(asked, transport="flight"), spans=True) as stream:
             await self._in_time(stream, lambda moved: reader.begin(stream.schema))
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:

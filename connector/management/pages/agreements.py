@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from connector.dataplane.unfinished import Running, running
 from connector.dsp.agreements import Agreements
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
@@ -59,7 +60,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
         meant = await agreements.meaning(row)
-        transfers, running = await store.read(lambda tx: _transfers(tx, row))
+        transfers, unended, reads = await store.read(lambda tx: _running(tx, row))
         return await desk.page(
             request,
             "agreement.html",
@@ -72,7 +73,8 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             contracts=[json.loads(to_json(contract)) for contract in meant.contracts],
             usage=_usage(grant, meant.contracts) if grant is not None else [],
             transfers=[transfers_api.view(one) for one in transfers],
-            running=running,
+            unended=unended,
+            reads=reads,
             others=await agreements.others(row) if confirm or row.ended_at is not None else (),
             confirm=confirm,
             error=error,
@@ -104,10 +106,12 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     return routes
 
 
-def _transfers(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int]:
-    """The newest transfers under an agreement, and how many of all have not ended."""
+def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running]]:
+    """The newest transfers under an agreement, how many of all have not ended, and the reads of our data under it."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
-    return list(tx.transfers.page(**ours, limit=20)), sum(tx.transfers.number(**ours, state=one) for one in _OPEN)
+    number = sum(tx.transfers.number(**ours, state=one) for one in _OPEN)
+    reads = running(tx, agreement=row.id) if row.role == PROVIDER else []
+    return list(tx.transfers.page(**ours, limit=20)), number, reads
 
 
 def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from connector.audit import note
 from connector.audit.log import AuditLog, Filter
+from connector.dataplane.unfinished import Running, running
 from connector.errors import NotFound
 from connector.management import negotiations as negotiations_api
 from connector.management.audit import reading
@@ -34,7 +35,7 @@ class State:
     waiting: list[Any]
     decisions: int
     started: int
-    reads: list[Any]
+    reads: list[Running]
 
 
 def router(desk: Desk, *, store: Store, log: AuditLog, settings: Settings) -> APIRouter:
@@ -70,7 +71,7 @@ def _state(tx: Transaction) -> State:
         waiting=waiting,
         decisions=number,
         started=tx.transfers.number(state="STARTED"),
-        reads=list(tx.reads.under_way(limit=20)),
+        reads=running(tx),
     )
 
 

@@ -138,6 +138,14 @@ def stopped(role: str, by: str) -> str:
     return _STOPPED.get((role, by), by)
 
 
+_TRANSPORTS = {"http": "over HTTP", "flight": "over Arrow Flight", "push": "pushed by us"}
+
+
+def transport(name: str) -> str:
+    """What a read leaves by."""
+    return _TRANSPORTS.get(name, name)
+
+
 def asking(path: str, asked: Mapping[str, str], page: int) -> str:
     """A page of a list with the same filters; the first one needs no number."""
     wanted = {name: value for name, value in asked.items() if value} | ({"page": str(page)} if page > 1 else {})
@@ -207,6 +215,7 @@ FILTERS: Mapping[str, Any] = {
     "share": share,
     "sentence": sentence,
     "stopped": stopped,
+    "transport": transport,
     "asking": asking,
     "at": lambda identifier, prefix: path_of(prefix, identifier),
 }

@@ -324,7 +324,7 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     assert await used(running, agreement) == (1, 3)
     told_ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert len(told_ends) <= 1  # the one whose answer was lost goes out by the log
-    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
     assert asked.query_id not in left
 
 
@@ -379,7 +379,7 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
             pass
     await settled(running)
     assert await used(running, agreement) == (int(kept), int(kept))  # a question that has begun is one row at least
-    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
     assert asked.query_id not in left
     ends = [event.outcome for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert ends == (["failed"] if kept else [])
@@ -456,7 +456,7 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
     async with other.open(asked) as stream:
         back.set()
         await tried.wait()
-        left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+        left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
         assert asked.query_id in left
         assert [frame async for frame in stream.frames()]
     ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]

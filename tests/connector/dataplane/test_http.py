@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
+from connector.dataplane import unfinished
 from connector.dataplane.exchange import BODY_MAX, Exchange
 from connector.dataplane.governed import why_ended
 from connector.errors import BadInput, Busy, EngineFailed
@@ -366,17 +367,17 @@ async def test_revocation_ends_a_running_stream_with_its_reason(running: Provide
 # Who did it, whether this process hears of it or the database alone says so, and what reader and log are told
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "seen"])
 @pytest.mark.parametrize(
-    ("by", "actor", "reason", "end", "log"),
+    ("by", "actor", "told", "end", "log"),
     [
-        ("consumer", provider.CONSUMER, "the consumer suspended the transfer: enough", ("refused", NOT_STARTED), "broken"),
-        ("provider", "owner", "the owner suspended the transfer: enough", ("revoked", "revoked"), "refused"),
-        ("facts", "", "the transfer is suspended: enough", ("refused", NOT_STARTED), "refused"),
+        ("consumer", provider.CONSUMER, "the consumer suspended the transfer", ("refused", NOT_STARTED), "broken"),
+        ("provider", "owner", "the owner suspended the transfer", ("revoked", "revoked"), "refused"),
+        ("facts", "", "the transfer is suspended", ("refused", NOT_STARTED), "refused"),
     ],
-)  # fmt: skip
+)
 async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
-    running: Provider, by: str, actor: str, reason: str, end: tuple[str, str], log: str, heard: bool
+    running: Provider, by: str, actor: str, told: str, end: tuple[str, str], log: str, heard: bool
 ) -> None:
-    agreement = await running.agree()
+    agreement, reason = await running.agree(), f"{told}: enough"
     name = agreement.replace("agreement", "transfer")
 
     def suspend(tx: Any) -> None:
@@ -388,11 +389,13 @@ async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
             tx.publish(TransferAdvanced(actor=actor, process=name, reason="enough", outcome=outcome, detail=about))
 
     async with endless(running, running.ticket(agreement)) as answer:
+        (known,) = await running.store.read(lambda tx: unfinished.running(tx, agreement=agreement))
+        assert (known.transport, known.under[0].transfer) == ("http", name)
         await running.store.write(suspend)
         while not any(stream.over for stream in running.reads.live.values()):
             await asyncio.sleep(0.01)
-        told = parse(await rest(answer))[1]
-    assert (told["status"], told["code"], told["reason"]) == (*end, reason)
+        record = parse(await rest(answer))[1]
+    assert (record["status"], record["code"], record["reason"]) == (*end, reason)
     await settled(running)
     ended = running.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.code, ended.reason, ended.agreement) == (log, end[1], reason, agreement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.connector.dataplane.test_counting import used
 from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate
 from tests.support.gate import atom
-from tests.support.provider import Provider, settled
+from tests.support.provider import CONSUMER, Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -156,8 +157,15 @@ async def test_what_a_crash_leaves_of_a_read_is_closed_under_each_of_its_agreeme
     both = [await running.agree(), await running.agree(name="others", path=others)]
     before = len(running.events)
     tickets = tuple(running.addresses.read(f"Bearer {running.ticket(one)}") for one in both)
-    async with running.reads.open(Asked(tickets=tickets, sql=BOTH, action=QUERY, query_id="cut")):
+    asked = Asked(tickets=tickets, sql=BOTH, action=QUERY, query_id="cut", transport="http")
+    async with running.reads.open(asked):
         await asyncio.gather(*running.reads._tasks - {running.reads._noting})
+        (known,) = await running.store.read(unfinished.running)
+        assert (known.id, known.consumer, known.transport) == ("cut", CONSUMER, "http")
+        assert time.time() - 60 < known.since <= time.time()
+        assert [(one.agreement, one.transfer) for one in known.under] == [
+            (one, one.replace("agreement", "transfer")) for one in both
+        ]
         await unfinished.close_left_over(running.store, instance=running.reads._instance)
     found = [one for one in await told(running, before) if one.kind == "ReadEnded"]
     assert [(one.agreement, one.dataset, one.code) for one in found] == [

@@ -35,7 +35,7 @@ async def lease(store: Store, run: str, seconds: float) -> None:
 
 
 async def left(store: Store) -> set[str]:
-    rows = await store.read(lambda tx: [(row.instance, row.rows) for row in tx.reads.under_way(limit=100)])
+    rows = await store.read(lambda tx: [(row.instance, row.rows) for row in tx.reads.under_way()])
     return {run for run, _ in rows}
 
 

@@ -138,7 +138,7 @@ async def test_rows_are_added_as_sqlalchemy_adds_them(store: Store, names: Seque
     await store.write(lambda tx: unit(tx).add(opening, rows))
 
     def found(tx: Transaction) -> list[tuple[Any, ...]]:
-        return [(row.id, row.instance, row.body, row.rows, row.bytes) for row in tx.reads.under_way(limit=1_000)]
+        return [(row.id, row.instance, row.body, row.rows, row.bytes) for row in tx.reads.under_way()]
 
     assert sorted(await store.read(found)) == sorted((name, "i", BODY, 2**40, 0) for name in names)
 
@@ -211,7 +211,7 @@ def as_object(name: str) -> Callable[[Transaction], str]:
 
 
 async def names(store: Store) -> set[str]:
-    return {row.id for row in await store.read(lambda tx: tx.reads.under_way(limit=100))}
+    return {row.id for row in await store.read(lambda tx: tx.reads.under_way())}
 
 
 @pytest.mark.parametrize("again", [opened, as_object])

@@ -33,6 +33,10 @@ decide: manual
 ALICE = "did:web:alice.example"
 NEGOTIATION, AGREEMENT, TRANSFER = "urn:uuid:n-1", "urn:uuid:a-1", "urn:uuid:t-1"
 OFFER = "urn:hanse:offer:small-groups"
+READ = {
+    "actor": ALICE, "dataset": "urn:hanse:north:patients", "agreement": AGREEMENT, "transfer": TRANSFER,
+    "purpose": "https://w3id.org/dpv#ScientificResearch", "transport": "flight",
+}  # fmt: skip
 _SCHEMA = [("patient", "BIGINT"), ("age", "BIGINT"), ("region", "VARCHAR"), ("note", "VARCHAR")]
 _VOID = {"meta", "link", "input", "br", "hr", "img", "rect", "circle", "path", "option"}
 
@@ -115,7 +119,7 @@ async def fill(parts: Services) -> None:
                 format="HttpData-PULL", data_address={"authorization": SECRET}, **about,
             )
         )  # fmt: skip
-        tx.reads.add("r-1", instance="i", body={"actor": ALICE, "dataset": "urn:hanse:north:patients"})
+        tx.reads.add("r-1", instance="i", body=READ | {"since": now})
         refused = {"actor": ALICE, "outcome": "refused", "code": "refused", "dataset": "urn:hanse:north:patients"}
         tx.publish(RequestRefused(**refused, reason="<b>rows</b> are not given"))
 

@@ -28,6 +28,7 @@ from tests.connector.management.pages.support import (
     FORM,
     NEGOTIATION,
     OFFER,
+    READ,
     SECRET,
     TRANSFER,
     Console,
@@ -111,6 +112,77 @@ async def test_every_page_is_well_formed_and_says_nothing_secret(
 async def test_a_refusal_says_what_it_is_about(full: Console) -> None:
     page = (await full.get("/")).text
     assert "alice.example</span> · north/patients · " in page
+
+
+@pytest.mark.parametrize("path", ["/", f"/agreements/{AGREEMENT}?role=provider"])
+async def test_a_running_read_is_shown_with_all_that_its_owner_needs_to_act_and_to_stop_it(
+    full: Console, path: str
+) -> None:
+    def more(tx: Transaction) -> None:
+        for number in range(24):
+            tx.reads.add(f"more-{number}", instance="i", body=READ | {"since": 1.0})
+
+    page = (await full.get(path, "read")).text
+    section = page[page.index('id="running"') : page.index("</section>", page.index('id="running"'))]
+    for told in ("alice.example", "for dpv:ScientificResearch", "over Arrow Flight", "just now", "0 rows"):
+        assert told in section
+    assert (f'href="/agreements/{AGREEMENT}?role=provider"' in section) is (path == "/")
+    assert ('class="dense stacks"' in section, "Suspend" in section) == (True, False), "no button without the scope"
+    await full.parts.store.write(more)
+    page = (await full.get(path)).text
+    assert (page.count("Suspend</button>"), "20 of 25, the newest first" in page) == (20, True)
+    form = {"command": "suspend", "back": path}
+    asked = await full.post(f"/transfers/{TRANSFER}", form | {"ask": "Suspend it?"}, "read", "owner")
+    assert "Suspend it?" in asked.text
+    done = await full.post(f"/transfers/{TRANSFER}", form, "read", "owner")
+    assert (done.status_code, done.headers["location"]) == (303, path)
+    row = await full.parts.store.read(lambda tx: tx.transfers.peek(TRANSFER))
+    assert row is not None
+    assert row.suspended_by == "provider"
+
+
+async def test_who_revokes_is_told_how_many_reads_stop_with_it(full: Console) -> None:
+    path = f"/agreements/{AGREEMENT}?role=provider"
+    assert "1 read runs now, and stops with it." in (await full.get(path)).text
+    sure = await full.post(f"/agreements/{AGREEMENT}/revoke?role=provider", {"reason": "over"})
+    assert "1 running read stops at once" in sure.text
+
+
+async def test_running_reads_are_listed_on_the_api_in_parts_and_by_agreement(full: Console) -> None:
+    other = READ | {"agreement": "urn:uuid:a-2", "transfer": "urn:uuid:t-2", "purpose": ""}
+    body = other | {"since": 1.0, "transport": "http", "more": [READ]}
+    await full.parts.store.write(lambda tx: tx.reads.add("r-2", instance="i", body=body))
+
+    async def listed(query: str = "") -> list[dict[str, Any]]:
+        answer = await full.http.get(f"/api/v1/reads{query}", headers={"authorization": f"Bearer {token}"})
+        assert answer.status_code == 200
+        return list(answer.json())
+
+    token = await full.token("read")
+    both = await listed()
+    assert [one["id"] for one in both] == ["r-1", "r-2"], "the newest first"
+    first, second = [
+        {"dataset": "urn:hanse:north:patients", "version": ""}
+        | {name: str(told[name]) for name in ("agreement", "purpose", "transfer")}
+        for told in (other, READ)
+    ]
+    assert both[1] == {
+        "id": "r-2", "consumer": ALICE, "transport": "http", "since": 1.0, "rows": 0, "bytes": 0,
+        "under": [first, second],
+    }  # fmt: skip
+    assert [both[:1], both[1:], both, both[1:], []] == [
+        await listed(query)
+        for query in (
+            "?limit=1",
+            "?limit=1&offset=1",
+            f"?agreement={AGREEMENT}",
+            "?agreement=urn:uuid:a-2",
+            "?agreement=x",
+        )
+    ]
+    token = await full.token("metrics")
+    answer = await full.http.get("/api/v1/reads", headers={"authorization": f"Bearer {token}"})
+    assert answer.status_code == 403
 
 
 async def test_a_dataset_says_which_lines_were_left_out_and_what_else_there_is_to_know(full: Console) -> None:
