@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from connector.demo import space as processes
 from connector.demo import story as told
 from connector.demo.data import OWNERS
 from connector.demo.show import Show
 from connector.demo.space import Space
 from connector.demo.story import Story
 from tests.support.ports import free_range
+from tests.support.warm import Forked
 from tests.support.wire import Relay
 
 SECRET = "Zq7SECRETzq"
@@ -84,7 +88,16 @@ def secrets_table() -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def forking() -> Iterator[None]:
+    """The demo's processes start from one that has imported all they need: what they do then is their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        known = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+        patch.setattr(processes, "subprocess", SimpleNamespace(Popen=Forked, **known))
+        yield
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("space")
     space = Space(directory, free_range(10))
     relays = {name: Relay(space.members[name].public_port) for name in OWNERS}

@@ -34,8 +34,8 @@ def limited(operand: str, most: str) -> Json:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process, Path]]:
     folder, first = tmp_path_factory.mktemp("flight"), free_range(5)
     speaks = {"FLIGHT_PORT": str(first + 4)}
-    north = Process("north", folder / "north", first, first + 1, settings=speaks)
-    south = Process("south", folder / "south", first + 2, first + 3)
+    north = Process("north", folder / "north", first, first + 1, settings=speaks, forked=True)
+    south = Process("south", folder / "south", first + 2, first + 3, forked=True)
     try:
         north.start()
         south.start()

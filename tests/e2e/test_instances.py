@@ -50,13 +50,13 @@ def two(tmp_path_factory: pytest.TempPathFactory, postgres_cluster: Any) -> Iter
         (tmp_path / "converted").mkdir()
         (tmp_path / "converted" / "theirs.parquet").write_text("of somebody else")
         shared = {"CONVERTED_DIR": str(tmp_path / "converted")}
-        first = Process("north", tmp_path / "first", ports, ports + 1, url, shared)
+        first = Process("north", tmp_path / "first", ports, ports + 1, url, shared, forked=True)
         first.start()
         shutil.copytree(
             first.directory / "keys", tmp_path / "second" / "keys", ignore=shutil.ignore_patterns("instance*")
         )
         same = {"PUBLIC_URL": f"http://127.0.0.1:{first.public_port}", **shared}
-        second = Process("north", tmp_path / "second", ports + 2, ports + 3, url, same)
+        second = Process("north", tmp_path / "second", ports + 2, ports + 3, url, same, forked=True)
         try:
             second.start()
             yield Two(first, second, first.publish("air")[0])
@@ -114,7 +114,7 @@ def receiving() -> Iterator[Hook]:
 
 def test_a_data_directory_is_one_process_s_alone(two: Two) -> None:
     ports = free_range(2)
-    third = Process("north", two.first.directory, ports, ports + 1, two.first.database_url)
+    third = Process("north", two.first.directory, ports, ports + 1, two.first.database_url, forked=True)
     third.start(wait=False)
     assert third.running is not None
     try:
@@ -152,7 +152,7 @@ def test_what_one_of_them_has_converted_is_there_for_both(two: Two) -> None:
 
 def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) -> None:
     ports = free_range(2)
-    stranger = Process("north", tmp_path, ports, ports + 1, two.first.database_url)
+    stranger = Process("north", tmp_path, ports, ports + 1, two.first.database_url, forked=True)
     with pytest.raises(RuntimeError, match="signed with another key than the one in keys/"):
         stranger.start()
 

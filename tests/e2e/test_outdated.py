@@ -78,7 +78,7 @@ class Outdated:
 
 @pytest.fixture(scope="module")
 def outdated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outdated]:
-    with two(tmp_path_factory.mktemp("outdated"), UPKEEP_SECONDS="0.5") as (north, south):
+    with two(tmp_path_factory.mktemp("outdated"), forked=True, UPKEEP_SECONDS="0.5") as (north, south):
         made = Outdated(north, south, {}, {}, {}, {})
         api = south.api()
         for name in (SOUND, *SPOILT):

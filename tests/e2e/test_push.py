@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
-    with two(tmp_path_factory.mktemp("push")) as made:
+    with two(tmp_path_factory.mktemp("push"), forked=True) as made:
         path = made[0].directory / "rows.parquet"
         table = pa.table({"id": range(ROWS), "word": [f"word {n % 97}" for n in range(ROWS)]})
         pq.write_table(table, path, row_group_size=70_000)
@@ -138,7 +138,7 @@ def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(
 
 
 def test_where_nothing_is_received_a_push_is_not_ordered(tmp_path: Path) -> None:
-    with two(tmp_path, RECEIVED_MB="0") as (north, south):
+    with two(tmp_path, forked=True, RECEIVED_MB="0") as (north, south):
         agreement = south.agree(north, *north.publish("rows"))[0]
         begun = hanse(south, "transfer", "start", agreement, "--format", FORM)
         assert (begun.returncode, "HANSE_RECEIVED_MB" in begun.stderr) == (1, True)

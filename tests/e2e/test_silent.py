@@ -55,7 +55,9 @@ def owner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("silent")
     first = free_range(2)
     certificate = self_signed(folder / "certificate.pem") if request.param else None
-    north = Process("north", folder / "north", first, first + 1, certificate=certificate, program=("-c", _SMALL))
+    north = Process(
+        "north", folder / "north", first, first + 1, certificate=certificate, program=("-c", _SMALL), forked=True
+    )
     north.start()
     try:
         yield north
@@ -106,7 +108,7 @@ def test_silent_clients_keep_nobody_out(owner: Process, how: str) -> None:
 def test_a_connector_stops_though_handshakes_have_not_ended(tmp_path: Path) -> None:
     first = free_range(2)
     certificate = self_signed(tmp_path / "certificate.pem")
-    north = Process("north", tmp_path / "north", first, first + 1, certificate=certificate)
+    north = Process("north", tmp_path / "north", first, first + 1, certificate=certificate, forked=True)
     north.start()
     try:
         with _silent(first, b""):

@@ -20,7 +20,7 @@ SOON = "from connector import __main__, serve; serve._STOP_SECONDS = 3.0; __main
 def test_a_connector_ends_although_its_database_hangs(tmp_path: Path, postgres_cluster: Any) -> None:
     with postgres_cluster.database() as url:
         ports = free_range(2)
-        one = Process("north", tmp_path, ports, ports + 1, url, program=("-c", SOON))
+        one = Process("north", tmp_path, ports, ports + 1, url, program=("-c", SOON), forked=True)
         one.start()
         running = one.running
         assert running is not None

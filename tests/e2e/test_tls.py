@@ -17,7 +17,7 @@ from tests.support.processes import Process
 def test_the_public_listener_speaks_tls_and_nothing_else(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path / "certificate.pem")
     first = free_range(2)
-    north = Process("north", tmp_path / "north", first, first + 1, certificate=certificate)
+    north = Process("north", tmp_path / "north", first, first + 1, certificate=certificate, forked=True)
     north.start()
     try:
         context = ssl.create_default_context(cafile=str(certificate))

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tests.support.ports import free_range
+from tests.support.warm import Forked
 
 PATIENCE = 120.0
 _KEPT = 10.0  # seconds after which a connection is not used again: a connector closes it after thirty
@@ -92,7 +93,8 @@ class Process:
     settings: dict[str, str] = field(default_factory=dict)
     certificate: Path | None = None  # with its key: the public listener speaks TLS, and everybody here believes it
     front_port: int = 0  # where others reach the public listener, if it stands behind a relay
-    running: subprocess.Popen[bytes] | None = None
+    running: subprocess.Popen[bytes] | Forked | None = None
+    forked: bool = False  # from a process that has imported everything, rather than started as an operator does
     program: tuple[str, ...] = ("-m", "connector", "serve")  # what Python is to run
     environment: Callable[[Process], dict[str, str]] = lambda _: {}  # more of it, for another program
 
@@ -116,7 +118,8 @@ class Process:
         """Start it and, unless told otherwise, wait until it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         log = (self.directory / "log").open("ab")
-        self.running = subprocess.Popen(
+        begin = Forked if self.forked else subprocess.Popen
+        self.running = begin(
             [sys.executable, *self.program], env=self._environment(), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
@@ -211,6 +214,7 @@ def two(
     urls: tuple[str, str] = ("", ""),
     program: tuple[str, ...] = Process.program,
     environment: Callable[[Process], dict[str, str]] = Process.environment,
+    forked: bool = False,
     **settings: str,
 ) -> Iterator[tuple[Process, Process]]:
     """A provider `north` and a consumer `south`, running; killed at the end."""
@@ -218,7 +222,7 @@ def two(
     north = Process("north", directory / "north", first, first + 1, urls[0], dict(settings))
     south = Process("south", directory / "south", first + 2, first + 3, urls[1], dict(settings))
     for one in (north, south):
-        one.program, one.environment = program, environment
+        one.program, one.environment, one.forked = program, environment, forked
     try:
         north.start()
         south.start()

@@ -139,7 +139,7 @@ async def _away(_: object) -> None:
 @pytest.mark.e2e
 def test_nobody_fills_the_log_of_a_connector(tmp_path: Path) -> None:
     first, sent = free_range(2), 1_000
-    north = Process("north", tmp_path / "north", first, first + 1)
+    north = Process("north", tmp_path / "north", first, first + 1, forked=True)
     north.start()
 
     def flood() -> None:
