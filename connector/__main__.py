@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -32,8 +33,10 @@ def _settings() -> Settings:
 def serve() -> None:
     """Serve both listeners until told to stop (settings: environment, HANSE_...; list them with `settings`)."""
     settings = _settings()
+    gc.disable()  # nothing of what is loaded now is garbage: looking for some takes a tenth of the time
     from connector.serve import serve as run
 
+    gc.enable()
     try:
         run_loop(run(settings))
     except HanseError as error:
