@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -12,12 +13,22 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from connector.store import Store
 from tests.support import migrated, postgres
 
 _HAS_POSTGRES = postgres.binaries() is not None
 DATABASES = ["sqlite", "postgresql"] if _HAS_POSTGRES else ["sqlite"]
+
+
+@event.listens_for(Pool, "checkout")
+def _without_waiting_for_the_disk(connection: Any, record: Any, _: Any) -> None:
+    """SQLite in the tests' own processes, as PostgreSQL here: no test cuts the power, and a busy disk takes seconds."""
+    if isinstance(connection, sqlite3.Connection) and "synchronous" not in record.info:
+        connection.execute("PRAGMA synchronous=OFF")
+        record.info["synchronous"] = "OFF"
 
 
 @pytest.fixture(scope="session")

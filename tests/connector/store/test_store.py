@@ -7,13 +7,15 @@ import threading
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
+from connector.database import open_engine
 from connector.dsp.circles import Full
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
@@ -43,6 +45,16 @@ def message(process: str, due_at: float = 0.0) -> Outbox:
 async def test_what_was_written_can_be_read(store: Store) -> None:
     await store.write(lambda tx: tx.tokens.add(token("a")))
     assert (await store.read(lambda tx: tx.tokens.by_name("a"))) is not None
+
+
+def test_a_commit_on_sqlite_is_on_the_disk(tmp_path: Path) -> None:
+    """As each connection is opened; the tests' own then go without (tests/conftest.py)."""
+    engine = open_engine(f"sqlite:///{tmp_path / 'store.db'}", pool_size=1)
+    found: list[Any] = []
+    event.listen(engine, "connect", lambda one, _: found.append(one.execute("PRAGMA synchronous").fetchone()))
+    engine.connect().close()
+    engine.dispose()
+    assert found == [(2,)]  # FULL
 
 
 async def test_an_exception_undoes_the_whole_unit_and_its_events(store: Store) -> None:
