@@ -63,10 +63,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSt
         yield started
 
 
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch: pytest.MonkeyPatch, prepared: PreparedStreams) -> None:
-    """Datasets of these few megabytes have several endpoints, too; nothing is prepared yet."""
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def _small_parts(running: Provider, monkeypatch: pytest.MonkeyPatch, prepared: PreparedStreams) -> None:
+    """Datasets of these few megabytes have several endpoints, too; nothing is prepared yet, or being prepared."""
     monkeypatch.setattr(desk, "_PART_BYTES", 1)
+    await settled(running)
     prepared.drop(lambda _: True)
 
 

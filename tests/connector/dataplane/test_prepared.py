@@ -50,8 +50,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSt
         yield started
 
 
-@pytest.fixture(autouse=True)
-def _empty(prepared: PreparedStreams) -> None:
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def _empty(running: Provider, prepared: PreparedStreams) -> None:
+    await settled(running)  # what is read may still be kept
     prepared.drop(lambda _: True)
 
 

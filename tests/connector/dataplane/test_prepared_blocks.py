@@ -27,7 +27,7 @@ from connector.query.running import Frame
 from connector.query.spans import Span
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider, bytes_of
+from tests.support.provider import Provider, bytes_of, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,9 +49,12 @@ async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSt
         yield started
 
 
-@pytest.fixture(autouse=True)
-def asked_of_workers(running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The blocks that each job was for; nothing is kept at first."""
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def asked_of_workers(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
+) -> list[list[int]]:
+    """The blocks that each job was for; nothing is kept at first, or being kept."""
+    await settled(running)
     prepared.drop(lambda _: True)
     seen: list[list[int]] = []
     run = running.pool.run
