@@ -20,6 +20,7 @@ from hanse._sockets import Plain, Tls
 
 from tests.client.support import listening
 from tests.support.certificates import self_signed, server_side
+from tests.support.stalls import in_real_time
 
 MUCH = 4 * 2**20
 PIECE = 16 * 1024
@@ -80,6 +81,7 @@ def test_a_reader_sleeps_until_there_is_much(connect: Connect) -> None:
     assert calls <= MUCH // 2**20 + 1
 
 
+@in_real_time
 def test_a_slow_peer_is_read_to_the_end(connect: Connect) -> None:
     def slowly(peer: Any) -> None:
         for at in range(0, 10 * PIECE, PIECE):
@@ -121,6 +123,7 @@ def test_next_to_nothing_is_silence(connect: Connect) -> None:
         over.set()
 
 
+@in_real_time
 def test_what_is_new_may_be_as_long_in_coming_as_silence(connect: Connect) -> None:
     def rarely(peer: Any) -> None:
         for _ in range(5):

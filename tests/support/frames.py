@@ -41,7 +41,7 @@ HUGE = 2**31 - 1
 INITIAL_WINDOW, MAX_FRAME, TABLE_SIZE = (
     SettingsFrame.INITIAL_WINDOW_SIZE, SettingsFrame.MAX_FRAME_SIZE, SettingsFrame.HEADER_TABLE_SIZE,
 )  # fmt: skip
-_PATIENCE = 60.0  # seconds, for what a busy machine does late
+_PATIENCE = 120.0  # seconds, for what a busy machine does late
 
 
 @dataclass

@@ -14,7 +14,7 @@ from h2.connection import H2Connection
 
 from connector.dataplane.flight.rpc import SERVICE
 
-_PATIENCE = 30.0
+_PATIENCE = 120.0
 EMPTY = b"\0\0\0\0\0"  # a message of gRPC without fields
 
 

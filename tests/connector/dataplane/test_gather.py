@@ -27,6 +27,7 @@ from connector.dataplane import gather, sending
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from connector.listening import Server
 from tests.support.certificates import self_signed
+from tests.support.stalls import in_real_time
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
 
@@ -689,8 +690,11 @@ def crumbs() -> Iterator[bytes]:
 
 @pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-async def test_who_sends_crumbs_hears_of_it(http: Any, secure: bool, certificate: Path) -> None:
+async def test_who_sends_crumbs_hears_of_it(
+    http: Any, secure: bool, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also whoever reads when all of it has gone. The application hears that nobody listens any more."""
+    monkeypatch.setattr(bounds, "REST_SECONDS", 60.0)  # for all of it to go, however busy the machine is
     found: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -763,6 +767,7 @@ async def late(scope: Any, receive: Any, send: Any) -> None:
     await counting(scope, receive, send)
 
 
+@in_real_time
 async def test_a_body_takes_its_time_where_it_comes_or_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.3)
@@ -773,6 +778,7 @@ async def test_a_body_takes_its_time_where_it_comes_or_is_not_read(monkeypatch: 
         assert (await told(port, head + b"5000000\r\n\r\n", b"a" * 5_000_000)).endswith(b"%8d" % 5_000_000)
 
 
+@in_real_time
 async def test_an_answer_takes_its_time_though_the_next_request_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.2)
     async with served(counting) as port:
@@ -824,6 +830,7 @@ async def slowly(port: int, certificate: Path | None, *, rests: Coroutine[Any, A
     return came
 
 
+@in_real_time
 async def test_who_takes_nothing_of_an_answer_makes_room_and_who_reads_slowly_has_all_of_it(
     monkeypatch: pytest.MonkeyPatch, certificate: Path
 ) -> None:
