@@ -14,7 +14,7 @@ from tests.load.resume.sequence import Share
 
 def test_every_row_comes_once_and_in_order_whatever_befalls() -> None:
     told = io.StringIO()
-    found = resume_trials.run(range(8), seed=354, console=Console(file=told))
+    found = resume_trials.run(range(8), seed=354, console=Console(file=told), forked=True)
     assert sum(one.failed for one in found.values()) == 0, told.getvalue()
     assert sum(one.trials for one in found.values()) == 8
     assert {"client", "workers", "connection", "connector", "everything"} <= set(found)

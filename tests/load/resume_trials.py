@@ -54,15 +54,22 @@ class Sum:
 
 
 def run(
-    numbers: Iterable[int], *, seed: int, kind: str = "", minutes: float = math.inf, console: Console | None = None
+    numbers: Iterable[int],
+    *,
+    seed: int,
+    kind: str = "",
+    minutes: float = math.inf,
+    console: Console | None = None,
+    forked: bool = False,
 ) -> dict[str, Sum]:
-    """Carry out these trials, as many as begin within so many minutes; what became of them, by kind."""
+    """Carry out these trials, as many as begin within so many minutes, with connectors that are forked or started; what
+    became of them, by kind."""
     ends = time.monotonic() + 60 * minutes
     console = console or Console(stderr=True)
     found: dict[str, Sum] = defaultdict(Sum)
     with (
         tempfile.TemporaryDirectory(prefix="hanse-resume-") as folder,
-        Space(Path(folder)) as space,
+        Space(Path(folder), forked=forked) as space,
         Progress(console=console) as bar,
     ):
         space.start()

@@ -30,13 +30,15 @@ class Wrong(Exception):
 class Space:
     """An owner behind a relay, and the readers' own connector."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, forked: bool = False) -> None:
         first = free_range(4)
         self.link = Link(first)
         # Tickets are always near their end, so they are renewed everywhere, and long reads outlive theirs.
         settings = {"TICKET_SECONDS": "20"}
-        self.north = Process("north", folder / "north", first, first + 1, settings=settings, front_port=self.link.port)
-        self.south = Process("south", folder / "south", first + 2, first + 3)
+        self.north = Process(
+            "north", folder / "north", first, first + 1, settings=settings, front_port=self.link.port, forked=forked
+        )
+        self.south = Process("south", folder / "south", first + 2, first + 3, forked=forked)
         self.data: dict[str, Data] = {}
         self.sources: dict[str, Source] = {}
 
