@@ -10,6 +10,8 @@ from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
+import pytest
+
 _EVERY = 0.01
 _STALL = 0.1  # seconds that nobody gets to run: as long as what such tests wait for
 _TRIES = 10
@@ -26,7 +28,7 @@ def in_real_time(test: Test) -> Test:
             with stalled() as told:
                 try:
                     return test(*given, **named)
-                except Exception:
+                except (Exception, pytest.fail.Exception):
                     if not told():
                         raise
         return test(*given, **named)
@@ -37,7 +39,7 @@ def in_real_time(test: Test) -> Test:
             with stalled() as told:
                 try:
                     return await test(*given, **named)
-                except Exception:
+                except (Exception, pytest.fail.Exception):
                     if not told():
                         raise
         return await test(*given, **named)

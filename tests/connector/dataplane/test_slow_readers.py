@@ -26,6 +26,7 @@ from connector.listening import Server
 from tests.support import flying, provider
 from tests.support.certificates import self_signed
 from tests.support.provider import Provider
+from tests.support.stalls import in_real_time
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -130,9 +131,11 @@ async def over_tls(running: Provider, folder: Path) -> AsyncIterator[int]:
         task = asyncio.ensure_future(server.serve(sockets=[door]))
         while not server.started:
             await asyncio.sleep(0.01)
-        yield door.getsockname()[1]
-        server.should_exit = server.force_exit = True
-        await task
+        try:
+            yield door.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            await task
 
 
 def _by_http(port: int, ticket: str, *, tls: bool) -> None:
@@ -159,6 +162,7 @@ def _by_flight(port: int, ticket: str) -> None:
 
 @pytest.mark.parametrize("way", ["plain", "tls", "flight"])
 @pytest.mark.parametrize("helping", [FAST, 1], ids=["slow", "next to nothing"])
+@in_real_time
 async def test_who_goes_on_has_all_and_a_byte_now_and_then_is_as_nothing(
     running: Provider, front: Front, path: Path, tmp_path: Path, way: str, helping: int
 ) -> None:
