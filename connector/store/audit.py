@@ -38,6 +38,16 @@ class Pending(NamedTuple):
 
 
 _EVENT, _PENDING, _TILE = bare(AuditEvent), bare(AuditPending), bare(AuditTile)
+_KEPT = Prepared(
+    select(
+        or_(
+            *(
+                exists().where(table.c.ts == bindparam("ts"), table.c.origin == bindparam("origin"))
+                for table in (_PENDING, _EVENT)
+            )
+        )
+    )
+)
 _LOCKED = Prepared(select(func.pg_try_advisory_xact_lock(_LOCK)))
 _TELL = Prepared(select(func.pg_notify(CHANNEL, bindparam("origin", type_=String))))
 _OLDEST = Prepared(
@@ -60,6 +70,17 @@ def _put(build: Any) -> Prepared:
 
 
 _PUT = {"sqlite": _put(sqlite.insert), "postgresql": _put(postgresql.insert)}
+
+
+def mark(process: str, number: int) -> str:
+    """An origin that the records of one transaction have, and nothing else: the `number` is given out once in a
+    process, and who the process is nobody else has drawn."""
+    return f"{process}.{number}"
+
+
+def process_of(origin: str) -> str:
+    """The process in an origin, which may be a transaction's own."""
+    return origin.partition(".")[0]
 
 
 class AuditRows:
@@ -90,12 +111,17 @@ class AuditRows:
         """
         self._unit.add(_APPEND, rows)
         if self._unit.database == "postgresql":
-            origins = {str(row["origin"]) for row in rows}
+            origins = {process_of(str(row["origin"])) for row in rows}
             self._unit.rows(_TELL, origin=origins.pop() if len(origins) == 1 else "")
 
-    def of_others(self, origin: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
+    def has(self, origin: str, *, ts: float) -> bool:
+        """Whether a record of this very origin and time is here, numbered or not."""
+        return bool(self._unit.rows(_KEPT, origin=origin, ts=ts)[0][0])
+
+    def of_others(self, process: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` that another process committed, in order."""
-        others = select(AuditEvent).where(AuditEvent.idx >= start, AuditEvent.idx < stop, AuditEvent.origin != origin)
+        whose = func.substr(AuditEvent.origin, 1, len(process))
+        others = select(AuditEvent).where(AuditEvent.idx >= start, AuditEvent.idx < stop, whose != process)
         return self._unit.session.scalars(others.order_by(AuditEvent.idx).limit(limit)).all()
 
     def waiting_since(self) -> float | None:

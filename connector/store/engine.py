@@ -7,6 +7,7 @@ savepoint of its own: one sync to disk pays for all of them. PostgreSQL: a few t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import queue
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from connector.database import open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
+from connector.store.audit import mark
 from connector.store.refusals import Refusals
 from connector.store.transaction import Transaction
 from connector.threads import WAITING_MAX, Threads
@@ -54,7 +56,7 @@ class Store:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
         self._readers = Threads(pool_size, "store-read")
-        self._doubts: dict[int, Transaction] = {}  # what may have been committed, by its number at the server
+        self._doubts: dict[str, Transaction] = {}  # what may have been committed, by its origin
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self.origin)
             if self.is_sqlite
@@ -107,10 +109,10 @@ class Store:
 
     async def look_up(self) -> None:
         """Tell of what was committed after all where nobody could say so when its answer was lost."""
-        for number, tx in tuple(self._doubts.items()):
-            kept = await asyncio.wrap_future(self._readers.submit(partial(_asked_whether_kept, self.engine, number)))
+        for origin, tx in tuple(self._doubts.items()):
+            kept = await asyncio.wrap_future(self._readers.submit(partial(_asked_whether_kept, self.engine, tx)))
             if kept is not None:
-                del self._doubts[number]
+                del self._doubts[origin]
             if kept:
                 self._tell(tx)
 
@@ -265,8 +267,9 @@ class _PooledWriter:
     A commit whose answer is lost is looked up, if anybody is to hear of it; what cannot be in time is left in `doubts`.
     """
 
-    def __init__(self, engine: Engine, size: int, origin: str, doubts: dict[int, Transaction]) -> None:
-        self._engine, self._origin, self._doubts = engine, origin, doubts
+    def __init__(self, engine: Engine, size: int, process: str, doubts: dict[str, Transaction]) -> None:
+        self._engine, self._process, self._doubts = engine, process, doubts
+        self._numbers = itertools.count()
         self._threads = Threads(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
@@ -280,7 +283,7 @@ class _PooledWriter:
             committing: Transaction | None = None
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    outcome = _run(connection, work, origin=self._origin)
+                    outcome = _run(connection, work, origin=mark(self._process, next(self._numbers)))
                     committing = outcome[1]
                 return outcome
             except (DBAPIError, PoolTimeout) as error:
@@ -297,25 +300,44 @@ class _PooledWriter:
         until = time.monotonic() + _LOOK_UP_SECONDS
         while tx.number and time.monotonic() < until:
             with suppress(Busy):
-                kept = _asked_whether_kept(self._engine, tx.number)
+                kept = _asked_whether_kept(self._engine, tx)
                 if kept is not None:
                     return kept
             time.sleep(_LOOK_UP_PAUSE)
         if tx.number and len(self._doubts) < WAITING_MAX:
-            self._doubts[tx.number] = tx
+            self._doubts[tx.origin] = tx
         raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
 
 
-def _asked_whether_kept(engine: Engine, number: int) -> bool | None:
-    """What the server says of this transaction: None while it is not over. Busy where it does not answer."""
+def _asked_whether_kept(engine: Engine, tx: Transaction) -> bool | None:
+    """Whether this transaction's records are there: None while they may still come. Busy where nobody answers.
+
+    Its number says only whether it is over: a server that lost the last of its log, or a standby in its place, gives
+    the number out again. What it has written under an origin of its own was written by nobody else.
+    """
     try:
         with engine.connect() as connection:
-            status = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+            if tx.number is None or _may_come(connection, tx.number):
+                return None
+            with connection.begin(), closing(Transaction(connection, now=tx.now)) as looking:  # and sees what is over
+                return looking.audit.has(tx.origin, ts=tx.now)
     except (DBAPIError, PoolTimeout) as error:
-        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") == "22023":
-            return False  # a standby has taken over that has not come to this number: it never will have been
         raise _unavailable(error) from error
-    return {"committed": True, "aborted": False}.get(str(status))
+
+
+def _may_come(connection: Connection, number: int) -> bool:
+    """Whether a transaction may be kept yet: it is not over, or this is a standby, which hears of it later."""
+    with connection.begin():
+        if connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar():
+            return True
+    try:
+        with connection.begin():
+            status = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") != "22023":
+            raise
+        return False  # a server that has not come to this number does not know of the transaction that had it
+    return bool(status == "in progress")
 
 
 def _unavailable(error: Exception) -> Exception:

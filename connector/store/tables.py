@@ -364,7 +364,9 @@ class AuditPending(Table):
     id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
     ts: Mapped[float]
     body: Mapped[Json]
-    origin: Mapped[str] = mapped_column(_Key, default="", server_default="")  # the process that committed it
+    origin: Mapped[str] = mapped_column(
+        _Key, default="", server_default=""
+    )  # the process that committed it, or its transaction
 
 
 class AuditEvent(Table):

@@ -31,16 +31,17 @@ _STORE_LAST = adding(bare(AuditPending), "ts", "body", "origin", returning=func.
 class Transaction:
     """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
 
-    `origin` names the process, so that another one on the same database tells our events from its own.
+    `origin` is what its events are stored with: it names the process, so that another one on the same database tells
+    our events from its own, and where it is the transaction's own (`audit.mark`), that it was kept.
     """
 
     def __init__(self, connection: Connection, *, now: float, origin: str = "", shared: bool = False) -> None:
         self._unit = Unit(connection, shared=shared)
         self.now = now
-        self._origin = origin
+        self.origin = origin
         self.published: list[Event] = []
         self.afterwards: list[Callable[[], None]] = []
-        self.number: int | None = None  # by which PostgreSQL says what became of it, where there are events
+        self.number: int | None = None  # by which PostgreSQL says whether it is over, where there are events
 
     def publish(self, event: Event) -> None:
         """Store the event with the change; it is delivered to subscribers after the commit."""
@@ -53,7 +54,7 @@ class Transaction:
     def finish(self) -> None:
         """Write what was published and what was changed; the store calls this at the end of a unit of work."""
         if self.published:
-            rows = [{"ts": self.now, "body": event.body(), "origin": self._origin} for event in self.published]
+            rows = [{"ts": self.now, "body": event.body(), "origin": self.origin} for event in self.published]
             last = [rows.pop()] if self._unit.database == "postgresql" else []
             if rows:
                 self._unit.add(_STORE, rows)

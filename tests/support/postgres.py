@@ -66,22 +66,44 @@ def cluster(*, fsync: bool = False) -> Iterator[Cluster]:
         raise RuntimeError("no PostgreSQL here: install Debian's `postgresql`")
     directory = Path(tempfile.mkdtemp(prefix="hanse-pg-"))
     become = _as_server_user(directory)
-    data, sockets = directory / "data", directory
+    data = directory / "data"
     init = [*become, str(bin_dir / "initdb"), "-D", str(data), "-U", "hanse", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd="/")
-    options = f"-c listen_addresses='' -c fsync={'on' if fsync else 'off'} -c max_connections=200 -k {sockets}"
+    options = f"-c listen_addresses='' -c fsync={'on' if fsync else 'off'} -c max_connections=200 -k {directory}"
     control = [*become, str(bin_dir / "pg_ctl"), "-D", str(data), "-l", str(directory / "log"), "-w", "-t", "60"]
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+    running = Cluster(directory, [*control, "-o", options])
+    running.control("start")
     try:
-        yield Cluster(sockets)
+        yield running
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=False, stdout=subprocess.DEVNULL, cwd="/")
+        running.control("-m", "immediate", "stop", check=False)
         shutil.rmtree(directory, ignore_errors=True)
 
 
 class Cluster:
-    def __init__(self, sockets: Path) -> None:
+    def __init__(self, sockets: Path, control: list[str]) -> None:
         self._sockets = sockets
+        self._control = control
+
+    def control(self, *words: str, check: bool = True) -> None:
+        """What `pg_ctl` is told of it: start, stop, restart, promote."""
+        subprocess.run([*self._control, *words], check=check, stdout=subprocess.DEVNULL, cwd="/")
+
+    def remember(self) -> None:
+        """What it holds now is what it goes back to."""
+        self.control("-m", "fast", "stop")
+        subprocess.run(["cp", "-a", str(self._sockets / "data"), str(self._sockets / "kept")], check=True)
+        self.control("start")
+
+    def go_back(self, *, standby: bool = False) -> None:
+        """Lose all since `remember`, as a crash loses what is not written yet, or where a standby that is behind takes
+        over. Only as a `standby` it may hear of it yet."""
+        self.control("-m", "immediate", "stop")
+        shutil.rmtree(self._sockets / "data")
+        (self._sockets / "kept").rename(self._sockets / "data")
+        if standby:
+            (self._sockets / "data" / "standby.signal").touch()
+        self.control("start")
 
     @contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:

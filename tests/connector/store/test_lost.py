@@ -9,15 +9,19 @@ from typing import Any
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from connector.audit.log import Sequencer
+from connector.audit.note import Signer
 from connector.errors import Busy
 from connector.events import ServiceStarted
 from connector.store import UNKNOWN, Relay, Store, Transaction
 from connector.store.tables import ApiToken
 from tests.conftest import DATABASES
-from tests.support import migrated
+from tests.support import migrated, postgres
 
 pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 Commit = Callable[[Any], None]
 
 
@@ -104,6 +108,86 @@ async def test_what_is_being_committed_still_is_waited_for(
         assert await opened.write(change) == "done"
         assert (await kept(opened), heard) == (True, ["ServiceStarted"])
         opened.close()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[tuple[postgres.Cluster, Store]]:
+    """A server that can go back to what it holds now, and a store on it."""
+    with postgres.cluster() as server, migrated.postgresql(server) as url:
+        server.remember()
+        made = Store(url, pool_size=2)
+        yield server, made
+        made.close()
+
+
+def overtake(url: str, number: int) -> None:
+    """Others change something until they have this number of a transaction, which the server gave out before."""
+    others, theirs = Store(url, pool_size=1), -1
+    while theirs < number:
+
+        def work(tx: Transaction) -> Transaction:
+            tx.publish(ServiceStarted(actor="others"))
+            return tx
+
+        theirs = asyncio.run(others.write(work)).number or 0
+    others.close()
+    assert theirs == number
+
+
+async def test_a_number_that_somebody_else_has_now_says_nothing_of_what_was_lost(
+    forgetful: tuple[postgres.Cluster, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, store = forgetful
+    heard: list[str] = []
+    store.bus.subscribe(lambda event: heard.append(event.kind), own=True)
+
+    def lost_there(connection: Any) -> None:
+        number = connection.execute("SELECT txid_current()").fetchone()[0]
+        done(connection)
+        server.go_back()
+        overtake(store.engine.url.render_as_string(), number)
+
+    lost(store, monkeypatch, lost_there)
+    with pytest.raises(Busy) as raised:
+        await store.write(change)
+    assert raised.value.code != UNKNOWN
+    assert (await kept(store), heard) == (False, [])
+
+
+async def test_of_what_a_standby_does_not_know_yet_nobody_says_that_it_was_not_kept(
+    forgetful: tuple[postgres.Cluster, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.store.engine._LOOK_UP_SECONDS", 0.5)
+    server, store = forgetful
+
+    def unheard_of(connection: Any) -> None:
+        done(connection)
+        server.go_back(standby=True)
+
+    lost(store, monkeypatch, unheard_of)
+    with pytest.raises(Busy) as raised:
+        await store.write(change)
+    assert raised.value.code == UNKNOWN
+    await store.look_up()
+    assert store._doubts
+    server.control("promote")
+    await store.look_up()
+    assert (await kept(store), store._doubts) == (False, {})
+
+
+async def test_what_is_in_the_log_already_is_found_there(
+    opened: Store, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequencer = Sequencer(opened, signer=Signer("test", KEY))
+
+    def done_and_numbered(connection: Any) -> None:
+        done(connection)
+        asyncio.run(sequencer.settle())
+
+    lost(opened, monkeypatch, done_and_numbered)
+    assert await opened.write(change) == "done"
+    assert await opened.read(lambda tx: (tx.audit.pending(1), tx.audit.size())) == ([], 1)
+    assert heard == ["ServiceStarted"]
 
 
 async def test_what_nobody_is_to_hear_of_is_not_looked_up(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
