@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import queue
-import sqlite3
 import threading
 import time
 import uuid
@@ -28,6 +27,7 @@ from connector.database import open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.store.audit import mark
+from connector.store.failures import Failures
 from connector.store.refusals import Refusals
 from connector.store.transaction import Transaction
 from connector.threads import WAITING_MAX, Threads
@@ -40,7 +40,6 @@ _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
 _COUNT_SECONDS = 60.0
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
-_FULL = {sqlite3.SQLITE_FULL, "53100"}  # what SQLite and PostgreSQL call a full disk
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
 
 
@@ -50,6 +49,7 @@ class Store:
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
         self.refusals = Refusals()
+        self._failures = Failures()
         self._telling = asyncio.Lock()
         self.outlets: list[Outlet] = []
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
@@ -58,9 +58,9 @@ class Store:
         self._readers = Threads(pool_size, "store-read")
         self._doubts: dict[str, Transaction] = {}  # what may have been committed, by its origin
         self._writer: _GroupWriter | _PooledWriter = (
-            _GroupWriter(self.engine, self.origin)
+            _GroupWriter(self.engine, self._failures, self.origin)
             if self.is_sqlite
-            else _PooledWriter(self.engine, pool_size, self.origin, self._doubts)
+            else _PooledWriter(self.engine, self._failures, pool_size, self.origin, self._doubts)
         )
 
     async def write(self, work: Work[T]) -> T:
@@ -110,7 +110,8 @@ class Store:
     async def look_up(self) -> None:
         """Tell of what was committed after all where nobody could say so when its answer was lost."""
         for origin, tx in tuple(self._doubts.items()):
-            kept = await asyncio.wrap_future(self._readers.submit(partial(_asked_whether_kept, self.engine, tx)))
+            asked = partial(_asked_whether_kept, self.engine, self._failures, tx)
+            kept = await asyncio.wrap_future(self._readers.submit(asked))
             if kept is not None:
                 del self._doubts[origin]
             if kept:
@@ -137,7 +138,7 @@ class Store:
                 with closing(Transaction(connection, now=time.time())) as tx:
                     return work(tx)
         except (DBAPIError, PoolTimeout) as error:
-            raise _unavailable(error) from error
+            raise self._failures.refusal(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -166,8 +167,8 @@ def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = F
 class _GroupWriter:
     """The single writer of an SQLite file."""
 
-    def __init__(self, engine: Engine, origin: str) -> None:
-        self._engine, self._origin = engine, origin
+    def __init__(self, engine: Engine, failures: Failures, origin: str) -> None:
+        self._engine, self._failures, self._origin = engine, failures, origin
         self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(WAITING_MAX)
         self._closed = False
         self._connection: Connection | None = None
@@ -238,10 +239,10 @@ class _GroupWriter:
                         done.append((future, _run(connection, work, origin=self._origin, shared=True)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
                         say(connection, "ROLLBACK TO unit")
-                        future.set_exception(_unavailable(error))
+                        future.set_exception(self._failures.refusal(error))
                     say(connection, "RELEASE unit")
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
-            refusal = _unavailable(error)
+            refusal = self._failures.refusal(error)
             for _, future in group:
                 if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
                     future.set_exception(refusal)
@@ -256,7 +257,7 @@ class _GroupWriter:
             with self._transaction() as connection:
                 outcome = _run(connection, work, origin=self._origin)
         except Exception as error:  # noqa: BLE001  # the unit's own failure, or the database's
-            future.set_exception(_unavailable(error))
+            future.set_exception(self._failures.refusal(error))
         else:
             future.set_result(outcome)
 
@@ -267,8 +268,10 @@ class _PooledWriter:
     A commit whose answer is lost is looked up, if anybody is to hear of it; what cannot be in time is left in `doubts`.
     """
 
-    def __init__(self, engine: Engine, size: int, process: str, doubts: dict[str, Transaction]) -> None:
-        self._engine, self._process, self._doubts = engine, process, doubts
+    def __init__(
+        self, engine: Engine, failures: Failures, size: int, process: str, doubts: dict[str, Transaction]
+    ) -> None:
+        self._engine, self._failures, self._process, self._doubts = engine, failures, process, doubts
         self._numbers = itertools.count()
         self._threads = Threads(size, "store-write")
 
@@ -291,7 +294,7 @@ class _PooledWriter:
                 if committing is not None and not collided and self._was_kept(committing):
                     return outcome
                 if not collided:
-                    raise _unavailable(error) from error
+                    raise self._failures.refusal(error) from error
                 time.sleep(0.01 * 2**attempt)
         raise Busy("the database stayed contended; try again in a moment")
 
@@ -300,7 +303,7 @@ class _PooledWriter:
         until = time.monotonic() + _LOOK_UP_SECONDS
         while tx.number and time.monotonic() < until:
             with suppress(Busy):
-                kept = _asked_whether_kept(self._engine, tx)
+                kept = _asked_whether_kept(self._engine, self._failures, tx)
                 if kept is not None:
                     return kept
             time.sleep(_LOOK_UP_PAUSE)
@@ -309,7 +312,7 @@ class _PooledWriter:
         raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
 
 
-def _asked_whether_kept(engine: Engine, tx: Transaction) -> bool | None:
+def _asked_whether_kept(engine: Engine, failures: Failures, tx: Transaction) -> bool | None:
     """Whether this transaction's records are there: None while they may still come. Busy where nobody answers.
 
     Its number says only whether it is over: a server that lost the last of its log, or a standby in its place, gives
@@ -322,7 +325,7 @@ def _asked_whether_kept(engine: Engine, tx: Transaction) -> bool | None:
             with connection.begin(), closing(Transaction(connection, now=tx.now)) as looking:  # and sees what is over
                 return looking.audit.has(tx.origin, ts=tx.now)
     except (DBAPIError, PoolTimeout) as error:
-        raise _unavailable(error) from error
+        raise failures.refusal(error) from error
 
 
 def _may_come(connection: Connection, number: int) -> bool:
@@ -338,18 +341,3 @@ def _may_come(connection: Connection, number: int) -> bool:
             raise
         return False  # a server that has not come to this number does not know of the transaction that had it
     return bool(status == "in progress")
-
-
-def _unavailable(error: Exception) -> Exception:
-    if isinstance(error, DBAPIError | PoolTimeout):
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        why = type(cause).__name__
-        if _FULL & {getattr(cause, "sqlite_errorcode", None), getattr(cause, "sqlstate", None)}:
-            return Busy(
-                "the connector's database cannot keep this, as there is no room on its disk; the operator must make "
-                "room there",
-                code="disk_full",
-                private=why,
-            )
-        return Busy("the database does not answer now; try again in a moment", private=why)
-    return error

@@ -20,6 +20,7 @@ from connector.errors import HanseError
 from connector.events import Event, event_of
 from connector.store.audit import CHANNEL
 from connector.store.engine import Store
+from connector.store.failures import cause_of
 from connector.store.transaction import Transaction
 from connector.telemetry import logger
 
@@ -66,7 +67,7 @@ class Relay:
                         pause = _PAUSE
                         await self._news(connection)
             except Exception as error:  # noqa: BLE001  # a relay that stops is a process that hears nothing any more
-                reason = error.message if isinstance(error, HanseError) else type(error).__name__
+                reason = error.message if isinstance(error, HanseError) else cause_of(error)
                 _log.warning("relay_interrupted", reason=reason, pause=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _PAUSE_MAX)

@@ -1,0 +1,98 @@
+"""A database that fails: our own log has why, once for each cause, and nothing of what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DataError, OperationalError
+from structlog.testing import capture_logs
+
+from connector.errors import Busy
+from connector.store import Store, Transaction
+from connector.store.failures import Failures, cause_of
+from tests.conftest import DATABASES
+from tests.support import migrated
+
+on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+FULL = OperationalError("INSERT", None, psycopg.errors.DiskFull("could not extend file"))
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (FULL, "DiskFull 53100: could not extend file"),
+        (psycopg.OperationalError("too many\n  clients"), "OperationalError: too many clients"),
+        (psycopg.OperationalError("x" * 9999), f"OperationalError: {'x' * 482}"),
+        (
+            OperationalError("SELECT", None, sqlite3.OperationalError("disk I/O error")),
+            "OperationalError: disk I/O error",
+        ),
+        (
+            DataError("SELECT", None, psycopg.errors.InvalidTextRepresentation("no: 'a'")),
+            "InvalidTextRepresentation 22P02",
+        ),
+        (TimeoutError("QueuePool"), "TimeoutError"),
+    ],
+)
+def test_a_cause_is_the_databases_word_on_itself(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
+
+
+def test_a_cause_is_told_once_until_it_has_not_come_for_a_minute() -> None:
+    now = [0.0]
+    failures = Failures(clock=lambda: now[0])
+    other = OperationalError("SELECT", None, psycopg.OperationalError("gone"))
+    with capture_logs() as logs:
+        for moment, error in ((0, FULL), (1, other), (59, FULL), (118, FULL), (179, FULL), (180, other)):
+            now[0] = moment
+            assert isinstance(failures.refusal(error), Busy)
+    assert [line["why"].split()[0] for line in logs] == [
+        "DiskFull",
+        "OperationalError:",
+        "DiskFull",
+        "OperationalError:",
+    ]
+
+
+@on_postgres
+async def test_the_details_are_nothing_for_the_log(postgres_cluster: Any) -> None:
+    with migrated.postgresql(postgres_cluster) as url, capture_logs() as logs:
+        opened = Store(url, pool_size=1)
+        for code in ("53200", "22000"):
+            raises = f"DO $$BEGIN RAISE 'of %', 'a' USING ERRCODE = '{code}', DETAIL = 'b'; END$$"
+            with pytest.raises(Busy):
+                await opened.write(lambda tx, raises=raises: tx.session.execute(text(raises)))
+        opened.close()
+    assert [line["why"] for line in logs] == ["OutOfMemory 53200: of a", "DataException 22000"]
+
+
+@on_postgres
+async def test_who_has_no_connection_left_reads_so_in_the_log(postgres_cluster: Any) -> None:
+    with migrated.postgresql(postgres_cluster) as url, capture_logs() as logs:
+        with psycopg.connect(make_url(url).set(drivername="postgresql").render_as_string()) as owner:
+            owner.execute("CREATE ROLE modest LOGIN CONNECTION LIMIT 1; GRANT SELECT ON api_token TO modest")
+        opened = Store(make_url(url).set(username="modest").render_as_string(), pool_size=4)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold(tx: Transaction) -> int:
+            begun.set()
+            go_on.wait(60)
+            return tx.tokens.count()
+
+        holding = asyncio.ensure_future(opened.read(hold))
+        await asyncio.to_thread(begun.wait, 60)
+        asked = [opened.read(lambda tx: tx.tokens.count()) for _ in range(3)]
+        asked += [opened.write(lambda tx: tx.tokens.count()) for _ in range(3)]
+        refused = await asyncio.gather(*asked, return_exceptions=True)
+        go_on.set()
+        assert await holding == 0
+        opened.close()
+    assert [type(one) for one in refused] == [Busy] * 6
+    told = [line["why"] for line in logs if line["event"] == "database_fails"]
+    assert [one.partition("FATAL:")[2] for one in told] == [' too many connections for role "modest"']
