@@ -34,7 +34,9 @@ SESSION = {
     "tcp_user_timeout": "10000",
     "idle_in_transaction_session_timeout": "60000",  # milliseconds between two statements
     "lock_timeout": "10000",  # milliseconds that a statement waits for what another transaction holds
+    "idle_session_timeout": "60000",  # milliseconds without a statement: what one process leaves idle others may need
 }
+_SINCE = {"idle_session_timeout": 14_00_00}  # the versions that know it
 ANSWER_SECONDS = 15.0  # for a statement, whatever the connection looks like; the longest of ours takes a second
 
 
@@ -53,7 +55,8 @@ def open_server(url: URL, *, pool_size: int, patient: bool) -> Engine:
     """An engine for a server. `patient`: a statement may take hours, as in a migration, or wait for another process."""
     watched = {word: value for word, value in WATCHED.items() if word not in url.query}
     url = url.update_query_dict(watched)
-    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+    # What was given back last is taken first: the others stay idle, until the server ends them.
+    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_use_lifo=True)
     if not patient:
         event.listen(engine, "do_connect", _connect)
     return engine
@@ -63,6 +66,8 @@ def _connect(_: Any, __: Any, arguments: tuple[Any, ...], options: dict[str, Any
     connection = _Connection.connect(*arguments, **options)
     # The server ends a statement first: it would go on with what nobody waits for any more. A commit has no such end.
     session = SESSION | {"statement_timeout": str(int(ANSWER_SECONDS * 900))}  # milliseconds
+    version = connection.info.server_version
+    session = {word: value for word, value in session.items() if version >= _SINCE.get(word, 0)}
     connection.execute("; ".join(f"SET {word} = {value}" for word, value in session.items()).encode())
     connection.commit()
     return connection

@@ -38,7 +38,9 @@ class Settings(BaseSettings):
         description="Directory for the embedded database, keys and prepared files.",
     )
     database_url: Database = Field(
-        "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
+        "",
+        description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db, where each process needs 17 connections; "
+        "empty is SQLite in data_dir.",
     )
     source_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)] = Field(
         (), description="Directories that datasets may be registered from, comma separated."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -142,6 +143,31 @@ def test_a_connection_over_a_network_is_watched(postgres_cluster: Any, said: str
         opened.close()
     assert told["tcp_user_timeout"] == holds
     assert (told["keepalives_idle"], told["connect_timeout"]) == ("5", "5")
+
+
+async def test_connections_that_nobody_uses_are_the_others_after_a_while(
+    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert int(postgresql.SESSION["idle_session_timeout"]) <= 60_000
+    monkeypatch.setitem(postgresql.SESSION, "idle_session_timeout", "2000")
+    with migrated.postgresql(postgres_cluster) as url:
+        opened = Store(url, pool_size=8)
+        many = threading.Barrier(8)
+        there = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+        async def all_at_once() -> list[int]:
+            def work(tx: Transaction) -> int:
+                many.wait(PATIENCE)
+                return tx.tokens.count()
+
+            return await asyncio.gather(*(opened.read(work) for _ in range(8)))
+
+        assert await all_at_once() == [0] * 8
+        async with asyncio.timeout(PATIENCE):
+            while await opened.read(lambda tx: tx.session.scalar(there)) != 1:
+                await asyncio.sleep(0.1)
+        assert await all_at_once() == [0] * 8
+        opened.close()
 
 
 async def test_who_asks_for_health_is_told_while_the_database_says_nothing(away: tuple[Store, Link]) -> None:
