@@ -587,12 +587,13 @@ def _health(parts: Services) -> APIRouter:
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @routes.get("/ready", summary="The database answers and work can be taken")
+    @routes.get("/ready", summary="The database answers, takes changes, and work can be taken")
     async def ready() -> JSONResponse:
         try:
-            await asyncio.wait_for(parts.store.read(lambda tx: tx.tokens.count()), timeout=2)
-        except (HanseError, TimeoutError):
-            return JSONResponse({"status": "not ready", "reason": "the database does not answer"}, status_code=503)
+            await asyncio.wait_for(parts.store.check(), timeout=2)
+        except (HanseError, TimeoutError) as error:
+            reason = error.message if isinstance(error, HanseError) else "the database does not answer"
+            return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         if parts.sequencer.problem:
             reason = f"the audit log cannot be written: {parts.sequencer.problem}"
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)

@@ -131,6 +131,12 @@ class Store:
         """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where the database does not answer."""
         return await asyncio.wrap_future(self._readers.submit(partial(self._read, work)))
 
+    async def check(self) -> None:
+        """Busy where the database does not let us read, or takes no changes."""
+        await self.read(lambda tx: tx.tokens.count())
+        if not await self.write(lambda tx: tx.may_change()):
+            raise Busy("the database takes no changes now: it is a standby, or set to read only")
+
     def _read(self, work: Work[T]) -> T:
         try:
             with self.engine.connect() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, String, func, select
 from sqlalchemy.orm import Session
 
 from connector.events import Event
@@ -15,7 +15,7 @@ from connector.store.answers import PrivateAnswers
 from connector.store.audit import AuditRows
 from connector.store.datasets import Datasets
 from connector.store.messages import Messages
-from connector.store.prepared import adding
+from connector.store.prepared import Prepared, adding
 from connector.store.processes import Negotiations, Transfers
 from connector.store.reads import OpenReads
 from connector.store.received import ReceivedRows
@@ -26,6 +26,7 @@ from connector.store.usage import Attestations, Duties
 
 _STORE = adding(bare(AuditPending), "ts", "body", "origin")
 _STORE_LAST = adding(bare(AuditPending), "ts", "body", "origin", returning=func.txid_current())  # PostgreSQL's
+_READ_ONLY = Prepared(select(func.current_setting("transaction_read_only", type_=String)))  # PostgreSQL's
 
 
 class Transaction:
@@ -50,6 +51,10 @@ class Transaction:
     def after_commit(self, act: Callable[[], None]) -> None:
         """Call `act` once this is committed, in the event loop's thread, before the events are delivered."""
         self.afterwards.append(act)
+
+    def may_change(self) -> bool:
+        """Whether the database takes changes, of a transaction that is to make some."""
+        return self._unit.database == "sqlite" or self._unit.rows(_READ_ONLY)[0][0] == "off"
 
     def finish(self) -> None:
         """Write what was published and what was changed; the store calls this at the end of a unit of work."""

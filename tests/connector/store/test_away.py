@@ -170,21 +170,35 @@ async def test_connections_that_nobody_uses_are_the_others_after_a_while(
         opened.close()
 
 
-async def test_who_asks_for_health_is_told_while_the_database_says_nothing(away: tuple[Store, Link]) -> None:
-    store, link = away
+async def ready(store: Store) -> int:
+    """What /health/ready of a process with this store answers."""
     parts: Any = SimpleNamespace(store=store, sequencer=SimpleNamespace(problem=""))
     asked = FastAPI()
     asked.include_router(app._health(parts))
+    async with asyncio.timeout(PATIENCE):
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(asked), base_url="http://us") as client:
+            return (await client.get("/health/ready")).status_code
 
-    async def ready() -> int:
-        async with asyncio.timeout(PATIENCE):
-            async with httpx2.AsyncClient(transport=httpx2.ASGITransport(asked), base_url="http://us") as client:
-                return (await client.get("/health/ready")).status_code
 
-    assert await ready() == 200
+async def test_who_asks_for_health_is_told_while_the_database_says_nothing(away: tuple[Store, Link]) -> None:
+    store, link = away
+    assert await ready(store) == 200
     link.hang()
-    assert await ready() == 503
+    assert await ready(store) == 503
     link.resume()
     async with asyncio.timeout(PATIENCE):
-        while await ready() != 200:
+        while await ready(store) != 200:
             await asyncio.sleep(0.05)
+
+
+async def test_who_asks_for_health_is_told_where_the_database_takes_no_changes(away: tuple[Store, Link]) -> None:
+    """As a standby does, or a server that was set so as its disk is full."""
+    store, _ = away
+    assert await ready(store) == 200
+    name = store.engine.url.database
+    await store.write(
+        lambda tx: tx.session.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+    )
+    store.engine.dispose()
+    assert await store.read(lambda tx: tx.tokens.count()) == 0
+    assert await ready(store) == 503
