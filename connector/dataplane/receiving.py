@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -32,11 +33,15 @@ from connector.query.pool import Pool
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Received, Transfer
 from connector.telemetry import logger
+from connector.usage.grants import PUSH_FAILED
 
 PUSHED = f"{PATH}/received"
 MEDIA = "application/vnd.apache.arrow.stream"
 _RUNS = ("REQUESTED", "STARTED")
-_AT_ONCE = 16
+_AT_ONCE = 16  # pushes; and as many repeats of what has come, which take nothing from them
+_EACH = 8  # of these, from one counterparty (decision 33)
+_FULL = "pushes_max"
+_LEAST = 2**7  # bytes within the time for silence: as few as no message with a row has are none (decision 37)
 _WRITE = 2**20
 _REMOVE_AGAIN = 60.0  # seconds
 _CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
@@ -48,7 +53,7 @@ Ask = Callable[[], Awaitable[bytes | None]]  # the next piece of a body; None at
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What may come: bytes of one push and of all that is kept, seconds without a byte and in all."""
+    """What may come: bytes of one push and of all that is kept, seconds of silence and in all."""
 
     each: int
     total: int
@@ -62,6 +67,7 @@ class Coming:
     def __init__(self, transfer: Transfer, known: Received | None, path: Path) -> None:
         self.transfer, self.known, self.path = transfer, known, path
         self.size = 0
+        self.waited, self.heard = 0.0, 0  # seconds and bytes since enough had come for the last time
         self.checking = False
         self.over = known is not None  # it counts, or nothing is left of it
         self._why: HanseError | None = None
@@ -144,8 +150,10 @@ class Receiving:
         transfer, known = await self._due(transfer_id, authorization)  # 1
         if known is None and media.partition(";")[0].strip().lower() != MEDIA:
             raise BadInput(f"expected {MEDIA}, came {media[:100]!r}", code="media_type")
-        coming = self._place(transfer, known)
+        coming = await self._placed(transfer, known)
         try:
+            if transfer.code == _FULL:
+                await self._store.write(partial(_told, transfer_id=transfer.id, error=None))
             return await self._taken(coming, ask)
         except HanseError as error:
             await self._forget(coming)  # first: whoever hears of it finds nothing
@@ -180,28 +188,45 @@ class Receiving:
             raise nobody
         return row, known
 
+    async def _placed(self, transfer: Transfer, known: Received | None) -> Coming:
+        """A place, or Busy; whoever ordered the push sees in its transfer that it waits for one."""
+        try:
+            return self._place(transfer, known)
+        except Busy as full:
+            if full.code == _FULL != transfer.code:
+                await self._store.write(partial(_told, transfer_id=transfer.id, error=full))
+            raise
+
     def _place(self, transfer: Transfer, known: Received | None) -> Coming:
         """A file to be for this push, none for a repeat. One of the same transfer that still comes was cut, and goes.
 
-        A repeat has a place, too: it takes as long as its sender likes, and is worth nothing.
+        Repeats take as long as their senders like, and are worth nothing: they have places of their own.
         """
         if self._draining:
             raise Busy(self._draining, code="shutting_down")
         before = self._coming.get(transfer.id)
         if known is None and before is not None and before.checking:
             raise Busy("what came before is being checked; ask again in a moment", code="being_checked")
-        if before is None and len(self._coming) >= _AT_ONCE:
-            raise Busy(f"{_AT_ONCE} pushes are coming, as many as may; try again later", code="pushes_max")
+        if before is None:
+            self._must_have_room(transfer, known)
         if before is not None:
             before.stop(BadInput("the same push began anew", code="replaced"))
         coming = self._coming[transfer.id] = Coming(transfer, known, self._arriving / secrets.token_hex(16))
         return coming
 
+    def _must_have_room(self, transfer: Transfer, known: Received | None) -> None:
+        """Busy where all places of its kind are taken, or its counterparty has its share of them."""
+        kind, who = "pushes" if known is None else "repeats of pushes", transfer.counterparty
+        others = [one.transfer.counterparty for one in self._coming.values() if (one.known is None) == (known is None)]
+        for count, most, of in ((len(others), _AT_ONCE, ""), (others.count(who), _EACH, f" of {who}")):
+            if count >= most:
+                raise Busy(f"{most} {kind}{of} are coming, as many as may; this one waits for a place", code=_FULL)
+
     async def _taken(self, coming: Coming, ask: Ask) -> Received:
         try:
             async with asyncio.timeout(self.room.seconds):
                 if coming.known is not None:
-                    await coming.do(self._passed_over(ask))
+                    await coming.do(self._passed_over(coming, ask))
                     return coming.known
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
@@ -252,7 +277,7 @@ class Receiving:
         """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
         held = bytearray()
         with _opened(coming.path) as file:
-            while (piece := await self._next(ask)) is not None:
+            while (piece := await self._next(coming, ask)) is not None:
                 self._make_room(coming, len(piece))
                 held += piece
                 if len(held) >= _WRITE:
@@ -261,12 +286,20 @@ class Receiving:
             await _in_thread(_write, file.fileno(), held)
             await _in_thread(os.fsync, file.fileno())
 
-    async def _next(self, ask: Ask) -> bytes | None:
+    async def _next(self, coming: Coming, ask: Ask) -> bytes | None:
+        """The next piece, for as long as something comes: our own disk's time is not the sender's."""
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self.room.stall):
-                return await ask()
+            async with asyncio.timeout(self.room.stall - coming.waited):
+                piece = await ask()
         except TimeoutError:
-            raise Busy(f"nothing came for {self.room.stall:g} s; push it again", code="sender_stalled") from None
+            said = f"next to nothing came for {self.room.stall:g} s ({coming.heard} bytes); push it again"
+            raise Busy(said, code="sender_stalled") from None
+        coming.waited += time.monotonic() - began
+        coming.heard += len(piece or b"")
+        if coming.heard >= _LEAST:
+            coming.waited, coming.heard = 0.0, 0
+        return piece
 
     def _make_room(self, coming: Coming, size: int) -> None:
         coming.size += size
@@ -284,10 +317,10 @@ class Receiving:
                 code="received_full",
             )
 
-    async def _passed_over(self, ask: Ask) -> None:
+    async def _passed_over(self, coming: Coming, ask: Ask) -> None:
         """The body of a repeat: its sender listens when it has sent everything."""
         left = self.room.each
-        while left >= 0 and (piece := await self._next(ask)) is not None:
+        while left >= 0 and (piece := await self._next(coming, ask)) is not None:
             left -= len(piece)
 
     def _check(self, coming: Coming) -> Job:
@@ -305,9 +338,7 @@ class Receiving:
         recorded = self._store.refusals.take(refused, time.monotonic())
 
         def work(tx: Transaction) -> None:
-            row = tx.transfers.get(coming.transfer.id)
-            if row is not None and row.state in _RUNS and tx.received.get(row.id) is None:
-                row.code, row.reason, row.updated_at = error.code, f"push: {error.message}"[:2_000], tx.now
+            _told(tx, coming.transfer.id, error)
             if recorded:
                 tx.publish(refused)
 
@@ -365,8 +396,8 @@ class Receiving:
         rows = await self._store.read(lambda tx: tx.received.kept())
         good = {self._file(row.transfer_id) for row, _ in rows}
         self._held = await asyncio.to_thread(_swept, self._arriving, self._kept, good)
-        for row, state in rows:
-            if state == "TERMINATED":
+        for row, transfer in rows:
+            if _ended(transfer.state, transfer.code):
                 await self.remove(row.transfer_id, by="recovery")
 
     def drain(self, reason: str) -> None:
@@ -376,7 +407,7 @@ class Receiving:
             coming.stop(Busy(reason, code="shutting_down"))
 
     def _heard(self, event: Event) -> None:
-        """A transfer that does not run takes nothing; one that was terminated leaves nothing."""
+        """A transfer that does not run takes nothing; one that was terminated leaves nothing (`_ended`)."""
         if isinstance(event, DataRemoved):  # another process on this database may have been asked
             self._afterwards(self._until_done(event.process, lambda: self._let_go(event.process)))
         if not isinstance(event, TransferAdvanced) or event.detail.get("role") != "consumer":
@@ -384,7 +415,7 @@ class Receiving:
         state, coming = str(event.detail.get("state")), self._coming.get(event.process)
         if coming is not None and state not in _runs(coming.known):
             coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
-        if state == "TERMINATED" and self._file(event.process).exists():
+        if _ended(state, event.code) and self._file(event.process).exists():
             self._afterwards(self._until_done(event.process, lambda: self.remove(event.process, by="termination")))
 
     def _afterwards(self, work: Coroutine[Any, Any, None]) -> None:
@@ -419,6 +450,11 @@ def arriving(folder: Path) -> Path:
 def _runs(known: Received | None) -> tuple[str, ...]:
     """The states of a transfer in which something may come for it: a repeat also where it is completed."""
     return _RUNS if known is None else (*_RUNS, "COMPLETED")
+
+
+def _ended(state: str, code: str) -> bool:
+    """Whether what came for a transfer goes. Whose owner gave up sending it has not taken it back: it is all there."""
+    return state == "TERMINATED" and code != PUSH_FAILED
 
 
 def judge(found: Mapping[str, Any]) -> None:
@@ -460,6 +496,14 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received
     about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
     tx.publish(_event(DataReceived, transfer, detail=about))
     return row
+
+
+def _told(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
+    """Say in a transfer that waits for its push why that did not come, or nothing any more."""
+    row = tx.transfers.get(transfer_id)
+    if row is not None and row.state in _RUNS and tx.received.get(row.id) is None:
+        row.code, row.reason = ("", "") if error is None else (error.code, f"push: {error.message}"[:2_000])
+        row.updated_at = tx.now
 
 
 def _removed(tx: Transaction, transfer_id: str, by: str) -> None:

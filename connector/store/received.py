@@ -26,8 +26,8 @@ class ReceivedRows:
         rows = self._session.scalars(select(Received).where(Received.transfer_id.in_(transfer_ids)))
         return {row.transfer_id: row for row in rows}
 
-    def kept(self) -> Sequence[tuple[Received, str]]:
-        """Whatever should still have its file, with the state of its transfer."""
-        query = select(Received, Transfer.state).join(Transfer, Transfer.id == Received.transfer_id)
+    def kept(self) -> Sequence[tuple[Received, Transfer]]:
+        """Whatever should still have its file, with its transfer."""
+        query = select(Received, Transfer).join(Transfer, Transfer.id == Received.transfer_id)
         found = self._session.execute(query.where(Received.removed_at.is_(None)))
-        return [(row, state) for row, state in found]
+        return [(row, transfer) for row, transfer in found]

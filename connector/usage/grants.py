@@ -68,6 +68,7 @@ _CACHED_MAX = 512
 # In `suspended_by`: what its owner ordered while our start was on its way, which is told once that is acknowledged.
 SUSPENDING, COMPLETING = "suspending", "completing"
 HELD = frozenset({SUSPENDING, COMPLETING})
+PUSH_FAILED = "push_failed"  # in `code`: its owner has given up sending
 
 
 class Grants:

@@ -39,9 +39,9 @@ class Receiver:
     url: str = ""
     events: list[Event] = field(default_factory=list)
 
-    async def transfer(self, pid: str, *, state: str = "STARTED", role: str = "consumer") -> str:
+    async def transfer(self, pid: str, *, state: str = "STARTED", role: str = "consumer", of: str = PROVIDER) -> str:
         """A push that we ordered; its id."""
-        about = {"counterparty": PROVIDER, "address": "", "agreement_id": AGREEMENT, "format": "HttpData-PUSH"}
+        about = {"counterparty": of, "address": "", "agreement_id": AGREEMENT, "format": "HttpData-PUSH"}
 
         def work(tx: Any) -> None:
             tx.transfers.add(
@@ -53,13 +53,14 @@ class Receiver:
         await self.store.write(work)
         return pid
 
-    async def moved(self, pid: str, state: str) -> None:
+    async def moved(self, pid: str, state: str, *, code: str = "") -> None:
         """The transfer is in another state now, with its event."""
         from connector.events import TransferAdvanced
 
         def work(tx: Any) -> None:
-            tx.transfers.get(pid).state = state
-            tx.publish(TransferAdvanced(actor=PROVIDER, process=pid, detail={"role": "consumer", "state": state}))
+            row, about = tx.transfers.get(pid), {"role": "consumer", "state": state}
+            row.state, row.code = state, code
+            tx.publish(TransferAdvanced(actor=PROVIDER, process=pid, code=code, detail=about))
 
         await self.store.write(work)
 

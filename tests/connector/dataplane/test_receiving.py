@@ -155,20 +155,77 @@ async def test_a_repeat_that_dribbles_has_an_end_too(here: Receiver, pid: str, m
     assert (await here.receiving.file(pid)).read_bytes() == WHOLE
 
 
-async def test_a_repeat_takes_a_place_and_leaves_it_to_the_next(
+async def test_repeats_take_no_place_of_what_has_not_come_yet(
     here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = await here.transfer(f"{pid}-other")
-    await here.transfer(pid)
-    assert (await here.push(pid, WHOLE)).status_code == 200
-    hanging = await Sender.to(here, pid)
-    await until(lambda: here.receiving.progress(pid) is not None)
+    """Nor more of their own than there are; each leaves its place to the next of its transfer."""
+    first, second, new = [await here.transfer(f"{pid}-{name}") for name in ("first", "second", "new")]
+    for one in (first, second):
+        assert (await here.push(one, WHOLE)).status_code == 200
+        await here.moved(one, "COMPLETED")
     monkeypatch.setattr(service, "_AT_ONCE", 1)
-    assert (await here.push(other, WHOLE)).json()["code"] == "pushes_max"
-    await here.moved(pid, "COMPLETED")  # which ends no repeat
-    assert (await here.push(pid, WHOLE)).status_code == 200
+    hanging = await Sender.to(here, first)
+    await until(lambda: here.receiving.progress(first) is not None)
+    assert (await here.push(second, WHOLE)).json()["code"] == "pushes_max"
+    assert (await here.push(new, WHOLE)).status_code == 200
+    assert (await here.push(first, WHOLE)).status_code == 200
     assert b'"replaced"' in await hanging.answer()
-    assert (await here.push(other, WHOLE)).status_code == 200
+    assert (await here.push(second, WHOLE)).status_code == 200
+    assert [(await here.row(one)).code for one in (first, second)] == ["", ""]
+
+
+async def test_one_provider_has_not_all_places_and_whoever_waits_for_one_says_so(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_EACH", 1)
+    held, waits = await here.transfer(f"{pid}-held"), await here.transfer(f"{pid}-waits")
+    another = await here.transfer(f"{pid}-another", of="did:web:another.example")
+    hanging = await Sender.to(here, held)
+    await until(lambda: here.receiving.progress(held) is not None)
+    assert (await here.push(waits, WHOLE)).json()["code"] == "pushes_max"
+    row = await here.row(waits)
+    assert (row.code, "1 pushes of did:web:clinic.example are coming" in row.reason) == ("pushes_max", True)
+    assert (await here.push(another, WHOLE)).status_code == 200
+    hanging.writer.close()
+    await until(lambda: here.receiving.progress(held) is None)
+    coming = await Sender.to(here, waits)
+    await coming.send(WHOLE)
+    await until(lambda: here.receiving.progress(waits) == len(WHOLE))
+    row = await here.row(waits)
+    assert (row.code, row.reason) == ("", "")
+    coming.writer.write(b"0\r\n\r\n")
+    assert b" 200 " in await coming.answer()
+
+
+@pytest.mark.parametrize("repeat", [False, True], ids=["what comes first", "a repeat"])
+async def test_a_byte_now_and_then_is_silence(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch, repeat: bool
+) -> None:
+    await here.transfer(pid)
+    if repeat:
+        assert (await here.push(pid, WHOLE)).status_code == 200
+    monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, stall=1.0))
+    sender = await Sender.to(here, pid)
+    answering = asyncio.ensure_future(sender.answer())
+    async with asyncio.timeout(30):
+        while not answering.done():
+            await sender.send(b"x")
+            await asyncio.sleep(0.1)
+    assert b'"sender_stalled"' in answering.result()
+
+
+async def test_a_few_rows_now_and_then_are_no_silence(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.transfer(pid)
+    monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, stall=1.5))
+    sender = await Sender.to(here, pid)
+    for at in range(0, 1_300, 130):
+        await sender.send(WHOLE[at : at + 130])
+        await asyncio.sleep(0.3)
+    await sender.send(WHOLE[1_300:])
+    sender.writer.write(b"0\r\n\r\n")
+    assert b" 200 " in await sender.answer()
 
 
 async def test_a_repeat_does_not_outlive_its_connector(
@@ -682,6 +739,18 @@ async def test_a_push_whose_record_comes_to_be_kept_while_its_repeat_is_checked_
     assert (await here.push(pid, WHOLE)).status_code == 200
     assert (await here.receiving.file(pid)).read_bytes() == WHOLE
     assert here.receiving._held - held == len(WHOLE)
+
+
+async def test_what_came_whole_stays_where_its_provider_gave_up_sending_it(tmp_path: Path, pid: str) -> None:
+    """As where no acknowledgement reached it; also after a restart."""
+    async with running(tmp_path) as before:
+        await before.transfer(pid)
+        assert (await before.push(pid, WHOLE)).status_code == 200
+        await before.moved(pid, "TERMINATED", code="push_failed")
+        await until(lambda: not before.receiving._tasks)
+        assert (await before.receiving.file(pid)).read_bytes() == WHOLE
+    async with running(tmp_path) as after:
+        assert (await after.receiving.file(pid)).read_bytes() == WHOLE
 
 
 async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
