@@ -19,7 +19,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import httpcore2
@@ -213,12 +213,14 @@ class Net:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: bytes | AsyncIterator[bytes] | None = None,
+        body: bytes | AsyncIterator[bytes | memoryview] | None = None,
         seconds: float | None = None,
+        taking: float | None = None,
     ) -> AsyncIterator[Answer]:
         """An exchange whose body the caller reads piece by piece; each piece has the time limit, not the whole.
 
         `seconds` to wait for a piece, where the other side works for it (a query); connecting keeps the usual limit.
+        `taking`: seconds for the other side to take a piece of `body`; PeerUnreachable, `client_stalled`, after them.
         """
         try:
             parts = urlsplit(url)
@@ -230,10 +232,11 @@ class Net:
         if not url.isascii():
             raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
-        limits["read"] = seconds or self._timeout
+        limits["read"], limits["write"] = seconds or self._timeout, taking or self._timeout
         all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **_framing(body), **(headers or {})}
+        content = cast("bytes | AsyncIterator[bytes] | None", body)  # the library joins whatever lies in memory
         request = httpcore2.Request(
-            method, url, headers=list(all_headers.items()), content=body, extensions={"timeout": limits}
+            method, url, headers=list(all_headers.items()), content=content, extensions={"timeout": limits}
         )
         try:
             response = await self._pools[parts.scheme].handle_async_request(request)
@@ -244,6 +247,9 @@ class Net:
                 await response.aclose()
         except streams.HeadTooLong as error:
             raise PeerNonsense(f"{origin(url)} does not come to its answer: {error}") from error
+        except httpcore2.WriteTimeout as error:
+            said = f"{origin(url)} took next to nothing of what it is sent for {limits['write']:g} s"
+            raise PeerUnreachable(said, code="client_stalled" if taking else None) from error
         except _FAILED as error:
             raise PeerUnreachable(f"{origin(url)} {_why(error)}") from error
 
@@ -264,7 +270,7 @@ def _let_body_come(response: httpcore2.Response) -> None:
         connection.answered()
 
 
-def _framing(body: bytes | AsyncIterator[bytes] | None) -> dict[str, str]:
+def _framing(body: bytes | AsyncIterator[bytes | memoryview] | None) -> dict[str, str]:
     if body is None:
         return {}
     return {"Content-Length": str(len(body))} if isinstance(body, bytes) else {"Transfer-Encoding": "chunked"}

@@ -88,6 +88,7 @@ class GovernedStream:
                 else:
                     await _seen(frame)
                     yield frame.payload
+                del frame  # else it is held beside the next one
         except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
             end = await self._broken(ours(error))
         self.end = end

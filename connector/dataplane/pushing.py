@@ -1,31 +1,47 @@
-"""Push transfers: the provider sends everything to the consumer's address, over the one governed path."""
+"""Push transfers: the provider sends everything to the consumer's address, over the one governed path.
+
+A batch goes out in pieces, whose time begins anew with each: whoever takes it slowly is served as a reader is (decision
+37). What lies in files is read as it goes, so a push holds a few pieces, however large its batches are.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from connector.dataplane import asked, tickets
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked
 from connector.dataplane.governed import GovernedStream
+from connector.dataplane.senders import in_thread
+from connector.dataplane.sending import shorter
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import Busy, HanseError, Limited, PeerRefused, Refused
+from connector.errors import Busy, HanseError, Limited, PeerRefused, PeerUnreachable, Refused, VersionChanged
 from connector.net import Answer, Net, origin
+from connector.query.spans import InFiles, Place, Span
 from connector.store.tables import Transfer
 from connector.telemetry import logger
+from connector.usage.held import EXPIRED
 
 MEDIA = "application/vnd.apache.arrow.stream"
 _RENEWALS = 3  # in the life of a ticket
+_PIECE = 2**19  # bytes that are handed over at once: the client that we send with copies them
+_TAKING_SECONDS = 60.0  # for the consumer to take a piece, and once the read is over, for the rest of a batch
 _ANSWER_SECONDS = 900.0  # for a consumer that checks what has come before it acknowledges it
 _ANSWER_MAX = 16 * 2**10
 _LATER = (401, 404, 408, 425, 429)  # a no that may be a yes in a moment; other 4xx stay, however often it is sent
-_FULL = ("streams_max", "streams_of_consumer", "concurrency")  # other reads end
+_NOT_STARTED = "transfer_not_started"  # another such no: what the consumer did to the transfer is on its way to us
+# Other reads end, the party's facts may be right again, and an attempt that begins now is told more than that it ended.
+_PASSES = frozenset({"streams_max", "streams_of_consumer", "concurrency", "not_permitted", EXPIRED})
+_T = TypeVar("_T")
 _log = logger("dataplane")
 
 
@@ -52,31 +68,30 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
     PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read; Refused
     where it would not: the stream was ended before it was complete, or the consumer's address says no.
     """
-    ticket = _ticket(transfer, addresses)
-    held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
-    wanted = Asked(
-        tickets=(ticket,),
-        sql=asked.rows_sql((owner, held.dataset.name)),
-        action=asked.STREAM,
-        purpose=transfer.purpose,
-        plain_scan=True,
-        unfiltered=True,
-        transport="push",
-    )
     try:
+        held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
+        wanted = Asked(
+            tickets=(_ticket(transfer, addresses),),
+            sql=asked.rows_sql((owner, held.dataset.name)),
+            action=asked.STREAM,
+            purpose=transfer.purpose,
+            plain_scan=True,
+            unfiltered=True,
+            transport="push",
+        )
         await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
-    except Limited as error:
-        if error.code not in _FULL:
+    except (Limited, Refused) as error:
+        if error.code not in _PASSES:
             raise
         raise Busy(error.message, code=error.code) from error
 
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
-    async with reads.open(wanted) as stream, _renewed(stream, transfer, addresses, reads):
+    async with reads.open(wanted, spans=True) as stream, _renewed(stream, transfer, addresses, reads):
         body = _Body(stream, to)
         async with net.stream(
-            "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_SECONDS
+            "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_SECONDS, taking=_TAKING_SECONDS
         ) as answer:
             _must_be_complete(stream)
             if not 200 <= answer.status < 300:
@@ -86,26 +101,96 @@ async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Add
 
 
 class _Body:
-    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too."""
+    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too.
+
+    A piece is asked for when the one before it was taken, and its memory is used again then.
+    """
 
     def __init__(self, stream: GovernedStream, to: Target) -> None:
         self._stream, self._to = stream, to
+        self._room = memoryview(b"")
+        self._over = 0.0  # since when the read is over, though not all that has passed the gate was taken
         self.sent = 0
         self.left = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._counted(self._stream.schema)
-        async for part in self._stream.frames():
-            yield self._counted(part)
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                self._check(piece)
+                yield piece
+                del piece
         self.left = True
 
-    def _counted(self, part: memoryview | bytes) -> bytes:
-        self.sent += len(part)
+    async def _pieces(self) -> AsyncGenerator[memoryview, None]:
+        for piece in _cut(self._stream.schema):
+            yield piece
+        async with aclosing(self._stream.parts()) as parts:
+            async for part in parts:
+                async with aclosing(self._of(part)) as pieces:
+                    del part  # it may be all that holds a large batch while the next one comes
+                    async for piece in pieces:
+                        yield piece
+                        del piece
+                yield memoryview(b"")  # the client that we send with holds what it has sent last, too
+
+    async def _of(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
+        if not isinstance(part, InFiles):
+            for piece in _cut(part):
+                yield piece
+                del piece
+            return
+        await self._in_thread(part, part.check)
+        for place in part.parts():
+            if isinstance(place, memoryview):
+                for piece in _cut(place):
+                    yield piece
+                continue
+            number, at, left = place
+            while left:
+                piece = await self._in_thread(part, partial(self._read, part, (number, at, left)))
+                yield piece
+                at, left = at + len(piece), left - len(piece)
+
+    def _read(self, part: InFiles, place: Place) -> memoryview:
+        """The next bytes of a file. In a thread: they may be on a disk only."""
+        number, at, left = place
+        self._room = self._room or memoryview(bytearray(_PIECE))
+        if not (got := os.preadv(number, [self._room[:left]], at)):
+            raise shorter()
+        if isinstance(part, Span) and part.seen is not None:
+            part.seen(self._room[:got])
+        return self._room[:got]
+
+    async def _in_thread(self, part: InFiles, work: Callable[[], _T]) -> _T:
+        try:
+            return await in_thread(work, stop=_nothing, device=part.device)
+        except (EOFError, VersionChanged):
+            why = "a file of this version is not what it was; register a new version"
+            raise Busy(f"the push broke off: {why}", code="version_changed") from None
+
+    def _check(self, piece: memoryview) -> None:
+        """Refused beyond what the consumer takes; PeerUnreachable where the rest of a read that is over lasts."""
+        self.sent += len(piece)
         if self._to.most and self.sent > self._to.most:
             raise Refused(
                 f"expected at most {self._to.most} bytes, as its consumer takes; there are more", code="push_too_large"
             )
-        return bytes(part)
+        if not self._stream.over:
+            return
+        self._over = self._over or time.monotonic()
+        if time.monotonic() - self._over > _TAKING_SECONDS:
+            said = f"{origin(self._to.endpoint)} took not all that it may for {_TAKING_SECONDS:g} s"
+            raise PeerUnreachable(said, code="client_stalled")
+
+
+def _cut(part: memoryview | bytes) -> Iterator[memoryview]:
+    """Its bytes as they lie, a piece at a time."""
+    whole = memoryview(part).cast("B")
+    return (whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE))
+
+
+def _nothing() -> None:
+    """A piece is read to its end: there is nothing to stop."""
 
 
 def _must_be_complete(stream: GovernedStream) -> None:
@@ -126,18 +211,20 @@ def _early(answer: Answer, endpoint: str, sent: int) -> str:
 
 
 async def _refusal(answer: Answer, endpoint: str) -> HanseError:
-    told = _detail(await answer.beginning(_ANSWER_MAX))
+    problem = _problem(await answer.beginning(_ANSWER_MAX))
+    told = f": {str(problem['detail'])[:500]}" if "detail" in problem else ""
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
-    final = 400 <= answer.status < 500 and answer.status not in _LATER
-    return Refused(said, code="push_refused") if final else PeerRefused(said)
+    later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
+    return Refused(said, code="push_refused") if 400 <= answer.status < 500 and not later else PeerRefused(said)
 
 
-def _detail(body: bytes) -> str:
-    """What a problem object says."""
+def _problem(body: bytes) -> dict[str, Any]:
+    """A problem object; an empty one where it is something else."""
     try:
-        return f": {str(json.loads(body)['detail'])[:500]}"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @asynccontextmanager

@@ -121,6 +121,27 @@ async def test_a_no_that_stays_is_told_from_one_that_may_change(
     assert type(raised.value) is kind
 
 
+async def test_what_a_consumer_did_to_its_transfer_is_waited_for(provider: Provider) -> None:
+    """It refuses what is pushed from then on, before its message is here."""
+    async with scripted(403, b'{"detail": "the transfer is suspended", "code": "transfer_not_started"}') as url:
+        with pytest.raises(PeerRefused, match="answered 403"):
+            await sent(provider, Target(url))
+
+
+async def test_what_the_partys_facts_rule_out_may_be_right_in_a_moment(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transfer is suspended by then, or pushed."""
+
+    async def lapsed(*_: Any, **__: Any) -> None:
+        raise Refused("membership is not active", code="not_permitted")
+
+    monkeypatch.setattr(provider.reads.grants, "hold", lapsed)
+    with pytest.raises(Busy) as raised:
+        await sent(provider, Target("http://127.0.0.1:9/sink"))
+    assert raised.value.code == "not_permitted"
+
+
 @pytest.mark.parametrize("most", [0, 1_000_000], ids=["at once", "after a part"])
 async def test_a_success_before_everything_was_sent_is_none(provider: Provider, most: int) -> None:
     """A sink that does not wait for the end, or a gateway before it, has not got what it acknowledges."""
