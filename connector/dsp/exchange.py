@@ -299,6 +299,9 @@ class Exchange(ABC, Generic[Row]):
         """The process that a message belongs to, locked."""
         return self._get(tx, row.process)
 
+    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Row | None) -> None:
+        """A process says itself that our message is on its way."""
+
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Row | None) -> list[Outbox]:
         """What follows from an answer, or from giving up."""
         process = held

@@ -69,6 +69,9 @@ class Courier(Protocol):
     def hold(self, tx: Transaction, row: Outbox) -> Any:
         """Lock what the row is about. Everybody locks that first and the row after it, so nobody waits in a circle."""
 
+    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> None:
+        """Note that it is tried again, and why, where somebody waits for it."""
+
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
         """Record that it was delivered, refused or given up; what is to be sent next. The row itself is gone."""
 
@@ -313,6 +316,7 @@ class Sender:
             kept.not_yet += outcome.result is Result.SOON
             if kept.not_yet < _FEW and self._at(tx.now) - kept.created_at < self._deadline:
                 self._put_back(tx, kept, outcome)
+                courier.put_off(tx, kept, outcome, held)
                 return None
             outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
         if not tx.messages.done(row.id, owner=self.owner):

@@ -51,7 +51,7 @@ from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, PURPOSE, USES, counted, requested
-from connector.usage.grants import COMPLETING, HELD, SUSPENDING, over
+from connector.usage.grants import COMPLETING, HELD, PUSH_FAILED, SUSPENDING, over
 from connector.usage.held import Over
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
@@ -66,6 +66,7 @@ _AS_HTTP = MappingProxyType({"grpc": "http", "grpc+tcp": "http", "grpc+tls": "ht
 
 AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
 AGREEMENT_ENDED = "agreement_ended"  # of the refusals of what is asked under it later
+PUSH_AGAIN = "push_again"  # of a transfer whose push broke off, until it has arrived or is given up
 
 
 class DataPlane(Protocol):
@@ -591,16 +592,23 @@ class _Pusher:
     def hold(self, tx: Transaction, row: Outbox) -> Transfer | None:
         return tx.transfers.get(row.message["transfer"])
 
+    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> None:
+        """It is sent again: until then the transfer says why."""
+        if held is not None and held.generation == row.message["generation"]:
+            held.code, held.reason = PUSH_AGAIN, f"push, to be sent again: {outcome.why}"[:2_000]
+            held.updated_at = tx.now
+
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> list[Outbox]:
-        """All has arrived: complete. Otherwise the transfer stays, and its owner is told why."""
-        transfer = held
+        """All has arrived: complete. Otherwise nothing will come any more: terminate, so that its consumer is told."""
+        transfer, transfers = held, self._transfers
         if transfer is None or transfer.generation != row.message["generation"]:
             return []
         if outcome.result is Result.DELIVERED:
-            return [self._transfers._carry_out(tx, transfer, "complete")]
-        transfer.code, transfer.reason = "push_failed", f"push: {outcome.why}"[:2_000]
-        tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", outcome="failed"))
-        return []
+            transfer.code = transfer.reason = ""
+            return [transfers._carry_out(tx, transfer, "complete")]
+        transfer.code, transfer.reason = PUSH_FAILED, f"push: {outcome.why}"[:2_000]
+        tx.publish(transfers._advanced(transfer, actor=transfers._us, message="push", outcome="failed"))
+        return transfers._end(tx, transfer, code=transfer.code, reason=transfer.reason, actor=transfers._us)
 
 
 def _held(row: Transfer, name: str) -> bool:

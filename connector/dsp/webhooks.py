@@ -117,6 +117,9 @@ class Webhooks:
     def hold(self, tx: Transaction, row: Outbox) -> None:
         """A delivery is about nothing that could change."""
 
+    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> None:
+        """Nobody waits for a delivery here."""
+
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> list[Outbox]:
         """Nothing follows from a delivery."""
         return []

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.processes import POLICY, Failed, Process, two
 from tests.support.waiting import eventually
 
 ROWS = 250_000
+LARGE = 48 * 2**20  # bytes of one row, and batch
 FORM = "HttpData-PUSH"
 Json = dict[str, Any]
 
@@ -129,12 +131,54 @@ def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(
         begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM, "data_address": to})["id"]
         api.get(f"/transfers/{begun}?wait=60&until=STARTED")
         peer = api.get(f"/transfers/{begun}")["peer_pid"]
-        failed = eventually(lambda: row if (row := owner.get(f"/transfers/{peer}"))["code"] else None)
-        assert (failed["code"], "HANSE_ALLOW_PRIVATE" in failed["reason"]) == ("push_failed", True)
+        failed = owner.get(f"/transfers/{peer}?wait=60&until=TERMINATED")
+        told = api.get(f"/transfers/{begun}?wait=60&until=TERMINATED")
+        for row in (failed, told):
+            assert (row["state"], row["code"]) == ("TERMINATED", "push_failed")
+            assert "HANSE_ALLOW_PRIVATE" in row["reason"]
         with pytest.raises(TimeoutError):
             sink.accept()
     api.close()
     owner.close()
+
+
+def test_an_owner_sees_why_a_push_is_sent_again_and_a_slow_consumer_gets_all_of_it(tmp_path: Path) -> None:
+    with two(tmp_path, CALL_TIMEOUT="2") as (north, south), socket.create_server(("127.0.0.1", 0)) as sink:
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        path = north.directory / "large.parquet"
+        pq.write_table(pa.table({"image": [b"a" * LARGE]}), path, use_dictionary=False)
+        agreement = south.agree(north, *north.offer("large", path))[0]
+        api, owner = south.api(), north.api()
+        to = {"endpoint": f"http://127.0.0.1:{sink.getsockname()[1]}/sink"}
+        begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM, "data_address": to})["id"]
+        assert taken(sink, 503, most=2**18) >= 2**18
+        pid = api.get(f"/transfers/{begun}?wait=60&until=STARTED")["peer_pid"]
+        again = eventually(lambda: row if (row := owner.get(f"/transfers/{pid}"))["code"] else None)
+        assert (again["state"], again["code"], "answered 503" in again["reason"]) == ("STARTED", "push_again", True)
+        assert taken(sink, 200, pause=0.03) > LARGE
+        for side, known in ((owner, pid), (api, begun)):
+            done = side.get(f"/transfers/{known}?wait=60&until=COMPLETED")
+            assert (done["state"], done["code"], done["reason"]) == ("COMPLETED", "", "")
+        api.close()
+        owner.close()
+
+
+def taken(sink: socket.socket, status: int, *, most: int = 2**40, pause: float = 0.0) -> int:
+    """Take one push, or as much of it, and answer; how many bytes came. With a pause after each quarter megabyte."""
+    sink.settimeout(60)
+    connection, _ = sink.accept()
+    with connection:
+        connection.settimeout(60)
+        came, last = 0, b""
+        while came < most and not last.endswith(b"\r\n0\r\n\r\n"):
+            data = connection.recv(2**18, socket.MSG_WAITALL if came + 2**20 < LARGE else 0)
+            came, last = came + len(data), (last + data)[-8:]
+            time.sleep(pause)
+        connection.sendall(b"HTTP/1.1 %d answered\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(2**18):  # else what was sent meanwhile has the answer thrown away
+            pass
+    return came
 
 
 def test_where_nothing_is_received_a_push_is_not_ordered(tmp_path: Path) -> None:

@@ -221,17 +221,35 @@ async def test_a_push_to_one_who_receives_nothing_is_not_ordered(tmp_path: Path)
         await settled(two.south, "transfer", named.id, "COMPLETED")
 
 
-async def test_a_push_that_fails_for_good_is_told_and_ends_nothing_by_itself(tmp_path: Path) -> None:
+async def test_a_push_that_is_sent_again_says_why_until_it_arrives(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        two.north.plane.push_fails = PeerUnreachable("the sink took nothing")
+        agreement_id = await agreed(two)
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        here = await settled(two.south, "transfer", row.id, "STARTED")
+        async with asyncio.timeout(60):
+            while not (there := await two.north.transfer(here.peer_pid)).code:
+                await asyncio.sleep(0.005)
+        assert (there.state, there.code) == ("STARTED", "push_again")
+        assert there.reason == "push, to be sent again: the sink took nothing"
+        two.north.plane.push_fails = None
+        done = await settled(two.north, "transfer", here.peer_pid, "COMPLETED")
+        assert (done.code, done.reason) == ("", "")
+
+
+async def test_a_push_that_fails_for_good_ends_its_transfer_and_both_sides_know_why(tmp_path: Path) -> None:
     async with pair(tmp_path, retry_deadline=0.3) as two:
         two.north.plane.push_fails = PeerUnreachable("the sink is gone")
         agreement_id = await agreed(two)
         row = await two.south.transfers.request(
             agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
         )
-        here = await settled(two.south, "transfer", row.id, "STARTED")
-        await emptied(two)
-        there = await settled(two.north, "transfer", here.peer_pid, "STARTED")
-        assert (there.code, there.reason) == ("push_failed", "push: the sink is gone")
+        here = await settled(two.south, "transfer", row.id, "TERMINATED")
+        there = await settled(two.north, "transfer", here.peer_pid, "TERMINATED")
+        for side in (here, there):
+            assert (side.code, side.reason) == ("push_failed", "push: the sink is gone")
         # The acknowledgement of the start may be recorded before it or after.
         assert [event.code for event in two.north.events if event.outcome == "failed"] == ["push_failed"]
 
