@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from hanse import _wire
 from hanse._sockets import SLOWEST, trusted
+from hanse._wire import Request
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
 
@@ -20,6 +21,7 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_MAX = 64 * 2**20
 _VALUES_MAX = 2**21  # in one answer: each takes some 70 bytes of memory, and three of text may be one
 _BLOCK = 256 * 1024
+_JSON = "application/json"
 
 
 class Api:
@@ -41,12 +43,13 @@ class Api:
         self.base = f"{self.url}/api/v1"
         self._seconds = seconds
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(headers=self.headers, follow_redirects=False, verify=trusted())
+        asked = {**self.headers, "accept-encoding": "identity"}  # what is packed in what is packed has no end
+        self._http = httpx2.Client(headers=asked, follow_redirects=False, verify=trusted())
 
     def do(self, call: Call) -> Any:
         """Carry out a call: its JSON, or None for an empty answer."""
         with self._answer(call) as answer:
-            text = _read(answer, self.url)
+            text = _read(answer, self.url, seconds=self._seconds + call.seconds)
         if not text:
             return None
         try:
@@ -66,7 +69,7 @@ class Api:
     def text(self, path: str) -> str:
         """A small answer as text."""
         with self._answer(Call("GET", path)) as answer:
-            return _read(answer, self.url).decode(errors="replace")
+            return _read(answer, self.url, seconds=self._seconds).decode(errors="replace")
 
     def lines(self, path: str, **query: Any) -> Iterator[str]:
         """The lines of an answer that does not end by itself (server-sent events)."""
@@ -98,14 +101,21 @@ class Api:
         """An answer that is no error, its body not read yet."""
         if self._http.is_closed:
             raise BadInput(f"this connection to {self.url} was closed; connect again")
-        read = None if endless else self._seconds + call.seconds
+        seconds = self._seconds + call.seconds
+        read = None if endless else seconds
         timeout = httpx2.Timeout(read, connect=_CONNECT_SECONDS, write=self._seconds, pool=self._seconds)
         try:
             with self._http.stream(
                 call.method, self.base + call.path, params=_given(call.query), json=call.body, timeout=timeout
             ) as answer:
                 if answer.status_code >= 300:
-                    raise of_problem(answer.status_code, _problem(answer, self.url), where=self.url)
+                    problem = _problem(answer, self.url, seconds=seconds)
+                    raise of_problem(answer.status_code, problem, where=self.url)
+                if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
+                    raise Broken(
+                        f"expected an answer as it is from {self.url}, came one that is compressed ({coding[:30]}); "
+                        "a proxy may do so"
+                    )
                 yield answer
         except httpx2.TimeoutException:
             raise Unreachable(f"{self.url} did not answer in time; is it overloaded?") from None
@@ -118,27 +128,12 @@ class Api:
 
 
 def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) -> Any:
-    """The JSON answer of an owner's data plane to a small request under a ticket."""
-    headers = {"authorization": f"Bearer {ticket}"}
-    timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
+    """The JSON answer of an owner's data plane to a small request under a ticket: all of it within `seconds`."""
+    headers = {"authorization": f"Bearer {ticket}", "content-type": _JSON}
+    request = Request("POST", url, headers, json.dumps(body).encode(), seconds, accept=_JSON)
+    text, where = _wire.whole(request, most=_ANSWER_MAX), request.where
     try:
-        where = urlsplit(url).netloc.rpartition("@")[2]
-    except ValueError as error:
-        raise BadInput(f"{url} is no address: {error}") from error
-    try:
-        with (
-            httpx2.Client(follow_redirects=False, timeout=timeout, verify=trusted()) as client,
-            client.stream("POST", url, headers=headers, json=body) as answer,
-        ):
-            if answer.status_code >= 300:
-                raise of_problem(answer.status_code, _problem(answer, where), where=where)
-            return _parsed(_read(answer, where, seconds=seconds), where)
-    except httpx2.InvalidURL as error:
-        raise BadInput(f"{url} is no address: {error}") from error
-    except httpx2.ReadTimeout as error:
-        raise Unreachable(f"no answer from {where}: {error}").after(seconds) from error
-    except httpx2.TransportError as error:
-        raise Unreachable(f"no answer from {where}: {error}") from error
+        return _parsed(text, where)
     except (ValueError, RecursionError):
         raise Broken(f"expected JSON from {where}, came something else") from None
 
@@ -163,18 +158,15 @@ def _is_address(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits and plain
 
 
-def _read(answer: httpx2.Response, url: str, *, seconds: float = math.inf) -> bytes:
-    """All of a small answer; where next to nothing of it comes, within `seconds`."""
+def _read(answer: httpx2.Response, url: str, *, seconds: float) -> bytes:
+    """All of a small answer, as it came; where next to nothing of it comes, within `seconds`."""
     parts, size, begun = [], 0, time.monotonic()
-    try:
-        for part in answer.iter_bytes():
-            parts.append(part)
-            if (size := size + len(part)) > _ANSWER_MAX:
-                raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
-            if (took := time.monotonic() - begun) > seconds and size < SLOWEST * took:
-                raise Unreachable(f"{url} sent next to nothing for {seconds:g} s; it may be overloaded").after(took)
-    except httpx2.DecodingError as error:
-        raise Broken(f"{url} sent an answer that cannot be unpacked: {error}") from error
+    for part in answer.iter_raw():
+        parts.append(part)
+        if (size := size + len(part)) > _ANSWER_MAX:
+            raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
+        if (took := time.monotonic() - begun) > seconds and size < SLOWEST * took:
+            raise Unreachable(f"{url} sent next to nothing for {seconds:g} s; it may be overloaded").after(took)
     return b"".join(parts)
 
 
@@ -185,9 +177,9 @@ def _parsed(text: bytes, url: str) -> Any:
     return json.loads(text)
 
 
-def _problem(answer: httpx2.Response, url: str) -> dict[str, Any]:
+def _problem(answer: httpx2.Response, url: str, *, seconds: float) -> dict[str, Any]:
     try:
-        problem = _parsed(_read(answer, url), url)
+        problem = _parsed(_read(answer, url, seconds=seconds), url)
     except (ValueError, RecursionError):
         problem = None
     return problem if isinstance(problem, dict) else {}

@@ -6,6 +6,7 @@ machine. `ssl.SSLSocket` asks the kernel for every record of 16 kB; that alone c
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import ssl
@@ -79,6 +80,12 @@ class Plain:
         """
         self._begun = False
         self._waited, self._came = 0.0, 0
+        self._until = math.inf
+
+    def short(self) -> None:
+        """What is read next is short: all of it is there within the silence that is borne, however it comes."""
+        self.begin()
+        self._until = time.monotonic() + self._seconds
 
     def sendall(self, data: bytes) -> None:
         self._socket.settimeout(self._seconds)
@@ -90,7 +97,9 @@ class Plain:
         `coming`: so many bytes are certainly on their way, and are waited for, for a second at most.
         """
         since = time.monotonic()
-        got = self._gathered(view, min(coming, len(view), _HELPING), self._seconds - self._waited)
+        if (seconds := min(self._seconds - self._waited, self._until - since)) <= 0:
+            raise TimeoutError
+        got = self._gathered(view, min(coming, len(view), _HELPING), seconds)
         if self._begun:
             self._waited += time.monotonic() - since  # here: the time between two calls is the caller's
         self._begun, self._came = True, self._came + got
@@ -146,6 +155,9 @@ class Tls:
     def begin(self) -> None:
         self._plain.begin()
 
+    def short(self) -> None:
+        self._plain.short()
+
     def receive(self, view: memoryview, coming: int = 1) -> int:
         """At least `coming` bytes, as many as are there; fewer after the other side said that it is done."""
         read, size, done = self._tls.read, len(view), 0
@@ -165,6 +177,7 @@ class Tls:
         self._plain.close()
 
     def _handshake(self) -> None:
+        self._plain.short()
         while True:
             try:
                 self._tls.do_handshake()
@@ -175,6 +188,7 @@ class Tls:
                 raise
             else:
                 self._flush()
+                self._plain.begin()
                 return
 
     def _fill(self, coming: int) -> None:

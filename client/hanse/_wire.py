@@ -42,7 +42,8 @@ Memory: TypeAlias = "Callable[[int], pa.Buffer]"
 class Request:
     """One call. `idle_seconds`: the longest silence that is borne, at any point of the exchange.
 
-    Next to nothing of what has begun to come is no more than silence.
+    Next to nothing of what has begun to come is no more than silence. What is no stream, as the head of an answer, an
+    error or a plan, is there whole in that time: it has an end, and no reason to be long in coming.
     """
 
     method: str
@@ -50,11 +51,18 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     idle_seconds: float = 60.0
+    accept: str = ARROW
 
     def __post_init__(self) -> None:
         most = threading.TIMEOUT_MAX  # what the system can wait for: 292 years
         if not 0 < seconds_of("idle_seconds", self.idle_seconds) <= most:
             raise BadInput(f"expected idle_seconds above 0 and of at most {most:.0f}, came {self.idle_seconds}")
+
+    @property
+    def where(self) -> str:
+        """Host and port, as errors name them."""
+        _, host, port = _address(self.url)
+        return f"{host}:{port}"
 
 
 class Wire:
@@ -62,7 +70,7 @@ class Wire:
 
     def __init__(self, request: Request) -> None:
         scheme, host, port = _address(request.url)
-        self.where = f"{host}:{port}"
+        self.where = request.where
         self._scratch = bytearray(_SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = self._stop = 0
@@ -76,6 +84,10 @@ class Wire:
         """What is read next may be long in coming; then it has to go on."""
         self._socket.begin()
 
+    def short(self) -> None:
+        """What is read until the next `begin` is there whole within the longest silence."""
+        self._socket.short()
+
     def bear(self, seconds: float) -> None:
         """The longest silence from now on."""
         self._seconds = seconds
@@ -87,7 +99,6 @@ class Wire:
 
     def head(self) -> bytes:
         """Everything up to the empty line."""
-        self.begin()
         return self._until(b"\r\n\r\n", _HEADERS_MAX)
 
     def into(self, view: memoryview) -> int:
@@ -212,12 +223,12 @@ class Body:
         self._memory = memory
 
     def rest(self, most: int) -> bytes:
-        """Everything that is left, for small bodies."""
-        parts: list[bytes] = []
-        while part := bytes(self.read(8192)):
+        """Everything that is left, for small bodies: all of them in the time for what is short."""
+        parts, came = [], 0
+        while part := bytes(self._across(_SCRATCH)):
             parts.append(part)
-            if (most := most - len(part)) < 0:
-                raise Broken(f"{self._wire.where} sent an answer that is too large")
+            if (came := came + len(part)) > most:
+                raise _too_large(self._wire, most)
         return b"".join(parts)
 
     def _at_once(self, size: int) -> Any:
@@ -310,15 +321,36 @@ def ask(request: Request) -> Answer:
     """Send a request and read the head of its answer: an Arrow stream. Any other answer is raised as its error."""
     wire = Wire(request)
     try:
-        wire.send(_head_of(request) + request.body)
-        status, headers = _answered(wire)
-        if status != 200:
-            raise _problem(wire, status, headers)
+        headers = _good(wire, request)
         _expect_stream(wire, headers)
     except BaseException:
         wire.close()
         raise
-    return Answer(status, headers, Body(wire))
+    return Answer(200, headers, Body(wire))
+
+
+def whole(request: Request, *, most: int) -> bytes:
+    """The body of a small answer, of at most so many bytes. Any other answer is raised as its error."""
+    wire = Wire(request)
+    try:
+        return _small(wire, _good(wire, request), most)
+    finally:
+        wire.close()
+
+
+def _good(wire: Wire, request: Request) -> Mapping[str, str]:
+    """The headers of an answer that is no error and as it was sent, its body not read yet."""
+    wire.send(_head_of(request) + request.body)
+    wire.short()
+    status, headers = _answered(wire)
+    if status != 200:
+        raise _problem(wire, status, headers)
+    if (coding := headers.get("content-encoding", "identity")) != "identity":
+        raise Broken(
+            f"expected an answer as it is from {wire.where}, came one that is compressed ({coding[:30]}); a proxy may "
+            "do so"
+        )
+    return headers
 
 
 def _head_of(request: Request) -> bytes:
@@ -326,9 +358,14 @@ def _head_of(request: Request) -> bytes:
     target = parts.path or "/"
     if parts.query:
         target += f"?{parts.query}"
-    lines = [f"{request.method} {target} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}", f"accept: {ARROW}"]
+    lines = [
+        f"{request.method} {target} HTTP/1.1",
+        f"host: {parts.netloc.rpartition('@')[2]}",
+        f"accept: {request.accept}",
+    ]
     lines += [f"{name}: {value}" for name, value in request.headers.items()]
-    lines += ["connection: close"] + ([f"content-length: {len(request.body)}"] if request.body else [])
+    lines += ["accept-encoding: identity", "connection: close"]
+    lines += [f"content-length: {len(request.body)}"] if request.body else []
     if any("\r" in line or "\n" in line for line in lines):
         raise Broken("a header of our own has a line break in it; a token or an address is not what it should be")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
@@ -351,10 +388,6 @@ def _expect_stream(wire: Wire, headers: Mapping[str, str]) -> None:
     media = headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if media != ARROW:
         raise Broken(f"expected an Arrow stream from {wire.where}, came {media[:60] or 'no media type'}")
-    if headers.get("content-encoding", "identity") != "identity":
-        raise Broken(
-            f"{wire.where} compressed its stream again ({headers['content-encoding'][:30]}); a proxy may do so"
-        )
     if headers.get("transfer-encoding", "").lower() != "chunked":
         # a body that ends with the connection cannot be told from one that was cut
         raise Broken(f"expected a chunked stream from {wire.where}; a proxy between may have changed it")
@@ -365,23 +398,29 @@ def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
         return Broken(
             f"{wire.where} answers with a redirect ({status}); expected the stream itself at the address given"
         )
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        text = Body(wire).rest(_PROBLEM_MAX)
-    else:
-        text = _sized(wire, headers.get("content-length", "0"))
     try:
-        problem = json.loads(text)
+        problem = json.loads(_small(wire, headers, _PROBLEM_MAX))
     except (ValueError, RecursionError):
         problem = None
     return of_problem(status, problem if isinstance(problem, dict) else {}, where=wire.where)
 
 
-def _sized(wire: Wire, length: str) -> bytes:
+def _small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:
+    """A small body, whole. Broken where it is larger than that; nothing where it does not say where it ends."""
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        return Body(wire).rest(most)
+    length = headers.get("content-length", "0")
     size = int(length) if length.isascii() and length.isdigit() and len(length) < 10 else 0
-    if size > _PROBLEM_MAX:
-        raise Broken(f"{wire.where} sent an error of {size} bytes")
+    if size > most:
+        raise _too_large(wire, most)
     data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size and (got := wire.into(view[done:])):
-        done += got
-    return bytes(data[:done])
+    view = memoryview(data)
+    while len(view):
+        if not (got := wire.into(view)):
+            raise Unreachable(f"{wire.where} closed the connection in the middle of its answer")
+        view = view[got:]
+    return bytes(data)
+
+
+def _too_large(wire: Wire, most: int) -> Broken:
+    return Broken(f"expected an answer of at most {most} bytes from {wire.where}, came a larger one")

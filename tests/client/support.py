@@ -77,6 +77,25 @@ def listening(speak: Callable[[socket.socket], None]) -> Iterator[tuple[str, int
 
 
 @contextmanager
+def dripping(whole: Sequence[bytes], *, pause: float) -> Iterator[str]:
+    """An owner that sends its answer in these pieces, with a pause after each."""
+    over = threading.Event()
+
+    def asked(accepted: socket.socket) -> None:
+        accepted.recv(65_536)
+        for piece in whole:
+            accepted.sendall(piece)
+            if over.wait(pause):
+                return
+
+    with listening(asked) as (host, port):
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            over.set()
+
+
+@contextmanager
 def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Connector]:
     """Serve until the block ends."""
     made = Connector(routes=dict(routes or {}))

@@ -9,8 +9,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from hanse._wire import Request
 from hanse.patience import Patience
 from hanse.stream import Stream
 
-from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, ipc, listening, recut
+from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, dripping, ipc, recut
 
 BATCHES = [batch(1, 2, 3), batch(*range(10, 500)), batch(7)]
 ROWS = sum(one.num_rows for one in BATCHES)
@@ -204,25 +203,6 @@ def test_patience_that_nothing_can_have_is_refused_before_anything_is_asked(seco
     assert not served.asked
 
 
-@contextmanager
-def dripping(whole: Sequence[bytes], *, pause: float) -> Iterator[str]:
-    """An owner that sends its answer in these pieces, with a pause after each."""
-    over = threading.Event()
-
-    def asked(accepted: socket.socket) -> None:
-        accepted.recv(65_536)
-        for piece in whole:
-            accepted.sendall(piece)
-            if over.wait(pause):
-                return
-
-    with listening(asked) as (host, port):
-        try:
-            yield f"http://{host}:{port}/"
-        finally:
-            over.set()
-
-
 HEAD, _, BODY = chunked(WHOLE).data.partition(b"\r\n\r\n")
 HEAD += b"\r\n\r\n"
 
@@ -239,12 +219,36 @@ def test_an_owner_that_sends_a_byte_now_and_then_is_given_up_on(before: bytes, a
         Stream(_wire.ask(Request("GET", url, idle_seconds=0.1))).to_arrow()
 
 
-def test_a_plan_of_which_a_byte_comes_now_and_then_is_given_up_on() -> None:
-    body = b'{"rows": 1}' + b" " * 1000
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_plan_of_which_a_little_comes_now_and_then_is_given_up_on(size: int) -> None:
+    body = b'{"rows": 1}' + b" " * 1000 * size
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-    pieces = [head] + [body[at : at + 1] for at in range(len(body))]
+    pieces = [head, *recut([body], size)]
     with dripping(pieces, pause=0.03) as url, pytest.raises(errors.Unreachable, match="next to nothing"):
         ask_at(url, "ticket", {}, seconds=0.5)
+
+
+SHORT = {
+    "head": [b"HTTP/1.1 200 OK\r\n", *[b"a: b\r\n"] * 50],
+    "informational": [b"HTTP/1.1 103 Early Hints\r\n\r\n"] * 10,
+    "error": [b"HTTP/1.1 403 No\r\ncontent-length: 100000\r\n\r\n", *[b" " * 1000] * 50],
+    "error in chunks": [
+        b"HTTP/1.1 403 No\r\ntransfer-encoding: chunked\r\n\r\n",
+        *[b"400\r\n" + b" " * 1024 + b"\r\n"] * 50,
+    ],
+}
+ASK: dict[str, Callable[[str], Any]] = {
+    "a stream": lambda url: _wire.ask(Request("GET", url, idle_seconds=0.5)),
+    "a plan": lambda url: ask_at(url, "ticket", {}, seconds=0.5),
+}
+
+
+@pytest.mark.parametrize("what", SHORT)
+@pytest.mark.parametrize("ask", ASK)
+def test_what_is_no_stream_is_there_in_the_time_of_a_silence_however_it_comes(ask: str, what: str) -> None:
+    with dripping(SHORT[what], pause=0.15) as url, pytest.raises(errors.Unreachable, match="for too long") as caught:
+        ASK[ask](url)
+    assert caught.value.silent == 0.5
 
 
 def test_an_owner_that_seldom_has_a_batch_is_read_to_the_end() -> None:
