@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from hanse import _wire
-from hanse._sockets import SLOWEST, trusted
+from hanse._sockets import SLOWEST, trusted, untrusted
 from hanse._wire import Request
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
@@ -122,6 +123,8 @@ class Api:
         except httpx2.InvalidURL as error:
             raise BadInput(f"{self.url} is no address: {error}") from error
         except httpx2.TransportError as error:
+            if (why := _certificate(error)) is not None:
+                raise untrusted(self.url, why) from error
             raise Unreachable(
                 f"no connector answers at {self.url} ({error}); is it running, and is this its management listener?"
             ) from error
@@ -136,6 +139,13 @@ def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) ->
         return _parsed(text, where)
     except (ValueError, RecursionError):
         raise Broken(f"expected JSON from {where}, came something else") from None
+
+
+def _certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """What was wrong with a certificate, where that is what an error comes from."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__  # the library forgets its own causes
+    return error
 
 
 def _given(query: Mapping[str, Any]) -> list[tuple[str, str | int | float | bool | None]]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import httpx2
 
-from hanse.errors import BadInput
+from hanse.errors import BadInput, Unreachable
 
 _ANEW_SECONDS = 3600
 _BLOCK = 256 * 1024  # of ciphertext: it stays in the processor's cache until it is decrypted
@@ -46,6 +46,17 @@ def _loaded(file: str | None, folder: str | None, _hour: float) -> ssl.SSLContex
         name, given = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", folder)
         why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
         raise BadInput(f"expected certificates where {name} says, {given}; it cannot be used: {why}") from error
+
+
+def untrusted(where: str, error: ssl.SSLCertVerificationError) -> Unreachable:
+    """A certificate that is not believed: said at once, as none becomes good by waiting."""
+    why = str(error.verify_message).rstrip(".")
+    return Unreachable(
+        f"no trusted connection to {where}: its certificate is not believed ({why}); expected one for this name and "
+        "time, from an authority that this machine knows. Ask whoever runs it, or, where it has an authority of its "
+        "own, name that one's certificate in SSL_CERT_FILE",
+        code="certificate_untrusted",
+    )
 
 
 def here(process: int) -> None:
@@ -184,7 +195,8 @@ class Tls:
             except ssl.SSLWantReadError:
                 self._fill(1)
             except ssl.SSLError:
-                self._flush()  # tell the other side why
+                with suppress(OSError):  # it may have left, and what was wrong with it is to be told
+                    self._flush()  # tell the other side why
                 raise
             else:
                 self._flush()

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from hanse._sockets import Plain, Tls
+from hanse._sockets import Plain, Tls, untrusted
 from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
 from hanse.patience import seconds_of
 
@@ -146,6 +146,8 @@ class Wire:
             raise Unreachable(
                 f"{self.where} said nothing for too long, or next to nothing; it may be down or overloaded"
             ).after(self._seconds) from None
+        except ssl.SSLCertVerificationError as error:
+            raise untrusted(self.where, error) from error
         except ssl.SSLError as error:
             raise Unreachable(f"no trusted connection to {self.where}: {error.reason or error}") from error
         except OSError as error:

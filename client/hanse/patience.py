@@ -29,7 +29,9 @@ _PASSING_CODES = (
     "shutting_down", _CRASHED, "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
     "busy", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown",
 )  # fmt: skip
-_LASTING_CODES = ("count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended")
+_LASTING_CODES = (
+    "count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended", "certificate_untrusted",
+)  # fmt: skip
 _FIRST, _MOST = 0.05, 5.0
 IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
 SECONDS = 2 * IDLE_SECONDS  # so that there is a second attempt after a connection over which nothing comes any more

@@ -8,13 +8,15 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pyarrow as pa
 import pytest
 from hanse import _sockets, _wire, errors
-from hanse._http import Api
+from hanse._http import Api, ask_at
 from hanse._wire import Request
+from hanse.patience import passes
 from hanse.stream import Stream
 
 from tests.client.support import batch, chunked, complete, ipc, listening
@@ -54,12 +56,21 @@ def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert table == pa.Table.from_batches(BATCHES)
 
 
-def test_an_owner_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+ASK: dict[str, Callable[[str], Any]] = {
+    "stream": lambda url: _wire.ask(Request("GET", url, idle_seconds=60)),
+    "plan": lambda url: ask_at(url, "ticket", {}, seconds=60),
+    "connector": lambda url: Api(url, "token").get("/self"),
+}
+
+
+@pytest.mark.parametrize("ask", ASK)
+def test_an_owner_that_nobody_vouches_for_is_refused_and_not_asked_again(ask: str, tmp_path: Path) -> None:
     with (
         owner(self_signed(tmp_path / "owner.pem"), whole) as url,
-        pytest.raises(errors.Unreachable, match="no trusted connection"),
+        pytest.raises(errors.Unreachable, match=r"no trusted connection to .*\(self-signed certificate\)") as caught,
     ):
-        _wire.ask(Request("GET", url, idle_seconds=60))
+        ASK[ask](url)
+    assert (caught.value.code, passes(caught.value)) == ("certificate_untrusted", False)
 
 
 def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
