@@ -265,7 +265,7 @@ class Dataset:
             "batch_rows": batch_rows,
             "codec": codec,
         }
-        return self._going_on(lambda _: {**wanted, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
+        return self._going_on(lambda: {**wanted, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
 
     def plan(self, *, columns: Sequence[str] = (), where: str = "", patience: float = 0.0) -> Plan:
         """The blocks that these rows come in, to be shared out between readers. No row leaves for it.
@@ -314,12 +314,16 @@ class Dataset:
             "shown": plan.shown,
         }
 
-        def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:
-            first = place is None and due.asked[:1] == list(blocks[:1])  # the cursor is of the first block
-            return {**wanted, "blocks": ",".join(map(str, due.asked)), "after": after if first else ""}
-
         due = Due(plan, blocks, before=before if after else 0)
-        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, schema=plan.schema, due=due)
+        return self._going_on(
+            lambda: {**wanted, "blocks": ",".join(map(str, due.asked))},
+            idle_seconds=idle_seconds,
+            patience=patience,
+            schema=plan.schema,
+            due=due,
+            snapshot=plan.snapshot,
+            start={"cursor": after} if after else None,
+        )
 
     # What the next five take, and what of it is not known, `hanse.options` says.
 
@@ -386,35 +390,46 @@ class Dataset:
 
     def _going_on(
         self,
-        asked: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
+        asked: Callable[[], Mapping[str, Any]],
         *,
         idle_seconds: float,
         patience: float,
         schema: pa.Schema | None = None,
         due: Due | None = None,
+        snapshot: str = "",
+        start: Mapping[str, Any] | None = None,
     ) -> Stream:
-        """A stream that reads on after its last place. `asked` gives the parameters of a request from a place on.
+        """A stream that reads on after its last place, from `start` on. `asked` gives the parameters of a request.
 
         Where it is known what is `due`, of a plan, it waits also before its first row.
         """
-        kept: dict[str, str] = {}
+        kept = {"snapshot": snapshot}
 
         def opened(place: Mapping[str, Any] | None) -> Answer:
-            given = dict(asked(place))
+            given = dict(asked())
             if place is not None:
-                given |= {"after": place["cursor"], "snapshot": given.get("snapshot") or kept.get("snapshot", "")}
+                given |= {"after": place["cursor"], "snapshot": kept["snapshot"]}
             query = urlencode({name: value for name, value in given.items() if value not in (None, "")})
             if len(query) <= _QUERY_MAX:
                 answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
             else:
                 answer = self._asked("POST", "", body=query.encode(), media=_FORM, idle_seconds=waiting.silence)
-            kept.setdefault("snapshot", answer.headers.get("hanse-snapshot", ""))
+            kept["snapshot"] = kept["snapshot"] or answer.headers.get("hanse-snapshot", "")
             return answer
 
         waiting = Patience(patience, idle=idle_seconds)
 
         def begun() -> Stream:
-            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema, due=due, about=self._about)
+            return Stream(
+                opened(start),
+                reopen=opened,
+                patience=waiting,
+                schema=schema,
+                due=due,
+                snapshot=snapshot,
+                start=start,
+                about=self._about,
+            )
 
         return begun() if due is None else waiting.outlast(begun)
 

@@ -18,7 +18,7 @@ from hanse._sockets import here
 from hanse._valid import Validator
 from hanse._values import bounded
 from hanse._wire import Answer, Memory, kept
-from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
+from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
 from hanse.plan import Due
 
@@ -57,9 +57,12 @@ class Stream:
         patience: Patience | None = None,
         schema: pa.Schema | None = None,
         due: Due | None = None,
+        snapshot: str = "",
+        start: Mapping[str, Any] | None = None,
         about: tuple[str, str] | None = None,
     ) -> None:
-        """`schema` and `due`: what must come, where that is known. `about`: of which dataset, under which agreement."""
+        """`schema`, `due` and `snapshot`: what must come, where that is known; `start`: the place that it goes on from.
+        `about`: of which dataset, under which agreement."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
@@ -71,8 +74,8 @@ class Stream:
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
         self.place: Mapping[str, Any] | None = None
-        self._from: Mapping[str, Any] | None = None  # the same in what is being asked for
-        self.snapshot = answer.headers.get("hanse-snapshot", "")
+        self._from = start  # the same in what is being asked for
+        self.snapshot = snapshot
         self.reopened = 0
         self.end: Mapping[str, Any] = {}
         self.error: HanseError | None = None
@@ -88,8 +91,10 @@ class Stream:
             self._body.into(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
+        self._after = "" if self._from is None else self._from["cursor"]
         self._messages = Messages(self._body)
         try:
+            self._check_snapshot(answer.headers.get("hanse-snapshot", ""))
             self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
             if self.schema is None:
                 self.schema = self._reader.schema
@@ -99,6 +104,16 @@ class Stream:
             self._body.close()  # nobody has a stream to close: whoever keeps the error would keep the owner reading
             raise
         self._validator = Validator(self._reader.schema)
+
+    def _check_snapshot(self, came: str) -> None:
+        """Conflict where an answer is of another version than the one asked for, or than the rows before it."""
+        if came and self.snapshot and came != self.snapshot:
+            raise Conflict(
+                f"expected rows of the version {self.snapshot[:80]}, came some of {came[:80]}: its owner has another "
+                "one by now; begin anew",
+                code="snapshot_changed",
+            )
+        self.snapshot = self.snapshot or came
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The batches as they come. Raises what ended the stream, where it did not end by itself."""
@@ -183,6 +198,11 @@ class Stream:
                 self.place = self._from = _place(metadata)
                 if self._due is not None:
                     self._due.take(self.place, batch.num_rows)
+                if self.place is not None and self.place["cursor"] == self._after:
+                    raise Broken(
+                        "expected rows after the place that was asked for, came some that end there: they would come "
+                        "again and again, each time as a read that counts"
+                    )
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch
 
@@ -191,7 +211,9 @@ class Stream:
         if (error := of_end(end)) is not None:
             raise error
         came = self.rows - self._rows_before
-        if end.get("rows") not in (None, came):
+        if type(end.get("rows")) is not int:
+            raise Broken(f"expected the number of rows in the stream's end record, came {str(end.get('rows'))[:40]!r}")
+        if end["rows"] != came:
             raise StreamIncomplete(
                 f"the stream says that it has {end['rows']} rows, {came} came: read it again", rows=self.rows
             )
@@ -301,10 +323,8 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
     kinds = {"block": int, "cursor": str}
     if not isinstance(place, dict) or any(type(place.get(name)) is not kind for name, kind in kinds.items()):
         raise Broken("the place of a batch cannot be read")
-    if len(place["cursor"]) > _CURSOR_MAX or not place["cursor"].isascii():
-        raise Broken(
-            f"expected a cursor of at most {_CURSOR_MAX} letters and digits, came {len(place['cursor'])} signs"
-        )
+    if not 0 < len(place["cursor"]) <= _CURSOR_MAX or not place["cursor"].isascii():
+        raise Broken(f"expected a cursor of 1 to {_CURSOR_MAX} letters and digits, came {len(place['cursor'])} signs")
     return place
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hanse import plan
 from hanse.client import Dataset
-from hanse.errors import Broken
+from hanse.errors import Broken, Conflict
 
 from tests.client.support import Asked, Raw, batch, chunked, complete, ipc, owned
 
@@ -115,3 +115,71 @@ def test_a_state_within_a_block_is_gone_on_from_with_what_is_left_of_it() -> Non
             rest = dataset.loader(batch_size=1)
             rest.load_state_dict(loader.state_dict())
             assert given + [age for one in rest for age in one.column("age").to_pylist()] == [1, 2, 3, 4, 5, 6]
+
+
+def of_stream(dataset: Dataset) -> Iterator[int]:
+    for one in dataset.stream():
+        yield from one.column("age").to_pylist()
+
+
+def test_rows_of_another_version_than_those_before_are_a_conflict() -> None:
+    def answer(asked: Asked) -> Raw:
+        again = asked.query.get("after")
+        end = complete(1) if again else None
+        place = {"block": -1, "cursor": "2" if again else "1"}
+        return chunked(ipc([batch(1)], end, places=[place]), extra=f"hanse-snapshot: v{2 if again else 1}\r\n")
+
+    with owned(answer) as dataset:
+        rows = of_stream(dataset)
+        assert next(rows) == 1
+        with pytest.raises(Conflict, match="version v1, came some of v2") as caught:
+            next(rows)
+    assert caught.value.code == "snapshot_changed"
+
+
+@pytest.mark.parametrize("way", [of_loader, of_read])
+def test_rows_of_another_version_than_the_plan_is_of_are_a_conflict(way: Callable[[Dataset], Any]) -> None:
+    for version, kind in (("s", Broken), ("t", Conflict)):
+        answer = chunked(ipc([batch(1)], complete(2)), extra=f"hanse-snapshot: {version}\r\n")
+        with owned(answer, rows=ROWS) as dataset, pytest.raises(kind):
+            list(way(dataset))
+
+
+@pytest.mark.parametrize("way", [of_loader, of_read, of_stream])
+def test_rows_that_end_where_they_were_to_begin_are_broken(way: Callable[[Dataset], Any]) -> None:
+    """Else they come again with each attempt: without end, as a row gives all of the patience back."""
+    asked_for: list[str] = []
+
+    def answer(asked: Asked) -> Raw:
+        asked_for.append(asked.query.get("after", ""))
+        return sent(WHOLE[:1], end=len(asked_for) > 5)
+
+    with owned(answer, rows=ROWS, otherwise={"exact": False}) as dataset:
+        with pytest.raises(Broken, match="came some that end there"):
+            list(way(dataset))
+        assert asked_for == ["", "0/2"]
+        with pytest.raises(Broken, match="came some that end there"):
+            list(dataset.read(dataset.plan(), [0], after="0/2"))
+
+
+def test_a_place_without_a_cursor_is_broken() -> None:
+    """It would be gone on from at the beginning."""
+    answer = chunked(ipc([batch(1)], None, places=[{"block": -1, "cursor": ""}]))
+    with owned(answer) as dataset, pytest.raises(Broken, match="cursor of 1 to"):
+        list(of_stream(dataset))
+
+
+@pytest.mark.parametrize("rows", [None, "6", 6.0, True, [6]], ids=str)
+@pytest.mark.parametrize("way", [of_loader, of_read, of_stream])
+def test_an_end_that_does_not_say_how_many_came_is_broken_at_once(way: Callable[[Dataset], Any], rows: Any) -> None:
+    asked_for: list[Asked] = []
+    places = [{"block": block, "cursor": f"{block}/{ages[-1]}"} for block, ages in WHOLE]
+    answer = chunked(ipc([batch(*ages) for _, ages in WHOLE], {"status": "complete", "rows": rows}, places=places))
+
+    def answered(asked: Asked) -> Raw:
+        asked_for.append(asked)
+        return answer
+
+    with owned(answered, rows=ROWS) as dataset, pytest.raises(Broken, match="expected the number of rows"):
+        list(way(dataset))
+    assert len(asked_for) == 1
