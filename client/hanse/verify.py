@@ -482,7 +482,7 @@ def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
         raise Bad(f"expected record {index}, came one numbered {idx}: a record is missing, doubled or moved", index)
     for write in (_quick, canonical):  # the quick form is the same for all but rare numbers and keys
         rest = "" if proof is None else f'"proof":{_quick(proof)},'
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError, OverflowError, RecursionError):  # overflow: of a number that is none of JSON's here
             text = write(body)
             if line == f'{{"body":{text},"idx":{idx},{rest}"salt":"{salt}","ts":{ts}}}\n'.encode():
                 commitment = _b64(sha256(data + text.encode()).digest())

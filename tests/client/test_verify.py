@@ -146,6 +146,7 @@ def shortened(parts: dict[str, bytes]) -> None:
     parts["leaves"] = parts["leaves"][:-32]
 
 
+HUGE = b"1" * 400
 TAMPERED: list[tuple[str, Callable[[dict[str, bytes]], object], int | None, str]] = [
     ("another actor", edit(4, lambda body: body.update(actor="did:web:other")), 4, "record 4"),
     ("fewer rows", edit(7, lambda body: body["detail"].update(rows=1)), 7, "its leaf stands under the signed root"),
@@ -162,6 +163,8 @@ TAMPERED: list[tuple[str, Callable[[dict[str, bytes]], object], int | None, str]
     ("not JSON", put("events.jsonl", lambda data: b"x" + data), 0, "cannot be read"),
     ("deep JSON", put("events.jsonl", lambda _: b"[" * 200_000), 0, "cannot be read"),
     ("half a character", put("events.jsonl", lambda data: data.replace(b'"did', b'"\\ud800', 1)), 0, "canonical"),
+    ("a number beyond all", put("events.jsonl", lambda data: data.replace(b'"body":{', b'"body": {"a":%b,' % HUGE, 1)),
+     0, "canonical"),
     ("spaces", put("events.jsonl", lambda data: data.replace(b'":', b'": ', 1)), 0, "canonical"),
     ("another filter", put("manifest.json", lambda data: data.replace(b'{}', b'{"a":1}')), None, "sign"),
     ("manifest that is no object", put("manifest.json", lambda _: b"[]\n"), None, "not a JSON object"),
