@@ -17,6 +17,7 @@ from hanse.errors import Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
 BLOCKS_MAX = 1024  # in any request: so many an owner takes
+_COUNT_MAX = 2**63 - 1  # as Arrow and those who show progress count
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,24 @@ class Plan:
 
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, columns: Sequence[str], where: str) -> Plan:
-        """The plan in an owner's answer; Broken for another form."""
+        """The plan in an owner's answer; Broken for another form, and for one that contradicts itself."""
         try:
-            return cls(
+            found = cls(
                 snapshot=_text(answer["snapshot"]),
                 digest=_text(answer["plan"]),
                 schema=_schema(answer["schema"]),
                 blocks=tuple(Block(_count(one["rows"]), _count(one["bytes"])) for one in answer["blocks"]),
                 rows=_count(answer["rows"]),
-                exact=bool(answer["exact"]),
+                exact=_truth(answer["exact"]),
                 columns=tuple(columns),
                 where=where,
                 shown=_text(answer["shown"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
+        if found.exact and found.rows != (rows := sum(block.rows for block in found.blocks)):
+            raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, came one of {found.rows}")
+        return found
 
 
 def _text(value: Any) -> str:
@@ -72,9 +76,15 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if (count := int(value)) < 0:
-        raise ValueError(f"a count of {count}")
-    return count
+    if type(value) is not int or not 0 <= value <= _COUNT_MAX:
+        raise ValueError(f"a count of {str(value)[:40]}")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"exact: {str(value)[:40]}")
+    return value
 
 
 class Due:

@@ -17,13 +17,18 @@ CUT = base64.b64encode(SCHEMA.serialize().to_pybytes()[:-20]).decode()
 OTHERS: list[dict[str, Any]] = [
     {"snapshot": HALF}, {"plan": HALF}, {"schema": JUNK}, {"schema": CUT}, {"schema": ""}, {"schema": HALF},
     {"schema": 5}, {"rows": -1}, {"rows": 1e400}, {"rows": None}, {"blocks": [{"rows": -2, "bytes": 1}]},
+    {"rows": 1000}, {"rows": "2"}, {"rows": 2.0}, {"rows": True}, {"exact": "false"}, {"exact": 1}, {"exact": None},
+    {"blocks": [{"rows": 2.9, "bytes": 1}]}, {"blocks": [{"rows": 10**400, "bytes": 1}], "rows": 10**400},
     {"blocks": [{"rows": 2, "bytes": -1}]}, {"blocks": {"a": 1}}, {"blocks": [5]}, {"blocks": 5}, {"blocks": None},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: str(other)[:40].encode("ascii", "replace").decode())
 def test_a_plan_in_another_form_is_broken(other: dict[str, Any]) -> None:
-    with owned(None, rows=[2], otherwise=other) as dataset, pytest.raises(Broken, match=r"another form|not Arrow"):
+    with (
+        owned(None, rows=[2], otherwise=other) as dataset,
+        pytest.raises(Broken, match=r"another form|not Arrow|as its blocks"),
+    ):
         dataset.loader()
 
 
