@@ -729,6 +729,21 @@ def test_rows_that_parquet_has_no_form_for_are_not_read(run: Run, served: Connec
     assert "GET /data/v1" in served.calls()
 
 
+@pytest.mark.parametrize("format_", ["csv", "json", "arrow", "arrows", "parquet"])
+def test_who_has_read_enough_ends_a_command_without_a_word(served: Connector, format_: str, tmp_path: Path) -> None:
+    many = batch(*range(100_000))
+    served.routes |= agreed(served) | {("GET", "/data/v1"): chunked(ipc([many], complete(100_000)))}
+    command = [sys.executable, "-c", "from hanse.cli import main; main()", "--url", served.url, "--token", "t"]
+    command += ["stream", "north/flights", "-f", format_]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as ran:
+        assert ran.stdout is not None
+        assert ran.stderr is not None
+        assert ran.stdout.read(10)
+        ran.stdout.close()
+        assert ran.stderr.read() == b""
+    assert ran.returncode == 0
+
+
 def agreed(served: Connector) -> dict[tuple[str, str], Any]:
     """The routes to a dataset under an agreement."""
     identifier = "urn:hanse:north:flights"

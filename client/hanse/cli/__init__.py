@@ -30,6 +30,19 @@ _OF_SERVER = {
 class Root(TyperGroup):
     """Lists the server's commands without importing the server; one is loaded when it is used."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. That nobody reads any more what it writes is its end and no failure: `hanse ... | head`.
+
+        Said here, as typer takes a broken pipe for a failure of which there is nothing to say.
+        """
+        try:
+            returned = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits to be written, too
+            raise typer.Exit(EXIT["ok"]) from None
+        return returned
+
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(name for name in _installed() if name not in self.commands)]
 
@@ -119,9 +132,6 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
-        sys.exit(EXIT["ok"])
     except OSError as error:
         complain(HanseError(f"{error.filename or 'a file'}: {error.strerror or error}", code="file"))
         sys.exit(EXIT["failed"])
