@@ -230,23 +230,23 @@ class Stream:
     @property
     def owners(self) -> list[dict[str, Any]]:
         """What each owner sent (a federated query's): participant, dataset, rows, bytes, withheld. Reads to the end."""
-        return self._listed("owners")
+        return self._listed("owners", dict)
 
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
-        return self._listed("missing")
+        return self._listed("missing", dict)
 
     @property
     def policy(self) -> list[str]:
         """Which rules shaped the answer, in words. Reads to the end."""
-        return self._listed("policy")
+        return self._listed("policy", str)
 
-    def _listed(self, name: str) -> list[Any]:
+    def _listed(self, name: str, kind: type) -> list[Any]:
         if not self.end:
             self.to_arrow()
         found = self.end.get(name, [])
-        if not isinstance(found, list):
+        if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
             raise Broken(f"expected a list of {name} in the stream's end record, came another form")
         return found
 

@@ -729,6 +729,18 @@ def test_rows_that_parquet_has_no_form_for_are_not_read(run: Run, served: Connec
     assert "GET /data/v1" in served.calls()
 
 
+@pytest.mark.parametrize("end", [{"policy": 5}, {"owners": ["north"]}, {"missing": {}}], ids=str)
+@pytest.mark.parametrize("command", [("stream", "north/flights"), ("query", "SELECT 1")], ids=lambda one: one[0])
+def test_a_file_of_an_answer_whose_end_is_none_is_not_left(
+    run: Run, served: Connector, tmp_path: Path, command: tuple[str, str], end: dict[str, Any]
+) -> None:
+    answer = chunked(ipc([batch(1)], complete(1, **end)))
+    served.routes |= agreed(served) | {("GET", "/data/v1"): answer, ("POST", "/queries"): answer}
+    ran = run(*command, "-o", str(tmp_path / "rows.csv"))
+    assert (ran.code, ran.out, list(tmp_path.glob("*rows*"))) == (1, "", [])
+    assert f"expected a list of {next(iter(end))} in the stream's end record" in ran.err
+
+
 @pytest.mark.parametrize("format_", ["csv", "json", "arrow", "arrows", "parquet"])
 def test_who_has_read_enough_ends_a_command_without_a_word(served: Connector, format_: str, tmp_path: Path) -> None:
     many = batch(*range(100_000))

@@ -84,7 +84,7 @@ def test_the_end_record_says_how_it_was() -> None:
 
 
 @pytest.mark.parametrize("name", ["policy", "owners", "missing"])
-@pytest.mark.parametrize("value", [None, 5, "all", {"a": 1}], ids=str)
+@pytest.mark.parametrize("value", [None, 5, "all", {"a": 1}, [5]], ids=str)
 def test_lists_of_the_end_record_that_are_none_are_broken(name: str, value: Any) -> None:
     stream = read(chunked(ipc(BATCHES, complete(ROWS, **{name: value}))))
     with pytest.raises(errors.Broken, match=f"expected a list of {name}"):

@@ -104,11 +104,11 @@ def query(
         return
     answer = _asked(connected, text, **asked)
     _deliver(answer, format_=format_, output=output, total=None)
-    if answer.end.get("owners"):
+    if answer.owners:
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
-    for one in answer.end.get("missing", []):
-        say(f"partial: without {one['reason']}")
+    for one in answer.missing:
+        say(f"partial: without {one.get('reason') or one.get('owner')}")
 
 
 def _asked(connected: Space, sql: str, **more: Any) -> Stream:
@@ -188,10 +188,20 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
                 _CHECKS[format_](answer.schema)
             with _sink(output) as sink:
                 _WRITERS[format_](answer.schema, batches, sink)
+                _policy(answer)
     if output is not None:
         say(f"{output}: {number_of(answer.rows if total is None else min(answer.rows, total), 'row')}")
-    for rule in answer.end.get("policy", []):
+    for rule in _policy(answer):
         say(f"by agreement: {rule}")
+
+
+def _policy(answer: Stream) -> list[str]:
+    """The rules that the end names; none where the stream was left before it. Broken where it lists none of these, nor
+    owners: asked for before a file is there, as there is none of an answer that is not sound."""
+    if not answer.end:
+        return []
+    _ = answer.owners, answer.missing
+    return answer.policy
 
 
 def _counted(answer: Stream, advance: Callable[[float], None], *, most: int | None) -> Iterator[pa.RecordBatch]:
@@ -366,7 +376,7 @@ def _owner(row: dict[str, Any]) -> str:
 _OWNERS: dict[str, Any] = {
     "owner": _owner,
     "sent rows": "rows",
-    "sent": lambda row: size(row.get("bytes") or 0),
+    "sent": lambda row: size(row["bytes"]) if isinstance(row.get("bytes"), int | float) else "",
     "ms": "ms",
     "withheld": "withheld",
 }
