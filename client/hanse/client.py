@@ -231,6 +231,15 @@ class Dataset:
         """What errors say of us."""
         return self.name, self.agreement_id
 
+    @contextmanager
+    def _attributed(self) -> Iterator[None]:
+        """Whatever is raised here says what it is about."""
+        try:
+            yield
+        except HanseError as error:
+            error.about(*self._about)
+            raise
+
     def agreement(self) -> dict[str, Any]:
         """The agreement, with its sentences in plain words."""
         return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}"))
@@ -281,9 +290,12 @@ class Dataset:
                 lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
             )
 
-        found = Plan.read(waiting.outlast(asked), columns=columns, where=where)
-        if twice := sorted({name for name in found.schema.names if found.schema.names.count(name) > 1}):
-            raise BadInput(f"expected each column once, as most libraries keep one of a name; came {twice} repeatedly")
+        with self._attributed():
+            found = Plan.read(waiting.outlast(asked), columns=columns, where=where)
+            if twice := sorted({name for name in found.schema.names if found.schema.names.count(name) > 1}):
+                raise BadInput(
+                    f"expected each column once, as most libraries keep one of a name; came {twice} repeatedly"
+                )
         return found
 
     def read(
@@ -431,7 +443,8 @@ class Dataset:
                 about=self._about,
             )
 
-        return begun() if due is None else waiting.outlast(begun)
+        with self._attributed():
+            return begun() if due is None else waiting.outlast(begun)
 
     def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone.

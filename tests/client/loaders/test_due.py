@@ -141,7 +141,7 @@ def test_rows_of_another_version_than_those_before_are_a_conflict() -> None:
 def test_rows_of_another_version_than_the_plan_is_of_are_a_conflict(way: Callable[[Dataset], Any]) -> None:
     for version, kind in (("s", Broken), ("t", Conflict)):
         answer = chunked(ipc([batch(1)], complete(2)), extra=f"hanse-snapshot: {version}\r\n")
-        with owned(answer, rows=ROWS) as dataset, pytest.raises(kind):
+        with owned(answer, rows=ROWS) as dataset, pytest.raises(kind, match=r"^north/people: "):
             list(way(dataset))
 
 
