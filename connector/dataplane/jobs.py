@@ -22,6 +22,7 @@ BATCH_BYTES = 3 * 2**20
 _IN_FLIGHT = 16 * 2**20
 _FEW = 4  # reads that may have a batch more each waiting for their reader
 _THREADS_MAX = 4
+_ROW_LARGE = 4 * 2**20  # bytes
 
 
 def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
@@ -102,6 +103,8 @@ def job_of(
     rows = min(grant.lease.rows for grant in grants)
     spare = min(grant.lease.bytes for grant in grants)
     threads = max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running)))
+    if asked.plain_scan and any(map(_is_large, relations.values())):
+        threads = 1  # the same answer whoever else reads: several have less memory each
     scan = untouched(asked, prepared)
     memory_mb = _scan_mb(most.memory_mb, threads) if asked.plain_scan else most.memory_mb
     to_disk = not asked.plain_scan or is_wide(len(prepared.columns), memory_mb)
@@ -131,6 +134,11 @@ def job_of(
         shared=asked.plain_scan and not prepared.aggregate and not _in_the_way(grants),
         ordered=asked.plain_scan,
     )  # fmt: skip
+
+
+def _is_large(relation: Relation) -> bool:
+    """Whether its rows are so large, on average, that the few of them that a thread holds are much memory."""
+    return sum(relation.row_bytes.values()) > _ROW_LARGE
 
 
 def _in_the_way(grants: Sequence[Grant]) -> bool:

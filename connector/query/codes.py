@@ -27,6 +27,12 @@ class Coded(Exception):
         self.facts = facts
 
 
+ROWS_TOO_LARGE = (  # what `memory_limit` is to who asked for rows as they are stored
+    "some rows of this dataset, or those of a row group, need more memory than a read may take; ask for columns "
+    "without large values, read fewer such datasets at once, or ask the owner to write smaller values or row groups"
+)
+
+
 def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
     """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
     kind, sentence = _ERRORS.get(code, (EngineFailed, "the engine could not finish this query"))

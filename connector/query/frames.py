@@ -108,10 +108,12 @@ class Messages:
 class Frames:
     """An answer as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
 
-    def __init__(self, session: Session, job: Job, messages: Format, *, idle: Callable[[], None]) -> None:
-        """`idle` is called where the reader keeps us waiting."""
+    def __init__(
+        self, session: Session, job: Job, messages: Format, *, idle: Callable[[], None], sized: Callable[[int], None]
+    ) -> None:
+        """`idle` is called where the reader keeps us waiting; `sized` with the bytes of each batch before it goes."""
         self.session, self.job = session, job
-        self.messages = messages
+        self.messages, self._sized = messages, sized
         self.slots = None if session.shared is None else Slots(session, job, idle)
         self.rows = self.batches = self.bytes = 0
         self.session.send(wire.SCHEMA, messages.head, digest=messages.first, more=True)
@@ -123,6 +125,7 @@ class Frames:
         """One batch out, with its place and its block where it has one; or the error of the limit it would break. The
         `last` goes with the end, which follows at once."""
         parts, size = self.messages.message(batch, at=at)
+        self._sized(size)
         limits = self.job.limits
         if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
             raise Coded("rows_limit")

@@ -33,6 +33,9 @@ REST = 5.0  # seconds without a job until what was kept for the next one is let 
 # Seconds without a job until the next one's engine is made. That takes ten milliseconds of a processor, which the rest
 # of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
+# Address space of scans for each byte that they may write to: beside a large block Arrow's allocator sets aside as much
+# again or twice that, which nobody can write to.
+_RESERVED = 4
 _KEPT = 3  # engines with the files of jobs that have ended
 _KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less
 _KEPT_MAPPED = 2 * _KEPT_MEMORY  # the same with what is mapped, and can be filled again without asking
@@ -155,22 +158,24 @@ class Keeping:
         however fast it grows. Scans of ours may take the slack whole; a row group is as large as its owner made it.
         They share a process, and what one has freed the heap may keep: a limit that fell with each that ends would take
         its memory from those that go on.
-        Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only.
+        Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only. Of
+        that scans of ours have several times as much, or the largest values would not come in.
 
         A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
         so the limit is lifted for each start, and set again when the job is known.
         """
-        asked, more = [most for most, _ in jobs], None
+        asked, more, plain = [most for most, _ in jobs], None, all(ours for _, ours in jobs)
         if asked and all(asked):
             if allocator.unused() > sum(asked) * 2**20 // 2:
                 allocator.give_back()  # a small job wants memory for other things than its engine, too
-            plain = all(ours for _, ours in jobs)
             self.most = max(self.most, sum(asked)) if plain else sum(asked)
             # However much is mapped: a worker that gave its jobs nothing would refuse all that come. It is ended soon.
             more = max(self.most * 2**20 + (_SLACK if plain else self._slack()), self.most * 2**20 // 2)
-        for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
+        space = _RESERVED if plain else 1
+        held = ((resource.RLIMIT_DATA, self.resting.data, 1), (resource.RLIMIT_AS, self.resting.space, space))
+        for limit, before, times in held:
             hard = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (hard if more is None else before + more, hard))
+            resource.setrlimit(limit, (hard if more is None else before + times * more, hard))
 
     def _slack(self) -> int:
         """What is left of the slack beside what the process rests on: in memory, or mapped again without asking.

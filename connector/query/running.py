@@ -16,7 +16,7 @@ from typing import Any, Self
 from connector.errors import HanseError
 from connector.query import job as wire
 from connector.query.allocator import REUSED_MB
-from connector.query.codes import error_of
+from connector.query.codes import ROWS_TOO_LARGE, error_of
 from connector.query.hearing import LastWords, how_ended
 from connector.query.job import Job
 from connector.query.ring import Ring, slot_bytes
@@ -397,7 +397,12 @@ class Result:
         else:
             self._worker_log(code, ended=how_ended(self._worker.process.returncode))
             self._worker.kill(code)
-        return error_of(code, {})
+        return self._error(code, {})
+
+    def _error(self, code: str, facts: dict[str, Any], message: str = "") -> HanseError:
+        """What it is to who asked."""
+        rows = code == "memory_limit" and self.job.kind == "query" and self.job.ordered
+        return error_of(code, facts, message or (ROWS_TOO_LARGE if rows else ""))
 
     def _taken(
         self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
@@ -414,7 +419,7 @@ class Result:
             self._worker_log(told["code"], told["class"])
             if told["class"] == wire.NO_REPORT:
                 self._worker.give_up(self)
-            raise error_of(told["code"], told["facts"], told["message"])
+            raise self._error(told["code"], told["facts"], told["message"])
         return kind, rows, payload, digest
 
     async def _drain(self) -> None:

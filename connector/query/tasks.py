@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _VALUE_ROWS_MAX = 10_000
 _AHEAD = 2  # batches
+_LARGE = 16 * 2**20  # bytes of a batch beside which no other is made
 _BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
 _BATCH_MIN = 2**19
 _ALL = 2**62
@@ -95,11 +96,12 @@ def query(session: Session, job: Job) -> None:
     """Stream the rows of one SELECT: schema, trailer, batches, end."""
     schema, parts = _parts(session, job)
     with closing(_Ahead(session, parts)) as coming:
-        out = Frames(session, job, _format(job, schema), idle=coming.idle)
+        out = Frames(session, job, _format(job, schema), idle=coming.idle, sized=coming.sized)
         for batch, at, block in coming:
             session.check()
             if batch.num_rows:
                 out.write(batch, at=at, block=block, last=coming.over)
+            del batch  # a large one need not be in memory while the next is made
     for found in session.files:
         found.check_unchanged()
     out.end()
@@ -109,20 +111,31 @@ class _Ahead:
     """Parts, made while those before are digested and copied: both work outside the interpreter's lock.
 
     One is asked for beside the one that is being made: the engine need not wait until we have woken up. Where others
-    have work for the processors, that is not worth the memory.
+    have work for the processors, that is not worth the memory; and what a large one is made of takes several times as
+    much as itself, so the next is made when it has gone.
     """
 
     def __init__(self, session: Session, parts: Iterator[ranges.Part]) -> None:
         self._session, self._parts = session, parts
-        self._coming = deque(self._next() for _ in range(1 if session.worker.crowded else _AHEAD))
+        self._most = 1 if session.worker.crowded else _AHEAD
+        self._coming = deque(self._next() for _ in range(self._most))
 
     def __iter__(self) -> Iterator[ranges.Part]:
         while (part := self._coming.popleft().result()) is not None:
-            self._coming.append(self._next())
             yield part
+            del part
+            if not self._coming:  # it was large, or empty
+                self._coming.append(self._next())
+
+    def sized(self, size: int) -> None:
+        """The part that was given last has so many bytes: those that follow may be made beside it, or not yet."""
+        while size <= _LARGE and len(self._coming) < self._most:
+            self._coming.append(self._next())
 
     def over(self) -> bool:
         """Whether it is known by now that nothing follows."""
+        if not self._coming:
+            return False
         following = self._coming[0]
         return following.done() and following.exception() is None and following.result() is None
 

@@ -172,6 +172,18 @@ def test_a_statement_has_half_of_its_memory_however_much_is_mapped(
     assert limits == [100 + mapped + more] * 2
 
 
+def test_a_scan_has_address_space_for_what_arrow_sets_aside_beside_large_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(keeping.resource, "setrlimit", lambda _, both: limits.append(both[0] // MB))
+    monkeypatch.setattr(keeping.allocator, "unused", lambda: 0)
+    one = empty()
+    one.resting = Memory(400 * MB, 100 * MB, 100 * MB, 200 * MB)
+    one.limit([(128, True)])
+    assert limits == [100 + 428, 400 + 4 * 428]
+
+
 class Freed:
     """What the engine's allocator has been given back, in MB, and how often it was asked to let go of it."""
 

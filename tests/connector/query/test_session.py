@@ -6,7 +6,8 @@ import resource
 import socket
 import threading
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,3 +182,21 @@ def test_an_answer_is_over_where_nothing_follows_and_that_is_known(following: An
     coming = object.__new__(tasks._Ahead)
     coming._coming = deque([future])
     assert coming.over() is over
+
+
+@pytest.mark.parametrize(("size", "ahead"), [(3 * 2**20, 2), (2**26, 0)], ids=["small", "large"])
+def test_nothing_is_made_beside_a_large_batch_but_the_second(size: int, ahead: int) -> None:
+    made: list[int] = []
+
+    def parts() -> Iterator[Any]:
+        for number in range(9):
+            made.append(number)
+            yield number
+
+    with ThreadPoolExecutor(1) as maker:
+        session: Any = SimpleNamespace(worker=SimpleNamespace(crowded=False), maker=maker)
+        coming = tasks._Ahead(session, parts())
+        for number, part in enumerate(coming):
+            coming.sized(size)
+            maker.submit(int).result()  # all that was asked for is there
+            assert (part, made) == (number, list(range(max(2, min(9, number + 1 + ahead)))))
