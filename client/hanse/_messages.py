@@ -1,8 +1,13 @@
-"""What a message of an Arrow stream takes of memory, looked at before Arrow takes it.
+"""What a message of an Arrow stream takes of memory and says of its columns, looked at before Arrow takes it.
 
 A compressed buffer says how long it will be, and Arrow takes that much: sixty kilobytes from a hostile owner become
-gigabytes. Metadata may name one field or text many times, and Arrow makes each anew: a megabyte becomes a terabyte.
-The library reads both (Arrow's Message.fbs and Schema.fbs, flatbuffers) and has no limit for either.
+gigabytes. Buffers may name the same bytes again and again, and whoever puts rows together copies them for each.
+Metadata may name one field or text many times, and Arrow makes each anew: a megabyte becomes a terabyte. The library
+reads all of these (Arrow's Message.fbs and Schema.fbs, flatbuffers) and has no limit for any.
+
+What an owner notes beside columns goes no further. Libraries believe it: an extension type of a name that DuckDB knows
+is read by that name, whatever its bytes are; pandas makes an index of a column; `datasets` opens the files and
+addresses that a column is said to be of.
 """
 
 from __future__ import annotations
@@ -48,6 +53,8 @@ class Messages:
         self.taken += len(data)
         if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
             try:
+                if self._look is Messages._metadata:
+                    data = _plain(data)
                 self._look = self._look(self, data)
             except (struct.error, UnicodeDecodeError):
                 raise Broken("the stream is not Arrow as expected: its metadata cannot be read") from None
@@ -104,14 +111,38 @@ class Messages:
         return Messages._prefix
 
 
-def _spread(data: Any, message: int, kind: int) -> None:
-    """Broken where metadata becomes much more than it is, because it names the same things again and again."""
-    size, fields = _of_pairs(data, message, 4), []
+def _plain(data: Any) -> Any:
+    """A message's metadata; of a schema without what somebody has noted beside it and its columns.
+
+    Tables say where their parts are in lists that they may share: in these, the notes are left out.
+    """
+    message = _follow(data, 0)
+    if _number(data, message, 1, "<B") != _SCHEMA:
+        return data
+    plain = bytearray(data)
+    for table, number in _noted(data, message):
+        struct.pack_into("<H", plain, _slot(plain, table, number), 0)
+    if _noted(plain, message):  # such a list was something else, too
+        raise Broken("the stream is not Arrow as expected: its metadata cannot be read")
+    return bytes(plain)
+
+
+def _noted(data: Any, message: int) -> list[tuple[int, int]]:
+    """The tables of a schema that have notes, each with the number of that field. Broken as `_spread` is."""
+    schema = _follow(data, _field(data, message, 2))
+    found = [(schema, 2), *((field, 6) for field in _spread(data, message, _SCHEMA))]
+    return [(table, number) for table, number in found if _field(data, table, number)]
+
+
+def _spread(data: Any, message: int, kind: int) -> list[int]:
+    """The fields of a schema, and those below them. Broken where metadata becomes much more than it is, because it
+    names the same things again and again."""
+    size, fields, found = _of_pairs(data, message, 4), [], []
     if kind == _SCHEMA:
         schema = _follow(data, _field(data, message, 2))
         size, fields = size + _of_pairs(data, schema, 2), _named(data, schema, 1)
     while fields:
-        field = fields.pop()
+        found.append(field := fields.pop())
         below = _named(data, field, 5)
         size += _FIELD * (1 + len(below)) + _text(data, field, 0) + _of_pairs(data, field, 6)
         if (of := _number(data, field, 2, "<B")) in (_UNION, _TIMESTAMP):
@@ -120,6 +151,7 @@ def _spread(data: Any, message: int, kind: int) -> None:
         if size > _SPREAD_MAX:
             raise _again_and_again()
         fields += below
+    return found
 
 
 def _again_and_again() -> Broken:
@@ -192,12 +224,17 @@ def _follow(data: Any, place: int) -> int:
 
 def _field(data: Any, table: int, number: int) -> int:
     """The place of a field of a table; 0 where it is left out."""
+    if not (slot := _slot(data, table, number)):
+        return 0
+    (offset,) = struct.unpack_from("<H", data, slot)
+    return table + offset if offset else 0
+
+
+def _slot(data: Any, table: int, number: int) -> int:
+    """Where it stands how far into the table a field is; 0 where no such place is."""
     (back,) = struct.unpack_from("<i", data, table)
     (size,) = struct.unpack_from("<H", data, table - back)
-    if size < 6 + 2 * number:
-        return 0
-    (offset,) = struct.unpack_from("<H", data, table - back + 4 + 2 * number)
-    return table + offset if offset else 0
+    return table - back + 4 + 2 * number if size >= 6 + 2 * number else 0
 
 
 def _number(data: Any, table: int, number: int, kind: str) -> int:

@@ -195,6 +195,36 @@ def test_names_that_are_no_text_are_refused() -> None:
         Plan.read(planned(message), columns=(), where="")
 
 
+NUMBER = pa.opaque(pa.binary(1), "hugeint", "DuckDB")  # DuckDB takes 16 bytes for each
+NOTE = {"ARROW:extension:name": "geoarrow.wkb", "why": "x"}
+NOTED: dict[str, tuple[pa.DataType, pa.DataType, list[Any]]] = {
+    "a number": (NUMBER, pa.binary(1), [b"a", None]),
+    "a list": (pa.list_(NUMBER), pa.list_(pa.binary(1)), [[b"a"], None]),
+    "a part": (pa.struct([("a", pa.list_(NUMBER))]), pa.struct([("a", pa.list_(pa.binary(1)))]), [{"a": [b"a"]}]),
+    "a word": (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int8(), pa.string()), ["a", "a"]),
+    "notes in a list": (pa.list_(pa.field("item", pa.binary(), metadata=NOTE)), pa.list_(pa.binary()), [[b"a"]]),
+    "what Arrow knows": (pa.uuid(), pa.binary(16), [b"a" * 16]),
+    "a view": (pa.json_(pa.string_view()), pa.string_view(), ["{}", None]),
+}
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_is_noted_beside_columns_goes_no_further(name: str) -> None:
+    """Libraries believe it: they read memory, open files or make an index by it."""
+    kind, expected, values = NOTED[name]
+    noted = pa.schema([("n", pa.int64()), pa.field("c", kind, metadata=NOTE)], {"pandas": "{", "huggingface": "{"})
+    plain = pa.schema([("n", pa.int64()), ("c", expected)])
+    columns = [pa.array([7] * len(values)), pa.array(values, expected).cast(kind)]
+    pieces = ipc([pa.record_batch(columns, noted)], complete(len(values)), schema=noted)
+    found = read(pieces)
+    assert found.schema.equals(plain, check_metadata=True)
+    assert found["c"].to_pylist() == values
+    assert b"geoarrow" not in found.schema.serialize().to_pybytes()
+    told = Plan.read(planned(noted.serialize().to_pybytes()), columns=(), where="")
+    assert told.schema.equals(plain, check_metadata=True)
+    assert b"geoarrow" not in told.schema.serialize().to_pybytes()
+
+
 def planned(schema: bytes) -> dict[str, Any]:
     answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "shown": "m", "blocks": [], "rows": 0, "exact": True}
     return answer | {"schema": base64.b64encode(schema).decode()}
