@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from connector.datasets.sources import parquet, source
+from connector.datasets.sources.arrow_types import of_types, trusted
 from connector.datasets.sources.files import (
     FileRef,
     check_unchanged,
@@ -250,7 +251,7 @@ def attach_once(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> Non
 def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     """Read such rows into memory, and make them readable under a name."""
     with pa.OSFile(opened.paths[0]) as file:
-        attach_table(con, name, pa.ipc.open_stream(file).read_all())
+        attach_table(con, name, _foreign(file).read_all())
 
 
 def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
@@ -259,7 +260,14 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
     with pa.OSFile(opened.paths[0]) as file:
-        take_in(con, name, pa.ipc.open_stream(file))
+        take_in(con, name, _foreign(file))
+
+
+def _foreign(file: pa.NativeFile) -> pa.RecordBatchReader:
+    """A stream that somebody else wrote, of types that the engine may be told."""
+    reader = pa.ipc.open_stream(file)
+    schema = trusted(reader.schema)
+    return pa.RecordBatchReader.from_batches(schema, (of_types(batch, schema) for batch in reader))
 
 
 def take_in(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:

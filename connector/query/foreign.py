@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connector.datasets.sources.arrow_ipc import size_of
+from connector.datasets.sources.arrow_types import of_types, trusted
 from connector.errors import harmless
 from connector.query import job as wire
 from connector.query.codes import Coded
@@ -43,7 +44,8 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
     with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
         if columns and sorted(reader.schema.names) != sorted(columns):
             raise Coded("arrow_columns")
-        return pa.Table.from_batches(list(_valid(reader)), schema=reader.schema)
+        schema = trusted(reader.schema)
+        return pa.Table.from_batches([of_types(batch, schema) for batch in _valid(reader)], schema)
 
 
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
@@ -110,10 +112,8 @@ class Unread:
         with _judging():
             seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
         self.told[number] = seen.told()
-        schema = pa.schema(list(zip(columns, seen.schema.types, strict=True)))  # of the foreign one only the types
-        return pa.Table.from_batches(
-            [pa.RecordBatch.from_arrays(one.columns, schema=schema) for one in batches], schema
-        )
+        schema = trusted(pa.schema(list(zip(columns, seen.schema.types, strict=True))))  # of the foreign one only types
+        return pa.Table.from_batches([of_types(one, schema) for one in batches], schema)
 
     def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
         self._left -= size_of(*batch.columns)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources import SOURCES, hive
 from connector.datasets.sources.arrow_ipc import size_of
+from connector.datasets.sources.arrow_types import is_of_engine
 from connector.datasets.sources.convert import check_names
 from connector.datasets.sources.files import alike, quote_name, quote_text
 from connector.errors import SourceUnreadable
@@ -468,7 +469,7 @@ def _unread_parquet(kind: pa.DataType) -> bool:
 def _unread_arrow(kind: pa.DataType) -> bool:
     dense = pa.types.is_union(kind) and kind.mode == "dense"
     strange = pa.types.is_decimal256(kind) or (pa.types.is_decimal(kind) and kind.scale < 0)
-    return bool(dense or strange or pa.types.is_float16(kind)) or _unread_coded(kind)
+    return bool(dense or strange or pa.types.is_float16(kind)) or is_of_engine(kind) or _unread_coded(kind)
 
 
 def _unread_coded(kind: pa.DataType) -> bool:

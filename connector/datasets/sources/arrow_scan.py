@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 
 from connector.datasets.sources import Rows
 from connector.datasets.sources.arrow_ipc import size_of
+from connector.datasets.sources.arrow_types import of_types, trusted
 
 _WHOLE = 32 * 2**20  # bytes of a batch that need not be cut
 _PIECE = 8 * 2**20
@@ -29,7 +30,7 @@ class Files(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
     @classmethod
     def at(cls, paths: Sequence[str]) -> Files:
         found = ds.dataset(list(paths), format="ipc")
-        return cls(list(found.get_fragments()), found.schema, found.format, found.filesystem)
+        return cls(list(found.get_fragments()), trusted(found.schema), found.format, found.filesystem)
 
     def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
         """As the engine asks for one."""
@@ -66,7 +67,7 @@ class Stream(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
     @classmethod
     def at(cls, path: str) -> Stream:
         with pa.OSFile(path) as file:
-            found = cls(pa.Table.from_batches([], pa.ipc.open_stream(file).schema))  # also of unions
+            found = cls(pa.Table.from_batches([], trusted(pa.ipc.open_stream(file).schema)))  # also of unions
         found.path = path
         return found
 
@@ -180,19 +181,19 @@ def _within(path: str, rows: Rows, counts: Sequence[int], needed: pa.Schema) -> 
 def _numbered(batch: pa.RecordBatch, first: int, rows: Rows, needed: pa.Schema) -> pa.RecordBatch:
     numbers = np.arange(first, first + len(batch))
     columns = [pa.array(numbers) if name and name == rows.position else batch.column(name) for name in needed.names]
-    return pa.RecordBatch.from_arrays(columns, schema=needed)
+    return of_types(pa.RecordBatch.from_arrays(columns, needed.names), needed)
 
 
 def _stream(path: str, there: Sequence[str], needed: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The batches of a stream with these of its columns."""
     with pa.OSFile(path) as file:
         for batch in pa.ipc.open_stream(file, options=_only(there, needed)):
-            yield batch.select(needed.names)
+            yield of_types(batch.select(needed.names), needed)
 
 
 def _schema_of(path: str) -> pa.Schema:
     with pa.OSFile(path) as file:
-        return pa.ipc.open_file(file).schema
+        return trusted(pa.ipc.open_file(file).schema)
 
 
 def _reader(file: pa.NativeFile, needed: pa.Schema) -> pa.RecordBatchFileReader:

@@ -763,6 +763,7 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
 
 _LATE = pa.array([25 * 3600 * 10**6]).view(pa.time64("us"))
 _UUID = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16], pa.binary(16)))
+_WIDE = pa.opaque(pa.binary(1), "hugeint", "DuckDB")
 _TICKS = pa.opaque(pa.duration("ns"), "ticks", "somebody")
 NOT_TAKEN: dict[str, tuple[str, pa.Table, str]] = {
     "a time after a day": ("arrow_ipc", pa.table({"v": _LATE}), "times before 24:00.* came other data in v of 't'"),
@@ -776,6 +777,17 @@ NOT_TAKEN: dict[str, tuple[str, pa.Table, str]] = {
         "arrow_ipc",
         pa.table({"v": pa.DictionaryArray.from_arrays([0], _UUID)}),
         r"an extension type \(such as uuid\) without a dictionary",
+    ),
+    "a number of an engine's own, in a list": (
+        "arrow_ipc",
+        pa.table(
+            {
+                "v": pa.ListArray.from_arrays(
+                    [0, 1], pa.ExtensionArray.from_storage(_WIDE, pa.array([b"a"], pa.binary(1)))
+                )
+            }
+        ),
+        "types that can be given on as they are, came v .*hugeint",
     ),
     "no columns": ("arrow_ipc", pa.table({}), "expected columns, came none in 't'"),
     "none of Parquet": ("parquet", pa.table({}), "expected columns, came none in 't'"),
