@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from hanse.errors import Broken
 
@@ -29,7 +29,15 @@ _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _UNION, _TIMESTAMP = 14, 10  # types that have a list or a text of their own
 
 _Look: TypeAlias = "Callable[[Messages, Any], _Look]"
-_Buffers = list[tuple[int, int]]  # of a compressed body: where they begin, and their lengths there
+
+
+class _Body(NamedTuple):
+    """What the metadata of a message says of its body: how many values it has, and where in it each buffer begins and
+    how long it is there."""
+
+    values: int
+    buffers: list[tuple[int, int]]
+    compressed: bool
 
 
 class Messages:
@@ -90,18 +98,23 @@ class Messages:
             table = _follow(data, _field(data, table, 1))
         if _number(data, message, 0, "<h") < _V5:  # some of those say elsewhere that they are compressed
             raise Broken("expected a stream in version 5 of Arrow's format, came an older one")
-        buffers = _buffers(data, table) if _field(data, table, 3) else None
-        look = partial(Messages._unfolded, values=_values(data, table), buffers=buffers, number=number, more=more)
+        body = _Body(_values(data, table), _pairs(data, table, 2), bool(_field(data, table, 3)))
+        look = partial(Messages._unfolded, said=body, number=number, more=more)
         return look if follows else look(self, b"")
 
     def _passed_over(self, _: Any) -> _Look:
         return Messages._prefix
 
-    def _unfolded(self, data: Any, *, values: int, buffers: _Buffers | None, number: int | None, more: bool) -> _Look:
+    def _unfolded(self, data: Any, *, said: _Body, number: int | None, more: bool) -> _Look:
         """The body of a message; `number` is that of a dictionary, `more` says that it is added to."""
-        size = len(data) if buffers is None else sum(_told(data, *one) for one in buffers)
-        if values > 8 * size + _UNFOLDED_MAX // 8:  # a value has a bit at least, and is more for whoever looks at it
-            raise Broken(f"expected values that take room, came {values} in a message of {size} bytes")
+        if (lengths := sum(max(0, length) for _, length in said.buffers)) > len(data):
+            raise Broken(
+                f"expected buffers that lie beside each other in a message of {len(data)} bytes, came some of "
+                f"{lengths}: they name the same bytes again and again"
+            )
+        size = sum(_told(data, *one) for one in said.buffers) if said.compressed else len(data)
+        if said.values > 8 * size + _UNFOLDED_MAX // 8:  # a value has a bit at least, and is more for whoever looks
+            raise Broken(f"expected values that take room, came {said.values} in a message of {size} bytes")
         if number is not None:
             self._dictionaries[number] = size + (self._dictionaries.get(number, 0) if more else 0)
             size = sum(self._dictionaries.values())
@@ -137,7 +150,7 @@ def _noted(data: Any, message: int) -> list[tuple[int, int]]:
 def _spread(data: Any, message: int, kind: int) -> list[int]:
     """The fields of a schema, and those below them. Broken where metadata becomes much more than it is, because it
     names the same things again and again."""
-    size, fields, found = _of_pairs(data, message, 4), [], []
+    size, fields, found, dictionaries = _of_pairs(data, message, 4), [], [], set()
     if kind == _SCHEMA:
         schema = _follow(data, _field(data, message, 2))
         size, fields = size + _of_pairs(data, schema, 2), _named(data, schema, 1)
@@ -150,6 +163,10 @@ def _spread(data: Any, message: int, kind: int) -> list[int]:
             size += 4 * _length_of(data, own, 1) if of == _UNION else _text(data, own, 1)
         if size > _SPREAD_MAX:
             raise _again_and_again()
+        if coded := _field(data, field, 4):
+            if (own := _number(data, _follow(data, coded), 0, "<q")) in dictionaries:
+                raise Broken("expected a dictionary for each column of its own, came one of several columns")
+            dictionaries.add(own)
         fields += below
     return found
 
@@ -194,18 +211,15 @@ def _length_of(data: Any, table: int, number: int) -> int:
 
 def _values(data: Any, batch: int) -> int:
     """How many values it says that it has: rows, and those of every column and what is in it."""
-    rows = _number(data, batch, 0, "<q")
-    if not (count := _length_of(data, batch, 1)):
-        return rows
-    first = _follow(data, _field(data, batch, 1)) + 4
-    nodes = struct.iter_unpack("<qq", memoryview(data)[first:][: 16 * count])
-    return rows + sum(max(0, int(length)) for length, _ in nodes)
+    return _number(data, batch, 0, "<q") + sum(max(0, length) for length, _ in _pairs(data, batch, 1))
 
 
-def _buffers(data: Any, batch: int) -> _Buffers:
-    vector = _follow(data, _field(data, batch, 2))
-    (count,) = struct.unpack_from("<I", data, vector)
-    return [struct.unpack_from("<qq", data, vector + 4 + 16 * one) for one in range(count)]
+def _pairs(data: Any, batch: int, number: int) -> list[tuple[int, int]]:
+    """The list of pairs of numbers that a field of a batch leads to."""
+    if not (count := _length_of(data, batch, number)):
+        return []
+    first = _follow(data, _field(data, batch, number)) + 4
+    return list(struct.iter_unpack("<qq", memoryview(data)[first : first + 16 * count]))
 
 
 def _told(data: Any, at: int, length: int) -> int:

@@ -268,8 +268,9 @@ class Stream:
 
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
-        for batch in (table := self.to_arrow()).to_batches():
-            bounded(filter(_is_object, map(_made, batch.columns)), arrays=True)
+        table = self.to_arrow()
+        columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
+        bounded(filter(_is_object, columns), arrays=True)
         return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:

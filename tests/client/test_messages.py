@@ -195,6 +195,42 @@ def test_names_that_are_no_text_are_refused() -> None:
         Plan.read(planned(message), columns=(), where="")
 
 
+def one_buffer(columns: int, room: int) -> list[bytes]:
+    """A row of texts, each of which is all of what came."""
+    schema = pa.schema([(f"{number}", pa.binary()) for number in range(columns)])
+    first, *rest = ipc([pa.record_batch([[b"x"]] * columns, schema)], complete(1), schema=schema)
+    begins, message = first[: schema.serialize().size], first[schema.serialize().size :]
+    (length,) = struct.unpack_from("<i", message, 4)
+    data = bytearray(message[8 : 8 + length])
+    buffers = _messages._follow(data, _messages._field(data, header(data), 2)) + 4
+    for number in range(columns):
+        struct.pack_into("<6q", data, buffers + 48 * number, 0, 0, 0, 8, 64, room)
+    struct.pack_into("<q", data, _messages._field(data, outer(data), 3), 64 + room)
+    return [begins, message[:8] + data, struct.pack("<ii", 0, room).ljust(64, b"\0") + b"a" * room, *rest]
+
+
+def test_columns_do_not_lie_in_the_same_bytes() -> None:
+    """Whoever puts rows together copies them for each: a megabyte becomes as many as there are columns."""
+    assert read(one_buffer(1, MOST // 2)).nbytes > MOST // 2
+    with pytest.raises(errors.Broken, match="name the same bytes again and again"):
+        read(one_buffer(2, MOST // 2))
+
+
+def test_columns_do_not_share_a_dictionary() -> None:
+    schema = pa.schema([(name, pa.dictionary(pa.int8(), pa.string())) for name in "ab"])
+    column = pa.array(["x"]).dictionary_encode().cast(schema.field(0).type)
+    pieces = ipc([pa.record_batch([column, column], schema)], complete(1), schema=schema)
+    assert read(pieces)["b"].to_pylist() == ["x"]
+    data = bytearray(pieces[0])
+    second = _messages._follow(data, 8 + _messages._field(data[8:], header(data[8:]), 1)) + 8
+    coded = _messages._field(data, _messages._follow(data, second), 4)
+    number = _messages._field(data, _messages._follow(data, coded), 0)
+    assert struct.unpack_from("<q", data, number) == (1,)
+    struct.pack_into("<q", data, number, 0)
+    with pytest.raises(errors.Broken, match="a dictionary for each column"):
+        read([bytes(data), *pieces[1:]])
+
+
 NUMBER = pa.opaque(pa.binary(1), "hugeint", "DuckDB")  # DuckDB takes 16 bytes for each
 NOTE = {"ARROW:extension:name": "geoarrow.wkb", "why": "x"}
 NOTED: dict[str, tuple[pa.DataType, pa.DataType, list[Any]]] = {

@@ -15,7 +15,7 @@ from hanse import _values, _wire
 from hanse._values import bounded
 from hanse.cli import query
 from hanse.errors import Broken
-from hanse.loaders.tensors import listed, values
+from hanse.loaders.tensors import listed, tensors, values
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, connector, ipc
@@ -180,6 +180,15 @@ def test_tensors_of_bytes_are_bounded_by_what_a_tensor_takes() -> None:
         listed([BOMBS["views of bytes"]], "tensors")
 
 
+def test_columns_without_a_tensor_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([COUNT], pa.int32()), pa.array(["x" * 1000]))
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 1500 * COUNT)
+    assert len(tensors(pa.record_batch([runs], ["a"]))["a"]) == COUNT
+    for blobs in ("bytes", "tensors"):
+        with pytest.raises(Broken, match="take at most"):
+            tensors(pa.record_batch([runs, runs], ["a", "b"]), blobs=blobs)
+
+
 def test_lists_of_one_length_are_bounded() -> None:
     with pytest.raises(Broken, match="take at most"):
         values("c", BOMBS["views of lists"], (LONG,))
@@ -190,6 +199,15 @@ def test_a_frame_is_bounded() -> None:
         stream.to_pandas()
     with _answer(BOMBS["a dictionary"]) as stream:
         assert len(stream.to_pandas()) == COUNT  # names its values by their places, too
+
+
+def test_a_frame_is_bounded_over_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 15 * LONG)
+    some = views(pa.binary_view()).slice(0, 10)
+    with _answer(some) as stream:
+        assert len(stream.to_pandas()) == 10
+    with _answer(some, some) as stream, pytest.raises(Broken, match="take at most"):
+        stream.to_pandas()
 
 
 def test_a_frame_is_bounded_in_the_words_of_a_dictionary() -> None:
@@ -210,8 +228,10 @@ def test_images_and_volumes_take_what_came(kind: pa.DataType, monkeypatch: pytes
         bounded([pa.array([[1] * 1000] * 50, pa.list_(pa.float64()))])
 
 
-def _answer(column: pa.Array) -> Stream:
-    schema = pa.schema([("c", column.type)])
-    pieces = ipc([pa.record_batch([column], schema)], complete(len(column)), schema=schema, codec="zstd")
+def _answer(*parts: pa.Array) -> Stream:
+    """One column, each part of it in a batch."""
+    schema = pa.schema([("c", parts[0].type)])
+    batches = [pa.record_batch([part], schema) for part in parts]
+    pieces = ipc(batches, complete(sum(map(len, parts))), schema=schema, codec="zstd")
     with connector({("GET", "/"): chunked(pieces)}) as served:
         return Stream(_wire.ask(_wire.Request("GET", served.url)))

@@ -42,27 +42,39 @@ def tensors(
     if not any(map(_is_blob, batches[0].schema.types)):  # numbers are put together sooner as Arrow
         with suppress(BadInput):  # too much text for one
             batches = (whole(batches),)
-    given, columns = shapes or {}, zip(*(batch.columns for batch in batches), strict=True)
-    return {
-        name: _column(name, parts, given.get(name), blobs)
-        for name, parts in zip(batches[0].schema.names, columns, strict=True)
-    }
+    given, names = shapes or {}, batches[0].schema.names
+    columns = dict(zip(names, zip(*(batch.columns for batch in batches), strict=True), strict=True))
+    made = {name: _made(name, parts, given.get(name)) for name, parts in columns.items()}
+    _check([columns[name] for name, one in made.items() if one is None], blobs)
+    return {name: _listed(columns[name], blobs) if one is None else one for name, one in made.items()}
 
 
-def _column(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None, blobs: str) -> Any:
+def _made(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
+    """The tensor of a column that came in parts; None where no tensor fits."""
     found = [values(name, part, shape) for part in parts]
     if any(one is None for one in found):  # of lists of one length, where some is null
-        return listed(parts, blobs)
+        return None
     return tensor(found[0] if len(found) == 1 else np.concatenate(found))
 
 
 def listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
     """The values of a column that came in parts, which no tensor fits. Broken where they would take far more memory
     than what came."""
-    if blobs == "tensors" and _is_blob(parts[0].type):
-        bounded(parts, beside=_TENSOR)
-        return [one for part in parts for one in _views(part)]
+    _check([parts], blobs)
+    return _listed(parts, blobs)
+
+
+def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
+    """Broken where the values of all these columns, each in parts, would take far more memory than what came."""
+    parts = [part for column in columns for part in column]
+    if blobs == "tensors":
+        bounded((part for part in parts if _is_blob(part.type)), beside=_TENSOR)
     bounded(parts)
+
+
+def _listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+    if blobs == "tensors" and _is_blob(parts[0].type):
+        return [one for part in parts for one in _views(part)]
     return [one for part in parts for one in part.to_pylist()]
 
 
