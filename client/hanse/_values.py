@@ -9,14 +9,14 @@ could become so are looked at value by value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import types
 
-from hanse.errors import Broken
+from hanse.errors import BadInput, Broken
 
 np: Any = None
 with suppress(ImportError):
@@ -46,20 +46,47 @@ def bounded(columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 
         raise _too_much(size, most)
 
 
+@contextmanager
+def told_by_column(
+    columns: Iterable[tuple[str, Any]], make: Callable[[Any], Any] = lambda column: column.to_pylist()
+) -> Iterator[None]:
+    """BadInput, with its column, for a value that Python has no form for: days and moments after the year 9999.
+
+    `make`: what is done with the columns, to find out which one it was.
+    """
+    try:
+        yield
+    except (OverflowError, ValueError):
+        for name, column in columns:
+            _check_made(name, column, make)
+        raise
+
+
+def _check_made(name: str, column: Any, make: Callable[[Any], Any]) -> None:
+    try:
+        make(column)
+    except (OverflowError, ValueError) as error:
+        raise BadInput(
+            f"expected values in column {name} that Python has a form for, came {column.type} with others ({error}): "
+            "ask for rows without them (where=), leave the column out (columns=), or read it as Arrow (loader())"
+        ) from error
+
+
 def named(kind: pa.DataType) -> str:
     """A type by its name, with those that it is made of: what some extension types lie in is not in theirs."""
-    return " ".join(map(str, _kinds(kind)))
+    return " ".join(map(str, kinds(kind)))
 
 
-def _kinds(kind: pa.DataType) -> Iterator[pa.DataType]:
+def kinds(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """A type and those that it is made of."""
     yield kind
     if isinstance(kind, pa.BaseExtensionType):
-        yield from _kinds(kind.storage_type)
+        yield from kinds(kind.storage_type)
     elif types.is_dictionary(kind):
-        yield from _kinds(kind.value_type)
+        yield from kinds(kind.value_type)
     else:
         for place in range(kind.num_fields):
-            yield from _kinds(kind.field(place).type)
+            yield from kinds(kind.field(place).type)
 
 
 def _walked(columns: list[pa.Array], most: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from hanse._sockets import here
+from hanse._values import kinds
 from hanse._wire import Memory
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
@@ -110,6 +111,8 @@ class Loader:
         self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
         self.plans = tuple(one.plan(columns=columns, where=where, patience=patience) for one in self.datasets)
         self.schema = _one_schema(self.plans)
+        if window:
+            _check_windowed(self.schema)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
         self.error: HanseError | None = None  # what ended the last iteration: libraries that take rows raise their own
@@ -581,6 +584,23 @@ def _one_schema(plans: Sequence[Plan]) -> pa.Schema:
                 "name the columns that they share"
             )
     return first
+
+
+def _check_windowed(schema: pa.Schema) -> None:
+    """BadInput for columns whose rows Arrow 26 cannot put into another order."""
+    strange = [one.name for one in schema if any(map(_stays_in_order, kinds(one.type)))]
+    if strange:
+        raise BadInput(
+            f"expected columns whose rows can be permuted beside window, came views or run ends in {strange}: leave "
+            "them out (columns=), or window (the blocks are permuted without)"
+        )
+
+
+def _stays_in_order(kind: pa.DataType) -> bool:
+    return kind in _VIEWS or bool(pa.types.is_run_end_encoded(kind))
+
+
+_VIEWS = (pa.string_view(), pa.binary_view())
 
 
 def _identity(plans: Sequence[Plan]) -> str:
