@@ -16,7 +16,7 @@ import pyarrow as pa
 from hanse._messages import Messages
 from hanse._sockets import here
 from hanse._valid import Validator
-from hanse._values import bounded
+from hanse._values import bounded, told_by_column
 from hanse._wire import Answer, Memory, kept
 from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
@@ -271,7 +271,8 @@ class Stream:
         table = self.to_arrow()
         columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
         bounded(filter(_is_object, columns), arrays=True)
-        return table.to_pandas(**options)
+        with told_by_column(zip(table.column_names, table.columns, strict=True), lambda column: column.to_pandas()):
+            return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
         """A polars frame over the same memory where the types allow it."""

@@ -14,7 +14,7 @@ import pytest
 from hanse import _values, _wire
 from hanse._values import bounded
 from hanse.cli import query
-from hanse.errors import Broken
+from hanse.errors import BadInput, Broken
 from hanse.loaders.tensors import listed, tensors, values
 from hanse.stream import Stream
 
@@ -187,6 +187,31 @@ def test_columns_without_a_tensor_are_bounded_together(monkeypatch: pytest.Monke
     for blobs in ("bytes", "tensors"):
         with pytest.raises(Broken, match="take at most"):
             tensors(pa.record_batch([runs, runs], ["a", "b"]), blobs=blobs)
+
+
+LAST = pa.array([2**63 - 1])
+UNHELD = {
+    "a moment in a list": pa.ListArray.from_arrays([0, 1], LAST.cast(pa.timestamp("us"))),
+    "a moment in a part": pa.StructArray.from_arrays([LAST.cast(pa.timestamp("us", "UTC"))], ["a"]),
+    "a day in a list": pa.ListArray.from_arrays([0, 1], pa.array([2**31 - 1], pa.int32()).cast(pa.date32())),
+    "a duration in a list": pa.ListArray.from_arrays([0, 1], LAST.cast(pa.duration("s"))),
+}
+
+
+@pytest.mark.parametrize("name", UNHELD)
+def test_what_python_has_no_form_for_is_said_by_its_column(name: str) -> None:
+    batch = pa.record_batch([pa.array(["x"]), UNHELD[name]], ["fine", "late"])
+    with pytest.raises(BadInput, match=r"in column late that Python has a form for.*leave the column out"):
+        tensors(batch)
+    assert tensors(batch.slice(1)) == {"fine": [], "late": []}
+
+
+def test_what_pandas_has_no_form_for_is_said_by_its_column() -> None:
+    days = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
+    with _answer(days) as stream, pytest.raises(BadInput, match="in column c that Python has a form for"):
+        stream.to_pandas()
+    with _answer(pa.array(["x"])) as stream, pytest.raises(pa.ArrowInvalid, match="zero copy"):
+        stream.to_pandas(zero_copy_only=True)  # what the caller asks for
 
 
 def test_lists_of_one_length_are_bounded() -> None:

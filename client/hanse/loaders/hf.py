@@ -25,7 +25,7 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, IterableDataset, Split
 from datasets.iterable_dataset import ExamplesIterable
 
-from hanse._values import bounded
+from hanse._values import bounded, told_by_column
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
@@ -125,7 +125,9 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
                 state["shard_idx"], state["shard_example_idx"], row = state["shard_idx"] + 1, 0, 0
             behind = min(batch.num_rows, max(0, state["shard_example_idx"] - row))  # given before the state was taken
             row += behind
-            for example in batch.slice(behind).to_pylist():
+            with told_by_column(zip(batch.schema.names, batch.columns, strict=True)):
+                examples = batch.slice(behind).to_pylist()
+            for example in examples:
                 row += 1
                 state["shard_example_idx"] = row
                 yield f"{block}/{row}", example

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hanse._values import borders, bounded
+from hanse._values import borders, bounded, told_by_column
 from hanse.errors import BadInput
 from hanse.loaders.loader import whole
 
@@ -46,7 +46,7 @@ def tensors(
     columns = dict(zip(names, zip(*(batch.columns for batch in batches), strict=True), strict=True))
     made = {name: _made(name, parts, given.get(name)) for name, parts in columns.items()}
     _check([columns[name] for name, one in made.items() if one is None], blobs)
-    return {name: _listed(columns[name], blobs) if one is None else one for name, one in made.items()}
+    return {name: _told(name, columns[name], blobs) if one is None else one for name, one in made.items()}
 
 
 def _made(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
@@ -70,6 +70,11 @@ def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
     if blobs == "tensors":
         bounded((part for part in parts if _is_blob(part.type)), beside=_TENSOR)
     bounded(parts)
+
+
+def _told(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+    with told_by_column((name, part) for part in parts):
+        return _listed(parts, blobs)
 
 
 def _listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
