@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from hanse._messages import METADATA_MAX, Messages
-from hanse.errors import Broken
+from hanse.errors import BadInput, Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
 BLOCKS_MAX = 1024  # in any request: so many an owner takes
@@ -66,6 +66,15 @@ class Plan:
         if found.exact and found.rows != (rows := sum(block.rows for block in found.blocks)):
             raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, came one of {found.rows}")
         return found
+
+    def check_rows(self, block: int, rows: int) -> None:
+        """BadInput for a state of more rows of a block than it has: what is behind such a place would be left out."""
+        has = self.blocks[block].rows
+        most = has if self.exact else has + max(10, has // 10)  # owners round to two digits, and to tens
+        if rows > most:
+            raise BadInput(
+                f"expected a state that state_dict() gave, came one of {rows} rows of a block that has {has}"
+            )
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from hanse import _http
-from hanse.errors import Broken, HanseError
+from hanse.errors import BadInput, Broken, HanseError
+from hanse.loaders.order import place
 
 from tests.client.support import SCHEMA, connector, owned
 
@@ -30,6 +31,29 @@ def test_a_plan_in_another_form_is_broken(other: dict[str, Any]) -> None:
         pytest.raises(Broken, match=r"^north/people: .*(another form|not Arrow|as its blocks)"),
     ):
         dataset.loader()
+
+
+PLACES: list[tuple[tuple[Any, Any], str]] = [
+    ((0, 4), "4 rows of a block that has 3"),
+    ((1, 3), "3 rows of a block that has 2"),
+    ((0, 999), "999 rows of a block that has 3"),
+    ((0, -5), "shard_example_idx to be at least 0, came -5"),
+    ((9, 0), "0 rows of block 9 of 2"),
+    ((2, 1), "1 rows of block 2 of 2"),
+    ((-1, 0), "shard_idx to be at least 0, came -1"),
+    (("1", 0), "shard_idx to be a whole number, came '1'"),
+    ((None, 0), "shard_idx to be a whole number, came None"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), PLACES, ids=str)
+def test_a_place_of_hugging_face_that_no_state_has_is_refused(wrong: tuple[Any, Any], told: str) -> None:
+    with owned(None, rows=[2, 5, 3]) as dataset:
+        plan = dataset.plan()
+    for at in [(0, 0), (0, 3), (1, 0), (1, 2), (2, 0)]:
+        assert place({"shard_idx": at[0], "shard_example_idx": at[1]}, plan, [2, 0]) == at
+    with pytest.raises(BadInput, match=told):
+        place({"shard_idx": wrong[0], "shard_example_idx": wrong[1]}, plan, [2, 0])
 
 
 @pytest.mark.parametrize("status", [200, 500])

@@ -114,6 +114,28 @@ def test_hugging_face_refuses_a_state_of_terms_that_show_other_rows(
             list(dataset)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"shard_example_idx": BLOCK_ROWS + 1}, {"shard_example_idx": -5}, {"shard_idx": "1"}]
+)
+def test_hugging_face_refuses_a_state_of_a_place_that_is_none(training: Dataset, wrong: dict[str, Any]) -> None:
+    dataset = training.to_hf(**HF)
+    next(iter(dataset))
+    state = dataset.state_dict()
+    state["examples_iterable"].update(wrong)
+    dataset.load_state_dict(state)
+    with pytest.raises(BadInput, match="expected"):
+        list(dataset)
+
+
+def test_hugging_face_names_a_column_of_days_that_python_has_not(owner: Owner, tmp_path: Path) -> None:
+    late = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"id": [1], "late": late}), tmp_path / "late.parquet")
+    dataset = owner.dataset(name="late", path=tmp_path / "late.parquet")
+    assert list(dataset.to_hf(columns=["id"])) == [{"id": 1}]
+    with pytest.raises(BadInput, match="in column late that Python has a form for"):
+        list(dataset.to_hf())
+
+
 def test_hugging_face_refuses_a_state_of_other_blocks(training: Dataset) -> None:
     whole = training.to_hf(**HF)
     parts = [split_dataset_by_node(whole, rank=rank, world_size=2) for rank in range(2)]

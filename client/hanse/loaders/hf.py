@@ -29,7 +29,7 @@ from hanse._values import bounded, told_by_column
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
-from hanse.loaders.order import count
+from hanse.loaders.order import count, place
 from hanse.loaders.worker import end_with_the_loop, told_whole
 from hanse.options import unfit
 from hanse.patience import SECONDS
@@ -116,6 +116,7 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
                 "reader be the same (which worker or rank of how many, `shuffle` and `set_epoch` of datasets); or "
                 "begin the epoch anew"
             )
+        state["shard_idx"], state["shard_example_idx"] = place(state, self.kwargs["plan"], self.kwargs["blocks"])
 
     def _examples(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """From the state on, which goes along."""

@@ -231,17 +231,11 @@ class Loader:
         self._order, self._share = own, None
 
     def _check_rows(self, order: Order, within: Mapping[int, Mark]) -> None:
-        """BadInput for marks of more rows than their blocks have: what is behind such a one would be left out."""
+        """BadInput for marks of more rows than their blocks have."""
         permutation = order.permutation()
         for place, mark in within.items():
             source, block = self._locate(permutation[place])
-            plan, rows = self.plans[source], self.plans[source].blocks[block].rows
-            most = rows if plan.exact else rows + max(10, rows // 10)  # owners round to two digits, and to tens
-            if mark.row + mark.emitted > most:
-                raise BadInput(
-                    f"expected a state that state_dict() gave, came one of {mark.row + mark.emitted} rows of a block "
-                    f"that has {rows}"
-                )
+            self.plans[source].check_rows(block, mark.row + mark.emitted)
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
         """The batches from the loaded state, or from the beginning of the epoch."""

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from hanse.errors import BadInput
+from hanse.plan import Plan
 
 T = TypeVar("T")
 
@@ -77,6 +78,20 @@ def chosen(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) 
             f"expected {one} and {all_of_them} together, or neither; came {one}={part}, {all_of_them}={parts}"
         )
     return reader(part, parts, said=said)
+
+
+def place(state: Mapping[str, Any], plan: Plan, blocks: Sequence[int]) -> tuple[int, int]:
+    """Which of some blocks a state of Hugging Face is in, and how many rows of it are done. BadInput for a place that
+    no state has: rows would be lost or come twice."""
+    at, rows = (count(name, state.get(name), least=0) for name in ("shard_idx", "shard_example_idx"))
+    if at > len(blocks) or (at == len(blocks) and rows):
+        raise BadInput(
+            f"expected a state that state_dict() gave, came one of {rows} rows of block {at} of {len(blocks)}, counted "
+            "from 0"
+        )
+    if rows:
+        plan.check_rows(blocks[at], rows)
+    return at, rows
 
 
 @dataclass(frozen=True, slots=True)
