@@ -261,6 +261,27 @@ def test_what_is_noted_beside_columns_goes_no_further(name: str) -> None:
     assert b"geoarrow" not in told.schema.serialize().to_pybytes()
 
 
+def test_notes_that_show_when_others_are_left_out_are_refused() -> None:
+    """Where it stands that a schema has notes, it also stands where its field says what it has: once there are none,
+    the field has some."""
+    data = bytearray(70_000)
+    field = 108  # where it stands that the schema's notes lie 8 bytes on, and what the field has 65528: without, 65536
+    for place, form, values in [
+        (0, "<I", (16,)),
+        (4, "<5H", (10, 12, 0, 8, 4)),  # what the message has: a kind and a header
+        (16, "<iIB", (12, 32 - 20, 1)),  # the message
+        (32, "<iII", (32 - 100, 48 - 36, 64 - 40)),  # the schema
+        (48, "<II", (1, field - 52)),  # its fields
+        (100, "<5H", (10, 12, 0, 4, 8)),  # what the schema has: fields and notes
+        (field + 2, "<HI", (0xFFFF, 8)),
+        (field + 65528, "<HH", (4, 4)),  # what the field has: nothing
+        (field + 65536, "<9H", (18, 8, 0, 0, 0, 0, 0, 0, 4)),  # and notes
+    ]:
+        struct.pack_into(form, data, place, *values)
+    with pytest.raises(errors.Broken, match="metadata cannot be read"):
+        _messages._plain(bytes(data))
+
+
 def planned(schema: bytes) -> dict[str, Any]:
     answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "shown": "m", "blocks": [], "rows": 0, "exact": True}
     return answer | {"schema": base64.b64encode(schema).decode()}
