@@ -369,6 +369,7 @@ async def test_what_its_consumer_suspended_the_owner_may_keep_suspended(tmp_path
         await settled(two.north, "transfer", there.id, "SUSPENDED")
         await two.north.transfers.command(there.id, "suspend", by="owner", reason="a question of ours")
         assert (await two.north.transfer(there.id)).reason == "a question of ours"
+        await settled(two.south, "transfer", here.id, "SUSPENDED")  # it has heard that its own has arrived
         await two.south.transfers.command(here.id, "resume", by="test")
         await emptied(two)
         assert (await two.north.transfer(there.id)).state == "SUSPENDED"
