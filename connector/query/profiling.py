@@ -176,7 +176,7 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
     parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
     for number, ref in enumerate(files.refs):
         reached("checking", number)
-        footer, schema = _footer(files.open(number), ref.name)
+        footer, schema = _footer(files, number)
         first = first or (ref.name, schema)
         _check_footer(footer, ref.name)
         _check_types(schema, ref.name, _unread_parquet)
@@ -483,13 +483,15 @@ def _unread_coded(kind: pa.DataType) -> bool:
     return bool(strange or value.num_fields or (runs and pa.types.is_null(value)))
 
 
-def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
+def _footer(files: Files, number: int) -> tuple[pq.FileMetaData, pa.Schema]:
     """A file's footer, and its schema as the engine reads it: with encodings written out, and of microseconds where it
     has INT96."""
+    opened, name = files.open(number), files.refs[number].name
     try:
         with pq.ParquetFile(opened, coerce_int96_timestamp_unit="us") as file:
             return file.metadata, plain_schema(file.schema_arrow).remove_metadata()
     except (pa.ArrowException, OSError) as error:
+        files.check_unchanged()  # where it did change, or its store does not give it, that is why
         came, todo = _other_than_parquet(opened)
         raise SourceUnreadable(
             "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "

@@ -241,6 +241,27 @@ async def test_no_secret_and_no_address_is_told(
         assert secret.encode() not in kept
 
 
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("PermissionDeniedError", "store_refused"), ("GenericError", "store_unreachable"),
+     ("PreconditionError", "version_changed")],
+)  # fmt: skip
+@module
+async def test_what_the_store_does_not_give_is_no_damaged_file(
+    s3: objectstore.Server, archive: Owner, monkeypatch: pytest.MonkeyPatch, kind: str, code: str
+) -> None:
+    """As a role that may list and not read, or a store that fails after it has listed."""
+    path = put(s3, "refusing/t.parquet", data.table(10))
+
+    async def fails(*_: Any, **__: Any) -> Any:
+        raise getattr(obstore.exceptions, kind)("no")
+
+    monkeypatch.setattr(obstore, "get_async", fails)
+    with pytest.raises(HanseError) as raised:
+        await archive.add("refusing", path)
+    assert raised.value.code == code
+
+
 @module
 async def test_a_rotated_key_works_at_once(s3: objectstore.Server, tmp_path: Path) -> None:
     async with owning(tmp_path, s3.connections(tmp_path, secret="old")) as running:
