@@ -86,7 +86,7 @@ class PreparedStreams:
         version = grant.held.version
         if not repeatable(grant.contract) or not _pins(version.source):
             return ""
-        request = repr(replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None))
+        request = repr(replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None, transport=""))
         told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket,
         if asked.position:
             told = told.replace(asked.position, "")  # and a name that each read has for what does not leave
