@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         100_000, ge=1, description="Most datasets that one member may list, and that are kept of it."
     )
     crawl_depth_max: int = Field(3, ge=0, description="How deep catalogues within catalogues are followed.")
+    crawl_inner_max: int = Field(
+        500, ge=0, description="Most addresses of catalogues within the catalogue that one visit looks at."
+    )
     backoff_first: float = Field(60.0, gt=0, description="Seconds before the first retry of a failed visit; doubles.")
     backoff_cap: float = Field(6 * 3600.0, gt=0, description="Longest pause before a failed visit is tried again.")
     stale_misses: int = Field(3, ge=1, description="Failed visits in a row after which entries are marked stale.")

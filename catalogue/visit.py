@@ -5,7 +5,8 @@ database. Limits (catalogue limits of the design, each with a test against a hos
 1. the protocol's version document is read first, and only a version that we speak is used;
 2. addresses pass the outbound guard; a `next` link, and the address of a catalogue within the catalogue, lead to the
    origin of the member's URL and are followed once: else a member could ask through us who answers in our network;
-3. a page has a size limit, also after inflating; pages, depth and time are limited;
+3. a page has a size limit, also after inflating; pages, depth, time and the addresses of catalogues within the
+   catalogue are limited;
 4. `participantId` is the DID that the member is registered with.
 """
 
@@ -16,7 +17,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -31,6 +32,7 @@ from connector.net import Net, Reply, origin
 _REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
+_ADDRESS_MAX = 2_000
 
 Json = dict[str, Any]
 
@@ -42,6 +44,7 @@ class Limits:
     pages: int
     page_bytes: int
     depth: int
+    inner: int
     seconds: float
 
     @classmethod
@@ -50,6 +53,7 @@ class Limits:
             pages=settings.crawl_pages_max,
             page_bytes=settings.crawl_page_bytes,
             depth=settings.crawl_depth_max,
+            inner=settings.crawl_inner_max,
             seconds=settings.crawl_wall_seconds,
         )
 
@@ -60,6 +64,31 @@ class _Page:
 
     catalog: Json
     headers: Mapping[str, str]
+
+
+class _Line:
+    """Addresses that are to be read, each once, with their depth; beyond the first there are at most `most`."""
+
+    def __init__(self, first: str, *, home: str, most: int) -> None:
+        self._waiting = deque([(first, 0)])
+        self._met, self._home, self._most = {first}, home, most
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        while self._waiting:
+            yield self._waiting.popleft()
+
+    def add(self, address: str, depth: int) -> str:
+        """Note an address; why it is not followed, or nothing. A page may have 100,000 of them: the limit comes before
+        what costs more, and those that are not followed count, too."""
+        if (address := address.rstrip("/")) in self._met:
+            return ""
+        if len(self._met) > self._most:
+            return f"the catalogue points to more than {self._most} catalogues within it; the others are not followed"
+        self._met.add(address[:_ADDRESS_MAX])
+        if len(address) > _ADDRESS_MAX or not _same_origin(address, self._home):
+            return "a catalogue within the catalogue is not at the member's own server; not followed"
+        self._waiting.append((address, depth))
+        return ""
 
 
 class Visit:
@@ -97,10 +126,8 @@ class Visit:
     async def _walk(self, deadline: float) -> AsyncIterator[list[Any]]:
         async with asyncio.timeout_at(deadline):
             base = await Peer(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
-        waiting = deque([(base, 0)])
-        visited = {base}
-        while waiting:
-            address, depth = waiting.popleft()
+        line = _Line(base, home=self._root, most=self._limits.inner)
+        for address, depth in line:
             following: str | None = f"{address}/catalog/request"
             followed: set[str] = set()
             while following is not None:
@@ -109,7 +136,7 @@ class Visit:
                     page = await self._page(following)
                 if page is None:
                     return
-                yield list(self._datasets(page.catalog, depth, waiting, visited))
+                yield await asyncio.to_thread(list, self._datasets(page.catalog, depth, line))
                 following = _next_link(page.headers, following)  # 2, after what is good was taken
                 if following in followed:
                     raise PeerNonsense("the pages of the catalogue lead in a circle")
@@ -145,8 +172,8 @@ class Visit:
                 "nothing of it was taken: correct the member's DID or its connector"
             )
 
-    def _datasets(self, catalog: Json, depth: int, waiting: Any, visited: set[str]) -> Any:
-        """The datasets of a page and of catalogues inside it; addresses of others inside it join `waiting`."""
+    def _datasets(self, catalog: Json, depth: int, line: _Line) -> Iterator[Any]:
+        """The datasets of a page and of catalogues inside it; addresses of others inside it join `line`."""
         yield from _listed(catalog, "dataset")
         for inner in _listed(catalog, "catalog"):
             if not isinstance(inner, dict):
@@ -157,17 +184,12 @@ class Visit:
                 self.problem = f"the catalogue holds catalogues more than {self._limits.depth} deep; left out"
                 continue
             if "dataset" in inner or "catalog" in inner:
-                yield from self._datasets(inner, depth + 1, waiting, visited)
+                yield from self._datasets(inner, depth + 1, line)
                 continue
             for service in _listed(inner, "service"):
                 address = service.get("endpointURL") if isinstance(service, dict) else None
-                if not isinstance(address, str) or (address := address.rstrip("/")) in visited:
-                    continue
-                visited.add(address)
-                if _same_origin(address, self._root):
-                    waiting.append((address, depth + 1))
-                else:
-                    self.problem = "a catalogue within the catalogue is not at the member's own server; not followed"
+                if isinstance(address, str):
+                    self.problem = line.add(address, depth + 1) or self.problem
 
 
 def _listed(node: Json, key: str) -> list[Any]:

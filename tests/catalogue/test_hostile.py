@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from catalogue import ingest
+from catalogue import ingest, visit
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Answer, Provider, Reply, Request, dataset
@@ -95,6 +96,17 @@ def pointing(*addresses: str) -> Answer:
     return answer
 
 
+def crowded(provider: Provider, request: Request) -> Reply:
+    """Two pages, each with a dataset and two thousand catalogues within the catalogue, which are empty."""
+    if not request.path.startswith(CATALOG):
+        is_inner = request.method == "POST"
+        return Reply.of(provider.catalog([])) if is_inner else providers.good(provider, request)
+    page = int(request.path.partition("page=")[2] or 1)
+    inner = [{"service": [{"endpointURL": f"{provider.url}/{page}/{number}"}]} for number in range(2_000)]
+    made = provider.catalog([dataset(f"urn:hanse:north:d{page}")], catalog=inner)
+    return Reply.of(made, **({"link": f'<{CATALOG}?page=2>; rel="next"'} if page == 1 else {}))
+
+
 def status(code: int, **headers: str) -> Answer:
     return instead(lambda *_: Reply(code, headers))
 
@@ -156,6 +168,8 @@ CASES = (
     Case("a catalogue where the operator lets us call", pointing("http://127.0.0.1:9"), "partial", FOREIGN, 1),
     Case("a catalogue at a server that is none", pointing("http://[::1", "{url}\u00e9"), "partial", FOREIGN, 1),
     Case("a catalogue in a file", pointing("file:///etc/passwd"), "partial", FOREIGN, 1),
+    Case("four thousand catalogues", crowded, "partial", "more than 3 catalogues", 2, {"crawl_inner_max": 3}),
+    Case("a catalogue at a long address", pointing("{url}/" + "a" * 2_000), "partial", FOREIGN, 1),
     Case("a redirect to somewhere else", status(302, location="http://10.0.0.1/"), "failed", "answered 302"),
     Case("nobody lets us in", status(401), "failed", "HANSE_TRUST_ANCHOR"),
     Case("an outage", status(500), "failed", "tried again later"),
@@ -193,6 +207,25 @@ async def test_a_hostile_connector_harms_only_itself(case: Case, catalogue: Cata
     assert case.says in run["problem"]
     assert len(await catalogue.ids()) == case.datasets
     assert len(north.requests) <= 12
+
+
+async def test_a_page_is_walked_beside_the_event_loop_and_few_of_its_addresses_are_looked_at(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    compare = visit._same_origin
+
+    def noted(address: str, home: str) -> bool:
+        if "page=" not in address:
+            looked.append(threading.get_ident())
+        return compare(address, home)
+
+    monkeypatch.setattr(visit, "_same_origin", noted)
+    north.answer = crowded
+    await catalogue.admit(north, "north")
+    assert (await catalogue.crawl("north"))["pages"] == 502
+    assert len(looked) == 500
+    assert threading.get_ident() not in looked
 
 
 @pytest.fixture
