@@ -72,9 +72,11 @@ def router(members: Members, crawler: Crawler, index: Index, store: Store, acces
         why = "operator" if viewer.is_operator else "member"
         tasks = {crawler.start(one.id, why=why): one.name for one in chosen}
         done, _ = await asyncio.wait(tasks, timeout=wait) if tasks else (set[asyncio.Task[Run]](), None)
+        stopped = {task for task in done if task.cancelled()}  # its member was suspended or removed meanwhile
         return {
-            "runs": [shapes.run(task.result(), name) for task, name in tasks.items() if task in done],
+            "runs": [shapes.run(task.result(), name) for task, name in tasks.items() if task in done - stopped],
             "running": [name for task, name in tasks.items() if task not in done],
+            "stopped": [name for task, name in tasks.items() if task in stopped],
         }
 
     @routes.post("/index/rebuild", tags=["visits"], dependencies=[operator])

@@ -78,7 +78,7 @@ def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Part
 
     metrics = health.Metrics()
     crawler = Crawler(store, net, identity, settings, on_change=follow, count=metrics.visits)
-    members = Members(store, net, settings, on_change=follow, wake=crawler.wake)
+    members = Members(store, net, settings, on_change=follow, wake=crawler.wake, stop=crawler.stop)
     register = Register(store, key, settings)
     search = Search(store, index)
     return Parts(settings, store, net, identity, access, register, index, search, crawler, members, metrics)

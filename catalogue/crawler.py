@@ -103,6 +103,13 @@ class Crawler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def stop(self, member_id: str) -> None:
+        """End the visit of a member that is suspended or removed, and the one that was to follow; what was taken so
+        far stays, as the member's entries do."""
+        for tasks in (self._following, self._running):
+            if (task := tasks.get(member_id)) is not None:
+                task.cancel()
+
     def start(self, member_id: str, *, why: str) -> asyncio.Task[Run]:
         """A visit of a member that begins no earlier than now.
 

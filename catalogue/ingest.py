@@ -19,7 +19,7 @@ from catalogue.store import Transaction
 from catalogue.store.tables import DOUBTED, Member
 from catalogue.store.tables import Entry as Row
 from catalogue.texts import clean
-from connector.errors import Conflict, HanseError, Limited, MessageInvalid
+from connector.errors import Conflict, Forbidden, HanseError, Limited, MessageInvalid
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
 _SKIPPED_KEPT = 20
@@ -153,16 +153,19 @@ def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, 
 
 
 def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally) -> None:
-    """Store a page. Limited when the member lists more than `most` datasets."""
+    """Store a page. Limited when the member lists more than `most` datasets, Forbidden where it is one no longer."""
+    if not tx.members.is_active(member.id):
+        raise Forbidden(f"{member.name} is suspended, or a member no longer; nothing more of its catalogue is taken")
     if tally.datasets + len(page.same) + len(page.readings) > most:
         raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
     _doubt(tx, member, tally)
     tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
     rows = tx.entries.these(reading.candidate.id for reading in page.readings)
+    others = tx.members.ids() - {member.id}
     changed: list[Row] = []
     for reading in page.readings:
         row = rows.get(reading.candidate.id)
-        if row is not None and row.member_id != member.id and not reading.candidate.own and _is_held(tx, row):
+        if row is not None and row.member_id in others and not reading.candidate.own:
             taken = Conflict("another member listed this id first; ids of yours start with your own namespace")
             tally.skip(row.id, taken)
             continue
@@ -193,10 +196,6 @@ def _is_id(text: str) -> bool:
         return bool(checked_id({"@id": text}))
     except MessageInvalid:
         return False
-
-
-def _is_held(tx: Transaction, row: Row) -> bool:
-    return row.withdrawn_at is None or tx.members.find(row.member_id) is not None
 
 
 def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally) -> bool:

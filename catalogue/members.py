@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 from catalogue.settings import Settings
@@ -16,8 +15,6 @@ from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthentica
 from connector.forms import NAME
 from connector.identity.did import address_of
 from connector.net import Net
-
-T = TypeVar("T")
 
 _COUNTRY = re.compile(r"([A-Z]{2})?")
 _STATUS = ("active", "suspended")
@@ -38,7 +35,8 @@ class Application:
 
 
 class Members:
-    """The members of the data space. After every commit `on_change` runs to its end, then `wake` is called."""
+    """The members of the data space. After every commit `on_change` runs to its end, then `wake` is called; before
+    these `stop`, with the DID of a member that is suspended or removed."""
 
     def __init__(
         self,
@@ -48,9 +46,10 @@ class Members:
         *,
         on_change: Callable[[], Awaitable[None]] | None = None,
         wake: Callable[[], None] | None = None,
+        stop: Callable[[str], None] | None = None,
     ) -> None:
         self._store, self._net, self._settings = store, net, settings
-        self._on_change, self._wake = on_change, wake
+        self._on_change, self._wake, self._stop = on_change, wake, stop
 
     async def join(self, application: Application) -> Member:
         """Admit a participant whose DID document can be read and is its own.
@@ -77,7 +76,9 @@ class Members:
             tx.members.changed()
             return member
 
-        return await self._committed(work)
+        member = await self._store.write(work)
+        await self._tell()
+        return member
 
     async def list(self) -> list[Member]:
         return list(await self._store.read(lambda tx: tx.members.all()))
@@ -100,26 +101,30 @@ class Members:
             tx.entries.touch_all(member.id)
             return member
 
-        return await self._committed(work)
+        member = await self._store.write(work)
+        await self._tell(ended="" if member.status == "active" else member.id)
+        return member
 
     async def remove(self, key: str) -> None:
         """End a membership: its entries leave the search at once, and their addresses say why."""
 
-        def work(tx: Transaction) -> None:
-            member = tx.members.of(key)
+        def work(tx: Transaction) -> str:
+            member = tx.members.of(key, lock=True)
             tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
             tx.members.remove(member)
             tx.members.changed()
+            return member.id
 
-        await self._committed(work)
+        await self._tell(ended=await self._store.write(work))
 
-    async def _committed(self, work: Callable[[Transaction], T]) -> T:
-        result = await self._store.write(work)
+    async def _tell(self, *, ended: str = "") -> None:
+        """After a commit. `ended`: the DID of who is a member no longer, or not for now."""
+        if ended and self._stop is not None:
+            self._stop(ended)
         if self._on_change is not None:
             await self._on_change()
         if self._wake is not None:
             self._wake()
-        return result
 
     def _checked(self, application: Application) -> Application:
         try:

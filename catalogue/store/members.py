@@ -23,18 +23,28 @@ class Members:
         self._session.add(row)
         self._session.flush()
 
-    def find(self, key: str) -> Member | None:
-        """By DID or by short name."""
-        return self._session.scalars(select(Member).where(or_(Member.id == key, Member.name == key))).one_or_none()
+    def find(self, key: str, *, lock: bool = False) -> Member | None:
+        """By DID or by short name. `lock`: first wait for whoever takes something of it, and have others wait."""
+        found = select(Member).where(or_(Member.id == key, Member.name == key))
+        return self._session.scalars(found.with_for_update() if lock else found).one_or_none()
 
-    def of(self, key: str) -> Member:
-        """By DID or by short name; NotFound names what was asked."""
-        if (found := self.find(key)) is None:
+    def is_active(self, member_id: str) -> bool:
+        """Whether this is a member that is not suspended, and stays one until the transaction ends."""
+        status = select(Member.status).where(Member.id == member_id).with_for_update(read=True)
+        return self._session.scalar(status) == "active"
+
+    def of(self, key: str, *, lock: bool = False) -> Member:
+        """By DID or by short name, as `find`; NotFound names what was asked."""
+        if (found := self.find(key, lock=lock)) is None:
             raise NotFound(f"no member {key[:200]!r} is registered here; list them with `hanse catalogue member list`")
         return found
 
     def all(self) -> Sequence[Member]:
         return self._session.scalars(select(Member).order_by(Member.name)).all()
+
+    def ids(self) -> set[str]:
+        """The DIDs of all members."""
+        return set(self._session.scalars(select(Member.id)))
 
     def remove(self, member: Member) -> None:
         for table in (Source, Run):

@@ -9,9 +9,10 @@ import pytest
 
 from catalogue import app
 from catalogue.members import Members
+from catalogue.store.tables import Entry
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
-from tests.catalogue.provider import Provider, Reply, dataset
+from tests.catalogue.provider import Answer, Provider, Reply, Request, dataset
 
 
 async def joining(catalogue: Catalogue, **facts: Any) -> tuple[int, str]:
@@ -109,6 +110,64 @@ async def test_who_leaves_takes_its_datasets_along_and_may_come_back(catalogue: 
     await catalogue.admit(north, "north")
     await catalogue.crawl("north")
     assert await catalogue.ids() == ["urn:hanse:north:a"]
+
+
+def held(*, at: str) -> tuple[Answer, asyncio.Event, asyncio.Event]:
+    """A catalogue of pages without an end that waits before this one; set when it is asked for, to be set to go on."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(provider: Provider, request: Request) -> Reply:
+        if request.method != "POST":
+            return providers.good(provider, request)
+        page = request.path.partition("page=")[2] or "1"
+        if page == at:
+            asked.set()
+            await go_on.wait()
+        link = f'</dsp/2025-1/catalog/request?page={int(page) + 1}>; rel="next"'
+        return Reply.of(provider.catalog([dataset(f"urn:shared:{page}")]), link=link)
+
+    return answer, asked, go_on
+
+
+@pytest.mark.parametrize("how", ["suspended", "removed"])
+async def test_who_is_suspended_or_removed_is_visited_no_further(
+    catalogue: Catalogue, north: Provider, how: str
+) -> None:
+    north.answer, asked, go_on = held(at="2")
+    await catalogue.admit(north, "north")
+    visit = asyncio.create_task(catalogue.http.post("/api/v1/crawl?member=north&wait=600", headers=catalogue.operator))
+    await asyncio.wait_for(asked.wait(), 60)
+    following = catalogue.parts.crawler.start(north.did, why="member")
+    if how == "removed":
+        await catalogue.http.delete("/api/v1/members/north", headers=catalogue.operator)
+    else:
+        await catalogue.http.patch("/api/v1/members/north", json={"status": how}, headers=catalogue.operator)
+    answer = await asyncio.wait_for(visit, 60)
+    assert (answer.status_code, answer.json()) == (200, {"runs": [], "running": [], "stopped": ["north"]})
+    assert following.cancelled()
+    go_on.set()
+    assert "page=2" in north.requests[-1].path
+    assert await catalogue.ids() == []
+
+
+@pytest.mark.parametrize("how", ["suspended", "removed"])
+async def test_nothing_more_is_taken_of_who_was_suspended_or_removed_by_another_process(
+    catalogue: Catalogue, north: Provider, how: str
+) -> None:
+    parts = catalogue.parts
+    members = Members(parts.store, parts.net, parts.settings)
+    north.answer, asked, go_on = held(at="2")
+    await catalogue.admit(north, "north")
+    visit = asyncio.create_task(catalogue.crawl("north"))
+    await asyncio.wait_for(asked.wait(), 60)
+    await (members.remove("north") if how == "removed" else members.change("north", changes={"status": how}))
+    go_on.set()
+    run = await asyncio.wait_for(visit, 60)
+    assert (run["outcome"], run["problem"]) == (
+        "partial", "north is suspended, or a member no longer; nothing more of its catalogue is taken",
+    )  # fmt: skip
+    rows = await parts.store.read(lambda tx: list(tx.session.query(Entry)))
+    assert {row.id: row.withdrawn_at is not None for row in rows} == {"urn:shared:1": how == "removed"}
 
 
 async def test_the_operator_sees_why_a_connector_fails(catalogue: Catalogue, north: Provider) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from sqlalchemy import inspect, text
 from catalogue import ingest
 from catalogue.access import Viewer
 from catalogue.app import build
-from catalogue.entry import READER
+from catalogue.entry import READER, read_dataset
 from catalogue.ingest import Tally
+from catalogue.members import Members
 from catalogue.namespaces import Namespaces
 from catalogue.question import Question
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.migrate import upgrade
 from catalogue.store.tables import Entry, Member, Run, Source, Table
-from connector.errors import Conflict
+from connector.errors import Conflict, Forbidden
 from tests.catalogue.provider import dataset
 
 
@@ -48,9 +50,9 @@ def join(tx: Transaction, name: str, *, next_at: float = 0.0) -> Member:
     return made
 
 
-def take(store: Store, owner: Member, names: list[str]) -> Tally:
+def take(store: Store, owner: Member, names: list[str], *, more: Sequence[object] = ()) -> Tally:
     tally = Tally()
-    raw = [dataset(f"urn:hanse:{owner.name}:{name}") for name in names]
+    raw = [*(dataset(f"urn:hanse:{owner.name}:{name}") for name in names), *more]
     spaces = Namespaces([(owner.id, owner.name, owner.url)])
     found = ingest.sift(raw, owner, spaces=spaces, entry_bytes=10_000, tally=tally)
     known = store.read_now(lambda tx: ingest.known_texts(tx, owner, found))
@@ -152,6 +154,40 @@ def test_a_removed_member_leaves_tombstones_that_are_swept_in_time(store: Store)
     assert store.read_now(lambda tx: tx.entries.find("urn:hanse:north:a")) is not None
     store.write_now(lambda tx: tx.entries.forget_tombstones(101.0))
     assert store.read_now(lambda tx: tx.entries.find("urn:hanse:north:a")) is None
+
+
+def test_what_is_taken_while_its_member_is_removed_is_withdrawn_with_the_rest(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    removed = threading.Event()
+    reading = read_dataset(raw := dataset("urn:hanse:north:a"), participant=owner.id).to_json()
+    page = ingest.Page([], [ingest.Reading(ingest.Candidate(raw["@id"], raw, "{}", own=True), reading, "digest")])
+
+    def remove() -> None:
+        asyncio.run(Members(store, None, None).remove("north"))  # type: ignore[arg-type]  # neither has a part in it
+        removed.set()
+
+    def take_meanwhile(tx: Transaction) -> None:
+        assert tx.members.is_active(owner.id)
+        leaving.start()
+        removed.wait(0.5)  # it would be quick, if it did not wait
+        ingest.take(tx, owner, page, most=9, tally=Tally())
+
+    leaving = threading.Thread(target=remove)
+    store.write_now(take_meanwhile)
+    leaving.join(60)
+    assert store.read_now(lambda tx: tx.entries.of("urn:hanse:north:a").withdrawn_at) is not None
+    with pytest.raises(Forbidden, match="a member no longer"):
+        take(store, owner, ["b"])
+
+
+def test_a_live_entry_of_who_is_no_member_keeps_its_id_from_nobody(store: Store) -> None:
+    """Earlier versions left some, of visits that went on after the membership."""
+    north, south = (store.write_now(lambda tx, name=name: join(tx, name)) for name in ("north", "south"))  # type: ignore[misc]
+    shared = [dataset("urn:shared:a")]
+    assert take(store, north, [], more=shared).datasets == 1
+    assert take(store, south, [], more=shared).skipped == 1
+    store.write_now(lambda tx: tx.members.remove(tx.members.of("north")))
+    assert take(store, south, [], more=shared).datasets == 1
 
 
 def test_a_page_may_have_more_datasets_than_a_statement_has_variables(store: Store) -> None:
