@@ -16,6 +16,7 @@ from catalogue.members import Application, Members
 from catalogue.shapes import ChangedMember, CrawlRequest, NewMember
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run
+from catalogue.texts import is_writable
 from connector.errors import BadInput, Forbidden, Unauthenticated
 
 _WAIT_MAX = 600.0
@@ -126,4 +127,6 @@ def _chosen(tx: Transaction, *, viewer: Viewer, key: str) -> list[Member]:
 async def _withdraw(store: Store, viewer: Viewer, ids: list[str]) -> None:
     if viewer.kind != MEMBERS:
         raise Forbidden("only the member that lists a dataset withdraws it; the operator suspends members instead")
+    if not is_writable(ids):
+        raise BadInput("withdrawn: expected ids of datasets, came one with control characters, which is none")
     await store.write(lambda tx: ingest.withdraw(tx, viewer.id, ids))

@@ -98,7 +98,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     app.middleware("http")(_guarded(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
     site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
-    problems.install(app, page=site.problem)
+    problems.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
     app.include_router(health.router(built.store, built.access, built.metrics))
@@ -154,10 +154,10 @@ def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[
         length = request.headers.get("content-length", "0")
         chunked = "transfer-encoding" in request.headers
         if chunked or not length.isdecimal() or int(length) > body_max:
-            return problems.problem_response(
-                BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
-            )
-        response = await call_next(request)
+            refused = BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
+            response: Response = problems.problem_response(refused)
+        else:
+            response = await call_next(request)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response

@@ -107,6 +107,9 @@ def _encoded(dataset_id: str) -> str:
 
 def _cursor(text: str) -> str:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode() if text else ""
+        decoded = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode() if text else ""
+        if not decoded.isprintable():  # no id is one
+            raise ValueError
+        return decoded
     except (binascii.Error, ValueError) as error:
         raise BadInput("expected a page address as hydra:next gave it; start at the first page") from error

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
+from catalogue.texts import is_writable
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthenticated
-from connector.forms import NAME
+from connector.forms import NAME, address
 from connector.identity.did import address_of
 from connector.net import Net
 
-_COUNTRY = re.compile(r"([A-Z]{2})?")
 _STATUS = ("active", "suspended")
 _DOCUMENT_MAX = 64 * 2**10
 _TEXT_MAX = 300
@@ -85,12 +84,12 @@ class Members:
 
     async def change(self, key: str, *, changes: dict[str, str]) -> Member:
         """Change facts or status of a member; the search follows. NotFound, BadInput."""
+        _check(changes)
 
         def work(tx: Transaction) -> Member:
             member = tx.members.of(key)
             for field, value in changes.items():
                 setattr(member, field, value.rstrip("/") if field == "url" else value)
-            _check_facts(member.name, member.country, member.url, member.status)
             member.changed_at = tx.now
             tx.members.changed()
             if "url" in changes:
@@ -132,18 +131,16 @@ class Members:
         except Unauthenticated as error:
             raise BadInput(error.message) from error
         url = (application.url or document.removesuffix("/did.json").removesuffix("/.well-known")).rstrip("/")
-        _check_facts(application.name, application.country, url, "active")
-        if application.name == self._settings.name or application.id == self._settings.did:
-            raise AlreadyExists("this is the operator itself, which is a member already")
-        title = (application.title or application.name)[:_TEXT_MAX]
-        return Application(
-            id=application.id,
-            name=application.name,
-            title=title,
+        made = replace(
+            application,
+            title=(application.title or application.name)[:_TEXT_MAX],
             role=application.role[:_TEXT_MAX],
-            country=application.country,
             url=url,
         )
+        _check({field: getattr(made, field) for field in ("name", "title", "role", "country", "url")})
+        if application.name == self._settings.name or application.id == self._settings.did:
+            raise AlreadyExists("this is the operator itself, which is a member already")
+        return made
 
     async def _prove(self, did: str) -> None:
         """The DID document resolves, and its id is the DID."""
@@ -170,17 +167,27 @@ def _refuse_taken(tx: Transaction, wanted: Application) -> None:
             raise AlreadyExists(f"{key} is a member already ({other.name}, {other.status}); change that one instead")
 
 
-def _check_facts(name: str, country: str, url: str, status: str) -> None:
-    parts = urlsplit(url)
-    checks = (
-        (re.fullmatch(NAME, name), f"expected a name like north or clinic-a, came {name[:100]!r}"),
-        (_COUNTRY.fullmatch(country), f"expected a country as two capitals (ISO 3166) or nothing, came {country!r}"),
-        (
-            parts.scheme in ("http", "https") and parts.hostname and not parts.query,
-            f"expected the http(s) URL of the member's public listener, came {url[:200]!r}",
-        ),
-        (status in _STATUS, f"expected the status {' or '.join(_STATUS)}, came {status!r}"),
-    )
-    for fits, message in checks:
-        if not fits:
-            raise BadInput(message)
+def _is_callable(url: str) -> bool:
+    """Whether a visit can call what lies under this URL."""
+    try:
+        return bool(address(url)) and url.isascii() and not {"?", "#"} & set(url)
+    except ValueError:
+        return False
+
+
+_FITS: dict[str, tuple[Callable[[str], object], str]] = {
+    "name": (re.compile(NAME).fullmatch, "a name like north or clinic-a"),
+    "title": (str.strip, "a title for people"),
+    "country": (re.compile("([A-Z]{2})?").fullmatch, "a country as two capitals (ISO 3166) or nothing"),
+    "url": (_is_callable, "the http(s) URL of the member's public listener, such as https://host:8080/path in ASCII"),
+    "status": (_STATUS.__contains__, f"the status {' or '.join(_STATUS)}"),
+}
+
+
+def _check(facts: Mapping[str, str]) -> None:
+    """BadInput for the first that does not fit. Of a change what changes: else who has an unfit fact could not be
+    suspended."""
+    for field, value in facts.items():
+        fits, expected = _FITS.get(field, (lambda _: True, "a text"))
+        if not is_writable(value) or not fits(value):
+            raise BadInput(f"{field}: expected {expected}, without control characters, came {value[:200]!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +23,9 @@ def problem_response(error: HanseError) -> JSONResponse:
     return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=error.headers)
 
 
-def install(app: FastAPI, *, page: Page) -> None:
-    """Turn every error that a route lets through into a problem object, or into `page` for a browser."""
+def install(app: FastAPI, *, page: Page, headers: Mapping[str, str]) -> None:
+    """Turn every error that a route lets through into a problem object, or into `page` for a browser. `headers` are for
+    the answer that no middleware sees."""
 
     def answer(request: Request, error: HanseError) -> Response:
         if error.status >= 500:
@@ -49,7 +50,9 @@ def install(app: FastAPI, *, page: Page) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         _log.exception("unforeseen", exc_info=error)
-        return answer(request, HanseError("the catalogue failed; its log says why"))
+        response = answer(request, HanseError("the catalogue failed; its log says why"))
+        response.headers.update(headers)
+        return response
 
 
 def _wants_page(request: Request) -> bool:

@@ -55,8 +55,8 @@ def _name(value: str) -> str:
     return value
 
 
-def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
-    """A URL to which paths can be added, its scheme in small letters; empty stays empty."""
+def address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
+    """A URL to which paths can be added, its scheme in small letters; empty stays empty. ValueError for any other."""
     if not value:
         return value
     expected = f"expected a URL such as {schemes[-1]}://host or {schemes[-1]}://host:port"
@@ -65,7 +65,7 @@ def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
         whole = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is none, a bracket alone
         whole = False
-    if not whole or re.search(r"\s", value):
+    if not whole or re.search(r"\s", value) or not value.isprintable():
         raise ValueError(f"{expected}, came {value!r}")
     if parts.query or parts.fragment or parts.username or parts.password:
         raise ValueError(f"{expected}, with nothing but a path behind it, came {value.rpartition('@')[2]!r}")
@@ -73,7 +73,7 @@ def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
 
 
 def _location(value: str) -> str:
-    return _address(value, ("grpc", "grpc+tcp", "grpc+tls"))
+    return address(value, ("grpc", "grpc+tcp", "grpc+tls"))
 
 
 def _did(value: str) -> str:
@@ -106,7 +106,7 @@ def _database(value: str) -> str:
 Place = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_networks)]
 Name = Annotated[str, AfterValidator(_name)]
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(address)]
 Location = Annotated[str, AfterValidator(_location)]
 Did = Annotated[str, AfterValidator(_did)]
 Database = Annotated[str, AfterValidator(_database)]

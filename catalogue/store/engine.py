@@ -9,12 +9,12 @@ from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from catalogue.store.transaction import Transaction
 from connector.database import open_engine
-from connector.errors import Busy
+from connector.errors import BadInput, Busy
 from connector.threads import Threads
 
 T = TypeVar("T")
@@ -22,7 +22,10 @@ Work = Callable[[Transaction], T]
 
 
 class Store:
-    """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock."""
+    """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock.
+
+    BadInput where a value is none that the database takes: PostgreSQL has no text with NUL, whoever asks for one.
+    """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 4) -> None:
         self.clock = clock
@@ -52,6 +55,8 @@ class Store:
                 return result
         except OperationalError as error:
             raise _unavailable(error) from error
+        except DataError as error:
+            raise _unfit(error) from error
 
     def read_now(self, work: Work[T]) -> T:
         """As `read`, in the caller's thread."""
@@ -60,6 +65,8 @@ class Store:
                 return work(Transaction(session, now=self.clock()))
         except OperationalError as error:
             raise _unavailable(error) from error
+        except DataError as error:
+            raise _unfit(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -70,3 +77,10 @@ class Store:
 
 def _unavailable(error: OperationalError) -> Busy:
     return Busy("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])
+
+
+def _unfit(error: DataError) -> BadInput:
+    return BadInput(
+        "expected values that the database can hold, came one that it cannot, as a text with NUL; leave that out",
+        private=repr(error.orig)[:500],
+    )

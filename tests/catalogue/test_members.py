@@ -9,6 +9,7 @@ import pytest
 
 from catalogue import app
 from catalogue.members import Members
+from catalogue.store import Transaction
 from catalogue.store.tables import Entry
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
@@ -81,6 +82,20 @@ async def test_a_suspended_members_datasets_are_hidden_until_it_is_restored(
     await catalogue.http.patch("/api/v1/members/north", json={"status": "suspended"}, headers=catalogue.operator)
     refused = await catalogue.http.post("/api/v1/crawl?member=north", headers=catalogue.operator)
     assert (refused.status_code, len(north.requests)) == (400, visits)
+
+
+async def test_who_has_a_fact_that_would_be_refused_today_can_be_suspended(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    await catalogue.admit(north, "north")
+
+    def older(tx: Transaction) -> None:
+        tx.members.of("north").title = ""
+
+    await catalogue.parts.store.write(older)
+    change = {"status": "suspended"}
+    answer = await catalogue.http.patch("/api/v1/members/north", json=change, headers=catalogue.operator)
+    assert (answer.status_code, answer.json()["status"]) == (200, "suspended")
 
 
 async def test_what_the_command_line_does_reaches_the_search_of_a_running_catalogue(
