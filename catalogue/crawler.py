@@ -1,7 +1,8 @@
 """Visits every member's connector in turn and on demand, and keeps the last good copy with its age.
 
-One visit at a time per connector, a few connectors at once. Attempts and states live in the database, so that a
-restart neither forgets a back-off nor hammers anybody. Knows nothing of search.
+One visit at a time per connector, a few connectors at once: on schedule, for the operator, for members who ask, each in
+places of their own, so that whoever asks does not wait for slow connectors on schedule. Attempts and states live in the
+database, so that a restart neither forgets a back-off nor hammers anybody. Knows nothing of search.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run, Source
 from catalogue.texts import clean
+from catalogue.turns import Turns
 from catalogue.visit import Limits, Visit
 from connector.errors import Forbidden, HanseError
 from connector.identity.service import Identity
@@ -66,7 +68,8 @@ class Crawler:
         self._on_change, self._count, self._luck = on_change, count, luck
         self._running: dict[str, asyncio.Task[Run]] = {}
         self._following: dict[str, asyncio.Task[Run]] = {}
-        self._places = asyncio.Semaphore(settings.crawl_concurrency)
+        asked = max(1, settings.crawl_concurrency // 2)
+        self._turns = Turns({"schedule": settings.crawl_concurrency, "operator": asked, "member": asked})
         self._reading = asyncio.Lock()  # one page in memory as objects, however many visits are under way
         self._awake = asyncio.Event()
         self._log = logger("crawler")
@@ -114,12 +117,13 @@ class Crawler:
         """A visit of a member that begins no earlier than now.
 
         On schedule, the visit under way is good enough. Who asks for one wants to see what has just changed, so theirs
-        follows the one under way; all who ask meanwhile share it.
+        follows the one under way; all who ask meanwhile share it. One that waits for its place has not begun: it stands
+        in the line of who asks, too.
         """
         running = self._running.get(member_id)
         if running is None:
             return self._begin(self._running, member_id, self._crawl(member_id, why))
-        if why == "schedule":
+        if why == "schedule" or self._turns.join(member_id, why):
             return running
         following = self._following.get(member_id)
         return following or self._begin(self._following, member_id, self._after(running, member_id, why))
@@ -143,7 +147,7 @@ class Crawler:
             self._log.error("visit_broken", member=member_id, reason=repr(error))
 
     async def _crawl(self, member_id: str, why: str) -> Run:
-        async with self._places:
+        async with self._turns.turn(member_id, why) as why:
             member, source, spaces = await self._store.read(partial(_whom, key=member_id))
             if member.status != "active":
                 raise Forbidden(f"{member.name} is {member.status}; its connector is not visited")
@@ -193,7 +197,7 @@ class Crawler:
         if outcome.outcome == "unchanged":
             tally.datasets = tx.entries.seen_all(member.id, tx.now)
         if source is not None:
-            self._note(tx, source, outcome)
+            self._note(tx, source, outcome, took=tx.now - started)
             self._age(tx, source, outcome, since=started, tally=tally)
         run = Run(
             member_id=member.id,
@@ -210,7 +214,7 @@ class Crawler:
             tx.members.forget_old_runs(member.id)
         return run
 
-    def _note(self, tx: Transaction, source: Source, outcome: _Outcome) -> None:
+    def _note(self, tx: Transaction, source: Source, outcome: _Outcome, *, took: float) -> None:
         good = outcome.outcome in ("complete", "unchanged", "partial")
         source.last_try = tx.now
         source.failures = 0 if good else source.failures + 1
@@ -218,7 +222,8 @@ class Crawler:
         source.etag = outcome.etag
         if good:
             source.last_ok = tx.now
-        source.next_at = tx.now + freshness.pause(self._timing, failures=source.failures, luck=self._luck())
+        pause = freshness.pause(self._timing, failures=source.failures, took=took, luck=self._luck())
+        source.next_at = tx.now + pause
         self._settle(tx, source)
 
     def _age(self, tx: Transaction, source: Source, outcome: _Outcome, *, since: float, tally: Tally) -> None:

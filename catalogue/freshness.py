@@ -14,6 +14,8 @@ from catalogue.settings import Settings
 NEW, ACTIVE, STALE, UNREACHABLE, EXPIRED, WITHDRAWN = "new", "active", "stale", "unreachable", "expired", "withdrawn"
 ORDER = (ACTIVE, NEW, STALE, UNREACHABLE, EXPIRED, WITHDRAWN)
 
+_REST = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -55,8 +57,9 @@ def entry_state(source_state: str, *, misses: int, withdrawn: bool) -> str:
     return max(source_state, own, key=ORDER.index)
 
 
-def pause(timing: Timing, *, failures: int, luck: float) -> float:
-    """Seconds until the next visit: the period, or an exponential back-off; `luck` in 0..1 spreads it by a tenth."""
+def pause(timing: Timing, *, failures: int, took: float, luck: float) -> float:
+    """Seconds until the next visit: the period, or an exponential back-off; after a long one, so many times what it
+    took that a slow connector leaves its place to others. `luck` in 0..1 spreads it by a tenth."""
     doubled = timing.backoff_first * 2.0 ** min(failures - 1, 40)
     plain = timing.every if failures == 0 else min(timing.backoff_cap, doubled)
-    return plain * (0.9 + 0.2 * luck)
+    return max(plain, _REST * took) * (0.9 + 0.2 * luck)

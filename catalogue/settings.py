@@ -55,7 +55,13 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(64 * 2**10, ge=2**10, description="Largest request body that the API accepts.")
 
     crawl_seconds: float = Field(300.0, gt=0, description="Seconds between two visits of one connector, with jitter.")
-    crawl_concurrency: int = Field(4, ge=1, le=64, description="Connectors that are visited at once.")
+    crawl_concurrency: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Connectors that are visited at once on schedule; besides these half as many that the operator "
+        "asked for, and half as many that members asked for.",
+    )
     crawl_wall_seconds: float = Field(600.0, gt=0, description="Longest time that one visit may take, in seconds.")
     crawl_pages_max: int = Field(10_000, ge=1, description="Most pages that one visit reads.")
     crawl_page_bytes: int = Field(8 * 2**20, ge=2**10, description="Largest page, inflated, in bytes.")

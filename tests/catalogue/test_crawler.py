@@ -293,6 +293,55 @@ async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue:
     assert (await asked[0]).counts["datasets"] == 1
 
 
+@pytest.fixture
+def one_place(catalogue_settings: dict[str, Any]) -> None:
+    catalogue_settings["crawl_concurrency"] = 1
+
+
+@pytest.mark.usefixtures("one_place")
+async def test_who_asks_waits_neither_for_slow_visits_on_schedule_nor_for_those_of_members(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    released = asyncio.Event()
+
+    async def slow(provider: Provider, request: Request) -> Reply:
+        await released.wait()
+        return providers.good(provider, request)
+
+    start = catalogue.parts.crawler.start
+    async with providers.running() as west:
+        south.answer = west.answer = slow
+        for member, name in ((north, "north"), (south, "south"), (west, "west")):
+            await catalogue.admit(member, name)
+        held = [start(south.did, why="schedule"), start(west.did, why="member")]
+        await until(lambda: len(south.requests) > 1 < len(west.requests))
+        waiting = start(north.did, why="schedule")
+        await asyncio.sleep(0)
+        assert start(north.did, why="member") is waiting
+        assert start(north.did, why="operator") is waiting
+        assert (await asyncio.wait_for(waiting, 60)).why == "operator"
+        again = start(north.did, why="operator")
+        assert (await asyncio.wait_for(again, 60)).outcome == "complete"
+        late = start(north.did, why="schedule")
+        await asyncio.sleep(0)
+        late.cancel()
+        released.set()
+        assert [run.why for run in await asyncio.gather(*held)] == ["schedule", "member"]
+        assert (await start(north.did, why="schedule")).why == "schedule"
+
+
+async def test_who_takes_long_is_not_soon_visited_again(catalogue: Catalogue, north: Provider) -> None:
+    def slow(provider: Provider, request: Request) -> Reply:
+        catalogue.clock.advance(300)
+        return providers.good(provider, request)
+
+    north.answer = slow  # a version document and a page
+    await catalogue.admit(north, "north")
+    assert (await catalogue.crawl("north"))["seconds"] == 600
+    source = await catalogue.parts.store.read(partial(source_of, member=north.did))
+    assert 0.9 * 3_000 <= source.next_at - catalogue.clock() <= 1.1 * 3_000
+
+
 async def test_the_schedule_visits_members_who_are_due(catalogue: Catalogue, north: Provider) -> None:
     north.datasets = [dataset("urn:hanse:north:a")]
     await catalogue.admit(north, "north")

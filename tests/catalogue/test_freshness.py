@@ -35,9 +35,16 @@ def test_a_connector_ages_by_failures_and_time(failures: int, age: float | None,
     ("failures", "seconds"), [(0, 300), (1, 60), (2, 120), (5, 960), (10, 6 * 3600), (10_000, 6 * 3600)]
 )
 def test_a_failed_visit_is_repeated_ever_later_up_to_six_hours(failures: int, seconds: float) -> None:
-    assert pause(TIMING, failures=failures, luck=0.5) == pytest.approx(seconds)
-    assert pause(TIMING, failures=failures, luck=0.0) == pytest.approx(seconds * 0.9)
-    assert pause(TIMING, failures=failures, luck=1.0) == pytest.approx(seconds * 1.1)
+    assert pause(TIMING, failures=failures, took=0.0, luck=0.5) == pytest.approx(seconds)
+    assert pause(TIMING, failures=failures, took=0.0, luck=0.0) == pytest.approx(seconds * 0.9)
+    assert pause(TIMING, failures=failures, took=0.0, luck=1.0) == pytest.approx(seconds * 1.1)
+
+
+@pytest.mark.parametrize(
+    ("failures", "took", "seconds"), [(0, 60, 300), (0, 600, 3_000), (1, 10, 60), (1, 100, 500), (10, 600, 6 * 3600)]
+)
+def test_who_takes_long_is_visited_less_often(failures: int, took: float, seconds: float) -> None:
+    assert pause(TIMING, failures=failures, took=took, luck=0.5) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
