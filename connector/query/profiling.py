@@ -55,7 +55,6 @@ Reached = Callable[[str, int], None]
 """Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
 Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
 """Gives the one row of an answer; tells meanwhile how much of it is done, from 0 to 1."""
-_NESTED = ("list", "array", "struct", "map")
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
@@ -77,14 +76,17 @@ def profile(
     check_names(column for column, _ in columns)  # of all files and their folders: the engine joins what is alike to it
     if guessed:
         hive.check_guesses([ref.name for ref in files.refs], dict(columns))
-    rows = 0
+    there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted
+    times = {column: _late(quote_name(column), kind) for column, kind in zip(there.columns, there.types, strict=True)}
+    rows, late = 0, list[str]()
     figures: list[dict[str, Any]] = []
     for some in _passes(columns, sizes.held, room):
         counted = partial(_counted, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns))
         counted(0.0)
-        *answer, rows = ask(_question(name, some), counted)
+        *answer, rows = ask(_question(name, some, times), counted)
         figures += _figures(some, answer, rows)
-    _check_times(con, name, figures, ask)
+        late += [column for (column, _), told in zip(some, answer[4::5], strict=True) if told]
+    _check_times(late)
     for figure in figures:
         figure["bytes"] = round(sizes.widths.get(figure["name"], 0.0) * rows) or None
     found = digests(files, reached=reached)
@@ -108,16 +110,8 @@ def _passes(
         start = stop
 
 
-def _check_times(con: Any, name: str, figures: Sequence[Mapping[str, Any]], ask: Ask) -> None:
-    """SourceUnreadable for the time 24:00, which the engine has and Arrow's readers do not take."""
-    late = [one["name"] for one in figures if one["type"].startswith("TIME") and str(one["max"]).startswith("24:")]
-    there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted
-    parts = {column: _late(quote_name(column), kind) for column, kind in zip(there.columns, there.types, strict=True)
-             if kind.id in _NESTED}  # fmt: skip
-    if asked := {column: sql for column, sql in parts.items() if sql}:
-        which = ", ".join(f"coalesce(bool_or({sql}), false)" for sql in asked.values())
-        answer = ask(f"SELECT {which} FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
-        late += [column for column, found in zip(asked, answer, strict=True) if found]
+def _check_times(late: Sequence[str]) -> None:
+    """SourceUnreadable for columns with the time 24:00, which the engine has and Arrow's readers do not take."""
     if late:
         raise SourceUnreadable(
             f"expected times before 24:00, came 24:00 in {', '.join(late)}; write another time, or text",
@@ -536,21 +530,23 @@ def _check_footer(footer: pq.FileMetaData, name: str) -> None:
         )
 
 
-def _question(name: str, columns: Sequence[tuple[str, str]]) -> str:
-    """Four figures of each column, and the number of rows: in one pass, because each opens every file."""
+def _question(name: str, columns: Sequence[tuple[str, str]], times: Mapping[str, str]) -> str:
+    """Four figures of each column, whether some time in it is late, and the number of rows: in one pass, because each
+    opens every file."""
     asked = []
     for column, kind in columns:
         quoted = quote_name(column)
         asked += [f"count({quoted})", f"approx_count_distinct({quoted})" if _distinct(kind) else "NULL"]
         ends = ("min", "max") if _ordered(kind) else ()
         asked += [f"left(CAST({end}({quoted}) AS VARCHAR), {_TEXT_MAX})" for end in ends] or ["NULL", "NULL"]
+        asked.append(f"bool_or({times[column]})" if times[column] else "NULL")
     return f"SELECT {', '.join(asked)}, count(*) FROM {quote_name(name)}"  # noqa: S608  quoted
 
 
 def _figures(columns: Sequence[tuple[str, str]], answer: Sequence[Any], rows: int) -> list[dict[str, Any]]:
     figures = []
     for number, (column, kind) in enumerate(columns):
-        count, distinct, least, greatest = answer[4 * number : 4 * number + 4]
+        count, distinct, least, greatest = answer[5 * number : 5 * number + 4]
         figures.append(
             {
                 "name": column,

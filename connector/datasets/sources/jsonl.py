@@ -46,7 +46,7 @@ _STRANGE = {
     "AND x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0 OR "
     r"regexp_matches(json, '[:,\[][ \t\r\n]*-?(?i:nan|inf|infinity)[ \t\r\n]*[,}\]]')",
     "UUID": """regexp_matches(json, '"[-0-9a-f]{0,35}[A-F][-0-9A-Fa-f]{0,35}"')""",
-    "DATE|TIME": r"""regexp_matches(json, '"\s*-?(?i:inf|epoch)|"\s*\d{1,3}-\d{1,2}-\d|:\d\d\.\d{7}|[T\s]24:\d|' ||"""
+    "DATE|TIME": r"""regexp_matches(json, '"\s*-?(?i:inf|epoch)|"\s*\d{1,3}-\d{1,2}-\d|:\d\d\.\d{7}|["T\s]24:\d|' ||"""
     # blanks around it, or more than one within
     r"""'"(\s+[-+\d]|\\[tnrfu])|[\dA-Za-z)](\s+|\\[tnrf]|\\u00[01][\dA-Fa-f])"|\d(\s{2,}\d|\\[tnrfu])')""",
 }

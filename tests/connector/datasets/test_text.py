@@ -97,7 +97,6 @@ KEPT = {
     "nanoseconds": ["2020-01-01 10:00:00.123456789", "2020-01-01 10:00:00"],
     "the end of a day": ["2020-01-01 24:00:00", "2020-01-01 10:00:00"],
     "a time that no reader takes": ["24:00", "09:00"],
-    "no time of a day": ["25:00", "09:00"],
     "some in a zone": ["2020-01-01 10:00:00", "2020-01-01 10:00:00+02"],
 }
 
@@ -447,7 +446,7 @@ def test_values_of_json_lines_are_kept_or_stay_text(tmp_path: Path, name: str) -
     texts, kind, values = OF_JSON[name]
     table, report = converted(tmp_path, "jsonl", "".join(f'{{"a": {text}, "n": null}}\n' for text in texts))
     assert (report["columns"][0]["type"], table["a"].to_pylist()) == (kind, values)
-    assert ("note" in report["columns"][0]) == (kind == "VARCHAR")
+    assert ("note" in report["columns"][0]) == kind.startswith("VARCHAR")
 
 
 def test_values_within_values_of_json_lines_stay_text_alone(tmp_path: Path) -> None:

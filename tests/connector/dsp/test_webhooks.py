@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +84,20 @@ async def test_an_event_is_delivered_signed_by_the_webhooks_secret(sqlite_store:
     wanted = hmac.new(hook.secret.encode(), f"{at}.".encode() + raw, hashlib.sha256).hexdigest()
     assert hmac.compare_digest(mac, wanted)
     assert headers["Hanse-Delivery"] == body["id"]
+
+
+async def test_a_process_whose_clock_is_ahead_keeps_no_delivery_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to be sent goes by the database's clock."""
+    clock = SimpleNamespace(time=lambda: time.time() + 300, monotonic=time.monotonic)
+    for module in ("dsp.sender", "store.engine"):
+        monkeypatch.setattr(f"connector.{module}.time", clock)
+    receiver = Receiver()
+    async with hooks(store, receiver) as webhooks:
+        await webhooks.add(url=URL, kinds=["NegotiationAdvanced"], by="admin")
+        await store.write(lambda tx: tx.publish(advanced("AGREED")))
+        await receiver.until(1)
 
 
 async def test_deliveries_are_tried_again_in_order_with_the_same_id(sqlite_store: Store) -> None:
