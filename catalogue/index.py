@@ -59,7 +59,7 @@ LANGUAGES = {
     "sv": "Swedish",
 }
 _WORD_MAX = 255  # bytes
-_WORD = re.compile(r"\w")
+_WORD = re.compile(r"[^\W_]+")
 _LONG_CODES = {
     "DAN": "da",
     "DEU": "de",
@@ -207,12 +207,11 @@ class Index:
     def _words(self, text: str) -> tantivy.Query:
         """All words of a text, or the dataset with that id. Nothing fits a text of no words, or a word that is longer
         than the index has any: passed over, it would find what it was to leave out."""
-        words = [self.words_in(part) for part in text.split() if _WORD.search(part)]
-        own = self._term("id", text)
-        if not words or not all(words):
+        words, own = self.words_in(text), self._term("id", text)
+        if not words or any(len(word.encode()) > _WORD_MAX for word in _WORD.findall(text)):
             return own
-        found = [(tantivy.Occur.Must, self._word(word)) for part in words for word in part]
-        return own.or_should_match(tantivy.Query.boolean_query(found))
+        found = tantivy.Query.boolean_query([(tantivy.Occur.Must, self._word(word)) for word in words])
+        return own.or_should_match(found)
 
     def _audience(self, viewer: Viewer) -> tantivy.Query:
         """The viewer's own rendering where there is one, else the one for its kind. Scores are not touched."""

@@ -13,7 +13,7 @@ from catalogue.facets import POLICIES, STATES, facet_named, purpose_name, theme_
 from connector.errors import BadInput
 
 SIZE, SIZE_MAX, DEPTH_MAX = 20, 100, 10_000
-_TEXT_MAX, _FILTERS_MAX = 500, 20
+_TEXT_MAX, _FILTERS_MAX, _FILTER_MAX = 500, 20, 2_000
 _TYPED = re.compile(r'(?<!\S)([a-z]+):(?:"([^"]*)"|(\S+))')
 _NORMAL = {
     "theme": theme_code, "purpose": purpose_name, "keyword": str.lower, "country": str.upper,
@@ -71,8 +71,8 @@ def read(
     chosen = {name: _normal(name, values) for name, values in found.items() if any(values)}
     if sum(map(len, chosen.values())) + len(wanted) > _FILTERS_MAX:
         raise BadInput(f"expected at most {_FILTERS_MAX} filters")
-    if sum(map(len, wanted)) > _TEXT_MAX or any(len(one) > _TEXT_MAX for values in chosen.values() for one in values):
-        raise BadInput(f"expected at most {_TEXT_MAX} characters of columns together, and of each value of a filter")
+    if max(sum(map(len, wanted)), *(len(one) for values in chosen.values() for one in values), 0) > _FILTER_MAX:
+        raise BadInput(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
     return Question(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
 
