@@ -59,10 +59,20 @@ async def test_more_than_may_wait_are_refused(
 
 
 async def test_who_waited_too_long_is_refused(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connector.threads.WAIT_SECONDS", 0.1)
     go_on, parts = threading.Event(), catalogue.parts
-    held = [asyncio.ensure_future(parts.store.read(lambda _: go_on.wait(60))) for _ in range(_THREADS)]
+    begun = threading.Semaphore(0)
+
+    def hold(_: Any) -> bool:
+        begun.release()
+        return go_on.wait(60)
+
+    held = [asyncio.ensure_future(parts.store.read(hold)) for _ in range(_THREADS)]
+    for _ in held:
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+    monkeypatch.setattr("connector.threads.WAIT_SECONDS", 0.1)
     late = asyncio.ensure_future(catalogue.http.get("/api/v1/datasets/urn:none"))
+    while not parts.store._readers._threads._work_queue.qsize():
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
     go_on.set()
     assert ((await late).status_code, (await late).json()["code"]) == (503, "busy")
