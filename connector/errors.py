@@ -54,8 +54,8 @@ def harmless(text: str) -> str:
 
 
 def typed(name: str) -> str:
-    """A name that somebody typed, as a refusal repeats it: nothing of what may be an address with a password in it."""
-    return name[:100] if "@" not in name else "***@"
+    """A name that somebody typed, as a refusal repeats it: nothing where it may be an address or words of a login."""
+    return "***" if any(sign in name for sign in "@:=") else name[:100]
 
 
 class HanseError(Exception):

@@ -19,7 +19,8 @@ from connector.errors import BadInput, Conflict, HanseError, unforeseen
 FINDING, CONVERTING, CHECKING, DIGESTING, COUNTING = "finding", "converting", "checking", "digesting", "counting"
 STORING, REGISTERED, REFUSED, STOPPED = "storing", "registered", "refused", "stopped"
 _KEPT = 50
-_PASSWORD = re.compile(r"[?&;\s]password=", re.IGNORECASE)
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):/+", re.IGNORECASE)  # of postgres:/x, too
+_PASSWORD = re.compile(r"(^|[?&;\s])\w*(password|passwd|pwd)\s*=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +70,41 @@ def check_no_login(path: str) -> None:
     a refusal stays in the log for good."""
     if _may_hold_login(path):
         raise BadInput(
-            "expected a path without a user's name and password, came one with what may be such (before @, or after "
-            "password=), which is kept nowhere; write s3://bucket/key or postgres://database/schema/table, with the "
-            "name that the operator has given the database in the file of HANSE_CONNECTIONS",
+            "expected a path without a user's name and password, came one with what may be such (: or @ in the place "
+            "of a bucket, database or host, an address behind it, a word such as password=, or jdbc:), which is kept "
+            "nowhere; write s3://bucket/key, or postgres://database/schema/table with the name that the operator has "
+            "given the database in the file of HANSE_CONNECTIONS, or the path of a file from / on",
             code="path_has_login",
         )
 
 
 def _may_hold_login(path: str) -> bool:
-    """As `scheme://name:password@host` does, also without the scheme. Other `@` are of files, tables and objects."""
-    scheme, schemed, rest = path.partition("://")
-    if not schemed and path.startswith("/"):
+    """Decided by where it stands: files, objects and tables may have such signs in their names."""
+    if path.startswith("/"):
         return False  # a file
-    address = (rest if schemed else path).lstrip("/")
-    host, (before, at, _) = address.split("/")[0], address.rpartition("@")
-    parted = ":" in (before if scheme.startswith("postgres") else host)  # a password may have slashes, as keys may :
-    return bool((at and (parted or (schemed and "@" in host))) or _PASSWORD.search(address))
+    address = path.replace("%40", "@")
+    found = _SCHEME.match(address)
+    if found is None:
+        return path.lstrip().lower().startswith("jdbc:") or bool(_PASSWORD.search(address)) or _parted(address)
+    scheme, address = found[1].lower(), address[found.end() :]
+    host, _, rest = address.partition("/")
+    if ":" in host or "@" in host:
+        return True
+    if scheme == "s3":  # a folder in a bucket may be called like a word of a login; what follows ? may not
+        return bool(_PASSWORD.search(f"{host}?{rest.partition('?')[2]}"))
+    return bool(_PASSWORD.search(address)) or (scheme.startswith("postgres") and _addressed(rest))
+
+
+def _parted(path: str) -> bool:
+    """Whether a path without a scheme may be `name:password@host/database`; the last @ of a file's name is none."""
+    folders, _, file = path.rpartition("/")
+    return ":" in path.partition("/")[0] and "@" in (folders or file)
+
+
+def _addressed(table: str) -> bool:
+    """Whether `name:password@` and a host, not just a name, stand where the table is to be."""
+    before, _, host = table.rpartition("@")
+    return ":" in before and any(sign in host for sign in "./:")
 
 
 def halted() -> Conflict:

@@ -70,12 +70,29 @@ WITH_LOGIN = (  # as somebody types them who does not know that the operator has
     f"s3://key:a/{SECRET}@bucket/table.parquet",
     f"https://key:{SECRET}@s3.example.org/bucket/table.parquet",
     f"reader:{SECRET}@db.example.org/registry",
+    f"reader:a/{SECRET}@db.example.org/registry",
+    f"reader:{SECRET}%40db.example.org/registry",
+    f"postgres://reader:{SECRET}%40registry/public/patients",
+    f"postgres://reader:{SECRET}/public/patients",
+    f"postgres:/reader:{SECRET}/public/patients",
+    f"s3://key:{SECRET}/bucket/table.parquet",
+    f"postgres://registry/public/patients?sslpassword={SECRET}",
+    f"s3://bucket/table.parquet?user=reader&pwd={SECRET}",
+    f"password={SECRET} host=db dbname=registry",
+    f"host=db PASSWORD = {SECRET}",
+    f"postgres://host=/run/db password={SECRET}",
+    f"jdbc:postgresql://db.example.org/registry?user=reader&pwd={SECRET}",
+    f"jdbc:oracle:thin:reader/{SECRET}/registry",
 )
 WITHOUT = {  # what it is refused by instead
     "/data/10:30@ward.parquet": "path_refused",
     "snapshot@1/table.parquet": "path_refused",
+    "data:2024/10:30@ward.parquet": "path_refused",
+    "/data/my password=3/": "path_refused",
     "s3://bucket/10:30@ward.parquet": "bucket_not_allowed",
+    "s3://bucket/my password=3/": "bucket_not_allowed",
     "postgres://registry/public/of@ward": "database_unknown",
+    "postgres://registry/public/a:b@c": "database_unknown",
 }
 
 
@@ -97,8 +114,10 @@ async def test_a_password_in_a_path_is_repeated_and_kept_nowhere(
         Registration(name=WITH_LOGIN[0], path="typed"),
         Registration(name="typed", path="t.parquet", kind=WITH_LOGIN[0]),
         Registration(name="typed", path="s3://bucket/t.parquet", options={"store": WITH_LOGIN[9]}),
+        Registration(name=f"password={SECRET} host=db", path="typed"),
+        Registration(name="typed", path="t.parquet", kind=f"reader:{SECRET}%40registry"),
     ],
-    ids=["name", "kind", "store"],
+    ids=["name", "kind", "store", "words", "encoded"],
 )
 async def test_nor_is_one_that_stands_where_another_word_is_to_be(
     owner: Owner, caplog: pytest.LogCaptureFixture, asked: Registration
