@@ -592,7 +592,7 @@ def _health(parts: Services) -> APIRouter:
         try:
             await asyncio.wait_for(parts.store.check(), timeout=2)
         except (HanseError, TimeoutError) as error:
-            reason = error.message if isinstance(error, HanseError) else "the database does not answer"
+            reason = error.message if isinstance(error, HanseError) else "the database has not answered within 2 s"
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         if parts.sequencer.problem:
             reason = f"the audit log cannot be written: {parts.sequencer.problem}"

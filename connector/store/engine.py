@@ -132,9 +132,10 @@ class Store:
         return await asyncio.wrap_future(self._readers.submit(partial(self._read, work)))
 
     async def check(self) -> None:
-        """Busy where the database does not let us read, or takes no changes."""
-        await self.read(lambda tx: tx.tokens.count())
-        if not await self.write(lambda tx: tx.may_change()):
+        """Busy where the database does not let us read, or takes no changes. It is asked by reading: a change would
+        wait for those ahead of it, and for what they have locked."""
+        _, may_change = await self.read(lambda tx: (tx.tokens.count(), tx.may_change()))
+        if not may_change:
             raise Busy("the database takes no changes now: it is a standby, or set to read only")
 
     def _read(self, work: Work[T]) -> T:

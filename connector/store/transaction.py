@@ -53,7 +53,7 @@ class Transaction:
         self.afterwards.append(act)
 
     def may_change(self) -> bool:
-        """Whether the database takes changes, of a transaction that is to make some."""
+        """Whether the database takes changes: a standby does not, nor one that is set to read only."""
         return self._unit.database == "sqlite" or self._unit.rows(_READ_ONLY)[0][0] == "off"
 
     def finish(self) -> None:

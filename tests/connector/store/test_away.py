@@ -191,6 +191,27 @@ async def test_who_asks_for_health_is_told_while_the_database_says_nothing(away:
             await asyncio.sleep(0.05)
 
 
+async def test_changes_that_wait_for_a_lock_make_nobody_unready(away: tuple[Store, Link]) -> None:
+    store, _ = away
+    held, over = threading.Event(), threading.Event()
+
+    def hold(tx: Transaction) -> None:
+        tx.agreements.grant_held("hot", to_change=True)
+        held.set()
+        over.wait(PATIENCE)
+
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="hot", revoked_at=None)))
+    first = asyncio.ensure_future(store.write(hold))
+    await asyncio.to_thread(held.wait, PATIENCE)
+    others = [asyncio.ensure_future(store.write(hold)) for _ in range(20)]  # 0.5 s each before they are told
+    try:
+        assert await ready(store) == 200
+        assert not others[-1].done()
+    finally:
+        over.set()
+        await asyncio.gather(first, *others, return_exceptions=True)
+
+
 async def test_who_asks_for_health_is_told_where_the_database_takes_no_changes(away: tuple[Store, Link]) -> None:
     """As a standby does, or a server that was set so as its disk is full."""
     store, _ = away
