@@ -263,6 +263,31 @@ async def test_an_owner_is_told_that_the_database_may_have_left_out_rows(url: st
     }
 
 
+ASKED_OF_P = (
+    "LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT tenant FROM public.p WHERE p.id = tenant_of.id); {0} END'"
+)
+
+
+@pytest.mark.parametrize("function", ["EXCEPTION WHEN OTHERS THEN RETURN NULL;", ""])
+async def test_rows_are_those_that_policies_leave_whatever_a_function_makes_of_a_refusal(
+    url: str, owner: Owner, function: str
+) -> None:
+    run(
+        url,
+        "DROP TABLE IF EXISTS p",
+        "DROP FUNCTION IF EXISTS tenant_of CASCADE",
+        "CREATE TABLE p AS SELECT * FROM (VALUES (1, 'a'), (2, 'b'), (3, 'a')) AS p (id, tenant)",
+        "CREATE POLICY own ON p USING (tenant = 'a')",
+        "ALTER TABLE p ENABLE ROW LEVEL SECURITY",
+        f"CREATE FUNCTION tenant_of(id integer) RETURNS text {ASKED_OF_P.format(function)}",
+        "CREATE VIEW tenants AS SELECT id, tenant_of(id) AS tenant FROM generate_series(1, 3) id",
+        "GRANT SELECT ON p, tenants TO reader",
+    )
+    version = await owner.add(f"tenants_{len(function)}", "postgres://limited/tenants")
+    assert (await owner.rows(version))["tenant"].to_pylist() == ["a", None, "a"]
+    assert version.source["report"].get("note", "").startswith("row-level") is not bool(function)
+
+
 REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "no such table": ("postgres://registry/nothing", NotFound, "not_found"),
     "a schema that nobody allowed": ("postgres://registry/pg_catalog/pg_authid", HanseError, "schema_not_allowed"),
