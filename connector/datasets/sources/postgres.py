@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from connector.datasets.sources import Option
 from connector.datasets.sources.convert import disk_full, write_parquet
 from connector.datasets.sources.files import FileRef, alike, file_ref, quote_list, quote_name, quote_text
-from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable
+from connector.errors import BadInput, NotFound, SourceUnreadable
 
 if TYPE_CHECKING:
     import psycopg
@@ -50,7 +50,6 @@ _OF_TEXT, _TOO_LARGE = "Invalid Input Error: CSV Error on Line", "Maximum line s
 # faults; and those whose words hold names of a view's tables and functions, but no value of a row.
 _OF_THE_SERVER = ("08", "28", "3D", "40", "53", "57", "58", "XX")
 _OF_NAMES = ("0A", "25", "3F", "42")
-_LANGUAGES = ("pl_exec", "plpy", "plperl", "pltcl")  # source files of the server in which functions raise errors
 _NOT_FOUND = ("42P01", "42704", "42883")  # a table, a type, a function
 _DIGITS = 38  # of a decimal
 _STRANGE = (  # by type, what has no exact form in it
@@ -76,7 +75,6 @@ _COLUMNS = """
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relname = %s AND c.relkind = ANY('{r,p,v,m,f}') AND a.attnum > 0
       AND NOT a.attisdropped ORDER BY a.attnum"""
-
 _SECURITY = """
     SELECT c.relkind = 'v', row_security_active(c.oid), EXISTS (SELECT FROM pg_catalog.pg_class WHERE relrowsecurity)
     FROM pg_catalog.pg_class c WHERE c.oid = %s::regclass"""
@@ -262,7 +260,10 @@ def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: i
         _lock(con, source)
         columns = _columns_of(con, schema, table, scale)
         shown = ", ".join(_shown(column) for column in columns)
-        rows, secured = _taken(con, source, f"SELECT {shown} FROM {source}", draft, leave)  # noqa: S608  quoted
+        select = f"SELECT {shown} FROM {source}"  # noqa: S608  quoted
+        con.execute(f"EXPLAIN {select}".encode())  # what is wrong before any row is read can be told in full
+        with _refused(in_words=False):
+            rows, secured = _taken(con, source, select, draft, leave)
     told = [[c.name, c.was, c.type, c.element, c.note] for c in columns]
     return {"columns": told, "rows": rows, "secured": secured}
 
@@ -350,8 +351,7 @@ class _Leave:
 
 @contextmanager
 def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    """A read-only transaction of one moment. The server's words stay here, which may hold hosts and values, but for
-    those on names in the view."""
+    """A read-only transaction of one moment."""
     import psycopg
 
     options = (
@@ -360,17 +360,25 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 "
         "-c client_encoding=UTF8 -c array_nulls=on -c search_path=pg_catalog"
     )
+    with _refused(in_words=True), psycopg.connect(
+        database.url.get_secret_value(), connect_timeout=_CONNECT_SECONDS, options=options,
+        application_name="hanse",
+    ) as con, con.transaction():  # fmt: skip
+        yield con  # what is locked first stays locked: `_lock` would end a transaction of its own
+
+
+@contextmanager
+def _refused(*, in_words: bool) -> Iterator[None]:
+    """Errors of the server as an owner is told of them. Its words stay here, which may hold hosts and values; but for
+    those on names, where `in_words`: as long as no row is read."""
+    import psycopg
+
     try:
-        with psycopg.connect(
-            database.url.get_secret_value(), connect_timeout=_CONNECT_SECONDS, options=options,
-            application_name="hanse",
-        ) as con, con.transaction():  # fmt: skip
-            yield con  # what is locked first stays locked: `_lock` would end a transaction of its own
-    except HanseError:
-        raise
+        yield
     except psycopg.errors.InsufficientPrivilege as error:
+        words = _words(error) if in_words else ""
         raise SourceUnreadable(
-            f"the database does not let the connector read this table{_words(error)}; grant its role what is lacking "
+            f"the database does not let the connector read this table{words}; grant its role what is lacking "
             "(SELECT, USAGE of the schema, EXECUTE of a view's functions; BYPASSRLS where its row_security is off)",
             code="database_refused",
         ) from None
@@ -381,10 +389,10 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
             code="table_locked",
         ) from None
     except psycopg.Error as error:
-        raise _refusal(error) from None
+        raise _refusal(error, in_words=in_words) from None
 
 
-def _refusal(error: psycopg.Error) -> SourceUnreadable:
+def _refusal(error: psycopg.Error, *, in_words: bool) -> SourceUnreadable:
     """What an owner is told of an error: whether it is the view's or the server's."""
     state = error.sqlstate or ""
     if not state or state.startswith(_OF_THE_SERVER):
@@ -393,7 +401,7 @@ def _refusal(error: psycopg.Error) -> SourceUnreadable:
             code="database_unreachable",
             private=f"{type(error).__name__} {state}".strip(),
         )
-    words, correct = _words(error) if state.startswith(_OF_NAMES) else "", "correct it"
+    words, correct = _words(error) if in_words and state.startswith(_OF_NAMES) else "", "correct it"
     if state in _NOT_FOUND:
         correct = "write the schema before what its functions name (the connector's search_path is pg_catalog)"
     return SourceUnreadable(
@@ -404,9 +412,9 @@ def _refusal(error: psycopg.Error) -> SourceUnreadable:
 
 
 def _words(error: psycopg.Error) -> str:
-    """The server's words of an error that is on names; none where a function has written them, who knows of what."""
+    """The server's words of an error before any row is read; none of a function that it runs for its plan already."""
     diagnosed = error.diag
-    if not diagnosed.message_primary or (diagnosed.source_file or "").startswith(_LANGUAGES):
+    if not diagnosed.message_primary or diagnosed.context:
         return ""
     return f": {diagnosed.message_primary[:_WORDS_MAX]}"
 

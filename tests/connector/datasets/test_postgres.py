@@ -148,6 +148,15 @@ PREPARED = (
     f"'BEGIN RAISE EXCEPTION USING ERRCODE = code, MESSAGE = ''{SECRET}''; END'",
     "CREATE VIEW withheld AS SELECT raising('42501') AS n",
     "CREATE VIEW misnamed AS SELECT raising('42703') AS n",
+    f"CREATE TABLE names AS SELECT '{SECRET}'::text AS person",
+    "CREATE FUNCTION counted(p text) RETURNS bigint LANGUAGE plpgsql AS "
+    "'DECLARE n bigint; BEGIN EXECUTE ''SELECT count(*) FROM public.\"'' || p || ''\"'' INTO n; RETURN n; END'",
+    "CREATE VIEW built AS SELECT counted(person) AS n FROM names",
+    "CREATE VIEW cast_to_role AS SELECT person::regrole AS n FROM names",
+    "CREATE VIEW looked_up AS SELECT current_setting(person) AS n FROM names",
+    "CREATE FUNCTION planned() RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS "
+    "'BEGIN RETURN (SELECT person::regclass::oid FROM public.names); END'",
+    "CREATE VIEW of_the_plan AS SELECT planned() AS n",
     "CREATE FUNCTION kept_back() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     "REVOKE EXECUTE ON FUNCTION kept_back FROM public",
     "CREATE VIEW calling AS SELECT kept_back() AS n",
@@ -299,6 +308,10 @@ REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "a view whose function names no schema": ("postgres://registry/unqualified", SourceUnreadable, "view_failed"),
     "a view that withholds": ("postgres://registry/withheld", SourceUnreadable, "database_refused"),
     "a view that names what is not there": ("postgres://registry/misnamed", SourceUnreadable, "view_failed"),
+    "a view that builds a statement": ("postgres://registry/built", SourceUnreadable, "view_failed"),
+    "a view of roles that are none": ("postgres://registry/cast_to_role", SourceUnreadable, "view_failed"),
+    "a view of settings that are none": ("postgres://registry/looked_up", SourceUnreadable, "view_failed"),
+    "a view that fails for its plan": ("postgres://registry/of_the_plan", SourceUnreadable, "view_failed"),
     "a view that raises": ("postgres://registry/raised", SourceUnreadable, "view_failed"),
     "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
     "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
@@ -321,10 +334,8 @@ async def test_what_cannot_be_taken_is_refused_by_code_without_a_secret(
     assert SECRET.encode() not in kept
 
 
-async def test_a_view_with_a_name_that_is_not_found_is_told_with_it(owner: Owner) -> None:
-    with pytest.raises(
-        SourceUnreadable, match=r'42P01: UndefinedTable: relation "twice" does not exist\).*write the schema'
-    ):
+async def test_a_view_whose_function_names_no_schema_is_told_what_to_do(owner: Owner) -> None:
+    with pytest.raises(SourceUnreadable, match=r"42P01: UndefinedTable\); write the schema"):
         await owner.add("unqualified", "postgres://registry/unqualified")
 
 
