@@ -83,14 +83,14 @@ _SECURITY = """
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty.
-    `recast`: of a type of which a cast to text makes something else than it shows."""
+    `base`: the name of the type that it is made of, or its elements."""
 
     name: str
     was: str
     type: str
     element: str = ""
     note: str = ""
-    recast: bool = False
+    base: str = ""
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -453,7 +453,7 @@ def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tu
         of = _column(name, was, element, modifier, types, scale)
         if not of.element:
             return replace(of, type=f"{of.type}[]", element=of.type)
-    return Column(name, was, *_scalar(types[oid], modifier, scale), recast=types[oid][1] in _RECAST)
+    return Column(name, was, *_scalar(types[oid], modifier, scale), base=types[oid][1])
 
 
 def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
@@ -483,7 +483,7 @@ def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
 def _shown(column: Column) -> str:
     name = quote_name(column.name)
     if not column.element:
-        return name  # COPY writes what the server shows
-    texts = f"{name}::text::text[]" if column.recast else f"{name}::text[]"
+        return f"{name}::text" if column.base == "xml" else name  # as the server shows it: xml without its declaration
+    texts = f"{name}::text::text[]" if column.base in _RECAST else f"{name}::text[]"
     # More dimensions than one are no list: the mark makes the conversion refuse them.
     return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({texts})::text END"

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECRET = "canary-of-the-database"
 UTC = dt.UTC
+XML = '<?xml version="1.0" encoding="UTF-8"?><a/>'
 ROW: dict[str, tuple[str, str, str, Any]] = {  # column: type, a literal, the type it becomes, its value
     "b": ("boolean", "true", "BOOLEAN", True),
     "i2": ("smallint", "-32768", "SMALLINT", -32768),
@@ -70,6 +71,8 @@ ROW: dict[str, tuple[str, str, str, Any]] = {  # column: type, a literal, the ty
     "net": ("cidr", "'10.0.0.1/32'", "VARCHAR", "10.0.0.1/32"),
     "nets": ("cidr[]", "'{10.0.0.1/32,::/0}'", "VARCHAR[]", ["10.0.0.1/32", "::/0"]),
     "truths": ("boolean[]", "'{t,f}'", "BOOLEAN[]", [True, False]),
+    "x": ("xml", f"'{XML}'", "VARCHAR", XML),
+    "xs": ("xml[]", f"ARRAY['{XML}'::xml]", "VARCHAR[]", [XML]),
     "r": ("int4range", "'[1,5)'", "VARCHAR", "[1,5)"),
     'we"ird größe': ("integer", "1", "INTEGER", 1),
 }  # fmt: skip
