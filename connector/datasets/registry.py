@@ -30,7 +30,7 @@ from connector.datasets.registering import (
     check_no_login,
     halted,
 )
-from connector.datasets.sources import BEFORE, guess, read_options, remote, source
+from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
 from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
 from connector.datasets.threads import at_files, still_unchanged
@@ -147,6 +147,7 @@ class Registry:
         """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else."""
         async with self._begun(asked, by) as one:
             await self._check_free(asked)
+            check_options(asked.kind or guess(asked.path), asked.options)
             async with self._read(asked, one) as read:
                 return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, by))
 

@@ -35,12 +35,14 @@ _OBJECTS = (".json", ".json.gz")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One thing an owner may set: its name, type, default and a line of help (the form is made of these)."""
+    """One thing an owner may set: its name, type, default and a line of help (the form is made of these). `values`:
+    what it may be, where that is not all of its type."""
 
     name: str
     type: type
     default: Any
     help: str
+    values: range | None = None
 
 
 class Source(Protocol):
@@ -170,6 +172,17 @@ def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
             code="option_unknown",
         )
     return {name: _value(option, given.get(name, option.default)) for name, option in known.items()}
+
+
+def check_options(kind: str, given: Mapping[str, Any]) -> None:
+    """BadInput for what no registration may set. A version of before may have it, and is read as it was."""
+    asked = read_options(kind, given)
+    for option in source(kind).OPTIONS:
+        if option.values is not None and (value := asked[option.name]) not in option.values:
+            first, last = option.values[0], option.values[-1]
+            raise BadInput(
+                f"expected {option.name} to be {first} to {last} ({option.help}), came {value}", code="option_invalid"
+            )
 
 
 def _value(option: Option, value: Any) -> Any:

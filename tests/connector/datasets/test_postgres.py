@@ -211,9 +211,21 @@ async def test_a_free_numeric_gets_the_scale_that_its_owner_says_and_is_never_ro
 
 @pytest.mark.parametrize("scale", [-2, 39])
 async def test_a_scale_that_no_decimal_has_is_refused(owner: Owner, scale: int) -> None:
-    with pytest.raises(BadInput, match="expected numeric_scale to be -1, or 0 to 38") as raised:
+    with pytest.raises(BadInput, match="expected numeric_scale to be -1 to 38") as raised:
         await owner.add("scaled", "postgres://registry/free", numeric_scale=scale)
     assert raised.value.code == "option_invalid"
+
+
+async def test_a_dataset_with_a_scale_of_before_it_was_checked_is_renewed_as_text(
+    url: str, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(url, "CREATE TABLE scaled (n numeric)", "INSERT INTO scaled VALUES (1.50)")
+    with monkeypatch.context() as before:
+        before.setattr("connector.datasets.registry.check_options", lambda kind, given: None)
+        await owner.add("scaled_before", "postgres://registry/scaled", numeric_scale=39)
+    run(url, "INSERT INTO scaled VALUES (2)")
+    _, version = await owner.registry.renew("scaled_before", "", by="test")
+    assert (await owner.rows(version))["n"].to_pylist() == ["1.50", "2"]
 
 
 async def test_a_new_version_is_a_new_snapshot_with_what_changed(url: str, owner: Owner) -> None:
