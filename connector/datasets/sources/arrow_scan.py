@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 
 from connector.datasets.sources import Rows
 from connector.datasets.sources.arrow_ipc import size_of
-from connector.datasets.sources.arrow_types import of_types, trusted
+from connector.datasets.sources.arrow_types import of_types, owned, trusted
 
 _WHOLE = 32 * 2**20  # bytes of a batch that need not be cut
 _PIECE = 8 * 2**20
@@ -30,7 +30,7 @@ class Files(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
     @classmethod
     def at(cls, paths: Sequence[str]) -> Files:
         found = ds.dataset(list(paths), format="ipc")
-        return cls(list(found.get_fragments()), trusted(found.schema), found.format, found.filesystem)
+        return cls(list(found.get_fragments()), owned(found.schema), found.format, found.filesystem)
 
     def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
         """As the engine asks for one."""
@@ -193,7 +193,7 @@ def _stream(path: str, there: Sequence[str], needed: pa.Schema) -> Iterator[pa.R
 
 def _schema_of(path: str) -> pa.Schema:
     with pa.OSFile(path) as file:
-        return trusted(pa.ipc.open_file(file).schema)
+        return owned(pa.ipc.open_file(file).schema)
 
 
 def _reader(file: pa.NativeFile, needed: pa.Schema) -> pa.RecordBatchFileReader:

@@ -13,6 +13,7 @@ import pytest
 
 from connector.datasets.sources import Rows, arrow_ipc
 from connector.datasets.sources.arrow_types import of_types, trusted
+from connector.errors import SourceUnreadable
 from connector.query import engine, foreign
 from connector.query.job import TRAILER_KEY, Job
 
@@ -42,7 +43,9 @@ def rows() -> pa.Table:
     return pa.table(columns, pa.schema(fields, {"pandas": "{"}))
 
 
-EXPECTED = ["BLOB", "BLOB[]", "STRUCT(a BLOB)", "BLOB", "UUID"]
+EXPECTED = ["BLOB", "UUID"]
+OF_AN_ENGINE = ["number", "numbers", "part"]
+EXPECTED_OF_THESE = ["BLOB", "BLOB[]", "STRUCT(a BLOB)"]
 
 
 def in_file(con: Any, path: Path, table: pa.Table) -> None:
@@ -84,9 +87,8 @@ def answer(con: Any, _: Path, table: pa.Table) -> None:
     engine.take_in(con, "t", found)
 
 
-WAYS = {
-    "a file": in_file,
-    "rows of a file": rows_of_file,
+OWNED = {"a file": in_file, "rows of a file": rows_of_file}
+BROUGHT = {
     "a stream in place": streamed(engine.attach_once),
     "a stream in memory": streamed(engine.hold),
     "a stream that is loaded": streamed(engine.load),
@@ -95,15 +97,31 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BROUGHT)
 def test_values_are_what_they_lie_in(way: str, tmp_path: Path) -> None:
     con = duckdb.connect()
-    WAYS[way](con, tmp_path / "t.arrow", rows())
+    BROUGHT[way](con, tmp_path / "t.arrow", rows())
     relation = con.sql("FROM t")
-    assert [str(kind) for kind in relation.types] == EXPECTED
+    assert [str(kind) for kind in relation.types] == EXPECTED_OF_THESE + EXPECTED
     assert con.sql("SELECT DISTINCT number, numbers, part, shape FROM t").fetchall() == [
         (b"\0", [b"\0"], {"a": b"\0"}, b"no shape")
     ]
+
+
+@pytest.mark.parametrize("way", OWNED)
+def test_values_of_an_owner_are_what_they_lie_in(way: str, tmp_path: Path) -> None:
+    con = duckdb.connect()
+    OWNED[way](con, tmp_path / "t.arrow", rows().drop_columns(OF_AN_ENGINE))
+    relation = con.sql("FROM t")
+    assert [str(kind) for kind in relation.types] == EXPECTED
+    assert con.sql("SELECT DISTINCT shape FROM t").fetchall() == [(b"no shape",)]
+
+
+@pytest.mark.parametrize("name", OF_AN_ENGINE)
+def test_a_file_with_an_engines_type_is_not_read_though_it_was_registered(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match=f"came {name} .*hugeint.* register that under a new name") as refused:
+        in_file(duckdb.connect(), tmp_path / "t.arrow", rows().select([name, "uuid"]))
+    assert refused.value.code == "type_unread"
 
 
 KINDS: list[tuple[pa.DataType, pa.DataType]] = [
