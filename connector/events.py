@@ -118,7 +118,8 @@ class AgreementRevoked(Event): ...
 
 
 class TransferAdvanced(Event):
-    """`detail`: role, counterparty, state, message, format."""
+    """`detail`: role, counterparty, state, message, format; of what is suspended also `suspended_by`, who resumes it
+    (facts: time does), where that is known by then."""
 
 
 class ReadStarted(Event):

@@ -340,9 +340,13 @@ class Exchange(ABC, Generic[Row]):
         """Our message is known to have arrived: now it counts."""
         row.state = self.table.get(Step(row.state, step, row.role), row.state)
         row.pending, row.updated_at = "", tx.now
-        row.code = row.reason = ""
+        row.code, row.reason = self._why(row, step)
         tx.publish(self._advanced(row, actor=self._us, message=step))
         return self._said(tx, row, step)
+
+    def _why(self, row: Row, step: str) -> tuple[str, str]:
+        """The code and the reason that stand when our message has arrived."""
+        return "", ""
 
     def _not_said(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> None:
         """Our message was refused, or could not be delivered in time. A refused first message ends the process."""

@@ -284,12 +284,9 @@ class Transfers(Exchange[Transfer]):
         self._close(tx, row)
         return sent
 
-    def _count(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
-        why = (row.code, row.reason) if step == states.SUSPENSION else ("", "")  # it still stands for that
-        follow = super()._count(tx, row, step)
-        if step == states.SUSPENSION:
-            row.code, row.reason = why
-        return follow
+    def _why(self, row: Transfer, step: str) -> tuple[str, str]:
+        stands = step == states.SUSPENSION  # it is suspended for that
+        return (row.code, row.reason) if stands else super()._why(row, step)
 
     def _said(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
         if step == states.SUSPENSION:
@@ -550,6 +547,8 @@ class Transfers(Exchange[Transfer]):
 
     def _advanced(self, row: Transfer, **about: Any) -> Event:
         detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "format": row.format}
+        if row.state == states.SUSPENDED and row.suspended_by:
+            detail["suspended_by"] = row.suspended_by
         return TransferAdvanced(
             process=row.id,
             agreement=row.agreement_id,

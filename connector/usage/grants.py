@@ -510,7 +510,8 @@ def _is_stopped(transfer: Transfer | TransferState) -> bool:
 
 def over(event: TransferAdvanced) -> Over:
     """How a transfer ended, as its event tells: a message of the other side's, an order of ours, or none of either."""
-    ours = "provider" if event.outcome == "ok" else ""  # of ours that nobody took, nobody ordered the end
+    ordered = event.detail.get("suspended_by", "provider")  # or what we suspend for the party's facts
+    ours = ordered if event.outcome == "ok" else ""  # of ours that nobody took, nobody ordered the end
     by = "consumer" if event.actor == event.detail.get("counterparty") else ours
     return Over(event.detail.get("state", ""), by, event.reason)
 

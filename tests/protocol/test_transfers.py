@@ -13,6 +13,7 @@ from connector.dataplane.access import Renewal
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
+from connector.dsp.transfer import FACTS
 from connector.errors import AddressRefused, BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
 from connector.net import Reply
 from connector.store import Transaction
@@ -440,6 +441,23 @@ async def test_bytes_stop_whoever_ends_a_transfer_and_it_is_said_who_and_why(
         pid, how = two.north.plane.stopped[0]
         by = "the consumer" if who == "south" else "the owner"
         assert (pid, how.sentence) == (there.id, told.replace("the consumer", by))
+
+
+@pytest.mark.parametrize(
+    ("stopper", "told"),
+    [(PROVIDER, "the owner suspended the transfer: not now"), (FACTS, "the transfer is suspended: not now")],
+)
+async def test_it_is_said_who_stopped_the_bytes_and_why_before_and_after_the_consumer_has_heard_of_it(
+    tmp_path: Path, stopper: str, told: str
+) -> None:
+    async with pair(tmp_path) as two:
+        _, there = await started(two, await agreed(two))
+        await two.north.transfers.command(there.id, "suspend", by="clock", stopper=stopper, reason="not now")
+        await settled(two.north, "transfer", there.id, "SUSPENDED")
+        async with asyncio.timeout(60):
+            while len(two.north.plane.stopped) < 2:
+                await asyncio.sleep(0.005)
+        assert [how.sentence for _, how in two.north.plane.stopped] == [told, told]
 
 
 async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_sides(tmp_path: Path) -> None:

@@ -370,8 +370,9 @@ async def test_revocation_ends_a_running_stream_with_its_reason(running: Provide
     ("by", "actor", "told", "end", "log"),
     [
         ("consumer", provider.CONSUMER, "the consumer suspended the transfer", ("refused", NOT_STARTED), "broken"),
-        ("provider", "owner", "the owner suspended the transfer", ("revoked", "revoked"), "refused"),
-        ("facts", "", "the transfer is suspended", ("refused", NOT_STARTED), "refused"),
+        ("provider", provider.PROVIDER, "the owner suspended the transfer", ("revoked", "revoked"), "refused"),
+        ("facts", provider.PROVIDER, "the transfer is suspended", ("refused", NOT_STARTED), "refused"),
+        ("", "", "the transfer is suspended", ("refused", NOT_STARTED), "refused"),
     ],
 )
 async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
@@ -384,8 +385,10 @@ async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
         row = tx.transfers.get(name)
         row.state, row.suspended_by, row.reason = "SUSPENDED", by, "enough"
         about = {"state": row.state, "role": "provider", "counterparty": provider.CONSUMER}
+        if by in ("provider", "facts"):  # what the consumer says is told before that is noted
+            about["suspended_by"] = by
         if heard:
-            outcome = "ok" if actor else "refused"
+            outcome = "ok" if actor else "refused"  # of ours that nobody took
             tx.publish(TransferAdvanced(actor=actor, process=name, reason="enough", outcome=outcome, detail=about))
 
     async with endless(running, running.ticket(agreement)) as answer:
