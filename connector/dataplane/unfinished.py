@@ -17,14 +17,15 @@ from connector.dataplane.records import together
 from connector.errors import HanseError
 from connector.events import ReadEnded, ReadStarted
 from connector.store import Store, Transaction
+from connector.store.reads import MORE
 from connector.store.tables import OpenRead
 from connector.telemetry import logger
 
 _LEASE_SECONDS = 60.0  # how long a process that says nothing is thought to be alive
 _RENEW_SECONDS = 15.0
 _log = logger("dataplane")
+# Of each agreement (`MORE`: of the further ones); beside it stands what people look for in a running read.
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
-_MORE = "more"  # the same of its further agreements; beside all of it stands what people look for in a running read
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,13 @@ class Running:
     under: tuple[Under, ...]
 
 
-def running(tx: Transaction, *, agreement: str = "") -> list[Running]:
-    """Reads that have begun and not ended, the newest first; of one agreement only those under it. As many as all
-    processes may have at once."""
-    found = [_running(row) for row in tx.reads.under_way()]
-    held = [one for one in found if not agreement or any(under.agreement == agreement for under in one.under)]
-    return sorted(held, key=lambda one: (-one.since, one.id))
+def running(tx: Transaction, *, agreement: str = "", limit: int | None = None, offset: int = 0) -> list[Running]:
+    """Reads that have begun and not ended, the newest first; of one agreement only those under it."""
+    return [_running(row) for row in tx.reads.under_way(agreement=agreement, limit=limit, offset=offset)]
 
 
 def _running(row: OpenRead) -> Running:
-    told = [row.body, *row.body.get(_MORE, ())]
+    told = [row.body, *row.body.get(MORE, ())]
     under = tuple(Under(*(str(one.get(name, "")) for name in Under.__dataclass_fields__)) for one in told)
     consumer, transport, since = (row.body.get(name) or "" for name in ("actor", "transport", "since"))
     return Running(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
@@ -76,7 +74,7 @@ def begin(
     for event in events:
         tx.publish(event)
     about = {"since": tx.now, "transport": transport}
-    tx.reads.add(events[0].process, instance=instance, body=first | about | ({_MORE: more} if more else {}))
+    tx.reads.add(events[0].process, instance=instance, body=first | about | ({MORE: more} if more else {}))
 
 
 def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
@@ -178,7 +176,7 @@ class Leases:
 
 
 def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
-    told = [{name: one[name] for name in _REPEATED if name in one} for one in (body, *body.get(_MORE, ()))]
+    told = [{name: one[name] for name in _REPEATED if name in one} for one in (body, *body.get(MORE, ()))]
     return [
         ReadEnded(
             **one,

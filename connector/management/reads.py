@@ -53,7 +53,7 @@ def router(store: Store, tokens: Tokens) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[ReadView]:
-        found = await store.read(lambda tx: unfinished.running(tx, agreement=agreement))
-        return [view(one) for one in found[offset : offset + limit]]
+        found = await store.read(lambda tx: unfinished.running(tx, agreement=agreement, limit=limit, offset=offset))
+        return [view(one) for one in found]
 
     return routes

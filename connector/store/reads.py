@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Float, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Float, and_, bindparam, delete, func, insert, or_, select, update
 
 from connector.store.clock import Now
 from connector.store.prepared import Prepared, adding
 from connector.store.tables import OpenRead, ProcessLease, ReadPlace, bare
 from connector.store.unit import Unit
 
+MORE = "more"  # in `OpenRead.body`: what the read has under its further agreements
 _THEN = Now() + bindparam("seconds", type_=Float)
 _READ, _PLACE, _LEASE = bare(OpenRead), bare(ReadPlace), bare(ProcessLease)
 _THIS = and_(_READ.c.id == bindparam("read"), _READ.c.instance == bindparam("by"))
@@ -95,6 +97,20 @@ class OpenReads:
         runs = OpenRead.instance.startswith(f"{instance}.", autoescape=True)
         return self._unit.session.scalars(select(OpenRead).where(or_(OpenRead.instance == instance, runs))).all()
 
-    def under_way(self) -> Sequence[OpenRead]:
-        """Reads that were begun and have not ended, in no order of note."""
-        return self._unit.session.scalars(select(OpenRead)).all()
+    def under_way(self, *, agreement: str = "", limit: int | None = None, offset: int = 0) -> Sequence[OpenRead]:
+        """Reads that were begun and have not ended, the newest first; of one agreement only those under it."""
+        newest = func.coalesce(OpenRead.body["since"].as_float(), 0.0).desc()
+        asked = select(OpenRead).where(*_under(agreement)).order_by(newest, OpenRead.id)
+        return self._unit.session.scalars(asked.limit(limit).offset(offset)).all()
+
+    def number(self, *, agreement: str = "") -> int:
+        """How many these are."""
+        return int(self._unit.session.scalar(select(func.count()).select_from(OpenRead).where(*_under(agreement))) or 0)
+
+
+def _under(agreement: str) -> list[ColumnElement[bool]]:
+    """Where a read is under the agreement, its first or a further one, or any."""
+    if not agreement:
+        return []
+    more = OpenRead.body[MORE].as_string().contains(json.dumps(agreement), autoescape=True)
+    return [or_(OpenRead.body["agreement"].as_string() == agreement, more)]

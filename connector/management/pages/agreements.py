@@ -16,7 +16,7 @@ from connector.errors import BadInput, HanseError, ScopeMissing
 from connector.management import agreements as agreements_api
 from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
-from connector.management.pages.desk import Desk, Numbered, form_of, part_of
+from connector.management.pages.desk import READS, Desk, Numbered, form_of, part_of
 from connector.management.pages.words import path_of
 from connector.store import Store, Transaction
 from connector.store.agreements import used_today
@@ -60,7 +60,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
         meant = await agreements.meaning(row)
-        transfers, unended, reads = await store.read(lambda tx: _running(tx, row))
+        transfers, unended, reads, reading = await store.read(lambda tx: _running(tx, row))
         return await desk.page(
             request,
             "agreement.html",
@@ -75,6 +75,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             transfers=[transfers_api.view(one) for one in transfers],
             unended=unended,
             reads=reads,
+            reading=reading,
             others=await agreements.others(row) if confirm or row.ended_at is not None else (),
             confirm=confirm,
             error=error,
@@ -106,12 +107,14 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
     return routes
 
 
-def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running]]:
-    """The newest transfers under an agreement, how many of all have not ended, and the reads of our data under it."""
+def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running], int]:
+    """The newest transfers under an agreement, how many of all have not ended, the newest reads of our data under it,
+    and how many of these there are."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
     number = sum(tx.transfers.number(**ours, state=one) for one in _OPEN)
-    reads = running(tx, agreement=row.id) if row.role == PROVIDER else []
-    return list(tx.transfers.page(**ours, limit=20)), number, reads
+    reads = running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
+    reading = tx.reads.number(agreement=row.id) if reads else 0
+    return list(tx.transfers.page(**ours, limit=20)), number, reads, reading
 
 
 def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ _FIELDS_MAX = 60
 _SAFE = ("GET", "HEAD")
 _ASK = "ask"
 
+READS = 20  # that run, of as many as there may be
 PAGES_MAX = 10_000
 Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
 """The number of a page of a list."""

@@ -16,7 +16,7 @@ from connector.management import negotiations as negotiations_api
 from connector.management.audit import reading
 from connector.management.auth import Caller
 from connector.management.pages.audit import shown
-from connector.management.pages.desk import Desk
+from connector.management.pages.desk import READS, Desk
 from connector.management.pages.processes import queued
 from connector.settings import Settings
 from connector.store import Store, Transaction
@@ -35,7 +35,8 @@ class State:
     waiting: list[Any]
     decisions: int
     started: int
-    reads: list[Running]
+    reads: list[Running]  # the newest
+    reading: int  # how many there are
 
 
 def router(desk: Desk, *, store: Store, log: AuditLog, settings: Settings) -> APIRouter:
@@ -71,7 +72,8 @@ def _state(tx: Transaction) -> State:
         waiting=waiting,
         decisions=number,
         started=tx.transfers.number(state="STARTED"),
-        reads=running(tx),
+        reads=running(tx, limit=READS),
+        reading=tx.reads.number(),
     )
 
 

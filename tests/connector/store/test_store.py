@@ -101,6 +101,41 @@ async def test_a_read_keeps_nothing(store: Store) -> None:
     assert await store.read(lambda tx: tx.tokens.count()) == 0
 
 
+UNDER_WAY: dict[str, dict[str, Any]] = {
+    "of before": {"agreement": "a"},
+    "of before, too": {"agreement": "b"},
+    "first": {"agreement": "a", "since": 1.5},
+    "of both": {"agreement": "b", "since": 2.5, "more": [{"agreement": "c"}, {"agreement": "a"}]},
+    "of another": {"agreement": "ab", "since": 12.0, "more": [{"agreement": "a%"}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "number", "found"),
+    [
+        ({}, 5, ["of another", "of both", "first", "of before", "of before, too"]),
+        ({"limit": 1}, 5, ["of another"]),
+        ({"limit": 2, "offset": 3}, 5, ["of before", "of before, too"]),
+        ({"agreement": "a"}, 3, ["of both", "first", "of before"]),
+        ({"agreement": "a", "limit": 1, "offset": 1}, 3, ["first"]),
+        ({"agreement": "a%"}, 1, ["of another"]),
+        ({"agreement": "%"}, 0, []),
+        ({"agreement": "since"}, 0, []),
+    ],
+    ids=str,
+)
+async def test_reads_under_way_are_given_as_they_are_asked_for(
+    store: Store, asked: dict[str, Any], number: int, found: list[str]
+) -> None:
+    def work(tx: Transaction) -> tuple[int, list[str]]:
+        for name, body in UNDER_WAY.items():
+            tx.reads.add(name, instance="i", body=body)
+        told = tx.reads.number(agreement=asked.get("agreement", ""))
+        return told, [row.id for row in tx.reads.under_way(**asked)]
+
+    assert await store.write(work) == (number, found)
+
+
 async def test_the_outbox_gives_each_process_its_oldest_message_and_shares_no_lease(store: Store) -> None:
     def fill(tx: Transaction) -> None:
         for process in ("p1", "p1", "p2", "p3"):
