@@ -756,6 +756,19 @@ def test_who_has_read_enough_ends_a_command_without_a_word(served: Connector, fo
     assert ran.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "closed", "code"),
+    [(["negotiations"], ">&-", 0), (["transfers", "--json"], ">&-", 0), (["duty", "list"], "2>&-", 4)],
+)
+def test_a_command_without_a_place_for_its_words_ends_as_with_one(
+    served: Connector, args: list[str], closed: str, code: int
+) -> None:
+    served.routes |= {("GET", "/negotiations"): [], ("GET", "/transfers"): [{"id": "t1"}]}
+    command = [sys.executable, "-c", "from hanse.cli import main; main()", "--url", served.url, "--token", "t", *args]
+    ran = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, "unexpectedly" in ran.stderr) == (code, False)
+
+
 def agreed(served: Connector) -> dict[tuple[str, str], Any]:
     """The routes to a dataset under an agreement."""
     identifier = "urn:hanse:north:flights"

@@ -123,8 +123,18 @@ for part in (config, trade, query):
     part.register(app)
 
 
+def _somewhere() -> None:
+    """What is written to a stream that was closed before (`>&-`) goes nowhere, as to `/dev/null`.
+
+    Python has None for it then, and the next file or socket would be open in its place.
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open for as long as the process is
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """The console script: runs a command, and turns every error into a sentence and an exit code."""
+    _somewhere()
     try:
         app(args)
     except HanseError as error:
