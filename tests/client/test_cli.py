@@ -358,6 +358,17 @@ def test_a_list_is_shown_to_its_end(
     assert run(*args, "--json").json == rows
 
 
+@pytest.mark.parametrize(("count", "requests"), [(99, 1), (100, 2), (150, 1)])
+@pytest.mark.parametrize("way", [LISTS[0], LISTS[-1]], ids=["offset", "after"])
+def test_a_connector_that_knows_no_pages_is_asked_no_more_than_needed(
+    run: Run, served: Connector, way: tuple[list[str], str, dict[str, str], str], count: int, requests: int
+) -> None:
+    rows = [{"id": f"urn:one:{number:04}"} for number in range(count)]
+    served.routes["GET", way[1]] = lambda _: rows
+    ran = run(*way[0], "--json")
+    assert (ran.json, ran.err, len(served.asked)) == (rows, "", requests)
+
+
 def test_a_list_that_does_not_end_is_cut_and_says_so(run: Run, served: Connector) -> None:
     served.routes["GET", "/transfers"] = lambda asked: [
         {"id": f"{int(asked.query.get('offset', 0)) + number}"} for number in range(int(asked.query["limit"]))

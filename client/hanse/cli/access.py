@@ -51,15 +51,16 @@ def space() -> Space:
 
 
 def listed(path: str, *, after: Callable[[Row], Any] | None = None, **asked: Any) -> list[Row]:
-    """All rows of a list of the connector's, page by page; at most 10,000, which is said.
+    """All rows of a list of the connector's, page by page; at most 10,000, which is said. One of before gives all of
+    them, whatever was asked for.
 
     `after`: what its next page begins behind, of the last row of one; without it, lists are asked by `offset`.
     """
     api, rows, more = space().api, dict[Any, Row](), dict[str, Any]()
     for seen in range(_PAGE, _ROWS_MAX + 1, _PAGE):
-        page = api.get(path, **asked, **more, limit=_PAGE)
+        page, known = api.get(path, **asked, **more, limit=_PAGE), len(rows)
         rows |= {(after or _own)(row): row for row in page}  # what was new meanwhile has moved the others on
-        if len(page) < _PAGE:
+        if len(page) != _PAGE or len(rows) == known:
             break
         more = {"after": after(page[-1])} if after else {"offset": seen}
     else:
