@@ -426,7 +426,8 @@ class Dataset:
                 answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
             else:
                 answer = self._asked("POST", "", body=query.encode(), media=_FORM, idle_seconds=waiting.silence)
-            kept["snapshot"] = kept["snapshot"] or answer.headers.get("hanse-snapshot", "")
+            before = snapshot if place is None else kept["snapshot"]  # of rows that were given, where there are any
+            kept["snapshot"] = before or answer.headers.get("hanse-snapshot", "")
             return answer
 
         waiting = Patience(patience, idle=idle_seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hanse import plan
 from hanse.client import Dataset
@@ -135,6 +136,23 @@ def test_rows_of_another_version_than_those_before_are_a_conflict() -> None:
         with pytest.raises(Conflict, match="version v1, came some of v2") as caught:
             next(rows)
     assert caught.value.code == "snapshot_changed"
+
+
+def test_a_version_of_which_no_row_was_given_binds_nobody() -> None:
+    asked: list[Asked] = []
+    given: list[tuple[list[pa.RecordBatch], dict[str, Any] | None]] = [([], None), ([batch(1)], None)]
+    given.append(([batch(2)], complete(1)))
+
+    def answer(request: Asked) -> Raw:
+        asked.append(request)
+        (batches, end), number = given[len(asked) - 1], len(asked)
+        places = [{"block": -1, "cursor": str(number)}] if batches else []
+        version = f"hanse-snapshot: v{min(number, 2)}\r\n"  # the owner publishes while nothing has come yet
+        return chunked(ipc(batches, end, places=places), extra=version)
+
+    with owned(answer) as dataset:
+        assert list(of_stream(dataset)) == [1, 2]
+    assert [one.query.get("snapshot") for one in asked] == [None, None, "v2"]
 
 
 @pytest.mark.parametrize("way", [of_loader, of_read])
