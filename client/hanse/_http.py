@@ -6,14 +6,14 @@ import json
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from hanse import _wire
-from hanse._sockets import SLOWEST, trusted, untrusted
+from hanse._sockets import SLOWEST, renewed, trusted, untrusted
 from hanse._wire import Request
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
@@ -44,8 +44,7 @@ class Api:
         self.base = f"{self.url}/api/v1"
         self._seconds = seconds
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
-        asked = {**self.headers, "accept-encoding": "identity"}  # what is packed in what is packed has no end
-        self._http = httpx2.Client(headers=asked, follow_redirects=False, verify=trusted())
+        self._http, self._believed = self._client()
 
     def do(self, call: Call) -> Any:
         """Carry out a call: its JSON, or None for an empty answer."""
@@ -97,6 +96,26 @@ class Api:
     def close(self) -> None:
         self._http.close()
 
+    def _client(self) -> tuple[httpx2.Client, ssl.SSLContext]:
+        """Who carries requests, and by which certificates it believes the other side."""
+        asked = {**self.headers, "accept-encoding": "identity"}  # what is packed in what is packed has no end
+        believed = trusted()
+        return httpx2.Client(headers=asked, follow_redirects=False, verify=believed), believed
+
+    def _sent(self, call: Call, timeout: httpx2.Timeout) -> httpx2.Response:
+        """An answer, its body not read yet. Asked for once more where other authorities are believed by now."""
+        believed, http = self._believed, self._http
+        request = http.build_request(
+            call.method, self.base + call.path, params=_given(call.query), json=call.body, timeout=timeout
+        )
+        try:
+            return http.send(request, stream=True)
+        except httpx2.TransportError as error:
+            if _certificate(error) is None or not renewed(believed):
+                raise
+        self._http, self._believed = self._client()  # another thread may read by the one before: it is not closed
+        return self._http.send(request, stream=True)
+
     @contextmanager
     def _answer(self, call: Call, *, endless: bool = False) -> Iterator[httpx2.Response]:
         """An answer that is no error, its body not read yet."""
@@ -106,9 +125,7 @@ class Api:
         read = None if endless else seconds
         timeout = httpx2.Timeout(read, connect=_CONNECT_SECONDS, write=self._seconds, pool=self._seconds)
         try:
-            with self._http.stream(
-                call.method, self.base + call.path, params=_given(call.query), json=call.body, timeout=timeout
-            ) as answer:
+            with closing(self._sent(call, timeout)) as answer:
                 if answer.status_code >= 300:
                     problem = _problem(answer, self.url, seconds=seconds)
                     raise of_problem(answer.status_code, problem, where=self.url)

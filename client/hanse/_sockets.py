@@ -33,11 +33,40 @@ def trusted() -> ssl.SSLContext:
     The same for the management API and for streams, and loaded once an hour: it takes 20 ms, more than a small read,
     and a job that runs for weeks has to hear of new ones.
     """
-    return _loaded(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), time.monotonic() // _ANEW_SECONDS)
+    return _loaded(*_named(), time.monotonic() // _ANEW_SECONDS)[0]
+
+
+def renewed(before: ssl.SSLContext) -> bool:
+    """Whether `trusted` is another by now than the one before, which did not believe a certificate.
+
+    So it is where what SSL_CERT_FILE names has changed since: its authority may have been renewed while a job runs.
+    """
+    if _version(*_named()) != _loaded(*_named(), time.monotonic() // _ANEW_SECONDS)[1]:
+        _loaded.cache_clear()
+    return trusted() is not before  # another thread may have asked first
+
+
+def _named() -> tuple[str | None, str | None]:
+    return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+
+
+def _version(file: str | None, folder: str | None) -> tuple[int, ...]:
+    """What is another number once a file, or what is in a folder, has been replaced."""
+    try:
+        found = os.stat(file or folder or "")
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=4)
-def _loaded(file: str | None, folder: str | None, _hour: float) -> ssl.SSLContext:
+def _loaded(file: str | None, folder: str | None, _hour: float) -> tuple[ssl.SSLContext, tuple[int, ...]]:
+    """What is believed, and the version of what says so, looked at before that is read."""
+    version = _version(file, folder)
+    return _read(file, folder), version
+
+
+def _read(file: str | None, folder: str | None) -> ssl.SSLContext:
     if not (file or folder):
         return httpx2.create_ssl_context()
     try:  # as httpx2 does, without loading what carries its requests: 20 ms again

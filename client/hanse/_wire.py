@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from hanse._sockets import Plain, Tls, untrusted
+from hanse._sockets import Plain, Tls, renewed, trusted, untrusted
 from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
 from hanse.patience import seconds_of
 
@@ -167,9 +167,23 @@ def _address(url: str) -> tuple[str, str, int]:
 
 
 def _connect(scheme: str, host: str, port: int, seconds: float) -> Plain | Tls:
-    plain = Plain(socket.create_connection((host, port), timeout=seconds), seconds)
     if scheme == "http":
-        return plain
+        return _plain(host, port, seconds)
+    before = trusted()
+    try:
+        return _encrypted(host, port, seconds)
+    except ssl.SSLCertVerificationError:
+        if not renewed(before):
+            raise
+        return _encrypted(host, port, seconds)
+
+
+def _plain(host: str, port: int, seconds: float) -> Plain:
+    return Plain(socket.create_connection((host, port), timeout=seconds), seconds)
+
+
+def _encrypted(host: str, port: int, seconds: float) -> Tls:
+    plain = _plain(host, port, seconds)
     try:
         return Tls(plain, host)
     except BaseException:

@@ -58,14 +58,16 @@ class Connector:
 
 
 @contextmanager
-def listening(speak: Callable[[socket.socket], None]) -> Iterator[tuple[str, int]]:
-    """Where one connection is taken, which `speak` has in a thread; that either end hangs up is no error there."""
+def listening(speak: Callable[[socket.socket], None], *, times: int = 1) -> Iterator[tuple[str, int]]:
+    """Where one connection is taken, or so many after each other, which `speak` has in a thread; that either end hangs
+    up is no error there."""
 
     def serve() -> None:
-        with suppress(OSError):
-            accepted, _ = listener.accept()
-            with accepted:
-                speak(accepted)
+        for _ in range(times):
+            with suppress(OSError):
+                accepted = listener.accept()[0]
+                with accepted:
+                    speak(accepted)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)

@@ -27,21 +27,25 @@ ANSWER = chunked(ipc(BATCHES, complete(50_001))).data
 
 
 @contextmanager
-def owner(file: Path, speak: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
-    """One TLS connection on a real socket: after the request, `speak` says what goes out."""
+def owner(file: Path, speak: Callable[[ssl.SSLSocket], None], *, times: int = 1) -> Iterator[str]:
+    """So many TLS connections on a real socket: after the request, `speak` says what goes out."""
 
     def asked(accepted: socket.socket) -> None:
         with server_side(file).wrap_socket(accepted, server_side=True) as tls:
             tls.recv(65_536)
             speak(tls)
 
-    with listening(asked) as (host, port):
+    with listening(asked, times=times) as (host, port):
         yield f"https://{host}:{port}/"
 
 
 def whole(tls: ssl.SSLSocket) -> None:
     tls.sendall(ANSWER)
     tls.unwrap()
+
+
+def nothing(tls: ssl.SSLSocket) -> None:
+    tls.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
 
 def cut(tls: ssl.SSLSocket) -> None:
@@ -78,6 +82,20 @@ def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
         _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
+
+
+@pytest.mark.parametrize("ask", ASK)
+def test_an_authority_that_was_renewed_while_a_job_runs_is_believed(
+    ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = self_signed(tmp_path / "before.pem"), self_signed(tmp_path / "after.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle := Path(shutil.copy(before, tmp_path / "bundle.pem"))))
+    old = _sockets.trusted()
+    shutil.copy(after, bundle)
+    with owner(after, whole if ask == "stream" else nothing, times=2) as url:
+        ASK[ask](url)
+    assert _sockets.renewed(old), "another thread that was refused meanwhile asks again, too"
+    assert not _sockets.renewed(_sockets.trusted())
 
 
 def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
