@@ -129,7 +129,7 @@ class Api:
                 if answer.status_code >= 300:
                     problem = _problem(answer, self.url, seconds=seconds)
                     raise of_problem(answer.status_code, problem, where=self.url)
-                if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
+                if _wire.packed(coding := answer.headers.get("content-encoding", "")):
                     raise Broken(
                         f"expected an answer as it is from {self.url}, came one that is compressed ({coding[:30]}); "
                         "a proxy may do so"

@@ -361,12 +361,17 @@ def _good(wire: Wire, request: Request) -> Mapping[str, str]:
     status, headers = _answered(wire)
     if status != 200:
         raise _problem(wire, status, headers)
-    if (coding := headers.get("content-encoding", "identity")) != "identity":
+    if packed(coding := headers.get("content-encoding", "")):
         raise Broken(
             f"expected an answer as it is from {wire.where}, came one that is compressed ({coding[:30]}); a proxy may "
             "do so"
         )
     return headers
+
+
+def packed(coding: str) -> bool:
+    """Whether an answer of this content-encoding is another than it is without."""
+    return coding.strip().lower() not in ("", "identity")
 
 
 def _head_of(request: Request) -> bytes:
@@ -422,10 +427,12 @@ def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
 
 
 def _small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:
-    """A small body, whole. Broken where it is larger than that; nothing where it does not say where it ends."""
+    """A small body, whole. Broken where it is larger than that. One that does not say where it ends does so with the
+    connection, as of HTTP/1.0: what is cut in it is no JSON."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         return Body(wire).rest(most)
-    length = headers.get("content-length", "0")
+    if (length := headers.get("content-length")) is None:
+        return _to_the_end(wire, most)
     size = int(length) if length.isascii() and length.isdigit() and len(length) < 10 else 0
     if size > most:
         raise _too_large(wire, most)
@@ -435,6 +442,16 @@ def _small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:
         if not (got := wire.into(view)):
             raise Unreachable(f"{wire.where} closed the connection in the middle of its answer")
         view = view[got:]
+    return bytes(data)
+
+
+def _to_the_end(wire: Wire, most: int) -> bytes:
+    """Everything that comes on a connection, in the time for what is short."""
+    data, part = bytearray(), memoryview(bytearray(_SCRATCH))
+    while got := wire.into(part):
+        data += part[:got]
+        if len(data) > most:
+            raise _too_large(wire, most)
     return bytes(data)
 
 

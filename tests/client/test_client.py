@@ -192,6 +192,18 @@ def test_a_stream_that_breaks_in_a_block_that_nobody_asked_for_is_not_gone_on_wi
         list(dataset.read(plan, [0]))
 
 
+@pytest.mark.parametrize("coding", ["Identity", ""])
+def test_an_answer_that_says_that_it_is_not_compressed_is_read(served: Connector, space: Space, coding: str) -> None:
+    dataset = started(served, space)
+    extra, schema = f"content-encoding: {coding}\r\n", base64.b64encode(SCHEMA.serialize()).decode()
+    body = json.dumps(PLAN | {"schema": schema}).encode()
+    plan = Raw(f"HTTP/1.1 200 OK\r\n{extra}content-length: {len(body)}\r\n\r\n".encode() + body)
+    served.routes["POST", "/data/v1/streams"] = served.routes["GET", "/self"] = plan
+    served.routes["GET", "/data/v1"] = chunked(ipc([batch(1)], complete(1)), extra=extra)
+    assert dataset.plan().snapshot == space.me()["snapshot"] == PLAN["snapshot"]
+    assert dataset.stream().to_arrow().num_rows == 1
+
+
 ANSWERS = {"200 OK": "came one that is compressed", "500 Failed": "status 500"}
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,23 @@ def test_a_plan_of_which_a_little_comes_now_and_then_is_given_up_on(size: int) -
         ask_at(url, "ticket", {}, seconds=0.5)
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_small_answer_that_ends_with_its_connection_is_read_whole(version: str) -> None:
+    def said(status: str, body: bytes) -> AbstractContextManager[str]:
+        return dripping([f"HTTP/{version} {status}\r\n\r\n".encode(), *recut([body], 7)], pause=0.01)
+
+    with said("200 OK", b'{"a": "plan"}') as url:
+        assert ask_at(url, "ticket", {}, seconds=5) == {"a": "plan"}
+    with said("200 OK", b'{"a": "pl') as url, pytest.raises(errors.Broken, match="expected JSON"):
+        ask_at(url, "ticket", {}, seconds=5)
+    with said("403 No", b'{"code": "revoked", "detail": "over"}') as url, pytest.raises(errors.Refused, match="over"):
+        _wire.ask(Request("GET", url, idle_seconds=5))
+    with said("200 OK", b"x" * 50) as url, pytest.raises(errors.Broken, match="at most 40 bytes"):
+        _wire.whole(Request("GET", url, idle_seconds=5), most=40)
+
+
 SHORT = {
+    "what ends with the connection": [b"HTTP/1.1 403 No\r\n\r\n", *[b" " * 1000] * 50],
     "head": [b"HTTP/1.1 200 OK\r\n", *[b"a: b\r\n"] * 50],
     "informational": [b"HTTP/1.1 103 Early Hints\r\n\r\n"] * 10,
     "error": [b"HTTP/1.1 403 No\r\ncontent-length: 100000\r\n\r\n", *[b" " * 1000] * 50],
