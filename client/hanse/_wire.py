@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import socket
 import ssl
 import threading
@@ -151,7 +152,16 @@ class Wire:
         except ssl.SSLError as error:
             raise Unreachable(f"no trusted connection to {self.where}: {error.reason or error}") from error
         except OSError as error:
-            raise Unreachable(f"no connection to {self.where}: {error.strerror or error}") from error
+            why = f"{error.strerror or error}{_without_proxy(error)}"
+            raise Unreachable(f"no connection to {self.where}: {why}") from error
+
+
+def _without_proxy(error: OSError) -> str:
+    """What to say beside a host that has no address here, where others are reached through a proxy."""
+    names = [name for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (name, name.lower())]
+    if not isinstance(error, socket.gaierror) or not (named := [name for name in names if os.environ.get(name)]):
+        return ""
+    return f"; {named[0]} names a proxy, and plans and streams go through none: an owner has to be reached directly"
 
 
 def _address(url: str) -> tuple[str, str, int]:

@@ -283,6 +283,21 @@ def test_nobody_there_is_said_plainly() -> None:
         _wire.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=60))
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy"])
+def test_a_host_that_only_a_proxy_would_find_is_said_to_be_reached_without_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(one, raising=False)
+        monkeypatch.delenv(one.lower(), raising=False)
+    for named in (False, True):
+        if named:
+            monkeypatch.setenv(name, "http://proxy.invalid:3128")
+        with pytest.raises(errors.Unreachable, match=r"no connection to owner\.invalid:80: ") as caught:
+            _wire.ask(Request("GET", "http://owner.invalid/", idle_seconds=60))
+        assert (f"{name} names a proxy" in str(caught.value)) == named
+
+
 @pytest.mark.parametrize(
     "url",
     ["ftp://host/x", "host/x", "http://", "", "http://h:99999/", "http://h:x/", "http://[::1/", "http://a..b/"],
