@@ -26,24 +26,49 @@ _BEYOND_MAX = 2 << 30  # bytes beside what came: numbers in lists, 40 bytes each
 _NAME = 8  # bytes of a reference to a value, which is all that a truth, a null or a small number takes,
 _NUMBER = 40  # those of a number with it,
 _OBJECT = 64  # and about those of anything else
+_PLAIN = 32  # times its own bytes a value that shares none may take: an empty text 64 for 4, a part of one number 104
 
 _Sizes = Any  # bytes of each value: one number where all have the same, else an array of floats
 
 
-def bounded(columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 0) -> None:
+def bounded(
+    columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 0, together: bool = False
+) -> None:
     """Broken where the values of these columns, each made by itself, take far more memory than what came.
 
     `arrays`: each list of numbers becomes an array of NumPy, which has them as they came: an image or a volume.
     `beside`: bytes that each value takes more, where it becomes something larger than Python's own objects.
+    `together`: they are of many batches, and as many as were asked for: what has bytes of its own is no burden then.
     """
     columns = list(columns)
     if (more := beside * sum(map(len, columns))) > _BEYOND_MAX:
         raise _too_much(more, _BEYOND_MAX)
-    most = _BEYOND_MAX + sum(column.get_total_buffer_size() for column in columns)
+    most = _BEYOND_MAX + sum(_due(column, together) for column in columns)
     if np is None:
         _walked(columns, most)
     elif (size := sum(_sum(_sizes(column, most, arrays), len(column)) for column in columns)) > most:
         raise _too_much(size, most)
+
+
+def _due(column: pa.Array, together: bool) -> int:
+    """Bytes that the values of a column may take for what came."""
+    came = int(column.get_total_buffer_size())
+    if not together:
+        return came
+    if column.type in _VIEWS:  # each has its place, but its letters may be those of others
+        return came + _OBJECT * len(column)
+    return came if any(map(_is_shared, kinds(column.type))) else _PLAIN * came
+
+
+def _is_shared(kind: pa.DataType) -> bool:
+    """Whether many values of a type may lie in the same bytes, or in none."""
+    return (
+        any(is_one(kind) for is_one in _SHARED)
+        or kind in _VIEWS
+        or (types.is_struct(kind) and not kind.num_fields)
+        or (types.is_fixed_size_list(kind) and not kind.list_size)
+        or (types.is_fixed_size_binary(kind) and not kind.byte_width)
+    )
 
 
 @contextmanager
@@ -236,4 +261,12 @@ def _there(column: pa.Array, numbers: Any) -> Any:
 _VIEWS = frozenset((pa.string_view(), pa.binary_view()))
 _TEXTS = _VIEWS | {pa.string(), pa.large_string(), pa.binary(), pa.large_binary()}
 _NAMES = (pa.DictionaryScalar, pa.UnionScalar, pa.ExtensionScalar, pa.RunEndEncodedScalar)
+_SHARED = (
+    types.is_null,
+    types.is_dictionary,
+    types.is_run_end_encoded,
+    types.is_union,
+    types.is_list_view,
+    types.is_large_list_view,
+)
 _REPEATING = ("view", "dictionary<", "run_end_encoded<", "union<", "struct<>", "[0]")  # in the name of a type

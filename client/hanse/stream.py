@@ -273,7 +273,7 @@ class Stream:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
         table = self.to_arrow()
         columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
-        bounded(filter(_is_object, columns), arrays=True)
+        bounded(filter(_is_object, columns), arrays=True, together=True)
         with told_by_column(zip(table.column_names, table.columns, strict=True), lambda column: column.to_pandas()):
             return table.to_pandas(**options)
 

@@ -235,6 +235,30 @@ def test_a_frame_is_bounded_over_all_batches(monkeypatch: pytest.MonkeyPatch) ->
         stream.to_pandas()
 
 
+ORDINARY = [
+    pa.array(["ab"] * COUNT),
+    pa.array(["ab"] * COUNT, pa.string_view()),
+    pa.array([f"{number}" for number in range(COUNT)]).dictionary_encode(),
+    pa.array(range(COUNT), pa.int32()).cast(pa.date32()),
+    pa.array([["a", "b"]] * COUNT),
+    pa.array([{"a": 1, "review": "b"}] * COUNT),
+]
+
+
+@pytest.mark.parametrize("column", ORDINARY, ids=lambda column: str(column.type))
+def test_a_frame_may_have_any_number_of_ordinary_values(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 5 * _values._OBJECT * COUNT)
+    with _answer(*[column] * 10) as stream:
+        assert len(stream.to_pandas()) == 10 * COUNT
+
+
+@pytest.mark.parametrize("column", [pa.nulls(COUNT), pa.array([{}] * COUNT)], ids=lambda column: str(column.type))
+def test_a_frame_is_bounded_in_values_of_no_width(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 5 * _values._NAME * COUNT)
+    with _answer(*[column] * 10) as stream, pytest.raises(Broken, match="take at most"):
+        stream.to_pandas()
+
+
 def test_a_frame_is_bounded_in_the_words_of_a_dictionary() -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), views(pa.binary_view()))
     with _answer(words) as stream, pytest.raises(Broken, match="take at most"):
