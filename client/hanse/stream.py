@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from hanse._messages import Messages
 from hanse._sockets import here
 from hanse._valid import Validator
-from hanse._values import bounded, told_by_column
+from hanse._values import bounded, kinds, told_by_column
 from hanse._wire import Answer, Memory, kept
 from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 END = b"hanse.end"
 AT = b"hanse.at"
 _CURSOR_MAX = 1024  # letters; those of our owners have 80, and readers keep some of each batch that waits
+_OUT = re.compile("out of (range|bounds)")  # as Python and Arrow say it of a day or a moment
 
 Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
 
@@ -274,7 +276,7 @@ class Stream:
         table = self.to_arrow()
         columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
         bounded(filter(_is_object, columns), arrays=True, together=True)
-        with told_by_column(zip(table.column_names, table.columns, strict=True), lambda column: column.to_pandas()):
+        with told_by_column(zip(table.column_names, table.columns, strict=True), lambda one: _overflow(one, options)):
             return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
@@ -315,6 +317,16 @@ def _made(column: pa.Array) -> pa.Array:
 def _is_object(column: pa.Array) -> bool:
     """Whether pandas has each value as an object: not numbers and moments."""
     return not pa.types.is_primitive(column.type)
+
+
+def _overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
+    """Raise what pandas has no form for: days and moments. What else fails is not of the column, but of the options."""
+    try:
+        column.to_pandas(**{**options, "self_destruct": False})
+    except (OverflowError, ValueError) as error:
+        late = isinstance(error, OverflowError) or _OUT.search(str(error))
+        if late and any(map(pa.types.is_temporal, kinds(column.type))):
+            raise
 
 
 def _place(metadata: Any) -> Mapping[str, Any] | None:

@@ -212,6 +212,27 @@ def test_what_pandas_has_no_form_for_is_said_by_its_column() -> None:
         stream.to_pandas()
     with _answer(pa.array(["x"])) as stream, pytest.raises(pa.ArrowInvalid, match="zero copy"):
         stream.to_pandas(zero_copy_only=True)  # what the caller asks for
+    moments = LAST.cast(pa.timestamp("us"))
+    with _answer(moments) as stream, pytest.raises(BadInput, match=r"column c .*out of bounds"):
+        stream.to_pandas(coerce_temporal_nanoseconds=True)
+    assert len(stream.to_pandas()) == 1
+
+
+def _no_mapping(kind: pa.DataType) -> None:
+    raise ValueError(f"nothing for {kind}")
+
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"zero_copy_only": True}, "zero copy"),
+    ({"date_as_object": False, "types_mapper": _no_mapping}, "nothing for date32"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), OPTIONS, ids=["no copies", "a mapping of types"])
+def test_no_column_is_blamed_for_the_options_of_the_caller(options: dict[str, Any], said: str) -> None:
+    days = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
+    with _answer(days) as stream, pytest.raises(ValueError, match=said):
+        stream.to_pandas(**options)
 
 
 def test_lists_of_one_length_are_bounded() -> None:
