@@ -31,9 +31,7 @@ _PLAIN = 32  # times its own bytes a value that shares none may take: an empty t
 _Sizes = Any  # bytes of each value: one number where all have the same, else an array of floats
 
 
-def bounded(
-    columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 0, together: bool = False
-) -> None:
+def bounded(columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 0, together: bool = False) -> None:
     """Broken where the values of these columns, each made by itself, take far more memory than what came.
 
     `arrays`: each list of numbers becomes an array of NumPy, which has them as they came: an image or a volume.
@@ -173,9 +171,30 @@ def _sizes(column: pa.Array, most: int, arrays: bool) -> _Sizes:
     if types.is_struct(kind):
         return _OBJECT + sum(_sizes(column.field(place), most, arrays) for place in range(kind.num_fields))
     if types.is_union(kind):
-        return _of_union(column, most, arrays)
+        return _of_union(column, lambda part: _sizes(part, most, arrays))
     values = column.values
     return _of_lists(column, _width(values) if arrays and _is_number(values.type) else _sizes(values, most, arrays))
+
+
+def widths(column: pa.Array) -> _Sizes:
+    """About how many bytes each value takes in Arrow, as follows from the values alone: the same however they were cut
+    and put together, whatever lies where one is missing, and in which order a dictionary has them."""
+    kind = column.type
+    if isinstance(column, pa.ExtensionArray):
+        return widths(column.storage)
+    if not len(column) or types.is_null(kind) or types.is_dictionary(kind):
+        return _NAME
+    if kind in _TEXTS:
+        return _NAME + _there(column, _lengths(column))
+    if types.is_run_end_encoded(kind):
+        return _of_runs(column, widths(column.values))
+    if types.is_struct(kind):
+        return _NAME + _there(column, sum(widths(column.field(place)) for place in range(kind.num_fields)))
+    if types.is_union(kind):
+        return _of_union(column, widths)
+    if types.is_nested(kind):
+        return _there(column, _of_lists(column, widths(column.values)))
+    return max(1, kind.bit_width // 8)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -226,14 +245,15 @@ def _of_runs(column: pa.Array, values: _Sizes) -> _Sizes:
     return np.repeat(values, np.diff(ends, prepend=0))
 
 
-def _of_union(column: pa.Array, most: int, arrays: bool) -> _Sizes:
-    codes = _numbers(column.type_codes)
+def _of_union(column: pa.Array, sized: Callable[[pa.Array], _Sizes]) -> _Sizes:
+    _, kept, *where = column.buffers()[:3]  # `type_codes` and `offsets` of a slice are those of where it was cut from
+    codes = np.frombuffer(kept, np.int8, len(column), column.offset)
     dense = column.type.mode == "dense"
-    places = _numbers(column.offsets) if dense else np.arange(len(column))
+    places = np.frombuffer(where[0], np.int32, len(column), 4 * column.offset) if dense else np.arange(len(column))
     found = np.zeros(len(column))
     for place, code in enumerate(column.type.type_codes):
         mine = codes == code
-        found[mine] = _named(_sizes(column.field(place), most, arrays), places[mine])
+        found[mine] = _named(sized(column.field(place)), places[mine])
     return found
 
 

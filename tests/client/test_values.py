@@ -148,6 +148,15 @@ def test_what_is_reckoned_is_about_what_it_takes() -> None:
             assert 0.5 * taken < reckoned < 2 * taken, kind
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_union_that_was_cut_is_reckoned_from_where_it_was_cut(dense: bool) -> None:
+    codes, parts = pa.array([0, 0, 1, 1], pa.int8()), [pa.array([1] * 4), pa.array(["x" * LONG] * 4)]
+    made = pa.UnionArray
+    union = made.from_dense(codes, pa.array(range(4), pa.int32()), parts) if dense else made.from_sparse(codes, parts)
+    whole = _values._sizes(union, 2**40, False)
+    assert _values._sizes(union.slice(1), 2**40, False).tolist() == whole[1:].tolist()
+
+
 @pytest.mark.parametrize(
     ("form", "name"),
     [("csv", "a dictionary"), ("csv", "views of bytes"), ("json", "a dictionary"), ("parquet", "views of lists")],

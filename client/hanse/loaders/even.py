@@ -1,46 +1,65 @@
-"""Rows in pieces that follow from the plan alone, and not from how they came."""
+"""Rows in pieces that follow from the rows alone, and not from how they came."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from hanse._values import widths
 from hanse.errors import Broken
-from hanse.plan import Plan
 
-_BYTES, _BYTES_MAX = 8 * 2**20, 2**30  # of a piece: by the plan, and where its owner has understated them
+_BYTES = 8 * 2**20  # of a piece: it ends with the row that reaches them, or with the last of these rows
 _ROWS_MAX = 2**15
+_KEPT_MAX = 2**30  # bytes of what came for one piece, whose rows have less than the above
 
 
-def rows_of(plan: Plan, blocks: Sequence[int]) -> int:
-    """How many rows a piece of these blocks has, so that it is about 8 MiB before conditions, and at most 32,768."""
-    rows = sum(plan.blocks[number].rows for number in blocks)
-    nbytes = sum(plan.blocks[number].nbytes for number in blocks)
-    return min(_ROWS_MAX, max(1, rows * _BYTES // max(1, nbytes)))
-
-
-def even(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """`rows` by `rows`, the last with what is left: the same tables, to the byte, whatever batches their rows came in.
+def even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """About 8 MiB by 8 MiB, of at most 32,768 rows: the same tables, to the byte, whatever batches their rows came in.
 
     What asks for rows again after a failure and counts what it has of them in pieces needs that: a stream that was
-    reopened comes in others. Broken where a piece would be larger than a gibibyte.
+    reopened comes in others. Broken where what came for one piece is more than a gibibyte.
     """
-    held, had = list[pa.RecordBatch](), 0
+    held, rows, nbytes, kept = list[pa.RecordBatch](), 0, 0.0, 0
     for batch in batches:
-        start = 0
-        while had + batch.num_rows - start >= rows:
-            taken = rows - had
-            yield from _anew([*held, batch.slice(start, taken)])
-            held, had, start = [], 0, start + taken
+        until, start = _until(batch), 0
+        while (stop := _end(until, start, rows, nbytes)) <= batch.num_rows:
+            yield from _anew([*held, batch.slice(start, stop - start)])
+            held, rows, nbytes, kept, start = [], 0, 0.0, 0, stop
         if start < batch.num_rows:
-            held, had = [*held, batch.slice(start)], had + batch.num_rows - start
-            if sum(one.nbytes for one in held) > _BYTES_MAX:
-                raise Broken(
-                    f"expected at most {_BYTES_MAX} bytes in {rows} rows, came more; its owner plans them anew"
-                )
+            held.append(batch.slice(start))
+            rows, nbytes = rows + batch.num_rows - start, nbytes + float(until[-1] - until[start])
+            kept = _bounded(held, kept + held[-1].nbytes)
     if held:
         yield from _anew(held)
+
+
+def _until(batch: pa.RecordBatch) -> Any:
+    """How many bytes the first rows have, for none of them to all."""
+    until = np.zeros(batch.num_rows + 1)
+    for column in batch.columns:
+        until[1:] += widths(column)
+    return np.cumsum(until)
+
+
+def _end(until: Any, start: int, rows: int, nbytes: float) -> int:
+    """With which row of a batch the piece ends that has these before it, and goes on at `start`; one beyond the batch
+    where it does not end there."""
+    reached = int(np.searchsorted(until, until[start] + _BYTES - nbytes))
+    return min(reached, start + _ROWS_MAX - rows)
+
+
+def _bounded(held: Sequence[pa.RecordBatch], nbytes: int) -> int:
+    """About how many bytes these take, of which `nbytes` may count some again: a dictionary in each batch."""
+    if nbytes > _KEPT_MAX and (nbytes := pa.Table.from_batches(held).get_total_buffer_size()) > _KEPT_MAX:
+        rows = sum(batch.num_rows for batch in held)
+        raise Broken(
+            f"expected at most {_KEPT_MAX} bytes for {rows} rows that have less than {_BYTES}, came {nbytes}: their "
+            "owner sends much that none of them names"
+        )
+    return nbytes
 
 
 def _anew(parts: Sequence[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hanse.client import Dataset
-from hanse.loaders.even import even, rows_of
+from hanse.loaders.even import even
 from hanse.loaders.order import count
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
@@ -52,7 +52,7 @@ def _reading(of: Dataset, plan: Plan, blocks: Sequence[int], patience: float) ->
         from the next."""
         if blocks:
             with of.read(plan, blocks, patience=patience) as stream:
-                yield from even(stream, rows_of(plan, blocks))
+                yield from even(stream)
 
     return tables
 
