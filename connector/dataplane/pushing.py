@@ -19,17 +19,19 @@ from typing import Any, Self, TypeVar
 from connector.dataplane import asked, tickets
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked
+from connector.dataplane.exchange import as_error
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.senders import in_thread
 from connector.dataplane.sending import shorter
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import Busy, HanseError, Limited, PeerRefused, PeerUnreachable, Refused, VersionChanged
+from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
 from connector.net import Answer, Net, origin
 from connector.query.spans import InFiles, Place, Span
 from connector.store.tables import Transfer
 from connector.telemetry import logger
 from connector.usage.held import EXPIRED
+from policies.errors import PolicyError
 
 MEDIA = "application/vnd.apache.arrow.stream"
 _RENEWALS = 3  # in the life of a ticket
@@ -39,8 +41,9 @@ _ANSWER_SECONDS = 900.0  # for a consumer that checks what has come before it ac
 _ANSWER_MAX = 16 * 2**10
 _LATER = (401, 404, 408, 425, 429)  # a no that may be a yes in a moment; other 4xx stay, however often it is sent
 _NOT_STARTED = "transfer_not_started"  # another such no: what the consumer did to the transfer is on its way to us
-# Other reads end, the party's facts may be right again, and an attempt that begins now is told more than that it ended.
-_PASSES = frozenset({"streams_max", "streams_of_consumer", "concurrency", "not_permitted", EXPIRED})
+# The party's facts may be right again, and an attempt that begins now is told more than that it ended.
+_PASSES = frozenset({"not_permitted", EXPIRED})
+_SPENT = frozenset({"count_spent", "quota_spent"})  # of the agreement: there is no more of it
 _T = TypeVar("_T")
 _log = logger("dataplane")
 
@@ -65,8 +68,9 @@ class Target:
 async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: Reads, net: Net, owner: str) -> None:
     """Send the dataset of a started push transfer with POST; back when the consumer has acknowledged all of it.
 
-    PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read; Refused
-    where it would not: the stream was ended before it was complete, or the consumer's address says no.
+    PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read, or where
+    our own files or engine fail; Refused, Limited or NotFound where it would not: the agreement says no, the stream was
+    ended before it was complete, or the consumer's address says no.
     """
     try:
         held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
@@ -80,10 +84,20 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
             transport="push",
         )
         await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
-    except (Limited, Refused) as error:
-        if error.code not in _PASSES:
+    except (HanseError, PolicyError) as raised:
+        error = as_error(raised)
+        if error.status < 500 and not _stays(error):
+            error = Busy(error.message, code=error.code)
+        if error is raised:
             raise
-        raise Busy(error.message, code=error.code) from error
+        raise error from raised
+
+
+def _stays(error: HanseError) -> bool:
+    """Whether it is a no for good, of the agreement or of the consumer. All else is ours, and may be well in a moment:
+    other reads end, a store answers, what is too large for the memory now is written otherwise, a file that was
+    replaced is registered anew."""
+    return error.code in _SPENT or (isinstance(error, Refused | NotFound) and error.code not in _PASSES)
 
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:

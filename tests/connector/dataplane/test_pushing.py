@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,15 +18,20 @@ from connector.dataplane import pushing
 from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import Target, push
 from connector.dsp.messages import address_of
-from connector.errors import AddressRefused, Busy, HanseError, PeerRefused, Refused
+from connector.errors import AddressRefused, Busy, EngineFailed, HanseError, Limited, NotFound, PeerRefused, Refused
 from connector.net import Guard, Net
+from connector.query.codes import error_of
 from connector.store.tables import Transfer
-from tests.support import receiver
-from tests.support.provider import OWNER, Provider, running, served
+from policies.model import Policy
+from tests.support import data, receiver
+from tests.support.gate import agreement as signed
+from tests.support.gate import atom
+from tests.support.provider import DATASET, OPEN, OWNER, Provider, running, served
 from tests.support.receiver import Receiver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Json = dict[str, Any]
+SUMS = signed(atom("ds:minGroupSize", "gteq", "3000"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -40,9 +46,18 @@ async def consumer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Re
         yield made
 
 
-async def sent(provider: Provider, to: Target, *, allow: tuple[str, ...] = ("127.0.0.1",), **net: float) -> None:
+async def sent(
+    provider: Provider,
+    to: Target,
+    *,
+    policy: Policy = OPEN,
+    name: str = DATASET,
+    path: Path | None = None,
+    allow: tuple[str, ...] = ("127.0.0.1",),
+    **net: float,
+) -> None:
     """All rows of a new agreement, pushed to a target."""
-    agreement = await provider.agree()
+    agreement = await provider.agree(policy, name=name, path=path)
     number = agreement.rsplit(":", 1)[-1]
     transfer = await provider.store.read(lambda tx: tx.transfers.peek(f"urn:transfer:{number}"))
     assert isinstance(transfer, Transfer)
@@ -128,18 +143,52 @@ async def test_what_a_consumer_did_to_its_transfer_is_waited_for(provider: Provi
             await sent(provider, Target(url))
 
 
-async def test_what_the_partys_facts_rule_out_may_be_right_in_a_moment(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch
+FAILURES: dict[str, tuple[HanseError, type[HanseError]]] = {
+    # Its transfer is suspended by then, or pushed.
+    "what the party's facts rule out": (Refused("membership is not active", code="not_permitted"), Busy),
+    "other reads of the agreement": (Limited("1 read is running", code="concurrency"), Busy),
+    "a store that does not answer": (error_of("store_unreachable", {}), Busy),
+    "files that were replaced": (error_of("version_changed", {}), Busy),
+    "too little memory": (error_of("memory_limit", {}), Busy),
+    "a worker that crashed": (error_of("worker_crashed", {}), EngineFailed),
+    "a database that is away": (Busy("the database does not answer now"), Busy),
+    "uses that are spent": (Limited("the agreement allows 1 reads", code="count_spent"), Limited),
+    "rows that are spent": (Limited("the agreement's rows are used up", code="quota_spent"), Limited),
+    "an agreement that has ended": (Refused("the agreement has ended", code="agreement_ended"), Refused),
+    "an agreement that is not known": (NotFound("no final agreement", code="no_agreement"), NotFound),
+}
+
+
+@pytest.mark.parametrize(("failure", "kind"), FAILURES.values(), ids=FAILURES.keys())
+async def test_what_the_agreement_refuses_is_final_and_what_fails_here_is_not(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, failure: HanseError, kind: type[HanseError]
 ) -> None:
-    """Its transfer is suspended by then, or pushed."""
+    async def fails(*_: Any, **__: Any) -> None:
+        raise failure
 
-    async def lapsed(*_: Any, **__: Any) -> None:
-        raise Refused("membership is not active", code="not_permitted")
-
-    monkeypatch.setattr(provider.reads.grants, "hold", lapsed)
-    with pytest.raises(Busy) as raised:
+    monkeypatch.setattr(provider.reads.grants, "examine", fails)
+    with pytest.raises(kind) as raised:
         await sent(provider, Target("http://127.0.0.1:9/sink"))
-    assert raised.value.code == "not_permitted"
+    assert (type(raised.value), raised.value.code, raised.value.message) == (kind, failure.code, failure.message)
+
+
+async def test_a_file_that_was_replaced_is_waited_for_until_it_is_registered_anew(
+    provider: Provider, tmp_path: Path
+) -> None:
+    path = data.parquet(tmp_path / "replaced.parquet", 1_000)
+    async with scripted(200, b"") as url:
+        await sent(provider, Target(url), name="replaced", path=path)
+        data.parquet(path, 1_001)
+        with pytest.raises(Busy) as raised:
+            await sent(provider, Target(url), name="replaced", path=path)
+    assert raised.value.code == "version_changed"
+
+
+async def test_rows_that_leave_only_as_sums_are_never_pushed(provider: Provider) -> None:
+    """The gate says so, each time that it is asked."""
+    async with scripted(200, b"") as url:
+        with pytest.raises(Refused):
+            await sent(provider, Target(url), policy=SUMS)
 
 
 @pytest.mark.parametrize("most", [0, 1_000_000], ids=["at once", "after a part"])
