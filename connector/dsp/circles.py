@@ -21,6 +21,9 @@ LASTING, LASTING_OTHERS = "lasting", "lasting_others"  # for hours, perhaps: to 
 _PER_HOST = {PARTNERS: 32, STRANGERS: 16, LASTING_OTHERS: 32}  # at once; the others are not counted by host
 _AT_ONCE = 64  # in each circle
 _AT_ONCE_PER_PEER = 32
+# No more than a connector like ours takes of one (`dataplane.receiving`): what is pushed beyond that is refused, though
+# its read has begun and is counted.
+_LASTING_PER_PEER = 8
 _TAKEN_UP_PER_PEER = 2 * _AT_ONCE_PER_PEER  # under way or waiting for a place; what is over that stays in the outbox
 _WAITING_MAX = 400  # of one circle; within it everybody has an equal share
 _LEAST_SHARE = 4  # and no less than this: whoever has had its share is named to the database, which bears some hundreds
@@ -51,8 +54,12 @@ def _names(row: Outbox) -> tuple[str, ...]:
 class Circles:
     def __init__(self) -> None:
         self._circles = {
-            name: _Circle(per_host=_PER_HOST.get(name))
-            for name in (KNOWN, PARTNERS, STRANGERS, LASTING, LASTING_OTHERS)
+            name: _Circle(per_host=_PER_HOST.get(name), each=each)
+            for each, names in (
+                (_AT_ONCE_PER_PEER, (KNOWN, PARTNERS, STRANGERS)),
+                (_LASTING_PER_PEER, (LASTING, LASTING_OTHERS)),
+            )
+            for name in names
         }
         self._passed_over = Full()
 
@@ -83,9 +90,9 @@ class Circles:
 
 
 class _Circle:
-    def __init__(self, *, per_host: int | None) -> None:
+    def __init__(self, *, per_host: int | None, each: int) -> None:
         self.waiting = 0
-        self.places = Places(_AT_ONCE, each=_AT_ONCE_PER_PEER, first=per_host)
+        self.places = Places(_AT_ONCE, each=each, first=per_host)
         self._by: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # in the order of the names
 
     def enter(self, names: tuple[str, ...]) -> bool:

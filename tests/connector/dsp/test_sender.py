@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from connector.dataplane import receiving
 from connector.dsp import circles
 from connector.dsp.sender import Courier, Outcome, Result, Sender
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
@@ -271,6 +272,34 @@ async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_st
     await courier.until(1)
     await made.stop()
     assert courier.settled == [("one", Result.DELIVERED)]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["members", "others"])
+async def test_a_counterparty_is_sent_no_more_lasting_deliveries_at_once_than_it_takes(
+    sqlite_store: Store, known: bool
+) -> None:
+    """Those that wait are not begun; another counterparty of the same host has places of its own."""
+    under_way: dict[str, int] = {"did:web:one": 0, "did:web:two": 0}
+    most, takes, all_begun = dict(under_way), dict.fromkeys(under_way, receiving._EACH), asyncio.Event()
+
+    async def carry(row: Outbox) -> Outcome:
+        under_way[row.audience] += 1
+        most[row.audience] = max(most[row.audience], under_way[row.audience])
+        if most == takes:
+            all_begun.set()
+        await all_begun.wait()
+        await asyncio.sleep(0.01)
+        under_way[row.audience] -= 1
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier, is_member=lambda _: known)
+    made.register("test", courier, lasting=True)
+    await made.start()
+    await send(made, sqlite_store, *(message(f"{to}{i}", f"{to}{i}", to=to) for to in most for i in range(20)))
+    await courier.until(40)
+    await made.stop()
+    assert most == takes
 
 
 class _Resting:
