@@ -52,7 +52,7 @@ class Running:
     under: tuple[Under, ...]
 
 
-def running(tx: Transaction, *, agreement: str = "", limit: int | None = None, offset: int = 0) -> list[Running]:
+def running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[Running]:
     """Reads that have begun and not ended, the newest first; of one agreement only those under it."""
     return [_running(row) for row in tx.reads.under_way(agreement=agreement, limit=limit, offset=offset)]
 

@@ -58,8 +58,7 @@ class Source(DataSource):  # type: ignore[misc]
         return "hanse"
 
     def schema(self) -> Any:
-        units = pa.schema([one.with_type(_in_its_units(one.type)) for one in self._given()[1].schema])
-        return from_arrow_schema(units)
+        return from_arrow_schema(_units(self._given()[1].schema))
 
     def reader(self, schema: Any) -> Reader:
         return Reader(*self._given(), int(self.options.get("partitions", "8")))
@@ -71,7 +70,7 @@ class Source(DataSource):  # type: ignore[misc]
 
 def as_spark_has_it(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Spark compares types to the unit: moments have microseconds there, and what is below them is cut off."""
-    schema = pa.schema([one.with_type(_in_its_units(one.type)) for one in batch.schema])
+    schema = _units(batch.schema)
     if schema == batch.schema:
         return batch
     columns = [
@@ -79,6 +78,10 @@ def as_spark_has_it(batch: pa.RecordBatch) -> pa.RecordBatch:
         for column, one in zip(batch.columns, schema, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _units(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([one.with_type(_in_its_units(one.type)) for one in schema])
 
 
 def _in_its_units(of: pa.DataType) -> pa.DataType:

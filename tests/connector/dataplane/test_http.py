@@ -392,7 +392,7 @@ async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
             tx.publish(TransferAdvanced(actor=actor, process=name, reason="enough", outcome=outcome, detail=about))
 
     async with endless(running, running.ticket(agreement)) as answer:
-        (known,) = await running.store.read(lambda tx: unfinished.running(tx, agreement=agreement))
+        (known,) = await running.store.read(lambda tx: unfinished.running(tx, agreement=agreement, limit=10))
         assert (known.transport, known.under[0].transfer) == ("http", name)
         await running.store.write(suspend)
         while not any(stream.over for stream in running.reads.live.values()):

@@ -139,17 +139,22 @@ async def test_a_repeat_of_what_was_received_changes_nothing(here: Receiver, pid
     assert len(here.told(pid)) == 1
 
 
-async def test_a_repeat_that_dribbles_has_an_end_too(here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    await here.transfer(pid)
-    assert (await here.push(pid, WHOLE)).status_code == 200
-    monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, seconds=1.0))
+async def dribbled(here: Receiver, pid: str) -> bytes:
+    """What a push is answered that comes a byte now and then."""
     sender = await Sender.to(here, pid)
     answering = asyncio.ensure_future(sender.answer())
     async with asyncio.timeout(30):
         while not answering.done():
             await sender.send(b"x")
             await asyncio.sleep(0.1)
-    assert b'"too_slow"' in answering.result()
+    return answering.result()
+
+
+async def test_a_repeat_that_dribbles_has_an_end_too(here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, seconds=1.0))
+    assert b'"too_slow"' in await dribbled(here, pid)
     assert [event.kind for event in here.told(pid)] == ["DataReceived"]  # nothing of it has changed
     assert (await here.row(pid)).code == ""
     assert (await here.receiving.file(pid)).read_bytes() == WHOLE
@@ -205,13 +210,7 @@ async def test_a_byte_now_and_then_is_silence(
     if repeat:
         assert (await here.push(pid, WHOLE)).status_code == 200
     monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, stall=1.0))
-    sender = await Sender.to(here, pid)
-    answering = asyncio.ensure_future(sender.answer())
-    async with asyncio.timeout(30):
-        while not answering.done():
-            await sender.send(b"x")
-            await asyncio.sleep(0.1)
-    assert b'"sender_stalled"' in answering.result()
+    assert b'"sender_stalled"' in await dribbled(here, pid)
 
 
 async def test_a_few_rows_now_and_then_are_no_silence(

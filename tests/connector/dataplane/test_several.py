@@ -160,7 +160,7 @@ async def test_what_a_crash_leaves_of_a_read_is_closed_under_each_of_its_agreeme
     asked = Asked(tickets=tickets, sql=BOTH, action=QUERY, query_id="cut", transport="http")
     async with running.reads.open(asked):
         await asyncio.gather(*running.reads._tasks - {running.reads._noting})
-        (known,) = await running.store.read(unfinished.running)
+        (known,) = await running.store.read(lambda tx: unfinished.running(tx, limit=10))
         assert (known.id, known.consumer, known.transport) == ("cut", CONSUMER, "http")
         assert time.time() - 60 < known.since <= time.time()
         assert [(one.agreement, one.transfer) for one in known.under] == [
