@@ -280,11 +280,14 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
     shown: list[exp.Expr] = [*keys, *(column_named(one.column) for one in grid.measures)]
     shown += [column_named(grid.entity)] if grid.entity is not None else []
     shown = shown or [named_as(exp.Literal.number(1), _N)]
-    gone, come = _minus(shown, old.name, new.name), _minus(shown, new.name, old.name)
-    changed, both, few = (maker.token() for _ in range(3))
+    gone, come, changed, both, few = (maker.token() for _ in range(5))
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     few_of = exp.select(named_as(unit.copy(), _N), copy=False).from_(table_named(changed), copy=False)
-    ctes = [*old.ctes, *new.ctes, (changed, exp.Union(this=gone, expression=come, distinct=False))]
+    # Each by a name of its own: one behind the other, SQL takes set operations from the left.
+    ctes: list[tuple[str, exp.Query]] = [*old.ctes, *new.ctes]
+    ctes += [(gone, _minus(shown, old.name, new.name)), (come, _minus(shown, new.name, old.name))]
+    either = (exp.select(exp.Star()).from_(table_named(name)) for name in (gone, come))
+    ctes.append((changed, exp.union(*either, distinct=False, copy=False)))
     if keys:
         cells = [exp.select(*(key.copy() for key in keys)).from_(table_named(name)) for name in (old.cells, new.cells)]
         ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True)))

@@ -86,6 +86,7 @@ CHANGES: dict[str, tuple[Policy, str, str, list[str]]] = {
     "a filtered column becomes a text": (ADULTS, AGES.format("INTEGER"), AGES.format("VARCHAR"), ["type_changed"]),
     "a filtered column becomes longer": (ADULTS, AGES.format("INTEGER"), AGES.format("BIGINT"), []),
     "one person more": (CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 101), ["difference_too_small"]),
+    "one person fewer": (CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 99), ["difference_too_small"]),
     "one person and a column more": (
         CELLS, FIRST, COSTS.format("i", "DOUBLE", ", 1 AS extra", 101), ["difference_too_small"]
     ),
