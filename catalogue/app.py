@@ -32,7 +32,7 @@ from connector.look import reference
 from connector.net import Guard, Net
 from connector.telemetry import logger
 
-_FOLLOW_SECONDS = 2.0
+_FOLLOW_SECONDS, _FOLLOW_SECONDS_MAX = 2.0, 60.0
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -74,7 +74,7 @@ def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Part
     index = Index(settings.data_dir / "index", store)
 
     async def follow() -> None:
-        await asyncio.to_thread(index.catch_up)
+        await _caught_up(index)
 
     metrics = health.Metrics()
     crawler = Crawler(store, net, identity, settings, on_change=follow, count=metrics.visits)
@@ -101,7 +101,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     problems.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
-    app.include_router(health.router(built.store, built.access, built.metrics))
+    app.include_router(health.router(built.store, built.index, built.access, built.metrics))
     app.include_router(feeds.router(built.search, built.access, settings))
     app.include_router(site.router())
 
@@ -139,12 +139,20 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 
 async def _follow(index: Index) -> None:
     """Bring to the index what others write into the database, as the command line does, until cancelled."""
+    pause = _FOLLOW_SECONDS
     while True:
-        await asyncio.sleep(_FOLLOW_SECONDS)
-        try:
-            await asyncio.to_thread(index.catch_up)
-        except Exception as error:  # noqa: BLE001  # an index that stops would show what is no longer there
-            logger("index").error("index_behind", reason=repr(error))
+        await asyncio.sleep(pause)
+        pause = _FOLLOW_SECONDS if await _caught_up(index) else min(2 * pause, _FOLLOW_SECONDS_MAX)
+
+
+async def _caught_up(index: Index) -> bool:
+    """Whether the index has come up with the database. What was changed there is changed, even where it has not."""
+    try:
+        await asyncio.to_thread(index.catch_up)
+    except Exception as error:  # noqa: BLE001  # an index that stops would show what is no longer there
+        logger("index").error("index_behind", reason=repr(error))
+        return False
+    return True
 
 
 def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:

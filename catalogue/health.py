@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from catalogue.access import Access
+from catalogue.index import Index
 from catalogue.store import Store, Transaction
 from connector.errors import HanseError
 
@@ -36,7 +37,7 @@ class Metrics:
         return response
 
 
-def router(store: Store, access: Access, metrics: Metrics) -> APIRouter:
+def router(store: Store, index: Index, access: Access, metrics: Metrics) -> APIRouter:
     """`/health/live`, `/health/ready` for anybody; `/metrics` for the operator: totals tell of hidden entries too."""
     routes = APIRouter(tags=["health"])
 
@@ -47,12 +48,12 @@ def router(store: Store, access: Access, metrics: Metrics) -> APIRouter:
 
     @routes.get("/health/ready")
     async def ready() -> JSONResponse:
-        """The database answers."""
+        """The database answers, and the search index follows it."""
         try:
             await store.read(lambda tx: tx.entries.last_seq())
         except HanseError as error:
-            return JSONResponse({"status": "failing", "reason": error.message}, status_code=503)
-        return JSONResponse({"status": "ok"})
+            return _failing(error.message)
+        return _failing(index.problem) if index.problem else JSONResponse({"status": "ok"})
 
     @routes.get("/metrics", dependencies=[Depends(access.operator())])
     async def figures() -> Response:
@@ -64,6 +65,10 @@ def router(store: Store, access: Access, metrics: Metrics) -> APIRouter:
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
     return routes
+
+
+def _failing(reason: str) -> JSONResponse:
+    return JSONResponse({"status": "failing", "reason": reason}, status_code=503)
 
 
 def _figures(tx: Transaction) -> tuple[list[str], int]:

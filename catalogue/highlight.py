@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from catalogue.pieces import words_of
+
 _WORD = re.compile(r"\w+")
 _WINDOW = 240
 _LOOKED_THROUGH, _NAMES = 5_000, 1_000  # characters of a text, and names: entries are as long as their owners make them
@@ -57,5 +59,9 @@ def excerpt(text: str, matches: Matches, *, window: int = _WINDOW) -> list[Segme
 
 def found(names: Sequence[str], matches: Matches, *, most: int = MOST) -> list[str]:
     """The first names of which some word was searched for."""
-    parts = ((name, re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)) for name in names[:_NAMES])
-    return list(islice((name for name, words in parts if any(map(matches, words))), most))
+    return chosen(names, lambda name: any(map(matches, words_of(name))), most=most)
+
+
+def chosen(names: Sequence[str], fits: Matches, *, most: int = MOST) -> list[str]:
+    """The first names that fit."""
+    return list(islice(filter(fits, names[:_NAMES]), most))

@@ -13,7 +13,9 @@ from catalogue.facets import POLICIES, STATES, facet_named, purpose_name, theme_
 from connector.errors import BadInput
 
 SIZE, SIZE_MAX, DEPTH_MAX = 20, 100, 10_000
-_TEXT_MAX, _FILTERS_MAX, _FILTER_MAX = 500, 20, 2_000
+TEXT_MAX, _ID_MAX = 500, 1_024
+_FILTERS_MAX, _FILTER_MAX = 20, 2_000
+_LONG_ID = re.compile(r"\s*[^\s:]+:\S+\s*")
 _TYPED = re.compile(r'(?<!\S)([a-z]+):(?:"([^"]*)"|(\S+))')
 _NORMAL = {
     "theme": theme_code, "purpose": purpose_name, "keyword": str.lower, "country": str.upper,
@@ -58,8 +60,11 @@ def read(
 ) -> Question:
     """A question from a search box and parameters. BadInput for one that is too long or too deep, or asks for a
     state or a class of policies that there is not."""
-    if len(text) > _TEXT_MAX:
-        raise BadInput(f"expected at most {_TEXT_MAX} characters to search for, came {len(text)}")
+    if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
+        raise BadInput(
+            f"expected at most {TEXT_MAX} characters to search for, or one id of a dataset of at most {_ID_MAX}, "
+            f"came {len(text)}"
+        )
     if page < 1 or not 1 <= size <= SIZE_MAX or page * size > DEPTH_MAX:
         raise BadInput(
             f"expected a page from 1 on, 1 to {SIZE_MAX} results a page and at most {DEPTH_MAX} results in all, came "

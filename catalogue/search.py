@@ -20,6 +20,7 @@ from catalogue.cards import card_for, saw
 from catalogue.facets import FACETS, Card
 from catalogue.highlight import Matches, Segment
 from catalogue.index import Found, Index
+from catalogue.pieces import are_within, is_part, words_of
 from catalogue.question import DEPTH_MAX, Question
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Entry as Row
@@ -28,6 +29,7 @@ from connector.errors import NotFound
 from connector.threads import Threads
 
 T = TypeVar("T")
+Fold = Callable[[str], tuple[str, ...]]  # the words of a text as the index knows them
 
 _LOOKS = 10  # reads of a page's size that one page may take
 _PART_MIN = 4  # letters of a searched word that may be found inside a longer one
@@ -108,6 +110,10 @@ class Search:
         facets = _values(found, question, await self._store.read(partial(_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
 
+    async def count(self, question: Question, viewer: Viewer) -> int:
+        """How many hits a question has for a viewer, and nothing else of them. Busy as for `ask`."""
+        return await self._in_index(partial(self._index.count, question, viewer))
+
     async def _in_index(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._threads.submit(work))
 
@@ -125,38 +131,55 @@ class Search:
 
     def _hits(self, cards: Sequence[Card], question: Question) -> list[Hit]:
         """What is shown of each; beside the loop, as entries are as long as their owners make them."""
-        matches = self._matcher(question)
-        return [self._hit(card, question, matches) for card in cards]
+        fold = cache(lambda text: tuple(self._index.words_in(text)))
+        matches, is_asked = self._matcher(question, fold), _asked(question, fold)
+        return [_hit(card, question, matches, is_asked) for card in cards]
 
-    def _hit(self, card: Card, question: Question, matches: Matches) -> Hit:
-        entry = card.entry
-        names = [column.name for column in entry.columns]
-        asked = {column.lower() for column in question.columns}
-        columns = [name for name in names if name.lower() in asked][: highlight.MOST] or highlight.found(names, matches)
-        return Hit(
-            card,
-            highlight.marked(entry.title, matches),
-            highlight.excerpt(entry.description, matches),
-            columns,
-        )
-
-    def _matcher(self, question: Question) -> Matches:
+    def _matcher(self, question: Question, fold: Fold) -> Matches:
         """Whether a word of an entry is one that was searched for: itself, its stem, or with it inside."""
         words = set(self._index.words_in(" ".join((question.words, *question.columns))))
         stems = {self._index.stem(word) for word in words}
-        parts = [re.escape(word) for word in words if len(word) >= _PART_MIN]
+        parts = [re.escape(word) for word in words if is_part(word, _PART_MIN)]
         inside = re.compile("|".join(parts) or "(?!)")
         if not words:
             return lambda _: False
 
         @cache
         def matches(text: str) -> bool:
-            folded = next(iter(self._index.words_in(text)), "")
+            folded = next(iter(fold(text)), "")
             if not folded:
                 return False
             return folded in words or self._index.stem(folded) in stems or bool(inside.search(folded))
 
         return matches
+
+
+def _asked(question: Question, fold: Fold) -> Matches:
+    """Whether a column is one that was asked for, by the letters or the words of its name: as the index finds it."""
+    wanted = [_folded(name, fold) for name in question.columns]
+
+    def is_asked(name: str) -> bool:
+        words = _folded(name, fold)
+        return any(are_within(asked, words) for asked in wanted)
+
+    return is_asked if wanted else lambda _: False
+
+
+def _folded(name: str, fold: Fold) -> list[str]:
+    """The words of a column's name as the index knows them."""
+    return [word for piece in words_of(name) for word in fold(piece)]
+
+
+def _hit(card: Card, question: Question, matches: Matches, is_asked: Matches) -> Hit:
+    entry, asked = card.entry, {column.lower() for column in question.columns}
+    names = [column.name for column in entry.columns]
+    exact = [name for name in names if name.lower() in asked][: highlight.MOST]
+    return Hit(
+        card,
+        highlight.marked(entry.title, matches),
+        highlight.excerpt(entry.description, matches),
+        exact or highlight.chosen(names, is_asked) or highlight.found(names, matches),
+    )
 
 
 def _cards(tx: Transaction, *, ids: Sequence[str], viewer: Viewer) -> list[Card]:

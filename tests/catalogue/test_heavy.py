@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catalogue import feeds, highlight
+from catalogue import feeds, highlight, index
 from catalogue.exports import dcat
 from catalogue.index import _TEXTS_MAX, Index
 from tests.catalogue.conftest import Catalogue
@@ -81,20 +81,22 @@ async def test_an_entry_for_a_hundred_members_is_no_hundred_long_texts_to_the_in
         offer(n, {"leftOperand": "ds:participant", "operator": "eq", "rightOperand": f"did:web:m{n}"})
         for n in range(100)
     ]
-    north.datasets = [heavy("named", named), dataset("urn:hanse:north:light", **{"dct:description": WORDS})]
+    late = {"dct:description": f"{WORDS} lighthouse"}
+    north.datasets = [heavy("named", named) | late, dataset("urn:hanse:north:light", **late)]
     put: dict[str, int] = {}
-    make = Index._document
+    make = index._document
 
-    def counted(self: Index, card: Any, texts: dict[str, str], *, most: int) -> Any:
-        put[card.entry.name] = put.get(card.entry.name, 0) + sum(map(len, texts.values()))
-        return make(self, card, texts, most=most)
+    def counted(card: Any, texts: dict[str, str], names: dict[str, list[str]]) -> Any:
+        long = [*texts.values(), *(one for some in names.values() for one in some)]
+        put[card.entry.name] = put.get(card.entry.name, 0) + sum(map(len, long))
+        return make(card, texts, names)
 
-    monkeypatch.setattr(Index, "_document", counted)
+    monkeypatch.setattr(index, "_document", counted)
     await catalogue.admit(north, "north")
     await catalogue.crawl("north")
     assert put["named"] < 5 * _TEXTS_MAX
     assert put["light"] > len(WORDS)
-    assert await catalogue.ids("word1999") == ["urn:hanse:north:light"]
+    assert await catalogue.ids("lighthouse") == ["urn:hanse:north:light"]
     assert set(await catalogue.ids("word1")) == {"urn:hanse:north:light", "urn:hanse:north:named"}
 
 

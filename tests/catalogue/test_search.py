@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catalogue import question, search
+from catalogue import counts, index, question, search
+from catalogue.access import Viewer
 from catalogue.facets import FACETS
 from catalogue.highlight import excerpt, found, marked
+from catalogue.index import Index
 from connector.errors import BadInput
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
@@ -102,6 +106,52 @@ async def test_every_search_finds_what_it_should_and_nothing_else(filled: Catalo
     assert found == {text: set(names) for text, names in SEARCHES}
 
 
+PIECES: dict[str, dict[str, Any]] = {
+    "stays": {"hanse:columns": ["stage", "state", "annotation_source", "patient_name", "order_id", "bloodSugar"]},
+    "sales": {"dct:title": "Großhandelsumsätze, Verschleißdaten", "hanse:columns": ["blood_pressure"]},
+    "register": {"dct:description": "Enthält Patientendaten und Wetter, Nr. 10000001."},
+    "cases": {"dct:title": "中国糖尿病患者数据"},
+}
+PARTS = [
+    ("notation", ["stays"]),
+    ("station", []),  # its pieces stand in several words
+    ("sourcepatient", []),
+    ("Großhandel", ["sales"]),
+    ("grosshandel", ["sales"]),
+    ("Verschleiß", ["sales"]),
+    ("verschleiss", ["sales"]),
+    ("tientendaten", ["register"]),  # in a description
+    ("patientendatem", ["register"]),  # and with a letter wrong in a long word of it
+    ("watter", []),  # but not in a short one
+    ("10000002", []),  # nor a digit
+    ("klinik", ["cases", "register", "sales", "stays"]),  # the owner
+    ("糖尿", ["cases"]),
+    ("者数", ["cases"]),
+    ("者", []),
+    ("column:patient_id", []),  # of two columns
+    ("column:name_order", []),
+    ("column:id", ["stays"]),
+    ("column:orderId", ["stays"]),
+    ("column:bloodPressure", ["sales"]),
+    ("column:bloodpressure", ["sales"]),
+    ("column:blood_sugar", ["stays"]),
+    ("column:sugarBlood", []),
+]
+
+
+async def test_a_part_of_a_word_is_found_in_one_word_and_a_column_in_one_name(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.datasets = [dataset(f"urn:hanse:north:{name}", **about) for name, about in PIECES.items()]
+    await catalogue.admit(north, "north", title="Klinikum")
+    await catalogue.crawl("north")
+    found = {text: sorted(hit["name"] for hit in (await catalogue.search(text))["results"]) for text, _ in PARTS}
+    assert found == dict(PARTS)
+    shown = await catalogue.search("column:order_id column:bloodSugar")
+    assert shown["results"][0]["matched_columns"] == ["order_id", "bloodSugar"]
+    assert (await catalogue.search("column:orderId"))["results"][0]["matched_columns"] == ["order_id"]
+
+
 async def test_what_fits_better_stands_first(filled: Catalogue) -> None:
     assert {text: [hit["name"] for hit in (await filled.search(text))["results"]] for text in RANKED} == RANKED
 
@@ -135,6 +185,23 @@ async def test_a_chosen_value_is_counted_where_it_is_none_of_the_largest(
     assert found["total"] == 2
 
 
+@pytest.mark.parametrize("more", [4, 9])  # the rest of the index may change which is the largest, or not
+async def test_counts_of_values_are_exact_over_all_segments_of_the_index(
+    catalogue: Catalogue, north: Provider, south: Provider, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    monkeypatch.setitem(FACETS, "keyword", replace(FACETS["keyword"], shown=1))
+    monkeypatch.setattr(counts, "_COUNTED", 1)
+    many = [f"word{number:02}" for number in range(20)]
+    kept = [many, many, many, ["registry"], ["registry"]]
+    north.datasets = [dataset(f"urn:hanse:north:d{n}", **{"dcat:keyword": words}) for n, words in enumerate(kept)]
+    south.datasets = [dataset(f"urn:hanse:south:d{n}", **{"dcat:keyword": ["registry"]}) for n in range(more)]
+    for member, name in ((north, "north"), (south, "south")):
+        await catalogue.admit(member, name)
+        await catalogue.crawl(name)
+    values = (await catalogue.search())["facets"]["keyword"]["values"]
+    assert [(one["value"], one["count"]) for one in values] == [("registry", 2 + more)]
+
+
 async def test_the_last_page_that_can_be_asked_for_leads_to_no_other(
     filled: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +225,29 @@ async def test_pages_hold_every_hit_once(catalogue: Catalogue, north: Provider) 
     assert 'page=2>; rel="next"' in first.headers["link"]
     assert (await catalogue.ids(page=9)) == []
     assert [hit["name"] for hit in (await catalogue.search("north/d7"))["results"]] == ["d7"]
+
+
+@pytest.mark.parametrize("words", ["", "herring"])
+async def test_pages_leave_none_out_where_one_changes_between_them(
+    catalogue: Catalogue, north: Provider, south: Provider, words: str
+) -> None:
+    for member, name in ((north, "north"), (south, "south")):
+        member.datasets = [dataset(f"urn:hanse:{name}:d{n}", **{"dct:title": "herring"}) for n in range(30)]
+        await catalogue.admit(member, name)
+        await catalogue.crawl(name)
+    met = [await catalogue.ids(words, size=10, page=page) for page in (1, 2)]
+    changed = next(one for one in north.datasets if one["@id"] in met[0])
+    changed["dct:description"] = "Fresh."
+    await catalogue.crawl("north")
+    met += [await catalogue.ids(words, size=10, page=page) for page in (3, 4, 5, 6)]
+    assert len({one for page in met for one in page}) == 60
+
+
+async def test_a_dataset_with_a_long_id_is_found_by_it(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:" + "x:" * 400 + end) for end in "ab"]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    assert await catalogue.ids(north.datasets[1]["@id"]) == [north.datasets[1]["@id"]]
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=101&size=100", "size=101", "size=0", "page=x", "q=" + "a" * 501])
@@ -220,16 +310,73 @@ def test_columns_are_matched_by_the_words_of_their_names() -> None:
 
 
 async def test_a_lost_or_foreign_index_is_built_anew(filled: Catalogue) -> None:
-    index = filled.parts.index
+    kept = filled.parts.index
     answer = await filled.http.post("/api/v1/index/rebuild", headers=filled.operator)
     assert answer.json() == {"entries": 4}
     assert len(await filled.ids()) == 4
     for content in ("", "{}", '{"layout": 0, "at": [9, "x"]}'):
-        (index._directory / "hanse.json").write_text(content)
-        opened = type(index)(index._directory, filled.parts.store)
+        (kept._directory / "hanse.json").write_text(content)
+        opened = Index(kept._directory, filled.parts.store)
         assert opened.catch_up() == 4
-    index._at = (10**9, "")  # as after the database was restored to an earlier day
-    assert index.catch_up() == 4
+    opened._live.at = (10**9, "")  # as after the database was restored to an earlier day
+    assert opened.catch_up() == 4
+
+
+async def test_an_index_that_is_deleted_while_it_is_used_is_built_anew(
+    filled: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ready() -> tuple[int, str]:
+        answer = await filled.http.get("/health/ready")
+        return answer.status_code, answer.json().get("reason", "")
+
+    kept = filled.parts.index
+    shutil.rmtree(kept._directory)
+    with monkeypatch.context() as full:
+        full.setattr(Index, "_created", lambda self: Path("/dev/null/no").mkdir())
+        changed = {"status": "suspended"}
+        answer = await filled.http.patch("/api/v1/members/north", json=changed, headers=filled.operator)
+        assert answer.status_code == 200  # it is changed, whatever becomes of the index
+        assert await ready() == (503, "the files of the search index are gone; it is being built anew")
+        assert (await filled.search())["results"] == []
+    assert kept.catch_up() == 4
+    assert await ready() == (200, "")
+    assert (await filled.search())["total"] == 0
+    assert type(kept)(kept._directory, filled.parts.store).catch_up() == 0
+
+
+async def test_an_index_that_takes_no_changes_is_built_anew(filled: Catalogue) -> None:
+    kept = filled.parts.index
+    for path in kept._live.folder.iterdir():
+        if path.name != "meta.json":
+            path.unlink()
+    (kept._live.folder / "meta.json").write_text("{")
+    await filled.parts.store.write(lambda tx: tx.entries.touch_all(tx.members.of("north").id))
+    for _ in range(3):
+        with pytest.raises((OSError, ValueError)):
+            kept.catch_up()
+        assert "did not take the last changes" in kept.problem
+    assert (kept.catch_up(), kept.problem) == (4, "")
+
+
+async def test_an_index_that_is_built_anew_answers_when_it_is_whole(
+    filled: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, totals, apply = filled.parts.index, list[int](), Index._apply
+
+    def applied(self: Index, *given: Any) -> None:
+        apply(self, *given)
+        totals.append(kept.search(question.Question(), Viewer()).total)
+        if len(totals) == 2:  # what changes meanwhile is in it
+            filled.parts.store.write_now(lambda tx: tx.members.of("north").__setattr__("title", "Renamed"))
+            filled.parts.store.write_now(lambda tx: tx.entries.touch_all(tx.members.of("north").id))
+            shutil.rmtree(kept._live.folder)
+            assert kept.catch_up() == 0  # who comes now need not wait
+
+    monkeypatch.setattr(index, "_BATCH", 1)
+    monkeypatch.setattr(Index, "_apply", applied)
+    assert kept.rebuild() >= 4
+    assert set(totals) == {3}
+    assert len(await filled.ids("renamed")) == 4
 
 
 async def test_an_index_that_lags_never_shows_what_was_closed_since(filled: Catalogue) -> None:

@@ -124,7 +124,7 @@ def main(count: int) -> None:
         timed(f"take in {count:,} new datasets", count, lambda: take(parts, owners, datasets))
         timed("the same again, unchanged", count, lambda: take(parts, owners, datasets))
         timed("build the index", count, parts.index.rebuild)
-        size = sum(file.stat().st_size for file in (settings.data_dir / "index").iterdir())
+        size = sum(file.stat().st_size for file in (settings.data_dir / "index").rglob("*"))
         print(f"{'index':34}{size / 2**20:8.1f} MB {size / count:9.0f} bytes a dataset")
         print("search, 20 results and nine facets:")
         asyncio.run(searches(parts, settings))
