@@ -13,7 +13,7 @@ import pytest
 
 from catalogue.entry import read_dataset
 from catalogue.facets import Card
-from catalogue.pages import words
+from catalogue.pages import site, words
 from catalogue.question import Question
 from connector import look
 from tests.catalogue.conftest import Catalogue
@@ -142,6 +142,33 @@ async def test_a_search_without_hits_says_what_to_leave_out(catalogue: Catalogue
     assert "/?q=herring" in read.links
     text, _ = await page(catalogue, "/?q=herring&column=salt")
     assert "without column salt" in text
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(60.0, 8), (-1.0, 0)])
+async def test_what_to_leave_out_is_found_by_a_few_questions_in_a_short_time(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch, seconds: float, most: int
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    asked: dict[str, int] = {"search": 0, "count": 0}
+
+    def counted(name: str) -> None:
+        do = getattr(catalogue.parts.index, name)
+
+        def ask(*about: Any) -> Any:
+            asked[name] += 1
+            return do(*about)
+
+        monkeypatch.setattr(catalogue.parts.index, name, ask)
+
+    for name in asked:
+        counted(name)
+    monkeypatch.setattr(site, "_SPOILERS_SECONDS", seconds)
+    columns = "&".join(f"column=c{number}" for number in range(12))
+    text, _ = await page(catalogue, f"/?q=herring&theme=HEAL&license=x&{columns}")
+    assert "Nothing fits" in text
+    assert asked == {"search": 1, "count": most}
 
 
 async def test_a_browser_gets_a_problem_as_a_page_and_a_program_as_json(catalogue: Catalogue) -> None:
