@@ -66,7 +66,8 @@ def router(
         asked = question.read(q, columns=column or (), filters=filters_of(request), page=page, size=size)
         found = await search.ask(asked, viewer)
         if page < found.pages:
-            response.headers["link"] = f'<{request.url.include_query_params(page=page + 1)}>; rel="next"'
+            query = request.url.include_query_params(page=page + 1).query
+            response.headers["link"] = f'<{settings.root_url}/api/v1/search?{query}>; rel="next"'
         return shapes.results(found, root=settings.root_url, now=clock())
 
     @routes.get("/api/v1/datasets/{dataset_id:path}", tags=["search"])
