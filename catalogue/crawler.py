@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,18 @@ class _Outcome:
     pages: int = 0
     bytes: int = 0
     etag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Basis:
+    """What a visit begins with. What is changed while it lasts, it does not undo: it compares when it stores."""
+
+    member: Member
+    etag: str
+    spaces: Namespaces  # whose ids are whose
+    revision: int  # of the register
+    seq: int  # the last change number
+    at: float
 
 
 class Crawler:
@@ -148,14 +160,12 @@ class Crawler:
 
     async def _crawl(self, member_id: str, why: str) -> Run:
         async with self._turns.turn(member_id, why) as why:
-            member, source, spaces = await self._store.read(partial(_whom, key=member_id))
+            basis = await self._store.read(partial(_basis, key=member_id))
+            member, tally = basis.member, Tally()
             if member.status != "active":
                 raise Forbidden(f"{member.name} is {member.status}; its connector is not visited")
-            started, tally = self._store.clock(), Tally()
-            outcome = await self._visit(member, source, spaces, tally)
-            run = await self._store.write(
-                partial(self._conclude, member=member, why=why, started=started, outcome=outcome, tally=tally)
-            )
+            outcome = await self._visit(basis, tally)
+            run = await self._store.write(partial(self._conclude, basis=basis, why=why, outcome=outcome, tally=tally))
         if run.counts["withdrawn"]:
             await self._strip()
         self._count.labels(run.outcome).inc()
@@ -163,12 +173,13 @@ class Crawler:
         await self._on_change()
         return run
 
-    async def _visit(self, member: Member, source: Source, spaces: Namespaces, tally: Tally) -> _Outcome:
-        visit = Visit(self._net, self._identity, self._limits, did=member.id, url=member.url, etag=source.etag)
+    async def _visit(self, basis: _Basis, tally: Tally) -> _Outcome:
+        member = basis.member
+        visit = Visit(self._net, self._identity, self._limits, did=member.id, url=member.url, etag=basis.etag)
         try:
             async for datasets in visit.pages():
                 async with self._reading:
-                    await self._take(member, datasets, spaces, tally)
+                    await self._take(basis, datasets, tally)
         except HanseError as error:
             kind = "partial" if tally.datasets else "failed"
             return _Outcome(kind, error.message, visit.page_count, visit.byte_count)
@@ -179,30 +190,25 @@ class Crawler:
         etag = visit.etag if visit.complete and not tally.skipped else ""
         return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
 
-    async def _take(self, member: Member, datasets: list[object], spaces: Namespaces, tally: Tally) -> None:
+    async def _take(self, basis: _Basis, datasets: list[object], tally: Tally) -> None:
         """Store a page. Its texts are read beside the event loop and outside the transaction that stores them."""
-        sift = partial(ingest.sift, spaces=spaces, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
+        member = basis.member
+        sift = partial(ingest.sift, spaces=basis.spaces, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
         candidates = await asyncio.to_thread(sift, datasets, member)
         known = await self._store.read(lambda tx: ingest.known_texts(tx, member, candidates))
         page = await asyncio.to_thread(partial(ingest.read, tally=tally), candidates, known, member)
         most = self._settings.crawl_entries_max
-        await self._store.write(lambda tx: ingest.take(tx, member, page, most=most, tally=tally))
+        await self._store.write(lambda tx: ingest.take(tx, member, page, seq=basis.seq, most=most, tally=tally))
 
-    def _conclude(
-        self, tx: Transaction, *, member: Member, why: str, started: float, outcome: _Outcome, tally: Tally
-    ) -> Run:
-        source = tx.members.source(member.id)
-        if outcome.outcome == "complete":
-            ingest.miss(tx, member.id, since=started, tally=tally)
-        if outcome.outcome == "unchanged":
-            tally.datasets = tx.entries.seen_all(member.id, tx.now)
-        if source is not None:
-            self._note(tx, source, outcome, took=tx.now - started)
-            self._age(tx, source, outcome, since=started, tally=tally)
+    def _conclude(self, tx: Transaction, *, basis: _Basis, why: str, outcome: _Outcome, tally: Tally) -> Run:
+        member, stands = basis.member, tx.members.stands(basis.member)
+        source = tx.members.source(member.id, lock=True)  # after the member, as whoever changes that does
+        if source is not None and stands:  # an address that is the member's no longer says nothing of it
+            self._follow(tx, source, basis, outcome, tally)
         run = Run(
             member_id=member.id,
             why=why,
-            started_at=started,
+            started_at=basis.at,
             ended_at=tx.now,
             outcome=outcome.outcome,
             problem=clean(outcome.problem, _PROBLEM_MAX),
@@ -213,6 +219,17 @@ class Crawler:
             tx.members.add(run)
             tx.members.forget_old_runs(member.id)
         return run
+
+    def _follow(self, tx: Transaction, source: Source, basis: _Basis, outcome: _Outcome, tally: Tally) -> None:
+        """What a visit means for the member's entries, and for when it is visited again."""
+        if tx.members.revision() != basis.revision or tx.entries.withdrawn_after(source.member_id, basis.seq):
+            outcome = replace(outcome, etag="")  # what was read was judged by what has changed since: read it again
+        if outcome.outcome == "complete":
+            ingest.miss(tx, source.member_id, since=basis.at, tally=tally)
+        if outcome.outcome == "unchanged":
+            tally.datasets = tx.entries.seen_all(source.member_id, tx.now)
+        self._note(tx, source, outcome, took=tx.now - basis.at)
+        self._age(tx, source, outcome, since=basis.at, tally=tally)
 
     def _note(self, tx: Transaction, source: Source, outcome: _Outcome, *, took: float) -> None:
         good = outcome.outcome in ("complete", "unchanged", "partial")
@@ -257,10 +274,12 @@ def _due(tx: Transaction, *, limit: int) -> list[Source]:
     return list(tx.members.due(tx.now, limit=limit))
 
 
-def _whom(tx: Transaction, *, key: str) -> tuple[Member, Source, Namespaces]:
-    """The member to visit, what is known of its connector, and whose ids are whose."""
+def _basis(tx: Transaction, *, key: str) -> _Basis:
+    """What a visit of a member begins with."""
+    revision, seq = tx.members.revision(), tx.entries.last_seq()  # before what they stand for
     member = tx.members.of(key)
     source = tx.members.source(member.id)
     if source is None:
         raise HanseError(f"the member {member.name} has no crawl state; remove it and let it join again")
-    return member, source, Namespaces((one.id, one.name, one.url) for one in tx.members.all())
+    spaces = Namespaces((one.id, one.name, one.url) for one in tx.members.all())
+    return _Basis(member=member, etag=source.etag, spaces=spaces, revision=revision, seq=seq, at=tx.now)

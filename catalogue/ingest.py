@@ -152,10 +152,13 @@ def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, 
     return page
 
 
-def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally) -> None:
-    """Store a page. Limited when the member lists more than `most` datasets, Forbidden where it is one no longer."""
-    if not tx.members.is_active(member.id):
-        raise Forbidden(f"{member.name} is suspended, or a member no longer; nothing more of its catalogue is taken")
+def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally) -> None:
+    """Store a page of a visit that began at the change number `seq`: what was withdrawn after that stays so. Limited
+    when the member lists more than `most` datasets, Forbidden where it is one no longer, or has another address."""
+    if not tx.members.stands(member):
+        raise Forbidden(
+            f"{member.name} is suspended, has moved, or is a member no longer; nothing more of its catalogue is taken"
+        )
     if tally.datasets + len(page.same) + len(page.readings) > most:
         raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
     _doubt(tx, member, tally)
@@ -168,6 +171,9 @@ def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally
         if row is not None and row.member_id in others and not reading.candidate.own:
             taken = Conflict("another member listed this id first; ids of yours start with your own namespace")
             tally.skip(row.id, taken)
+            continue
+        if row is not None and row.withdrawn_at is not None and row.seq > seq:
+            tally.skip(row.id, Conflict("it was withdrawn while it was read; the next visit says whether it is listed"))
             continue
         tally.datasets += 1
         row = row or Row(id=reading.candidate.id, first_seen=tx.now, digest="", misses=0)
@@ -264,13 +270,14 @@ def strip(tx: Transaction, *, limit: int = 2_000) -> int:
 
 def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
     """The member itself takes back datasets: they leave the search at once. How many there were."""
+    source = tx.members.source(member_id, lock=True)  # a visit that ends now ends before, or sees what is done here
     mine = [
         row for row in tx.entries.these(ids).values() if row.member_id == member_id and row.withdrawn_at is None
     ]  # fmt: skip
     for row in mine:
         row.withdrawn_at, row.withdrawn_why = tx.now, "its provider withdrew it"
         row.seq = tx.entries.next_seq()
-    if mine and (source := tx.members.source(member_id)) is not None:
+    if mine and source is not None:
         source.etag = ""  # where its catalogue lists one still, "unchanged" would not say so
     return len(mine)
 

@@ -156,6 +156,13 @@ class Entries:
             .values(withdrawn_at=now, withdrawn_why=why, seq=self.next_seq())
         )
 
+    def withdrawn_after(self, member_id: str, seq: int) -> bool:
+        """Whether a member has tombstones that changed after the change number `seq`."""
+        dead = select(Entry.id).where(
+            Entry.member_id == member_id, Entry.withdrawn_at.is_not(None), Entry.seq > seq
+        )  # fmt: skip
+        return self._session.scalar(dead.limit(1)) is not None
+
     def read_before(self, reader: int, *, limit: int) -> Sequence[Entry]:
         """Entries that an older version of the program read; of tombstones there is nothing left to read."""
         older = select(Entry).where(Entry.reader != reader, Entry.withdrawn_at.is_(None))

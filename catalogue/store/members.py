@@ -28,10 +28,11 @@ class Members:
         found = select(Member).where(or_(Member.id == key, Member.name == key))
         return self._session.scalars(found.with_for_update() if lock else found).one_or_none()
 
-    def is_active(self, member_id: str) -> bool:
-        """Whether this is a member that is not suspended, and stays one until the transaction ends."""
-        status = select(Member.status).where(Member.id == member_id).with_for_update(read=True)
-        return self._session.scalar(status) == "active"
+    def stands(self, member: Member) -> bool:
+        """Whether this is still that active member with that address, and stays so until the transaction ends."""
+        now = select(Member.status, Member.url, Member.joined_at).where(Member.id == member.id)
+        found = self._session.execute(now.with_for_update(read=True)).one_or_none()
+        return found is not None and tuple(found) == ("active", member.url, member.joined_at)
 
     def of(self, key: str, *, lock: bool = False) -> Member:
         """By DID or by short name, as `find`; NotFound names what was asked."""
@@ -59,8 +60,9 @@ class Members:
         """Which register it is: a number that every change of a member raises."""
         return counters.current(self._session, _REVISION)
 
-    def source(self, member_id: str) -> Source | None:
-        return self._session.get(Source, member_id)
+    def source(self, member_id: str, *, lock: bool = False) -> Source | None:
+        """`lock`: first wait for whoever changes something of it, and have others wait."""
+        return self._session.get(Source, member_id, with_for_update=lock)
 
     def sources(self) -> Sequence[Source]:
         return self._session.scalars(select(Source)).all()

@@ -401,6 +401,95 @@ async def test_what_was_withdrawn_and_is_listed_still_comes_back(catalogue: Cata
     assert await catalogue.ids() == ["urn:hanse:north:a"]
 
 
+class Held:
+    """Answers as a well-behaved connector does, in two pages, with one ETag for ever; it keeps back the page `number`
+    until it is let go."""
+
+    def __init__(self, number: int = 1) -> None:
+        self.number, self.ready, self.go_on = number, asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, provider: Provider, request: Request) -> Reply:
+        if request.method != "POST":
+            return providers.good(provider, request)
+        first = "page=2" not in request.path
+        some = provider.datasets[:1] if first else provider.datasets[1:]
+        link = {"link": '</dsp/2025-1/catalog/request?page=2>; rel="next"'} if first else {}
+        answer = Reply.of(provider.catalog(some), etag='"1"', **link)
+        if request.headers.get("if-none-match") == '"1"':
+            answer = Reply(304)
+        if first == (self.number == 1):
+            self.ready.set()
+            await self.go_on.wait()
+        return answer
+
+
+@pytest.mark.parametrize("held_page", [1, 2])
+async def test_what_is_withdrawn_while_it_is_read_stays_withdrawn(
+    catalogue: Catalogue, north: Provider, held_page: int
+) -> None:
+    """Whether its own page is read before that or after."""
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    held = north.answer = Held(held_page)
+    visit = catalogue.parts.crawler.start(north.did, why="schedule")
+    await asyncio.wait_for(held.ready.wait(), 60)
+    await catalogue.parts.store.write(lambda tx: ingest.withdraw(tx, north.did, ["urn:hanse:north:a"]))
+    held.go_on.set()
+    assert (await visit).outcome == "complete"
+    assert await catalogue.ids() == ["urn:hanse:north:b"]
+    gone = await catalogue.http.get("/api/v1/datasets/urn:hanse:north:a")
+    assert (gone.status_code, gone.json()["reason"]) == (410, "its provider withdrew it")
+    await catalogue.crawl("north")  # it lists it still
+    assert sorted(await catalogue.ids()) == ["urn:hanse:north:a", "urn:hanse:north:b"]
+
+
+async def test_a_member_that_joins_while_another_is_read_has_its_namespace_to_itself(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    north.datasets = [dataset(f"{south.url}/a")]
+    held = north.answer = Held()
+    await catalogue.admit(north, "north")
+    visit = catalogue.parts.crawler.start(north.did, why="schedule")
+    await asyncio.wait_for(held.ready.wait(), 60)
+    await catalogue.admit(south, "south")
+    held.go_on.set()
+    assert (await visit).outcome == "complete"
+    for _ in range(ingest.MISSES_MAX):
+        catalogue.clock.advance(300)
+        assert (await catalogue.crawl("north"))["skipped"] == 1
+    assert await catalogue.ids() == []
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["a-page", "unchanged"])
+async def test_a_visit_of_an_address_that_is_the_members_no_longer_stores_nothing_more(
+    catalogue: Catalogue, north: Provider, south: Provider, known: bool
+) -> None:
+    """The new address has the same ETag, as the same files behind another server have."""
+    north.datasets = [dataset("urn:hanse:north:old")]
+    held = north.answer = Held()
+    await catalogue.admit(north, "north")
+    if known:
+        held.go_on.set()
+        await catalogue.crawl("north")
+        held.ready.clear()
+        held.go_on.clear()
+    visit = catalogue.parts.crawler.start(north.did, why="schedule")
+    await asyncio.wait_for(held.ready.wait(), 60)
+    south.participant, south.answer = north.did, Held()
+    south.answer.go_on.set()
+    south.datasets = [dataset("urn:hanse:north:new")]
+    catalogue.clock.advance(1)
+    await catalogue.parts.members.change("north", changes={"url": south.url})
+    held.go_on.set()
+    run = await visit
+    assert run.outcome == "unchanged" if known else "has moved" in run.problem
+    source = await catalogue.parts.store.read(partial(source_of, member=north.did))
+    assert (source.etag, source.next_at) == ("", catalogue.clock())
+    assert (await catalogue.crawl("north"))["new"] == 1
+    assert "urn:hanse:north:new" in await catalogue.ids()
+
+
 MEMBERS = [
     ("did:web:north.test", "north", "https://north.test"),
     ("did:web:hub.test", "hub", "https://hub.test/dsp"),

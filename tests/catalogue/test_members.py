@@ -179,7 +179,7 @@ async def test_nothing_more_is_taken_of_who_was_suspended_or_removed_by_another_
     go_on.set()
     run = await asyncio.wait_for(visit, 60)
     assert (run["outcome"], run["problem"]) == (
-        "partial", "north is suspended, or a member no longer; nothing more of its catalogue is taken",
+        "partial", "north is suspended, has moved, or is a member no longer; nothing more of its catalogue is taken",
     )  # fmt: skip
     rows = await parts.store.read(lambda tx: list(tx.session.query(Entry)))
     assert {row.id: row.withdrawn_at is not None for row in rows} == {"urn:shared:1": how == "removed"}

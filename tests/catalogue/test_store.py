@@ -57,7 +57,8 @@ def take(store: Store, owner: Member, names: list[str], *, more: Sequence[object
     found = ingest.sift(raw, owner, spaces=spaces, entry_bytes=10_000, tally=tally)
     known = store.read_now(lambda tx: ingest.known_texts(tx, owner, found))
     page = ingest.read(found, known, owner, tally=tally)
-    store.write_now(lambda tx: ingest.take(tx, owner, page, most=10**6, tally=tally))
+    seq = store.read_now(lambda tx: tx.entries.last_seq())
+    store.write_now(lambda tx: ingest.take(tx, owner, page, seq=seq, most=10**6, tally=tally))
     return tally
 
 
@@ -167,10 +168,10 @@ def test_what_is_taken_while_its_member_is_removed_is_withdrawn_with_the_rest(st
         removed.set()
 
     def take_meanwhile(tx: Transaction) -> None:
-        assert tx.members.is_active(owner.id)
+        assert tx.members.stands(owner)
         leaving.start()
         removed.wait(0.5)  # it would be quick, if it did not wait
-        ingest.take(tx, owner, page, most=9, tally=Tally())
+        ingest.take(tx, owner, page, seq=0, most=9, tally=Tally())
 
     leaving = threading.Thread(target=remove)
     store.write_now(take_meanwhile)

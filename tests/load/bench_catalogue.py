@@ -84,7 +84,7 @@ def take(parts: Parts, owners: list[Member], datasets: list[dict[str, Any]]) -> 
             found = ingest.sift(mine[start : start + _PAGE], owner, spaces=spaces, entry_bytes=2**18, tally=tally)
             known = parts.store.read_now(partial(ingest.known_texts, member=owner, candidates=found))
             page = ingest.read(found, known, owner, tally=tally)
-            parts.store.write_now(partial(ingest.take, member=owner, page=page, most=10**7, tally=tally))
+            parts.store.write_now(partial(ingest.take, member=owner, page=page, seq=0, most=10**7, tally=tally))
 
 
 def join(tx: Transaction) -> list[Member]:
