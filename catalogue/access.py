@@ -36,11 +36,14 @@ class Viewer:
     def is_operator(self) -> bool:
         return self.kind == OPERATOR
 
+    @property
+    def audiences(self) -> frozenset[str]:
+        """Of what is for public, members or one member's DID: whose this viewer may be shown. The operator may all."""
+        return frozenset((PUBLIC, MEMBERS, self.id) if self.kind == MEMBERS else (PUBLIC,))
+
     def sees(self, audience: str) -> bool:
-        """Whether something for `audience` (public, members or one member's DID) may be shown."""
-        if self.kind == OPERATOR or audience == PUBLIC:
-            return True
-        return self.kind == MEMBERS and audience in (MEMBERS, self.id)
+        """Whether something for `audience` may be shown."""
+        return self.is_operator or audience in self.audiences
 
 
 class Access:

@@ -7,7 +7,7 @@ nor facets tell anybody of what is for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from catalogue.access import MEMBERS, OPERATOR, PUBLIC, Viewer
 from catalogue.entry import Entry
@@ -17,49 +17,28 @@ from catalogue.offers import Offer
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Json, Member, Source
 
+_GENERAL = (PUBLIC, MEMBERS, OPERATOR)  # views of many
 _NAMED_MAX = 100  # members that one entry may name; more are treated as if no offer were for them
 _DID_MAX = 1024
 
 
 def cards_of(row: Row, member: Member | None, source: Source | None) -> list[Card]:
     """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member."""
-    if member is None or source is None or member.status != "active":
-        return []
-    state = entry_state(source.state, misses=row.misses, withdrawn=row.withdrawn_at is not None)
-    if state in (EXPIRED, WITHDRAWN):
+    if member is None or source is None or (state := _state(row, member, source)) is None:
         return []
     entry = Entry.from_json(row.content)
-    named = _named(entry)
-    groups: dict[tuple[str, ...], tuple[tuple[Offer, ...], list[str]]] = {}
-    for viewer, view in _viewers(named):
-        if (offers := visible(entry, viewer)) is not None:
-            key = tuple(str(index) for index, offer in enumerate(entry.offers) if offer in offers)
-            groups.setdefault(key, (offers, []))[1].append(view)
-    return [
-        Card(
-            entry=entry,
-            offers=offers,
-            state=state,
-            owner=member.name,
-            owner_title=member.title,
-            country=member.country,
-            first_seen=row.first_seen,
-            modified_at=row.modified_at,
-            last_seen=row.last_seen,
-            views=tuple(views),
-            hidden_from=tuple(named) if MEMBERS in views else (),
-        )
-        for offers, views in groups.values()
-    ]
+    return [_card(entry, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *_named(entry)])]
 
 
 def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | None) -> Card | None:
-    """The rendering that a viewer gets; None where there is nothing for them to see."""
-    cards = cards_of(row, member, source)
-    for view in views_of(viewer):
-        for card in cards:
-            if view in card.views:
-                return card
+    """The rendering that a viewer gets, and no other is made; None where there is nothing for them to see."""
+    if member is None or source is None or (state := _state(row, member, source)) is None:
+        return None
+    entry = Entry.from_json(row.content)
+    own = [view for view in views_of(viewer) if view in _GENERAL or view in _named(entry)]
+    for view in own:
+        for one in _groups(entry, [view]):
+            return _card(entry, *one, row, member, state)
     return None
 
 
@@ -68,14 +47,6 @@ def views_of(viewer: Viewer) -> tuple[str, ...]:
     if viewer.kind == MEMBERS:
         return (viewer.id, MEMBERS)
     return (viewer.kind,)
-
-
-def visible(entry: Entry, viewer: Viewer) -> tuple[Offer, ...] | None:
-    """The offers that a viewer may see; None where even the entry is not for them."""
-    offers = tuple(offer for offer in entry.offers if any(map(viewer.sees, offer.audience)))
-    listed = bool(offers) or any(map(viewer.sees, entry.audience)) or viewer.is_operator
-    mine = viewer.id == entry.participant
-    return entry.offers if mine and viewer.kind == MEMBERS else offers if listed else None
 
 
 def remembered(content: Json) -> Json:
@@ -95,16 +66,56 @@ def saw(content: Json, viewer: Viewer) -> bool:
     return mine or viewer.is_operator or any(map(viewer.sees, kept["audience"]))
 
 
+def _state(row: Row, member: Member, source: Source) -> str | None:
+    """The entry's state; None where nobody is shown it."""
+    state = entry_state(source.state, misses=row.misses, withdrawn=row.withdrawn_at is not None)
+    return None if member.status != "active" or state in (EXPIRED, WITHDRAWN) else state
+
+
+def _card(
+    entry: Entry, offers: tuple[Offer, ...], views: tuple[str, ...], row: Row, member: Member, state: str
+) -> Card:
+    return Card(
+        entry=entry,
+        offers=offers,
+        state=state,
+        owner=member.name,
+        owner_title=member.title,
+        country=member.country,
+        first_seen=row.first_seen,
+        modified_at=row.modified_at,
+        last_seen=row.last_seen,
+        views=views,
+        hidden_from=tuple(_named(entry)) if MEMBERS in views else (),
+    )
+
+
+def _groups(entry: Entry, views: Iterable[str]) -> list[tuple[tuple[Offer, ...], tuple[str, ...]]]:
+    """Each set of offers that some of these views have, with those views. It costs what the offers name, and what the
+    views have: a hundred offers may each name the same hundred members."""
+    viewers = {view: _viewer(view) for view in views}
+    wanted = {name for viewer in viewers.values() for name in viewer.audiences}
+    places: dict[str, list[int]] = {}  # of the offers, by whom they are for
+    for place, offer in enumerate(entry.offers):
+        for name in wanted.intersection(offer.audience):
+            places.setdefault(name, []).append(place)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for view, viewer in viewers.items():
+        mine = {place for name in viewer.audiences for place in places.get(name, ())}
+        if viewer.is_operator or view == entry.participant:
+            mine = set(range(len(entry.offers)))
+        elif not mine and not viewer.audiences.intersection(entry.audience):
+            continue
+        groups.setdefault(tuple(sorted(mine)), []).append(view)
+    return [(tuple(entry.offers[place] for place in group), tuple(found)) for group, found in groups.items()]
+
+
+def _viewer(view: str) -> Viewer:
+    """Who has this view, and no other one before it."""
+    return Viewer(view) if view in _GENERAL else Viewer(MEMBERS, view)
+
+
 def _named(entry: Entry) -> list[str]:
     """Members with a rendering of their own: the owner where it sees more than others, and whom an offer names."""
-    audiences = {name for offer in entry.offers for name in offer.audience} | set(entry.audience)
-    named = sorted(audiences - {PUBLIC, MEMBERS} - {entry.participant})[:_NAMED_MAX]
-    return [entry.participant, *named]
-
-
-def _viewers(named: list[str]) -> Iterator[tuple[Viewer, str]]:
-    yield Viewer(), PUBLIC
-    yield Viewer(MEMBERS), MEMBERS
-    yield Viewer(OPERATOR), OPERATOR
-    for name in named:
-        yield Viewer(MEMBERS, name), name
+    audiences = set(entry.audience).union(*(offer.audience for offer in entry.offers))
+    return [entry.participant, *sorted(audiences - {*_GENERAL, entry.participant})[:_NAMED_MAX]]

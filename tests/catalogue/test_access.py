@@ -6,6 +6,8 @@ import hashlib
 import json
 import stat
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from cProfile import Profile
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,22 @@ def test_every_viewer_gets_exactly_one_rendering_with_its_offers_or_none(policie
             one for one in cards if own in one.views or (kind in one.views and viewer.id not in one.hidden_from)
         ]
         assert len(matching) == (1 if offers else 0)
+
+
+def test_renderings_cost_what_the_description_holds_and_not_its_square() -> None:
+    """In calls of functions; a comparison of every viewer with every name of every offer took a million."""
+    dids = [f"did:web:m{number}" for number in range(100)]
+    row = row_of(0, [OPEN, *(for_party(*dids[number % 3 :]) for number in range(99))])
+
+    def calls(work: Callable[[], object]) -> int:
+        profile = Profile()
+        profile.runcall(work)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert calls(lambda: card_for(Viewer(), row, *owner())) < 3_000
+    assert calls(lambda: card_for(Viewer("members", dids[0]), row, *owner())) < 3_000
+    assert calls(lambda: cards_of(row, *owner())) < 30_000
+    assert len(cards_of(row, *owner())) == 4  # everybody; m0; m1; the others, the owner and the operator
 
 
 def _is_for(policy: dict[str, Any], viewer: Viewer) -> bool:
