@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -175,10 +176,11 @@ class Crawler:
 
     async def _visit(self, basis: _Basis, tally: Tally) -> _Outcome:
         member = basis.member
-        visit = Visit(self._net, self._identity, self._limits, did=member.id, url=member.url, etag=basis.etag)
+        about = {"did": member.id, "url": member.url, "etag": basis.etag}
+        visit = Visit(self._net, self._identity, self._limits, **about, reading=self._reading)
         try:
-            async for datasets in visit.pages():
-                async with self._reading:
+            async with aclosing(visit.pages()) as pages:
+                async for datasets in pages:
                     await self._take(basis, datasets, tally)
         except HanseError as error:
             kind = "partial" if tally.datasets else "failed"

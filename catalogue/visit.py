@@ -17,7 +17,8 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -32,7 +33,7 @@ from connector.net import Net, Reply, origin
 _REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
-_ADDRESS_MAX = 2_000
+_ADDRESS_MAX, _TAG_MAX = 2_000, 1_000
 
 Json = dict[str, Any]
 
@@ -56,14 +57,6 @@ class Limits:
             inner=settings.crawl_inner_max,
             seconds=settings.crawl_wall_seconds,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """One page as it came."""
-
-    catalog: Json
-    headers: Mapping[str, str]
 
 
 class _Line:
@@ -92,11 +85,22 @@ class _Line:
 
 
 class Visit:
-    """A visit under way: iterate `pages()`, then read what it came to."""
+    """A visit under way: iterate `pages()`, then read what it came to. `reading` is held from when a page becomes
+    objects, which take twenty times as much memory as its text, until whoever iterates asks for the next one."""
 
-    def __init__(self, net: Net, identity: Identity, limits: Limits, *, did: str, url: str, etag: str = "") -> None:
-        self._net, self._identity, self._limits = net, identity, limits
-        self._did, self._root, self._known_etag = did, url.rstrip("/"), etag
+    def __init__(
+        self,
+        net: Net,
+        identity: Identity,
+        limits: Limits,
+        *,
+        did: str,
+        url: str,
+        etag: str,
+        reading: asyncio.Lock,
+    ) -> None:
+        self._net, self._identity, self._limits, self._reading = net, identity, limits, reading
+        self._did, self._root, self._known_etag = did, url.rstrip("/"), _tag(etag)
         self.page_count = 0
         self.byte_count = 0
         self.etag = ""
@@ -107,12 +111,14 @@ class Visit:
     def complete(self) -> bool:
         return not self.problem
 
-    async def pages(self) -> AsyncIterator[list[Any]]:
-        """The datasets of each page. Raises where there is no first page; later, `problem` says what is missing."""
+    async def pages(self) -> AsyncGenerator[list[Any], None]:
+        """The datasets of each page; the list is emptied when the next one is asked for. Close it (`aclosing`). Raises
+        where there is no first page; later, `problem` says what is missing."""
         deadline = asyncio.get_running_loop().time() + self._limits.seconds
         try:
-            async for datasets in self._walk(deadline):
-                yield datasets
+            async with aclosing(self._walk(deadline)) as walk:
+                async for datasets in walk:
+                    yield datasets
         except TimeoutError as error:
             self._broke_off(Limited(f"the visit took longer than {self._limits.seconds:g} s"), error)
         except HanseError as error:
@@ -123,7 +129,7 @@ class Visit:
             raise problem from cause
         self.problem = problem.message
 
-    async def _walk(self, deadline: float) -> AsyncIterator[list[Any]]:
+    async def _walk(self, deadline: float) -> AsyncGenerator[list[Any], None]:
         async with asyncio.timeout_at(deadline):
             base = await Peer(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
         line = _Line(base, home=self._root, most=self._limits.inner)
@@ -133,36 +139,42 @@ class Visit:
             while following is not None:
                 followed.add(following)
                 async with asyncio.timeout_at(deadline):
-                    page = await self._page(following)
-                if page is None:
+                    reply = await self._page(following)
+                if reply is None:
                     return
-                yield await asyncio.to_thread(list, self._datasets(page.catalog, depth, line))
-                following = _next_link(page.headers, following)  # 2, after what is good was taken
+                async with self._reading:
+                    datasets = await self._read(reply, depth, line)
+                    yield datasets
+                    datasets.clear()
+                following = _next_link(reply.headers, following)  # 2, after what is good was taken
                 if following in followed:
                     raise PeerNonsense("the pages of the catalogue lead in a circle")
 
-    async def _page(self, url: str) -> _Page | None:
-        """One page; None where nothing changed since the known ETag."""
+    async def _page(self, url: str) -> Reply | None:
+        """One page as it came; None where nothing changed since the known ETag."""
         if self.page_count >= self._limits.pages:
             raise Limited(f"the catalogue has more than {self._limits.pages} pages")
-        first = self.page_count == 0
         headers = {"Authorization": self._identity.mint(self._did), "Content-Type": "application/json"}
-        if first and self._known_etag:
+        if self.page_count == 0 and self._known_etag:
             headers["If-None-Match"] = self._known_etag
-        limit = self._limits.page_bytes
-        reply = await self._net.call("POST", url, headers=headers, body=_REQUEST, max_bytes=limit)
+        most = self._limits.page_bytes
+        reply = await self._net.call("POST", url, headers=headers, body=_REQUEST, max_bytes=most)
         if reply.status == 304 and "If-None-Match" in headers:
             self.page_count, self.unchanged, self.etag = 1, True, self._known_etag
             return None
         _check_status(reply, url)
-        body = _inflated(reply, limit)  # 3
+        return reply
+
+    async def _read(self, reply: Reply, depth: int, line: _Line) -> list[Any]:
+        """The datasets of a page."""
+        body = _inflated(reply, self._limits.page_bytes)  # 3
         catalog = await _parsed(body)
         self._check_owner(catalog)  # 4
+        if self.page_count == 0:
+            self.etag = _tag(reply.headers.get("etag", ""))
         self.page_count += 1
         self.byte_count += len(body)
-        if first:
-            self.etag = reply.headers.get("etag", "")[:1000]
-        return _Page(catalog, reply.headers)
+        return await asyncio.to_thread(list, self._datasets(catalog, depth, line))
 
     def _check_owner(self, catalog: Json) -> None:
         """The catalogue is that of the member that we asked."""
@@ -190,6 +202,11 @@ class Visit:
                 address = service.get("endpointURL") if isinstance(service, dict) else None
                 if isinstance(address, str):
                     self.problem = line.add(address, depth + 1) or self.problem
+
+
+def _tag(text: str) -> str:
+    """An ETag as it can be sent back; nothing for any other, which is as none: the catalogue is read again."""
+    return text if len(text) <= _TAG_MAX and text.isascii() and text.isprintable() else ""
 
 
 def _listed(node: Json, key: str) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from catalogue import ingest
+from catalogue import visit as visits
 from catalogue.namespaces import Namespaces
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry, Source
@@ -291,6 +292,43 @@ async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue:
     released.set()
     assert (await first).counts["datasets"] == 0
     assert (await asked[0]).counts["datasets"] == 1
+
+
+async def test_one_page_is_in_memory_as_objects_however_many_visits_there_are(
+    catalogue: Catalogue, north: Provider, south: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawler, parsed, alive, peak = catalogue.parts.crawler, visits._parsed, 0, 0
+    take = crawler._take
+
+    async def counted(body: bytes) -> Any:
+        nonlocal alive, peak
+        alive += 1
+        peak = max(alive, peak)
+        return await parsed(body)
+
+    async def taken(basis: Any, datasets: list[object], tally: Any) -> None:
+        nonlocal alive
+        await take(basis, datasets, tally)
+        alive -= 1
+
+    monkeypatch.setattr(visits, "_parsed", counted)
+    monkeypatch.setattr(crawler, "_take", taken)
+    for member, name in ((north, "north"), (south, "south")):
+        member.answer = partial(pages, 5)
+        await catalogue.admit(member, name)
+    runs = await asyncio.gather(*(crawler.start(member.did, why="schedule") for member in (north, south)))
+    assert [run.counts["pages"] for run in runs] == [5, 5]
+    assert peak == 1
+
+
+@pytest.mark.parametrize("tag", ['"\u00fc"', f'"{"1" * 2_000}"'])
+async def test_a_tag_that_cannot_be_sent_back_is_as_none(catalogue: Catalogue, north: Provider, tag: str) -> None:
+    north.answer = lambda p, r: Reply.of(json.loads(providers.good(p, r).body), etag=tag)
+    await catalogue.admit(north, "north")
+    for _ in range(2):
+        run = await catalogue.crawl("north")
+        assert (run["outcome"], run["problem"]) == ("complete", "")
+    assert "if-none-match" not in north.requests[-1].headers
 
 
 @pytest.fixture
