@@ -17,11 +17,12 @@ from catalogue.offers import Offer
 from catalogue.texts import clean
 from connector.errors import MessageInvalid
 
-READER = 2  # version of this reading; entries read by another version are read again from their raw text
+READER = 3  # version of this reading; entries read by another version are read again from their raw text
 
 _TITLE_MAX, _TEXT_MAX, _WORD_MAX = 300, 20_000, 100
 _KEYWORDS_MAX, _THEMES_MAX, _OFFERS_MAX, _COLUMNS_MAX = 50, 20, 100, 10_000
 _ID_BYTES_MAX = 1024
+_LISTS = ("keywords", "themes", "languages", "formats", "audience")
 
 _DCT = "http://purl.org/dc/terms/"
 _DCAT = "http://www.w3.org/ns/dcat#"
@@ -50,7 +51,8 @@ class Entry:
     keywords: tuple[str, ...]
     themes: tuple[str, ...]
     license: str
-    language: str
+    language: str  # of title, description and keywords, as it is said; empty where none is, or several are
+    languages: tuple[str, ...] = ()  # of the dataset, as they are said
     columns: tuple[Column, ...]
     offers: tuple[Offer, ...]
     formats: tuple[str, ...]
@@ -61,7 +63,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON values, shallow where it can be: asdict's deep copies cost most of a visit."""
         content = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("keywords", "themes", "formats", "audience"):
+        for name in _LISTS:
             content[name] = list(content[name])
         return {
             **content,
@@ -75,7 +77,7 @@ class Entry:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Entry:
         """An entry from what `to_json` made of it."""
-        lists = {key: tuple(content[key]) for key in ("keywords", "themes", "formats", "audience")}
+        lists = {key: tuple(content.get(key, ())) for key in _LISTS}
         return cls(
             **{
                 **content,
@@ -123,7 +125,8 @@ def _read(raw: object, *, participant: str) -> Entry:
         keywords=_words(_values(raw, _DCAT, "keyword"), _KEYWORDS_MAX),
         themes=_words(_values(raw, _DCAT, "theme"), _THEMES_MAX, size=500),
         license=_text(raw, "license", 500),
-        language=_text(raw, "language", 200),
+        language=_language(raw),
+        languages=_words(_values(raw, _DCT, "language"), 20, size=200),
         columns=(columns := tuple(_columns(raw))),
         column_count=count if (count := _count(raw)) > len(columns) else 0,
         offers=tuple(offers.read_offer(policy) for policy in policies[:_OFFERS_MAX]),
@@ -177,6 +180,17 @@ def _text(raw: Mapping[str, Any], term: str, limit: int) -> str:
     return clean(values[0], limit) if values else ""
 
 
+def _language(raw: Mapping[str, Any]) -> str:
+    """What the texts say that they are in, and where none says anything, what their dataset says; one language or
+    nothing."""
+    texts = ((_DCT, "title"), (_DCT, "description"), (_DCAT, "keyword"))
+    values = [value for space, term in texts for value in _many(_term(raw, space, term))]
+    said = {str(value.get("@language", "")) if isinstance(value, dict) else "" for value in values}
+    if said <= {""}:
+        said = set(_values(raw, _DCT, "language"))
+    return clean(said.pop(), 200) if len(said) == 1 else ""
+
+
 def _words(values: Iterable[str], most: int, *, size: int = _WORD_MAX) -> tuple[str, ...]:
     """Cleaned values, each once, in their order."""
     cleaned = (clean(value, size) for value in values)
@@ -185,9 +199,12 @@ def _words(values: Iterable[str], most: int, *, size: int = _WORD_MAX) -> tuple[
 
 def _values(raw: Mapping[str, Any], namespace: str, term: str) -> list[str]:
     """The values of a DCAT term, however it is spelled."""
+    return [text for text in (_plain(value) for value in _many(_term(raw, namespace, term))) if text]
+
+
+def _term(raw: Mapping[str, Any], namespace: str, term: str) -> Any:
     prefix = "dct" if namespace == _DCT else "dcat"
-    found = _first(raw, f"{prefix}:{term}", f"{namespace}{term}", f"dcterms:{term}", term)
-    return [text for text in (_plain(value) for value in _many(found)) if text]
+    return _first(raw, f"{prefix}:{term}", f"{namespace}{term}", f"dcterms:{term}", term)
 
 
 def _first(node: Mapping[str, Any], *keys: str) -> Any:

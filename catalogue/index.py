@@ -26,6 +26,7 @@ from catalogue.access import MEMBERS, Viewer
 from catalogue.cards import cards_of, views_of
 from catalogue.counts import number, tally, terms_of
 from catalogue.facets import FACETS, THEMES, Card
+from catalogue.languages import tag_of
 from catalogue.pieces import ends, is_part, seams, spread
 from catalogue.question import TEXT_MAX, Question
 from catalogue.store import Store, Transaction
@@ -72,21 +73,6 @@ LANGUAGES = {
 _WORD_MAX = 255  # bytes
 _TIE_BITS = 29  # beside seconds until the year 2514 in one signed number
 _WORD = re.compile(r"[^\W_]+")
-_LONG_CODES = {
-    "DAN": "da",
-    "DEU": "de",
-    "ELL": "el",
-    "ENG": "en",
-    "SPA": "es",
-    "FIN": "fi",
-    "FRA": "fr",
-    "HUN": "hu",
-    "ITA": "it",
-    "NLD": "nl",
-    "POR": "pt",
-    "RON": "ro",
-    "SWE": "sv",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,10 +380,9 @@ class Index:
 
 
 def language_of(text: str) -> str:
-    """`de`, `de-AT`, `DEU` or the EU's IRI of it → `de`; a language without a stemmer is handled as English."""
-    code = text.rpartition("/")[2]
-    short = _LONG_CODES.get(code.upper(), code[:2].lower())
-    return short if short in LANGUAGES else "en"
+    """The stemmer for a language as its provider says it; English for one without a stemmer, and for none."""
+    code = tag_of(text).partition("-")[0]
+    return code if code in LANGUAGES else "en"
 
 
 def _changes(tx: Transaction, *, at: tuple[int, str]) -> tuple[tuple[int, str], list[tuple[str, list[Card]]]]:

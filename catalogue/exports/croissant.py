@@ -14,11 +14,11 @@ from catalogue.entry import Column
 from catalogue.exports import dcat, graph
 from catalogue.exports.dcat import About, iri_of
 from catalogue.facets import Card
+from catalogue.languages import tag_of
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 MEDIA_TYPE = f'application/ld+json; profile="{CONFORMS_TO}"'
 CONTEXT: dict[str, Any] = {
-    "@language": "en",
     "@vocab": "https://schema.org/",
     **{
         term: f"cr:{term}"
@@ -56,7 +56,7 @@ def croissant(card: Card, about: About) -> dict[str, Any]:
     """The description, with the file object that a reader maps to what it streamed."""
     entry, here = card.entry, iri_of(card.entry.id, about.root)
     made: dict[str, Any] = {
-        "@context": CONTEXT,
+        "@context": {"@language": tag_of(entry.language) or None, **CONTEXT},  # mlcroissant wants it said, if of none
         "@type": "sc:Dataset",
         "@id": here,
         "conformsTo": CONFORMS_TO,
@@ -96,7 +96,7 @@ def _file(card: Card, here: str) -> dict[str, Any]:
         "@type": "cr:FileObject",
         "@id": "data",
         "name": card.entry.name,
-        "description": f"Rows of {card.owner}/{card.entry.name}, had over the Dataspace Protocol under an agreement.",
+        "description": f"{card.owner}/{card.entry.name} (Dataspace Protocol)",  # no words: the context says a language
         "contentUrl": card.entry.endpoint or here,
         "encodingFormat": "application/x-parquet",
     }

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from catalogue.exports.graph import Iri, Literal, Node
 from catalogue.facets import THEME_BASE, THEMES, Card, theme_code
-from catalogue.index import language_of
+from catalogue.languages import iri_of as language_iri
+from catalogue.languages import tag_of
 from catalogue.offers import Offer
 from policies import jsonld as policy_jsonld
 from policies.errors import PolicyError
@@ -54,7 +55,7 @@ def catalog(cards: Iterable[Card], about: About, paging: Paging) -> list[Node]:
     """One page of the whole catalogue, with hydra's links to the others."""
     home = f"{about.root}/catalog"
     node = Node(("dcat:Catalog",), home)
-    node.add("dct:title", Literal(about.title, language="en"))
+    node.add("dct:title", Literal(about.title))
     node.add("dct:description", Literal(f"Datasets that members of {about.title} offer.", language="en"))
     node.add("dct:publisher", _agent(about.operator, about.operator_name))
     node.add("dct:language", Iri(f"{_EU}language/ENG"))
@@ -81,7 +82,7 @@ def weight(card: Card) -> int:
 def dataset(card: Card, about: About) -> Node:
     """One dataset with its distributions and columns."""
     entry = card.entry
-    language = language_of(entry.language)
+    language = tag_of(entry.language)
     node = Node(("dcat:Dataset",), iri_of(entry.id, about.root))
     node.add("dct:identifier", Literal(entry.id))
     node.add("dct:title", Literal(entry.title, language=language))
@@ -90,6 +91,7 @@ def dataset(card: Card, about: About) -> Node:
     node.add("dcat:contactPoint", _contact(card))
     node.add("dcat:keyword", *(Literal(word, language=language) for word in entry.keywords))
     node.add("dcat:theme", *(Iri(theme) for theme in map(_theme, entry.themes) if theme))
+    node.add("dct:language", *(Iri(one) for one in map(language_iri, entry.languages) if one))
     node.add("dct:issued", _moment(card.first_seen))
     node.add("dct:modified", _moment(card.modified_at))
     node.add("dcat:landingPage", Node(("foaf:Document",), f"{iri_of(entry.id, about.root)}#page"))

@@ -199,6 +199,45 @@ async def test_the_report_names_what_a_description_lacks(filled: Catalogue) -> N
     assert [finding["check"] for finding in bare["findings"]][:2] == ["description", "schema"]
 
 
+EU = "http://publications.europa.eu/resource/authority/language/"
+
+
+@pytest.mark.parametrize(
+    ("said", "tag", "languages"),
+    [
+        ({}, None, []),
+        ({"dct:language": {"@id": f"{EU}EST"}}, "et", ["EST"]),
+        ({"dct:language": "de-AT"}, "de-AT", ["DEU"]),
+        ({"dct:language": ["de", "en"]}, None, ["DEU", "ENG"]),
+        ({"dct:language": "German"}, None, []),
+        ({"dct:language": "en", "dct:title": {"@value": "Hering", "@language": "de"}}, None, ["ENG"]),
+        (
+            {"dct:language": "en", **{f"dct:{term}": {"@value": "Hering", "@language": "de"}
+                                      for term in ("title", "description")}},
+            "de",
+            ["ENG"],
+        ),
+    ],
+)  # fmt: skip
+async def test_texts_have_the_language_that_was_said_and_no_other(
+    catalogue: Catalogue, north: Provider, said: dict[str, Any], tag: str | None, languages: list[str]
+) -> None:
+    """Where texts and dataset say several, none: with a wrong one they would be taken for what they are not."""
+    path, about = "/datasets/urn:hanse:north:d", {"dct:title": "Hering", "dct:description": "Salz"}
+    north.datasets = [dataset("urn:hanse:north:d", **{**about, **said})]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    graph = await graph_of(catalogue, f"{path}/dcat.ttl")
+    here = rdflib.URIRef(f"http://catalogue.test{path}")
+    texts = [*graph.objects(here, rdflib.DCTERMS.title), *graph.objects(here, rdflib.DCTERMS.description)]
+    assert [text.language for text in texts] == [tag, tag]
+    assert sorted(map(str, graph.objects(here, rdflib.DCTERMS.language))) == [EU + code for code in languages]
+    croissant = (await catalogue.http.get(f"{path}/croissant")).json()
+    assert croissant["@context"]["@language"] == tag
+    (name,) = rdflib.Graph().parse(data=json.dumps(croissant), format="json-ld").objects(here, rdflib.SDO.name)
+    assert name.language == tag
+
+
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Co", "Cn")), max_size=40)
 
 
