@@ -102,7 +102,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
     app.include_router(health.router(built.store, built.index, built.access, built.metrics))
-    app.include_router(feeds.router(built.search, built.access, settings))
+    app.include_router(feeds.router(built.search, built.access, settings, page=site.dataset))
     app.include_router(site.router())
 
     @app.get("/docs", include_in_schema=False)

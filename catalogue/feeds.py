@@ -1,4 +1,5 @@
-"""HTTP for the exports: the whole catalogue as DCAT-AP with hydra paging, one dataset in every format, its validation.
+"""HTTP for the exports: the whole catalogue as DCAT-AP with hydra paging, one dataset as a page and in
+every format, its validation.
 
 Thin: what is in them is decided by the viewer's view, as everywhere.
 """
@@ -11,15 +12,16 @@ import binascii
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from catalogue.access import PUBLIC, Access, Viewer
-from catalogue.exports import EXPORTS, croissant, dcat
+from catalogue.exports import EXPORTS, Export, croissant, dcat
 from catalogue.exports.dcat import About, Paging
 from catalogue.facets import Card
-from catalogue.search import Search
+from catalogue.search import Gone, Search
 from catalogue.settings import Settings
 from catalogue.validation import validate
 from connector.errors import BadInput, NotFound
@@ -28,8 +30,27 @@ _PAGE = 100
 _PAGE_BYTES = 8 * 2**20  # roughly: a page ends before the dataset that would make it longer
 
 
-def router(search: Search, access: Access, settings: Settings) -> APIRouter:
-    """Exports for harvesters and tools."""
+def _json(made: Any) -> str:
+    return json.dumps(made, ensure_ascii=False, indent=1)
+
+
+def _in_dcat(export: Export, card: Card, about: About) -> str:
+    return export.text([dcat.dataset(card, about)])
+
+
+# How a dataset can be had besides its page: the media type and the writer of each.
+WAYS: dict[str, tuple[str, Callable[[Card, About], str]]] = {
+    "croissant": (croissant.MEDIA_TYPE, lambda card, about: _json(croissant.croissant(card, about))),
+    **{f"dcat.{suffix}": (export.media_type, partial(_in_dcat, export)) for suffix, export in EXPORTS.items()},
+    "validation": ("application/json", lambda card, _: _json(validate(card).to_json())),
+}
+_Way = Annotated[str, Query(alias="as", description=f"One of {', '.join(WAYS)}; empty is a page for people.")]
+
+
+def router(
+    search: Search, access: Access, settings: Settings, *, page: Callable[[Card, Viewer], Response]
+) -> APIRouter:
+    """Exports for harvesters and tools; beside these a dataset has its `page`."""
     routes = APIRouter(tags=["exports"])
     looking = Depends(access.viewer)
     about = About(root=settings.root_url, title=settings.title, operator=settings.did, operator_name=settings.title)
@@ -56,28 +77,32 @@ def router(search: Search, access: Access, settings: Settings) -> APIRouter:
         text = await written(lambda: export.text(dcat.catalog(cards, about, paging)))
         return _answer(request, viewer, text, export.media_type)
 
-    @routes.get("/datasets/{dataset_id:path}/croissant", response_class=Response)
-    async def as_croissant(request: Request, dataset_id: str, viewer: Viewer = looking) -> Response:
-        """One dataset as Croissant 1.1."""
-        shown = await search.dataset(dataset_id, viewer)
-        text = await written(lambda: json.dumps(croissant.croissant(shown.card, about), ensure_ascii=False, indent=1))
-        return _answer(request, viewer, text, croissant.MEDIA_TYPE)
+    async def found(dataset_id: str, way: str, viewer: Viewer) -> tuple[Card, str]:
+        """The dataset at an address, and as what it is asked for. Exports had addresses of their own, which ended in
+        their names; such a one is an export's still, where no dataset has it for its id."""
+        try:
+            return (await search.dataset(dataset_id, viewer)).card, way
+        except NotFound as error:
+            whole, _, last = dataset_id.rpartition("/")
+            if way or last not in WAYS or isinstance(error, Gone):
+                raise
+        return (await search.dataset(whole, viewer)).card, last
 
-    @routes.get("/datasets/{dataset_id:path}/dcat.{suffix}", response_class=Response)
-    async def as_dcat(request: Request, dataset_id: str, suffix: str, viewer: Viewer = looking) -> Response:
-        """One dataset as DCAT-AP 3 (jsonld, ttl, rdf)."""
-        export = EXPORTS.get(suffix)
-        if export is None:
-            raise NotFound(f"expected dcat.{' or dcat.'.join(EXPORTS)}, came dcat.{suffix[:20]}")
-        shown = await search.dataset(dataset_id, viewer)
-        text = await written(lambda: export.text([dcat.dataset(shown.card, about)]))
-        return _answer(request, viewer, text, export.media_type)
-
-    @routes.get("/datasets/{dataset_id:path}/validation")
-    async def validation(dataset_id: str, viewer: Viewer = looking) -> dict[str, Any]:
-        """What the description lacks: DCAT-AP's mandatory and recommended parts, and what helps people find it."""
-        shown = await search.dataset(dataset_id, viewer)
-        return validate(shown.card).to_json()
+    @routes.get("/datasets/{dataset_id:path}", response_class=Response)
+    async def dataset(
+        request: Request,
+        dataset_id: str,
+        way: _Way = "",
+        viewer: Viewer = looking,
+    ) -> Response:
+        """One dataset: a page for people, Croissant 1.1, DCAT-AP 3, or what its description lacks."""
+        if way and way not in WAYS:
+            raise BadInput(f"expected as={' or as='.join(WAYS)}, came {way[:50]!r}; without it, there is a page")
+        card, way = await found(dataset_id, way, viewer)
+        if not way:
+            return page(card, viewer)
+        media_type, write = WAYS[way]
+        return _answer(request, viewer, await written(lambda: write(card, about)), media_type)
 
     return routes
 

@@ -21,7 +21,7 @@ from catalogue.access import COOKIE, Access, Viewer
 from catalogue.api import filters_of
 from catalogue.crawler import Crawler
 from catalogue.exports import EXPORTS
-from catalogue.facets import FACETS
+from catalogue.facets import FACETS, Card
 from catalogue.members import Application, Members
 from catalogue.pages import words
 from catalogue.question import Question
@@ -56,7 +56,7 @@ class Line:
 
 
 class Site:
-    """The pages. `problem` renders an error for a browser."""
+    """The pages. `problem` renders an error for a browser, `dataset` a dataset, whose address has its exports too."""
 
     def __init__(
         self,
@@ -84,8 +84,13 @@ class Site:
         """An error as a page that says what to do."""
         return self._page("problem.html", Viewer(), status=error.status, error=error, where="")
 
+    def dataset(self, card: Card, viewer: Viewer) -> Response:
+        """One dataset."""
+        code, quality = words.snippet(card), validate(card)
+        return self._page("dataset.html", viewer, card=card, code=code, quality=quality, where="search")
+
     def router(self) -> APIRouter:
-        """Every page, and the forms of the operator."""
+        """Every page with an address of its own, and the forms of the operator."""
         routes = APIRouter(include_in_schema=False)
         self._public(routes)
         self._session(routes)
@@ -117,13 +122,6 @@ class Site:
         @routes.get("/members", response_class=HTMLResponse)
         async def members(viewer: Viewer = looking) -> Response:
             return await self._member_page(viewer)
-
-        @routes.get("/datasets/{dataset_id:path}", response_class=HTMLResponse)
-        async def dataset(dataset_id: str, viewer: Viewer = looking) -> Response:
-            shown = await self._search.dataset(dataset_id, viewer)
-            code = words.snippet(shown.card)
-            quality = validate(shown.card)
-            return self._page("dataset.html", viewer, card=shown.card, code=code, quality=quality, where="search")
 
     async def _member_page(
         self, viewer: Viewer, *, asked: Mapping[str, str] = MappingProxyType({}), error: HanseError | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyshacl
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdflib.compare import isomorphic
 
+from catalogue import ingest
 from catalogue.exports import EXPORTS
 from catalogue.exports.croissant import CONFORMS_TO, data_type
 from catalogue.exports.graph import Iri, Literal, Node, rdfxml
+from catalogue.feeds import WAYS
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
@@ -197,6 +201,34 @@ async def test_the_report_names_what_a_description_lacks(filled: Catalogue) -> N
     assert (full["valid"], bare["valid"]) == (True, False)
     assert full["score"] > 90 > 50 > bare["score"]
     assert [finding["check"] for finding in bare["findings"]][:2] == ["description", "schema"]
+
+
+@pytest.mark.parametrize("word", WAYS)
+async def test_an_id_may_end_as_the_address_of_an_export_once_did(
+    catalogue: Catalogue, north: Provider, word: str
+) -> None:
+    """An address is first that of the dataset with this id; the older addresses of other datasets' exports hold."""
+    ids = ["urn:hanse:north:a", f"urn:hanse:north:a/{word}", "urn:hanse:north:b"]
+    north.datasets = [dataset(one, **{"dct:title": f"Title {place}"}) for place, one in enumerate(ids)]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    http, paths = catalogue.http, [f"/datasets/{quote(one, safe=':')}" for one in ids]
+    for place, path in enumerate(paths):
+        page = (await http.get(path)).text
+        assert f"<h1>Title {place}</h1>" in page
+        links = set(re.findall('href="([^"]+[?]as=[^"]+)"', page))
+        assert links == {f"{path}?as={way}" for way in WAYS if way != "validation"}
+        ttl = (await http.get(f"{path}?as=dcat.ttl")).text
+        assert f"<http://catalogue.test{path}>\n    a dcat:Dataset" in ttl
+        assert f'dct:title "Title {place}"' in ttl
+    older, newer = (await http.get(f"{paths[2]}/{word}")), (await http.get(f"{paths[2]}?as={word}"))
+    assert (older.status_code, older.text) == (200, newer.text)
+    assert older.headers["content-type"] == newer.headers["content-type"]
+    assert newer.headers["content-type"].startswith(WAYS[word][0])
+    assert (await http.get(f"{paths[2]}?as=csv")).status_code == 400
+    await catalogue.parts.store.write(lambda tx: ingest.withdraw(tx, north.did, ids[1:]))
+    assert {(await http.get(f"{paths[1]}{end}")).status_code for end in ("", "?as=croissant")} == {410}
+    assert (await http.get(f"{paths[2]}/{word}")).status_code == 410
 
 
 EU = "http://publications.europa.eu/resource/authority/language/"
