@@ -7,7 +7,9 @@ the file to what it streamed under its agreement. The policy travels in `usageIn
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from catalogue.entry import Column
@@ -73,7 +75,7 @@ def croissant(card: Card, about: About) -> dict[str, Any]:
         "isLiveDataset": True,
         "distribution": [_file(card, here)],
         "usageInfo": [graph.jsonld_node(offer) for offer in dcat.policies(card, about)],
-        "recordSet": [_records(card)] if entry.columns else [],
+        "recordSet": [_records(entry.columns)] if entry.columns else [],
     }
     return {key: value for key, value in made.items() if value not in ([], "")}
 
@@ -102,20 +104,34 @@ def _file(card: Card, here: str) -> dict[str, Any]:
     }
 
 
-def _records(card: Card) -> dict[str, Any]:
+def _records(columns: Sequence[Column]) -> dict[str, Any]:
     return {
         "@type": "cr:RecordSet",
         "@id": "rows",
         "name": "rows",
-        "field": [_field(column) for column in card.entry.columns],
+        "field": [_field(column, key) for column, key in zip(columns, _keys(columns), strict=True)],
     }
 
 
-def _field(column: Column) -> dict[str, Any]:
+def _keys(columns: Sequence[Column]) -> list[str]:
+    """A key for each column: its name, with a number where a column before it has that."""
+    keys: dict[str, None] = {}
+    names = {column.name for column in columns}
+    others = {name: _numbered(name, names) for name in names}
+    for column in columns:
+        keys[next(others[column.name]) if column.name in keys else column.name] = None
+    return list(keys)
+
+
+def _numbered(name: str, taken: Container[str]) -> Iterator[str]:
+    return (key for number in count(2) if (key := f"{name}-{number}") not in taken)
+
+
+def _field(column: Column, key: str) -> dict[str, Any]:
     kind, is_list = data_type(column.type)
     made: dict[str, Any] = {
         "@type": "cr:Field",
-        "@id": f"rows/{column.name}",
+        "@id": f"rows/{key}",
         "name": column.name,
         "description": column.description or column.name,
         "dataType": kind,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rdflib.compare import isomorphic
 
 from catalogue import ingest
-from catalogue.exports import EXPORTS
+from catalogue.entry import Column
+from catalogue.exports import EXPORTS, croissant
 from catalogue.exports.croissant import CONFORMS_TO, data_type
 from catalogue.exports.graph import Iri, Literal, Node, rdfxml
 from catalogue.feeds import WAYS
@@ -195,6 +196,12 @@ def test_column_types_become_croissants(written: str, kind: str, is_list: bool) 
     assert data_type(written) == (kind, is_list)
 
 
+def test_columns_of_one_name_are_fields_of_their_own() -> None:
+    names = ("a", "a", "a-2", "b", "a", "a-2")
+    fields = [one["@id"] for one in croissant._records([Column(name) for name in names])["field"]]
+    assert fields == ["rows/a", "rows/a-3", "rows/a-2", "rows/b", "rows/a-4", "rows/a-2-2"]
+
+
 async def test_the_report_names_what_a_description_lacks(filled: Catalogue) -> None:
     full = (await filled.http.get("/datasets/urn:hanse:north:full/validation", headers=filled.operator)).json()
     bare = (await filled.http.get("/datasets/urn:hanse:north:bare/validation", headers=filled.operator)).json()
@@ -264,9 +271,9 @@ async def test_texts_have_the_language_that_was_said_and_no_other(
     texts = [*graph.objects(here, rdflib.DCTERMS.title), *graph.objects(here, rdflib.DCTERMS.description)]
     assert [text.language for text in texts] == [tag, tag]
     assert sorted(map(str, graph.objects(here, rdflib.DCTERMS.language))) == [EU + code for code in languages]
-    croissant = (await catalogue.http.get(f"{path}/croissant")).json()
-    assert croissant["@context"]["@language"] == tag
-    (name,) = rdflib.Graph().parse(data=json.dumps(croissant), format="json-ld").objects(here, rdflib.SDO.name)
+    made = (await catalogue.http.get(f"{path}/croissant")).json()
+    assert made["@context"]["@language"] == tag
+    (name,) = rdflib.Graph().parse(data=json.dumps(made), format="json-ld").objects(here, rdflib.SDO.name)
     assert name.language == tag
 
 
