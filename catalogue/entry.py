@@ -115,7 +115,7 @@ def _read(raw: object, *, participant: str) -> Entry:
     distributions = [one for one in _many(raw.get("distribution")) if isinstance(one, dict)]
     if not policies or not distributions:
         raise MessageInvalid("expected a dataset with at least one hasPolicy and one distribution")
-    name = dataset_id.rpartition(":")[2].rpartition("/")[2]
+    name = (dataset_id.rstrip(":/") or dataset_id).rpartition(":")[2].rpartition("/")[2] or dataset_id
     return Entry(
         id=dataset_id,
         participant=participant,

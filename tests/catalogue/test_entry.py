@@ -85,6 +85,15 @@ def test_an_entry_survives_its_json() -> None:
     assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
 
 
+@pytest.mark.parametrize(
+    ("dataset_id", "name"),
+    [("urn:a:b", "b"), ("urn:a:b:", "b"), ("https://a.test/b//", "b"), ("urn:a:b:/:", "b"), ("::", "::"), ("a", "a")],
+)
+def test_every_dataset_has_a_name(dataset_id: str, name: str) -> None:
+    entry = read_dataset(dataset(dataset_id, **{"dct:title": ""}), participant="did:web:north.test")
+    assert (entry.name, entry.title) == (name, name)
+
+
 def test_the_digest_changes_with_the_content_only() -> None:
     one, same, other = ({"dct:title": "T"}, {f"{DCT}title": [{"@value": "T"}]}, {"dct:title": "U"})
     digests = [digest_of(read(**about).to_json()) for about in (one, same, other)]
