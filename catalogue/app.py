@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogue import admin, api, feeds, health, ingest, pages, problems
 from catalogue.access import Access
@@ -97,6 +98,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     )
     app.middleware("http")(_guarded(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
+    app.add_middleware(Heads)
     site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
     problems.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
@@ -112,6 +114,22 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
 
     app.mount("/static", StaticFiles(directory=look.FOLDER), name="static")
     return app
+
+
+class Heads:
+    """HEAD as GET whose body stays here: whatever can be had can be asked about."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+
+        async def bare(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return await self._app({**scope, "method": "GET"}, receive, bare)
 
 
 @asynccontextmanager

@@ -143,6 +143,18 @@ async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue
         assert line in figures
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/catalog.ttl", "/api/v1/search", "/members.jws", "/health/live", "/static/hanse.css"]
+)
+async def test_what_can_be_had_can_be_asked_about(catalogue: Catalogue, path: str) -> None:
+    whole, head = await catalogue.http.get(path), await catalogue.http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers.keys() == whole.headers.keys()
+    assert int(head.headers["content-length"]) > 10
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert (await catalogue.http.head("/logout")).status_code == 405
+
+
 async def test_a_body_that_is_too_large_or_without_length_is_refused(catalogue: Catalogue) -> None:
     async def endless() -> Any:
         yield b"{}"
