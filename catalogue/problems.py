@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,7 +15,7 @@ from connector.telemetry import logger
 _MEDIA = "application/problem+json"
 _log = logger("http")
 
-Page = Callable[[Request, HanseError], Response]
+Page = Callable[[Request, HanseError], Awaitable[Response]]
 
 
 def problem_response(error: HanseError) -> JSONResponse:
@@ -27,30 +27,30 @@ def install(app: FastAPI, *, page: Page, headers: Mapping[str, str]) -> None:
     """Turn every error that a route lets through into a problem object, or into `page` for a browser. `headers` are for
     the answer that no middleware sees."""
 
-    def answer(request: Request, error: HanseError) -> Response:
+    async def answer(request: Request, error: HanseError) -> Response:
         if error.status >= 500:
             _log.error("failed", code=error.code, reason=error.message, why=error.private)
-        return page(request, error) if _wants_page(request) else problem_response(error)
+        return await page(request, error) if _wants_page(request) else problem_response(error)
 
     @app.exception_handler(HanseError)
     async def ours(request: Request, error: HanseError) -> Response:
-        return answer(request, error)
+        return await answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def of_request(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, unfit(error.errors()))
+        return await answer(request, unfit(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return answer(request, NotFound(f"there is nothing at {request.scope['path'][:200]}; see /docs"))
+            return await answer(request, NotFound(f"there is nothing at {request.scope['path'][:200]}; see /docs"))
         body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
         return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         _log.exception("unforeseen", exc_info=error)
-        response = answer(request, HanseError("the catalogue failed; its log says why"))
+        response = await answer(request, HanseError("the catalogue failed; its log says why"))
         response.headers.update(headers)
         return response
 

@@ -80,9 +80,13 @@ class Site:
             settings=settings, search_url=words.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
         )
 
-    def problem(self, request: Request, error: HanseError) -> Response:
+    async def problem(self, request: Request, error: HanseError) -> Response:
         """An error as a page that says what to do."""
-        return self._page("problem.html", Viewer(), status=error.status, error=error, where="")
+        try:
+            viewer = await self._access.viewer(request)
+        except Exception:  # noqa: BLE001  # it may be the very error that is to be shown
+            viewer = Viewer()
+        return self._page("problem.html", viewer, status=error.status, error=error, where="")
 
     def dataset(self, card: Card, viewer: Viewer) -> Response:
         """One dataset."""

@@ -185,6 +185,14 @@ async def test_a_browser_gets_a_problem_as_a_page_and_a_program_as_json(catalogu
         assert (told.status_code, told.headers["content-type"]) == (status, "application/problem+json")
 
 
+async def test_who_is_logged_in_stays_so_on_a_page_of_a_problem(catalogue: Catalogue) -> None:
+    await catalogue.http.post("/login", content=f"token={catalogue.token}")
+    for path in ("/datasets/urn:none", "/nothing", "/?page=0"):
+        text = (await catalogue.http.get(path, headers={"accept": "text/html"})).text
+        assert "Log out" in text
+        assert "Log in" not in text
+
+
 async def test_the_operator_admits_suspends_and_visits_on_the_page(catalogue: Catalogue, north: Provider) -> None:
     http = catalogue.http
     await http.post("/login", data={"token": catalogue.token})
