@@ -78,6 +78,7 @@ class Crawler:
     ) -> None:
         self._store, self._net, self._identity, self._settings = store, net, identity, settings
         self._timing, self._limits = Timing.of(settings), Limits.of(settings)
+        self._operator = (settings.did, settings.name, settings.root_url)
         self._on_change, self._count, self._luck = on_change, count, luck
         self._running: dict[str, asyncio.Task[Run]] = {}
         self._following: dict[str, asyncio.Task[Run]] = {}
@@ -161,7 +162,7 @@ class Crawler:
 
     async def _crawl(self, member_id: str, why: str) -> Run:
         async with self._turns.turn(member_id, why) as why:
-            basis = await self._store.read(partial(_basis, key=member_id))
+            basis = await self._store.read(partial(_basis, key=member_id, operator=self._operator))
             member, tally = basis.member, Tally()
             if member.status != "active":
                 raise Forbidden(f"{member.name} is {member.status}; its connector is not visited")
@@ -276,12 +277,12 @@ def _due(tx: Transaction, *, limit: int) -> list[Source]:
     return list(tx.members.due(tx.now, limit=limit))
 
 
-def _basis(tx: Transaction, *, key: str) -> _Basis:
-    """What a visit of a member begins with."""
+def _basis(tx: Transaction, *, key: str, operator: tuple[str, str, str]) -> _Basis:
+    """What a visit of a member begins with. The operator's ids are no member's."""
     revision, seq = tx.members.revision(), tx.entries.last_seq()  # before what they stand for
     member = tx.members.of(key)
     source = tx.members.source(member.id)
     if source is None:
         raise HanseError(f"the member {member.name} has no crawl state; remove it and let it join again")
-    spaces = Namespaces((one.id, one.name, one.url) for one in tx.members.all())
+    spaces = Namespaces([operator, *((one.id, one.name, one.url) for one in tx.members.all())])
     return _Basis(member=member, etag=source.etag, spaces=spaces, revision=revision, seq=seq, at=tx.now)

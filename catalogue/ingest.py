@@ -126,8 +126,8 @@ def _candidate(raw: object, member: Member, spaces: Namespaces, entry_bytes: int
     owners = spaces.owners(dataset_id)
     if owners is not None and member.id not in owners:
         raise Conflict(
-            f"the id lies in the namespace of another member; {member.name} has {PREFIX}{member.name}:, {member.id}: "
-            f"and {member.url}/"
+            "the id lies in the namespace of another member or of the operator; "
+            f"{member.name} has {PREFIX}{member.name}:, {member.id}: and {member.url}/"
         )
     return Candidate(dataset_id, raw, text, own=owners is not None)
 

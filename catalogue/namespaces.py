@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 PREFIX = "urn:hanse:"
 _WEB = "did:web:"
+_SCHEMES = ("http:", "https:")
 _ENDS = ("", ":", "/", "?", "#")  # what follows a namespace
 
 
@@ -48,12 +49,14 @@ def _spelled(text: str) -> str:
     if text.startswith(_WEB):
         host, sign, path = text.removeprefix(_WEB).partition(":")
         return f"{_WEB}{_ascii(host)}{sign}{path}"
+    if text.startswith(_SCHEMES):
+        text = text.replace("\\", "/")  # as browsers read it
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
         return text
-    if parts.scheme not in ("http", "https"):
+    if not text.startswith(_SCHEMES):
         return text
     usual = port is None or (parts.scheme, port) == ("http", 80)
     rest = text.partition("//")[2].removeprefix(parts.netloc).removeprefix(parts.path)

@@ -548,6 +548,7 @@ MEMBERS = [
         ("https://hub.test/south/a", "south"), ("https://dsp.test/a", "bee"), ("https://b\u00fccher.test/b/a", "bee"),
         ("https://hub.test/./dsp//south/a", "south"), ("https://hub.test/x/../dsp/south/../a", "hub"),
         ("did:web:b\u00fccher.test:b:a", "bee"), ("urn:hanse%3anorth:a", "north"), ("https://hub.test/../..", "hub"),
+        ("https:\\\\north.test\\a", "north"), ("https://hub.test/dsp\\south/a", "south"),
         ("did:web:north.test:a", "north"), ("DID:web:NORTH.test#a", "north"), ("did:web:hub.test:south:a", "south"),
         ("did:web:hub.test:a", "hub"), ("did:web:hub.test%3a8443:a", "lab"), ("did:web:hub.test%3A9", None),
         ("urn:hanse:north:a", "north"), ("URN:Hanse:NORTH:a", "north"), ("urn:hanse:northern:a", "nobody"),
@@ -580,6 +581,9 @@ async def test_an_id_in_a_members_namespace_is_its_own_whoever_listed_it_before(
 @pytest.mark.parametrize(
     ("dataset_id", "problem"),
     [
+        ("http://catalogue.test/mine-now", "or of the operator"),
+        ("did:web:catalogue.test:mine-now", "or of the operator"),
+        ("urn:hanse:catalogue:mine-now", "or of the operator"),
         ("urn:hanse:south:mine-now", "namespace of another member"),
         ("urn:shared:one", "another member listed this id first"),
     ],
