@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
+from catalogue.freshness import Timing, state_of
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
@@ -97,6 +98,11 @@ class Members:
             source = tx.members.source(member.id)
             if source is not None:
                 source.next_at = tx.now
+                if changes.get("status") == "active":  # nobody has visited it since: as old as it is
+                    failures = max(1, source.failures)
+                    source.state = state_of(
+                        Timing.of(self._settings), failures=failures, last_ok=source.last_ok, now=tx.now
+                    )
             tx.entries.touch_all(member.id)
             return member
 

@@ -98,6 +98,23 @@ async def test_who_has_a_fact_that_would_be_refused_today_can_be_suspended(
     assert (answer.status_code, answer.json()["status"]) == (200, "suspended")
 
 
+async def test_who_is_restored_is_as_old_as_its_last_visit_until_the_next(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    states = []
+    for days in (0.1, 2, 60):
+        await catalogue.crawl("north")
+        for status in ("suspended", "active"):
+            await catalogue.parts.members.change("north", changes={"status": status})
+            catalogue.clock.advance(days * 86_400 * (status == "suspended"))
+        states.append([hit["state"] for hit in (await catalogue.search())["results"]])
+    assert states == [["active"], ["unreachable"], []]
+    await catalogue.crawl("north")
+    assert [hit["state"] for hit in (await catalogue.search())["results"]] == ["active"]
+
+
 async def test_what_the_command_line_does_reaches_the_search_of_a_running_catalogue(
     catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
