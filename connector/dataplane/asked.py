@@ -60,8 +60,8 @@ class Brought:
 class Split:
     """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader.
 
-    `resumed`: the first range begins in the middle of its block. `shown`: what the contract shows that its cursors are
-    for; empty where it has none.
+    `resumed`: the first range begins in the middle of its block. `shown`: what the contract shows that its cursors, or
+    the parts beside it, are for; empty where it has none.
     """
 
     snapshot: str

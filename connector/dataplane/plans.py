@@ -128,7 +128,8 @@ class Plans:
         if after:
             ranges = _after(ranges, splits.unseal(after, key))
         if not cursors:
-            return Split(snapshot=current, only=Ranges(_joined(ranges) or _NOTHING, ""))
+            only = Ranges(_joined(ranges) or _NOTHING, "")
+            return Split(snapshot=current, only=only, shown=view if as_shown else "")
         hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
         position = new_name() if hides else ""
         only = Ranges(ranges or _NOTHING, key.hex(), position)
@@ -252,8 +253,8 @@ def check_snapshot(snapshot: str, held: Held) -> None:
 
 
 def check_shown(split: Split, contract: DataContract) -> None:
-    """Busy unless the contract that a read runs under shows what its cursors are for: of several permissions another
-    one may be the first that has something left by then."""
+    """Busy unless the contract that a read runs under shows what its cursors, or its parts, are for: of several
+    permissions another one may be the first that has something left by then."""
     if split.shown not in ("", shown(contract)):
         raise Busy(
             "another permission of the agreement is used now than a moment ago, and it shows something else; ask again"

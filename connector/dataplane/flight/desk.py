@@ -320,11 +320,19 @@ class Desk:
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
-        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors."""
+        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors.
+
+        All parts of one FlightInfo show the same, or they are refused. Those of connectors of before say not what.
+        """
+        if "shown" not in wanted:
+            raise Refused(
+                "this Flight ticket is of this provider's last release; ask for the flight info again",
+                code="flight_ticket_invalid",
+            )
         rows = Wanted(**_declared(wanted))
         split = await self._reads.split(
-            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], cursors=False
-        )  # fmt: skip
+            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], as_shown=wanted["shown"], cursors=False
+        )
         return plans.asked_of(ticket, held, rows, owner=self._owner, split=split)  # without a condition: that is short
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
@@ -409,7 +417,8 @@ def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[st
     if count <= 1 or blocks > count * BLOCKS_MAX:
         return [wanted]
     runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))
-    return [wanted | {"blocks": ",".join(map(str, run)), "snapshot": plan["snapshot"]} for run in runs]
+    common = wanted | {"snapshot": plan["snapshot"], "shown": plan["shown"]}
+    return [common | {"blocks": ",".join(map(str, run))} for run in runs]
 
 
 def _declared(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,13 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -23,10 +26,13 @@ from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
 from connector.query import spans
+from connector.usage import grants
 from policies import gate as batch_gate
-from policies.model import Policy
+from policies.model import Policy, Rule
+from policies.vocabulary import expand
 from tests.support import data, flying, gate, provider
 from tests.support.flying import flyer
+from tests.support.gate import atom, mask
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -143,6 +149,53 @@ async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front:
     assert all(part.num_rows for part, _ in parts)
     assert [end["rows"] for _, end in parts] == [part.num_rows for part, _ in parts]
     assert pa.concat_tables([part for part, _ in parts]).equals(pa.Table.from_batches(batches))
+
+
+TURNING = replace(
+    provider.OPEN,
+    permissions=(
+        Rule(expand("odrl:use"), (atom("odrl:dateTime", "lt", "2099-01-01T00:00:00Z"),)),
+        Rule(expand("odrl:use"), (atom("ds:row/gap", "eq", "2"),), (mask("null", "name"),)),
+    ),
+)
+
+
+async def test_endpoints_of_one_info_show_the_same_or_are_refused(
+    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, narrow(), TURNING)
+    ticket = running.ticket(agreement)
+
+    def read(endpoint: fl.FlightEndpoint) -> pa.Table:
+        with flyer(front, ticket) as client:
+            return flying.whole(client.get(endpoint.ticket))[0]
+
+    with flyer(front, ticket) as client:
+        first, second = (await asyncio.to_thread(client.info, provider.OWNER, name)).endpoints
+    assert (await asyncio.to_thread(read, first)).num_rows == 80_000
+    later = SimpleNamespace(time=lambda: time.time() + 100 * 366 * 86_400, monotonic=time.monotonic)
+    monkeypatch.setattr(grants, "time", later)
+    with pytest.raises(fl.FlightError, match="shown_changed: the agreement shows other columns, masks or rows"):
+        await asyncio.to_thread(read, second)
+    await settled(running)
+    assert running.of_kind("ReadRefused")[-1].code == "shown_changed"
+    shown = [table for table, _ in await flown(running, front, agreement, name)]
+    assert {gap for table in shown for gap in table["gap"].to_pylist()} == {2}
+
+
+async def test_a_part_of_the_last_release_that_says_not_what_it_shows_is_refused(
+    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, narrow())
+    parted = desk._parted
+
+    def untold(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
+        return [{key: value for key, value in part.items() if key != "shown"} for part in parted(wanted, plan)]
+
+    monkeypatch.setattr(desk, "_parted", untold)
+    with pytest.raises(fl.FlightUnauthorizedError, match=r"flight_ticket_invalid: .* ask for the flight info again"):
+        await flown(running, front, agreement, name)
+    await settled(running)
 
 
 async def test_small_datasets_have_one_endpoint(
