@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from connector.errors import Limited
 
@@ -21,11 +22,14 @@ async def in_time(
 
     def moved() -> None:
         if not over():  # else the rest of what has passed the gate could be taken for hours, byte by byte
-            limit.reschedule(now() + seconds)
+            limit.reschedule(now() + seconds)  # noqa: F821  it is deleted when nothing moves any more
 
     try:
-        async with asyncio.timeout(seconds) as limit:
-            await sending(moved)
-    except TimeoutError:
+        with suppress(TimeoutError):  # left before anything is raised: its frames have the timer, and that the task
+            async with asyncio.timeout(seconds) as limit:
+                await sending(moved)
+                return
         took = "not all that it may" if over() else "next to nothing"
-        raise Limited(f"the client took {took} for {seconds:g} s", code="client_stalled") from None
+        raise Limited(f"the client took {took} for {seconds:g} s", code="client_stalled")
+    finally:
+        del limit  # the task's error has this frame, and would keep what was being sent until the collector comes by

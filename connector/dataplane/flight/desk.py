@@ -208,11 +208,14 @@ class Desk:
             while not sending.done():  # however often we are cancelled: by a reset, and by the end of its connection
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((sending,))
+            del sending  # its error has this frame, and would keep what was being sent until the collector comes by
 
     def _ended(self, id: str, sending: asyncio.Task[Mapping[str, Any]]) -> None:
         self._running[id].discard(sending)
         if not self._running[id]:
             del self._running[id]
+        with suppress(asyncio.CancelledError):  # as in `http2`: else it would keep what was being sent
+            sending.exception()
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
         async with self._reads.open(replace(asked, transport="flight"), spans=True) as stream:

@@ -340,8 +340,11 @@ class Connection(asyncio.BufferedProtocol):
         call.task.add_done_callback(partial(self._answered, call))
 
     def _answered(self, call: Call, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.exception("unforeseen", exc_info=error)
+        # Asked also where it was cancelled: that error, where nobody fetches it, has the frames of the task, of which
+        # one has the task, and would keep what was being sent until the collector comes by.
+        with suppress(asyncio.CancelledError):
+            if (error := task.exception()) is not None:
+                _log.exception("unforeseen", exc_info=error)
         call.break_off()
         del self._calls[call.number]
         self._rest()

@@ -87,6 +87,7 @@ class Service:
             _log.exception("unforeseen", exc_info=failed)
             error = unforeseen()
         exchange.finish(error)
+        del error  # it has this frame, and would keep what was being sent until the collector comes by
 
     async def _in_time(self, exchange: Exchange) -> None:
         """DeadlineExceeded where the caller waits no more: not all clients end their calls by themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
@@ -30,6 +31,7 @@ from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.http2 import Call, Connection, Connections
 from connector.dataplane.flight.messages import Message
 from connector.dataplane.flight.outward import Outward, Taker
+from connector.dataplane.governed import GovernedStream
 from connector.errors import Busy, Refused
 from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
@@ -431,6 +433,30 @@ async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(running: P
     await until(lambda: not len(tuple(impatient._connections)))
     assert (impatient._desk._running, impatient._desk._open) == ({}, {})
     assert running.of_kind("ReadEnded")[-1].code == "client_gone"
+
+
+@pytest.mark.parametrize("leaves", ["the call", "the connection", "nothing"])
+async def test_what_was_being_sent_to_a_reader_that_leaves_goes_with_it(
+    running: Provider, impatient: Front, leaves: str
+) -> None:
+    """Not when the collector of garbage comes by: batches of thirty megabytes would stand in line for it."""
+    ticket, message = await passed(running, impatient)
+    gc.collect()
+    gc.disable()
+    try:
+        async with connected(impatient.port, window=2000) as client:
+            number = get(client, ticket, message)
+            await until(lambda: len(client.data[number]) == 2000)
+            if leaves == "the call":
+                client.reset(number)
+                await settled(running)
+            elif leaves == "nothing":  # and is cut off
+                await until(lambda: number in client.ended)
+        await settled(running)
+        await until(lambda: not len(tuple(impatient._connections)))
+        assert not [one for one in gc.get_objects() if isinstance(one, GovernedStream | Call)]
+    finally:
+        gc.enable()
 
 
 def handed(text: str) -> bytes:
