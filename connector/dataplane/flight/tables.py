@@ -141,6 +141,7 @@ class _Child:
         self._most = most  # bytes of an answer
         self._turns = Turns(1, waiting=_WAITING, wait_seconds=wait_seconds)
         self._used = asyncio.Lock()  # by whose turn it is, and by who ends it
+        self._asking: set[asyncio.Task[tuple[Any, list[bytes]]]] = set()  # the one: its caller may have left
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._closed = False
@@ -153,10 +154,22 @@ class _Child:
         """What is told, and its parts, when it is the consumer's turn. _Lost where none comes; Busy where it is never
         its turn, or there is no process to ask.
 
-        A question that is not answered to its end, also as its caller has left, ends the process: what it has yet to
-        say would be read by the next one.
+        A question whose caller has left is answered all the same, in its time, and nobody hears it: a process that is
+        ended for that would be missed by everybody else, as would one that is starting.
         """
         await self._turns.take(consumer)
+        asking = asyncio.ensure_future(self._in_turn(question, parts))
+        self._asking.add(asking)
+        asking.add_done_callback(self._answered)
+        await asyncio.wait((asking,))
+        return asking.result()
+
+    def _answered(self, asking: asyncio.Task[tuple[Any, list[bytes]]]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # it may be that nobody hears it
+
+    async def _in_turn(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         try:
             async with self._used:
                 return await self._asked(question, parts)

@@ -323,14 +323,34 @@ async def test_who_leaves_leaves_no_answer_to_the_next(fresh: Tables, seconds: f
         await asyncio.sleep(seconds)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    if fresh.pids[0]:
-        os.kill(fresh.pids[0], signal.SIGSTOP)
+    assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters("lab", [""] * 9)))) == 9
+    os.kill(fresh.pids[0], signal.SIGSTOP)
     asking = asyncio.ensure_future(fresh.parameters("lab", [""] * 100))
     await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert whole(await fresh.constant("lab", "SELECT 8") or b"").to_pylist() == [{"8": 8}]
     assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters("lab", [""] * 50)))) == 50
+
+
+@pytest.mark.parametrize("name", ASKED)
+async def test_who_leaves_takes_the_process_from_nobody(fresh: Tables, name: str) -> None:
+    """As it starts, and in the midst of a question."""
+    which, asked, _ = ASKED[name]
+    leaving = asyncio.ensure_future(asked(fresh))
+    await waiting.until(lambda: bool(fresh.pids[which]))
+    pid = fresh.pids[which]
+    for _ in range(3):
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert await asked(fresh)
+        os.kill(pid, signal.SIGSTOP)
+        again = fresh.values("lab", put(ONE)) if which else fresh.catalogue("lab", "CommandGetTables", b"", DATASETS)
+        leaving = asyncio.ensure_future(again)
+        await asyncio.sleep(0.05)
+        os.kill(pid, signal.SIGCONT)
+    assert await leaving
+    assert fresh.pids[which] == pid
 
 
 async def test_many_who_ask_at_once_get_each_their_own(made: Tables) -> None:
