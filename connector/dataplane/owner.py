@@ -216,7 +216,7 @@ class OwnersView:
         try:
             answer = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         except HanseError as error:
-            await self._ended(ReadEnded(**common, process=read, outcome="failed", code=error.code))
+            await self._ended(ReadEnded(**common, process=read, outcome="broken", code=error.code))
             raise
         told = {"rows": len(answer["rows"]), "action": "preview"}
         await self._ended(ReadEnded(**common, process=read, detail=told))

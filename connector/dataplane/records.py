@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from connector.dataplane.tickets import Ticket
     from policies.enforce.sql import Prepared
 
+GONE, LEFT = "client_gone", "the client left"
+
 
 def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ...]:
     """What of the policies shaped this answer, in words for its reader: effect and rule."""
@@ -87,10 +89,11 @@ def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseE
 def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
     refusal = isinstance(failure, Refused)
     if end is None or (refusal and not end.rows):
+        known = isinstance(failure, HanseError | PolicyError)  # else the reader has left before anything did
         return {
-            "outcome": "broken" if isinstance(failure, Withdrawn) else "refused" if refusal else "failed",
-            "code": getattr(failure, "code", "cancelled"),
-            "reason": str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
+            "outcome": "refused" if refusal and not isinstance(failure, Withdrawn) else "broken",
+            "code": getattr(failure, "code", GONE),
+            "reason": str(failure)[:400] if known else LEFT,
             "rule": getattr(failure, "rule", ""),
             "detail": {"rows": 0, "bytes": 0, "batches": 0},
         }

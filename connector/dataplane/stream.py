@@ -483,8 +483,8 @@ class Reads:
         if failed is not None and not unknown:
             return
         if stream is not None and stream.end is None:
-            code = getattr(failure, "code", "client_gone")
-            stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
+            code = getattr(failure, "code", records.GONE)
+            stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else records.LEFT)
         end = stream.end if stream is not None else None
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)

@@ -270,7 +270,7 @@ async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_an
         await leaving
     await settled(running)
     told = [(event.kind, event.outcome) for event in running.events if getattr(event, "process", "") == "leaves"]
-    assert told == [("ReadStarted", "ok"), ("ReadEnded", "failed")]
+    assert told == [("ReadStarted", "ok"), ("ReadEnded", "broken")]
     await read("stays")
 
 
@@ -382,7 +382,7 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
     left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
     assert asked.query_id not in left
     ends = [event.outcome for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
-    assert ends == (["failed"] if kept else [])
+    assert ends == (["broken"] if kept else [])
     async with running.reads.open(replace(asked, query_id=f"next {agreement}")) as stream:  # there is a place for it
         assert [frame async for frame in stream.frames()]
 

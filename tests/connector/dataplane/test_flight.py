@@ -279,6 +279,17 @@ async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: 
     assert (ended.outcome, ended.code) == ("broken", "client_gone")
 
 
+async def test_what_fails_before_the_first_row_is_broken_as_what_fails_after_it(
+    running: Provider, front: Front
+) -> None:
+    agreement = await running.agree()
+    with flyer(front, running.ticket(agreement)) as client, pytest.raises(pa.ArrowInvalid, match="computation_failed"):
+        await asyncio.to_thread(client.read, sql="SELECT max(id * 9223372036854775807) AS n FROM clinic.numbers")
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code) == ("broken", "computation_failed")
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def strict(running: Provider) -> AsyncIterator[Front]:
     """One that waits for its clients a second."""

@@ -368,13 +368,13 @@ async def impatient(running: Provider) -> AsyncIterator[Front]:
 PATH = (provider.OWNER, "numbers")
 
 
-async def passed(running: Provider, front: Front) -> tuple[str, bytes]:
-    """A ticket, and the Flight ticket of all rows, as a request for them."""
+async def passed(running: Provider, front: Front, **envelope: str) -> tuple[str, bytes]:
+    """A ticket, and the Flight ticket of all rows, or of an envelope, as a request for them."""
     ticket = running.ticket(await running.agree())
 
     def go() -> bytes:
         with flyer(front, ticket) as client:
-            found: bytes = client.info(*PATH).endpoints[0].ticket.ticket
+            found: bytes = client.info(*(() if envelope else PATH), **envelope).endpoints[0].ticket.ticket
             return found
 
     return ticket, protobuf.write([(1, await asyncio.to_thread(go))])
@@ -433,6 +433,21 @@ async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(running: P
     await until(lambda: not len(tuple(impatient._connections)))
     assert (impatient._desk._running, impatient._desk._open) == ({}, {})
     assert running.of_kind("ReadEnded")[-1].code == "client_gone"
+
+
+async def test_a_reader_that_leaves_before_the_first_row_is_in_the_log_as_one_that_leaves(
+    running: Provider, impatient: Front
+) -> None:
+    long = "SELECT count(*) FROM clinic.numbers a, clinic.numbers b, clinic.numbers c WHERE a.x < b.x * c.x"
+    ticket, message = await passed(running, impatient, sql=long)
+    started, ends = len(running.of_kind("ReadStarted")), len(running.of_kind("ReadEnded"))
+    async with connected(impatient.port) as client:
+        number = get(client, ticket, message)
+        await until(lambda: len(running.of_kind("ReadStarted")) > started)
+        client.reset(number)
+        await until(lambda: len(running.of_kind("ReadEnded")) > ends)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code, ended.reason) == ("broken", "client_gone", "the client left")
 
 
 @pytest.mark.parametrize("leaves", ["the call", "the connection", "nothing"])
