@@ -13,8 +13,8 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -47,6 +47,7 @@ class Outward:
         self.encrypts = False
         self._said = bytearray()  # frames without data that are to go out
         self._turn = asyncio.Lock()  # of whoever writes data
+        self._others = 0  # calls that wait for it
         self._quiet = asyncio.Event()  # all that the transport was given has gone
         self._quiet.set()
         self._moved = asyncio.Event()  # a window may have room
@@ -112,7 +113,7 @@ class Outward:
     ) -> bool:
         """Send as much as fits into one turn. Whether that was all."""
         try:
-            async with self._turn:
+            async with self._own_turn():
                 await self._emptied(call)
                 try:
                     whole = await self._run(partial(sending.run, out), sending, out, device)
@@ -128,6 +129,22 @@ class Outward:
         finally:  # also what others had to say, where this call is given up
             self.flush()
         return whole
+
+    @asynccontextmanager
+    async def _own_turn(self) -> AsyncIterator[None]:
+        """The right to write. A thread that has it, and waits for its reader's window, leaves it to us."""
+        with self.lock:
+            self._others += 1
+            self.lock.notify_all()
+        try:
+            await self._turn.acquire()
+        finally:
+            with self.lock:
+                self._others -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _run(self, work: Callable[[], bool], sending: _Sending, out: socket.socket, device: int | None) -> bool:
         """In a thread where the disk may have to be waited for."""
@@ -168,7 +185,7 @@ class Outward:
     async def _piece_encrypted(self, call: Taker, data: Data) -> bool:
         """Whether there was room for something."""
         try:
-            async with self._turn:
+            async with self._own_turn():
                 await self._emptied(call)
                 if frames := self.reserve(call, data, _PIECE // 4):
                     self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
@@ -241,9 +258,13 @@ class Outward:
         return [said, *frames] if said else frames
 
     def wait_for_room(self, seconds: float) -> bool:
-        """In a thread: whether a window has moved within that time."""
+        """In a thread that may write: whether a window has moved within that time, and nobody else has anything to say
+        meanwhile. What waits for one reader's window holds up no other call."""
         with self.lock:
-            return seconds > 0 and self.lock.wait(seconds)
+            return seconds > 0 and not self._wanted() and self.lock.wait(seconds) and not self._wanted()
+
+    def _wanted(self) -> bool:
+        return self._others > 0 or bool(self._said)
 
 
 class _Sending:

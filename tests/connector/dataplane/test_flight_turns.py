@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import sending
 from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.messages import Message
 from connector.dataplane.flight.outward import Outward, Taker
@@ -148,6 +149,25 @@ async def test_whoever_waits_is_told_though_the_frame_that_it_waited_for_is_of_a
         third = wire.ask("small", b"")
         await wire.whole(third)
         assert wire.answers[third].messages() == [b"small"]
+
+
+@pytest.mark.parametrize("other", ["small", "nothing"])
+async def test_who_waits_for_its_reader_s_window_holds_up_no_other_call(
+    plain: Place, answers: Answers, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its thread would wait; and what is said of calls that send nothing does not wait either."""
+    monkeypatch.setattr(sending, "_PATIENCE", 600.0)
+    monkeypatch.setattr(sending, "TURN", 600.0)
+    async with wired(plain, INITIAL_WINDOW=10_000) as wire, asyncio.timeout(20):
+        slow = wire.ask("files", b"")
+        await wire.until(lambda: wire.answers[slow].window == 0)
+        for _ in range(3):
+            wire.grant(1000, slow)
+            await wire.until(lambda: wire.answers[slow].window == 0)
+            number = wire.ask(other, b"")
+            await wire.until(lambda number=number: wire.answers[number].ended)
+        wire.reset(slow)
+        await until(lambda: answers.calls["files"].gone)
 
 
 @pytest.mark.parametrize(
