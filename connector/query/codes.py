@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from connector.errors import (
@@ -35,12 +34,18 @@ ROWS_TOO_LARGE = (  # what `memory_limit` is to who asked for rows as they are s
 
 def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
     """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
-    kind, sentence = _ERRORS.get(code, (EngineFailed, "the engine could not finish this query"))
+    kind, sentence = _ERRORS.get(code, _FAILED)
     return kind(message or sentence, code=code if code in _ERRORS else "engine_failed", **facts)
 
 
-_Made = Callable[..., HanseError]
-_ERRORS: dict[str, tuple[_Made, str]] = {
+def status_of(code: str) -> int:
+    """HTTP's status of that error: of a code that no worker has, that of a failure of ours."""
+    kind, _ = _ERRORS.get(code, _FAILED)
+    return kind.status
+
+
+_FAILED = (EngineFailed, "the engine could not finish this query")
+_ERRORS: dict[str, tuple[type[HanseError], str]] = {
     "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
     "computation_failed": (
         QueryInvalid,
@@ -63,7 +68,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
         "and read faster, or fewer at once",
     ),
     "shutting_down": (Busy, "the connector is stopping; try again later"),
-    "engine_failed": (EngineFailed, "the engine could not finish this query"),
+    "engine_failed": _FAILED,
     "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),
     "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
     "file_unavailable": (Busy, "a data file cannot be opened now; try again"),

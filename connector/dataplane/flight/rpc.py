@@ -24,6 +24,7 @@ from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.messages import Message
 from connector.dataplane.taking import in_time
 from connector.errors import BadInput, HanseError, Unauthenticated
+from connector.query.codes import status_of
 
 SERVICE = "/arrow.flight.protocol.FlightService/"
 _TICKET_MAX = 16 * 2**10
@@ -50,11 +51,16 @@ _STATUS = {
     504: (4, 5, "TimedOut"),
 }
 _INTERNAL = (13, 5, "Internal")
-_ENDS = {"revoked": 403, "refused": 403, "quota": 403, "lease_expired": 401}
-# Of ends: what is 503 where it comes before the first batch.
-_AGAIN = frozenset(
-    {"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown"}
-)
+_EXHAUSTED = (8, 5, "Failed")
+# Whoever asks the same again is told the same again, so that no client does by itself what UNAVAILABLE invites it to.
+_SPENT = frozenset(
+    {
+        "count_spent", "quota_spent", "quota", "privacy_budget_spent",
+        "rows_limit", "bytes_limit", "memory_limit", "time_limit", "groups_max",
+    }
+)  # fmt: skip
+_ENDS = {"revoked": 403, "refused": 403, "quota": 429, "lease_expired": 401}
+_AGAIN = frozenset({"busy", "outcome_unknown"})  # 503 of the connector's own, besides those of a worker
 
 
 class Ended(HanseError):
@@ -64,8 +70,8 @@ class Ended(HanseError):
         reason = record.get("reason") or "the stream broke"
         rule = {"rule": record["rule"]} if record.get("rule") else {}
         super().__init__(f"{reason} (after {record['rows']} rows)", code=record.get("code") or record["status"], **rule)
-        again = 503 if record.get("code") in _AGAIN else 500
-        self.status = _ENDS.get(record["status"], again)  # type: ignore[misc]  # of each end its own
+        # Of each end its own: what it is where it comes before the first batch.
+        self.status = _ENDS.get(record["status"]) or (503 if self.code in _AGAIN else status_of(self.code))  # type: ignore[misc]
         self.record = record
 
 
@@ -226,7 +232,7 @@ def _told(error: HanseError, *, details: bool) -> list[tuple[str, str]]:
     rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""
     text = _shortened(f"{problem['code']}: {problem['detail']}{rule}")
     raw = json.dumps(error.record if isinstance(error, Ended) else problem, default=str).encode()
-    status, arrow, kind = _STATUS.get(error.status, _INTERNAL)
+    status, arrow, kind = _EXHAUSTED if error.code in _SPENT else _STATUS.get(error.status, _INTERNAL)
     told = [
         ("grpc-status", str(status)),
         ("grpc-message", quote(text, safe=_SAID)),

@@ -18,13 +18,15 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from connector.dataplane import access
-from connector.dataplane.flight import protobuf
+from connector.dataplane.flight import commands, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.errors import Refused
+from connector.query import codes
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
 from tests.support.gate import atom, mask
+from tests.support.http2 import wire
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -372,8 +374,16 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
         assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
 
 
-@pytest.mark.parametrize("code", ["worker_wanted", "busy"])
-async def test_a_read_that_ends_in_the_middle_for_what_passes_is_unavailable(
+ENDS = {
+    "worker_wanted": fl.FlightUnavailableError,
+    "busy": fl.FlightUnavailableError,
+    "memory_limit": fl.FlightInternalError,  # what Arrow's C++ makes of RESOURCE_EXHAUSTED
+    "computation_failed": pa.ArrowInvalid,
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_batch(
     running: Provider, front: Front, code: str
 ) -> None:
     with flyer(front, running.ticket(await running.agree())) as client:
@@ -385,8 +395,35 @@ async def test_a_read_that_ends_in_the_middle_for_what_passes_is_unavailable(
             running.grants.stop_all("the connector cannot ask its database", code=code)
         for worker in tuple(running.pool._busy) if code != "busy" else ():
             worker.kill(code)
-        with pytest.raises(fl.FlightUnavailableError, match=rf"^{code}.*\(after [1-9]"):
+        with pytest.raises(ENDS[code], match=rf"^{code}.*\(after [1-9]") as caught:
             await asking
+        assert type(caught.value) is ENDS[code]
+    await settled(running)
+
+
+def test_each_code_of_a_worker_has_one_status_of_grpc() -> None:
+    for code in codes._ERRORS:
+        ended = rpc.Ended({"status": "error", "code": code, "reason": "it ended", "rows": 1})
+        before, after = [dict(rpc._told(one, details=False)) for one in (codes.error_of(code, {}), ended)]
+        assert (code, before["grpc-status"]) == (code, after["grpc-status"])
+
+
+async def test_a_quota_is_exhausted_in_the_middle_and_at_the_next_read(running: Provider, front: Front) -> None:
+    policy = gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use")
+    ticket = running.ticket(await running.agree(policy))
+
+    def go(sql: str) -> str:
+        handle = commands.pack("ActionCreatePreparedStatementRequest", [(1, sql)])
+        body = protobuf.write([(1, "CreatePreparedStatement"), (2, handle)])
+        with wire(front.port) as asked:
+            return asked.answer(asked.ask("DoAction", ticket, b"\0" + len(body).to_bytes(4, "big") + body)).status
+
+    sql = "SELECT id FROM clinic.numbers"
+    with flyer(front, ticket) as client:
+        for _ in range(2):
+            with pytest.raises(fl.FlightInternalError, match=r"^quota"):
+                await asyncio.to_thread(client.read, sql=sql)
+    assert await asyncio.to_thread(go, sql) == "8"
     await settled(running)
 
 
