@@ -171,8 +171,8 @@ class Desk:
         return found
 
     def stop(self, asker: Asker, tickets: Sequence[bytes]) -> int:
-        """End the running reads of these Flight tickets; how many there were."""
-        opened = [self._running.get(self._unseal(raw, asker).id, set()) for raw in tickets]
+        """End the running reads of these Flight tickets, also of those that have ended; how many there were."""
+        opened = [self._running.get(self._unseal(raw, asker, now=0.0).id, set()) for raw in tickets]
         return sum(one.cancel() for running in opened for one in running)
 
     async def renew(self, asker: Asker, ticket: bytes) -> tuple[bytes, float]:
@@ -190,7 +190,7 @@ class Desk:
 
     async def read(self, asker: Asker, ticket: bytes, reader: Reader) -> Mapping[str, Any]:
         """Send the stream of a Flight ticket to its reader, until it stops reading or cancels; the end record."""
-        one = self._unseal(ticket, asker)
+        one = self._unseal(ticket, asker, now=self._addresses.clock())
         asked = replace(
             await self._asked(one.wanted, _bearers(one, asker)), query_id=f"{one.id}.{secrets.token_hex(4)}"
         )
@@ -255,8 +255,8 @@ class Desk:
 
     # Who may, and what is meant.
 
-    def _unseal(self, raw: bytes, asker: Asker) -> Pass:
-        one = passes.unseal(raw, self._key, now=self._addresses.clock())
+    def _unseal(self, raw: bytes, asker: Asker, *, now: float) -> Pass:
+        one = passes.unseal(raw, self._key, now=now)
         _bearers(one, asker)
         return one
 

@@ -247,14 +247,18 @@ async def test_of_two_agreements_on_one_dataset_a_read_is_under_that_which_it_wa
     assert [event.agreement for event in running.of_kind("ReadStarted")[-2:]] == [under, under]
 
 
-async def test_cancelling_ends_the_running_read(running: Provider, front: Front) -> None:
+@pytest.mark.parametrize("later", [0, 1000], ids=["at once", "after its Flight ticket has ended"])
+async def test_cancelling_ends_the_running_read(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch, later: int
+) -> None:
     agreement = await running.agree()
 
     def go() -> list[bytes]:
-        with flyer(front, running.ticket(agreement)) as client:
+        with flyer(front, running.ticket(agreement, seconds=3600)) as client:
             info = client.info(sql=ENDLESS)
             reader = client.get(info.endpoints[0].ticket)
             reader.read_chunk()
+            monkeypatch.setattr(running.addresses, "clock", lambda: time.time() + later)
             answer = client.act("CancelFlightInfo", protobuf.write([(1, info.serialize())]))
             with pytest.raises(fl.FlightCancelledError, match="cancelled"):
                 for _ in reader:
