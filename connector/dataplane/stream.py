@@ -41,6 +41,7 @@ from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited,
 from connector.events import ReadRefused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
+from connector.query.turns import Turns
 from connector.recent import keep
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
@@ -65,6 +66,7 @@ _END_SECONDS = 30.0  # how long a read waits for the record of its end where the
 _END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
 _COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown under one contract
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
+_LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long one who asks what a read would give waits, and how many do
 _OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
 
 
@@ -113,6 +115,10 @@ class Reads:
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._looks = Turns(max(1, streams_max // 2), waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS)
+        self._lookers: dict[str, int] = {}
+        self._looked = asyncio.Event()  # nobody looks what a read would give
+        self._looked.set()
         self.draining = ""  # the reason, once no new reads are taken
         self.clock: Callable[[], float] = time.time
 
@@ -214,7 +220,7 @@ class Reads:
         grants: list[Grant] = []
         begun = time.monotonic()
         try:
-            with self._place(asked.consumer):
+            async with self._looking(asked.consumer):
                 grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
                 prepared, keys = await self._gated(asked, grants, bytes(32))  # the key is of no value that leaves
                 grants = needed(grants, prepared)
@@ -319,6 +325,7 @@ class Reads:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
+                await self._looked.wait()
                 if self._owed:
                     await asyncio.wait(self._owed)
 
@@ -351,6 +358,19 @@ class Reads:
         if self._running.get(consumer, 0) >= most:
             raise Limited(f"{most} of your reads are running, as many as may be; end one", code="streams_of_consumer")
         return _Place(self._running, consumer, self._quiet)
+
+    @asynccontextmanager
+    async def _looking(self, consumer: str) -> AsyncIterator[None]:
+        """A turn of those who ask what a read would give. They are soon done, so they wait for it, and take no place of
+        reads."""
+        self._check_open()
+        await self._looks.take(consumer)
+        try:
+            self._check_open()
+            with _Place(self._lookers, consumer, self._looked):
+                yield
+        finally:
+            self._looks.give_back()
 
     async def _admit(self, asked: Asked) -> list[Grant]:
         """One grant per ticket, or none at all (1); nothing is counted yet."""
@@ -543,7 +563,7 @@ class Reads:
 
 
 class _Place:
-    """A consumer's place among the running reads."""
+    """A consumer's place among the running reads, or among those who look."""
 
     def __init__(self, running: dict[str, int], consumer: str, quiet: asyncio.Event) -> None:
         self._running, self._consumer, self._quiet = running, consumer, quiet

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from connector.dataplane.flight import commands, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.errors import Refused
 from connector.query import codes
+from connector.query.turns import Turns
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
@@ -354,6 +356,31 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 
     with pytest.raises(fl.FlightUnavailableError, match="streams_of_consumer"):
         await asyncio.to_thread(go)
+    await settled(running)
+
+
+async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_reads(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.reads, "_streams_max", 2)
+    monkeypatch.setattr(running.reads, "_looks", Turns(1, waiting=256, wait_seconds=60))
+    ticket = running.ticket(await running.agree())
+    names: list[Any] = []
+
+    def prepare(number: int) -> None:
+        with flyer(front, ticket) as client:
+            names.append(client.info(sql=f"SELECT gap, count(*) AS n{number} FROM clinic.numbers GROUP BY gap").schema)
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
+            reader.read_chunk()
+            with ThreadPoolExecutor(6) as pool:
+                list(pool.map(prepare, range(6)))
+            reader.cancel()
+
+    await asyncio.to_thread(go)
+    assert len(names) == 6
     await settled(running)
 
 
