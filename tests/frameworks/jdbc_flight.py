@@ -40,6 +40,7 @@ SAID = {
     "columns": f"[{', '.join(ROWS.schema.names)}]",
     "keys": "[]",
     "read": "[0, 1, 2]",
+    "unsigned": "[255]",
     "whole": "7",
     "again": "[5, 50]",
     "float": str(sum(x is not None and x >= 0.5 for x in ROWS["x"].to_pylist())),

@@ -43,7 +43,7 @@ _STATUS = {
     401: (16, 5, "Unauthenticated"),
     403: (7, 5, "Unauthorized"),
     404: (5, 2, ""),
-    409: (14, 5, "Unavailable"),
+    409: (10, 5, "Failed"),  # not the same again, but anew from its beginning
     429: (14, 5, "Unavailable"),
     499: (1, 5, "Cancelled"),
     501: (12, 10, ""),

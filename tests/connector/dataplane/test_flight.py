@@ -432,7 +432,7 @@ async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_b
     await settled(running)
 
 
-def test_each_code_of_a_worker_has_one_status_of_grpc() -> None:
+async def test_each_code_of_a_worker_has_one_status_of_grpc() -> None:
     for code in codes._ERRORS:
         ended = rpc.Ended({"status": "error", "code": code, "reason": "it ended", "rows": 1})
         before, after = [dict(rpc._told(one, details=False)) for one in (codes.error_of(code, {}), ended)]
