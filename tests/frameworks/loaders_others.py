@@ -212,6 +212,12 @@ def test_what_an_error_knows_comes_from_hugging_face_in_a_worker_too(owner: Owne
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_an_example_of_hugging_face_that_cannot_be_sent_is_an_error_in_the_loop(training: Dataset) -> None:
+    examples = training.to_hf(columns=["id"]).map(lambda _: {"look": lambda: None})
+    with pytest.raises(BadInput, match="expected a batch that can be pickled"):
+        list(DataLoader(examples, batch_size=None, num_workers=1, timeout=60))
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_hugging_face_goes_on_in_epochs_and_parts_of_its_own(training: Dataset, workers: int) -> None:
     def made() -> Any:

@@ -685,7 +685,7 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
         "every second": torch.arange(4.0)[::2],
         "none": torch.empty((0, 5)),
     }
-    found = pickle.loads(pickle.dumps(Columns(made)))
+    found = _sent(Columns(made))
     assert (type(found), list(found)) == (dict, list(made))
     for name, value in made.items():
         if isinstance(value, torch.Tensor):
@@ -695,6 +695,66 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
             assert found[name] == value
     starts = [found[name].data_ptr() for name in ("id", "yes", "shaped", "every second")]
     assert [start - starts[0] for start in starts] == [0, 64, 128, 192]
+
+
+class Boxes(torch.Tensor):
+    """As torchvision has them: a tensor that knows more."""
+
+
+def _strange(batch: pa.RecordBatch) -> dict[str, Any]:
+    boxes = torch.ones(2, 4).as_subclass(Boxes)
+    boxes.canvas = (480, 640)
+    return {
+        "id": torch.tensor(batch["id"].to_pylist()),
+        "decoded": [torch.tensor([1]), "broken", None, -1.0, torch.eye(2).to_sparse()],
+        "sparse": torch.eye(3).to_sparse(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)]),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.quint8),
+        "learned": torch.nn.Parameter(torch.ones(3)),
+        "boxes": [boxes],
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of nested and quantized tensors
+def test_what_is_no_plain_tensor_comes_from_a_worker_as_it_is_without(training: Dataset) -> None:
+    made = training.to_torch(columns=["id"], batch_size=1000, form=_strange)
+    found = list(DataLoader(made, batch_size=None, num_workers=1, timeout=60))
+    for one, other in zip(found, made, strict=True):
+        numbers, others = (batch.pop("quantized").int_repr() for batch in (one, other))  # PyTorch sends no more of it
+        assert torch.equal(numbers, others)
+        assert repr(one) == repr(other)
+    assert [(type(batch["boxes"][0]), batch["boxes"][0].canvas) for batch in found] == [(Boxes, (480, 640))] * 3
+
+
+def test_many_tensors_of_a_list_go_as_one_piece_whatever_is_beside_them() -> None:
+    told = Columns({"decoded": [None, "broken", *(torch.tensor([number]) for number in range(6000))]}).to_the_loop()
+    assert not any(isinstance(one, torch.Tensor) for one in told[1][0]["decoded"])
+    assert _sent(Columns({"decoded": [torch.tensor([7]), "broken"]})) == {"decoded": [torch.tensor([7]), "broken"]}
+
+
+def test_columns_that_cannot_go_as_one_piece_go_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanse.loaders.shipped._shared", _refused)
+    assert _sent(Columns({"n": torch.tensor([7])})) == {"n": torch.tensor([7])}
+
+
+def _open_columns(_: pa.RecordBatch) -> Any:
+    return {"picture": torch.ones(1), "look": lambda: None}
+
+
+def _open_pair(_: pa.RecordBatch) -> Any:
+    return torch.ones(1), lambda: None
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize("started", ["fork", "spawn"])
+@pytest.mark.parametrize("form", [_open_columns, _open_pair])
+def test_a_batch_that_cannot_be_sent_is_an_error_in_the_loop(
+    training: Dataset, kind: Any, started: str, form: Any
+) -> None:
+    made = training.to_torch(columns=["id"], batch_size=1000, form=form)
+    loader = kind(made, batch_size=None, num_workers=1, timeout=60, multiprocessing_context=started)
+    with pytest.raises(BadInput, match=r"expected a batch that can be pickled.*_open_.*<lambda>.*num_workers=0"):
+        list(loader)
 
 
 FLAT = ["id", "image"]  # what goes to the loop as it is

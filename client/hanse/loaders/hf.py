@@ -30,7 +30,7 @@ from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
 from hanse.loaders.order import count, place
-from hanse.loaders.worker import end_with_the_loop, told_whole
+from hanse.loaders.worker import end_with_the_loop, lose_nothing, told_whole
 from hanse.options import unfit
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
@@ -103,6 +103,7 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
         """Each example with a key."""
         state = self._state_dict or self._begun()
         end_with_the_loop()
+        lose_nothing()
         with told_whole():
             self._check(state)
             yield from self._examples(state)

@@ -134,11 +134,11 @@ class Rows:
     def to_the_loop(self) -> tuple[Any, ...]:
         """As `__reduce__`, for a queue between processes: what is told of here is taken once."""
         if self._made is not None:
-            return Columns(self._made).__reduce__()  # it may have been changed
-        # In a thread of the queue, where an error would be printed and its batch be missing.
+            return Columns(self._made).to_the_loop()  # it may have been changed
+        # In a thread of the queue: what cannot go as it is may go another way.
         with suppress(Exception):
             return self._where_it_lies() or self._put_together()
-        return Columns(self._columns).__reduce__()
+        return Columns(self._columns).to_the_loop()
 
     def _where_it_lies(self) -> tuple[Any, ...] | None:
         """Told where it was received, if the loop has that memory and little of it is to be put together."""
@@ -196,15 +196,31 @@ ForkingPickler.register(Rows, Rows.to_the_loop)
 
 
 class Columns(dict[str, Any]):
-    """The columns of a batch by their names: a dict whose tensors, and lists of tensors, are pickled as one piece."""
+    """The columns of a batch by their names: a dict whose tensors, and those in lists, go to the loop as one piece.
+
+    What would not be itself over a part of a piece goes as PyTorch sends it: see `_is_plain`.
+    """
 
     def __copy__(self) -> Columns:
         return Columns(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """As a dict, to wherever somebody takes it."""
+        return dict, (dict(self),)
+
+    def to_the_loop(self) -> tuple[Any, ...]:
+        """As `__reduce__`, for a queue between processes."""
+        # In a thread of the queue: what cannot go as one piece may go as a dict.
+        with suppress(Exception):
+            return self._in_one_piece()
+        return self.__reduce__()
+
+    def _in_one_piece(self) -> tuple[Any, ...]:
         found: list[Any] = []
 
-        def left_out(tensor: Any) -> _Number:
+        def left_out(tensor: Any) -> Any:
+            if not _is_plain(tensor):
+                return tensor
             found.append(tensor)
             return _Number(len(found) - 1)
 
@@ -212,16 +228,27 @@ class Columns(dict[str, Any]):
         return _taken, (rest, *_put(found))
 
 
+ForkingPickler.register(Columns, Columns.to_the_loop)
+
+
 class _Number(int):
     """Stands for a tensor of the piece."""
 
 
+def _is_plain(tensor: Any) -> bool:
+    """Whether a tensor of no subclass is its numbers, type and shape, and nothing else."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return False
+    return tensor.device.type == "cpu" and not tensor.requires_grad
+
+
 def _with(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
-    """A column with something else in place of what is of a kind: itself, or each of a list's."""
-    if isinstance(value, kind):
+    """A column with something else in place of what is of a kind, and of none below it: itself, or those of a list."""
+    if type(value) is kind:
         return other(value)
-    first = next((one for one in value if one is not None), None) if type(value) is list else None
-    return [None if one is None else other(one) for one in value] if isinstance(first, kind) else value
+    if type(value) is list and kind in set(map(type, value)):
+        return [other(one) if type(one) is kind else one for one in value]
+    return value
 
 
 def _put(tensors: Sequence[Any]) -> tuple[Any, list[_Lies]]:

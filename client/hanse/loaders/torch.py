@@ -24,7 +24,7 @@ from hanse.loaders.loader import Loader, Slice, Throughput, whole
 from hanse.loaders.order import chosen, number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
-from hanse.loaders.worker import end_with_the_loop, told_whole
+from hanse.loaders.worker import end_with_the_loop, lose_nothing, told_whole
 from hanse.options import InBatches
 
 _WORKERS_MAX = 4096  # of one DataLoader
@@ -78,6 +78,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     @told_whole()
     def __iter__(self) -> Iterator[Any]:
         end_with_the_loop()
+        lose_nothing()
         first = self._begin(self._place())
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.

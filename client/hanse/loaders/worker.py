@@ -1,4 +1,5 @@
-"""What is ours in a DataLoader's worker: errors that reach the loop whole, and an end with the loop.
+"""What is ours in a DataLoader's worker: errors that reach the loop whole, batches that do or are an error, and an end
+with the loop.
 
 Loads no PyTorch, which a worker has already.
 """
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from types import FrameType
 from typing import Any
 
-from hanse.errors import HanseError
+from hanse.errors import BadInput, HanseError
 
 _LOOK_SECONDS = 5.0
 _LOOKING: set[int] = set()  # processes that do
@@ -54,6 +57,45 @@ def told_whole() -> Iterator[None]:
                 pickle.dumps((error.args, known))
                 error.__class__ = _knowing(type(error), error.args, known)
         raise
+
+
+def lose_nothing() -> None:
+    """In a worker, before its first batch: one that cannot be pickled is an error in the loop.
+
+    The queue pickles in a thread of its own, prints what goes wrong there, and goes on with the next: the loop would
+    end with fewer rows, or wait without end.
+    """
+    if _in_worker() and (queue := _queue_to_the_loop()) is not None:
+        queue._on_queue_feeder_error = partial(_sent_instead, queue)  # which Python has for this, for itself
+
+
+def _queue_to_the_loop() -> Any:
+    """By its name in PyTorch's and torchdata's loop of a worker, which calls us; None where somebody else does."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_worker_loop":
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("data_queue")
+
+
+def _sent_instead(queue: Any, error: Exception, batch: object) -> None:
+    queue.put(_Unsent(f"{type(error).__name__}: {error}"))
+
+
+class _Unsent:
+    """Is an error where it is unpickled."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unsent, (self._why,)
+
+
+def _unsent(why: str) -> Any:
+    raise BadInput(
+        f"expected a batch that can be pickled, from the worker to the loop; came one that cannot ({why}). Let form "
+        "and collate_fn give tensors and plain values, or read with num_workers=0"
+    )
 
 
 def _in_worker() -> bool:
