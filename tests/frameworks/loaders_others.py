@@ -418,6 +418,58 @@ def test_spark_has_moments_of_every_unit(spark: Any, owner: Owner, tmp_path: Pat
     assert [second[name] for name in MOMENTS] == [2, None, None, None, None]
 
 
+NS = pa.timestamp("ns")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        NS,
+        pa.timestamp("ns", tz="Europe/Berlin"),
+        pa.list_(NS),
+        pa.struct([("at", NS), pa.field("no", pa.int32(), nullable=False)]),
+        pa.map_(NS, pa.list_(pa.struct([("at", NS)]))),
+    ],
+    ids=str,
+)
+def test_moments_before_1970_are_cut_to_microseconds_as_those_after_it_are(kind: pa.DataType) -> None:
+    """As DuckDB does, and Python with Hugging Face's examples."""
+    from hanse.loaders.spark import as_spark_has_it
+
+    numbers = [None, -1, -999, -1000, 0, None, 999, 1000, 1_700_000_000_123_456_789, -(2**63), 2**63 - 1]
+    cut = [number if number is None else number // 1000 for number in numbers]
+    whole = pa.record_batch({"t": _holding(kind, numbers)})
+    for batch, expected in [(whole, cut), (whole.slice(3, 4), cut[3:7]), (whole.slice(1, 0), [])]:
+        found = as_spark_has_it(batch)["t"]
+        found.validate(full=True)
+        assert found.equals(_holding(found.type, expected))
+        assert "ns" not in str(found.type)
+
+
+def _holding(kind: pa.DataType, numbers: list[int | None]) -> pa.Array:
+    """Values of a type that has moments in it, each of one of these."""
+
+    def value(of: pa.DataType, number: int | None) -> Any:
+        if pa.types.is_list(of):
+            return [value(of.value_type, number)] * 2
+        if pa.types.is_struct(of):
+            return {one.name: value(one.type, number) for one in of}
+        return number if pa.types.is_timestamp(of) else 7
+
+    if pa.types.is_map(kind):
+        made = [None if one is None else [(one, value(kind.item_type, one))] for one in numbers]
+    else:
+        made = [None if one is None else value(kind, one) for one in numbers]
+    return pa.array(made, kind)
+
+
+def test_spark_has_no_rows_of_a_dataset_without_any(spark: Any, owner: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    pq.write_table(loaders.table().slice(0, 0), path)
+    frame = owner.dataset(name="spark-none", path=path).to_spark(spark)
+    assert (frame.columns, frame.collect(), frame.count()) == (loaders.table().column_names, [], 0)
+
+
 def test_a_column_that_spark_has_no_type_for_is_named_before_anything_runs(
     spark: Any, owner: Owner, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyarrow.compute import CastOptions
+import pyarrow.compute as pc
 from pyspark.errors import PySparkTypeError
 from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
@@ -41,10 +41,13 @@ class Reader(DataSourceReader):  # type: ignore[misc]
         self._of, self._plan, self._patience, self._partitions = of, plan, patience, partitions
 
     def partitions(self) -> Sequence[InputPartition]:
-        return [Blocks(blocks) for blocks in parted(len(self._plan.blocks), self._partitions)]
+        """One of no block where there is none: of no partitions Spark makes one of its own."""
+        return [Blocks(blocks) for blocks in parted(len(self._plan.blocks), self._partitions) or [()]]
 
     def read(self, partition: Any) -> Iterator[pa.RecordBatch]:
         """A task that fails is run again by Spark, and reads the same rows."""
+        if not partition.numbers:
+            return
         with self._of.read(self._plan, partition.numbers, patience=self._patience) as stream:
             for batch in stream:
                 yield as_spark_has_it(batch)
@@ -69,15 +72,43 @@ class Source(DataSource):  # type: ignore[misc]
 
 
 def as_spark_has_it(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Spark compares types to the unit: moments have microseconds there, and what is below them is cut off."""
+    """Spark compares types to the unit: moments have microseconds there, and what is below them is cut off,
+    as from a clock: before 1970, too."""
     schema = _units(batch.schema)
     if schema == batch.schema:
         return batch
-    columns = [
-        column.cast(options=CastOptions(one.type, allow_time_truncate=True))
-        for column, one in zip(batch.columns, schema, strict=True)
-    ]
+    columns = [_as(one.type, column) for column, one in zip(batch.columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _as(kind: pa.DataType, column: pa.Array) -> pa.Array:
+    """A column as `_in_its_units` has its type."""
+    of = column.type
+    if of == kind:
+        return column
+    if pa.types.is_list(of):
+        return _with_child(kind, column, _as(kind.value_type, column.values))
+    if pa.types.is_map(of):
+        keys, items = _as(kind.key_type, column.keys), _as(kind.item_type, column.items)
+        pairs = pa.StructArray.from_arrays([keys, items], fields=[kind.key_field, kind.item_field])
+        return _with_child(kind, column, pairs)
+    if pa.types.is_struct(of):
+        fields = [_as(one.type, column.field(number)) for number, one in enumerate(kind)]
+        return pa.StructArray.from_arrays(fields, fields=[*kind], mask=column.is_null())
+    if pa.types.is_timestamp(of) and of.unit == "ns":
+        return _whole_microseconds(column).view(kind)
+    return column.cast(kind)
+
+
+def _with_child(kind: pa.DataType, column: pa.Array, child: pa.Array) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(column), column.buffers()[:2], offset=column.offset, children=[child])
+
+
+def _whole_microseconds(column: pa.Array) -> pa.Array:
+    """Arrow would cut towards 1970, and have the last nanosecond of 1969 in that year."""
+    numbers = column.view(pa.int64())
+    cut = pc.divide(numbers, 1000)
+    return pc.subtract(cut, pc.less(numbers, pc.multiply(cut, 1000)).cast(pa.int64()))
 
 
 def _units(schema: pa.Schema) -> pa.Schema:
