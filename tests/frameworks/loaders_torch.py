@@ -7,6 +7,7 @@ import ctypes
 import inspect
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -411,10 +412,11 @@ def test_states_that_are_behind_what_was_given_are_not_merged(training: Dataset)
     assert sorted(seen) == list(range(ROWS))
 
 
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
 @pytest.mark.parametrize("persistent", [True, False], ids=["persistent workers", "new workers"])
-def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, persistent: bool) -> None:
+def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, kind: Any, persistent: bool) -> None:
     made = training.to_torch(columns=["id"], batch_size=50, seed=6)
-    loader = StatefulDataLoader(made, batch_size=None, num_workers=2, persistent_workers=persistent)
+    loader = kind(made, batch_size=None, num_workers=2, persistent_workers=persistent)
     orders = []
     for epoch in range(3):
         made.set_epoch(epoch)
@@ -422,6 +424,53 @@ def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, per
         assert sorted(found) == list(range(ROWS))
         orders.append(found)
     assert orders[0] != orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize(("workers", "started"), [(0, None), (3, "fork"), (2, "spawn")])
+def test_an_epoch_that_is_set_when_an_iteration_has_begun_is_for_the_next_one(
+    training: Dataset, kind: Any, workers: int, started: str | None
+) -> None:
+    def loaded(epoch: int = 0) -> Any:
+        made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6, epoch=epoch)
+        return kind(made, batch_size=None, num_workers=workers, multiprocessing_context=started)
+
+    loader, begun = loaded(), []
+    for epoch in range(2):
+        begun.append(iter(loader))
+        loader.dataset.set_epoch(epoch + 1)
+    assert [ids(one) for one in begun] == [ids(loaded(epoch)) for epoch in range(2)]
+
+
+class _Late(IterableDataset[Any]):
+    """A dataset whose second worker comes to it when it may."""
+
+    def __init__(self, made: Any) -> None:
+        self.made, self.may = made, multiprocessing.Event()
+
+    def __iter__(self) -> Any:
+        info = torch.utils.data.get_worker_info()
+        assert info is not None
+        if info.id:
+            assert self.may.wait(60)
+        return iter(self.made)
+
+
+def test_workers_of_an_iteration_that_would_have_different_epochs_are_an_error(training: Dataset) -> None:
+    late = _Late(training.to_torch(columns=["id"], batch_size=50, seed=6))
+    loader = DataLoader(late, batch_size=None, num_workers=2, persistent_workers=True, timeout=60)
+    late.may.set()
+    for epoch in range(3):
+        late.made.set_epoch(epoch)
+        assert sorted(ids(loader)) == list(range(ROWS))
+    late.may.clear()
+    begun = iter(loader)
+    next(begun)
+    late.made.set_epoch(3)
+    late.may.set()
+    with pytest.raises(BadInput, match="expected set_epoch before an iteration"):
+        list(begun)
+    assert sorted(ids(loader)) == list(range(ROWS))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 64, "drop_last": True}, {"where": "id < 2500"}], ids=str)

@@ -238,18 +238,22 @@ class Loader:
             self.plans[source].check_rows(block, mark.row + mark.emitted)
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
-        """The batches from the loaded state, or from the beginning of the epoch."""
-        with closing(self.in_slices()) as found:
-            yield from map(one, found)
+        """The batches from the loaded state, or from the beginning of the epoch, as these are now: what is set before
+        the first batch is for the next iteration."""
+        return _ones(self.in_slices())
 
     def in_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
         """The same batches, each as the slices that it is made of: for whoever puts them together where they are used.
         `memory` makes what they are received in, as `pa.allocate_buffer` does. BadInput in a process that was forked
         when they had begun."""
-        process = os.getpid()
         order, share = self._order, self._pending or self._fresh()
         # A state is for one iteration, whether or not that comes to its end.
         self._share, self._pending, self._base = share, None, Progress()
+        return self._read(order, share, memory)
+
+    def _read(self, order: Order, share: Share, memory: Memory | None) -> Generator[Sequence[Slice], None, None]:
+        """The batches of a share."""
+        process = os.getpid()
         seen = self.throughput = Throughput()  # ours, whatever iteration begins meanwhile
         self.error = None
         revoked: list[AccessRevoked] = []
@@ -346,6 +350,11 @@ class Loader:
                 return source, number
             number -= len(plan.blocks)
         raise AssertionError("unreachable: the permutation is of the blocks of all plans")
+
+
+def _ones(found: Generator[Sequence[Slice], None, None]) -> Generator[pa.RecordBatch, None, None]:
+    with closing(found):
+        yield from map(one, found)
 
 
 def _block(

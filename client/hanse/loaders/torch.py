@@ -9,7 +9,7 @@ Give `batch_size` to the dataset and None to the DataLoader: rows are put togeth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, NamedTuple, Unpack
@@ -28,6 +28,7 @@ from hanse.loaders.worker import end_with_the_loop, lose_nothing, told_whole
 from hanse.options import InBatches
 
 _WORKERS_MAX = 4096  # of one DataLoader
+_EPOCHS = 2**24  # that are told apart
 _SAID = ("rank", "world")
 _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 
@@ -35,9 +36,11 @@ _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 class _Shared(NamedTuple):
     """What a process shares with its workers."""
 
-    # So that `set_epoch` reaches those that live on between epochs; and whether it was called, which a state that is
-    # loaded later does not undo.
+    # For those that live on between epochs: the epoch of the state that was loaded last, what `set_epoch` said, and
+    # whether it was called, which a state that is loaded later does not undo.
     epoch: torch.Tensor
+    # By worker, which iteration it began last, with which epoch: see `_mark`.
+    taken: torch.Tensor
     # Which iteration gives what a merged state left: the first one, by its name; and by worker, whether it has begun
     # that. One that is new for a later iteration has a loader with what was left, too.
     first: torch.Tensor
@@ -68,49 +71,87 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._given = ranks is not None
         self._ranks = ranks or _group()
         self._own = _Shared(
-            torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_(),
+            torch.tensor([loader.epoch, 0, 0], dtype=torch.int64).share_memory_(),
+            torch.zeros(_WORKERS_MAX, dtype=torch.int64).share_memory_(),
             torch.zeros(1, dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
         )
         self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
         self._sent_to = 0
+        self._said: int | None = None  # by `set_epoch`: here, or to the process that started this one, before it did
+        self._begun = 0  # iterations of this worker
 
     @told_whole()
     def __iter__(self) -> Iterator[Any]:
         end_with_the_loop()
         lose_nothing()
         first = self._begin(self._place())
+        epoch, mark = self._epoch()
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
             self._loader.forget()
             return iter(())
         if not self._loader.pending:
-            self._loader.set_epoch(int(self._shared.epoch[0]))
+            self._loader.set_epoch(epoch)
             self._loader.begin(whole=not first)
-        return self._batches()
+        return self._batches(mark)
 
     def _begin(self, worker: int) -> bool:
         """Whether this iteration is the first one.
 
-        Its workers begin when they come to it, and some may never: so it has the same name for all of them, the seed
-        that they have in common and their number. What lives on, or is seeded alike, may have that name again.
+        Its workers begin when they come to it, and some may never: so it has the same name for all of them. What lives
+        on, or is seeded alike, may have that name again.
         """
-        info, shared = get_worker_info(), self._shared
-        name = hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
+        name, shared = _name(), self._shared
         if not shared.first[0]:
             shared.first[0] = name
         first = int(shared.first[0]) == name and not shared.begun[worker]
         shared.begun[worker] = True
         return bool(first)
 
-    def _batches(self) -> Iterator[Any]:
-        with told_whole():
-            if get_worker_info() is None:
-                form, memory = self._formed, None
-            else:
-                form, memory = self._shipped, None if self._way is None else self._way.memory
-            with closing(self._loader.in_slices(memory)) as found:
-                yield from map(form, found)
+    def _epoch(self) -> tuple[int, int]:
+        """Of the iteration that begins; and for workers that must have the same, a mark of both, else 0.
+
+        A process that is started brings along what was said before: what is said after that is for the next iteration,
+        also where it comes before this one is under way. Workers that live on find what has been said by now.
+        """
+        info, (loaded, said, was_said) = get_worker_info(), self._shared.epoch.tolist()
+        if info is None or not self._begun:
+            epoch = loaded if self._said is None else self._said
+        else:
+            epoch = said if was_said else loaded
+        if info is None:
+            return epoch, 0
+        mark = _mark(self._begun, epoch)
+        self._shared.taken[info.id] = mark
+        self._begun += 1
+        return epoch, mark if self._begun > 1 else 0
+
+    def _check_epoch(self, mark: int) -> None:
+        """BadInput where another worker began this iteration with another epoch: rows would come twice, or not at all.
+        Each writes its mark before it looks, so one of two sees the other's."""
+        taken = self._shared.taken[: get_worker_info().num_workers]
+        if ((taken // _EPOCHS == mark // _EPOCHS) & (taken != mark)).any():
+            raise BadInput(
+                "expected set_epoch before an iteration, or when all its workers have begun; came one while some had "
+                "begun and others had not: call it before iter() of the DataLoader"
+            )
+
+    def _batches(self, mark: int) -> Iterator[Any]:
+        """As they are set now, whatever is set before the first is asked for."""
+        if get_worker_info() is None:
+            form, memory = self._formed, None
+        else:
+            form, memory = self._shipped, None if self._way is None else self._way.memory
+        return self._read(mark, form, self._loader.in_slices(memory))
+
+    def _read(
+        self, mark: int, form: Callable[[Sequence[Slice]], Any], found: Generator[Any, None, None]
+    ) -> Iterator[Any]:
+        with told_whole(), closing(found):
+            if mark:
+                self._check_epoch(mark)
+            yield from map(form, found)
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
@@ -139,7 +180,11 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
         self._loader.set_epoch(epoch)
-        self._shared.epoch[:] = torch.tensor([self._loader.epoch, 1])
+        self._said = self._loader.epoch
+        if get_worker_info() is None:
+            self._shared.epoch[1:] = torch.tensor([self._said, 1])
+        else:
+            self._begun = 0  # the next one is as it is said here
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was given, in this process."""
@@ -153,8 +198,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._loader.load_state_dict(state)
         if get_worker_info() is None:  # a worker goes on from its own, and with the next iteration begins anew
             self._shared.first[:], self._shared.begun[:] = 0, False
-        if not self._shared.epoch[1]:
-            self._shared.epoch[0] = self._loader.epoch
+        self._shared.epoch[0] = self._loader.epoch
 
     def __getstate__(self) -> dict[str, Any]:
         """With what a worker that is spawned does not know by itself: of which rank it is."""
@@ -238,6 +282,18 @@ def dataset(
     way = Way(blobs) if form is None and not shapes else None
     made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
     return Batches(loader, form=made, ranks=ranks, way=way)
+
+
+def _name() -> int:
+    """Of an iteration, for all its workers: the seed that they have in common, and their number."""
+    info = get_worker_info()
+    return hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
+
+
+def _mark(begun: int, epoch: int) -> int:
+    """The iteration of a worker that has begun so many before, and the last bits of its epoch, in one number: who
+    looks at it meanwhile has both or none."""
+    return hash((_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -429,6 +429,13 @@ def test_every_later_epoch_is_whole(numbers: Dataset) -> None:
     assert ids(loader) == sequence(1, 2)  # again, without set_epoch
 
 
+def test_an_epoch_that_is_set_before_the_first_batch_is_for_the_next_iteration(numbers: Dataset) -> None:
+    loader = numbers.loader(batch_size=1000, seed=1)
+    begun = iter(loader)
+    loader.set_epoch(1)
+    assert (ids(begun), ids(loader)) == (sequence(1), sequence(1, 1))
+
+
 @pytest.mark.parametrize("read", [1, None], ids=["broken off", "to its end"])
 @pytest.mark.parametrize("left", [lambda state: state, lambda state: merge([state])], ids=["a reader's", "merged"])
 def test_a_state_is_gone_on_from_once(numbers: Dataset, left: Any, read: int | None) -> None:
