@@ -220,8 +220,10 @@ def _end_within(seconds: float) -> None:
     """
 
     def end() -> None:
-        _log.error("ended before all was closed", seconds=seconds, reason="the database or a disk does not answer")
-        os._exit(1)
+        try:
+            _log.error("ended before all was closed", seconds=seconds, reason="the database or a disk does not answer")
+        finally:
+            os._exit(1)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

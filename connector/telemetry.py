@@ -7,8 +7,9 @@ import re
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -39,8 +40,27 @@ def _add_correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> Mappin
     return event
 
 
+class _Lines(structlog.PrintLogger):
+    """Lines of a file. One that cannot be written, as on a full disk, or where a terminal or a pipe is gone, is lost,
+    and nothing else: most tell of a failure, and what handles that must not fail for its line."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: the file is closed
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
+
+
+def _lines(file: TextIO) -> Any:
+    return lambda *_: _Lines(file)
+
+
 def set_up_logging(*, level: str, as_json: bool) -> None:
-    """Send structured lines to standard error: text for people, or JSON lines for machines."""
+    """Send structured lines to standard error: text for people, or JSON lines for machines.
+
+    What others log by Python's own means goes there as well, and its failures to write are no errors either.
+    """
+    logging.raiseExceptions = False
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -59,7 +79,7 @@ def set_up_logging(*, level: str, as_json: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=_lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
 

@@ -30,6 +30,7 @@ from connector.store.audit import mark
 from connector.store.failures import Failures
 from connector.store.refusals import Refusals
 from connector.store.transaction import Transaction
+from connector.telemetry import logger
 from connector.threads import WAITING_MAX, Threads
 
 T = TypeVar("T")
@@ -40,7 +41,9 @@ _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
 _COUNT_SECONDS = 60.0
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
+_NO_WRITER = "nothing can be kept any more: what writes to the database has ended; start the connector anew"
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
+_log = logger("store")
 
 
 class Store:
@@ -132,8 +135,10 @@ class Store:
         return await asyncio.wrap_future(self._readers.submit(partial(self._read, work)))
 
     async def check(self) -> None:
-        """Busy where the database does not let us read, or takes no changes. It is asked by reading: a change would
-        wait for those ahead of it, and for what they have locked."""
+        """Busy where the database does not let us read, or takes no changes, or nobody is here to write them. It is
+        asked by reading: a change would wait for those ahead of it, and for what they have locked."""
+        if not self._writer.alive:
+            raise Busy(_NO_WRITER)
         _, may_change = await self.read(lambda tx: (tx.tokens.count(), tx.may_change()))
         if not may_change:
             raise Busy("the database takes no changes now: it is a standby, or set to read only")
@@ -182,10 +187,16 @@ class _GroupWriter:
         self._thread = threading.Thread(target=self._loop, name="store-write", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def submit(self, work: Work[Any]) -> Future[Any]:
         future: Future[Any] = Future()
         if self._closed:
             raise Busy("the connector is shutting down; try again in a moment")
+        if not self.alive:
+            raise Busy(_NO_WRITER)
         try:
             self._waiting.put_nowait((work, future))
         except queue.Full:
@@ -195,7 +206,8 @@ class _GroupWriter:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._waiting.put(None)
+            if self.alive:
+                self._waiting.put(None)
             self._thread.join()
 
     def _loop(self) -> None:
@@ -208,11 +220,22 @@ class _GroupWriter:
                     stop = True
                     break
                 group.append(more)
-            self._commit(group)
+            self._commit_or_tell(group)
             del first, group  # what they were asked for, which may be megabytes, while nothing comes
             if stop:
                 break
         self._give_back()
+
+    def _commit_or_tell(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
+        """Whatever goes wrong, nobody of the group waits for ever, and those after it have a writer."""
+        try:
+            self._commit(group)
+        except BaseException as error:  # noqa: BLE001  # failures of the database are answered before they come here
+            unknown = Busy("the connector failed as it kept this; look whether it did", code=UNKNOWN)
+            for _, future in group:
+                if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
+                    future.set_exception(unknown)
+            _log.error("writer_failed", exc_info=error)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -274,6 +297,8 @@ class _PooledWriter:
 
     A commit whose answer is lost is looked up, if anybody is to hear of it; what cannot be in time is left in `doubts`.
     """
+
+    alive = True  # its threads answer with whatever fails in them, and go on
 
     def __init__(
         self, engine: Engine, failures: Failures, size: int, process: str, doubts: dict[str, Transaction]

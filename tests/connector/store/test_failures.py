@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from structlog.testing import capture_logs
 
 from connector.errors import Busy
-from connector.store import Store, Transaction
+from connector.store import UNKNOWN, Store, Transaction
 from connector.store.failures import Failures, cause_of
 from tests.conftest import DATABASES
 from tests.support import migrated
@@ -96,3 +96,38 @@ async def test_who_has_no_connection_left_reads_so_in_the_log(postgres_cluster: 
     assert [type(one) for one in refused] == [Busy] * 6
     told = [line["why"] for line in logs if line["event"] == "database_fails"]
     assert [one.partition("FATAL:")[2] for one in told] == [' too many connections for role "modest"']
+
+
+async def test_a_writer_that_fails_answers_whoever_waits_and_goes_on(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Exception:
+        raise RuntimeError("not foreseen")
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(tx: Transaction) -> None:
+        begun.set()
+        go_on.wait(60)
+        raise ValueError("whatever came of this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Failures, "refusal", fail)
+        asked = [asyncio.ensure_future(sqlite_store.write(hold))]
+        await asyncio.to_thread(begun.wait, 60)
+        asked += [asyncio.ensure_future(sqlite_store.write(hold)) for _ in range(3)]  # one group
+        await asyncio.sleep(0)
+        go_on.set()
+        told = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
+    assert [getattr(one, "code", one) for one in told] == [UNKNOWN] * 4
+    assert await sqlite_store.write(lambda tx: tx.tokens.count()) == 0
+    await sqlite_store.check()
+
+
+async def test_who_has_no_writer_left_is_not_ready(sqlite_store: Store) -> None:
+    writer: Any = sqlite_store._writer
+    writer._waiting.put(None)  # as if it had ended by itself
+    writer._thread.join(60)
+    for asked in (sqlite_store.check(), sqlite_store.write(lambda tx: tx.tokens.count())):
+        with pytest.raises(Busy, match="start the connector anew"):
+            await asyncio.wait_for(asked, 60)
