@@ -67,7 +67,8 @@ def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Part
         make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     upgrade(settings.database)
     store = Store(settings.database, clock=clock)
-    key = participant_key(settings.data_dir)
+    served = store.read_now(lambda tx: tx.tokens.count())  # the first start makes one
+    key = participant_key(settings.data_dir, new=not served)
     guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
     identity = Identity(did=settings.did, key=key, resolver=Resolver(net))

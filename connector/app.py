@@ -216,11 +216,14 @@ def build(settings: Settings) -> Services:
     """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
     plugins.load()
     participant = settings.participant_id or did.did_of(settings.root_url)
-    key_dir = settings.data_dir / "keys"
-    key = keys.participant_key(key_dir)
-    instance = keys.secret(key_dir, "instance").hex()[:32]
-    metrics = Metrics()
     store = Store(settings.database, bus=Bus())
+    fresh, keyed = store.read_now(lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed()))
+    key_dir = settings.data_dir / "keys"
+    key = keys.participant_key(key_dir, new=fresh)
+    mask_secret = keys.secret(key_dir, "mask", new=fresh)
+    version_secret = keys.secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
+    instance = keys.secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
+    metrics = Metrics()
     store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
     guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
@@ -242,7 +245,7 @@ def build(settings: Settings) -> Services:
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
     known = Known(store, trust, more=sources.load())
-    converted = _converted(settings, keys.secret(key_dir, "version"))
+    converted = _converted(settings, version_secret)
     pool = Pool(
         settings.data_dir / "work",
         size=settings.workers_max,
@@ -270,7 +273,7 @@ def build(settings: Settings) -> Services:
         grants,
         pool,
         name=settings.name,
-        mask_secret=keys.secret(key_dir, "mask"),
+        mask_secret=mask_secret,
         memory_mb=settings.worker_memory_mb,
         temp_mb=settings.worker_temp_mb,
         seconds=settings.query_seconds,
@@ -283,7 +286,7 @@ def build(settings: Settings) -> Services:
         store,
         pool,
         settings.data_dir / "received",
-        secret=hmac.digest(keys.secret(key_dir, "mask"), b"pushes to us", "sha256"),  # every process here has that one
+        secret=hmac.digest(mask_secret, b"pushes to us", "sha256"),  # every process here has that one
         root_url=settings.root_url,
         room=Room(each=settings.received_each_mb * 2**20, total=settings.received_mb * 2**20),
         memory_mb=settings.worker_memory_mb,
@@ -333,7 +336,7 @@ def build(settings: Settings) -> Services:
         name=settings.name,
         roots=settings.source_roots,
         converted=converted,
-        secret=keys.secret(key_dir, "version"),
+        secret=version_secret,
         outside=outside,
     )
     owners_view = OwnersView(
@@ -341,12 +344,12 @@ def build(settings: Settings) -> Services:
         pool,
         known,
         name=settings.name,
-        mask_secret=keys.secret(key_dir, "mask"),
+        mask_secret=mask_secret,
         memory_mb=settings.worker_memory_mb,
     )
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
-    signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
+    signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir, new=fresh))
     sequencer = Sequencer(store, signer=signer, round_seconds=_round_seconds(settings, store))
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
@@ -438,7 +441,8 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
         certificate=str(settings.tls_certificate or ""),
         key=str(settings.tls_key or ""),
     )
-    return Front(Desk(reads, addresses, owner=settings.name, key=keys.secret(key_dir, "flight")), listen)
+    secret = keys.secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
+    return Front(Desk(reads, addresses, owner=settings.name, key=secret), listen)
 
 
 class _Public(FastAPI):

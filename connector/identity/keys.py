@@ -1,20 +1,41 @@
-"""Our own signing keys: made at first start, kept in the data directory, readable by us only."""
+"""Our own signing keys and secrets: made at first start, kept in the data directory, readable by us only.
+
+Each is what it was, or there is no start: with an empty secret everybody could compute what it protects, and one that
+is made anew beside records of another makes other masks, another identity and another log of what seems the same.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
+from connector.errors import BadInput, Conflict
 
-def participant_key(directory: Path) -> ECKey:
-    """The P-256 key that signs our tokens (ES256: understood by every peer)."""
-    text = _kept(directory / "participant.pem", lambda: ECKey.generate_key("P-256").as_pem(private=True))
-    return ECKey.import_key(text)
+_BYTES = 32  # of a secret, and of an Ed25519 key
+_RESTORE = (
+    "restore it from its backup, or copy it from another process on the same database (docs/operations.md says what to "
+    "do where it is lost for good)"
+)
+
+
+def participant_key(directory: Path, *, new: bool = True) -> ECKey:
+    """The P-256 key that signs our tokens (ES256: understood by every peer). `new`: one may be made, as in all of
+    these; else Conflict where there is none. BadInput for a file that holds something else."""
+    path = directory / "participant.pem"
+    text = _kept(path, lambda: ECKey.generate_key("P-256").as_pem(private=True), new=new)
+    with suppress(ValueError, JoseError):
+        key = ECKey.import_key(text)
+        if key.is_private and key.curve_name == "P-256":
+            return key
+    raise BadInput(f"expected a private key of the curve P-256 in PEM in {path}, came something else; {_help(new)}")
 
 
 def public_jwk(key: ECKey) -> dict[str, Any]:
@@ -22,23 +43,38 @@ def public_jwk(key: ECKey) -> dict[str, Any]:
     return {**key.as_dict(private=False), "kid": key.thumbprint()}
 
 
-def log_key(directory: Path) -> ed25519.Ed25519PrivateKey:
+def log_key(directory: Path, *, new: bool = True) -> ed25519.Ed25519PrivateKey:
     """The Ed25519 key that signs the audit log's checkpoints (C2SP signed-note)."""
-    made = ed25519.Ed25519PrivateKey.generate
-    raw = _kept(directory / "log.key", lambda: made().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
-    return ed25519.Ed25519PrivateKey.from_private_bytes(raw)
+    return ed25519.Ed25519PrivateKey.from_private_bytes(_bytes(directory / "log.key", _new_log_key, new=new))
 
 
-def secret(directory: Path, name: str) -> bytes:
+def secret(directory: Path, name: str, *, new: bool = True) -> bytes:
     """32 random bytes, the same at every start: for keyed hashes and cursors."""
-    return _kept(directory / f"{name}.secret", lambda: os.urandom(32))
+    return _bytes(directory / f"{name}.secret", lambda: os.urandom(_BYTES), new=new)
 
 
-def _kept(path: Path, make: Any) -> bytes:
+def _help(new: bool) -> str:
+    return "restore it from its backup, or remove it, and another one is made" if new else _RESTORE
+
+
+def _new_log_key() -> bytes:
+    return ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+
+
+def _bytes(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
+    data = _kept(path, make, new=new)
+    if len(data) != _BYTES:
+        raise BadInput(f"expected {_BYTES} bytes in {path}, came {len(data)}; {_help(new)}")
+    return data
+
+
+def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
     """The bytes in `path`; made and stored for our eyes only where there are none. Whole or not there at all."""
     if not path.exists():
+        if not new:
+            raise Conflict(f"expected {path}, as there are records that were made with it, came nothing; {_help(new)}")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data: bytes = make()
+        data = make()
         draft = path.with_suffix(f".{os.getpid()}.new")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
@@ -50,4 +86,7 @@ def _kept(path: Path, make: Any) -> bytes:
             pass
         finally:
             draft.unlink()
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); {_help(new)}") from None

@@ -104,6 +104,10 @@ class AuditRows:
         top: int | None = self._unit.rows(_TOP)[0][0]
         return 0 if top is None else top + 1
 
+    def is_empty(self) -> bool:
+        """Whether nothing has been recorded yet, as in a database that was made a moment ago."""
+        return not self.size() and self.waiting_since() is None
+
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add numbered records, each a mapping of the columns of `AuditEvent`; other processes hear of the commit.
 

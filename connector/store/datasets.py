@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -71,6 +71,10 @@ class Datasets:
         """The newest version that was there at a moment (UTC seconds); the oldest where none was yet."""
         found = self.versions(dataset_id)
         return next((one for one in found if one.created_at <= moment), found[-1] if found else None)
+
+    def has_keyed(self) -> bool:
+        """Whether there is a version whose digest was made with our secret."""
+        return bool(self._session.scalar(select(exists().where(DatasetVersion.digest.startswith("hmac-")))))
 
     def converted(self, dataset_id: str) -> list[DatasetVersion]:
         """The versions of a dataset that lie in files of our own."""

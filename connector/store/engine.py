@@ -132,7 +132,17 @@ class Store:
 
     async def read(self, work: Work[T]) -> T:
         """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where the database does not answer."""
-        return await asyncio.wrap_future(self._readers.submit(partial(self._read, work)))
+        return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
+
+    def read_now(self, work: Work[T]) -> T:
+        """The same, in this thread: for who builds parts, while nothing runs."""
+        try:
+            with self.engine.connect() as connection:
+                connection.begin()  # rolled back as the connection is given back
+                with closing(Transaction(connection, now=time.time())) as tx:
+                    return work(tx)
+        except (DBAPIError, PoolTimeout) as error:
+            raise self._failures.refusal(error) from error
 
     async def check(self) -> None:
         """Busy where the database does not let us read, or takes no changes, or nobody is here to write them. It is
@@ -142,15 +152,6 @@ class Store:
         _, may_change = await self.read(lambda tx: (tx.tokens.count(), tx.may_change()))
         if not may_change:
             raise Busy("the database takes no changes now: it is a standby, or set to read only")
-
-    def _read(self, work: Work[T]) -> T:
-        try:
-            with self.engine.connect() as connection:
-                connection.begin()  # rolled back as the connection is given back
-                with closing(Transaction(connection, now=time.time())) as tx:
-                    return work(tx)
-        except (DBAPIError, PoolTimeout) as error:
-            raise self._failures.refusal(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from connector.identity import keys
 from tests.conftest import DATABASES
 from tests.support.ports import free_range
 from tests.support.processes import POLICY, Client, Process
@@ -153,6 +154,10 @@ def test_what_one_of_them_has_converted_is_there_for_both(two: Two) -> None:
 def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) -> None:
     ports = free_range(2)
     stranger = Process("north", tmp_path, ports, ports + 1, two.first.database_url, forked=True)
+    with pytest.raises(RuntimeError, match=r"participant\.pem.*copy it from another process on the same database"):
+        stranger.start()
+    shutil.copytree(two.first.directory / "keys", tmp_path / "keys", ignore=shutil.ignore_patterns("log*"))
+    keys.log_key(tmp_path / "keys")
     with pytest.raises(RuntimeError, match="signed with another key than the one in keys/"):
         stranger.start()
 

@@ -35,7 +35,7 @@ def reading(url: str, work: Callable[[Transaction], T]) -> T:
     """`work` on what a database holds now, whether its connector runs or not."""
     store = Store(url, pool_size=1)
     try:
-        return store._read(work)
+        return store.read_now(work)
     finally:
         store.close()
 

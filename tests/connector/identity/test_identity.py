@@ -9,13 +9,15 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey
 
-from connector.errors import Busy, PeerUnreachable, Unauthenticated
+from connector.errors import BadInput, Busy, HanseError, PeerUnreachable, Unauthenticated
 from connector.identity import did, keys, sitoken
 from connector.identity.did import Resolver
 from connector.identity.service import Identity
@@ -450,3 +452,31 @@ def test_keys_are_made_once_and_readable_by_us_only(tmp_path: Any) -> None:
     assert (tmp_path / "keys" / "participant.pem").stat().st_mode & 0o077 == 0
     assert keys.secret(tmp_path / "keys", "mask") == keys.secret(tmp_path / "keys", "mask")
     assert len(keys.secret(tmp_path / "keys", "mask")) == 32
+
+
+@pytest.mark.parametrize("name", ["participant.pem", "log.key", "mask.secret"])
+@pytest.mark.parametrize("damage", ["lost", "empty", "cut", "nonsense", "a folder"])
+def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    path = tmp_path / name
+    mask = partial(keys.secret, name="mask")
+    read: Any = {"participant.pem": keys.participant_key, "log.key": keys.log_key, "mask.secret": mask}[name]
+    read(tmp_path)
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "lost":
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "nonsense": b"x" * 500}[damage])
+    with pytest.raises(HanseError, match=f"{path}.*copy it from another process"):
+        read(tmp_path, new=False)
+    assert path.exists() == (damage != "lost")
+
+
+@pytest.mark.parametrize("curve", ["P-384", "public"])
+def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, curve: str) -> None:
+    other = ECKey.generate_key("P-256" if curve == "public" else curve)
+    (tmp_path / "participant.pem").write_bytes(other.as_pem(private=curve != "public"))
+    with pytest.raises(BadInput, match="expected a private key of the curve P-256"):
+        keys.participant_key(tmp_path)
