@@ -46,12 +46,18 @@ def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
     return engine
 
 
-def missing(url: str) -> str:
-    """The path of a SQLite database that nobody has made yet, which opening it would do; else empty."""
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        return ""
-    return "" if Path(str(parsed.database)).exists() else str(parsed.database)
+        return None
+    return Path(str(parsed.database))
+
+
+def missing(url: str) -> str:
+    """The path of a SQLite database that nobody has made yet, which opening it would do; else empty."""
+    path = sqlite_file(url)
+    return "" if path is None or path.exists() else str(path)
 
 
 def say(connection: Connection, sql: str) -> None:

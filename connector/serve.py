@@ -32,7 +32,7 @@ from connector.events import ServiceStarted
 from connector.forms import make_folder
 from connector.listening import Server
 from connector.settings import Settings
-from connector.store.migrate import upgrade
+from connector.store.migrate import sqlite_file, upgrade
 from connector.telemetry import Observed, logger, set_up_logging
 
 # Seconds that a thread may keep the others waiting. The usual 0.005 is longer than most of our transactions: the loop,
@@ -126,7 +126,7 @@ async def serve(settings: Settings) -> None:
     if settings.admin_token_file is not None:
         make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     with contextlib.ExitStack() as bound:
-        lock = bound.enter_context(_alone(settings.data_dir))
+        lock = bound.enter_context(alone(settings))
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "PUBLIC"))
         private = bound.enter_context(_bind(settings.management_host, settings.management_port, "MANAGEMENT"))
         await asyncio.to_thread(upgrade, settings.database)
@@ -243,17 +243,30 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
         ) from None
 
 
-def _alone(directory: Path) -> TextIO:
-    """What keeps the directory this process's alone, for as long as it is open, and the process lives. Conflict where
-    it is another's: two would take each other's reads for left over, and each other's files for their own."""
+@contextlib.contextmanager
+def alone(settings: Settings) -> Iterator[TextIO]:
+    """Keep the data directory, and an SQLite database wherever it is, this process's alone for as long as the block
+    lasts; the file that is locked in the directory. Conflict where one is another's: two would take each other's reads
+    for left over, and each other's files for their own, and hear nothing of what the other one revokes."""
+    directory, database = settings.data_dir, sqlite_file(settings.database)
+    with contextlib.ExitStack() as held:
+        own = held.enter_context(_locked(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
+        if database is not None:
+            lock = database.with_name(f"{database.name}.lock")
+            held.enter_context(_locked(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file"))
+        yield own
+
+
+def _locked(path: Path, setting: str, otherwise: str) -> TextIO:
     with contextlib.ExitStack() as opened:
         try:
-            file = opened.enter_context((directory / "serve.lock").open("a+"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(path.open("a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Conflict(
-                f"HANSE_DATA_DIR: {directory}/serve.lock cannot be locked ({error.strerror}), as where another "
-                "connector serves from there; stop that one, or give this one a directory of its own"
+                f"{setting}: {path} cannot be locked ({error.strerror}), as where another connector serves from there; "
+                f"stop that one, or {otherwise} of its own"
             ) from None
         opened.pop_all()
     return file

@@ -13,3 +13,9 @@ _LOCK = 0x48414E53  # "HANS"
 def upgrade(url: str) -> tuple[str, str]:
     """Migrate the database to the newest schema; the revisions before and after ("" for an empty database)."""
     return database.upgrade(url, folder=FOLDER, lock=_LOCK)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Where an SQLite database really is, whatever links lead there; None for any other."""
+    path = database.sqlite_file(url)
+    return path and path.resolve()

@@ -61,6 +61,16 @@ def test_text_is_registered_where_directories_are_told_relative_to_the_start(tmp
             clinic.api().post("/datasets", {"name": "more", "path": "beds.csv"})
 
 
+def test_a_file_of_sqlite_is_one_process_s_alone(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "var" / "connector.db")
+    with started(tmp_path, DATA_DIR="var", SOURCE_ROOTS=".") as clinic:
+        other = {"DATA_DIR": str(tmp_path / "other"), "DATABASE_URL": f"sqlite:///{tmp_path}/link.db"}
+        code, said = ended(tmp_path, **other)
+    assert code == 1
+    assert f"HANSE_DATABASE_URL: {clinic.directory}/var/connector.db.lock cannot be locked" in said
+    assert "take PostgreSQL for both" in said
+
+
 def test_an_offer_to_members_is_warned_of_where_there_is_no_register(tmp_path: Path) -> None:
     pq.write_table(pa.table({"age": [30, 40]}), tmp_path / "beds.parquet")
     form = "offer: members\ndataset: beds\nmay: [query]\nwho: {membership: active}\n"
