@@ -1,4 +1,4 @@
-"""`hanse connector serve | ready | migrate | settings`: the commands of a server, found as an entry point."""
+"""`hanse connector serve | ready | migrate | restored | settings`: a server's commands, found as an entry point."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -56,6 +57,32 @@ def migrate() -> None:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
     typer.echo(f"schema {after}" + ("" if before == after else f" (was {before or 'empty'})"))
+
+
+@commands.command()
+def restored(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    lost_log_key: Annotated[bool, typer.Option(help="keys/log.key is a new one, as the log's own is lost.")] = False,
+) -> None:
+    """Go on with a database that was put back from a copy: what is agreed, offered and let in ends, and the log goes on
+    under another key. While nothing serves it."""
+    from connector.restored import go_on
+
+    settings = _settings()
+    if not yes:
+        typer.confirm(
+            f"This ends every agreement that {settings.name} has as a provider, withdraws its offers, ends its tokens "
+            "and gives its log another key. Go on?",
+            abort=True,
+        )
+    try:
+        done = asyncio.run(go_on(settings, lost_log_key=lost_log_key))
+    except HanseError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"ended: {done.agreements} agreements, {done.negotiations} negotiations, {done.tokens} tokens")
+    typer.echo(f"withdrawn: {done.offers} offers")
+    typer.echo(f"the log goes on with record {done.size}, under this key, which auditors need: {done.vkey}")
 
 
 @commands.command()

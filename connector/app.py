@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from connector import VERSION
 from connector.audit.log import AuditLog, Sequencer
+from connector.audit.mark import Mark
 from connector.audit.note import Signer, origin_of
 from connector.dataplane import access, receiving_http
 from connector.dataplane import http as data_http
@@ -131,6 +132,7 @@ class Services:
     webhooks: Webhooks
     feed: events.Feed
     signer: Signer
+    log_mark: Mark
     sequencer: Sequencer
     log: AuditLog
     holdings: Holdings
@@ -350,7 +352,8 @@ def build(settings: Settings) -> Services:
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir, new=fresh))
-    sequencer = Sequencer(store, signer=signer, round_seconds=_round_seconds(settings, store))
+    log_mark = Mark(settings.data_dir / "log.head", signer=signer)
+    sequencer = Sequencer(store, signer=signer, mark=log_mark, round_seconds=_round_seconds(settings, store))
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
         settings=settings,
@@ -394,6 +397,7 @@ def build(settings: Settings) -> Services:
             store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats
         ),
         signer=signer,
+        log_mark=log_mark,
         sequencer=sequencer,
         log=AuditLog(store, sequencer, vkey=signer.vkey),
         holdings=holdings,

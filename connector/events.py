@@ -169,6 +169,11 @@ class WebhookChanged(Event): ...
 class ServiceStarted(Event): ...
 
 
+class DatabaseRestored(Event):
+    """The log goes on under another key from an earlier state. `detail`: how many records that has, the key before, and
+    the last head that was signed with it, if it is known."""
+
+
 Subscriber: TypeAlias = Callable[[Event], None]
 
 

@@ -48,9 +48,11 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     """Every worker of the connector, for as long as the block lasts; then drained and closed. `before`: the last run
     that had our data directory.
 
-    LogBroken where the keys are not those of the database: nothing has been served or signed by then.
+    LogBroken where the keys are not those of the database, or it is older than we know: nothing has been served or
+    signed by then.
     """
     await parts.store.read(partial(check_key, signer=parts.signer))
+    await parts.store.read(parts.log_mark.check)
     leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())

@@ -23,7 +23,8 @@ from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from connector.audit import merkle, note
-from connector.audit.log import AuditLog, Filter, Unit, record_from
+from connector.audit.log import AuditLog, Filter, record_from
+from connector.audit.mark import Unit
 from connector.audit.record import Record, canonical
 from connector.errors import Busy, NotFound
 

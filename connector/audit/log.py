@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, note
+from connector.audit.mark import LogBroken, Mark, Unit
 from connector.audit.record import SALT_BYTES, Record, record_of
 from connector.errors import BadInput, HanseError, NotFound
 from connector.events import OUTCOMES, Bus, Event, kinds
@@ -31,27 +32,12 @@ _TEXTS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
 _log = logger("audit")
 
 
-class Unit(Protocol):
-    """A transaction, as far as the log needs one."""
-
-    now: float
-
-    @property
-    def audit(self) -> Any: ...
-
-
 class Database(Protocol):
     bus: Bus
 
     def write(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
 
     def read(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
-
-
-class LogBroken(HanseError):
-    """What is stored is not what was signed. Nothing more is signed until an operator has looked."""
-
-    code = "log_broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +49,21 @@ class Proven:
 
 
 class Sequencer:
-    """The one that numbers. Several may run on one database: a round belongs to whoever holds its lock."""
+    """The one that numbers. Several may run on one database: a round belongs to whoever holds its lock. `mark`: where
+    the newest head is kept outside of the database."""
 
     def __init__(
         self,
         database: Database,
         *,
         signer: note.Signer,
+        mark: Mark | None = None,
         round_seconds: float = 0.05,
         salt: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES),
     ) -> None:
         self._database = database
         self._signer = signer
+        self._mark = mark
         self._round_seconds = round_seconds
         self._salt = salt
         self._wake = asyncio.Event()
@@ -87,7 +76,7 @@ class Sequencer:
         """Catch up, then a round whenever something was committed, until cancelled.
 
         Nothing ends it by itself: what fails is said in `problem` and in our own log, and tried again, more slowly
-        each time. A broken log is looked at again too, so that a restored database is taken up without a restart.
+        each time. A broken log is looked at again too: what was missing of it may have been put back.
         """
         unsubscribe = self._database.bus.subscribe(lambda _: self.wake(), own=True)
         pause = _RETRY_FIRST
@@ -137,7 +126,14 @@ class Sequencer:
                 if done is None:  # another process is in a round, and may have looked before our rows were there
                     await asyncio.sleep(self._round_seconds)
                 elif done < ROUND_MAX:
-                    return
+                    break
+            await self._keep_head()
+
+    async def _keep_head(self) -> None:
+        """Keep the newest head outside of the database as well, whoever has signed it."""
+        newest = await self._database.read(lambda tx: tx.audit.checkpoint()) if self._mark else None
+        if self._mark and newest is not None and newest.size > self._mark.size:
+            await asyncio.to_thread(self._mark.keep, newest.note)
 
     async def _check_once(self) -> None:
         if not self._checked:
@@ -156,6 +152,8 @@ class Sequencer:
         if not rows:
             return 0
         size, tile = tx.audit.size(), functools.cache(tx.audit.tile)
+        if self._mark:
+            self._mark.check_size(size)
         records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 2
         tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
         changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
@@ -183,7 +181,7 @@ def check_head(tx: Unit) -> None:
     newest, size = tx.audit.checkpoint(), tx.audit.size()
     if newest is None:
         if size:
-            raise LogBroken(f"the audit log holds {size} records and no signed head; restore its database from a copy")
+            raise LogBroken(f"the audit log holds {size} records and no signed head; {merkle.PUT_BACK}")
         return
     _, signed, root = note.head_of(newest.note)
     try:
@@ -193,7 +191,7 @@ def check_head(tx: Unit) -> None:
     if not sound:
         raise LogBroken(
             f"the audit log's newest head was signed over {signed} records, and what is stored ({size} records) does "
-            "not match it; nothing more will be signed: restore the database from a copy"
+            f"not match it; nothing more will be signed: {merkle.PUT_BACK}"
         )
 
 

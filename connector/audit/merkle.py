@@ -17,6 +17,7 @@ ReadTile: TypeAlias = Callable[[int, int], bytes | None]
 Tiles: TypeAlias = dict[tuple[int, int], bytes]
 
 EMPTY_ROOT = sha256(b"").digest()
+PUT_BACK = "put the newest copy of the database back (docs/operations.md)"
 
 
 class TreeBroken(Exception):
@@ -112,7 +113,7 @@ def _held(read: ReadTile, level: int, n: int, wide: int) -> bytes:
         return b""
     data = read(level, n)
     if data is None or len(data) < wide * HASH:
-        raise TreeBroken(f"tile {level}/{n} of the audit log must hold {wide} hashes; restore it from a copy")
+        raise TreeBroken(f"tile {level}/{n} of the audit log must hold {wide} hashes; {PUT_BACK}")
     return data[: wide * HASH]
 
 

@@ -48,6 +48,18 @@ def log_key(directory: Path, *, new: bool = True) -> ed25519.Ed25519PrivateKey:
     return ed25519.Ed25519PrivateKey.from_private_bytes(_bytes(directory / "log.key", _new_log_key, new=new))
 
 
+def next_log_key(directory: Path) -> ed25519.Ed25519PrivateKey:
+    """The key that is to be the log's after this one: the same each time, until `change_log_key`."""
+    return ed25519.Ed25519PrivateKey.from_private_bytes(_bytes(directory / "log.next", _new_log_key, new=True))
+
+
+def change_log_key(directory: Path, *, before: str) -> None:
+    """Make the next one the log's key. The one before stays as `log-<before>.key`, with which nothing is signed."""
+    with suppress(FileExistsError):
+        (directory / f"log-{before}.key").hardlink_to(directory / "log.key")
+    (directory / "log.next").replace(directory / "log.key")
+
+
 def secret(directory: Path, name: str, *, new: bool = True) -> bytes:
     """32 random bytes, the same at every start: for keyed hashes and cursors."""
     return _bytes(directory / f"{name}.secret", lambda: os.urandom(_BYTES), new=new)
@@ -86,7 +98,16 @@ def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
             pass
         finally:
             draft.unlink()
+        _sync(path.parent)  # or the name is lost, and what was made with it is not
     try:
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {_help(new)}") from None
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -189,6 +189,11 @@ class Agreements:
         held = (Agreement.role == role, Agreement.finalized, Agreement.ended_at.is_(None))
         return self._unit.session.scalar(select(func.count()).select_from(Agreement).where(*held)) or 0
 
+    def not_ended(self, *, role: str) -> Sequence[str]:
+        """Ids of what holds in this role of ours, or is about to."""
+        held = (Agreement.role == role, _FINAL_OR_COMING, Agreement.ended_at.is_(None))
+        return self._unit.session.scalars(select(Agreement.id).where(*held)).all()
+
     def datasets(self, agreement_ids: Collection[str]) -> dict[str, str]:
         """What each of these agreements is about."""
         about = select(Agreement.id, Agreement.dataset_id).where(Agreement.id.in_(agreement_ids))

@@ -141,7 +141,7 @@ class Datasets:
         ).all()
 
     def offers(
-        self, *, dataset_id: str = "", withdrawn: bool = True, limit: int = 100, offset: int = 0
+        self, *, dataset_id: str = "", withdrawn: bool = True, limit: int | None = 100, offset: int = 0
     ) -> Sequence[Offer]:
         """The newest first; `withdrawn`: also those that are."""
         query = select(Offer).order_by(Offer.created_at.desc(), Offer.id).limit(limit).offset(offset)

@@ -64,6 +64,11 @@ class _Processes(Generic[Row]):
         """How many that have not ended there are in this role of ours, with anybody; counts no further."""
         return self._session.scalar(self._open_all, {"ours": role, "most": up_to}) or 0
 
+    def not_over(self, *, role: str) -> Sequence[str]:
+        """Our pids of those that have not ended, in this role of ours."""
+        table = self._table
+        return self._session.scalars(select(table.id).where(table.role == role, OPEN)).all()
+
     def any_with(self, counterparty: str, *, role: str, states: Collection[str]) -> bool:
         """Whether one with this counterparty, in this role of ours, is in one of these states."""
         which = {"who": counterparty, "ours": role, "among": list(states)}

@@ -25,7 +25,7 @@ from catalogue.__main__ import commands
 from catalogue.app import build
 from catalogue.settings import Settings
 from connector import bounds
-from connector.errors import BadInput
+from connector.errors import BadInput, Conflict
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
 
@@ -126,6 +126,15 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path: Path, n
     wanted = Settings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
     with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, came /dev/null/hanse"):
         build(wanted)
+
+
+async def test_its_key_is_not_made_anew_where_it_has_served(tmp_path: Path) -> None:
+    parts = build(Settings(data_dir=tmp_path))
+    await parts.access.first_token(None)
+    parts.store.close()
+    (tmp_path / "participant.pem").unlink()
+    with pytest.raises(Conflict, match=r"participant\.pem"):
+        build(Settings(data_dir=tmp_path))
 
 
 async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue, north: Provider) -> None:

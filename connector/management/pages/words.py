@@ -43,6 +43,7 @@ KINDS = {
     "TokenRevoked": "Token revoked",
     "WebhookChanged": "Webhook changed",
     "ServiceStarted": "Connector started",
+    "DatabaseRestored": "Database put back from a copy",
 }
 STAGES = {
     "finding": "Looking for the files",

@@ -1,0 +1,121 @@
+"""Going on with a database that was put back from a copy, because somebody says so: `hanse connector restored`.
+
+Nobody knows what happened since the copy was made: which agreements were revoked, what was used of their quotas and
+budgets, which offers were withdrawn, whose tokens ended. So all of it ends, and is agreed, offered and issued anew. And
+others may hold a longer history that was signed with the log's key: nothing more is signed with that one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from connector.app import Services, build
+from connector.audit.log import Sequencer, check_key
+from connector.audit.note import Signer
+from connector.dsp.states import PROVIDER
+from connector.errors import Conflict
+from connector.events import DatabaseRestored, TokenRevoked
+from connector.identity import keys
+from connector.serve import alone
+from connector.settings import Settings
+from connector.store import Transaction
+from connector.store.migrate import upgrade
+from connector.telemetry import set_up_logging
+
+_CODE, _REASON = "database_restored", "the provider's database was put back from a copy; agree anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How many of each were ended or withdrawn, the size of the log that goes on, and its verifier key from now on."""
+
+    agreements: int
+    negotiations: int
+    offers: int
+    tokens: int
+    size: int
+    vkey: str
+
+
+async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
+    """End what was agreed, offered and let in, record it, and change the log's key. What breaks off half-way is done
+    whole by the next time; a start before that is refused as before.
+
+    Conflict while a process serves this database. LogBroken where its log was signed with another key than ours, unless
+    that one is lost.
+    """
+    set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    with alone(settings):
+        upgrade(settings.database)
+        parts = build(settings)
+        try:
+            return await _go_on(parts, lost_log_key=lost_log_key)
+        finally:
+            await parts.net.close()
+            parts.store.close()
+
+
+async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
+    """1. nobody else is there, and the database is ours; 2. end everything; 3. record it, signed with the next key;
+    4. that one is the log's key from now on."""
+    folder, name = parts.settings.data_dir / "keys", parts.signer.name
+    after = Signer(name, keys.next_log_key(folder))
+    if not await parts.store.read(partial(_signed, signer=after)):  # as where only 4 is missing
+        await parts.store.read(_nobody_serves)  # 1
+        if not lost_log_key:
+            await parts.store.read(partial(check_key, signer=parts.signer))
+    size = await parts.store.read(lambda tx: tx.audit.size())
+    offers = await _withdraw_offers(parts)  # 2
+    negotiations = await _end_negotiations(parts)
+    agreements = await _end_agreements(parts)
+    tokens = await parts.store.write(partial(_end_tokens, actor=parts.participant))
+    before = "" if lost_log_key else parts.signer.vkey
+    about = {"size": size, "key": before, "head": parts.log_mark.note}
+    await parts.store.write(lambda tx: tx.publish(DatabaseRestored(actor=parts.participant, detail=about)))
+    await Sequencer(parts.store, signer=after).settle()  # 3
+    keys.change_log_key(folder, before=parts.signer.vkey.split("+")[1])  # 4
+    return Done(agreements, negotiations, offers, tokens, size, after.vkey)
+
+
+def _signed(tx: Transaction, *, signer: Signer) -> bool:
+    newest = tx.audit.checkpoint()
+    return newest is not None and signer.has_signed(newest.note)
+
+
+def _nobody_serves(tx: Transaction) -> None:
+    if alive := tx.reads.alive():
+        raise Conflict(
+            f"{len(alive)} processes serve this database, or did a minute ago; stop them, and try again in two minutes"
+        )
+
+
+async def _end_agreements(parts: Services) -> int:
+    found = await parts.store.read(lambda tx: tx.agreements.not_ended(role=PROVIDER))
+    for one in found:
+        await parts.agreements.revoke(one, reason=_REASON, by=parts.participant, role=PROVIDER)
+    return len(found)
+
+
+async def _end_negotiations(parts: Services) -> int:
+    """Those that are not over: what they would come to was perhaps withdrawn since."""
+    found = await parts.store.read(lambda tx: tx.negotiations.not_over(role=PROVIDER))
+    for one in found:
+        await parts.negotiations.command(one, "terminate", by=parts.participant, code=_CODE, reason=_REASON)
+    return len(found)
+
+
+async def _withdraw_offers(parts: Services) -> int:
+    found = await parts.store.read(lambda tx: [row.id for row in tx.datasets.offers(withdrawn=False, limit=None)])
+    for one in found:
+        await parts.offers.withdraw(one, by=parts.participant)
+    return len(found)
+
+
+def _end_tokens(tx: Transaction, *, actor: str) -> int:
+    tx.tokens.alone()
+    rows = tx.tokens.all()
+    for row in rows:
+        tx.tokens.remove(row)
+        tx.publish(TokenRevoked(actor=actor, reason=_REASON, detail={"token": row.name}))
+    return len(rows)

@@ -1,0 +1,79 @@
+"""The newest head is kept beside the database, and an older database, or another one, is not gone on with."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from connector.audit.log import Sequencer
+from connector.audit.mark import LogBroken, Mark
+from connector.audit.note import Signer
+from connector.store import Store, Transaction
+from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile
+from tests.connector.audit.support import SIGNER, story
+
+OTHER = Signer(SIGNER.name, Ed25519PrivateKey.from_private_bytes(sha256(b"other").digest()))
+
+
+async def grown(store: Store, path: Path, *, by: int, signer: Signer = SIGNER) -> Sequencer:
+    """The log, longer by so many records, with its newest head in `path`."""
+    sequencer = Sequencer(store, signer=signer, mark=Mark(path, signer=signer))
+    await store.write(story(by))
+    await sequencer.settle()
+    return sequencer
+
+
+def forget(tx: Transaction) -> None:
+    """As in a database from before the first record."""
+    for table in (AuditPending, AuditEvent, AuditTile, AuditCheckpoint):
+        tx.session.query(table).delete()
+
+
+async def test_a_log_that_has_grown_since_is_gone_on_with(store: Store, tmp_path: Path) -> None:
+    await store.read(Mark(tmp_path / "head", signer=SIGNER).check)  # as before the first record
+    for size, by in ((300, 300), (305, 5)):
+        await grown(store, tmp_path / "head", by=by)
+        head = (tmp_path / "head").read_text()
+        assert SIGNER.has_signed(head)
+        assert int(head.splitlines()[1]) == size
+    await store.write(story(400))
+    await Sequencer(store, signer=SIGNER).settle()  # by another process
+    await store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+
+
+@pytest.mark.parametrize(("again", "said"), [(0, "has 0 records, not the 8"), (3, "3 records"), (9, "other records")])
+async def test_one_that_is_shorter_or_another_is_not(store: Store, tmp_path: Path, again: int, said: str) -> None:
+    running = await grown(store, tmp_path / "head", by=8)
+    await store.write(forget)
+    if again < 8:  # a database may be put back while we run
+        await store.write(story(again or 1))
+        with pytest.raises(LogBroken, match="hanse connector restored"):
+            await running.settle()
+        await store.write(forget)
+    if again:
+        await store.write(story(again))
+        await Sequencer(store, signer=SIGNER).settle()
+    with pytest.raises(LogBroken, match=said):
+        await store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+
+
+async def test_what_another_key_has_signed_says_nothing(sqlite_store: Store, tmp_path: Path) -> None:
+    await grown(sqlite_store, tmp_path / "head", by=8, signer=OTHER)
+    await sqlite_store.write(forget)
+    await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+    await grown(sqlite_store, tmp_path / "head", by=1)
+    assert SIGNER.has_signed((tmp_path / "head").read_text())
+
+
+def test_a_head_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "head").write_text("half a he")
+    with pytest.raises(LogBroken, match=f"expected the newest signed head of our audit log in {tmp_path}/head"):
+        Mark(tmp_path / "head", signer=SIGNER)
+
+
+async def test_where_it_cannot_be_kept_the_log_goes_on(sqlite_store: Store, tmp_path: Path) -> None:
+    await grown(sqlite_store, tmp_path / "missing" / "head", by=3)
+    assert await sqlite_store.read(lambda tx: tx.audit.size()) == 3

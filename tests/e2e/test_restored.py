@@ -1,0 +1,99 @@
+"""A database that is put back from a copy is not gone on with unless somebody says so, and then little of it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from zipfile import ZipFile
+
+import pytest
+from hanse.verify import verify
+
+from tests.support.processes import Client, Failed, Process, two
+
+
+def stop(one: Process) -> None:
+    """As an operator does, before the files are copied."""
+    assert one.running is not None
+    one.running.send_signal(signal.SIGTERM)
+    one.running.wait()
+    one.running = None
+
+
+def put_back(one: Process, copy: Path | None) -> None:
+    for path in one.directory.glob("connector.db*"):
+        path.unlink()
+    if copy is not None:
+        shutil.copy2(copy, one.directory / "connector.db")
+
+
+def restored(one: Process, *words: str) -> subprocess.CompletedProcess[str]:
+    asked = [sys.executable, "-m", "connector", "restored", *words]
+    return subprocess.run(asked, env=one._environment(), capture_output=True, text=True, timeout=120, check=False)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def evidence(one: Process, path: Path) -> str:
+    """The whole log in a file; the key that it must be verified with."""
+    path.write_bytes(one.api().call("GET", "/audit/export"))
+    return one.api().call("GET", "/audit/key").decode().strip()
+
+
+def records(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The details of the records of a kind in an evidence file."""
+    lines = [json.loads(line)["body"] for line in ZipFile(path).read("events.jsonl").splitlines()]
+    return [body["detail"] for body in lines if body["kind"] == kind]
+
+
+def test_an_older_database_is_refused_and_gone_on_with_by_an_operators_word_alone(tmp_path: Path) -> None:
+    with two(tmp_path, forked=True) as (north, south):
+        (agreement, _), (kept, _) = (south.agree(north, *north.publish(name)) for name in ("air", "sea"))
+        stop(north)
+        copy = Path(shutil.copy2(north.directory / "connector.db", tmp_path / "copy.db"))
+        north.start()
+        north.api().post(f"/agreements/{quote(agreement, safe='')}/revoke", {"reason": "a patient has objected"})
+        before = evidence(north, tmp_path / "before.zip")
+        old_token = north.token
+        assert restored(north, "--yes").returncode == 1  # it serves
+        stop(north)
+
+        for older in (copy, None):
+            put_back(north, older)
+            with pytest.raises(RuntimeError, match="`hanse connector restored` ends what was agreed"):
+                north.start()
+        put_back(north, copy)
+        told = restored(north, "--yes")
+        assert told.returncode == 0, told.stderr
+        assert "ended: 2 agreements, 0 negotiations, 1 tokens\nwithdrawn: 2 offers\n" in told.stdout
+
+        for _ in range(2):
+            north.start()
+            assert north.api().get(f"/agreements/{quote(agreement, safe='')}")["state"] == "ended"
+            assert north.api().get("/offers?withdrawn=false") == []
+            with pytest.raises(Failed, match="401"):
+                Client(north.management_port, token=old_token, prefix="/api/v1").get("/offers")
+            after = evidence(north, tmp_path / "after.zip")
+            stop(north)
+        assert before != after
+        assert after in told.stdout
+        assert verify(tmp_path / "before.zip", key=before).ok
+        assert verify(tmp_path / "after.zip", key=after).ok
+        (said,) = records(tmp_path / "after.zip", "DatabaseRestored")
+        assert said["key"] == before
+        assert int(said["head"].splitlines()[1]) > said["size"]
+        north.start()
+        until(lambda: south.api().get(f"/agreements/{quote(kept, safe='')}")["state"] == "ended")  # it is told
