@@ -188,6 +188,7 @@ class Result:
         self.ended = False
         self.begun = time.monotonic()
         self.worked = 0.0  # seconds that we waited for the worker
+        self._asked: float | None = None  # since when we wait for it now
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker
         self._channel = channel
@@ -234,7 +235,7 @@ class Result:
             return wire.END, 0, bytearray(), self.digest
         if self.ring is not None and self.ring.held == self.ring.slots:
             self._tell(wire.ANYWAY)
-        begun = time.monotonic()
+        begun = self._asked = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds_left()):
                 frame = await self._frame()
@@ -245,8 +246,14 @@ class Result:
                 "time_limit", {"seconds": self.job.limits.total_seconds or self.job.limits.seconds}
             ) from None
         finally:
-            self.worked += time.monotonic() - begun
+            self.worked, self._asked = self.worked + time.monotonic() - begun, None
         return self._taken(*frame)
+
+    @property
+    def unasked(self) -> float:
+        """Seconds for which its reader kept the worker waiting."""
+        now = time.monotonic()
+        return now - self.begun - self.worked - (0.0 if self._asked is None else now - self._asked)
 
     def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
         """The next batch, where all of it has come. For a thread, while nobody waits for one in `next`."""

@@ -770,6 +770,41 @@ async def test_an_answer_whose_privacy_is_paid_for_is_not_ended_for_others(
         await asyncio.wait((paying,))
 
 
+@pytest.mark.parametrize("streams", [("greedy",), ("greedy", "other"), ("other",), ("lab", "other")])
+async def test_streams_of_others_do_not_hide_who_has_all_workers_for_questions(
+    tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job], streams: tuple[str, ...]
+) -> None:
+    greedy, other = impatient
+    stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True)
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=20.0) as small, AsyncExitStack() as open_:
+        shared = [await open_.enter_async_context(small.run(replace(stream, consumer=name))) for name in streams]
+        slow = await open_.enter_async_context(small.run(greedy))
+        await anext(slow)
+        assert (await read(small, other))[0].num_rows
+        with pytest.raises(Busy) as raised:
+            [frame async for frame in slow]
+        assert raised.value.code == "worker_wanted"
+        assert all([(await anext(one)).rows for one in shared])
+
+
+async def test_a_long_question_beside_streams_of_others_is_not_begun_anew_for_each_who_waits(
+    tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job]
+) -> None:
+    _, other = impatient
+    stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True, consumer="other")
+    long = Job(relations={"t": numbers}, sql="SELECT count(*) FROM t a, t b, t c, t d WHERE a.id + d.id > b.id")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=1.0) as small, small.run(stream):
+        working = asyncio.ensure_future(read(small, replace(long, consumer="patient")))
+        while len(small._busy) < 2:
+            await asyncio.sleep(0)
+        with pytest.raises(Busy) as raised:
+            await read(small, other)
+        assert raised.value.code == "queue_timeout"
+        assert not working.done()
+        working.cancel()
+        await asyncio.wait((working,))
+
+
 @pytest.mark.parametrize("names", [("lab", "clinic"), ("coordinator", "coordinator"), ("other", "other")])
 async def test_a_worker_is_not_taken_from_who_has_one_or_works_for_the_operator(
     tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
