@@ -2,6 +2,9 @@
 
 A batch goes out in pieces, whose time begins anew with each: whoever takes it slowly is served as a reader is (decision
 37). What lies in files is read as it goes, so a push holds a few pieces, however large its batches are.
+
+Its read ends with the last byte that was taken: place, worker and grant are others' while the consumer makes up its
+mind, for as long as a check of so much may take it.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -37,7 +40,9 @@ MEDIA = "application/vnd.apache.arrow.stream"
 _RENEWALS = 3  # in the life of a ticket
 _PIECE = 2**19  # bytes that are handed over at once: the client that we send with copies them
 _TAKING_SECONDS = 60.0  # for the consumer to take a piece, and once the read is over, for the rest of a batch
-_ANSWER_SECONDS = 900.0  # for a consumer that checks what has come before it acknowledges it
+# For a consumer that checks what has come before it acknowledges it: so many seconds, and for its bytes at this rate
+# as a connector like ours takes at most (`receiving`), the longest in all.
+_ANSWER_SECONDS, _ANSWER_RATE, _ANSWER_LONGEST = 300.0, 16 * 2**20, 900.0
 _ANSWER_MAX = 16 * 2**10
 _LATER = (401, 404, 408, 425, 429)  # a no that may be a yes in a moment; other 4xx stay, however often it is sent
 _NOT_STARTED = "transfer_not_started"  # another such no: what the consumer did to the transfer is on its way to us
@@ -102,10 +107,17 @@ def _stays(error: HanseError) -> bool:
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
-    async with reads.open(wanted, spans=True) as stream, _renewed(stream, transfer, addresses, reads):
-        body = _Body(stream, to)
+    async with AsyncExitStack() as reading, _answered_in_time(to) as waiting:
+        stream = await reading.enter_async_context(reads.open(wanted, spans=True))
+        await reading.enter_async_context(_renewed(stream, transfer, addresses, reads))
+
+        async def over() -> None:
+            await reading.aclose()
+            waiting.reschedule(asyncio.get_running_loop().time() + _answer_seconds(body.sent))
+
+        body = _Body(stream, to, over=over)
         async with net.stream(
-            "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_SECONDS, taking=_TAKING_SECONDS
+            "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_LONGEST, taking=_TAKING_SECONDS
         ) as answer:
             _must_be_complete(stream)
             if not 200 <= answer.status < 300:
@@ -114,14 +126,34 @@ async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Add
                 raise PeerRefused(_early(answer, to.endpoint, body.sent))
 
 
+@asynccontextmanager
+async def _answered_in_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
+    """For a limit that begins when all was taken; PeerUnreachable where the consumer does not say by then that it is
+    well."""
+    waiting = asyncio.timeout(None)
+    try:
+        async with waiting:
+            yield waiting
+    except TimeoutError:
+        if not waiting.expired():
+            raise
+        said = f"{origin(to.endpoint)} took all of the push, and did not answer in time whether it is well"
+        raise PeerUnreachable(said, code="no_answer") from None
+
+
+def _answer_seconds(sent: int) -> float:
+    return min(_ANSWER_SECONDS + sent / _ANSWER_RATE, _ANSWER_LONGEST)
+
+
 class _Body:
-    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too.
+    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too, and its
+    read is `over`.
 
     A piece is asked for when the one before it was taken, and its memory is used again then.
     """
 
-    def __init__(self, stream: GovernedStream, to: Target) -> None:
-        self._stream, self._to = stream, to
+    def __init__(self, stream: GovernedStream, to: Target, *, over: Callable[[], Awaitable[None]]) -> None:
+        self._stream, self._to, self._end = stream, to, over
         self._room = memoryview(b"")
         self._over = 0.0  # since when the read is over, though not all that has passed the gate was taken
         self.sent = 0
@@ -133,6 +165,7 @@ class _Body:
                 self._check(piece)
                 yield piece
                 del piece
+        await self._end()
         self.left = True
 
     async def _pieces(self) -> AsyncGenerator[memoryview, None]:

@@ -18,7 +18,17 @@ from connector.dataplane import pushing
 from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import Target, push
 from connector.dsp.messages import address_of
-from connector.errors import AddressRefused, Busy, EngineFailed, HanseError, Limited, NotFound, PeerRefused, Refused
+from connector.errors import (
+    AddressRefused,
+    Busy,
+    EngineFailed,
+    HanseError,
+    Limited,
+    NotFound,
+    PeerRefused,
+    PeerUnreachable,
+    Refused,
+)
 from connector.net import Guard, Net
 from connector.query.codes import error_of
 from connector.store.tables import Transfer
@@ -28,6 +38,7 @@ from tests.support.gate import agreement as signed
 from tests.support.gate import atom
 from tests.support.provider import DATASET, OPEN, OWNER, Provider, running, served
 from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Json = dict[str, Any]
@@ -244,6 +255,38 @@ async def test_a_push_outlives_its_ticket_as_a_read_does(
         await sent(provider, Target(url))
 
 
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_consumer_that_makes_up_its_mind_about_all_of_it_keeps_no_place_for_reads(
+    provider: Provider, status: int
+) -> None:
+    async def over() -> None:
+        await until(lambda: not provider.reads._running and not provider.reads.live)
+        assert not provider.reads.grants._live
+        assert provider.of_kind("ReadEnded")[-1].outcome == "ok"
+
+    before = len(provider.of_kind("ReadEnded"))
+    async with scripted(status, b"", last=over) as url:
+        if status == 200:
+            await sent(provider, Target(url))
+        else:
+            with pytest.raises(PeerRefused, match="answered 500 to the pushed data"):
+                await sent(provider, Target(url))
+    assert len(provider.of_kind("ReadEnded")) == before + 1
+
+
+async def test_a_consumer_that_says_nothing_of_all_that_it_took_is_waited_for_as_long_as_a_check_may_take(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [pushing._answer_seconds(size) for size in (0, 16 * 2**30, 2**40)] == [300.0, 900.0, 900.0]
+    monkeypatch.setattr(pushing, "_ANSWER_SECONDS", 0.1)
+    gone = asyncio.Event()
+    async with scripted(200, b"", last=gone.wait) as url:
+        with pytest.raises(PeerUnreachable, match="did not answer in time") as raised:
+            await sent(provider, Target(url))
+        gone.set()
+    assert raised.value.code == "no_answer"
+
+
 BEARERS: dict[str, tuple[Json, str]] = {
     "a bearer token": ({"authType": "bearer", "authorization": "abc"}, "Bearer abc"),
     "one with its scheme": ({"authType": "bearer", "authorization": "Bearer abc"}, "Bearer abc"),
@@ -282,14 +325,16 @@ async def hasty(most: int) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def scripted(status: int, body: bytes, *, first: Any = None) -> AsyncIterator[str]:
-    """Somebody else's sink: it takes everything, and answers so. `first` runs with the first piece."""
+async def scripted(status: int, body: bytes, *, first: Any = None, last: Any = None) -> AsyncIterator[str]:
+    """Somebody else's sink: it takes everything, and answers so. `first` runs with the first piece, `last` at the end."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if first is not None:
             await first(receive)
         while (await receive()).get("more_body"):
             pass
+        if last is not None:
+            await last()
         await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": body})
 
