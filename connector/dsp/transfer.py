@@ -67,6 +67,7 @@ _AS_HTTP = MappingProxyType({"grpc": "http", "grpc+tcp": "http", "grpc+tls": "ht
 AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
 AGREEMENT_ENDED = "agreement_ended"  # of the refusals of what is asked under it later
 PUSH_AGAIN = "push_again"  # of a transfer whose push broke off, until it has arrived or is given up
+_AGAIN = "push, to be sent again: "  # before its reason
 
 
 class DataPlane(Protocol):
@@ -592,10 +593,14 @@ class _Pusher:
         return tx.transfers.get(row.message["transfer"])
 
     def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> None:
-        """It is sent again: until then the transfer says why."""
-        if held is not None and held.generation == row.message["generation"]:
-            held.code, held.reason = PUSH_AGAIN, f"push, to be sent again: {outcome.why}"[:2_000]
-            held.updated_at = tx.now
+        """It is sent again: until then the transfer says why, and the log once for each reason in turn. The record of
+        its read ended before its consumer said what it thinks of it."""
+        if held is None or held.generation != row.message["generation"]:
+            return
+        before = held.code, held.reason
+        held.code, held.reason, held.updated_at = PUSH_AGAIN, f"{_AGAIN}{outcome.why}"[:2_000], tx.now
+        if before != (held.code, held.reason):
+            tx.publish(self._transfers._advanced(held, actor=self._transfers._us, message="push", outcome="broken"))
 
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> list[Outbox]:
         """All has arrived: complete. Otherwise nothing will come any more: terminate, so that its consumer is told."""
@@ -605,7 +610,10 @@ class _Pusher:
         if outcome.result is Result.DELIVERED:
             transfer.code = transfer.reason = ""
             return [transfers._carry_out(tx, transfer, "complete")]
-        transfer.code, transfer.reason = PUSH_FAILED, f"push: {outcome.why}"[:2_000]
+        before = transfer.reason.removeprefix(_AGAIN) if transfer.code == PUSH_AGAIN else ""
+        # The last attempt may have found nothing but that those before it have used up the agreement.
+        also = f"; the attempt before it: {before}" if before not in ("", outcome.why) else ""
+        transfer.code, transfer.reason = PUSH_FAILED, f"push: {outcome.why[:900]}{also}"[:2_000]
         tx.publish(transfers._advanced(transfer, actor=transfers._us, message="push", outcome="failed"))
         return transfers._end(tx, transfer, code=transfer.code, reason=transfer.reason, actor=transfers._us)
 

@@ -14,7 +14,16 @@ from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS
-from connector.errors import AddressRefused, BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
+from connector.errors import (
+    AddressRefused,
+    BadInput,
+    Conflict,
+    IllegalStep,
+    Limited,
+    NotFound,
+    PeerRefused,
+    PeerUnreachable,
+)
 from connector.net import Reply
 from connector.store import Transaction
 from connector.usage.grants import is_started
@@ -253,6 +262,27 @@ async def test_a_push_that_fails_for_good_ends_its_transfer_and_both_sides_know_
             assert (side.code, side.reason) == ("push_failed", "push: the sink is gone")
         # The acknowledgement of the start may be recorded before it or after.
         assert [event.code for event in two.north.events if event.outcome == "failed"] == ["push_failed"]
+
+
+async def test_a_push_whose_last_attempt_finds_the_agreement_used_up_says_what_had_failed(tmp_path: Path) -> None:
+    refused, spent = PeerRefused("the sink answered 500"), Limited("the 4 reads are used up", code="count_spent")
+    async with pair(tmp_path) as two:
+        agreement_id, failures = await agreed(two), [refused, refused, refused, spent]
+
+        async def fails(*_: Any) -> None:
+            raise failures.pop(0)
+
+        two.north.plane.push = fails  # type: ignore[method-assign]
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        here = await settled(two.south, "transfer", row.id, "TERMINATED")
+        there = await settled(two.north, "transfer", here.peer_pid, "TERMINATED")
+        said = "push: the 4 reads are used up; the attempt before it: the sink answered 500"
+        assert {(side.code, side.reason) for side in (here, there)} == {("push_failed", said)}
+        told = [(one.outcome, one.code) for one in two.north.events if one.detail.get("message") == "push"]
+        assert told == [("broken", "push_again"), ("failed", "push_failed")]  # once for what was the same each time
+        assert "the sink answered 500" in next(one.reason for one in two.north.events if one.code == "push_again")
 
 
 async def test_a_push_that_was_suspended_is_not_completed_when_it_ends(tmp_path: Path) -> None:
