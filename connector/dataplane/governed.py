@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
 from connector.dataplane.blocks import Part, Passed, Source, Spread
@@ -202,8 +202,14 @@ async def _seen(frame: Frame | Part) -> None:
         await asyncio.to_thread(frame.digest.update, frame.payload)
 
 
-async def watch(grants: Sequence[Grant], result: Result) -> None:
-    """Interrupt the worker when a grant ends while no batch comes (6)."""
+def watch(grants: Sequence[Grant], result: Result) -> Coroutine[Any, Any, None]:
+    """Interrupt the worker, which has the read from now on, when a grant ends while no batch comes (6)."""
+    for grant in grants:
+        grant.served = True
+    return _watch(grants, result)
+
+
+async def _watch(grants: Sequence[Grant], result: Result) -> None:
     stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
     try:
         while (left := lease_left(grants)) > 0:

@@ -68,17 +68,22 @@ def _told(asked: Asked) -> str:
     return asked.sql.replace(asked.position, "file_row_number") if asked.position else asked.sql
 
 
-def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> list[ReadEnded]:
+def ended(
+    asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None, *, unused: bool = False
+) -> list[ReadEnded]:
     """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came;
     what its own consumer has ended was refused by nobody: it broke off, as where he leaves.
 
     Where one of several agreements ended the read, all say which (`ended_by`), and its rule stands under itself alone.
+    `unused`: what its start took of each agreement went back with this record.
     """
     told = _told_end(end, failure)
     by = (end.agreement if end is not None else "") or getattr(failure, "facts", {}).get("agreement", "")
     detail = told.pop("detail") | together([grant.agreement_id for grant in grants])
     if by and len(grants) > 1:
         detail["ended_by"] = by
+    if unused:
+        detail["use"] = "given_back"
     rule = told.pop("rule")
     return [
         ReadEnded(**_common(asked, grant), **told, rule=rule if by in ("", grant.agreement_id) else "", detail=detail)

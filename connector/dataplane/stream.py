@@ -9,7 +9,8 @@
    (`query.pool`), or its answer is there from an earlier pass (`origin`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
 6. revocation and expiry also interrupt a worker that gives no batch;
-7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back.
+7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back, and
+   a use of which nobody had anything.
 What stops a read before its first byte raises; what stops it later is in the end record.
 """
 
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from connector.dataplane import plans, private, records, unfinished
-from connector.dataplane.asked import STREAM, Asked, Split
+from connector.dataplane.asked import COMPLETE, STREAM, Asked, End, Split
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import gated, job_of, needed, version_relation
 from connector.dataplane.judging import Judging
@@ -510,12 +511,16 @@ class Reads:
             self._metrics.rows.inc(end.rows)
             self._metrics.bytes.inc(end.nbytes)
             self._metrics.query_seconds.observe(time.monotonic() - begun)
-        events, least = records.ended(asked, grants, end, failure), 0 if asked.unfiltered else 1
+        unused = not unknown and _unused(asked, grants, end)
+        events = records.ended(asked, grants, end, failure, unused=unused)
+        charged = beginning.result() if unused else None
 
         def work(tx: Transaction) -> None:
             # Else it has committed before, and nothing goes back twice.
             if unfinished.end(tx, *events, instance=self._instance):
-                self.grants.end(tx, grants, least=least)
+                self.grants.end(tx, grants, least=0 if asked.unfiltered else 1, unused=unused)
+                if charged is not None and charged.paid:
+                    tx.answers.give_back(grants[0].agreement_id, micro=charged.paid)
 
         recording = self._owe(asked.query_id, work)
         if unknown:  # nobody waits for a database that is away
@@ -584,6 +589,15 @@ class _Place:
 
 def _taken(asked: Asked) -> BadInput:
     return BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
+
+
+def _unused(asked: Asked, grants: Sequence[Grant], end: End | None) -> bool:
+    """Whether nobody has had anything of a read that has ended, so that it counts as no use: no worker has had it, or
+    nothing of it left and it asked for all rows, so that its end tells nothing of them either."""
+    if end is None and not any(grant.served for grant in grants):
+        return True
+    left = end is not None and (end.batches > 0 or end.status == COMPLETE)
+    return asked.unfiltered and not left
 
 
 @contextmanager

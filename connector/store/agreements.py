@@ -138,6 +138,17 @@ _COUNT_USE = Prepared(
         day=case((_SAME_DAY, _GRANT.c.day), else_=bindparam("today")),
     )
 )
+_UNCOUNT_USE = Prepared(
+    update(_GRANT)
+    .where(_THIS, _GRANT.c.queries > 0)
+    .values(
+        queries=_GRANT.c.queries - 1,
+        queries_today=case(
+            (and_(_GRANT.c.day == bindparam("today"), _GRANT.c.queries_today > 0), _GRANT.c.queries_today - 1),
+            else_=_GRANT.c.queries_today,
+        ),
+    )
+)
 _MORE = {name: _GRANT.c[name] + bindparam(f"more_{name}") for name in ("rows", "bytes")}
 _ADD = Prepared(update(_GRANT).where(_THIS).values(_MORE))
 _RESERVE = Prepared(
@@ -305,6 +316,10 @@ class Agreements:
         """
         room = {"most": _or_unlimited(most), "most_today": _or_unlimited(most_today)}
         return self._unit.change(_COUNT_USE, agreement=agreement_id, today=day, **room) > 0
+
+    def give_back_use(self, agreement_id: str, *, day: int) -> None:
+        """Return a use that was counted on that day, and of which nothing was had."""
+        self._unit.change(_UNCOUNT_USE, agreement=agreement_id, today=day)
 
     def reserve(
         self, agreement_id: str, *, rows: int, nbytes: int, most_rows: int | None, most_bytes: int | None

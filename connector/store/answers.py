@@ -15,6 +15,7 @@ _SPEND = (
     .where(_THIS, _GRANT.c.revoked_at.is_(None), bindparam("most", type_=BigInteger) >= _MORE)
     .values(epsilon_micro=_MORE)
 )
+_GIVE_BACK = update(_GRANT).where(_THIS).values(epsilon_micro=_GRANT.c.epsilon_micro - bindparam("micro"))
 _SPENT = select(_GRANT.c.epsilon_micro).where(_THIS)
 _KEPT = 1_000  # answers of one agreement; beyond that the oldest goes
 
@@ -26,10 +27,14 @@ class PrivateAnswers:
     def spend(self, agreement_id: str, *, micro: int, most: int) -> bool:
         """Take millionths of epsilon from the budget, whole or not at all. Whether they were there.
 
-        They are never given back: a question that failed may have told something by failing.
+        They are given back only for a question that no worker has had: any other may have told something by failing.
         """
         which = {"agreement": agreement_id, "micro": micro, "most": most}
         return self._session.connection().execute(_SPEND, which).rowcount > 0
+
+    def give_back(self, agreement_id: str, *, micro: int) -> None:
+        """Return what was taken for a question that was never begun."""
+        self._session.connection().execute(_GIVE_BACK, {"agreement": agreement_id, "micro": micro})
 
     def spent(self, agreement_id: str) -> int:
         """Millionths of epsilon that are spent under an agreement."""

@@ -162,6 +162,7 @@ class Grants:
         def take() -> None:
             for grant, quota in zip(ordered, reserved, strict=True):
                 grant.take(*quota)
+                grant.day = int(now // DAY)
                 grant.place = "" if grant.contract.limits.concurrency is None else read_id
 
         try:
@@ -272,11 +273,14 @@ class Grants:
             grant.take(*quota)
         return quota is not None
 
-    def end(self, tx: Transaction, grants: Sequence[Grant], *, least: int = 0) -> None:
+    def end(self, tx: Transaction, grants: Sequence[Grant], *, least: int = 0, unused: bool = False) -> None:
         """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place. `least`:
-        as how many rows it counts at least, whatever its end was: each end tells something."""
+        as how many rows it counts at least, whatever its end was: each end tells something. `unused`: this one told
+        nothing, and its use goes back, too."""
         for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
-            unspent = max(0, grant.reserved_rows - max(least, grant.packed))
+            if unused:
+                tx.agreements.give_back_use(grant.agreement_id, day=grant.day)
+            unspent = max(0, grant.reserved_rows - (0 if unused else max(least, grant.packed)))
             rows = min(grant.lease.rows, unspent) if grant.reserved_rows else 0
             nbytes = grant.lease.bytes if grant.reserved_bytes else 0
             if rows or nbytes:

@@ -69,6 +69,8 @@ class Grant:
     reserved_rows: int = 0
     reserved_bytes: int = 0
     drawn: int = 0
+    day: int = 0  # that its use was counted on
+    served: bool = False  # whether a worker has had its read
     place: str = ""  # the read's id, where its agreement limits how many run at once
     ended: HanseError | None = None  # why it was stopped, as `stop` has weighed it
     stopped: asyncio.Event = field(default_factory=asyncio.Event)

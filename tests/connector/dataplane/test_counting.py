@@ -14,6 +14,7 @@ import pytest
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.stream import Reads
 from connector.errors import BadInput, Busy, NotFound, Refused
+from connector.query.turns import Turns
 from connector.store import UNKNOWN
 from connector.usage import counting
 from connector.usage.grants import Grants
@@ -24,6 +25,7 @@ from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,6 +91,41 @@ async def test_what_the_gate_refuses_takes_no_use_no_quota_and_no_place(running:
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
     await settled(running)
     assert await used(running, agreement) == (1, 3)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "count_spent"
+
+
+def recounted(running: Provider, agreement: str) -> int:
+    """Uses under an agreement, as an auditor counts them in the log."""
+    returned = [one for one in running.of_kind("ReadEnded") if one.detail.get("use") == "given_back"]
+    begun = [one for one in running.of_kind("ReadStarted") if one.agreement == agreement]
+    return len(begun) - sum(one.agreement == agreement for one in returned)
+
+
+@pytest.mark.parametrize("full", ["queue_full", "queue_timeout", "left"])
+async def test_what_no_worker_had_takes_no_use_and_no_quota(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    atoms = [atom("odrl:count", "lteq", "2"), atom("ds:queriesPerDay", "lteq", "2"), atom("ds:rowQuota", "lteq", "9")]
+    agreement = await running.agree(gate.agreement(*atoms, action="odrl:use"))
+    ticket = running.ticket(agreement)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
+    with monkeypatch.context() as patch:
+        turns = Turns(0, waiting=0 if full == "queue_full" else 4, wait_seconds=60 if full == "left" else 0.01)
+        patch.setattr(running.pool, "_turns", turns)
+        asking = asyncio.ensure_future(ask(running, ticket, "SELECT id FROM numbers LIMIT 3"))
+        if full == "left":
+            await until(lambda: turns.waiting > 0)
+            asking.cancel()
+            await asyncio.wait((asking,))
+            await until(lambda: not turns.waiting)
+        else:
+            assert (await asking).json()["code"] == full
+        await settled(running)
+    assert await used(running, agreement) == (1, 3) == (recounted(running, agreement), 3)
+    assert running.of_kind("ReadEnded")[-1].detail["use"] == "given_back"
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
+    await settled(running)
+    assert await used(running, agreement) == (2, 6) == (recounted(running, agreement), 6)
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "count_spent"
 
 

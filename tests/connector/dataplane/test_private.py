@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.dataplane import private
+from connector.query.turns import Turns
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
@@ -104,6 +105,16 @@ async def test_an_epsilon_that_cannot_be_is_refused(
     answer = await ask(running, running.ticket(agreement), TOTAL, **more)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert await used(running, agreement) == 0
+
+
+async def test_a_question_that_no_worker_had_costs_nothing(running: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = await running.agree(policy())
+    with monkeypatch.context() as patch:
+        patch.setattr(running.pool, "_turns", Turns(0, waiting=0, wait_seconds=1))
+        assert (await ask(running, running.ticket(agreement), TOTAL, epsilon=0.2)).json()["code"] == "queue_full"
+        await settled(running)
+    assert await used(running, agreement) == 0
+    assert running.of_kind("ReadEnded")[-1].detail["use"] == "given_back"
 
 
 async def test_a_question_that_fails_after_the_charge_gives_nothing_back(running: Provider) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from connector.errors import (
     HanseError,
     Limited,
     NotFound,
+    PeerFailed,
     PeerRefused,
     PeerUnreachable,
     Refused,
@@ -36,7 +37,7 @@ from policies.model import Policy
 from tests.support import data, receiver
 from tests.support.gate import agreement as signed
 from tests.support.gate import atom
-from tests.support.provider import DATASET, OPEN, OWNER, Provider, running, served
+from tests.support.provider import DATASET, OPEN, OWNER, Provider, running, served, settled
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
@@ -287,6 +288,27 @@ async def test_a_consumer_that_says_nothing_of_all_that_it_took_is_waited_for_as
     assert raised.value.code == "no_answer"
 
 
+ATTEMPTS: dict[str, tuple[Any, int]] = {
+    "refused after all was taken": (lambda: scripted(500, b""), 1),
+    "broken off in the middle": (lambda: hasty(1_000_000), 1),
+    "nobody is there": (lambda: nullcontext("http://127.0.0.1:9/sink"), 0),
+}
+
+
+@pytest.mark.parametrize(("sink", "uses"), ATTEMPTS.values(), ids=ATTEMPTS.keys())
+async def test_an_attempt_of_a_push_is_a_use_once_something_of_it_left(
+    provider: Provider, sink: Any, uses: int
+) -> None:
+    async with sink() as url:
+        with pytest.raises(PeerFailed):
+            await sent(provider, Target(url), policy=signed(atom("odrl:count", "lteq", "3"), action="odrl:use"))
+    await settled(provider)
+    ended = provider.of_kind("ReadEnded")[-1]
+    row = await provider.store.read(lambda tx: tx.agreements.grant(ended.agreement))
+    assert row is not None
+    assert (row.queries, ended.detail.get("use")) == (uses, None if uses else "given_back")
+
+
 BEARERS: dict[str, tuple[Json, str]] = {
     "a bearer token": ({"authType": "bearer", "authorization": "abc"}, "Bearer abc"),
     "one with its scheme": ({"authType": "bearer", "authorization": "Bearer abc"}, "Bearer abc"),
@@ -326,7 +348,7 @@ async def hasty(most: int) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def scripted(status: int, body: bytes, *, first: Any = None, last: Any = None) -> AsyncIterator[str]:
-    """Somebody else's sink: it takes everything, and answers so. `first` runs with the first piece, `last` at the end."""
+    """Somebody else's sink: it takes everything, and answers so. `first` runs with the first piece, `last` last."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if first is not None:

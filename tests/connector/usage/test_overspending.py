@@ -36,6 +36,23 @@ async def test_eight_processes_never_overspend(store: Store, migrated_url: str) 
     assert MOST["rows"] - 9 < rows.rows <= MOST["rows"]  # what is left is smaller than anybody asked for
 
 
+async def test_a_use_goes_back_to_the_day_that_it_was_counted_on(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="back", revoked_at=None)))
+
+    async def counted(day: int) -> tuple[int, int]:
+        row = await store.read(lambda tx: tx.agreements.grant("back"))
+        assert row is not None
+        return row.queries, used_today(row, day=day)
+
+    for day in (5, 5, 6):
+        await store.write(lambda tx, day=day: tx.agreements.count_use("back", day=day, most=None, most_today=9))  # type: ignore[misc]  # bound for this round
+    found = [await counted(6)]
+    for day in (5, 6, 6, 6):
+        await store.write(lambda tx, day=day: tx.agreements.give_back_use("back", day=day))  # type: ignore[misc]  # bound for this round
+        found.append(await counted(6))
+    assert found == [(3, 1), (2, 1), (1, 0), (0, 0), (0, 0)]
+
+
 async def test_a_clock_that_is_behind_begins_no_day_anew(store: Store) -> None:
     """Around midnight the clocks of two connectors say different days: each would take back what the other counted."""
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="days", revoked_at=None)))
