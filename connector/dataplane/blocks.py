@@ -56,11 +56,12 @@ class Block:
     file: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Entry:
     """One stream in files: a copy of ours, or the owner's own as `refs` pin them. They close with their last reader."""
 
     key: str
+    consumer: str
     agreement: str
     dataset: str
     version: str
@@ -72,6 +73,7 @@ class Entry:
     first_digest: bytes = b""
     blocks: list[Block] = field(default_factory=list)
     nbytes: int = 0  # of disk that it takes
+    readers: int = 0  # that have it now
 
     def span(self, block: Block) -> Span:
         """Where a block lies."""

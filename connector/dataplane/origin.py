@@ -104,15 +104,16 @@ class Origin:
         ranges, digest = split.only.ranges, job.digest
         if known:
             job = _without(job, split, known)
-        if job.only is None or not job.only.ranges:
-            await asyncio.shield(begun)
-            yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
-            return
-        async with (
-            self._run(job, grants, begun) as result,
-            files.shelf(form, split, grants[0], result) as shelf,
-        ):
-            yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)
+        with files.reading(known.values()):
+            if job.only is None or not job.only.ranges:
+                await asyncio.shield(begun)
+                yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
+                return
+            async with (
+                self._run(job, grants, begun) as result,
+                files.shelf(form, split, grants[0], result) as shelf,
+            ):
+                yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)
 
 
 def _without(job: Job, split: Split, known: dict[int, Entry]) -> Job:

@@ -8,7 +8,8 @@ leave, there is no copy: an index of them is made after the first pass (`query.v
 - only where nothing but version, contract and request makes the bytes: a plain scan of one dataset, of a contract
   without aggregates and quantities, and, for a copy, unless the operator allows it, without masks and duties;
 - the key holds the version's digest, the contract, the reader, the request; the files must be those registered;
-- it goes when the agreement is revoked or ends, when the version or the contract is another, or when room is needed.
+- it goes when the agreement is revoked or ends, when the version or the contract is another, or when room is needed:
+  each consumer has an equal share of it, and what others leave.
 Copies have no names: nobody else can open them, and a process that ends, however it ends, leaves none behind.
 Knows frames and their index, and nothing of Arrow.
 """
@@ -20,13 +21,14 @@ import base64
 import hashlib
 import shutil
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from connector.dataplane.asked import Asked, Split
 from connector.dataplane.blocks import Block, Entry, Passed, Source, open_owners
@@ -47,10 +49,12 @@ _SMALL = 2**20  # bytes of batches that are not worth a copy of a block
 _FILES_MAX = 256  # of all entries: descriptors that they hold, of those that connections need, too
 _DAY = 86_400.0
 _log = logger("dataplane")
+_Measure = Callable[[Entry], int]
 
 
 class PreparedStreams:
-    """The prepared streams of one connector, at most `quota` bytes of them, the least used go first."""
+    """The prepared streams of one connector, at most `quota` bytes of them. Of who has most the least used go first,
+    and before those that somebody reads: these stay on the disk for as long, whether they are forgotten or not."""
 
     def __init__(
         self, folder: Path, *, quota: int, sensitive: bool = False, clock: Callable[[], float] = time.time
@@ -60,6 +64,7 @@ class PreparedStreams:
         self._folder = folder
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._dropped: WeakSet[Entry] = WeakSet()  # that readers hold on to
         self._made: set[str] = set()
         self._unable = False  # to write any, at the last attempt: told once
         self._coming: list[Entry] = []  # being written
@@ -113,10 +118,22 @@ class PreparedStreams:
     async def serve(self, entry: Entry, *, spans: bool) -> AsyncIterator[Passed]:
         """The stream from its files; `spans`: as parts of them."""
         passed = Passed(entry, spans=spans)
+        with self.reading([entry]):
+            try:
+                yield passed
+            finally:
+                await passed.settle()
+
+    @contextmanager
+    def reading(self, entries: Collection[Entry]) -> Iterator[None]:
+        """These are read until the block ends."""
+        for entry in entries:
+            entry.readers += 1
         try:
-            yield passed
+            yield
         finally:
-            await passed.settle()
+            for entry in entries:
+                entry.readers -= 1
 
     def keeps(self, key: str, grant: Grant) -> bool:
         """Whether a stream that is read now would be kept."""
@@ -175,14 +192,15 @@ class PreparedStreams:
 
         async def begin(block: int) -> Copy | None:
             key = f"{form}{block}"
-            kept = [entry.nbytes for one, entry in self._entries.items() if one.startswith(form)]  # by others, too
-            full = len(kept) + len(self._coming) >= _FILES_MAX or any(not one.files for one in coming)
+            kept = sum(one.startswith(form) for one in self._entries)  # by other reads, too
+            most = self._may_hold(grant.consumer, _files, _FILES_MAX)
+            full = kept + len(self._coming) >= most or any(not one.files for one in coming)
             small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
             if block == left_out or full or small or key in self._made or key in self._entries:
                 return None
             self._made.add(key)
             made.add(key)
-            copy = await self._copy(key, grant, source, taken=sum(kept))
+            copy = await self._copy(key, grant, source, form=form)
             if copy is not None:
                 coming.append(copy.entry)
                 self._coming.append(copy.entry)
@@ -200,11 +218,11 @@ class PreparedStreams:
             for entry in coming:
                 self._coming.remove(entry)
 
-    async def _copy(self, key: str, grant: Grant, source: Result, *, taken: int = 0) -> Copy | None:
-        """One that may be written, with the room that is not `taken`; None where the system has no place for any."""
+    async def _copy(self, key: str, grant: Grant, source: Result, *, form: str = "") -> Copy | None:
+        """One that may be written, beside all of this `form`; None where the system has no place for any."""
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
-            room = self._room() - taken
+            room = self._room(grant.consumer, form)
         except OSError as error:
             if not self._unable:
                 _log.warning("streams are not kept for later passes", folder=str(self._folder), reason=error.strerror)
@@ -213,9 +231,15 @@ class PreparedStreams:
         self._unable = False
         return Copy(source, entry, room, self._coming)
 
-    def _room(self) -> int:
-        """Bytes that may be written now."""
-        return min(self.quota, shutil.disk_usage(self._folder).free // 2)
+    def _room(self, consumer: str, form: str) -> int:
+        """Bytes that may be written for somebody now, beside what of his is read, and those of the form."""
+        stays = [
+            one.nbytes
+            for one in self._held()
+            if one.consumer == consumer and (one.readers or one in self._dropped or (form and one.key.startswith(form)))
+        ]
+        most = self._may_hold(consumer, _nbytes, self.quota) - sum(stays)
+        return min(most, shutil.disk_usage(self._folder).free // 2)
 
     def wants_index(self, key: str, job: Job) -> bool:
         """Whether the files of this read may hold its messages: not known yet, and of the kind that can.
@@ -297,17 +321,43 @@ class PreparedStreams:
         self.drop(lambda other: other.dataset == entry.dataset and other.version != entry.version)
         self._entries[entry.key] = entry
         self._sweep_on_time()
-        while self._entries and self._too_much():
-            self._drop(next(iter(self._entries.values())))
+        for of, most in ((_nbytes, self.quota), (_one, _ENTRIES_MAX), (_blocks, BLOCKS_MAX), (_files, _FILES_MAX)):
+            while (less := self._less(entry.consumer, of, most)) is not None:
+                self._drop(less)
 
-    def _too_much(self) -> bool:
-        blocks = sum(len(entry.blocks) for entry in self._entries.values())
-        files = sum(len(entry.files) for entry in self._entries.values())
-        many = len(self._entries) > _ENTRIES_MAX or blocks > BLOCKS_MAX or files > _FILES_MAX
-        return self.nbytes > self.quota or many
+    def _held(self) -> list[Entry]:
+        return [*self._entries.values(), *self._dropped]
+
+    def _may_hold(self, consumer: str, of: _Measure, most: int) -> int:
+        """How much one may hold: an equal share, or what others leave."""
+        others = Counter[str]()
+        for one in self._held():
+            if one.consumer != consumer:
+                others[one.consumer] += of(one)
+        return max(most // (len(others) + 1), most - others.total())
+
+    def _less(self, adding: str, of: _Measure, most: int) -> Entry | None:
+        """What goes where there is too much: of who has just added and is over its share what nobody reads, which would
+        free nothing; else of who holds most. The least used first."""
+        held = Counter[str]()
+        for one in self._held():
+            held[one.consumer] += of(one)
+        if held.total() <= most:
+            return None
+        entries, unread = self._entries.values(), (one for one in self._entries.values() if not one.readers)
+        own = next((one for one in unread if one.consumer == adding), None)
+        if own is not None and held[adding] > self._may_hold(adding, of, most):
+            return own
+        if sum(map(of, entries)) <= most:
+            return None
+        whose = max((one.consumer for one in entries), key=held.__getitem__)
+        return min((one for one in entries if one.consumer == whose), key=lambda one: one.readers > 0)
 
     def _drop(self, entry: Entry) -> None:
-        self._entries.pop(entry.key, None)
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if entry.readers:
+            self._dropped.add(entry)
 
 
 @dataclass(slots=True, eq=False)
@@ -334,9 +384,25 @@ def keepable(contract: DataContract, *, sensitive: bool) -> bool:
     return repeatable(contract) and (sensitive or not (contract.masks or contract.obligations))
 
 
+def _nbytes(entry: Entry) -> int:
+    return entry.nbytes
+
+
+def _one(_: Entry) -> int:
+    return 1
+
+
+def _blocks(entry: Entry) -> int:
+    return len(entry.blocks)
+
+
+def _files(entry: Entry) -> int:
+    return len(entry.files)
+
+
 def _entry(key: str, grant: Grant, files: tuple[IO[bytes], ...], refs: tuple[FileRef, ...] = ()) -> Entry:
     ends, dataset = grant.contract.not_after, grant.held.dataset.id
-    return Entry(key, grant.agreement_id, dataset, grant.held.version.digest, ends, files, refs)
+    return Entry(key, grant.consumer, grant.agreement_id, dataset, grant.held.version.digest, ends, files, refs)
 
 
 def _owners(refs: Sequence[FileRef]) -> tuple[IO[bytes], ...]:

@@ -268,6 +268,53 @@ async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, 
         running.reads.origin.prepared = before
 
 
+# Streams in the order in which they come, as consumer and bytes (a * after those that are being read by then), and what
+# is kept of them in the end, of a quota of 12 bytes.
+SHARES: dict[str, tuple[str, str]] = {
+    "one alone has all of it": ("a4 a4 a4", "a4 a4 a4"),
+    "and loses the least used": ("a1 a4 a4 a4", "a4 a4 a4"),
+    "of who has most the least used goes": ("a4 a4 a4 b4", "a4 a4 b4"),
+    "until all have the same": ("a4 a2 a3 a3 b3 b3", "a3 a3 b3 b3"),
+    "many little ones push out none of another": ("b6 " + "a1 " * 40, "b6" + " a1" * 6),
+    "what others leave is had": ("b2 a4 a4 a4", "b2 a4 a4"),
+    "what is read stays, as its room would": ("a5* a5 a5", "a5* a5"),
+    "and what comes goes before it": ("a7* a6", "a7*"),
+    "unless others have less than their share": ("a6* a6* b4", "a6* b4"),
+}
+
+
+@pytest.mark.parametrize(("come", "kept"), SHARES.values(), ids=SHARES.keys())
+async def test_each_consumer_has_an_equal_share_and_what_others_leave(tmp_path: Path, come: str, kept: str) -> None:
+    streams = PreparedStreams(tmp_path, quota=12)
+    names = {}
+    for number, text in enumerate(come.split()):
+        one = Entry(str(number), text[0], "", "", "", None, (), nbytes=int(text[1]), readers=int(text[2:] == "*"))
+        names[one] = text
+        streams._add(one)
+    assert [names[one] for one in streams._entries.values()] == kept.split()
+
+
+async def test_files_that_readers_hold_on_to_count_until_they_let_go(running: Provider, tmp_path: Path) -> None:
+    ticket = running.ticket(await running.agree())
+    small = PreparedStreams(tmp_path, quota=7 * 2**19)
+    running.reads.origin.prepared, before = small, running.reads.origin.prepared
+    try:
+        await read(running, ticket, columns="id")
+        (first,) = small._entries.values()
+        async with small.serve(first, spans=True):
+            small.drop(lambda _: True)
+            for columns in ("x", "day,gap", "id", "x"):
+                await read(running, ticket, columns=columns)
+                assert first.nbytes + small.nbytes <= small.quota
+        del first
+        assert not small._dropped
+        for columns in ("x", "day,gap"):
+            await read(running, ticket, columns=columns)
+        assert len(small) == 2
+    finally:
+        running.reads.origin.prepared = before
+
+
 @pytest.mark.parametrize("parameters", [{}, {"blocks": "1,0"}], ids=["whole", "blocks"])
 @pytest.mark.parametrize("lacking", ["file", "room"])
 async def test_a_read_is_not_disturbed_where_nothing_can_be_written(
@@ -313,7 +360,7 @@ class Source:
 
 
 def _keeping(folder: Path, coming: list[Entry], *, count: int, room: int) -> Keeping:
-    entry = Entry("", "", "", "", None, (nameless(folder),))
+    entry = Entry("", "", "", "", "", None, (nameless(folder),))
     coming.append(entry)
     source = cast("Any", Source(count, 1000))
     return Keeping(source, Copy(source, entry, room, coming))
@@ -384,7 +431,7 @@ async def test_the_end_of_a_contract_far_from_now_is_met_without_a_reader(
     streams = PreparedStreams(tmp_path, quota=1)
     for number, seconds in enumerate((0.4, 0.2, None)):
         ends = None if seconds is None else time.time() + seconds
-        streams._add(Entry(str(number), "", "", "", ends, ()))
+        streams._add(Entry(str(number), "", "", "", "", ends, ()))
     loop: Any = asyncio.get_running_loop()
     timers = [one for one in loop._scheduled if one._callback == streams._sweep_on_time and not one.cancelled()]
     assert len(timers) == 1  # not one for each that was ever kept

@@ -318,7 +318,7 @@ def kept(folder: Path, *blocks: int, each: int = 2) -> dict[int, Entry]:
         file.write(b"%02d" % block * each)
         file.flush()
         held = [Block(at=2 * number, nbytes=2, rows=1, digest=b"") for number in range(each)]
-        found[block] = Entry("", "", "", "", None, (file,), (), b"head", b"trailer", b"", held)
+        found[block] = Entry("", "", "", "", "", None, (file,), (), b"head", b"trailer", b"", held)
     return found
 
 
