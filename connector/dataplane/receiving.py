@@ -4,7 +4,8 @@ A push is taken so; the numbers stand beside the code:
 1. the token is that of this transfer (an HMAC, so that none lies in the database or the outbox), and the transfer is
    one that is asked for or started; whoever fails is told the same, whatever it is;
 2. the body goes to a file that nobody else can open, within the room for one and for all, and within time;
-3. a worker reads the foreign Arrow fully; an end record in it must say complete, with the totals and digest that came;
+3. a worker, of all pushes one at a time, reads the foreign Arrow fully; an end record in it must say complete, with the
+   totals and digest that came;
 4. the file gets its place, and the record and its event are committed, if the transfer still runs: then it counts.
 Whatever fails leaves nothing but its event. Knows no transport.
 """
@@ -30,6 +31,7 @@ from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unau
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
+from connector.query.turns import Turns
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Received, Transfer
 from connector.telemetry import logger
@@ -45,6 +47,8 @@ _LEAST = 2**7  # bytes within the time for silence: as few as no message with a 
 _WRITE = 2**20
 _REMOVE_AGAIN = 60.0  # seconds
 _CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
+_CHECK_SECONDS = 60.0  # and beside them
+_CHECK_WAIT = 120.0  # seconds to wait for others' checks: shorter than senders wait for an answer (`pushing`)
 _T = TypeVar("_T")
 _log = logger("receiving")
 
@@ -106,6 +110,7 @@ class Receiving:
         self._secret, self._endpoint, self._memory_mb = secret, root_url + PUSHED, memory_mb
         self._arriving, self._kept = arriving(folder), folder / "kept"
         self._coming: dict[str, Coming] = {}
+        self._checks = Turns(1, waiting=_AT_ONCE, wait_seconds=_CHECK_WAIT)
         self._held = 0  # bytes in files, of what is kept and of what comes
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = ""
@@ -230,7 +235,7 @@ class Receiving:
                     return coming.known
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
-                found = await coming.do(self._pool.ask(self._check(coming)))  # 3
+                found = await coming.do(self._checked(coming))  # 3
             judge(found)
             return await asyncio.shield(self._counted(coming, found))  # 4
         except TimeoutError:
@@ -323,8 +328,19 @@ class Receiving:
         while left >= 0 and (piece := await self._next(coming, ask)) is not None:
             left -= len(piece)
 
+    async def _checked(self, coming: Coming) -> Any:
+        """What a worker finds in it. Of all that has come one is checked at a time, in turn between senders: workers
+        are there for questions."""
+        await self._checks.take(coming.transfer.counterparty)
+        try:
+            return await self._pool.ask(self._check(coming))
+        except HanseError as error:
+            raise _of_check(error, coming) from error
+        finally:
+            self._checks.give_back()
+
     def _check(self, coming: Coming) -> Job:
-        seconds = 60.0 + coming.size / _CHECK_RATE
+        seconds = _CHECK_SECONDS + coming.size / _CHECK_RATE
         return Job(
             kind="check_arrow",
             arguments={"path": str(coming.path), "digest": True},
@@ -473,6 +489,17 @@ def judge(found: Mapping[str, Any]) -> None:
                 f"expected the {name} of its end record, {end.get(name)!r:.100}, came {came!r}; push it again",
                 code="totals_differ",
             )
+
+
+def _of_check(error: HanseError, coming: Coming) -> HanseError:
+    """An error of a check as its sender understands it: those of the workers speak of questions."""
+    if error.code not in ("time_limit", "worker_wanted"):
+        return error
+    return type(error)(
+        f"expected Arrow whose check is in proportion to its size, came {coming.size} bytes that take too long; push "
+        "them less compressed, or again when there is less to do here",
+        code=error.code,
+    )
 
 
 def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received:

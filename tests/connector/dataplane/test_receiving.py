@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from connector.dataplane import receiving as service
 from connector.errors import BadInput, Busy, NotFound
+from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.store import UNKNOWN
 from tests.support import data
@@ -402,6 +403,47 @@ async def test_a_repeat_while_it_is_checked_has_to_wait(
         await until(lambda: here.told(pid))
     assert here.told(pid)[0].kind == "DataReceived"
     assert (await here.push(pid, WHOLE)).status_code == 200
+
+
+async def test_of_all_that_came_one_is_checked_at_a_time_in_turn_between_senders(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, checking, order, all_came = here.pool.ask, 0, list[str](), asyncio.Event()
+
+    async def alone(job: Any) -> Any:
+        nonlocal checking
+        order.append(job.consumer)
+        checking += 1
+        await all_came.wait()
+        try:
+            assert checking == 1
+            return await ask(job)
+        finally:
+            checking -= 1
+
+    monkeypatch.setattr(here.pool, "ask", alone)
+    senders = ["did:web:a", "did:web:a", "did:web:a", "did:web:b"]
+    pids = [await here.transfer(f"{pid}{number}", of=who) for number, who in enumerate(senders)]
+    pushing = []
+    for number, one in enumerate(pids):
+        pushing.append(asyncio.ensure_future(here.push(one, WHOLE)))
+        await until(lambda number=number: len(order) + here.receiving._checks.waiting == number + 1)  # type: ignore[misc]  # bound for this round
+    all_came.set()
+    assert [(await one).status_code for one in pushing] == [200] * 4
+    assert order == ["did:web:a", "did:web:a", "did:web:b", "did:web:a"]
+
+
+@pytest.mark.parametrize("code", ["time_limit", "worker_wanted"])
+async def test_a_check_that_takes_too_long_is_told_as_that(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    async def fails(_: Any) -> Any:
+        raise error_of(code, {})
+
+    await here.transfer(pid)
+    monkeypatch.setattr(here.pool, "ask", fails)
+    told = (await here.push(pid, WHOLE)).json()
+    assert (told["code"], "less compressed" in told["detail"]) == (code, True)
 
 
 async def test_what_was_received_goes_when_its_transfer_is_terminated(here: Receiver, pid: str) -> None:

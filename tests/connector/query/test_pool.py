@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -803,6 +804,34 @@ async def test_a_long_question_beside_streams_of_others_is_not_begun_anew_for_ea
         assert not working.done()
         working.cancel()
         await asyncio.wait((working,))
+
+
+@pytest.mark.parametrize("seconds", [1.0, 600.0], ids=["long for its size", "as long as it may"])
+async def test_a_check_that_takes_too_long_for_its_size_is_ended_for_who_waits(
+    tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job], seconds: float
+) -> None:
+    _, other = impatient
+    path, batch = tmp_path / "zeros.arrows", pa.record_batch({"n": np.zeros(4_000_000, dtype="i8")})
+    with pa.ipc.new_stream(path, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+        for _ in range(400):
+            file.write_batch(batch)
+    limits = Limits(seconds=seconds, total_seconds=600.0)
+    check = Job(kind="check_arrow", arguments={"path": str(path), "digest": True}, limits=limits, consumer="sender")
+    stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True, consumer="other")
+    async with Pool(tmp_path / "work", size=2, warm=2, wait_seconds=0.8) as small, small.run(stream):
+        checking = asyncio.ensure_future(small.ask(check))
+        while len(small._busy) < 2:
+            await asyncio.sleep(0)
+        if seconds < 600:
+            assert (await read(small, other))[0].num_rows
+            with pytest.raises(Busy) as raised:
+                await checking
+            assert raised.value.code == "worker_wanted"
+        else:
+            with pytest.raises(Busy, match="no worker became free"):
+                await read(small, other)
+            checking.cancel()
+            await asyncio.wait((checking,))
 
 
 @pytest.mark.parametrize("names", [("lab", "clinic"), ("coordinator", "coordinator"), ("other", "other")])
