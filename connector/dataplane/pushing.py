@@ -259,7 +259,7 @@ def _early(answer: Answer, endpoint: str, sent: int) -> str:
 
 async def _refusal(answer: Answer, endpoint: str) -> HanseError:
     problem = _problem(await answer.beginning(_ANSWER_MAX))
-    told = f": {str(problem['detail'])[:500]}" if "detail" in problem else ""
+    told = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
     return Refused(said, code="push_refused") if 400 <= answer.status < 500 and not later else PeerRefused(said)

@@ -13,6 +13,7 @@ Whatever fails leaves nothing but its event. Knows no transport.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import os
@@ -49,6 +50,7 @@ _REMOVE_AGAIN = 60.0  # seconds
 _CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
 _CHECK_SECONDS = 60.0  # and beside them
 _CHECK_WAIT = 120.0  # seconds to wait for others' checks: shorter than senders wait for an answer (`pushing`)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _T = TypeVar("_T")
 _log = logger("receiving")
 
@@ -243,11 +245,7 @@ class Receiving:
                 f"expected a push within {self.room.seconds:g} s, came a slower one", code="too_slow"
             ) from None
         except OSError as error:
-            raise Busy(
-                f"the push cannot be written down at its consumer ({error.strerror}); its operator must make room on "
-                "the disk of its data directory",
-                code="disk_full",
-            ) from error
+            raise _unwritten(error) from error
         except HanseError:
             raise
         except Exception as error:
@@ -486,9 +484,20 @@ def judge(found: Mapping[str, Any]) -> None:
     for name, came in (("rows", found["rows"]), ("batches", found["batches"]), ("digest", found["digest"])):
         if end.get(name) != came or came == "":
             raise BadInput(
-                f"expected the {name} of its end record, {end.get(name)!r:.100}, came {came!r}; push it again",
+                f"expected the {name} of its end record, {end.get(name)!r:.100}, came {came!r}; who sends it must see "
+                "why they differ, then it can be ordered again",
                 code="totals_differ",
             )
+
+
+def _unwritten(error: OSError) -> Busy:
+    full = error.errno in _NO_ROOM
+    what = "make room on" if full else "look at what it may open, and at"
+    return Busy(
+        f"the push cannot be written down at its consumer ({error.strerror}); its operator must {what} the disk of its "
+        "data directory",
+        code="disk_full" if full else "not_written",
+    )
 
 
 def _of_check(error: HanseError, coming: Coming) -> HanseError:

@@ -126,8 +126,10 @@ async def test_more_than_the_consumer_takes_is_not_sent_again_and_again(provider
 async def test_a_consumer_that_refuses_for_good_is_quoted(provider: Provider, consumer: Receiver) -> None:
     pid = await consumer.transfer("urn:uuid:media")
     await consumer.moved(pid, "STARTED")
-    async with scripted(400, b'{"detail": "expected something else"}') as url:
-        with pytest.raises(Refused, match=r"answered 400 .*: expected something else") as raised:
+    async with scripted(400, b'{"detail": "expected something else\\r\\n2026-01-01 all is well"}') as url:
+        with pytest.raises(
+            Refused, match=r"answered 400 .*: expected something else 2026-01-01 all is well$"
+        ) as raised:
             await sent(provider, Target(url))
     assert raised.value.code == "push_refused"
 

@@ -489,6 +489,22 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     await nothing_left(here, pid, before, "disk_full")
 
 
+async def test_a_system_that_fails_otherwise_is_not_told_as_a_full_disk(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = here.files()
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "os", _Disk(fails, "open"))
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_written")
+    assert "Too many open files" in answer.json()["detail"]
+    await nothing_left(here, pid, before, "not_written")
+
+
 @contextmanager
 def read_only(here: Receiver, call: str = "open") -> Iterator[list[Path]]:
     """The disk lets nothing go, and makes no `call`, until this ends; what somebody wanted to remove meanwhile."""
