@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Self
 
@@ -27,45 +27,52 @@ Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[Part]]]
 
 
 class Floor:
-    """Places for scans that hold an engine, given out in the order of asking."""
+    """Places for scans that hold an engine. A free one goes to the next consumer's first: of that one's scans to the
+    one that has asked first."""
 
     def __init__(self, places: int) -> None:
         self.places = self._free = places
-        self._line: deque[threading.Event] = deque()
+        self._lines: OrderedDict[str, deque[threading.Event]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for a place."""
-        return bool(self._line)
+        return bool(self._lines)
 
-    def take(self, check: Callable[[], None]) -> None:
+    def take(self, check: Callable[[], None], *, consumer: str = "") -> None:
         """Wait for a place; `check` is asked now and then, and raises where it is not wanted any more."""
         with self._lock:
             if self._free:
                 self._free -= 1
                 return
             mine = threading.Event()
-            self._line.append(mine)
+            self._lines.setdefault(consumer, deque()).append(mine)
         try:
             while not mine.wait(_LOOK):
                 check()
         except BaseException:
-            self._leave(mine)
+            self._leave(mine, consumer)
             raise
 
     def give_back(self) -> None:
-        """Free a place, or hand it to who has waited longest."""
+        """Free a place, or hand it to whose turn it is."""
         with self._lock:
-            if self._line:
-                self._line.popleft().set()
-            else:
+            if not self._lines:
                 self._free += 1
+                return
+            consumer, line = self._lines.popitem(last=False)
+            line.popleft().set()
+            if line:
+                self._lines[consumer] = line  # to the end: the others come first
 
-    def _leave(self, mine: threading.Event) -> None:
+    def _leave(self, mine: threading.Event, consumer: str) -> None:
         with self._lock:
-            if mine in self._line:
-                self._line.remove(mine)
+            line = self._lines.get(consumer, ())
+            if mine in line:
+                self._lines[consumer].remove(mine)
+                if not self._lines[consumer]:
+                    del self._lines[consumer]
                 return
         self.give_back()  # it was ours already
 
@@ -74,10 +81,17 @@ class Resting:
     """The parts of some ranges, read with an engine only while it is their turn. Not for two threads at once."""
 
     def __init__(
-        self, floor: Floor, ranges: Sequence[Range], *, begin: Begin, end: Callable[[], None], check: Callable[[], None]
+        self,
+        floor: Floor,
+        ranges: Sequence[Range],
+        *,
+        begin: Begin,
+        end: Callable[[], None],
+        check: Callable[[], None],
+        consumer: str = "",
     ) -> None:
-        """`end` closes what `begin` has opened; `check` raises where nobody wants more."""
-        self._floor, self._begin, self._end, self._check = floor, begin, end, check
+        """`end` closes what `begin` has opened; `check` raises where nobody wants more. `consumer`: for whom it is."""
+        self._floor, self._begin, self._end, self._check, self._consumer = floor, begin, end, check, consumer
         self._left = list(ranges)
         self._parts: Generator[Part] | None = None
         self._begun = 0.0
@@ -125,7 +139,7 @@ class Resting:
         return time.monotonic() > self._begun + (_TURN if between else _LONGEST * _TURN)
 
     def _go_on(self) -> pa.Schema:
-        self._floor.take(self._wanted)
+        self._floor.take(self._wanted, consumer=self._consumer)
         while len(self._left) > 1 and self._left[0].first >= self._left[0].stop:
             self._left.pop(0)
         try:

@@ -269,7 +269,9 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
             folder=opening.aside, crowded=worker.crowded,
         )  # fmt: skip
 
-    return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
+    return Resting(
+        worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check, consumer=job.consumer
+    )
 
 
 def _noisy(

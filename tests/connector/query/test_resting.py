@@ -77,6 +77,29 @@ def test_who_rests_goes_on_where_it_was_and_lets_others_pass() -> None:
     assert engines.open == 0
 
 
+def test_who_has_many_scans_has_no_more_turns_than_who_has_one() -> None:
+    floor, order, lock = Floor(1), list[str](), threading.Lock()
+    floor.take(lambda: None)
+
+    def scan(consumer: str) -> None:
+        floor.take(lambda: None, consumer=consumer)
+        with lock:
+            order.append(consumer)
+        floor.give_back()
+
+    threads = []
+    for number, consumer in enumerate("aaaaaba"):
+        threads.append(threading.Thread(target=scan, args=(consumer,)))
+        threads[-1].start()
+        while sum(map(len, floor._lines.values())) <= number:
+            time.sleep(0.001)
+    floor.give_back()
+    for thread in threads:
+        thread.join(60)
+    assert order == list("abaaaaa")
+    assert not floor.wanted
+
+
 def test_a_scan_alone_keeps_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resting, "_TURN", 0.0)
     engines = Engines()
