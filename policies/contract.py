@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -69,6 +70,15 @@ class Dimension:
 
     column: str
     width: float | None = None
+
+    def binned(self) -> str:
+        """Its bins in words; empty where its values are kept."""
+        return "" if self.width is None else f"in bins of {Decimal(str(self.width)).normalize():f}"
+
+    def note(self) -> str:
+        """What to know of them in a condition; empty where there are none."""
+        words = "each named by its lower edge: a condition on it compares that edge"
+        return f"{self.column} {self.binned()}, {words}" if self.width is not None else ""
 
 
 @dataclass(frozen=True, slots=True)

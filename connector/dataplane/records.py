@@ -37,6 +37,7 @@ def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ..
             f"{hidden} column{'s' * (hidden != 1)} withheld" if hidden else "",
             *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
             _figures(contract, charged),
+            *(one.note() for one in (contract.grid.dimensions if contract.grid is not None else ())),
         ]
         found += [f"{dataset.name[1]}: {text}" for text in told if text]
     return tuple(found)

@@ -42,6 +42,7 @@ def _fragment(fragment: Fragment, actual: Mapping[str, Any] | None) -> list[str]
     lines += [f"    pushed: {'; '.join(fragment.pushed)}"] if fragment.pushed else []
     lines += [f"    keys: {key.column} from {key.source}.{key.output}" for key in fragment.keys]
     lines += ["    only groups that are large enough at this owner"] if fragment.aggregate_only else []
+    lines += [f"    {one}" for one in fragment.bins]
     return lines
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from connector.errors import HanseError, QueryInvalid
 from policies.columns import fold
+from policies.contract import Dimension
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -61,6 +62,7 @@ class GridInfo:
     min_group: int
     entity: str | None = None
     epsilon: float | None = None  # answers carry noise that spends this budget
+    bins: tuple[Dimension, ...] = ()  # those of the dimensions whose values are in bins
 
     def least(self) -> str:
         """What its figures are over, in words."""
@@ -204,6 +206,7 @@ class Fragment:
     restored: tuple[tuple[str, str], ...] = ()
     reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
     counts: tuple[str, ...] = ()  # outputs that count rows
+    bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +278,7 @@ class Plan:
                     "bytes_estimate": one.nbytes,
                     "keys": [{"from": f"{key.source}.{key.output}", "column": key.column} for key in one.keys],
                     "aggregate_only": one.aggregate_only,
+                    "bins": list(one.bins),
                     "versions": dict(one.versions),
                 }
                 for one in self.fragments

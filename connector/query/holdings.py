@@ -26,6 +26,7 @@ from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
 from connector.telemetry import logger
 from policies.columns import fold
+from policies.contract import Dimension
 from policies.values import is_below
 from policies.vocabulary import expand
 
@@ -277,6 +278,7 @@ def _grid(told: Grid) -> GridInfo:
         min_group=told.min_group,
         entity=told.entity,
         epsilon=told.epsilon,
+        bins=tuple(Dimension(one.column, one.width) for one in told.dimensions if one.width is not None),
     )
 
 

@@ -246,6 +246,7 @@ class Planning:
                 restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
                 reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
                 counts=counts[id(share.statement)],
+                bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
             )
 
 

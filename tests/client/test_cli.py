@@ -28,6 +28,7 @@ from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, compl
 CASES = Path(__file__).parents[1] / "cases" / "audit"
 NORTH = "did:web:north.example"
 OWNERS = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 1500, "ms": 4}]
+OF_OWNERS = [("north",), ("south", "groups of at least 5")]
 ANSWER = ipc([batch(1, 2), batch(3)], complete(3, owners=OWNERS, policy=["row filter"]))
 
 
@@ -625,6 +626,14 @@ def test_text_with_the_line_ends_of_a_browser_is_shown_in_lines(run: Run, served
     served.routes["GET", "/datasets/flights"] = DATASET | {"description": "One\r\nand two\rhidden."}
     shown = run("dataset", "show", "flights").out
     assert [line.strip() for line in shown.partition("One")[2].splitlines()[:2]] == ["", r"and two\u000dhidden."]
+
+
+def test_an_answer_of_several_owners_says_which_rules_shaped_whose(run: Run, served: Connector) -> None:
+    owners = [{**OWNERS[0], "owner": owner, "policy": [*more, "age in bins of 10"]} for owner, *more in OF_OWNERS]
+    served.routes["POST", "/queries"] = chunked(ipc([batch(1)], complete(1, owners=owners)))
+    said = run("query", "SELECT 1").err
+    assert "by agreement (north, south): age in bins of 10" in said
+    assert "by agreement (south): groups of at least 5" in said
 
 
 def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -> None:

@@ -107,8 +107,21 @@ def query(
     if answer.owners:
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
+    for rule, owners in _by_rule(answer.owners).items():
+        say(f"by agreement ({', '.join(owners)}): {rule}")
     for one in answer.missing:
         say(f"partial: without {one.get('reason') or one.get('owner')}")
+
+
+def _by_rule(answers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The rules that shaped the owners' answers, in words, each with those whose answers it shaped."""
+    found: dict[str, list[str]] = {}
+    for one in answers:
+        rules = one.get("policy")
+        for rule in rules if isinstance(rules, list) else []:
+            owners = found.setdefault(str(rule), [])
+            owners += [owner for owner in [str(one.get("owner", ""))] if owner not in owners]
+    return found
 
 
 def _asked(connected: Space, sql: str, **more: Any) -> Stream:

@@ -624,6 +624,18 @@ async def test_aggregate_only_answers_hide_small_groups(running: Provider) -> No
         assert (await session.get(ROWS)).status_code in (400, 403)
 
 
+async def test_an_answer_says_of_bins_what_a_condition_on_them_compares(running: Provider) -> None:
+    policy = gate.agreement(
+        atom("ds:minGroupSize", "gteq", "10"), atom("ds:dimension/id", "eq", "1000"), action="odrl:use"
+    )
+    ticket = running.ticket(await running.agree(policy))
+    answer = await ask(running, ticket, 'SELECT count(*) AS n FROM "clinic".numbers WHERE id BETWEEN 1500 AND 2999')
+    table, end = parse(answer.content)
+    assert table["n"].to_pylist() == [1000]  # those of the bin of 2000
+    note = "numbers: id in bins of 1000, each named by its lower edge: a condition on it compares that edge"
+    assert note in end["policy"]
+
+
 async def test_two_agreements_join_in_one_query(running: Provider, tmp_path: Any) -> None:
     first = await running.agree()
     second = await running.agree(name="others", path=data.parquet(tmp_path / "others.parquet", 50))

@@ -16,6 +16,7 @@ from connector.net import Reply
 from connector.query.federation import Bearer
 from connector.query.holdings import Holdings, _json, address_of, table_of
 from connector.store.agreements import Holding, Readable, Started
+from policies.contract import Dimension
 from policies.vocabulary import expand
 
 _TICKET = [{"name": "authorization", "value": "ticket"}]
@@ -249,6 +250,15 @@ def slightly(off: str, value: Any) -> dict[str, Any]:
 
 def grid(**more: Any) -> dict[str, Any]:
     return {"dimensions": [], "measures": [], "min_group": 5, "entity": None, **more}
+
+
+def test_a_table_says_which_of_its_dimensions_are_in_bins() -> None:
+    summary = said("o", "d")
+    axes = [{"column": "age", "width": 10}, {"column": "ward", "width": None}]
+    summary["contracts"][0]["aggregate"] = grid(dimensions=axes)
+    known = table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").grid
+    assert known is not None
+    assert known.bins == (Dimension("age", 10.0),)
 
 
 OFF: list[tuple[str, Any]] = [

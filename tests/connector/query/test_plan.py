@@ -22,6 +22,7 @@ from connector.query import explain, parse
 from connector.query.federation import Column, Layout, Mode, TableInfo
 from connector.query.plan import plan
 from connector.query.rules import RULES
+from policies.contract import Dimension
 from tests.load.random_federated import Owners, check, wrong
 from tests.support import plan_cases, random_data, random_queries, tpch
 from tests.support.federation import Federation, difference
@@ -373,6 +374,17 @@ def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
         assert words in told
     machine = explain.to_json(made)
     assert [one["owner"] for one in machine["fragments"]] == ["south", "north"]
+
+
+def test_the_plan_in_words_says_what_a_condition_on_bins_compares() -> None:
+    tables = plan_cases.schema()
+    census = tables["north", "census"]
+    assert census.grid is not None
+    binned = replace(census, grid=replace(census.grid, bins=(Dimension("age", 2.5),)))
+    made = plan("SELECT age, count(*) AS n FROM north.census GROUP BY age", {**tables, ("north", "census"): binned})
+    note = "age in bins of 2.5, each named by its lower edge: a condition on it compares that edge"
+    assert f"    {note}" in explain.text(made).splitlines()
+    assert [one["bins"] for one in explain.to_json(made)["fragments"]] == [[note]]
 
 
 def test_the_plan_that_the_docs_show_is_the_one_that_is_made() -> None:

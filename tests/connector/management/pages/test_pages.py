@@ -21,7 +21,9 @@ from connector.dsp import terms
 from connector.management.auth import COOKIE
 from connector.management.pages import words
 from connector.management.pages.desk import Desk, Names
+from connector.query.federation import Column, GridInfo, Known, TableInfo
 from connector.store import Transaction
+from policies.contract import Dimension
 from tests.connector.management.pages.support import (
     AGREEMENT,
     ALICE,
@@ -568,6 +570,21 @@ async def test_a_question_that_is_none_is_refused_in_place(full: Console) -> Non
         answer = await full.post("/query", {"sql": "DROP TABLE patients", "do": do}, "consume")
         assert (answer.status_code, "DROP TABLE patients" in answer.text) == (400, True)
         assert 'role="alert"' in answer.text
+
+
+async def test_the_tables_of_the_query_page_say_which_columns_are_in_bins(
+    full: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridInfo(("age", "sex"), (), 5, bins=(Dimension("age", 10.0),))
+    table = TableInfo("north", "census", (Column("age", "BIGINT"), Column("sex", "VARCHAR")), agreement="a", grid=grid)
+
+    async def tables(*_: object) -> Known:
+        return Known({("north", "census"): table})
+
+    monkeypatch.setattr(full.parts.holdings, "tables", tables)
+    shown = (await full.get("/query", "consume")).text
+    assert '· group by, <span title="age in bins of 10, each named by its lower edge: ' in shown
+    assert shown.count("in bins of 10</span>") == 1
 
 
 def test_the_console_loads_neither_engine_nor_arrow() -> None:
