@@ -390,7 +390,7 @@ def build(settings: Settings) -> Services:
             facts_of=known.of,
             seconds=settings.upkeep_seconds,
         ),
-        partners=Partners(peer=peer, members=trust.members),
+        partners=Partners(peer=peer, member=trust.called),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
         feed=events.Feed(store.bus),
         catalog=Catalog(

@@ -16,7 +16,8 @@ from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.peer import Answer, Peer, segment
 from connector.errors import NotFound, PeerNonsense, PeerRefused
 
-Members = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
+# By name or DID; {} for who is no member, None where nobody knows.
+Member = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 _PAGES_MAX = 200
 _DCT, _DCAT = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#"
 
@@ -49,20 +50,19 @@ class Listed:
 
 
 class Partners:
-    """Finding and asking others. `members` is the data space's register (`Trust.members`)."""
+    """Finding and asking others. `member` looks one up in the data space's register (`Trust.called`)."""
 
-    def __init__(self, *, peer: Peer, members: Members) -> None:
+    def __init__(self, *, peer: Peer, member: Member) -> None:
         self._peer = peer
-        self._members = members
+        self._member = member
 
     async def find(self, participant: str) -> Partner:
         """A member by name or DID. NotFound names what to do; PeerNonsense where it speaks no version of ours."""
-        members = await self._members()
-        for entry in members.values():
-            if participant in (entry.get("name"), entry.get("id")):
-                base = await self._peer.base_of(str(entry.get("url", "")))
-                return Partner(str(entry["id"]), base, str(entry.get("name", "")))
-        if not members:
+        entry = await self._member(participant)
+        if entry:
+            base = await self._peer.base_of(str(entry.get("url", "")))
+            return Partner(str(entry["id"]), base, str(entry.get("name", "")))
+        if entry is None:
             raise NotFound(
                 f"no member {participant!r}, as this connector has no register of members: set HANSE_TRUST_ANCHOR to "
                 "the DID of the data space's operator, or see the connector's log why the register cannot be read"

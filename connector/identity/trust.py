@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,27 @@ class Trust:
 
     async def member(self, participant: str) -> Mapping[str, Any] | None:
         """The operator's entry for a participant; {} for somebody who is not a member; None where that is unknown."""
+        return await self._entry(lambda register: register.members.get(participant))
+
+    async def called(self, participant: str) -> Mapping[str, Any] | None:
+        """The same for a participant by its name or its DID."""
+        return await self._entry(lambda register: register.members.get(register.names.get(participant, participant)))
+
+    async def _entry(self, of: Callable[[Register], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
         register = await self._current(self._max_age)
-        if register is not None and participant not in register.members:  # perhaps it joined a moment ago
+        if register is not None and of(register) is None:  # perhaps it joined a moment ago
             register = await self._current(_NEWCOMER_SECONDS)
         register = _believed(register)
-        return None if register is None else register.members.get(participant, {})
+        return None if register is None else of(register) or {}
 
     def believed_until(self) -> float | None:
         """When the register that we hold ends (UTC seconds); None where we hold none."""
         return None if self._register is None else self._register.expires
 
-    async def members(self) -> Mapping[str, Mapping[str, Any]]:
-        """Every member that the operator lists now; empty where that is unknown."""
-        register = _believed(await self._current(self._max_age))
+    async def members(self, *, newest: bool = False) -> Mapping[str, Mapping[str, Any]]:
+        """Every member that the operator lists, by a register of up to `max_age`, or the `newest`; empty where that is
+        unknown."""
+        register = _believed(await self._current(_NEWCOMER_SECONDS if newest else self._max_age))
         return {} if register is None else register.members
 
     async def names(self) -> Mapping[str, str]:

@@ -71,7 +71,7 @@ def router(settings: Settings, tokens: Tokens, trust: Trust, *, participant_id: 
 
     @routes.get("/members", summary="Members of the data space, as its operator lists them now")
     async def members(_: Caller = reader) -> list[dict[str, Any]]:
-        return [dict(entry) for entry in (await trust.members()).values()]
+        return [dict(entry) for entry in (await trust.members(newest=True)).values()]
 
     @routes.get("/tokens", summary="Tokens of the management API, without their text")
     async def listed(_: Caller = admin) -> list[TokenView]:

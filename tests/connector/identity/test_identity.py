@@ -415,6 +415,20 @@ async def test_a_name_is_whose_the_operator_says_also_while_it_cannot_be_asked(m
     assert await trusting(None).names() == {}
 
 
+async def test_who_has_just_joined_is_found_by_name_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connector.identity.trust._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("connector.identity.trust._NEWCOMER_SECONDS", 0.0)
+    trust = trusting(register())
+    assert await trust.called("m") == await trust.called("did:web:m.example") == await trust.member("did:web:m.example")
+    assert await trust.called("0") == {}
+    trust._net.pages["https://them.example/members.jws"] = register(others=1)  # type: ignore[attr-defined]  # a fake
+    assert (await trust.called("0") or {})["id"] == "did:web:0.example"
+    trust._net.pages["https://them.example/members.jws"] = register(others=2)  # type: ignore[attr-defined]  # a fake
+    assert len(await trust.members()) == 2
+    assert len(await trust.members(newest=True)) == 3
+    assert await trusting(None).called("m") is None
+
+
 async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     trust, calls = trusting(None), []
     monkeypatch.setattr("connector.identity.trust._RETRY_SECONDS", 0.0)  # or it would take longer than that

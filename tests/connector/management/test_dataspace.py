@@ -55,16 +55,16 @@ class Desk:
 
 @asynccontextmanager
 async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
-    async def members() -> dict[str, dict[str, str]]:
-        known = (two.north, two.south)
-        return {one.name: {"id": one.participant, "name": one.name, "url": f"http://{one.host}"} for one in known}
+    async def member(named: str) -> dict[str, str]:
+        known = [one for one in (two.north, two.south) if named in (one.name, one.participant)]
+        return {"id": known[0].participant, "name": known[0].name, "url": f"http://{known[0].host}"} if known else {}
 
     async def contract(agreement_id: str) -> dict[str, Any]:
         return {"agreement": agreement_id, "contracts": []}
 
     tokens, feed, app = Tokens(side.store), Feed(side.store.bus), FastAPI()
     problems.install(app)
-    partners = Partners(peer=side.peer, members=members)
+    partners = Partners(peer=side.peer, member=member)
     hooks = Webhooks(store=side.store, sender=side.sender, peer=side.peer, wire=two.cable)
     app.include_router(
         negotiations.router(negotiations=side.negotiations, partners=partners, store=side.store, tokens=tokens)
