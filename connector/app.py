@@ -75,6 +75,7 @@ from connector.management import (
 from connector.management import (
     reads as reads_api,
 )
+from connector.management.announcing import Announcer
 from connector.management.auth import Tokens
 from connector.management.pages.desk import HEADERS
 from connector.net import Guard, Net
@@ -130,6 +131,7 @@ class Services:
     catalog: Catalog
     partners: Partners
     webhooks: Webhooks
+    announcer: Announcer
     feed: events.Feed
     signer: Signer
     log_mark: Mark
@@ -392,6 +394,7 @@ def build(settings: Settings) -> Services:
         ),
         partners=Partners(peer=peer, member=trust.called),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
+        announcer=Announcer(store, net, identity, catalogue_url=settings.catalogue_url, operator=settings.trust_anchor),
         feed=events.Feed(store.bus),
         catalog=Catalog(
             store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats

@@ -57,6 +57,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
     counting = asyncio.create_task(parts.store.count_refusals())
+    announcing = asyncio.create_task(parts.announcer.run())
     await parts.outside.start()
     await parts.pool.start()
     await parts.sender.start()
@@ -77,6 +78,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     finally:
         await parts.reads.drain(_STOPPING)
         upkeep.cancel()
+        announcing.cancel()
         if parts.flight is not None:
             await parts.flight.stop()
         await leases.stop()
@@ -91,7 +93,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         with contextlib.suppress(HanseError):
             await parts.sequencer.settle()
         sequencing.cancel()
-        await asyncio.gather(sequencing, upkeep, counting, return_exceptions=True)
+        await asyncio.gather(sequencing, upkeep, counting, announcing, return_exceptions=True)
         await parts.net.close()
         parts.store.close()
 

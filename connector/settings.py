@@ -93,7 +93,9 @@ class Settings(BaseSettings):
         "without it, the token is printed.",
     )
     catalogue_url: Address = Field(
-        "", description="URL of the data space's catalogue, for `hanse search`; empty: no search."
+        "",
+        description="URL of the data space's catalogue: for `hanse search`, and to tell it when offers change; empty: "
+        "neither.",
     )
 
     participant_id: Did = Field("", description="The participant's DID; empty is did:web of public_url.")

@@ -391,6 +391,12 @@ def test_an_offer_is_written_in_the_short_form_or_as_odrl(
     assert ran.code == 0, ran.err
     assert served.asked[-1].body == {**body, "decide": "manual"}
     assert "Members only." in ran.out
+    assert "the catalogue's search follows in seconds" in " ".join(ran.err.split())
+
+
+def test_who_withdraws_an_offer_hears_when_others_see_it(run: Run, served: Connector) -> None:
+    served.routes["DELETE", "/offers/urn%3Ao%3A1"] = (204, None)
+    assert "the catalogue's search follows in seconds" in " ".join(run("offer", "withdraw", "urn:o:1").err.split())
 
 
 @pytest.mark.parametrize(("text", "said"), [("{", "starts like JSON"), ("\xff", ""), ("\n", "is empty")])

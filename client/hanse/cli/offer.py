@@ -24,6 +24,11 @@ _FIELDS: dict[str, Any] = {
     "withdrawn": at("withdrawn_at"),
 }
 
+_SEEN = (
+    "the catalogue's search follows in seconds where the connector is set to tell it (HANSE_CATALOGUE_URL), else in "
+    "up to a quarter of an hour"
+)
+
 OfferId = Annotated[str, typer.Argument(metavar="OFFER", help="The offer's id.", show_default=False)]
 
 
@@ -54,6 +59,7 @@ def add(
     print_one(row, _FIELDS, as_json=False)
     print_sentences(row.get("sentences", []))
     print_problems(row.get("problems", []))
+    say(_SEEN)
 
 
 @commands.command("list")
@@ -92,6 +98,7 @@ def withdraw(offer: OfferId) -> None:
     """Take an offer back. Agreements that were made under it stay."""
     space().api.delete(f"/offers/{segment(offer)}")
     say(f"{offer} is withdrawn; agreements made under it stay until you revoke them (`hanse agreements`)")
+    say(_SEEN)
 
 
 @commands.command()

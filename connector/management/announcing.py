@@ -1,0 +1,70 @@
+"""Tells the data space's catalogue that what we offer has changed, so that it visits us now, not at its next time.
+
+A hint in the background, which may be lost: the catalogue visits every connector anyway, only later. So nothing waits
+for it, no command fails with it, and what stands in its way is in the log alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection
+
+from connector.errors import HanseError
+from connector.events import DatasetRemoved, DatasetVersioned, Event, OfferPublished, OfferWithdrawn
+from connector.identity.service import Identity
+from connector.net import Net
+from connector.store import Store, Transaction
+from connector.telemetry import logger
+
+_CHANGES = (OfferPublished, OfferWithdrawn, DatasetVersioned, DatasetRemoved)
+_GATHER_SECONDS = 0.5  # what changes together is told at once
+_REST_SECONDS = 10.0  # between two words to the catalogue
+_MOST = 1000  # datasets that a catalogue lets a member take back in one word; visits notice the rest
+_log = logger("announcing")
+
+
+class Announcer:
+    """One per process: it tells of what this process commits. `catalogue_url` and `operator` (its DID) are the
+    operator's settings; without either nobody is told."""
+
+    def __init__(self, store: Store, net: Net, identity: Identity, *, catalogue_url: str, operator: str) -> None:
+        self._store, self._net, self._identity = store, net, identity
+        self._url = f"{catalogue_url.rstrip('/')}/api/v1/crawl?wait=0"
+        self._operator = operator
+        self._changed: set[str] = set()
+        self._news = asyncio.Event()
+        if catalogue_url and operator:
+            store.bus.subscribe(self._heard, own=True)
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, _CHANGES):
+            self._changed.add(event.dataset)
+            self._news.set()
+
+    async def run(self) -> None:
+        """Tell of what changes, until cancelled."""
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._news.clear()
+            changed, self._changed = self._changed, set()
+            try:
+                await self._tell(changed)
+            except Exception as error:  # noqa: BLE001  # the next change is told of all the same
+                reason = error.message if isinstance(error, HanseError) else repr(error)
+                _log.warning("catalogue_not_told", reason=reason)
+            await asyncio.sleep(_REST_SECONDS)
+
+    async def _tell(self, changed: Collection[str]) -> None:
+        withdrawn = await self._store.read(lambda tx: _not_offered(tx, changed))
+        body = json.dumps({"withdrawn": withdrawn[:_MOST]}).encode()
+        headers = {"authorization": self._identity.mint(self._operator), "content-type": "application/json"}
+        reply = await self._net.call("POST", self._url, headers=headers, body=body)
+        if reply.status != 200:
+            _log.warning("catalogue_not_told", reason=f"the catalogue answered {reply.status}")
+
+
+def _not_offered(tx: Transaction, datasets: Collection[str]) -> list[str]:
+    """Those of the datasets that no offer in force is for."""
+    return sorted(one for one in datasets if not tx.datasets.offers(dataset_id=one, withdrawn=False, limit=1))

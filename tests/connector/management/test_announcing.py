@@ -1,0 +1,104 @@
+"""The catalogue hears of changed offers: once for what changes together, in the background, and whatever it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from connector.errors import PeerUnreachable
+from connector.events import DatasetRemoved, DatasetVersioned, NegotiationAdvanced, OfferPublished, OfferWithdrawn
+from connector.management import announcing
+from connector.net import Reply
+from connector.store import Store, Transaction
+from connector.store.tables import Offer
+
+CATALOGUE = "http://catalogue"
+A, B, C = (f"urn:hanse:north:{name}" for name in "abc")
+
+
+class Listens:
+    """The catalogue: answers with the statuses that it is given (0: not at all), then with 200."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = [*statuses]
+        self.told: list[list[str]] = []
+
+    async def call(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes) -> Reply:
+        assert (method, url, headers["authorization"]) == ("POST", f"{CATALOGUE}/api/v1/crawl?wait=0", "for did:web:op")
+        self.told.append(json.loads(body)["withdrawn"])
+        status = self.statuses.pop(0) if self.statuses else 200
+        if status == 0:
+            raise PeerUnreachable("gone")
+        return Reply(status, {}, b"{}")
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.told) < count:
+                await asyncio.sleep(0.002)
+
+
+class Signs:
+    def mint(self, operator: str) -> str:
+        return f"for {operator}"
+
+
+@asynccontextmanager
+async def announced(store: Store, net: Any, *, catalogue_url: str = f"{CATALOGUE}/") -> AsyncIterator[None]:
+    identity: Any = Signs()
+    made = announcing.Announcer(store, net, identity, catalogue_url=catalogue_url, operator="did:web:op")
+    task = asyncio.create_task(made.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcing, "_REST_SECONDS", 0.01)
+    monkeypatch.setattr(announcing, "_GATHER_SECONDS", 0.05)
+
+
+def offered(tx: Transaction) -> None:
+    about = {"policy": {}, "form": "", "digest": "", "decide": "auto", "created_at": 0.0}
+    tx.datasets.add(Offer(id="o-1", dataset_id=A, withdrawn_at=None, **about))
+    tx.datasets.add(Offer(id="o-2", dataset_id=B, withdrawn_at=1.0, **about))
+    for event in (OfferPublished(actor="x", dataset=A), OfferWithdrawn(actor="x", dataset=B)):
+        tx.publish(event)
+
+
+async def test_what_changes_together_is_told_at_once_and_names_what_nothing_is_offered_of(sqlite_store: Store) -> None:
+    net = Listens()
+    async with announced(sqlite_store, net):
+        await sqlite_store.write(offered)
+        await sqlite_store.write(lambda tx: tx.publish(DatasetRemoved(actor="x", dataset=C)))
+        await net.until(1)
+        assert net.told == [[B, C]]
+        await sqlite_store.write(lambda tx: tx.publish(NegotiationAdvanced(actor="x", dataset=B)))
+        await sqlite_store.write(lambda tx: tx.publish(DatasetVersioned(actor="x", dataset=A)))
+        await net.until(2)
+        assert net.told == [[B, C], []]
+
+
+async def test_a_catalogue_that_does_not_take_it_is_told_of_the_next_change(sqlite_store: Store) -> None:
+    net = Listens(0, 401)
+    async with announced(sqlite_store, net):
+        for count in (1, 2, 3):
+            await sqlite_store.write(lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=C)))
+            await net.until(count)
+    assert net.told == [[C]] * 3
+
+
+async def test_without_a_catalogue_nobody_is_told(sqlite_store: Store) -> None:
+    net = Listens()
+    async with announced(sqlite_store, net, catalogue_url=""):
+        await sqlite_store.write(lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=C)))
+        await asyncio.sleep(0.1)
+    assert net.told == []
