@@ -1,4 +1,4 @@
-"""What each rule rests on: technical, attested or contractual, and which part of the system enforces it.
+"""What each rule rests on: technical, attested, declared or contractual, and which part of the system enforces it.
 
 Shown to both sides before they sign (usage-policies, section 5). What nobody understands is listed as
 refused. Reads policies and the vocabulary; decides nothing.
@@ -16,7 +16,7 @@ from policies.vocabulary import ENFORCERS, Tier, ds
 
 REFUSED = "refused"
 NOBODY = "nobody: it stands in the contract and is followed up"
-_WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.ATTESTED.value, Tier.TECHNICAL.value)
+_WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.DECLARED.value, Tier.ATTESTED.value, Tier.TECHNICAL.value)
 
 
 @dataclass(frozen=True, slots=True)

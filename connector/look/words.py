@@ -6,6 +6,7 @@ UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minut
 TIERS = {
     "technical": "enforced by the owner",
     "attested": "rests on a verified claim",
+    "declared": "rests on what the party declares",
     "contractual": "rests on the contract",
     "refused": "not understood",
 }

@@ -17,7 +17,8 @@ _HEAD = """# Words of a policy
 Written by `python -m policies.vocabulary.reference`; do not edit. `ds:` stands for
 `https://w3id.org/hanse/policy/1/`, on the wire these words travel as full IRIs.
 A word that stands in no table here is refused by name. Tiers: *technical*, the owner's connector enforces it alone;
-*attested*, it rests on a claim that somebody vouches for; *contractual*, it is recorded and followed up.
+*attested*, it rests on a claim that somebody vouches for; *declared*, on what the party itself says;
+*contractual*, it is recorded and followed up.
 """
 
 

@@ -35,10 +35,12 @@ PHASE_ORDER: dict[Phase, int] = {phase: index for index, phase in enumerate(Phas
 
 
 class Tier(StrEnum):
-    """What a rule rests on: the owner's engine, a verified claim, or the contract alone."""
+    """What a rule rests on: the owner's engine, a verified claim, what the party says of itself, or the contract
+    alone."""
 
     TECHNICAL = "technical"
     ATTESTED = "attested"
+    DECLARED = "declared"
     CONTRACTUAL = "contractual"
 
 

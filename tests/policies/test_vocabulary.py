@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from connector.look.words import TIERS
 from policies import author, evaluate, form, jsonld, plugins, vocabulary, words
 from policies.facts import Facts
 from policies.model import HANSE, Atom, Kind, Literal
+from policies.report import REFUSED
 from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl, reference
 
 
@@ -176,3 +178,10 @@ def test_the_reference_page_is_current() -> None:
 def test_our_own_words_stand_in_our_own_namespace() -> None:
     assert HANSE == "https://w3id.org/hanse/policy/1/"
     assert all(name.startswith((HANSE, odrl(""))) for name in (*OPERANDS, *ACTIONS))
+
+
+def test_only_what_somebody_else_vouches_for_is_attested() -> None:
+    """What comes with the request is the word of whoever asks, and the pages say so."""
+    for operand in OPERANDS.values():
+        assert (operand.sources == ("request",)) == (operand.tier is Tier.DECLARED), operand.name
+    assert set(TIERS) == {*Tier, REFUSED}
