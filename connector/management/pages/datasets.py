@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -115,6 +115,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
             where="datasets",
             dataset=datasets_api.view(row, version, unchanged=await registry.unchanged(version)),
             path=version.source["asked_path"],
+            read_as=_read_as(version.source["report"] or {}),
             versions=versions,
             offers=[offers_api.view(offer) for offer in offers],
             agreements=agreements,
@@ -144,6 +145,14 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         return RedirectResponse("/datasets", status_code=303)
 
     return routes
+
+
+def _read_as(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of the columns that were converted, by name: what each was in another system, and what to know of it."""
+    found = {
+        one["name"]: (one.get("was") and f"was {one['was']}", one.get("note")) for one in report.get("columns", [])
+    }
+    return {name: [text for text in told if text] for name, told in found.items()}
 
 
 def _told(task: asyncio.Task[Any]) -> None:

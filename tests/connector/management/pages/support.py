@@ -142,6 +142,11 @@ def _dataset(tx: Transaction) -> None:
             "left_out": [{"file": 2, "line": 7, "column": None, "problem": "too many columns"}],
             "left_out_count": 21,
             "note": "<some> rows only",
+            "columns": [
+                {"name": "patient", "type": "BIGINT", "was": "integer"},
+                {"name": "age", "type": "BIGINT"},
+                {"name": "region", "type": "VARCHAR", "note": "text, as <some> of it is"},
+            ],
             "files": [{"path": f"/data/p/{name}.csv", "name": f"{name}.csv"} for name in "ab"],
         },
         "asked_path": "/data/p",

@@ -189,8 +189,11 @@ async def test_running_reads_are_listed_on_the_api_in_parts_and_by_agreement(ful
 
 async def test_a_dataset_says_which_lines_were_left_out_and_what_else_there_is_to_know(full: Console) -> None:
     page = (await full.get("/datasets/patients")).text
-    assert "21 unreadable lines: 7 of b.csv, ..." in page
+    assert "21 unreadable lines: 7 of b.csv (too many columns), ..." in page
     assert "&lt;some&gt; rows only" in page
+    for kind, told in (("BIGINT", "was integer"), ("VARCHAR", "text, as &lt;some&gt; of it is")):
+        assert f'<code>{kind}</code><br><span class="faint">{told}</span>' in page
+    assert "21 lines left out" in page.partition("<h2>Versions</h2>")[2]
 
 
 async def test_without_login_every_page_leads_to_the_login(full: Console) -> None:
