@@ -28,7 +28,7 @@ from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
-from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check
+from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
 from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
 from hanse.stream import Stream
@@ -361,7 +361,7 @@ class Dataset:
         `state` (a merged one to go on from).
         """
         check(options, ForTorch)
-        with _extra("torch"):
+        with extra("torch"):
             from hanse.loaders import torch
 
         return torch.dataset(self, **options)
@@ -373,7 +373,7 @@ class Dataset:
         `split_dataset_by_node` will split it).
         """
         check(options, ForHf)
-        with _extra("hf"):
+        with extra("hf"):
             from hanse.loaders import hf
 
         return hf.dataset(self, **options)
@@ -384,7 +384,7 @@ class Dataset:
         Options: `columns`, `where`, `patience`, as of `loader`; `tasks` (at most so many; 0: as many as Ray asks for).
         """
         check(options, ForRay)
-        with _extra("ray"):
+        with extra("ray"):
             from hanse.loaders import ray
 
         return ray.dataset(self, **options)
@@ -395,7 +395,7 @@ class Dataset:
         Options: `columns`, `where`, `patience`, as of `loader`; `partitions` (at most so many).
         """
         check(options, ForSpark)
-        with _extra("spark"):
+        with extra("spark"):
             from hanse.loaders import spark
 
         return spark.frame(session, self, **options)
@@ -492,21 +492,6 @@ class Dataset:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
             raise Broken("expected endpoint and ticket in a data address, came another form") from None
-
-
-@contextmanager
-def _extra(name: str) -> Iterator[None]:
-    """What is imported here comes with an extra of ours, and whoever has not installed it is told so."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] == __package__:
-            raise
-        raise ModuleNotFoundError(
-            f"expected {error.name}, which is not installed; it comes with: pip install 'hanse[{name}]'",
-            name=error.name,
-            path=error.path,
-        ) from error
 
 
 def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""What `Dataset.loader` and its siblings take: types for editors, and a sentence for what they do not take."""
+"""What `Dataset.loader` and its siblings take: types for editors, a sentence for what they do not take, and one for
+what has to be installed first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -85,3 +87,20 @@ def unfit(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
         f"expected columns of types that {library} has, came {column.name} of {column.type}: leave it out with "
         f"columns={others}"
     )
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """What is imported here comes with an extra of ours, and whoever has not installed it is told so."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == __package__:
+            raise
+        # By its folder, as client/README.md has it: no package index has a `hanse` of ours yet.
+        raise ModuleNotFoundError(
+            f"expected {error.name}, which is not installed; it comes with: pip install './client[{name}]' in a "
+            "checkout of Hanse",
+            name=error.name,
+            path=error.path,
+        ) from error

@@ -20,6 +20,7 @@ from hanse._valid import Validator
 from hanse._values import bounded, kinds, told_by_column
 from hanse._wire import Answer, Memory, kept
 from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplete, of_end
+from hanse.options import extra
 from hanse.patience import Patience
 from hanse.plan import Due
 
@@ -273,6 +274,9 @@ class Stream:
 
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
+        with extra("pandas"):  # before anything is read
+            import pandas  # noqa: F401  # Arrow makes the frame
+
         table = self.to_arrow()
         columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
         bounded(filter(_is_object, columns), arrays=True, together=True)
@@ -281,14 +285,16 @@ class Stream:
 
     def to_polars(self) -> polars.DataFrame:
         """A polars frame over the same memory where the types allow it."""
-        import polars
+        with extra("polars"):
+            import polars
 
         frame = polars.from_arrow(self.to_arrow())
         return frame if isinstance(frame, polars.DataFrame) else frame.to_frame()
 
     def to_duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the same memory."""
-        import duckdb
+        with extra("duckdb"):
+            import duckdb
 
         return (connection or duckdb.connect()).from_arrow(self.to_arrow())
 

@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -325,6 +326,17 @@ def test_every_library_takes_the_rows() -> None:
     assert stream.to_duckdb().aggregate("count(*)").fetchall() == [(ROWS,)]
     assert duckdb.connect().from_arrow(stream.to_arrow()).fetchall()[0] == (1, "n1")
     assert pa.table(stream) == expected
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "duckdb"])
+def test_a_library_that_is_not_there_is_named_with_its_extra_and_nothing_is_read(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = read(chunked(WHOLE))
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{library}, .* pip install './client\[{library}\]' in a checkout"):
+        getattr(stream, f"to_{library}")()
+    assert sum(one.num_rows for one in stream) == ROWS
 
 
 def test_a_stream_is_taken_batch_by_batch_over_the_c_interface() -> None:
