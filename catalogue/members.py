@@ -13,7 +13,7 @@ from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
 from catalogue.texts import is_writable
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthenticated
-from connector.forms import NAME, address
+from connector.forms import NAME, address, did
 from connector.identity.did import address_of
 from connector.net import Net
 
@@ -133,9 +133,9 @@ class Members:
 
     def _checked(self, application: Application) -> Application:
         try:
-            document = address_of(application.id, insecure_http=self._net.guard.insecure_http)
-        except Unauthenticated as error:
-            raise BadInput(error.message) from error
+            document = address_of(did(application.id), insecure_http=self._net.guard.insecure_http)
+        except (Unauthenticated, ValueError) as error:
+            raise BadInput(str(error)) from error
         url = (application.url or document.removesuffix("/did.json").removesuffix("/.well-known")).rstrip("/")
         made = replace(
             application,

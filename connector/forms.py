@@ -22,6 +22,9 @@ from connector.errors import BadInput
 NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
 _DATABASES = ("sqlite", "postgresql+psycopg")
 _DID = re.compile(r"did:[a-z0-9]+:\S+")
+# Errors of fields that hold a number, a yes or no, or one of a few words: what came may be shown.
+_NO_SECRETS = ("bool_", "int_", "float_", "less_than", "greater_than", "string_pattern")
+_PORT_AS_PATH = re.compile(r"did:web:([^:]+):([0-9]{1,5})")
 
 
 def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
@@ -31,7 +34,8 @@ def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
         return
     for problem in error.errors():
         name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
-        yield f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+        came = f", came {problem['input']!r}" if problem["type"].startswith(_NO_SECRETS) else ""
+        yield f"{name}: {problem['msg'].removeprefix('Value error, ')}{came}"
 
 
 def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
@@ -76,9 +80,15 @@ def _location(value: str) -> str:
     return address(value, ("grpc", "grpc+tcp", "grpc+tls"))
 
 
-def _did(value: str) -> str:
+def did(value: str) -> str:
+    """A DID; empty stays empty. ValueError for another text, and for a port that reads as a path."""
     if value and not _DID.fullmatch(value):
         raise ValueError(f"expected a DID such as did:web:host.example, came {value!r}")
+    if port := _PORT_AS_PATH.fullmatch(value):
+        raise ValueError(
+            f"expected %3A before the port in a did:web, as in did:web:{port[1]}%3A{port[2]}, came {value!r}, whose "
+            f"{port[2]} is a path"
+        )
     return value
 
 
@@ -108,5 +118,5 @@ Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterVal
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, AfterValidator(address)]
 Location = Annotated[str, AfterValidator(_location)]
-Did = Annotated[str, AfterValidator(_did)]
+Did = Annotated[str, AfterValidator(did)]
 Database = Annotated[str, AfterValidator(_database)]

@@ -142,6 +142,10 @@ class Api:
         except httpx2.TransportError as error:
             if (why := _certificate(error)) is not None:
                 raise untrusted(self.url, why) from error
+            if "WRONG_VERSION_NUMBER" in str(error) and self.url.startswith("https://"):
+                raise Unreachable(
+                    f"what answers at {self.url} speaks no TLS; try http://{self.url.removeprefix('https://')}"
+                ) from error
             raise Unreachable(
                 f"no connector answers at {self.url} ({error}); is it running, and is this its management listener?"
             ) from error

@@ -202,12 +202,12 @@ def negotiate(
             f"{name.participant} does not agree: {reason}", code=str(row.get("code") or "terminated")
         )
     if row["state"] != "FINALIZED":
-        raise _unfinished(name, row)
+        raise _unfinished(name, row, purpose)
     return str(row["agreement_id"])
 
 
-def _unfinished(name: Name, row: Mapping[str, Any]) -> NegotiationPending:
-    """Whom an open negotiation waits for, and what to do."""
+def _unfinished(name: Name, row: Mapping[str, Any], purpose: str) -> NegotiationPending:
+    """Whom an open negotiation waits for, and what to do; and that it is one for another purpose, where it is."""
     about = {"negotiation": row["id"], "state": row["state"]}
     if row.get("waits_for") == "us":
         why = f" ({row['reason']})" if row.get("reason") else ""
@@ -216,9 +216,13 @@ def _unfinished(name: Name, row: Mapping[str, Any]) -> NegotiationPending:
             f"see `hanse pending`, then `hanse approve {row['id']}` or `hanse reject {row['id']}`",
             **about,
         )
+    asked = iri(str(row.get("purpose") or purpose))
+    other = purpose not in ("", asked)
+    which = f" for {asked}, not for {purpose}".replace(DPV, "dpv:") if other else ""
+    more = f", and nothing is asked for beside it; `hanse reject {row['id']}` ends it" if other else ""
     return NegotiationPending(
-        f"{name.participant} has not answered yet (negotiation {row['id']}, {row['state']}): somebody there may "
-        "have to decide; ask again later, the negotiation stays open",
+        f"{name.participant} has not answered yet (negotiation {row['id']}{which}, {row['state']}): somebody there may "
+        f"have to decide; ask again later, the negotiation stays open{more}",
         **about,
     )
 

@@ -253,7 +253,9 @@ class _Transport:
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
         except (EOFError, VersionChanged):
-            stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
+            stream.abandon(
+                "version_changed", "a file of this version is not what it was; its owner must register it again"
+            )
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
         except Busy as error:

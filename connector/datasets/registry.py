@@ -175,7 +175,8 @@ class Registry:
                 )
             if not accept and (errors := [one for one in affected if one["level"] == "error"]):
                 raise Conflict(
-                    f"the new version of {name!r} does not fit what stands on it: {errors[0]['message']}",
+                    f"the new version of {name!r} does not fit what stands on it: {errors[0]['message']}; mend the "
+                    "files, or take it all the same (`hanse dataset update --accept`, `accept` in the API)",
                     code="version_unfit",
                     problems=affected,
                 )
@@ -247,7 +248,10 @@ class Registry:
     async def _check_free(self, asked: Registration) -> None:
         taken = await self._store.read(lambda tx: tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked)))
         if taken is not None:
-            raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name, or add a version to it")
+            raise AlreadyExists(
+                f"a dataset {asked.name!r} is registered; take another name, or add a version to it "
+                f"(`hanse dataset update {asked.name}`)"
+            )
 
     @asynccontextmanager
     async def _begun(self, asked: Registration, by: str) -> AsyncIterator[Registering]:

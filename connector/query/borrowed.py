@@ -138,7 +138,9 @@ class Borrowed:
             return -1
         code = message[1:].decode("ascii", "replace") or "cancelled"
         if code == VersionChanged.code:
-            raise HanseFault(VersionChanged("an object of this version is gone or has changed; register a new version"))
+            raise HanseFault(
+                VersionChanged("an object of this version is gone or has changed; its owner must register it again")
+            )
         raise HanseFault(Coded(code))
 
 

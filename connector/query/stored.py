@@ -165,7 +165,9 @@ class _Column:
 def _fill(descriptor: int, memory: memoryview, at: int) -> None:
     while memory:
         if not (got := os.preadv(descriptor, [memory], at)):
-            raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+            raise VersionChanged(
+                "a file of this version has changed since it was registered; its owner must register it again"
+            )
         memory, at = memory[got:], at + got
 
 

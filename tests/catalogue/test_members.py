@@ -26,6 +26,7 @@ async def joining(catalogue: Catalogue, **facts: Any) -> tuple[int, str]:
     [
         ({"id": "did:key:z6Mk"}, 400, "did:web"),
         ({"id": "did:web:a%2F..%2Fb"}, 400, "segment"),
+        ({"id": "did:web:127.0.0.1:9720"}, 400, "did:web:127.0.0.1%3A9720"),
         ({"name": "North"}, 400, "name"),
         ({"country": "Germany"}, 400, "country"),
         ({"url": "ftp://x"}, 400, "http(s) URL"),

@@ -108,6 +108,30 @@ def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Conne
     assert "- error /permission/0: unknown word [x]" in ran.err
 
 
+def test_what_stands_on_a_version_that_does_not_fit_is_listed_once_each(run: Run, served: Connector) -> None:
+    told = [{"level": "error", "on": on, "id": f"urn:{on}", "rule": "/permission/0", "message": "column [x] is gone"}
+            for on in ("offer", "agreement", "agreement")]  # fmt: skip
+    served.routes["POST", "/datasets/flights/versions"] = (
+        409, {"code": "version_unfit", "detail": "does not fit", "problems": told}
+    )  # fmt: skip
+    said = run("dataset", "update", "flights").err
+    assert "- error offer urn:offer /permission/0: column [x] is gone" in said
+    assert said.count("agreement urn:agreement /permission/0: column [x]") == 1
+
+
+def test_an_address_that_is_no_management_listeners_is_told_as_that(run: Run, served: Connector) -> None:
+    served.routes["GET", "/self"] = (404, {"code": "not_found", "detail": "Not Found"})
+    ran = run("login", served.url, "--token", "hush", token="")
+    assert ran.code == 4
+    assert "is no management listener" in ran.err
+
+
+def test_where_no_tls_is_spoken_the_other_scheme_is_named(run: Run, served: Connector) -> None:
+    ran = run("--url", served.url.replace("http:", "https:"), "members")
+    assert ran.code == 5
+    assert f"speaks no TLS; try {served.url}" in " ".join(ran.err.split())
+
+
 def test_a_line_of_a_form_is_told_once(run: Run, served: Connector, tmp_path: Path) -> None:
     problem = {"level": "error", "path": "line 3", "message": "line 3: expected a text"}
     served.routes["POST", "/policies/lint"] = {"problems": [problem], "sentences": []}

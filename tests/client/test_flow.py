@@ -141,6 +141,16 @@ TWO = {**CATALOG, "dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@i
 OPEN = {"id": "neg:1", "dataset": ID, "counterparty": NORTH, "offer_id": "offer:1", "state": "REQUESTED"}
 
 
+@pytest.mark.parametrize(("purpose", "told"), [("dpv:Marketing", True), (RESEARCH, False), ("", False)])
+def test_an_open_negotiation_for_another_purpose_is_told_as_that(purpose: str, *, told: bool) -> None:
+    row = {**OPEN, "purpose": purpose}
+    waiting = {**FRESH, "GET /negotiations": [[row]], "GET /negotiations/neg%3A1": row}
+    with pytest.raises(errors.NegotiationPending) as pending:
+        play(waiting)
+    said = "neg:1 for dpv:Marketing, not for dpv:ScientificResearch, REQUESTED" in str(pending.value)
+    assert (said, "`hanse reject neg:1` ends it" in str(pending.value)) == (told, told)
+
+
 ENDED = {**OPEN, "peer_pid": "urn:1", "state": "TERMINATED", "code": "terminated", "reason": "not for shops"}
 FOR_SHOPS = {**ENDED, "id": "neg:2", "purpose": DPV + "Marketing"}
 

@@ -9,6 +9,7 @@ import typer
 
 from hanse.cli import access
 from hanse.cli.out import AsJson, print_one, say
+from hanse.errors import NotFound
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +30,13 @@ def login(
     given = token or access.GIVEN.token
     if not given:
         given = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
-    me = Space(to.url, given).me()
+    try:
+        me = Space(to.url, given).me()
+    except NotFound:
+        raise NotFound(
+            f"{to.url} is no management listener: that answers at a port of its own (HANSE_MANAGEMENT_PORT, 8081 where "
+            "it is not set), not at the one for other participants, nor at the catalogue's"
+        ) from None
     file = keep(to.url, given)
     say(
         f"logged in at {to.url} as {me.get('caller', '?')} for {me.get('name', '?')}; "

@@ -86,11 +86,19 @@ def complain(error: HanseError) -> None:
     if error.rule:
         out.print(f"  rule: {escape(error.rule)}")
     fields = _listed(error.facts.get("fields"))
-    for entry in _listed(error.facts.get("problems")) + (fields if len(fields) > 1 else []):  # one is the sentence
-        where = " ".join(filter(None, map(str, (entry.get("level"), entry.get("path") or entry.get("field")))))
-        out.print(f"  - {escape(where)}: {escape(str(entry.get('message') or entry.get('problem') or ''))}")
+    told = _listed(error.facts.get("problems")) + (fields if len(fields) > 1 else [])  # one is the sentence
+    for line in dict.fromkeys(map(_problem, told)):
+        out.print(f"  - {escape(line)}")
     if hint := next((text for kind, text in _HINTS.items() if isinstance(error, kind)), ""):
         out.print(f"  {hint}")
+
+
+def _problem(entry: Mapping[str, Any]) -> str:
+    """A problem of a policy, of a field, or of what stands on a dataset (an offer or an agreement, and its rule)."""
+    on = [entry[name] for name in ("on", "id", "rule") if entry.get(name)]
+    where = entry.get("path") or entry.get("field") or " ".join(map(str, on))
+    said = entry.get("message") or entry.get("problem") or ""
+    return f"{' '.join(filter(None, map(str, (entry.get('level', ''), where))))}: {said}"
 
 
 def _listed(value: Any) -> list[Mapping[str, Any]]:

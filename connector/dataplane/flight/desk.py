@@ -241,7 +241,9 @@ class Desk:
         except VersionChanged as error:  # told as where it is seen before the gate
             stream.abandon(error.code, error.message)
         except EOFError:
-            stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
+            stream.abandon(
+                "version_changed", "a file of this version is not what it was; its owner must register it again"
+            )
         except Busy as error:
             stream.abandon(error.code, error.message)
             raise

@@ -23,7 +23,16 @@ from connector.datasets import registering, registry
 from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
 from connector.datasets.sources.convert import disk_full
-from connector.errors import BadInput, Busy, Conflict, HanseError, NotFound, PathRefused, SourceUnreadable
+from connector.errors import (
+    AlreadyExists,
+    BadInput,
+    Busy,
+    Conflict,
+    HanseError,
+    NotFound,
+    PathRefused,
+    SourceUnreadable,
+)
 from connector.events import RequestRefused
 from connector.query.codes import error_of
 from connector.query.job import Job
@@ -367,6 +376,23 @@ async def test_a_dataset_that_was_removed_is_registered_again(owner: Owner) -> N
     assert (await owner.add("again", elsewhere)).digest == before.digest
     _, version = await owner.registry.get("again")
     assert [file["path"] for file in version.source["files"]] == [str(elsewhere)]
+
+
+async def test_who_registers_a_name_twice_or_a_version_that_does_not_fit_hears_what_to_do(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = owner.folder / "data" / "twice.parquet"
+    pq.write_table(pa.table({"id": [1]}), path)
+    await owner.add("twice", path)
+    with pytest.raises(AlreadyExists, match=r"hanse dataset update twice"):
+        await owner.add("twice", path)
+
+    async def effects(*_: object) -> list[dict[str, str]]:
+        return [{"level": "error", "message": "one person more"}]
+
+    monkeypatch.setattr(owner.registry, "effects", effects)
+    with pytest.raises(Conflict, match=r"one person more; .* --accept"):
+        await owner.registry.renew("twice", "", by="test")
 
 
 async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_it(
