@@ -44,7 +44,23 @@ hash: [patient], mask: {zip: {truncate: 2}, weight: {round: 1}, age: {generalise
 `{delete: 30d after end, inform: {to: "did:web:dpo.example", on: breach}}` |
 | `decide` | who answers: nobody (`auto`), a person (`manual`, the default), or a person unless the facts permit it \
 (`rules`) | `auto` |
-| `odrl` | in place of the rules: the policy in ODRL, where these words cannot say it | |
+| `odrl` | in place of the rules: the policy in ODRL, where these words cannot say it | below |
+
+Either of two conditions on the party is one thing that these words cannot say:
+```yaml
+offer: readings
+dataset: readings
+odrl:
+  permission:
+    - action: ds:query
+      constraint:
+        - or:
+            - {leftOperand: ds:role, operator: eq, rightOperand: research}
+            - {leftOperand: ds:participantCountry, operator: isPartOf, rightOperand: EU}
+        - {leftOperand: dateTime, operator: lteq, rightOperand: {"@value": "2027-12-31", "@type": xsd:date}}
+  prohibition:
+    - action: distribute
+```
 """
 
 _OWN = """## Words of your own

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from connector.look.words import TIERS
-from policies import author, evaluate, form, jsonld, plugins, vocabulary, words
+from policies import author, evaluate, explain, form, jsonld, lint, plugins, vocabulary, words
 from policies.facts import Facts
 from policies.model import HANSE, Atom, Kind, Literal
 from policies.report import REFUSED
@@ -178,6 +178,13 @@ def test_the_reference_page_is_current() -> None:
 def test_our_own_words_stand_in_our_own_namespace() -> None:
     assert HANSE == "https://w3id.org/hanse/policy/1/"
     assert all(name.startswith((HANSE, odrl(""))) for name in (*OPERANDS, *ACTIONS))
+
+
+def test_the_offer_in_odrl_on_the_page_is_one() -> None:
+    _, _, after = reference.page().partition("```yaml\n")
+    written = author.to_policy(author.read_form(after.partition("```")[0]))
+    assert [one for one in lint.lint(written) if one.level == "error"] == []
+    assert "role is research, or the party's country lies in EU" in " ".join(s.text for s in explain.sentences(written))
 
 
 def test_only_what_somebody_else_vouches_for_is_attested() -> None:
