@@ -324,8 +324,8 @@ def test_a_command_asks_for_one_thing_and_shows_it(
     ran = run(*args)
     assert ran.code == 0, ran.err
     assert shown in ran.out
-    assert (served.asked[-1].method, served.asked[-1].path) == route
-    assert body is None or served.asked[-1].body == body
+    (asked,) = [one for one in served.asked if (one.method, one.path) == route]  # beside what names are looked up for
+    assert body is None or asked.body == body
 
 
 def test_revoking_says_what_else_that_party_holds_under_the_offer(run: Run, served: Connector) -> None:
@@ -638,6 +638,29 @@ def test_a_table_in_a_narrow_terminal_has_all_that_is_in_it(
     assert "TERMINATED" in shown
     assert shown.count("no") == 200
     assert max(map(len, shown.splitlines())) <= 240
+
+
+def test_no_row_of_a_table_is_padded_to_the_longest(capsys: pytest.CaptureFixture[str]) -> None:
+    out.print_rows([{"a": "1", "why": "no"}, {"a": "2", "why": "no " * 200}], {"a": "a", "why": "why"}, as_json=False)
+    head, short, _ = capsys.readouterr().out.splitlines()
+    assert (head, short) == ("a  why", "1  no")
+
+
+def test_a_transfer_is_shown_with_its_dataset_and_whom_it_is_with(run: Run, served: Connector) -> None:
+    served.routes["GET", "/transfers"] = [{**TRANSFER, "counterparty": "did:web:n"}]
+    served.routes["GET", "/agreements"] = [AGREEMENT]
+    shown = run("transfers").out
+    assert "urn:hanse:north:flights" in shown
+    assert "did:web:n" in shown
+
+
+@pytest.mark.parametrize("members", [[{"id": "did:web:f", "name": "forge"}], (503, {"detail": "not now"})])
+def test_who_decides_sees_who_asks_for_what_on_which_terms(run: Run, served: Connector, members: Any) -> None:
+    asked = {**NEGOTIATION, "offer_id": "urn:o:1", "sentences": ["Members only."]}
+    served.routes["GET", "/negotiations"], served.routes["GET", "/members"] = [asked], members
+    shown = run("pending").out
+    assert all(text in shown for text in ("did:web:f", "urn:o:1", "Members only."))
+    assert ("forge" in shown) is isinstance(members, list)
 
 
 def test_what_others_wrote_does_not_command_the_terminal(run: Run, served: Connector) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
 _WIDEST = 1_000_000  # wider than any table
 _LONG = 240  # a line that the terminal breaks, where it is no longer anyhow
+
+_STYLES = r"(?:\x1b\[[0-9;]*m)*"  # what a terminal is told at the end of a line
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -136,7 +139,10 @@ def print_table(table: Table) -> None:
     needed = Measurement.get(out, out.options.update(width=_WIDEST), table)
     if needed.minimum > out.width:
         out.width = min(needed.maximum, max(needed.minimum, _LONG))
-    out.print(table)
+    with out.capture() as drawn:
+        out.print(table)
+    # Its last column is as wide as its longest text: no row is padded to that.
+    out.file.write(re.sub(rf" +({_STYLES})$", r"\1", drawn.get(), flags=re.MULTILINE))
 
 
 def print_one(row: Mapping[str, Any], fields: Mapping[str, Any], *, as_json: bool) -> None:

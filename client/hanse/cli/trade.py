@@ -135,9 +135,24 @@ def _print_allowed(allows: Mapping[str, Any]) -> None:
 
 def transfers(role: Role = "", as_json: AsJson = False) -> None:
     """Transfers and how they stand."""
-    shown = {"id": "id", "role": "role", "agreement": "agreement_id", "state": "state", "purpose": "purpose"}
     rows = listed("/transfers", role=role)
-    print_rows(rows, {**shown, "why": "reason", "changed": at("updated_at")}, as_json=as_json)
+    datasets = {} if as_json or not rows else _datasets(role)
+    shown = {
+        "id": "id",
+        "role": "role",
+        "dataset": lambda row: datasets.get(row["agreement_id"]),
+        "with": "counterparty",
+    }
+    more = {"agreement": "agreement_id", "state": "state", "purpose": "purpose", "why": "reason"}
+    print_rows(rows, {**shown, **more, "changed": at("updated_at")}, as_json=as_json)
+
+
+def _datasets(role: str) -> dict[str, str]:
+    """What each agreement is about, by its id; none where the agreements cannot be had."""
+    try:
+        return {str(one["id"]): str(one["dataset"]) for one in listed("/agreements", role=role)}
+    except HanseError:
+        return {}
 
 
 def revoke(
@@ -161,11 +176,26 @@ def revoke(
 
 def pending(as_json: AsJson = False) -> None:
     """Negotiations that wait for a person here."""
-    rows = space().api.get("/negotiations", waiting_for_us="true")
-    shown = {"id": "id", "with": "counterparty", "dataset": "dataset", "state": "state"}
-    print_rows(rows, {**shown, "why": "reason", "since": at("updated_at")}, as_json=as_json)
-    if rows and not as_json:
-        say("answer with `hanse approve ID` or `hanse reject ID --reason ...`")
+    api = space().api
+    rows = api.get("/negotiations", waiting_for_us="true")
+    names = {} if as_json or not rows else _names(api)
+    shown = {"id": "id", "name": lambda row: names.get(row["counterparty"]), "with": "counterparty"}
+    more = {"dataset": "dataset", "offer": "offer_id", "state": "state", "why": "reason"}
+    print_rows(rows, {**shown, **more, "since": at("updated_at")}, as_json=as_json)
+    if as_json or not rows:
+        return
+    for row in rows:
+        console().print(f"[bold]{escape(str(row['id']))}[/] would be agreed on these terms:")
+        print_sentences(row.get("sentences", []))
+    say("answer with `hanse approve ID` or `hanse reject ID --reason ...`")
+
+
+def _names(api: Api) -> dict[str, str]:
+    """Members' names by their DIDs; none where the register cannot be had."""
+    try:
+        return {str(one["id"]): str(one.get("name") or "") for one in api.get("/members")}
+    except HanseError:
+        return {}
 
 
 def approve(
