@@ -103,10 +103,16 @@ class Offers:
         dataset: str = "",
         decide: str = "",
         offer_id: str = "",
+        accept: bool = False,
     ) -> tuple[Offer, Checked]:
-        """Attach an offer to its dataset; from now on others see it, as far as the policy lets them."""
+        """Attach an offer to its dataset; from now on others see it, as far as the policy lets them.
+
+        `accept`: also with a purpose that nobody declares, as it is nearly one of the vocabulary, and none.
+        """
         try:
             checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide, offer_id=offer_id)
+            if not accept:
+                _refuse_slips(checked.problems)
             identifier = offer_id or checked.policy.id or f"urn:uuid:{uuid.uuid4()}"
             named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
             return await self._store.write(lambda tx: _insert(tx, named, checked, by)), checked
@@ -159,6 +165,16 @@ class Offers:
             detail={"request": "publish offer"},
         )
         await self._store.write(lambda tx: tx.publish(refused))
+
+
+def _refuse_slips(problems: Sequence[lint.Problem]) -> None:
+    """PolicyInvalid for a purpose that is nearly one of the vocabulary: nobody would be let in for the one meant."""
+    if slips := [problem for problem in problems if problem.code == "purpose_unknown"]:
+        raise PolicyInvalid(
+            f"{slips[0].message} If it is meant as it is, take it so (`hanse offer add --accept`, `accept` in the API)",
+            code="purpose_unknown",
+            problems=[problem_json(problem) for problem in slips],
+        )
 
 
 def problem_json(problem: lint.Problem) -> dict[str, str]:

@@ -36,6 +36,7 @@ class NewOffer(PolicyText):
 
     id: str = Field("", max_length=255, description="Identifier of the offer (IRI); empty: from the form, or made.")
     decide: str = Field("", max_length=16, description="Who answers a request: auto, manual or rules.")
+    accept: bool = Field(False, description="Also with a purpose that is nearly one of the vocabulary, and none.")
 
 
 class Case(PolicyText):
@@ -118,7 +119,13 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
     @routes.post("/offers", status_code=201, summary="Publish an offer for a dataset")
     async def publish(new: NewOffer, caller: Caller = owner) -> OfferView:
         row, checked = await offers.publish(
-            by=caller.name, form=new.form, policy=new.policy, dataset=new.dataset, decide=new.decide, offer_id=new.id
+            by=caller.name,
+            form=new.form,
+            policy=new.policy,
+            dataset=new.dataset,
+            decide=new.decide,
+            offer_id=new.id,
+            accept=new.accept,
         )
         return view(row, [problem_json(problem) for problem in checked.problems])
 

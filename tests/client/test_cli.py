@@ -418,6 +418,13 @@ def test_an_offer_is_written_in_the_short_form_or_as_odrl(
     assert "the catalogue's search follows in seconds" in " ".join(ran.err.split())
 
 
+def test_a_slip_in_an_offer_is_taken_on_a_wish(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes["POST", "/offers"], served.routes["POST", "/policies/withheld"] = (201, OFFER), []
+    (tmp_path / "offer").write_text("dataset: f\n")
+    assert run("offer", "add", str(tmp_path / "offer"), "--accept").code == 0
+    assert served.asked[-1].body == {"form": "dataset: f\n", "accept": True}
+
+
 def test_who_withdraws_an_offer_hears_when_others_see_it(run: Run, served: Connector) -> None:
     served.routes["DELETE", "/offers/urn%3Ao%3A1"] = (204, None)
     assert "the catalogue's search follows in seconds" in " ".join(run("offer", "withdraw", "urn:o:1").err.split())

@@ -38,6 +38,9 @@ def add(
     dataset: Annotated[str, typer.Option(help="The dataset, where the file does not say it.")] = "",
     decide: Annotated[str, typer.Option(help="Who answers a request: auto, manual or rules.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask where groups are left out.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Also with a purpose that is nearly one of the vocabulary, and none.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish an offer. From then on others may find the dataset and ask for it.
@@ -51,7 +54,7 @@ def add(
         watched = sys.stdin.isatty() and not yes
         if watched and any(one["rows_lost"] for one in lost) and not typer.confirm("Publish it all the same?"):
             raise typer.Exit(EXIT["failed"])
-    body = {**text, "decide": decide}
+    body = {**text, "decide": decide, "accept": accept}
     row = space().api.post("/offers", {key: value for key, value in body.items() if value})
     if as_json:
         print_json(row)

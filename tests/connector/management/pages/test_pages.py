@@ -568,6 +568,18 @@ async def test_options_of_a_source_are_taken_one_a_line(empty: Console, tmp_path
         assert "skip_bad" in re.findall(r"<textarea name=\"options\"[^>]*>([^<]*)", answer.text)[0]  # kept as typed
 
 
+async def test_a_slip_in_a_purpose_is_published_on_a_wish_only(full: Console) -> None:
+    form = "offer: slip\ndataset: patients\nmay: [query]\nfor: [dpv:ScientificReserch]\n"
+    page = await full.post("/offers/new", {"form": form, "do": "publish"}, "owner")
+    assert (page.status_code, "did you mean dpv:ScientificResearch?" in page.text) == (400, True)
+    headers = {"authorization": f"Bearer {await full.token('owner', 'read')}"}
+    refused = await full.http.post("/api/v1/offers", json={"form": form}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (400, "purpose_unknown")
+    assert "--accept" in refused.json()["detail"]
+    taken = await full.http.post("/api/v1/offers", json={"form": form, "accept": True}, headers=headers)
+    assert (taken.status_code, taken.json()["problems"][0]["code"]) == (201, "purpose_unknown")
+
+
 async def test_a_question_that_is_none_is_refused_in_place(full: Console) -> None:
     for do in ("explain", "run"):
         answer = await full.post("/query", {"sql": "DROP TABLE patients", "do": do}, "consume")
