@@ -206,7 +206,7 @@ def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
         for column in [one for one in trees.columns(select) if one.table in known]:
             value = known[column.table].get(column.name)
             if value is not None:
-                column.replace(exp.Paren(this=value.copy()) if isinstance(value, exp.Binary) else value.copy())
+                trees.put(value, column)
     return select
 
 

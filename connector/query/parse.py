@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqlglot import exp
-from sqlglot.dialects.duckdb import DuckDB
 
 from connector.errors import QueryInvalid
 from connector.query.federation import ALL
 from policies.columns import fold
-from policies.enforce import statement
+from policies.enforce import brackets, statement
 from policies.enforce.rewrite import every
 from policies.errors import QueryRefused
 
-_DIALECT = DuckDB()
 QUERIES = (exp.Select, exp.Union, exp.Intersect, exp.Except)
 SETS = (exp.Union, exp.Intersect, exp.Except)
 
@@ -66,9 +64,9 @@ def _with_names(node: exp.Expr) -> Iterator[str]:
 
 def write(tree: exp.Expr, *, spend: bool = False) -> str:
     """DuckDB's SQL for a tree: every name quoted, no comments. `spend`: the tree is not used again."""
-    return _DIALECT.generate(tree, identify=True, comments=False, copy=not spend)
+    return brackets.write(tree, spend=spend)
 
 
 def shown(tree: exp.Expr, *, spend: bool = False) -> str:
     """A tree for people: names quoted only where they must be. `spend`: the tree is not used again."""
-    return _DIALECT.generate(tree, comments=False, copy=not spend)
+    return brackets.write(tree, identify=False, spend=spend)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from sqlglot import exp
 
 from connector.query.parse import QUERIES
+from policies.enforce import brackets
 from policies.enforce.rewrite import every
 
 _QUERIES = frozenset(QUERIES)
@@ -265,6 +266,15 @@ def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
 
 def column(name: str, table: str = "") -> exp.Column:
     return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None, copy=False)
+
+
+def put(value: exp.Expr, place: exp.Expr) -> exp.Expr:
+    """A copy of a value in the place of a column, in brackets unless it is one thing wherever it stands. What is there
+    now; `place` may be the whole of an expression, which is then this."""
+    made = value.copy()
+    made = made if brackets.is_atom(made) else exp.Paren(this=made)
+    place.replace(made)
+    return made
 
 
 def cast(value: exp.Expr, kind: exp.DType) -> exp.TryCast:

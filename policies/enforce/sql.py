@@ -10,12 +10,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
-from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.columns import fold
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, drawn, grid, private, rewrite, statement, template, wrap
+from policies.enforce import aggregate, bind, brackets, drawn, grid, private, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.private import Private
@@ -434,13 +433,10 @@ def _streams(select: exp.Expr, tree: exp.Expr) -> bool:
     return (select is tree or feeds) and filled <= _STREAMED | {"with_"}
 
 
-_DIALECT = DuckDB()
-
-
 def generate(tree: exp.Expr) -> str:
     """DuckDB's SQL for a checked tree: every name quoted, no comments (two parsers read those differently)."""
     try:
-        return _DIALECT.generate(tree, identify=True, comments=False, copy=False)
+        return brackets.write(tree, spend=True)
     except RecursionError:
         refuse("query_too_deep", "the query is nested too deeply; flatten it", "depth")
 

@@ -49,8 +49,7 @@ def _merge(select: exp.Select, source: exp.Subquery) -> None:
     first, joins = query.args["from_"].this, list(query.args.get("joins") or [])
     _place(select, source, first, joins)
     for column in [one for one in trees.columns(select) if one.table == alias]:
-        value = values[column.name].copy()
-        column.replace(exp.Paren(this=value) if isinstance(value, exp.Binary | exp.Unary) else value)
+        trees.put(values[column.name], column)
     trees.set_where(select, [*conditions, *trees.where_of(select)])
 
 

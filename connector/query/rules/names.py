@@ -122,7 +122,7 @@ def _order(select: exp.Select, order: exp.Expr) -> None:
     for ordered in order.expressions:
         for column in list(ordered.find_all(exp.Column)):
             if not column.table and column.parent is not ordered and column.name in outputs:
-                column.replace(outputs[column.name].copy())
+                trees.put(outputs[column.name], column)
 
 
 def _is_all(node: exp.Expr) -> bool:

@@ -62,12 +62,8 @@ def _push_select(query: exp.Select, condition: exp.Expr, names: list[str] | None
         return
     inside = condition.copy()
     for column in trees.columns(inside):
-        value = values[column.name].copy()
-        new = exp.Paren(this=value) if isinstance(value, exp.Binary | exp.Unary) else value
-        if column is inside:
-            inside = new
-        else:
-            column.replace(new)
+        new = trees.put(values[column.name], column)
+        inside = new if column is inside else inside
     trees.set_where(query, [*trees.where_of(query), inside])
 
 

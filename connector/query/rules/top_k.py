@@ -26,7 +26,7 @@ class Top:
             for column in list(ordered.find_all(exp.Column)):
                 value = columns.get(column.table, {}).get(column.name)
                 if value is not None:
-                    column.replace(exp.Paren(this=value.copy()))
+                    trees.put(value, column)
         varying = [one for one in order if one.find(exp.Column) is not None]
         if varying:
             statement.set("order", exp.Order(expressions=varying))
