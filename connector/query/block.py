@@ -12,10 +12,13 @@ from types import MappingProxyType
 
 from sqlglot import exp
 
+from connector.query import growth
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.planning import Planning, Share
 from policies.columns import fold
+
+_VALUE_MAX = 400  # parts of a value that is written out wherever it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +206,20 @@ def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
     read = [*group.members, *group.nested]
     known = {source.alias: source.parts[number].columns for source in read if source.parts[number].columns}
     if known:
-        for column in [one for one in trees.columns(select) if one.table in known]:
-            value = known[column.table].get(column.name)
-            if value is not None:
-                trees.put(value, column)
+        write_out([one for one in trees.columns(select) if one.table in known], known)
     return select
+
+
+def write_out(columns: Iterable[exp.Column], known: Mapping[str, Mapping[str, exp.Expr]]) -> None:
+    """What columns are at an owner, in their places; `known` by the source's alias and the column's name."""
+    parts = 0
+    for column in columns:
+        value = known.get(column.table, {}).get(column.name)
+        if value is not None:
+            parts += growth.size(value)
+            if parts > growth.MOST:
+                raise growth.refusal()
+            trees.put(value, column)
 
 
 def _nested(condition: exp.Expr, group: Group, number: int) -> exp.Expr:
@@ -307,6 +319,8 @@ def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> tuple[
     if any(trees.has_query(one) for one in (*query.expressions, *trees.where_of(query))):
         return ()
     columns = {name: one.unalias() for name, one in zip(names, query.selects, strict=True)}
+    if any(growth.size(value) > _VALUE_MAX for value in columns.values()):
+        return ()  # a derived table computes it once
     conditions = tuple(trees.where_of(query))
     return tuple(replace(part, columns=columns, conditions=conditions) for part in parts_of_table(tables[0], planning))
 

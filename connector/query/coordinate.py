@@ -83,6 +83,7 @@ class Coordinator:
         )
         self._known: OrderedDict[str, Progress] = OrderedDict()
         self._running: set[str] = set()
+        self._explaining = 0  # of which only the plan is asked
         shutil.rmtree(work_dir, ignore_errors=True)  # what a crash has left
         work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -104,17 +105,21 @@ class Coordinator:
         return True
 
     async def plan(self, question: Question, *, by: str) -> Plan:
-        """The plan alone; nothing is asked of an owner but what its agreement shows. Refusals are recorded."""
+        """The plan alone; nothing is asked of an owner but what its agreement shows. Counts among the questions that
+        run, and has their time. Refusals are recorded."""
+        self._check_room()
+        self._explaining += 1
         try:
-            return await self._plan(question, self._progress(question, by), False)
+            return await self._plan_in_time(question, self._progress(question, by))
         except HanseError as error:
             await self._record(self._progress(question, by), None, (), "refused", error)
             raise
+        finally:
+            self._explaining -= 1
 
     async def ask(self, question: Question, *, by: str) -> Answer:
         """Plan, ask, and start merging. Raises before the first byte whatever stands in the way."""
-        if len(self._running) >= self._queries_max:
-            raise Limited(f"{len(self._running)} questions are running, as many as may be; wait", code="queries_max")
+        self._check_room()
         if question.query_id in self._known:
             raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
         progress = self._progress(question, by)
@@ -129,6 +134,19 @@ class Coordinator:
             if isinstance(error, asyncio.CancelledError) and progress.code == "cancelled":
                 raise Refused("the question was cancelled", code="cancelled") from None
             raise
+
+    async def _plan_in_time(self, question: Question, progress: Progress) -> Plan:
+        seconds = question.seconds or self._seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._plan(question, progress, False)
+        except TimeoutError:
+            raise Limited(f"planning took longer than {seconds:g} s; ask for less", code="time_limit") from None
+
+    def _check_room(self) -> None:
+        running = len(self._running) + self._explaining
+        if running >= self._queries_max:
+            raise Limited(f"{running} questions are running, as many as may be; wait", code="queries_max")
 
     def _progress(self, question: Question, by: str) -> Progress:
         query_id = question.query_id or secrets.token_hex(8)

@@ -49,6 +49,7 @@ class _Kinds:
     def __init__(self, statement: exp.Expr, sources: Mapping[str, TableInfo], planning: Planning) -> None:
         self.sources, self.planning = sources, planning
         self.derived: dict[str, exp.Expr] = {}
+        self.known: dict[int, dict[str, str]] = {}  # outputs of queries: a name is asked for wherever it is used
         nodes = trees.nodes(statement)
         named = {node.alias: node.this for node in nodes if isinstance(node, exp.CTE)}
         for node in nodes:
@@ -60,6 +61,11 @@ class _Kinds:
     def outputs(self, query: exp.Expr) -> dict[str, str]:
         """The kind of each output; a set operation has the widest of its sides."""
         query = trees.unwrapped(query)
+        if id(query) not in self.known:
+            self.known[id(query)] = self._outputs(query)
+        return self.known[id(query)]
+
+    def _outputs(self, query: exp.Expr) -> dict[str, str]:
         if isinstance(query, SETS):
             left, right = self.outputs(query.this), self.outputs(query.args["expression"])
             return {

@@ -47,6 +47,8 @@ class Planning:
     across_agreements: bool = False
     drafts: dict[str, Draft] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    # How many parts rules may still add by writing out what names stand for: doing so again and again multiplies.
+    room: int = 4_000
     _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
     _columns: dict[tuple[str, str], tuple[Column, ...]] = field(default_factory=dict)
     _types: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -60,6 +62,13 @@ class Planning:
     @property
     def full(self) -> bool:
         return self.mode is Mode.FULL
+
+    def may_grow(self, parts: int) -> bool:
+        """Whether a rule may add so many parts to the question; they are taken from what may be added."""
+        if parts > self.room:
+            return False
+        self.room -= parts
+        return True
 
     def shares(self, table: exp.Table) -> tuple[TableInfo, ...]:
         """What a dataset's rows are the union of: itself, or for the owner "all" every owner's share; () if none."""

@@ -12,7 +12,7 @@ Columns count as equal only where their types are the same: a comparison across 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import TypeAlias
 
 from sqlglot import exp
@@ -54,12 +54,16 @@ class _Implied:
 
     def add(self) -> None:
         """Extend WHERE."""
-        added = [*self.equalities(), *self.comparisons(), *self.parts_of_or()]
-        added = [one for one in dict.fromkeys(added) if one not in self.known]
+        added: dict[exp.Expr, None] = {}
+        for one in chain(self.equalities(), self.comparisons(), self.parts_of_or()):
+            if len(added) == _ADDED_MAX:
+                break  # of many equal columns there are very many pairs
+            if one not in self.known:
+                added[one] = None
         moved = [self.own_columns(condition) for condition in self.conditions]
         known = len(trees.where_of(self.select))
         if added or len(moved) > known or any(a is not b for a, b in zip(moved, self.conditions, strict=True)):
-            trees.set_where(self.select, [*moved, *added[:_ADDED_MAX]])
+            trees.set_where(self.select, [*moved, *added])
 
     def equalities(self) -> Iterator[exp.Expr]:
         for members in self.classes:

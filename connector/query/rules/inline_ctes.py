@@ -8,35 +8,41 @@ from __future__ import annotations
 
 from sqlglot import exp
 
+from connector.query import growth
 from connector.query import tree as trees
 from connector.query.planning import Planning
 from connector.query.rules import names
 
-_NODES_MAX = 4_000
+_NODES_MAX = 4_000  # of the copies of one
+_ROOM = 16_000  # of all copies of one question: those of copies multiply
 _UNSTABLE = (exp.Limit, exp.Offset, exp.AnyValue, exp.Window, exp.ApproxDistinct)
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with as few WITH queries as may be."""
-    changed = False
+    changed, room = False, _ROOM
     clauses = [node for node in trees.nodes(tree) if isinstance(node, exp.With)]
     for clause in reversed(clauses):  # innermost first: a name means its nearest definition
-        changed = _inline(clause) or changed
+        changed_here, room = _inline(clause, room)
+        changed = changed_here or changed
     return names.rename(tree) if changed else tree
 
 
-def _inline(clause: exp.With) -> bool:
+def _inline(clause: exp.With, room: int) -> tuple[bool, int]:
+    """Whether a clause changed, and what is left of the room for copies."""
     owner, kept, changed = clause.parent, [], False
     assert owner is not None
     ctes = list(clause.expressions)
     for number, cte in enumerate(ctes):
         places = [*(later.this for later in ctes[number + 1 :]), owner]
         uses = {id(table): table for place in places for table in _uses(place, cte, clause)}
-        if len(uses) > 1 and (_unstable(cte.this) or len(uses) * sum(1 for _ in cte.this.walk()) > _NODES_MAX):
+        parts = len(uses) * growth.size(cte.this) if len(uses) > 1 else 0
+        if len(uses) > 1 and (_unstable(cte.this) or parts > min(room, _NODES_MAX)):
             _rename(cte, f"w{number}_{cte.alias}", list(uses.values()))
             kept.append(cte)
             changed = True
             continue
+        room -= parts
         for table in uses.values():
             table.replace(exp.Subquery(this=cte.this.copy(), alias=table.args["alias"].copy()))
         changed = True
@@ -44,7 +50,7 @@ def _inline(clause: exp.With) -> bool:
         clause.set("expressions", kept)
     else:
         owner.set("with_", None)
-    return changed
+    return changed, room
 
 
 def _rename(cte: exp.CTE, name: str, uses: list[exp.Table]) -> None:

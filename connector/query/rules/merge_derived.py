@@ -1,13 +1,15 @@
 """A derived table that only joins, computes and filters is read as part of the block around it.
 
 Its sources can then go to their owners together with those of the block. One with aggregates, DISTINCT, LIMIT or
-windows stays, as does one whose outputs are constants or subqueries, and one that an outer join adds.
+windows stays, as does one whose outputs are constants or subqueries, one that an outer join adds, and one whose
+outputs are named so often that the question would become very long.
 """
 
 from __future__ import annotations
 
 from sqlglot import exp
 
+from connector.query import growth
 from connector.query import tree as trees
 from connector.query.planning import Planning
 
@@ -17,7 +19,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for select in reversed(trees.selects(tree)):
         for source in trees.sources(select):
             if isinstance(source, exp.Subquery) and _fits(select, source):
-                _merge(select, source)
+                _merge(select, source, planning)
     return tree
 
 
@@ -41,14 +43,18 @@ def _plain_join(join: exp.Expr) -> bool:
     return trees.is_inner(join) and join.args.get("on") is None
 
 
-def _merge(select: exp.Select, source: exp.Subquery) -> None:
+def _merge(select: exp.Select, source: exp.Subquery, planning: Planning) -> None:
     query = trees.unwrapped(source.this)
     assert isinstance(query, exp.Select)
     values = {output.alias_or_name: output.unalias() for output in query.selects}
     alias, conditions = source.alias_or_name, trees.where_of(query)
+    places = [one for one in trees.columns(select) if one.table == alias]
+    sizes = {name: growth.size(value) for name, value in values.items()}
+    if not planning.may_grow(max(0, sum(sizes[one.name] for one in places) - sum(sizes.values()))):
+        return
     first, joins = query.args["from_"].this, list(query.args.get("joins") or [])
     _place(select, source, first, joins)
-    for column in [one for one in trees.columns(select) if one.table == alias]:
+    for column in places:
         trees.put(values[column.name], column)
     trees.set_where(select, [*conditions, *trees.where_of(select)])
 

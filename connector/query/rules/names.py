@@ -14,6 +14,7 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
 from connector.errors import QueryInvalid
+from connector.query import growth
 from connector.query import tree as trees
 from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
@@ -31,6 +32,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
+    growth.check(tree, planning)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")

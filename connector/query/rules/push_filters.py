@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.query import block as blocks
+from connector.query import growth
 from connector.query import tree as trees
 from connector.query.parse import SETS
 from connector.query.planning import Planning
@@ -17,7 +18,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with conditions repeated inside derived tables, outermost first."""
     for select in trees.selects(tree):
         joins = select.args.get("joins") or []
-        if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
+        if any(trees.side(join) in ("RIGHT", "FULL") for join in joins) or select.args.get("where") is None:
             continue
         for source, join in trees.entries(select):
             if isinstance(source, exp.Subquery) and (join is None or trees.is_inner(join)):
@@ -40,7 +41,7 @@ def _push(query: exp.Expr, condition: exp.Expr, planning: Planning, names: list[
             for side in sides:
                 _push(side, condition, planning, names)
     elif isinstance(query, exp.Select):
-        _push_select(query, condition, names)
+        _push_select(query, condition, planning, names)
 
 
 def _leaves(query: exp.Expr) -> list[exp.Select]:
@@ -50,7 +51,7 @@ def _leaves(query: exp.Expr) -> list[exp.Select]:
     return [query] if isinstance(query, exp.Select) else []
 
 
-def _push_select(query: exp.Select, condition: exp.Expr, names: list[str] | None) -> None:
+def _push_select(query: exp.Select, condition: exp.Expr, planning: Planning, names: list[str] | None) -> None:
     own = names or [output.alias_or_name for output in query.selects]
     values = {name: output.unalias() for name, output in zip(own, query.selects, strict=True)}
     used = [values.get(column.name) for column in trees.columns(condition)]
@@ -59,6 +60,8 @@ def _push_select(query: exp.Select, condition: exp.Expr, names: list[str] | None
     if any(value is None or value.find(exp.Column) is None or trees.has_query(value) for value in used):
         return
     if not all(value is not None and _fixed(value, query) for value in used):
+        return
+    if not planning.may_grow(growth.size(condition) + sum(growth.size(value) for value in used if value is not None)):
         return
     inside = condition.copy()
     for column in trees.columns(inside):

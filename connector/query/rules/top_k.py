@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
+from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
@@ -23,10 +24,7 @@ class Top:
         columns = {source.alias: source.parts[number].columns for source in group.members}
         order = [one.copy() for one in self.order]
         for ordered in order:
-            for column in list(ordered.find_all(exp.Column)):
-                value = columns.get(column.table, {}).get(column.name)
-                if value is not None:
-                    trees.put(value, column)
+            blocks.write_out(list(ordered.find_all(exp.Column)), columns)
         varying = [one for one in order if one.find(exp.Column) is not None]
         if varying:
             statement.set("order", exp.Order(expressions=varying))

@@ -21,7 +21,7 @@ from connector.errors import (
     Refused,
     VersionChanged,
 )
-from connector.query import reading, remote, work
+from connector.query import coordinate, reading, remote, work
 from connector.query.coordinate import Question
 from connector.query.federation import Bearer, GridInfo
 from connector.query.job import HELD, IN_PLACE, LOADED, Job
@@ -523,6 +523,19 @@ async def test_a_question_too_many_waits_outside(asked: Asked) -> None:
     with pytest.raises(Limited) as full:
         await asked.rows(COUNTS)
     assert full.value.code == "queries_max"
+    with pytest.raises(Limited) as explained:
+        await asked.coordinator.plan(Question(sql=COUNTS), by="tests")
+    assert explained.value.code == "queries_max"
     for one in running:
         one.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_plan_that_takes_too_long_is_given_up(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(coordinate, "_planned", lambda *_: go_on.wait(30))
+    with pytest.raises(Limited) as late:
+        await asked.coordinator.plan(Question(sql=COUNTS, seconds=0.1), by="tests")
+    go_on.set()
+    assert late.value.code == "time_limit"
+    assert asked.recorded[-1].code == "time_limit"

@@ -23,6 +23,7 @@ from connector.query.federation import Column, Layout, Mode, TableInfo
 from connector.query.plan import plan
 from connector.query.rules import RULES
 from policies.contract import Dimension
+from policies.enforce.caps import DEFAULT
 from tests.load.random_federated import Owners, check, wrong
 from tests.support import plan_cases, random_data, random_queries, tpch
 from tests.support.federation import Federation, difference
@@ -139,6 +140,57 @@ ONCE_WRONG = yaml.safe_load((plan_cases.FOLDER / "once_wrong.yaml").read_text())
 def test_questions_that_were_answered_wrongly_once_are_right(small: Federation, case: dict[str, str]) -> None:
     for bold in (True, False):
         assert not wrong(small, case["sql"], bold=bold), case["sql"]
+
+
+def _outputs(steps: int) -> str:
+    return "k + k AS a0" + "".join(f", a{n} + a{n} AS a{n + 1}" for n in range(steps))
+
+
+def _chain(first: str, steps: int, step: str) -> str:
+    made = "".join(f", w{n + 1} AS ({step.format(n)})" for n in range(steps))
+    return f"WITH w0 AS ({first}){made}"
+
+
+MULTIPLYING = {
+    "outputs of outputs": f"SELECT {_outputs(60)} FROM north.orders",
+    "outputs of outputs in WHERE": f"SELECT {_outputs(8)} FROM north.orders WHERE " + " + ".join(["a8"] * 99) + " > 3",
+    "outputs of outputs in ORDER BY": f"SELECT {_outputs(8)} FROM north.orders ORDER BY " + " + ".join(["a8"] * 99),
+    "keys by their places": f"SELECT {_outputs(8)} FROM north.orders GROUP BY " + ", ".join(["9"] * 99),
+    "every column of two copies": _chain("SELECT * FROM north.orders", 30, "SELECT * FROM w{0} a CROSS JOIN w{0} b")
+    + "SELECT * FROM w30",
+}
+
+
+@pytest.mark.parametrize("sql", MULTIPLYING.values(), ids=MULTIPLYING.keys())
+def test_names_that_multiply_are_refused_before_they_are_written_out(small: Federation, sql: str) -> None:
+    begun = time.thread_time()
+    with pytest.raises(QueryInvalid, match="written out") as caught:
+        plan(sql, small.tables, across_agreements=True)
+    assert caught.value.code == "query_too_large"
+    assert time.thread_time() - begun < 1
+
+
+def _nested(levels: int) -> str:
+    return f"SELECT k - k // 3 AS k FROM ({_nested(levels - 1)}) t{levels}" if levels else 'SELECT k FROM "all".visits'
+
+
+_STEP = "SELECT id, k - (k // 3) AS k FROM w{0}"
+STEPS = {
+    "of a dataset of one owner": _chain("SELECT id, k FROM north.orders", 12, _STEP)
+    + "SELECT w12.id, w12.k, i.s FROM w12 JOIN south.items i ON i.k = w12.k",
+    "of shares": _chain('SELECT id, k FROM "all".visits', 12, _STEP)
+    + "SELECT k, count(*) AS n FROM w12 WHERE k > 1 GROUP BY k",
+    "nested": _nested(28),
+}
+
+
+@pytest.mark.parametrize("sql", STEPS.values(), ids=STEPS.keys())
+def test_many_steps_that_each_name_a_column_twice_are_answered(small: Federation, sql: str) -> None:
+    begun = time.thread_time()
+    made = plan(sql, small.tables, across_agreements=True)
+    assert time.thread_time() - begun < 5
+    assert max(len(one.sql) for one in made.fragments) < DEFAULT.characters
+    assert not wrong(small, sql)
 
 
 LOST = [

@@ -1,0 +1,141 @@
+"""How large a question becomes when what it names is written out, which is reckoned before it is done.
+
+Names multiply: `k + k AS a, a + a AS b, b + b AS c ...` doubles with every output, and `*` over two copies of a WITH
+query has twice its columns. A question that would become larger than one may be is refused before it fills memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from sqlglot import exp
+
+from connector.errors import QueryInvalid
+from connector.query import tree as trees
+from connector.query.parse import QUERIES, SETS
+from connector.query.planning import Planning
+from policies.columns import fold
+from policies.enforce.caps import DEFAULT
+from policies.enforce.rewrite import every
+
+Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" where one has none
+MOST = DEFAULT.nodes  # parts that may be added: as many as a question may have
+_STAR = 4  # nodes of an output that is written out for it
+_CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
+_AFTER = ("having", "qualify", "order")  # where an output's name goes before a column's
+
+
+def check(tree: exp.Expr, planning: Planning) -> None:
+    """QueryInvalid if the tree would grow too large with every `*` and every output's name written out."""
+    _Reckoned(planning).query(tree, {})
+
+
+def size(node: exp.Expr) -> int:
+    """How many parts an expression has."""
+    return len(every(node))
+
+
+def refusal() -> QueryInvalid:
+    return QueryInvalid(
+        f"with the names of its outputs written out where they are used, the question has more than {MOST} "
+        "parts; name outputs less often, or split the question",
+        code="query_too_large",
+    )
+
+
+class _Reckoned:
+    def __init__(self, planning: Planning) -> None:
+        self.planning = planning
+        self.added = 0
+
+    def query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
+        """The outputs of a query; `known` are those of the WITH queries that it may read."""
+        clause = node.args.get("with_")
+        for cte in () if clause is None else clause.expressions:
+            known = {**known, fold(cte.alias): _renamed(cte, self.query(cte.this, known))}
+        if isinstance(node, exp.Subquery):
+            return self.query(node.this, known)
+        if isinstance(node, SETS):
+            names = self.query(node.this, known)
+            self.query(node.args["expression"], known)
+            return names
+        return self._select(node, known) if isinstance(node, exp.Select) else ()
+
+    def _select(self, select: exp.Select, known: Mapping[str, Names]) -> Names:
+        sources = {fold(one.alias_or_name): self._source(one, known) for one in trees.sources(select)}
+        columns = {name for names in sources.values() for name in names}
+        named: dict[str, int] = {}  # the sizes of outputs with a name
+        plain: dict[str, int] = {}  # of those whose name is no column's
+        outputs: list[tuple[str, int]] = []
+        for output in select.expressions:
+            if output.is_star:
+                shown = _shown(output, sources)
+                self._add(_STAR * len(shown))
+                outputs += [(name, _STAR) for name in shown]
+                continue
+            found = self._size(output.unalias(), plain, known)
+            outputs.append((fold(output.alias_or_name), found))
+            if isinstance(output, exp.Alias):
+                named[fold(output.alias)] = found
+                if fold(output.alias) not in columns:
+                    plain[fold(output.alias)] = found
+        for name in _CLAUSES:
+            if (clause := select.args.get(name)) is not None:
+                self._size(clause, named if name in _AFTER else plain, known)
+        for join in select.args.get("joins") or ():
+            if (on := join.args.get("on")) is not None:
+                self._size(on, plain, known)
+        if (group := select.args.get("group")) is not None:
+            self._group(group, [found for _, found in outputs])
+        return [name for name, _ in outputs]
+
+    def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
+        if isinstance(source, exp.Subquery):
+            return _renamed(source, self.query(source.this, known))
+        if not isinstance(source, exp.Table):
+            return ()
+        names = [fold(column.name) for column in self.planning.columns(source)] if source.db else ()
+        return _renamed(source, names or known.get(fold(source.name), ()))
+
+    def _size(self, node: exp.Expr, named: Mapping[str, int], known: Mapping[str, Names]) -> int:
+        """How many parts an expression or a clause has with the names in it written out, which is what is added."""
+        found, more, stack = 0, 0, [node]
+        while stack:
+            one = stack.pop()
+            if isinstance(one, QUERIES):
+                self.query(one, known)
+            elif isinstance(one, exp.Column) and not one.table and fold(one.name) in named:
+                more += named[fold(one.name)]
+            else:
+                found += 1
+                stack.extend(one.iter_expressions())
+        self._add(more)
+        return found + more
+
+    def _group(self, group: exp.Expr, sizes: Sequence[int]) -> None:
+        """GROUP BY ALL, and keys that are given by their places."""
+        if group.args.get("all"):
+            self._add(sum(sizes))
+        for key in group.find_all(exp.Literal):
+            if not key.is_string and str(key.this).isdecimal() and 0 < int(key.this) <= len(sizes):
+                self._add(sizes[int(key.this) - 1])
+
+    def _add(self, nodes: int) -> None:
+        self.added += nodes
+        if self.added > MOST:
+            raise refusal()
+
+
+def _shown(star: exp.Expr, sources: Mapping[str, Names]) -> Names:
+    """What `*` or `t.*` stands for."""
+    if isinstance(star, exp.Column) and star.table:
+        return sources.get(fold(star.table), ())
+    return [name for names in sources.values() for name in names]
+
+
+def _renamed(source: exp.Expr, names: Names) -> Names:
+    """The names, the first of them as `AS x(a, b)` calls them."""
+    alias = source.args.get("alias")
+    given = [fold(name.name) for name in alias.args.get("columns") or ()] if alias is not None else []
+    return [*given, *names[len(given) :]]
