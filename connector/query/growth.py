@@ -26,9 +26,14 @@ _CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
 _AFTER = ("having", "qualify", "order")  # where an output's name goes before a column's
 
 
-def check(tree: exp.Expr, planning: Planning) -> None:
-    """QueryInvalid if the tree would grow too large with every `*` and every output's name written out."""
-    _Reckoned(planning).query(tree, {})
+def check(tree: exp.Expr, planning: Planning) -> list[tuple[exp.Expr, Names]]:
+    """QueryInvalid if the tree would grow too large with every `*` and every output's name written out.
+
+    Sources and WITH queries whose columns get names (`AS x(a, b)`), with all of their columns' names.
+    """
+    reckoned = _Reckoned(planning)
+    reckoned.query(tree, {})
+    return reckoned.renamed
 
 
 def size(node: exp.Expr) -> int:
@@ -48,12 +53,13 @@ class _Reckoned:
     def __init__(self, planning: Planning) -> None:
         self.planning = planning
         self.added = 0
+        self.renamed: list[tuple[exp.Expr, Names]] = []
 
     def query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
         """The outputs of a query; `known` are those of the WITH queries that it may read."""
         clause = node.args.get("with_")
         for cte in () if clause is None else clause.expressions:
-            known = {**known, fold(cte.alias): _renamed(cte, self.query(cte.this, known))}
+            known = {**known, fold(cte.alias): self._renamed(cte, self.query(cte.this, known))}
         if isinstance(node, exp.Subquery):
             return self.query(node.this, known)
         if isinstance(node, SETS):
@@ -92,11 +98,21 @@ class _Reckoned:
 
     def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
         if isinstance(source, exp.Subquery):
-            return _renamed(source, self.query(source.this, known))
+            return self._renamed(source, self.query(source.this, known))
         if not isinstance(source, exp.Table):
             return ()
         names = [fold(column.name) for column in self.planning.columns(source)] if source.db else ()
-        return _renamed(source, names or known.get(fold(source.name), ()))
+        return names or known.get(fold(source.name), ())
+
+    def _renamed(self, source: exp.Expr, names: Names) -> Names:
+        """The names, the first of them as `AS x(a, b)` calls them."""
+        alias = source.args.get("alias")
+        given = [fold(name.name) for name in alias.args.get("columns") or ()] if alias is not None else []
+        if not given:
+            return names
+        found = [*given, *names[len(given) :]]
+        self.renamed.append((source, found))
+        return found
 
     def _size(self, node: exp.Expr, named: Mapping[str, int], known: Mapping[str, Names]) -> int:
         """How many parts an expression or a clause has with the names in it written out, which is what is added."""
@@ -132,10 +148,3 @@ def _shown(star: exp.Expr, sources: Mapping[str, Names]) -> Names:
     if isinstance(star, exp.Column) and star.table:
         return sources.get(fold(star.table), ())
     return [name for names in sources.values() for name in names]
-
-
-def _renamed(source: exp.Expr, names: Names) -> Names:
-    """The names, the first of them as `AS x(a, b)` calls them."""
-    alias = source.args.get("alias")
-    given = [fold(name.name) for name in alias.args.get("columns") or ()] if alias is not None else []
-    return [*given, *names[len(given) :]]

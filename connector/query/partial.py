@@ -27,8 +27,23 @@ def why_not(tree: exp.Expr) -> str:
         return "ranks and windows look at rows of every owner"
     if tree.args.get("having") is not None:
         return "HAVING judges figures that the missing owner is part of"
+    if tree.args.get("offset") is not None:
+        return "which rows come first, and are passed over, depends on the missing owner"
     if other := next((one for one in tree.find_all(exp.AggFunc) if not isinstance(one, _ADDING_UP)), None):
         return f"{type(other).__name__.upper()} may be decided by the missing owner; COUNT, SUM and AVG may stand"
+    if any(_is_judged(one) for one in tree.find_all(exp.AggFunc)):
+        return "it judges figures that the missing owner is part of"
     if tree.args.get("order") is not None and tree.args.get("limit") is not None:
         return "the first rows may be those of the missing owner"
     return ""
+
+
+def _is_judged(figure: exp.Expr) -> bool:
+    """Whether an aggregate is compared with something, or decides between branches of a CASE."""
+    node = figure
+    while (above := node.parent) is not None and not isinstance(above, exp.Select):
+        branching = isinstance(above, exp.If | exp.Case) and node.arg_key == "this"
+        if branching or isinstance(above, exp.Predicate | exp.Connector | exp.Not):
+            return True
+        node = above
+    return False

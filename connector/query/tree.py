@@ -282,5 +282,12 @@ def cast(value: exp.Expr, kind: exp.DType) -> exp.TryCast:
     return exp.TryCast(this=value, to=exp.DataType(this=kind), safe=True)
 
 
+def free(name: str, taken: Collection[str]) -> str:
+    """The name, or one like it that is not taken."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 def named(value: exp.Expr, name: str) -> exp.Alias:
     return exp.Alias(this=value, alias=exp.to_identifier(name))

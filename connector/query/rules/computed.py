@@ -37,7 +37,7 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
         if len(paying) == len(found):
             break
         found = paying  # what is not moved reads its columns, which are then needed by themselves
-    return _named(found, group) if found else []
+    return _named(found, select, group) if found else []
 
 
 def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
@@ -106,14 +106,12 @@ def _pays(node: exp.Expr, alone: set[Key], types: dict[Key, str]) -> bool:
     return len(saved) > 1 or (isinstance(node, _TESTS) and any(types.get(key) == "VARCHAR" for key in saved))
 
 
-def _named(found: list[exp.Expr], group: Group) -> list[tuple[str, exp.Expr]]:
+def _named(found: list[exp.Expr], select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     names: dict[exp.Expr, str] = {}  # trees compare by what they say
     taken = {fold(column.name) for source in group.members for info in source.infos for column in info.columns}
+    taken |= {column.name for column in trees.columns(select)}
     for node in found:
         if node not in names:
-            name = f"x{len(names)}"
-            while name in taken:
-                name += "_"
-            names[node.copy()] = name
+            names[node.copy()] = trees.free(f"x{len(names)}", taken)
         node.replace(trees.column(names[node], group.name))
     return [(name, value) for value, name in names.items()]

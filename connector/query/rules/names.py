@@ -6,7 +6,7 @@ Sources are told apart by their alias over the whole tree, so later rules need n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -32,7 +32,9 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
-    growth.check(tree, planning)
+    _apart(tree, planning)
+    for source, names in growth.check(tree, planning):
+        _rename_all(source, names)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
@@ -104,12 +106,38 @@ def _written_alias(source: exp.Expr) -> None:
         source.replace(exp.Subquery(this=query, alias=alias.copy()))
 
 
+def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
+    """`AS x(a)` renames every column, those after the first to what the engine calls them where one is an `a`, too."""
+    shown: list[str] = []
+    for place, name in enumerate(names):
+        wanted, number = name or f"_col_{place}", 0
+        while (new := f"{wanted}_{number}" if number else wanted) in shown:
+            number += 1
+        shown.append(new)
+    source.args["alias"].set("columns", [exp.to_identifier(name, quoted=True) for name in shown])
+
+
+def _apart(tree: exp.Expr, planning: Planning) -> None:
+    """Sources that are called as a column is get other names: from two levels further in, the binder would take `b.k`
+    for a field of the column b."""
+    nodes = trees.nodes(tree)
+    columns = {fold(column.name) for info in planning.tables.values() for column in info.columns}
+    columns |= {fold(node.alias) for node in nodes if type(node) is exp.Alias and node.parent is not tree}
+    for node in nodes:
+        if type(node) is exp.TableAlias:
+            columns |= {fold(name.name) for name in node.args.get("columns") or ()}
+    sources = [source for node in nodes if type(node) is exp.Select for source in trees.sources(node)]
+    if any(fold(source.alias_or_name) in columns for source in sources):
+        _Aliases(columns).query(tree, {})
+
+
 def _clauses(select: exp.Select) -> None:
     """GROUP BY ALL, ORDER BY ALL, and outputs named inside expressions of ORDER BY, written out."""
     group = select.args.get("group")
     if group is not None and group.args.get("all"):
         keys = [output.unalias() for output in select.expressions]
         plain = [key.copy() for key in keys if not any(trees.is_aggregate(node) for node in key.walk())]
+        plain = [key for key in plain if trees.free_tables(key)]  # ALL is of what varies: a number would be a place
         select.set("group", exp.Group(expressions=plain) if plain else None)
     order = select.args.get("order")
     if order is not None:
@@ -136,8 +164,10 @@ def _like(ordered: exp.Expr, key: exp.Expr) -> exp.Ordered:
 
 
 class _Aliases:
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
+    """Gives every source a name of its own, none of those that are `taken`."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self.taken = set(taken)
 
     def query(self, node: exp.Expr, outer: dict[str, str]) -> None:
         clause = node.args.get("with_")
@@ -154,7 +184,7 @@ class _Aliases:
     def _select(self, select: exp.Select, outer: dict[str, str]) -> None:
         names = dict(outer)
         for source in trees.sources(select):
-            old = source.alias_or_name
+            old = fold(source.alias_or_name)
             names[old] = self._fresh(old)
             alias = source.args.get("alias") or exp.TableAlias()
             alias.set("this", exp.to_identifier(names[old]))
@@ -171,7 +201,7 @@ class _Aliases:
             node = stack.pop()
             if isinstance(node, exp.Column):
                 if old := node.table:
-                    node.set("table", exp.to_identifier(names.get(old, old)))
+                    node.set("table", exp.to_identifier(names.get(fold(old), old)))
             elif isinstance(node, _NESTED):
                 self.query(node, names)
             else:

@@ -54,6 +54,8 @@ class _Partials:
         self.select, self.group, self.planning, self.others = select, group, planning, others
         self.types = {(source.alias, fold(column.name)): column.type
                       for source in group.members for info in source.infos for column in info.columns}  # fmt: skip
+        # What a derived table computes has names of the asker's choosing, also such as ours.
+        self.taken = {name for _, name in self.types} | {column.name for column in trees.columns(select)}
         self.partials: list[tuple[str, exp.Expr]] = []
         self.keys: list[tuple[str, exp.Expr]] = []
         grids = [info.grid for info in group.infos if info.grid is not None]
@@ -228,15 +230,9 @@ class _Partials:
         for name, known in self.partials:
             if known == value:
                 return trees.column(name, self.group.name)
-        name = self._free(f"p{len(self.partials)}")
+        name = trees.free(f"p{len(self.partials)}", self.taken)
         self.partials.append((name, value.copy()))
         return trees.column(name, self.group.name)
-
-    def _free(self, name: str) -> str:
-        taken = {column for _, column in self.types}
-        while name in taken:
-            name += "_"
-        return name
 
     def _expression_keys(self) -> None:
         """GROUP BY expressions of the group are computed at the owner."""
@@ -245,7 +241,7 @@ class _Partials:
             if isinstance(key, exp.Column) or not reads or not reads <= self.group.aliases or trees.has_query(key):
                 continue
             if all(key != known for _, known in self.keys):
-                self.keys.append((self._free(f"k{len(self.keys)}"), key.copy()))
+                self.keys.append((trees.free(f"k{len(self.keys)}", self.taken), key.copy()))
         for name, key in self.keys:
             for node in [one for one in trees.in_block(self.select) if one == key]:
                 node.replace(trees.column(name, self.group.name))

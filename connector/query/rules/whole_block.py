@@ -64,7 +64,7 @@ def _order(query: exp.Expr, names: list[str]) -> list[tuple[str, exp.Ordered]]:
         if same is None:
             if query.args.get("distinct"):
                 return []
-            same = f"order_{number}"
+            same = trees.free(f"order_{number}", [*names, *(name for name, _ in found)])
             query.append("expressions", trees.named(key.copy(), same))
         found.append((same, ordered))
     return found

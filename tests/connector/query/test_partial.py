@@ -18,12 +18,18 @@ STANDS = [
     'SELECT ward, count(*), count(DISTINCT id), sum(age), avg(age) FROM "all".patients GROUP BY ward ORDER BY 1',
     'SELECT count(*) FILTER (WHERE age > 3) FROM "all".patients',
     'SELECT id FROM "all".patients LIMIT 5',
+    "SELECT ward, CASE WHEN ward = 3 THEN sum(age) ELSE sum(CASE WHEN age > 3 THEN 1 END) / count(*) END AS n "
+    'FROM "all".patients GROUP BY ward',
 ]
 MISLEADS = [
     ('SELECT max(age) FROM "all".patients', "MAX"),
     ('SELECT median(age) FROM "all".patients', "MEDIAN"),
     ('SELECT id FROM "all".patients ORDER BY age DESC LIMIT 5', "first rows"),
+    ('SELECT id FROM "all".patients ORDER BY age OFFSET 5', "passed over"),
+    ('SELECT id FROM "all".patients OFFSET 5', "passed over"),
     ('SELECT ward FROM "all".patients GROUP BY ward HAVING count(*) > 5', "HAVING"),
+    ("SELECT ward, CASE WHEN count(*) > 5 THEN 'many' END AS n FROM \"all\".patients GROUP BY ward", "judges"),
+    ('SELECT ward, sum(age) BETWEEN 1 AND 9 AS n FROM "all".patients GROUP BY ward', "judges"),
     ('SELECT id, rank() OVER (ORDER BY age) FROM "all".patients', "ranks"),
     ('SELECT id FROM "all".patients p WHERE NOT EXISTS (SELECT 1 FROM "all".visits v WHERE v.id = p.id)', "query"),
     ('SELECT id FROM "all".patients WHERE age > (SELECT avg(age) FROM "all".patients)', "query"),
