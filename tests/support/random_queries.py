@@ -7,6 +7,7 @@ column, and what depends on an order of addition is not asked for.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -56,6 +57,10 @@ class Questions:
 
     def question(self) -> str:
         """One SELECT, with everything in it now and then."""
+        sql = self._question()
+        return sql if self.chance(0.85) else re.sub(r"\bc(?=\d)", self.pick(["p", "k", "x", "order_"]), sql)
+
+    def _question(self) -> str:
         self.count = 0
         roll = self.rng.random()
         if roll < 0.12:
@@ -126,10 +131,23 @@ class Questions:
             shown.append(Out(self.scalar_query(outs), INTEGER))
         if self.chance(0.15):
             shown.append(self.window(outs))
+        if self.chance(0.12) and not any(one.sql.partition(".")[2].startswith("c") for one in outs):
+            shown += self.chain(shown)
         distinct = "DISTINCT " if self.chance(0.2) else ""
         if not distinct and self.chance(0.05):
             where += f" QUALIFY rank() OVER ({self.over(outs)}) <= {self.rng.randint(1, 3)}"
         return self.finished(f"{distinct}{_listed(shown)} FROM {source}{where}", [one.kind for one in shown], ordered)
+
+    def chain(self, shown: list[Out]) -> list[Out]:
+        """Outputs made of outputs before them, each named twice."""
+        found = [number for number, one in enumerate(shown) if one.kind == INTEGER]
+        if not found:
+            return []
+        more, last = [], self.pick(found)
+        for number in range(len(shown), len(shown) + self.rng.randint(1, 4)):
+            more.append(Out(f"5 - c{last} - (c{last} - {self.pick(['1', f'c{self.pick(found)}'])})", INTEGER))
+            last = number
+        return more
 
     def over(self, outs: list[Out]) -> str:
         everything = ", ".join(one.sql for one in outs if one.kind not in _UNORDERED)
@@ -171,12 +189,26 @@ class Questions:
                 f"{number + 1}{self.pick(['', ' DESC', ' NULLS FIRST', ' DESC NULLS LAST'])}"
                 for number in range(len(kinds))
             )
+            if self.chance(0.4):
+                order = f"{self.ordering(kinds)}, {order}"
             sql += f" ORDER BY {order}"
             if self.chance(0.6):
                 sql += f" LIMIT {self.rng.randint(0, 9)}" + (
                     f" OFFSET {self.rng.randint(0, 4)}" if self.chance(0.3) else ""
                 )
         return sql, kinds
+
+    def ordering(self, kinds: list[str]) -> str:
+        """An expression over outputs by their names."""
+        number = self.rng.randrange(len(kinds))
+        shapes = [f"c{number} IS NULL"]
+        if kinds[number] == INTEGER:
+            shapes += [f"-c{number}", f"c{number} * 2 % 7", f"5 - c{number}", f"c{number} BETWEEN 1 AND 4"]
+            other = self.pick([place for place, kind in enumerate(kinds) if kind == INTEGER])
+            shapes.append(f"c{number} * c{other} - c{number}")
+        if kinds[number] == BOOL:
+            shapes += [f"NOT c{number}", f"c{number} AND c{number} IS NOT NULL"]
+        return self.pick(shapes)
 
     # sources
 
@@ -202,6 +234,11 @@ class Questions:
     def base(self, name: str, alias: str) -> tuple[str, list[Out]]:
         """The common columns, and some of the others."""
         more = [column for column in KINDS if column not in FIRST and self.chance(0.15)]
+        if self.chance(0.08):
+            called = dict(zip(self.rng.sample(["k", "w", "p0", "x0", "b", "k0"], 2), FIRST, strict=False))
+            called |= {column: column for column in (*FIRST[2:], *more) if column not in called}
+            names = ", ".join(list(called)[:2])
+            return f"{name} AS {alias}({names})", [Out(f"{alias}.{one}", KINDS[own]) for one, own in called.items()]
         return f"{name} AS {alias}", [Out(f"{alias}.{column}", KINDS[column]) for column in (*FIRST, *more)]
 
     def union(self, alias: str) -> tuple[str, list[Out]]:
@@ -259,7 +296,13 @@ class Questions:
         if one.kind in (BLOB, LIST):
             shapes = shapes[2:3]
         if one.kind == BOOL:
-            shapes = [lambda: one.sql, lambda: f"NOT {one.sql}", *shapes[2:3]]
+            shapes = [
+                lambda: one.sql,
+                lambda: f"NOT {one.sql}",
+                lambda: f"{one.sql} IN (TRUE)",
+                lambda: f"{one.sql} {self.pick(['=', '<', 'IS DISTINCT FROM'])} {self.pick(same).sql}",
+                *shapes[2:3],
+            ]
         if one.kind == TEXT:
             shapes.append(lambda: f"{one.sql} LIKE '{self.pick(['a%', '%b%', '_b%'])}'")
         return str(self.pick(shapes)())
@@ -311,6 +354,9 @@ class Questions:
             return Out(sql.format(one.sql), kind)
         if self.chance(0.15):
             return Out(f"coalesce({one.sql}, {self.literal(one.kind)})", one.kind)
+        if self.chance(0.1):
+            truth = [self.plain(outs), f"NOT {self.plain(outs)}", f"{self.plain(outs)} OR {self.plain(outs)}"]
+            return Out(self.pick(truth), BOOL)
         if self.chance(0.1):
             return Out(f"CASE WHEN {self.plain(outs)} THEN {one.sql} ELSE {self.literal(one.kind)} END", one.kind)
         return one

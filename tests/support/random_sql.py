@@ -41,7 +41,10 @@ class Queries:
             return f"with w as ({self.query(depth + 1)}) select * from w"
         if depth < 2 and roll < 0.28:
             operator = self._pick(["union", "union all", "intersect", "except"])
-            return f"{self._select(depth + 1, outputs=1)} {operator} {self._select(depth + 1, outputs=1)}"
+            right = self._select(depth + 1, outputs=1)
+            if self._rare(0.3):
+                right = f"({right} {self._pick(['union', 'except'])} {self._select(depth + 1, outputs=1)})"
+            return f"{self._select(depth + 1, outputs=1)} {operator} {right}"
         return self._select(depth)
 
     def _select(self, depth: int, outputs: int | None = None) -> str:
@@ -80,6 +83,9 @@ class Queries:
             return self._pick(OTHER_TABLES), COLUMNS["people"]
         if depth < 2 and self._rare(0.15):
             names = self.random.sample(COLUMNS["people"], 3)
+            if self._rare(0.3):
+                shown = f"{', '.join(names)}, not {self._condition(names, 3)} as truth, age between 3 and 60 as among"
+                return f"(select {shown} from people)", [*names, "truth", "among"]
             return f"(select {', '.join(names)} from people where {self._condition(names, 2)})", names
         table = self._pick(["people", "people", "visits", "visits", "outcomes" if self._rare(0.1) else "people"])
         return table, COLUMNS[table]
