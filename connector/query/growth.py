@@ -26,14 +26,12 @@ _CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
 _AFTER = ("having", "qualify", "order")  # where an output's name goes before a column's
 
 
-def check(tree: exp.Expr, planning: Planning) -> list[tuple[exp.Expr, Names]]:
-    """QueryInvalid if the tree would grow too large with every `*` and every output's name written out.
-
-    Sources and WITH queries whose columns get names (`AS x(a, b)`), with all of their columns' names.
-    """
-    reckoned = _Reckoned(planning)
+def check(tree: exp.Expr, planning: Planning) -> Reckoned:
+    """What is known of the names in a tree that is not bound yet; QueryInvalid if the tree would grow too large with
+    every `*` and every output's name written out."""
+    reckoned = Reckoned(planning)
     reckoned.query(tree, {})
-    return reckoned.renamed
+    return reckoned
 
 
 def size(node: exp.Expr) -> int:
@@ -49,11 +47,15 @@ def refusal() -> QueryInvalid:
     )
 
 
-class _Reckoned:
+class Reckoned:
+    """`renamed`: sources and WITH queries whose columns get names (`AS x(a, b)`), with all of their columns' names;
+    `selects`: SELECTs with the columns of their sources, by alias."""
+
     def __init__(self, planning: Planning) -> None:
         self.planning = planning
         self.added = 0
         self.renamed: list[tuple[exp.Expr, Names]] = []
+        self.selects: list[tuple[exp.Select, Mapping[str, Names]]] = []
 
     def query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
         """The outputs of a query; `known` are those of the WITH queries that it may read."""
@@ -70,6 +72,7 @@ class _Reckoned:
 
     def _select(self, select: exp.Select, known: Mapping[str, Names]) -> Names:
         sources = {fold(one.alias_or_name): self._source(one, known) for one in trees.sources(select)}
+        self.selects.append((select, sources))
         columns = {name for names in sources.values() for name in names}
         named: dict[str, int] = {}  # the sizes of outputs with a name
         plain: dict[str, int] = {}  # of those whose name is no column's

@@ -23,6 +23,7 @@ from policies.enforce.rewrite import every
 
 _NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
+_TESTS = ("SEMI", "ANTI")  # joins that add no columns
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
@@ -33,8 +34,11 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         for source in trees.sources(select):
             _written_alias(source)
     _apart(tree, planning)
-    for source, names in growth.check(tree, planning):
+    reckoned = growth.check(tree, planning)
+    for source, names in reckoned.renamed:
         _rename_all(source, names)
+    for select, columns in reckoned.selects:
+        _columns_first(select, columns)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
@@ -129,6 +133,24 @@ def _apart(tree: exp.Expr, planning: Planning) -> None:
     sources = [source for node in nodes if type(node) is exp.Select for source in trees.sources(node)]
     if any(fold(source.alias_or_name) in columns for source in sources):
         _Aliases(columns).query(tree, {})
+
+
+def _columns_first(select: exp.Select, columns: Mapping[str, Sequence[str]]) -> None:
+    """In an expression of ORDER BY the engine takes a name for a column's before an output's."""
+    order = select.args.get("order")
+    if order is None or trees.has_query(order):
+        return
+    outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
+    hidden = {fold(join.this.alias_or_name) for join in select.args.get("joins") or () if trees.kind(join) in _TESTS}
+    grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
+    keys = {fold(key.name) for key in trees.group_keys(select) if isinstance(key, exp.Column)}
+    for column in list(order.find_all(exp.Column)):
+        name = fold(column.name)
+        inside = not column.table and not isinstance(column.parent, exp.Ordered)
+        if inside and name in outputs and (name in keys or not grouped):
+            there = [alias for alias, names in columns.items() if name in names and alias not in hidden]
+            if len(there) == 1:
+                column.set("table", exp.to_identifier(there[0]))
 
 
 def _clauses(select: exp.Select) -> None:
