@@ -131,7 +131,7 @@ class Questions:
             shown.append(Out(self.scalar_query(outs), INTEGER))
         if self.chance(0.15):
             shown.append(self.window(outs))
-        if self.chance(0.12) and not any(one.sql.partition(".")[2].startswith("c") for one in outs):
+        if self.chance(0.12) and not _named_like_outputs(outs):
             shown += self.chain(shown)
         distinct = "DISTINCT " if self.chance(0.2) else ""
         if not distinct and self.chance(0.05):
@@ -180,16 +180,19 @@ class Questions:
             group += f" HAVING {self.aggregate(outs, numbers=True).sql} {compared}"
         elif keys and self.chance(0.05):
             group += f" HAVING count(*) >= (SELECT min(k) FROM {self.base_name()})"
-        return self.finished(f"{_listed(shown)} FROM {source}{where}{group}", [one.kind for one in shown], ordered)
+        named = not _named_like_outputs(outs)  # else the name is a column's that is no key
+        return self.finished(
+            f"{_listed(shown)} FROM {source}{where}{group}", [one.kind for one in shown], ordered, named=named
+        )
 
-    def finished(self, body: str, kinds: list[str], ordered: bool) -> tuple[str, list[str]]:
+    def finished(self, body: str, kinds: list[str], ordered: bool, *, named: bool = True) -> tuple[str, list[str]]:
         sql = f"SELECT {body}"
         if ordered and self.chance(0.4):
             order = ", ".join(
                 f"{number + 1}{self.pick(['', ' DESC', ' NULLS FIRST', ' DESC NULLS LAST'])}"
                 for number in range(len(kinds))
             )
-            if self.chance(0.4):
+            if named and self.chance(0.4):
                 order = f"{self.ordering(kinds)}, {order}"
             sql += f" ORDER BY {order}"
             if self.chance(0.6):
@@ -437,3 +440,7 @@ _FUNCTIONS: dict[str, list[tuple[str, str]]] = {
 
 def _listed(shown: list[Out]) -> str:
     return ", ".join(f"{one.sql} AS c{number}" for number, one in enumerate(shown))
+
+
+def _named_like_outputs(outs: list[Out]) -> bool:
+    return any(one.sql.partition(".")[2].startswith("c") for one in outs)
