@@ -1,4 +1,4 @@
-"""The data space on one machine that docs/operating.md has the reader type is one."""
+"""The data space on one machine that docs/operations.md has the reader type is one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.ports import free_range
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def test_what_the_page_says_makes_a_data_space(tmp_path: Path) -> None:
