@@ -280,13 +280,16 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
     shown: list[exp.Expr] = [*keys, *(column_named(one.column) for one in grid.measures)]
     shown += [column_named(grid.entity)] if grid.entity is not None else []
     shown = shown or [named_as(exp.Literal.number(1), _N)]
-    gone, come, changed, both, few = (maker.token() for _ in range(5))
-    unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
+    gone, come, changed, both, few, came = (maker.token() for _ in range(6))
+    unit = _fewest_rows(came) if grid.entity is None else distinct_count(column_named(grid.entity))
     few_of = exp.select(named_as(unit.copy(), _N), copy=False).from_(table_named(changed), copy=False)
     # Each by a name of its own: one behind the other, SQL takes set operations from the left.
     ctes: list[tuple[str, exp.Query]] = [*old.ctes, *new.ctes]
     ctes += [(gone, _minus(shown, old.name, new.name)), (come, _minus(shown, new.name, old.name))]
-    either = (exp.select(exp.Star()).from_(table_named(name)) for name in (gone, come))
+    either = (
+        exp.select(exp.Star(), named_as(exp.Literal.number(number), came)).from_(table_named(name))
+        for number, name in enumerate((gone, come))
+    )
     ctes.append((changed, exp.union(*either, distinct=False, copy=False)))
     if keys:
         cells = [exp.select(*(key.copy() for key in keys)).from_(table_named(name)) for name in (old.cells, new.cells)]
@@ -305,6 +308,12 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
     query = exp.select(named_as(_scalar(count_star(), table_named(few)), "cells"), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
     return query, tuple(name for name, _ in ctes)
+
+
+def _fewest_rows(came: str) -> exp.Expr:
+    """The fewest rows that can differ: one that was changed is gone and has come, and nobody can tell it from two."""
+    new = exp.Sum(this=column_named(came))
+    return exp.Anonymous(this="greatest", expressions=[new, exp.Sub(this=count_star(), expression=new.copy())])
 
 
 def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:

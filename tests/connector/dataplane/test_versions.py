@@ -31,10 +31,12 @@ UNITS = (
     atom("ds:measure/m", "eq", "0..1000"),
 )
 CELLS = gate.agreement(atom("ds:minGroupSize", "gteq", "10"), *UNITS, action="odrl:use")
+ROWS = gate.agreement(atom("ds:minGroupSize", "gteq", "10"), *UNITS[1:], action="odrl:use")  # each row is a unit
 NOISE = gate.agreement(atom("ds:epsilonBudget", "lteq", "1"), *UNITS, action="odrl:use")
 AGES = "SELECT i AS pid, CAST(i AS {}) AS age FROM range(100) r(i)"
 COSTS = "SELECT {} AS pid, 'A' AS g, (CASE WHEN i = 100 THEN 777.0 ELSE 10.0 END)::{} AS m{} FROM range({}) r(i)"
 FIRST = COSTS.format("i", "DOUBLE", "", 100)
+OTHERS = "SELECT i AS pid, 'A' AS g, (CASE WHEN i < {} THEN 777.0 ELSE 10.0 END)::DOUBLE AS m FROM range({}, 100) r(i)"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -87,6 +89,11 @@ CHANGES: dict[str, tuple[Policy, str, str, list[str]]] = {
     "a filtered column becomes longer": (ADULTS, AGES.format("INTEGER"), AGES.format("BIGINT"), []),
     "one person more": (CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 101), ["difference_too_small"]),
     "one person fewer": (CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 99), ["difference_too_small"]),
+    "six rows fewer": (ROWS, OTHERS.format(0, 0), OTHERS.format(0, 6), ["difference_too_small"]),
+    "six rows with other values": (ROWS, OTHERS.format(0, 0), OTHERS.format(6, 0), ["difference_too_small"]),
+    "ten rows with other values": (ROWS, OTHERS.format(0, 0), OTHERS.format(10, 0), []),
+    "six persons with other values": (CELLS, OTHERS.format(0, 0), OTHERS.format(6, 0), ["difference_too_small"]),
+    "ten persons with other values": (CELLS, OTHERS.format(0, 0), OTHERS.format(10, 0), []),
     "one person and a column more": (
         CELLS, FIRST, COSTS.format("i", "DOUBLE", ", 1 AS extra", 101), ["difference_too_small"]
     ),
