@@ -52,7 +52,8 @@ _STATUS = {
 }
 _INTERNAL = (13, 5, "Internal")
 _EXHAUSTED = (8, 5, "Failed")
-# Whoever asks the same again is told the same again, so that no client does by itself what UNAVAILABLE invites it to.
+# Whoever asks the same again at once is told the same again, so that no client does by itself what UNAVAILABLE invites
+# it to. Later it may help: a count per day begins anew, and there is more memory where less is read at once.
 _SPENT = frozenset(
     {
         "count_spent", "quota_spent", "quota", "privacy_budget_spent",
@@ -233,6 +234,8 @@ def _told(error: HanseError, *, details: bool) -> list[tuple[str, str]]:
     text = _shortened(f"{problem['code']}: {problem['detail']}{rule}")
     raw = json.dumps(error.record if isinstance(error, Ended) else problem, default=str).encode()
     status, arrow, kind = _EXHAUSTED if error.code in _SPENT else _STATUS.get(error.status, _INTERNAL)
+    if isinstance(error, Ended) and not kind:  # what has begun was asked well, and its end record needs a kind to go by
+        status, arrow, kind = _INTERNAL
     told = [
         ("grpc-status", str(status)),
         ("grpc-message", quote(text, safe=_SAID)),

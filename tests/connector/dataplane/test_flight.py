@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import time
@@ -409,7 +410,8 @@ ENDS = {
     "worker_wanted": fl.FlightUnavailableError,
     "busy": fl.FlightUnavailableError,
     "memory_limit": fl.FlightInternalError,  # what Arrow's C++ makes of RESOURCE_EXHAUSTED
-    "computation_failed": pa.ArrowInvalid,
+    "computation_failed": fl.FlightInternalError,  # before the first batch it is INVALID_ARGUMENT, which has no record
+    "store_unreachable": fl.FlightInternalError,
 }
 
 
@@ -429,14 +431,21 @@ async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_b
         with pytest.raises(ENDS[code], match=rf"^{code}.*\(after [1-9]") as caught:
             await asking
         assert type(caught.value) is ENDS[code]
+        assert json.loads(caught.value.extra_info)["code"] == code
     await settled(running)
 
 
-async def test_each_code_of_a_worker_has_one_status_of_grpc() -> None:
-    for code in codes._ERRORS:
-        ended = rpc.Ended({"status": "error", "code": code, "reason": "it ended", "rows": 1})
-        before, after = [dict(rpc._told(one, details=False)) for one in (codes.error_of(code, {}), ended)]
-        assert (code, before["grpc-status"]) == (code, after["grpc-status"])
+@pytest.mark.parametrize(
+    "code", [*codes._ERRORS, "busy", "revoked", "refused", "quota", "lease_expired", "count_spent"]
+)
+async def test_an_end_in_mid_stream_takes_its_record_along_whatever_its_code(code: str) -> None:
+    record = {"status": code if code in rpc._ENDS else "error", "code": code, "reason": "it ended", "rows": 1}
+    told = dict(rpc._told(rpc.Ended(record), details=True))
+    assert json.loads(base64.b64decode(told["grpc-status-details-bin"] + "==")) == record
+    assert told["x-arrow-status-detail-bin"]  # what pyarrow makes a FlightError of
+    if code in codes._ERRORS:
+        before = dict(rpc._told(codes.error_of(code, {}), details=False))["grpc-status"]
+        assert told["grpc-status"] == ("13" if before == "3" else before)
 
 
 async def test_a_quota_is_exhausted_in_the_middle_and_at_the_next_read(running: Provider, front: Front) -> None:
