@@ -92,7 +92,8 @@ def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
 def job_of(
     asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], *, most: Limits, running: int
 ) -> Job:
-    """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them."""
+    """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them
+    unless it is only described."""
     relations = {
         dataset.relation: version_relation(grant.held.version)
         for dataset in prepared.datasets

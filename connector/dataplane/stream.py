@@ -116,7 +116,10 @@ class Reads:
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._looks = Turns(max(1, streams_max // 2), waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS)
+        looks = max(2, streams_max // 2)
+        self._looks = Turns(
+            looks, each=looks // 2, waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS, what="turn to describe a read"
+        )
         self._lookers: dict[str, int] = {}
         self._looked = asyncio.Event()  # nobody looks what a read would give
         self._looked.set()
@@ -221,11 +224,12 @@ class Reads:
         grants: list[Grant] = []
         begun = time.monotonic()
         try:
-            async with self._looking(asked.consumer):
+            async with self._looking(asked.consumer) as until:
                 grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
                 prepared, keys = await self._gated(asked, grants, bytes(32))  # the key is of no value that leaves
                 grants = needed(grants, prepared)
-                return await self._described(replace(self._job(asked, grants, prepared, keys), kind="describe"))
+                job = replace(self._job(asked, grants, prepared, keys), kind="describe")
+                return await self._described(job, seconds=until - time.monotonic())
         except (HanseError, PolicyError) as error:
             await self._tell_refused(asked, error, grants)
             await _quantised(begun)
@@ -263,9 +267,9 @@ class Reads:
         self.grants.forget([grant for grant in grants if grant not in found])
         return found
 
-    async def _described(self, job: Job) -> bytes:
+    async def _described(self, job: Job, *, seconds: float | None = None) -> bytes:
         try:
-            return base64.b64decode((await self._pool.ask(job))["schema"])
+            return base64.b64decode((await self._pool.ask(job, seconds=seconds))["schema"])
         except HanseError as error:
             if isinstance(error, Busy) and error.code not in _OF_FILES:
                 raise
@@ -361,17 +365,19 @@ class Reads:
         return _Place(self._running, consumer, self._quiet)
 
     @asynccontextmanager
-    async def _looking(self, consumer: str) -> AsyncIterator[None]:
-        """A turn of those who ask what a read would give. They are soon done, so they wait for it, and take no place of
-        reads."""
+    async def _looking(self, consumer: str) -> AsyncIterator[float]:
+        """A turn of those who ask what a read would give, and until when they wait for a worker after it. They are soon
+        done, so they wait for it, and take no place of reads. Nobody has more than half of the turns: whoever holds one
+        while he waits for a worker would keep others from waiting for it too."""
         self._check_open()
+        until = time.monotonic() + _LOOK_SECONDS
         await self._looks.take(consumer)
         try:
             self._check_open()
             with _Place(self._lookers, consumer, self._looked):
-                yield
+                yield until
         finally:
-            self._looks.give_back()
+            self._looks.give_back(of=consumer)
 
     async def _admit(self, asked: Asked) -> list[Grant]:
         """One grant per ticket, or none at all (1); nothing is counted yet."""

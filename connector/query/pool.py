@@ -185,13 +185,15 @@ class Pool:
                 watching.cancel()
             self._finish(result)
 
-    async def ask(self, job: Job, *, told: Callable[[str, int], None] = lambda *_: None) -> Any:
+    async def ask(
+        self, job: Job, *, told: Callable[[str, int], None] = lambda *_: None, seconds: float | None = None
+    ) -> Any:
         """A job that gives one JSON value (report, describe, profile, convert, check_arrow).
 
-        `told` hears the stage of a long one and how many files are done in it. When this raises, also because it was
-        cancelled, the worker has let go of the job.
+        `told` hears the stage of a long one and how many files are done in it; `seconds`: as of `Turns.take`. When this
+        raises, also because it was cancelled, the worker has let go of the job.
         """
-        result = await self._begin(job)
+        result = await self._begin(job, seconds=seconds)
         try:
             kind, _, payload, _ = await result.next()
             while kind == wire.PROGRESS:
@@ -213,11 +215,11 @@ class Pool:
         """Resident memory of all workers, for the health page."""
         return sum(worker.rss_mb() for worker in (*self._idle, *self._busy))
 
-    async def _begin(self, job: Job) -> Result:
+    async def _begin(self, job: Job, *, seconds: float | None = None) -> Result:
         await self._roots.look()
         worker = self._sharing(job)
         if worker is None:
-            await self._turn(job.consumer)
+            await self._turn(job.consumer, seconds)
             try:
                 worker = await self._take_worker()
             except BaseException:
@@ -247,10 +249,10 @@ class Pool:
             worker.watch = asyncio.get_running_loop().create_task(self._watch(worker))
         return result
 
-    async def _turn(self, consumer: str) -> None:
+    async def _turn(self, consumer: str, seconds: float | None) -> None:
         asking = self._background(self._patience(consumer))
         try:
-            await self._turns.take(consumer)
+            await self._turns.take(consumer, seconds=seconds)
         finally:
             asking.cancel()
 

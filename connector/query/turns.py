@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 
 from connector.errors import Busy
 
@@ -11,13 +11,19 @@ from connector.errors import Busy
 class Turns:
     """`size` places. Each consumer has a line of its own, and a free place goes to the next consumer's first.
 
-    No consumer's line takes more than half of those who may wait.
+    No consumer's line takes more than half of those who may wait, and none has more than `each` places, where that is
+    told: then they say who gives one back. `what` a place is for those who wait for it.
     """
 
-    def __init__(self, size: int, *, waiting: int, wait_seconds: float) -> None:
+    def __init__(
+        self, size: int, *, waiting: int, wait_seconds: float, each: int | None = None, what: str = "worker"
+    ) -> None:
         self._free = size
+        self._each = each
+        self._held = Counter[str]()  # where there is an `each`
         self._most_waiting = waiting
         self._wait_seconds = wait_seconds
+        self._what = what
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
@@ -29,10 +35,12 @@ class Turns:
         """Whether somebody who takes a place now leaves one for others."""
         return self._free > 1 and not self._lines
 
-    async def take(self, consumer: str) -> None:
-        """Wait for a place; Busy when the line is full or the wait too long. Pair it with `give_back`."""
-        if self._free and not self._lines:
+    async def take(self, consumer: str, *, seconds: float | None = None) -> None:
+        """Wait for a place, no longer than `seconds` for who has waited for something else before; Busy when the line
+        is full or the wait too long. Pair it with `give_back`."""
+        if self._free and self._may(consumer):  # who waits while a place is free has as many as it may have
             self._free -= 1
+            self._takes(consumer)
             return
         own = len(self._lines.get(consumer, ()))
         if self.waiting >= self._most_waiting or own >= max(1, self._most_waiting // 2):
@@ -40,31 +48,40 @@ class Turns:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(consumer, deque()).append(place)
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with asyncio.timeout(self._wait_seconds if seconds is None else seconds):
                 await place
         except BaseException as error:
             self._leave(consumer, place)
             if isinstance(error, TimeoutError):
-                raise Busy("no worker became free in time; try again later", code="queue_timeout") from None
+                raise Busy(f"no {self._what} became free in time; try again later", code="queue_timeout") from None
             raise
 
-    def give_back(self, *, after_others: str = "") -> None:
-        """Free a place, or hand it to whose turn it is; `after_others` has the last turn."""
+    def give_back(self, *, of: str = "", after_others: str = "") -> None:
+        """Free a place, or hand it to whose turn it is; `after_others` has the last turn. `of`: whose it was."""
+        self._held -= Counter((of,))  # without those that have none
         if after_others in self._lines:
             self._lines.move_to_end(after_others)
-        while self._lines:
-            consumer, line = self._lines.popitem(last=False)
+        while (consumer := next(filter(self._may, self._lines), None)) is not None:
+            line = self._lines.pop(consumer)
             place = line.popleft()
             if line:
                 self._lines[consumer] = line  # to the end: the others come first
             if not place.done():
+                self._takes(consumer)
                 place.set_result(None)
                 return
         self._free += 1
 
+    def _may(self, consumer: str) -> bool:
+        return self._each is None or self._held[consumer] < self._each
+
+    def _takes(self, consumer: str) -> None:
+        if self._each is not None:
+            self._held[consumer] += 1
+
     def _leave(self, consumer: str, place: asyncio.Future[None]) -> None:
         if place.done() and not place.cancelled():
-            self.give_back()  # it was ours already
+            self.give_back(of=consumer)  # it was ours already
         elif (line := self._lines.get(consumer)) is not None and place in line:
             line.remove(place)
             if not line:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from connector.dataplane import access
+from connector.dataplane import access, stream
 from connector.dataplane.flight import commands, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.errors import Refused
-from connector.query import codes
+from connector.query import codes, pool
 from connector.query.turns import Turns
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
@@ -383,6 +384,53 @@ async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_re
     await asyncio.to_thread(go)
     assert len(names) == 6
     await settled(running)
+
+
+async def test_who_describes_much_while_he_has_all_workers_keeps_nobody_from_one(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_PATIENCE", 0.5)
+    greedy, bee = running.ticket(await running.agree()), "did:web:bee.example"
+    relation = provider.data.relation("parquet", running.path, running.path.parent)
+    theirs = replace(provider.OPEN, assignee=bee)
+    await running.store.write(
+        lambda tx: provider.insert(tx, theirs, "bee", name="numbers", relation=relation, profile={}, consumer=bee)
+    )
+    other = running.ticket("urn:agreement:bee", consumer=bee)
+
+    def describe(ticket: str, number: int) -> None:
+        with flyer(front, ticket) as client:
+            client.info(sql=f"SELECT gap, count(*) AS n{number} FROM clinic.numbers GROUP BY gap")
+
+    def begun(client: flying.Flyer) -> Any:
+        reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
+        reader.read_chunk()
+        return reader
+
+    with flyer(front, greedy) as client, ThreadPoolExecutor(16) as threads:
+        readers = [await asyncio.to_thread(begun, client) for _ in range(2)]
+        loop = asyncio.get_running_loop()
+        waiting = [loop.run_in_executor(threads, describe, greedy, number) for number in range(12)]
+        await until(lambda: running.reads._looks.waiting > 0)
+        async with asyncio.timeout(15):
+            await asyncio.to_thread(describe, other, 99)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*waiting)
+    await settled(running)
+
+
+async def test_who_describes_waits_for_his_turn_and_for_a_worker_within_one_limit(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: not running.pool._busy)  # else the workers of other tests come back here
+    monkeypatch.setattr(stream, "_LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(running.pool, "_turns", Turns(0, waiting=9, wait_seconds=60))
+    with flyer(front, running.ticket(await running.agree())) as client:
+        begun = time.monotonic()
+        with pytest.raises(fl.FlightUnavailableError, match="queue_timeout: no worker became free"):
+            await asyncio.to_thread(client.info, sql="SELECT count(*) AS n FROM clinic.numbers")
+    assert time.monotonic() - begun < 20
 
 
 async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> None:
