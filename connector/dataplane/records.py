@@ -7,12 +7,13 @@ whoever looks for one agreement or dataset finds the read. They share the read's
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
-from connector.errors import HanseError, Refused, Withdrawn
+from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.held import Grant
 from policies.contract import DataContract
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
     from policies.enforce.sql import Prepared
 
 GONE, LEFT = "client_gone", "the client left"
+
+
+class ReaderEnded(HanseError):
+    """A read that its reader has ended. Given to `Task.cancel` on, so that the record says how."""
+
+    status = 499
+    code = "cancelled"
+
+
+def why_left(failure: BaseException | None, ended: HanseError | None) -> BaseException | None:
+    """What a failure is for the record: of a read that was cancelled, who did it, where anybody says, or else what had
+    `ended` its grants where that is our own stop."""
+    if not isinstance(failure, asyncio.CancelledError | ConnectionError):
+        return failure
+    by = next((one for one in failure.args if isinstance(one, ReaderEnded)), None)
+    return by or (ended if isinstance(ended, Busy) else failure)
 
 
 def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ from connector.recent import keep
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants, under
-from connector.usage.held import Grant, Held, Wanted
+from connector.usage.held import Grant, Held, Wanted, ended_by
 from policies import gate
 from policies.columns import quoted
 from policies.contract import DataContract
@@ -509,6 +509,7 @@ class Reads:
         unknown = isinstance(failed, Busy) and failed.code == UNKNOWN  # it may have begun, and run for ever
         if failed is not None and not unknown:
             return
+        failure = records.why_left(failure, ended_by(grants))
         if stream is not None and stream.end is None:
             code = getattr(failure, "code", records.GONE)
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else records.LEFT)

@@ -24,6 +24,7 @@ from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.rpc import Caller
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
+from connector.dataplane.records import ReaderEnded
 from connector.dataplane.stream import Reads
 from connector.dataplane.taking import Moved, in_time
 from connector.dataplane.tickets import Ticket
@@ -40,6 +41,7 @@ _PASS_SECONDS = 900.0
 _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
 _PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
 _SHORT = 1_024  # characters that are looked at at once: a millisecond or two
+_CANCELLED = "the read was cancelled by its reader"
 _CALLS_OF_ONE = 32  # calls that one consumer may have open, also those that it does not read
 
 _T = TypeVar("_T")
@@ -56,6 +58,10 @@ class Reader(Protocol):
 
     async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
         """The message without rows that ends a stream, and its end record."""
+
+    @property
+    def late(self) -> ReaderEnded | None:
+        """What has ended where it waits no longer for the whole, as it said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Desk:
 
     def hearing(self, asker: Asker, *, besides: tuple[type[HanseError], ...]) -> AbstractAsyncContextManager[None]:
         """See `Reads.hearing`; a read that its reader cancels is not refused either."""
-        return self._reads.hearing(*asker.tickets, besides=(*besides, _Cancelled))
+        return self._reads.hearing(*asker.tickets, besides=(*besides, ReaderEnded))
 
     def counted(self, consumer: str) -> _Count:
         """A call of this consumer, until the block ends. Limited where too many are open."""
@@ -173,7 +179,7 @@ class Desk:
     def stop(self, asker: Asker, tickets: Sequence[bytes]) -> int:
         """End the running reads of these Flight tickets, also of those that have ended; how many there were."""
         opened = [self._running.get(self._unseal(raw, asker, now=0.0).id, set()) for raw in tickets]
-        return sum(one.cancel() for running in opened for one in running)
+        return sum(one.cancel(ReaderEnded(_CANCELLED)) for running in opened for one in running)
 
     async def renew(self, asker: Asker, ticket: bytes) -> tuple[bytes, float]:
         """A new Flight ticket for an old one, and when it ends; its running reads go on under this call's tickets."""
@@ -201,10 +207,10 @@ class Desk:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             if sending.done() and (task := asyncio.current_task()) is not None and not task.cancelling():
-                raise _Cancelled("the read was cancelled by its reader") from None
+                raise ReaderEnded(_CANCELLED) from None
             raise
         finally:
-            sending.cancel()
+            sending.cancel(reader.late)
             while not sending.done():  # however often we are cancelled: by a reset, and by the end of its connection
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((sending,))
@@ -380,11 +386,6 @@ class _Count:
         self._counts[self._name] -= 1
         if not self._counts[self._name]:
             del self._counts[self._name]
-
-
-class _Cancelled(HanseError):
-    status = 499
-    code = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class Exchange:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.headers = [("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
+        self.until: float | None = None  # of the loop's time: how long the caller waits
         self._status = "200"
 
     def check(self) -> None:

@@ -25,6 +25,7 @@ from connector.dataplane.flight.rpc import (
     seconds_of,
 )
 from connector.dataplane.flight.tables import Tables
+from connector.dataplane.records import ReaderEnded
 from connector.dataplane.senders import in_thread
 from connector.dataplane.taking import Moved
 from connector.errors import BadInput, HanseError, unforeseen
@@ -45,6 +46,7 @@ _DESCRIPTIONS = {
     "CreatePreparedStatement": "Flight SQL: prepare a statement.",
     "ClosePreparedStatement": "Flight SQL: forget a statement.",
 }
+_EARLY = 0.25  # seconds: a caller's time begins before ours, and most end their calls by themselves then
 _log = logger("flight")
 
 
@@ -94,6 +96,7 @@ class Service:
         seconds = seconds_of(exchange.call.headers)
         try:
             async with asyncio.timeout(seconds) as limit:
+                exchange.until = limit.when()
                 await self._answered(exchange)
         except TimeoutError:
             if not limit.expired():
@@ -261,6 +264,14 @@ class _Reader:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._room = bytearray()  # of a batch that is read before it is encrypted
+
+    @property
+    def late(self) -> ReaderEnded | None:
+        """See `desk.Reader`."""
+        until = self._exchange.until
+        if until is None or asyncio.get_running_loop().time() < until - _EARLY:
+            return None
+        return ReaderEnded("the call has lasted as long as its reader waits", code=DeadlineExceeded.code)
 
     async def begin(self, schema: memoryview | bytes) -> None:
         """See `desk.Reader`."""

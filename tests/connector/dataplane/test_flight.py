@@ -271,7 +271,48 @@ async def test_cancelling_ends_the_running_read(
 
     assert await asyncio.to_thread(go) == [b"\x08\x01", b"\x08\x03"]  # cancelled; nothing left to cancel
     await settled(running)
-    assert running.of_kind("ReadEnded")[-1].outcome == "broken"
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code, ended.reason) == (
+        "broken", "cancelled", "the read was cancelled by its reader",
+    )  # fmt: skip
+
+
+LONG = "SELECT count(*) AS n FROM clinic.numbers a, clinic.numbers b, clinic.numbers c WHERE a.x < b.x * c.x"
+
+
+@pytest.mark.parametrize("sql", [ENDLESS, LONG], ids=["after the first batch", "before it"])
+@pytest.mark.parametrize("how", ["cancelled", "deadline_exceeded", "shutting_down"])
+async def test_the_record_of_a_read_that_is_ended_says_who_did_it(
+    running: Provider, front: Front, how: str, sql: str
+) -> None:
+    started, ends = len(running.of_kind("ReadStarted")), len(running.of_kind("ReadEnded"))
+    ticket = running.ticket(await running.agree())
+    with flyer(front, ticket) as client:
+        info = await asyncio.to_thread(client.info, sql=sql)
+        if how == "deadline_exceeded":
+            client.options = fl.FlightCallOptions(
+                timeout=2.0, headers=[(b"authorization", f"Bearer {ticket}".encode())]
+            )
+
+        def go() -> None:
+            with pytest.raises(fl.FlightError):
+                for _ in client.get(info.endpoints[0].ticket):
+                    pass
+
+        reading = asyncio.ensure_future(asyncio.to_thread(go))
+        await until(lambda: len(running.of_kind("ReadStarted")) > started)
+        if sql == ENDLESS:
+            await until(lambda: any(one.batches for one in running.reads.live.values()))
+        if how == "cancelled":
+            await asyncio.to_thread(client.act, "CancelFlightInfo", protobuf.write([(1, info.serialize())]))
+        if how == "shutting_down":
+            running.grants.stop_all("the connector is stopping", code=how)
+            for connection in front._connections:
+                connection.close()
+        await reading
+    await until(lambda: len(running.of_kind("ReadEnded")) > ends)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code) == ("broken", how)
 
 
 async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider, front: Front) -> None:
