@@ -225,7 +225,7 @@ class Desk:
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
         async with self._reads.open(replace(asked, transport="flight"), spans=True) as stream:
-            await self._in_time(stream, lambda moved: reader.begin(stream.schema))
+            await self._in_time(stream, reader, lambda moved: reader.begin(stream.schema))
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
                     if stream.end is None:
@@ -236,14 +236,14 @@ class Desk:
             record = stream.end.to_json()
             if stream.end.status == ask.COMPLETE:
                 assert isinstance(part, bytes)
-                await self._in_time(stream, lambda moved: reader.end(part, record))
+                await self._in_time(stream, reader, lambda moved: reader.end(part, record))
             return record
 
     async def _part(self, stream: GovernedStream, reader: Reader, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
         following = _following(stream)
         try:
-            await self._in_time(stream, lambda moved: reader.part(part, following, moved))
+            await self._in_time(stream, reader, lambda moved: reader.part(part, following, moved))
         except VersionChanged as error:  # told as where it is seen before the gate
             stream.abandon(error.code, error.message)
         except EOFError:
@@ -254,11 +254,17 @@ class Desk:
             stream.abandon(error.code, error.message)
             raise
 
-    async def _in_time(self, stream: GovernedStream, sending: Callable[[Moved], Awaitable[None]]) -> None:
+    async def _in_time(
+        self, stream: GovernedStream, reader: Reader, sending: Callable[[Moved], Awaitable[None]]
+    ) -> None:
         try:
             await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
+            raise
+        except ConnectionError:  # seen here before we are cancelled
+            if (late := reader.late) is not None:
+                stream.abandon(late.code, late.message)
             raise
 
     # Who may, and what is meant.
