@@ -99,9 +99,9 @@ class Crawler:
             self._awake.clear()
             try:
                 if time.monotonic() - swept > _HOUR:
-                    swept = time.monotonic()
-                    await self._store.write(self._sweep)
+                    await self._sweep()
                     await self._strip()
+                    swept = time.monotonic()
                 for source in await self._store.read(partial(_due, limit=self._settings.crawl_concurrency * 2)):
                     self.start(source.member_id, why="schedule")
             except Exception as error:  # noqa: BLE001  # a schedule that stops is a catalogue that ages
@@ -261,16 +261,27 @@ class Crawler:
 
     def _settle(self, tx: Transaction, source: Source) -> None:
         """Bring a connector's state up to date; its entries show a change."""
-        state = freshness.state_of(self._timing, failures=source.failures, last_ok=source.last_ok, now=tx.now)
+        state = self._state(source, tx.now)
         if state != source.state:
             source.state = state
             tx.entries.touch_all(source.member_id)
 
-    def _sweep(self, tx: Transaction) -> None:
+    def _state(self, source: Source, now: float) -> str:
+        return freshness.state_of(self._timing, failures=source.failures, last_ok=source.last_ok, now=now)
+
+    async def _sweep(self) -> None:
         """Once an hour: states that change by time alone, and tombstones that are old enough."""
-        for source in tx.members.sources():
+        for member_id in await self._store.read(self._unsettled):
+            await self._store.write(partial(self._resettle, member_id=member_id))  # or it would hold all at once
+        await self._store.write(lambda tx: tx.entries.forget_tombstones(tx.now - self._settings.tombstone_seconds))
+
+    def _unsettled(self, tx: Transaction) -> list[str]:
+        """The members whose connectors' states are those of an earlier time."""
+        return [source.member_id for source in tx.members.sources() if self._state(source, tx.now) != source.state]
+
+    def _resettle(self, tx: Transaction, *, member_id: str) -> None:
+        if (source := tx.members.source(member_id, lock=True)) is not None:
             self._settle(tx, source)
-        tx.entries.forget_tombstones(tx.now - self._settings.tombstone_seconds)
 
 
 def _due(tx: Transaction, *, limit: int) -> list[Source]:

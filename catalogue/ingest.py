@@ -161,8 +161,8 @@ def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, ta
         )
     if tally.datasets + len(page.same) + len(page.readings) > most:
         raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
+    tx.members.source(member.id, lock=True)
     _doubt(tx, member, tally)
-    tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
     rows = tx.entries.these(reading.candidate.id for reading in page.readings)
     others = tx.members.ids() - {member.id}
     changed: list[Row] = []
@@ -180,6 +180,7 @@ def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, ta
         if _store(row, reading, member, tx.now, tally):
             changed.append(row)
     seq = tx.entries.next_seq() if changed else 0  # one number for the page: it becomes visible as one
+    tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
     for row in changed:
         row.seq = seq
         tx.entries.add(row)
@@ -225,23 +226,25 @@ def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None
 
     So are those whose ids are another's by now. What is unfit for another reason is stale and not missing.
     """
-    for row in tx.entries.unseen_since(member_id, since):
-        unfit = tally.unfit.get(row.id)
-        if unfit is not None and not unfit.foreign:
-            continue
+    unseen = ((row, tally.unfit.get(row.id)) for row in tx.entries.unseen_since(member_id, since))
+    missed = [(row, unfit) for row, unfit in unseen if unfit is None or unfit.foreign]
+    seq = tx.entries.next_seq() if missed else 0
+    for row, unfit in missed:
         row.misses = max(row.misses, 0) + 1
         tally.missing += 1
         if row.misses >= MISSES_MAX:
             _withdraw(row, _unfit(unfit) or "its provider no longer lists it", now=tx.now, tally=tally)
-        row.seq = tx.entries.next_seq()
+        row.seq = seq
 
 
 def age(tx: Transaction, member_id: str, *, seconds: float, tally: Tally) -> None:
     """After a visit: what no visit has listed for so long, because they broke off or it is unfit, is withdrawn."""
-    for row in tx.entries.unseen_since(member_id, tx.now - seconds):
+    rows = tx.entries.unseen_since(member_id, tx.now - seconds)
+    seq = tx.entries.next_seq() if rows else 0
+    for row in rows:
         why = _unfit(tally.unfit.get(row.id)) or f"no visit of its provider has listed it for {seconds / _DAY:g} days"
         _withdraw(row, why, now=tx.now, tally=tally)
-        row.seq = tx.entries.next_seq()
+        row.seq = seq
 
 
 def bound(tx: Transaction, member_id: str, *, since: float, most: int, tally: Tally) -> None:
@@ -274,9 +277,9 @@ def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
     mine = [
         row for row in tx.entries.these(ids).values() if row.member_id == member_id and row.withdrawn_at is None
     ]  # fmt: skip
+    seq = tx.entries.next_seq() if mine else 0
     for row in mine:
-        row.withdrawn_at, row.withdrawn_why = tx.now, "its provider withdrew it"
-        row.seq = tx.entries.next_seq()
+        row.withdrawn_at, row.withdrawn_why, row.seq = tx.now, "its provider withdrew it", seq
     if mine and source is not None:
         source.etag = ""  # where its catalogue lists one still, "unchanged" would not say so
     return len(mine)
@@ -287,6 +290,7 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
     rows = tx.entries.read_before(READER, limit=limit)
     if rows:  # what is taken of a catalogue, and whose it is, may be another since
         tx.members.forget_etags()
+    seq = tx.entries.next_seq() if rows else 0
     for row in rows:
         row.reader = READER
         try:
@@ -294,5 +298,5 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
         except (HanseError, RecursionError):  # the latter of the text itself
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
-        row.digest, row.seq = digest_of(row.content), tx.entries.next_seq()
+        row.digest, row.seq = digest_of(row.content), seq
     return len(rows)

@@ -88,14 +88,13 @@ class Members:
         _check(changes)
 
         def work(tx: Transaction) -> Member:
-            member = tx.members.of(key)
+            member = tx.members.of(key, lock=True)
             for field, value in changes.items():
                 setattr(member, field, value.rstrip("/") if field == "url" else value)
             member.changed_at = tx.now
-            tx.members.changed()
             if "url" in changes:
                 tx.members.forget_etags()
-            source = tx.members.source(member.id)
+            source = tx.members.source(member.id, lock=True)
             if source is not None:
                 source.next_at = tx.now
                 if changes.get("status") == "active":  # nobody has visited it since: as old as it is
@@ -104,6 +103,7 @@ class Members:
                         Timing.of(self._settings), failures=failures, last_ok=source.last_ok, now=tx.now
                     )
             tx.entries.touch_all(member.id)
+            tx.members.changed()
             return member
 
         member = await self._store.write(work)
@@ -115,6 +115,7 @@ class Members:
 
         def work(tx: Transaction) -> str:
             member = tx.members.of(key, lock=True)
+            tx.members.source(member.id, lock=True)
             tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
             tx.members.remove(member)
             tx.members.changed()

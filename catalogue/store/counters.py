@@ -1,4 +1,7 @@
-"""Numbers that only grow, one row each. The row stays locked until commit, so numbers become visible in order."""
+"""Numbers that only grow, one row each. The row stays locked until commit, so numbers become visible in order.
+
+One is taken before the rows that get it are written (catalogue.store.transaction has the order of all locks).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from catalogue.store.tables import Counter
 def bump(session: Session, name: str) -> int:
     """The next number."""
     bumped = update(Counter).where(Counter.name == name).values(value=Counter.value + 1).returning(Counter.value)
-    value = session.scalar(bumped)
+    with session.no_autoflush:  # what has changed by now is written, and locked, after it
+        value = session.scalar(bumped)
     if value is None:
         session.add(Counter(name=name, value=1))
         session.flush()

@@ -169,12 +169,14 @@ class Entries:
         return self._session.scalars(older.limit(limit)).all()
 
     def whole_tombstones(self, *, limit: int) -> Sequence[Entry]:
-        """Withdrawn entries that still have all of their description."""
+        """Withdrawn entries that still have all of their description, but for those that others change now."""
         whole = select(Entry).where(Entry.withdrawn_at.is_not(None), Entry.raw != "")
-        return self._session.scalars(whole.limit(limit)).all()
+        return self._session.scalars(whole.limit(limit).with_for_update(skip_locked=True)).all()
 
     def forget_tombstones(self, before: float) -> None:
-        self._session.execute(delete(Entry).where(Entry.withdrawn_at < before))
+        """But for those that others change now."""
+        old = select(Entry.id).where(Entry.withdrawn_at < before).with_for_update(skip_locked=True)
+        self._session.execute(delete(Entry).where(Entry.id.in_(old)))
 
     def forget_tombstones_beyond(self, member_id: str, most: int, *, before: float) -> None:
         """Of a member's tombstones keep the newest `most`, and those since `before`, which the index may not know."""

@@ -69,6 +69,9 @@ class Members:
 
     def forget_etags(self) -> None:
         """Read every catalogue anew at its next visit: what is taken of it depends on who the members are."""
+        self._session.execute(
+            select(Source.member_id).order_by(Source.member_id).with_for_update()
+        )  # all lock in order
         self._session.execute(update(Source).values(etag=""))
 
     def due(self, now: float, *, limit: int) -> Sequence[Source]:

@@ -12,7 +12,12 @@ from catalogue.store.tokens import Tokens
 
 
 class Transaction:
-    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch."""
+    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
+
+    Who waits for locks while it holds some takes them in one order, or two would wait for each other: the member, its
+    source (several of them by id), the change number, its entries, the number of the register. Who changes entries
+    of a member holds its source.
+    """
 
     def __init__(self, session: Session, *, now: float) -> None:
         self.session = session

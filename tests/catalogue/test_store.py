@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy import inspect, text
 from catalogue import ingest
 from catalogue.access import Viewer
 from catalogue.app import build
+from catalogue.crawler import Crawler
 from catalogue.entry import READER, read_dataset
 from catalogue.ingest import Tally
 from catalogue.members import Members
@@ -179,6 +180,54 @@ def test_what_is_taken_while_its_member_is_removed_is_withdrawn_with_the_rest(st
     assert store.read_now(lambda tx: tx.entries.of("urn:hanse:north:a").withdrawn_at) is not None
     with pytest.raises(Forbidden, match="a member no longer"):
         take(store, owner, ["b"])
+
+
+def begun(work: Callable[[], object]) -> Future[object]:
+    """Work in a thread of its own, which by now has come to its end or waits for a lock."""
+    ended: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(work())
+        except Exception as error:  # noqa: BLE001  # whoever asks for the result has it
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    wait([ended], timeout=0.5)
+    return ended
+
+
+def test_a_member_may_withdraw_what_it_lists_while_it_is_removed(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    take(store, owner, ["a", "b"])
+    members = Members(store, None, None)  # type: ignore[arg-type]  # neither has a part in it
+
+    def withdraw(tx: Transaction) -> Future[object]:
+        tx.members.source(owner.id, lock=True)
+        leaving = begun(lambda: asyncio.run(members.remove("north")))
+        assert ingest.withdraw(tx, owner.id, ["urn:hanse:north:a", "urn:hanse:north:b"]) == 2
+        return leaving
+
+    store.write_now(withdraw).result(60)
+    gone = [store.read_now(lambda tx, one=one: tx.entries.of(f"urn:hanse:north:{one}")) for one in "ab"]  # type: ignore[misc]
+    assert {row.withdrawn_why for row in gone} == {"its provider withdrew it"}
+    assert store.read_now(lambda tx: tx.members.find("north")) is None
+
+
+def test_a_visit_may_end_while_the_states_of_many_connectors_change(store: Store, tmp_path: Path) -> None:
+    owners = [store.write_now(lambda tx, name=name: join(tx, name)) for name in ("north", "south")]  # type: ignore[misc]
+    store.write_now(lambda tx: tx.session.query(Source).update({"failures": 9, "last_ok": 1.0}))
+    settings = Settings(data_dir=tmp_path / "catalogue")
+    crawler = Crawler(store, None, None, settings, on_change=None, count=None)  # type: ignore[arg-type]  # as above
+
+    def end(tx: Transaction) -> Future[object]:
+        tx.members.source(owners[1].id, lock=True)
+        sweeping = begun(lambda: asyncio.run(crawler._sweep()))
+        tx.entries.touch_all(owners[1].id)
+        return sweeping
+
+    store.write_now(end).result(60)
+    assert {one.state for one in store.read_now(lambda tx: tx.members.sources())} == {"expired"}
 
 
 def test_a_live_entry_of_who_is_no_member_keeps_its_id_from_nobody(store: Store) -> None:
