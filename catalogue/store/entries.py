@@ -103,8 +103,10 @@ class Entries:
         return self._session.scalar(live) or 0
 
     def touch_all(self, member_id: str) -> None:
-        """Something about the member changed that every entry of it shows: all of them count as changed."""
-        self._session.execute(update(Entry).where(Entry.member_id == member_id).values(seq=self.next_seq()))
+        """Something about the member changed that every live entry of it shows: all of them count as changed. A
+        tombstone shows nothing, and keeps the number of its withdrawal."""
+        live = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+        self._session.execute(live.values(seq=self.next_seq()))
 
     def seen_all(self, member_id: str, now: float) -> int:
         """The provider said that nothing changed: every entry that it listed last time is seen again."""
@@ -157,7 +159,7 @@ class Entries:
         )
 
     def withdrawn_after(self, member_id: str, seq: int) -> bool:
-        """Whether a member has tombstones that changed after the change number `seq`."""
+        """Whether entries of a member were withdrawn after the change number `seq`."""
         dead = select(Entry.id).where(
             Entry.member_id == member_id, Entry.withdrawn_at.is_not(None), Entry.seq > seq
         )  # fmt: skip

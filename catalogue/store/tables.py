@@ -95,7 +95,7 @@ class Entry(Table):
     misses: Mapped[int]  # complete visits in a row that did not list it, or DOUBTED; the entry is stale unless 0
     withdrawn_at: Mapped[float | None]
     withdrawn_why: Mapped[str]
-    seq: Mapped[int]
+    seq: Mapped[int]  # of its last change; of a tombstone, of its withdrawal
 
     __table_args__ = (Index("ix_entry_seq", "seq"),)
 

@@ -482,6 +482,22 @@ async def test_what_is_withdrawn_while_it_is_read_stays_withdrawn(
     assert sorted(await catalogue.ids()) == ["urn:hanse:north:a", "urn:hanse:north:b"]
 
 
+async def test_what_was_withdrawn_before_a_visit_comes_back_though_its_member_changes_meanwhile(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    await catalogue.admit(north, "north")
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.crawl("north")
+    await catalogue.parts.store.write(lambda tx: ingest.withdraw(tx, north.did, ["urn:hanse:north:b"]))
+    held = north.answer = Held()
+    visit = catalogue.parts.crawler.start(north.did, why="schedule")
+    await asyncio.wait_for(held.ready.wait(), 60)
+    await catalogue.parts.members.change("north", changes={"title": "North, renamed"})
+    held.go_on.set()
+    assert ((await visit).outcome, (await visit).skipped) == ("complete", [])
+    assert sorted(await catalogue.ids()) == ["urn:hanse:north:a", "urn:hanse:north:b"]
+
+
 async def test_a_member_that_joins_while_another_is_read_has_its_namespace_to_itself(
     catalogue: Catalogue, north: Provider, south: Provider
 ) -> None:
