@@ -9,20 +9,32 @@ import tantivy
 
 from catalogue.facets import FACETS
 
-# Values of a facet that each segment of the index tells of at first, and where that does not do.
-_COUNTED, _ALL = 1_000, 2**31
+# Values of a facet that each segment of the index tells of: at first, and where that does not decide. Without a bound one
+# member's half a million keywords would be read for everybody's search.
+_FEW, _MOST = 1_000, 5_000
+_SPARE = 8  # times as many values as are shown, of which some may turn out to be larger than they looked
 
 
 def tally(searcher: tantivy.Searcher, query: tantivy.Query, names: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-    """How many hits have each of the largest values of these facets. Exact: a segment of the index tells of its own
-    largest values only, so that those which may be the largest of all are counted once more."""
-    wanted = {name: terms_of(name, FACETS[name].shown * 8, counted=_COUNTED) for name in names}
-    answer: dict[str, Any] = searcher.aggregate(query, wanted) if wanted else {}
-    unsure = [name for name in names if answer[name]["doc_count_error_upper_bound"]]
-    shown = {name: FACETS[name].shown for name in unsure}
-    again = {name: terms_of(name, most, among=_candidates(answer[name], most)) for name, most in shown.items()}
+    """How many hits have each of the largest values of these facets.
+
+    A segment of the index tells of its own largest values only, so that those which may be the largest of all are
+    counted once more: every count is exact. So is which they are, where no segment has more than _MOST values among
+    the hits; else one that is nowhere among so many of the largest may be missing.
+    """
+    answer = _largest(searcher, query, names, of=_FEW)
+    answer |= _largest(searcher, query, [name for name in names if not _is_decided(answer[name], name)], of=_MOST)
+    unsure = {name: [one["key"] for one in answer[name]["buckets"]] for name in names if _left_out(answer[name])}
+    again = {name: terms_of(name, FACETS[name].shown, among=values) for name, values in unsure.items()}
     answer |= searcher.aggregate(query, again) if again else {}
     return {name: _values(answer[name]["buckets"], FACETS[name].shown) for name in names}
+
+
+def _largest(searcher: tantivy.Searcher, query: tantivy.Query, names: Sequence[str], *, of: int) -> dict[str, Any]:
+    """What the engine says of the largest values, where each segment tells of so many."""
+    wanted = {name: terms_of(name, FACETS[name].shown * _SPARE, counted=of) for name in names}
+    found: dict[str, Any] = searcher.aggregate(query, wanted) if wanted else {}
+    return found
 
 
 def _values(buckets: Iterable[Mapping[str, Any]], shown: int) -> list[tuple[str, int]]:
@@ -30,15 +42,18 @@ def _values(buckets: Iterable[Mapping[str, Any]], shown: int) -> list[tuple[str,
     return sorted(found, key=lambda value: (-value[1], value[0]))[:shown]
 
 
-def _candidates(counted: Mapping[str, Any], shown: int) -> list[str]:
-    """The only values that can be the largest, where first counts tell; else nothing: all can.
+def _left_out(counted: Mapping[str, Any]) -> int:
+    """How many hits a value may have beyond those that were counted."""
+    return int(counted["doc_count_error_upper_bound"])
 
-    Whatever is not among them has at most as many hits as the least of them and all that may have been left out.
-    """
-    buckets, left_out = counted["buckets"], counted["doc_count_error_upper_bound"]
-    if len(buckets) <= shown or buckets[shown - 1]["doc_count"] <= buckets[-1]["doc_count"] + left_out:
-        return []
-    return [one["key"] for one in buckets]
+
+def _is_decided(counted: Mapping[str, Any], name: str) -> bool:
+    """Whether the largest values are among those that were counted: any other has at most as many hits as the least of
+    them and all that may have been left out."""
+    buckets, shown = counted["buckets"], FACETS[name].shown
+    if not (left_out := _left_out(counted)):
+        return True
+    return len(buckets) > shown and buckets[shown - 1]["doc_count"] > buckets[-1]["doc_count"] + left_out
 
 
 def number(searcher: tantivy.Searcher, query: tantivy.Query) -> int:
@@ -47,7 +62,7 @@ def number(searcher: tantivy.Searcher, query: tantivy.Query) -> int:
     return int(result.count)
 
 
-def terms_of(name: str, size: int, *, counted: int = _ALL, among: Sequence[str] = ()) -> dict[str, Any]:
+def terms_of(name: str, size: int, *, counted: int = _MOST, among: Sequence[str] = ()) -> dict[str, Any]:
     """Count a facet's values, of each segment so many of the largest; or these values only."""
     terms = {"field": f"facet_{name}", "size": size, "segment_size": counted}
     return {"terms": {**terms, "include": list(among)} if among else terms}

@@ -190,7 +190,7 @@ async def test_counts_of_values_are_exact_over_all_segments_of_the_index(
     catalogue: Catalogue, north: Provider, south: Provider, monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
     monkeypatch.setitem(FACETS, "keyword", replace(FACETS["keyword"], shown=1))
-    monkeypatch.setattr(counts, "_COUNTED", 1)
+    monkeypatch.setattr(counts, "_FEW", 1)
     many = [f"word{number:02}" for number in range(20)]
     kept = [many, many, many, ["registry"], ["registry"]]
     north.datasets = [dataset(f"urn:hanse:north:d{n}", **{"dcat:keyword": words}) for n, words in enumerate(kept)]
@@ -200,6 +200,26 @@ async def test_counts_of_values_are_exact_over_all_segments_of_the_index(
         await catalogue.crawl(name)
     values = (await catalogue.search())["facets"]["keyword"]["values"]
     assert [(one["value"], one["count"]) for one in values] == [("registry", 2 + more)]
+
+
+async def test_however_many_values_there_are_few_are_read_and_what_is_shown_is_counted_exactly(
+    catalogue: Catalogue, north: Provider, south: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FACETS, "keyword", replace(FACETS["keyword"], shown=1))
+    monkeypatch.setattr(counts, "_FEW", 1)
+    monkeypatch.setattr(counts, "_MOST", 3)
+    for member, name in ((north, "north"), (south, "south")):
+        own = [f"{name}{number:02}" for number in range(40)]
+        member.datasets = [
+            dataset(f"urn:hanse:{name}:d{n}", **{"dcat:keyword": ["both", *own] if n else own}) for n in range(4)
+        ]
+        await catalogue.admit(member, name)
+        await catalogue.crawl(name)
+    (shown,) = (await catalogue.search())["facets"]["keyword"]["values"]
+    assert (shown["value"][:5], shown["count"]) == (
+        "north",
+        4,
+    )  # `both` has six, and is nowhere among the largest three
 
 
 async def test_the_last_page_that_can_be_asked_for_leads_to_no_other(
