@@ -9,8 +9,8 @@ import tantivy
 
 from catalogue.facets import FACETS
 
-# Values of a facet that each segment of the index tells of: at first, and where that does not decide. Without a bound one
-# member's half a million keywords would be read for everybody's search.
+# Values of a facet that each segment of the index tells of: at first, and where that does not decide. Without a bound
+# one member's half a million keywords would be read for everybody's search.
 _FEW, _MOST = 1_000, 5_000
 _SPARE = 8  # times as many values as are shown, of which some may turn out to be larger than they looked
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalogue import offers
+from catalogue.languages import tag_of
 from catalogue.offers import Offer
 from catalogue.texts import clean
 from connector.errors import MessageInvalid
 
-READER = 3  # version of this reading; entries read by another version are read again from their raw text
+READER = 4  # version of this reading; entries read by another version are read again from their raw text
 
 _TITLE_MAX, _TEXT_MAX, _WORD_MAX = 300, 20_000, 100
 _KEYWORDS_MAX, _THEMES_MAX, _OFFERS_MAX, _COLUMNS_MAX = 50, 20, 100, 10_000
@@ -51,7 +52,7 @@ class Entry:
     keywords: tuple[str, ...]
     themes: tuple[str, ...]
     license: str
-    language: str  # of title, description and keywords, as it is said; empty where none is, or several are
+    language: str  # of title, description and keywords, by its tag if it has one; empty where none is, or several are
     languages: tuple[str, ...] = ()  # of the dataset, as they are said
     columns: tuple[Column, ...]
     offers: tuple[Offer, ...]
@@ -182,13 +183,25 @@ def _text(raw: Mapping[str, Any], term: str, limit: int) -> str:
 
 def _language(raw: Mapping[str, Any]) -> str:
     """What the texts say that they are in, and where none says anything, what their dataset says; one language or
-    nothing."""
+    nothing. A text that says nothing is in that of the others, unless its dataset says only other ones."""
     texts = ((_DCT, "title"), (_DCT, "description"), (_DCAT, "keyword"))
-    values = [value for space, term in texts for value in _many(_term(raw, space, term))]
-    said = {str(value.get("@language", "")) if isinstance(value, dict) else "" for value in values}
-    if said <= {""}:
-        said = set(_values(raw, _DCT, "language"))
-    return clean(said.pop(), 200) if len(said) == 1 else ""
+    values = [value for space, term in texts for value in _many(_term(raw, space, term)) if _plain(value).strip()]
+    said = {str(value.get("@language") or "") if isinstance(value, dict) else "" for value in values}
+    ours, others = _languages(said), _languages(_values(raw, _DCT, "language"))
+    if ours and others and "" in said and not _codes(ours) & _codes(others):
+        return ""
+    found = ours or others
+    return clean(found.pop(), 200) if len(found) == 1 else ""
+
+
+def _languages(said: Iterable[str]) -> set[str]:
+    """The different ones, however they are spelled; one that is said of several regions is that without a region."""
+    tags = {tag_of(one) or one for one in said if one.strip()}
+    return tags if len(tags) == 1 else _codes(tags)
+
+
+def _codes(tags: Iterable[str]) -> set[str]:
+    return {tag.partition("-")[0].lower() for tag in tags}
 
 
 def _words(values: Iterable[str], most: int, *, size: int = _WORD_MAX) -> tuple[str, ...]:

@@ -177,3 +177,27 @@ def test_how_many_columns_there_are_is_known_where_the_first_are_listed() -> Non
     assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
     before = {name: value for name, value in entry.to_json().items() if name != "column_count"}
     assert Entry.from_json(before).column_count == 0  # as an older program has left it
+
+
+def de(text: str) -> dict[str, str]:
+    return {"@value": text, "@language": "de"}
+
+
+@pytest.mark.parametrize(
+    ("said", "language"),
+    [
+        ({"dct:title": de("Wald"), "dcat:keyword": ["pH"], "dct:language": "de"}, "de"),
+        ({"dct:title": de("Wald"), "dcat:keyword": ["pH"], "dct:language": ["de", "en"]}, "de"),
+        ({"dct:title": de("Wald"), "dcat:keyword": ["pH"]}, "de"),
+        ({"dct:title": de("Wald"), "dcat:keyword": ["pH"], "dct:language": "en"}, ""),
+        ({"dct:title": de("Wald"), "dct:description": "", "dct:language": "en"}, "de"),
+        ({"dct:title": de("Wald"), "dct:description": {"@value": "x", "@language": None}}, "de"),
+        ({"dct:title": de("Wald"), "dct:description": {"@value": "x", "@language": "DE"}}, "de"),
+        ({"dct:title": de("Wald"), "dct:description": {"@value": "x", "@language": "de-AT"}}, "de"),
+        ({"dct:title": de("Wald"), "dct:description": {"@value": "x", "@language": "en"}, "dct:language": "de"}, ""),
+        ({"dct:title": "Wald", "dct:language": ["de", "DEU"]}, "de"),
+        ({"dct:title": "Wald", "dct:language": "de-AT"}, "de-AT"),
+    ],
+)
+def test_texts_beside_one_with_a_language_do_not_take_it_away(said: dict[str, Any], language: str) -> None:
+    assert read_dataset(dataset("urn:hanse:north:a", **said), participant="did:web:north").language == language
