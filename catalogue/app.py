@@ -141,8 +141,8 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         print(f"Operator's token (shown once): {token}", flush=True)  # noqa: T201  # the one place it is ever shown
     while await parts.store.write(ingest.read_again):
         continue
-    applied = await asyncio.to_thread(parts.index.catch_up)
-    log.info("started", did=settings.did, url=settings.root_url, indexed=applied)
+    indexed = await _caught_up(parts.index)  # else it is not ready, and `_follow` tries again
+    log.info("started", did=settings.did, url=settings.root_url, indexed=indexed)
     working = [asyncio.create_task(parts.crawler.run()), asyncio.create_task(_follow(parts.index))]
     try:
         yield

@@ -120,7 +120,8 @@ class Index:
 
     def catch_up(self) -> int:
         """Apply every change since the last one applied; how many there were. An index that is lost is built anew;
-        who comes while that is under way need not wait for it."""
+        who comes while that is under way need not wait for it. It takes no changes, so that what it counts until then
+        is what it counted before: `problem` says so."""
         with self._lock:
             self.problem = self._trouble()
             if not self.problem:

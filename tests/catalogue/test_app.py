@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
-from catalogue.app import build
+from catalogue.app import build, create_app
 from catalogue.settings import Settings
 from connector import bounds
 from connector.errors import BadInput, Conflict
@@ -135,6 +136,31 @@ async def test_its_key_is_not_made_anew_where_it_has_served(tmp_path: Path) -> N
     (tmp_path / "participant.pem").unlink()
     with pytest.raises(Conflict, match=r"participant\.pem"):
         build(Settings(data_dir=tmp_path))
+
+
+async def test_a_start_during_which_the_index_is_deleted_goes_on_and_builds_it_anew(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    parts, folder = catalogue.parts, catalogue.parts.settings.data_dir / "index"
+    apply, times = parts.index._apply, iter(range(9))
+
+    def lose_once(*about: Any) -> None:
+        if not next(times):
+            shutil.rmtree(folder)
+        apply(*about)
+
+    shutil.rmtree(folder)
+    monkeypatch.setattr(parts.index, "_apply", lose_once)
+    monkeypatch.setattr("catalogue.app._FOLLOW_SECONDS", 0.01)
+    app = create_app(parts.settings, parts=parts)
+    async with app.router.lifespan_context(app):
+        assert (await catalogue.http.get("/health/ready")).status_code == 503
+        while (await catalogue.http.get("/health/ready")).status_code != 200:
+            await asyncio.sleep(0.05)
+        assert await catalogue.ids() == ["urn:hanse:north:a"]
 
 
 async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue, north: Provider) -> None:

@@ -26,7 +26,7 @@ from catalogue.ingest import Tally
 from catalogue.namespaces import Namespaces
 from catalogue.settings import Settings
 from catalogue.store import Transaction
-from catalogue.store.tables import Member, Source
+from catalogue.store.tables import Entry, Member, Source
 
 _VOCABULARY, _COLUMNS, _PAGE, _OWNERS = 20_000, 5_000, 500, 40
 THEMES = ("AGRI", "ECON", "EDUC", "ENER", "ENVI", "GOVE", "HEAL", "JUST", "REGI", "SOCI", "TECH", "TRAN")
@@ -87,6 +87,13 @@ def take(parts: Parts, owners: list[Member], datasets: list[dict[str, Any]]) -> 
             parts.store.write_now(partial(ingest.take, member=owner, page=page, seq=0, most=10**7, tally=tally))
 
 
+def reread(parts: Parts) -> None:
+    """As the first start of a program that reads descriptions otherwise."""
+    parts.store.write_now(lambda tx: tx.session.query(Entry).update({"reader": 0}))
+    while parts.store.write_now(ingest.read_again):
+        continue
+
+
 def join(tx: Transaction) -> list[Member]:
     owners = [
         Member(
@@ -123,6 +130,7 @@ def main(count: int) -> None:
         owners = parts.store.write_now(join)
         timed(f"take in {count:,} new datasets", count, lambda: take(parts, owners, datasets))
         timed("the same again, unchanged", count, lambda: take(parts, owners, datasets))
+        timed("read all again, as an upgrade may", count, lambda: reread(parts))
         timed("build the index", count, parts.index.rebuild)
         size = sum(file.stat().st_size for file in (settings.data_dir / "index").rglob("*"))
         print(f"{'index':34}{size / 2**20:8.1f} MB {size / count:9.0f} bytes a dataset")
