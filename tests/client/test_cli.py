@@ -653,6 +653,16 @@ def test_no_row_of_a_table_is_padded_to_the_longest(capsys: pytest.CaptureFixtur
     assert (head, short) == ("a  why", "1  no")
 
 
+@pytest.mark.timeout(60)  # looked at from each space of a run, it takes minutes
+def test_many_rows_below_one_long_text_are_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["x" * 20_000, *["y"] * 200]
+    rows = [{"text": text, "id": "1"} for text in texts]
+    out.print_rows(rows, {"text": "text", "id": "id"}, as_json=False)
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{text:20000}  1" for text in texts]
+    out.print_rows(rows, {"id": "id", "text": "text"}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == ["id  text", *(f"1   {text}" for text in texts)]
+
+
 def test_a_transfer_is_shown_with_its_dataset_and_whom_it_is_with(run: Run, served: Connector) -> None:
     served.routes["GET", "/transfers"] = [{**TRANSFER, "counterparty": "did:web:n"}]
     served.routes["GET", "/agreements"] = [AGREEMENT]

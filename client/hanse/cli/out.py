@@ -141,8 +141,9 @@ def print_table(table: Table) -> None:
         out.width = min(needed.maximum, max(needed.minimum, _LONG))
     with out.capture() as drawn:
         out.print(table)
-    # Its last column is as wide as its longest text: no row is padded to that.
-    out.file.write(re.sub(rf" +({_STYLES})$", r"\1", drawn.get(), flags=re.MULTILINE))
+    # Its last column is as wide as its longest text: no row is padded to that. A run of spaces is looked at once, from
+    # its first: from each of them a wide table would take minutes.
+    out.file.write(re.sub(rf"(?<! ) ++({_STYLES})$", r"\1", drawn.get(), flags=re.MULTILINE))
 
 
 def print_one(row: Mapping[str, Any], fields: Mapping[str, Any], *, as_json: bool) -> None:
