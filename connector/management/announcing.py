@@ -1,7 +1,8 @@
 """Tells the data space's catalogue that what we offer has changed, so that it visits us now, not at its next time.
 
 A hint in the background, which may be lost: the catalogue visits every connector anyway, only later. So nothing waits
-for it, no command fails with it, and what stands in its way is in the log alone.
+for it, no command fails with it, and what stands in its way is in the log alone. It hears nothing of a dataset that was
+never offered: its name may tell what nobody is to know.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from connector.net import Net
 from connector.store import Store, Transaction
 from connector.telemetry import logger
 
-_CHANGES = (OfferPublished, OfferWithdrawn, DatasetVersioned, DatasetRemoved)
+_CHANGES = (OfferPublished, DatasetVersioned)
+_ENDS = (OfferWithdrawn, DatasetRemoved)
 _GATHER_SECONDS = 0.5  # what changes together is told at once
 _REST_SECONDS = 10.0  # between two words to the catalogue
 _MOST = 1000  # datasets that a catalogue lets a member take back in one word; visits notice the rest
@@ -33,13 +35,14 @@ class Announcer:
         self._url = f"{catalogue_url.rstrip('/')}/api/v1/crawl?wait=0"
         self._operator = operator
         self._changed: set[str] = set()
+        self._ended: set[str] = set()
         self._news = asyncio.Event()
         if catalogue_url and operator:
             store.bus.subscribe(self._heard, own=True)
 
     def _heard(self, event: Event) -> None:
-        if isinstance(event, _CHANGES):
-            self._changed.add(event.dataset)
+        if isinstance(event, _CHANGES + _ENDS):
+            (self._ended if isinstance(event, _ENDS) else self._changed).add(event.dataset)
             self._news.set()
 
     async def run(self) -> None:
@@ -49,22 +52,36 @@ class Announcer:
             await asyncio.sleep(_GATHER_SECONDS)
             self._news.clear()
             changed, self._changed = self._changed, set()
+            ended, self._ended = self._ended, set()
             try:
-                await self._tell(changed)
+                if not await self._tell(changed, ended):
+                    continue
             except Exception as error:  # noqa: BLE001  # the next change is told of all the same
                 reason = error.message if isinstance(error, HanseError) else repr(error)
                 _log.warning("catalogue_not_told", reason=reason)
             await asyncio.sleep(_REST_SECONDS)
 
-    async def _tell(self, changed: Collection[str]) -> None:
-        withdrawn = await self._store.read(lambda tx: _not_offered(tx, changed))
+    async def _tell(self, changed: Collection[str], ended: Collection[str]) -> bool:
+        """Whether there was something to tell."""
+        offered, withdrawn = await self._store.read(
+            lambda tx: (_in_force(tx, {*changed, *ended}), _withdrawn(tx, ended))
+        )
+        if not (offered or withdrawn):
+            return False
         body = json.dumps({"withdrawn": withdrawn[:_MOST]}).encode()
         headers = {"authorization": self._identity.mint(self._operator), "content-type": "application/json"}
         reply = await self._net.call("POST", self._url, headers=headers, body=body)
         if reply.status != 200:
             _log.warning("catalogue_not_told", reason=f"the catalogue answered {reply.status}")
+        return True
 
 
-def _not_offered(tx: Transaction, datasets: Collection[str]) -> list[str]:
-    """Those of the datasets that no offer in force is for."""
-    return sorted(one for one in datasets if not tx.datasets.offers(dataset_id=one, withdrawn=False, limit=1))
+def _in_force(tx: Transaction, datasets: Collection[str]) -> list[str]:
+    """Those of the datasets that an offer in force is for."""
+    return [one for one in datasets if tx.datasets.offers(dataset_id=one, withdrawn=False, limit=1)]
+
+
+def _withdrawn(tx: Transaction, datasets: Collection[str]) -> list[str]:
+    """Those that were offered once, and are not now. The offers of a removed dataset are kept."""
+    once = [one for one in sorted(datasets) if tx.datasets.offers(dataset_id=one, limit=1)]
+    return sorted({*once} - {*_in_force(tx, once)})

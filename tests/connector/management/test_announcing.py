@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -74,26 +75,45 @@ def offered(tx: Transaction) -> None:
         tx.publish(event)
 
 
-async def test_what_changes_together_is_told_at_once_and_names_what_nothing_is_offered_of(sqlite_store: Store) -> None:
+async def test_what_changes_together_is_told_at_once_and_names_what_was_withdrawn(sqlite_store: Store) -> None:
     net = Listens()
     async with announced(sqlite_store, net):
         await sqlite_store.write(offered)
-        await sqlite_store.write(lambda tx: tx.publish(DatasetRemoved(actor="x", dataset=C)))
         await net.until(1)
-        assert net.told == [[B, C]]
         await sqlite_store.write(lambda tx: tx.publish(NegotiationAdvanced(actor="x", dataset=B)))
         await sqlite_store.write(lambda tx: tx.publish(DatasetVersioned(actor="x", dataset=A)))
         await net.until(2)
-        assert net.told == [[B, C], []]
+        await sqlite_store.write(lambda tx: tx.publish(DatasetRemoved(actor="x", dataset=B)))
+        await net.until(3)
+        assert net.told == [[B], [], [B]]
+
+
+async def test_of_what_is_not_offered_and_never_was_the_catalogue_hears_nothing(sqlite_store: Store) -> None:
+    net = Listens()
+    async with announced(sqlite_store, net):
+        await sqlite_store.write(offered)
+        await net.until(1)
+        for secret in (DatasetVersioned(actor="x", dataset=C), DatasetRemoved(actor="x", dataset=C),
+                       DatasetVersioned(actor="x", dataset=B)):  # fmt: skip
+            await sqlite_store.write(methodcaller("publish", secret))
+            await asyncio.sleep(0.1)
+        await sqlite_store.write(lambda tx: tx.publish(OfferPublished(actor="x", dataset=A)))
+        await net.until(2)
+        assert net.told == [[B], []]
+        await sqlite_store.write(lambda tx: tx.publish(DatasetRemoved(actor="x", dataset=C)))
+        await sqlite_store.write(lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=B)))
+        await net.until(3)
+        assert net.told == [[B], [], [B]]
 
 
 async def test_a_catalogue_that_does_not_take_it_is_told_of_the_next_change(sqlite_store: Store) -> None:
     net = Listens(0, 401)
     async with announced(sqlite_store, net):
         for count in (1, 2, 3):
-            await sqlite_store.write(lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=C)))
+            what = offered if count == 1 else lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=B))
+            await sqlite_store.write(what)
             await net.until(count)
-    assert net.told == [[C]] * 3
+    assert net.told == [[B]] * 3
 
 
 async def test_without_a_catalogue_nobody_is_told(sqlite_store: Store) -> None:
