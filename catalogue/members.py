@@ -12,8 +12,8 @@ from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
 from catalogue.texts import is_writable
-from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthenticated
-from connector.forms import NAME, address, did
+from connector.errors import AlreadyExists, BadInput, PeerNonsense, PeerUnreachable, Unauthenticated
+from connector.forms import NAME, address, did, port_hint
 from connector.identity.did import address_of
 from connector.net import Net
 
@@ -152,14 +152,19 @@ class Members:
     async def _prove(self, did: str) -> None:
         """The DID document resolves, and its id is the DID."""
         url = address_of(did, insecure_http=self._net.guard.insecure_http)
-        reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
+        try:
+            reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
+        except PeerUnreachable as error:
+            raise PeerUnreachable(f"{error}{port_hint(did)}") from error
         try:
             found = json.loads(reply.body) if reply.status == 200 else None
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get("id") != did:
             came = f"status {reply.status}" if reply.status != 200 else "another document"
-            raise PeerNonsense(f"expected the DID document of {did} at {url}, came {came}; start its connector first")
+            raise PeerNonsense(
+                f"expected the DID document of {did} at {url}, came {came}; start its connector first{port_hint(did)}"
+            )
 
 
 def _fresh_source(member_id: str, now: float) -> Source:

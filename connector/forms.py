@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import NoDecode, SettingsError
@@ -24,7 +24,7 @@ _DATABASES = ("sqlite", "postgresql+psycopg")
 _DID = re.compile(r"did:[a-z0-9]+:\S+")
 # Errors of fields that hold a number, a yes or no, or one of a few words: what came may be shown.
 _NO_SECRETS = ("bool_", "int_", "float_", "less_than", "greater_than", "string_pattern")
-_PORT_AS_PATH = re.compile(r"did:web:([^:]+):([0-9]{1,5})")
+_PORT_AS_PATH = re.compile(r"did:web:([^:]+):([0-9]{1,5})((?::.*)?)")
 
 
 def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
@@ -81,15 +81,33 @@ def _location(value: str) -> str:
 
 
 def did(value: str) -> str:
-    """A DID; empty stays empty. ValueError for another text, and for a port that reads as a path."""
+    """A DID; empty stays empty. ValueError for another text, and for a port that reads as a path.
+
+    Behind the name of a host a number may be a path; behind an IP address or localhost it is surely a port.
+    """
     if value and not _DID.fullmatch(value):
         raise ValueError(f"expected a DID such as did:web:host.example, came {value!r}")
-    if port := _PORT_AS_PATH.fullmatch(value):
+    if (port := _PORT_AS_PATH.fullmatch(value)) and _has_no_name(unquote(port[1])):
         raise ValueError(
-            f"expected %3A before the port in a did:web, as in did:web:{port[1]}%3A{port[2]}, came {value!r}, whose "
-            f"{port[2]} is a path"
+            f"expected %3A before the port in a did:web, as in did:web:{port[1]}%3A{port[2]}{port[3]}, came {value!r}, "
+            f"whose {port[2]} is a path"
         )
     return value
+
+
+def port_hint(value: str) -> str:
+    """What to add where nothing is found at a did:web whose port may have been written as a path; else empty."""
+    if port := _PORT_AS_PATH.fullmatch(value):
+        return f"; if {port[2]} is its port, write %3A before it: did:web:{port[1]}%3A{port[2]}{port[3]}"
+    return ""
+
+
+def _has_no_name(host: str) -> bool:
+    """Whether it is an IP address, or this machine."""
+    try:
+        return host.lower() == "localhost" or bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from connector.errors import Busy, PeerFailed, PeerUnreachable, Unauthenticated
+from connector.forms import port_hint
 from connector.net import Net
 from connector.places import Places
 from connector.recent import keep
@@ -180,14 +181,16 @@ class Resolver:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
             found = json.loads(reply.body) if reply.status == 200 else None
         except PeerUnreachable as error:
-            raise Busy(f"the DID document of {did} cannot be had now; try again in a moment: {error}") from error
+            raise Busy(
+                f"the DID document of {did} cannot be had now; try again in a moment: {error}{port_hint(did)}"
+            ) from error
         except (PeerFailed, ValueError, RecursionError) as error:
             raise Unauthenticated(f"the DID document of {did} cannot be read: {error}") from error
         if reply.status >= 500:
             raise Busy(f"the DID document of {did} cannot be had now (status {reply.status}); try again in a moment")
         if not isinstance(found, dict) or found.get("id") != did:
             raise Unauthenticated(
-                f"expected the DID document of {did} at {url}, came status {reply.status} or another id"
+                f"expected the DID document of {did} at {url}, came status {reply.status} or another id{port_hint(did)}"
             )
         return found
 

@@ -19,6 +19,7 @@ from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
 from connector.errors import HanseError, Unauthenticated
+from connector.forms import port_hint
 from connector.identity.did import Resolver, address_of
 from connector.identity.sitoken import ALGORITHMS, public_key
 from connector.net import Net
@@ -120,7 +121,7 @@ class Trust:
             self._fetched = time.monotonic()
             self._resolver.expect([self._anchor, *self._register.members])
         except HanseError as error:
-            self._log.warning("register_unavailable", reason=error.message)
+            self._log.warning("register_unavailable", reason=error.message + port_hint(self._anchor))
 
     async def _verify(self, text: str) -> Register:
         try:

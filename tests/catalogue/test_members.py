@@ -32,6 +32,7 @@ async def joining(catalogue: Catalogue, **facts: Any) -> tuple[int, str]:
         ({"url": "ftp://x"}, 400, "http(s) URL"),
         ({"surprise": 1}, 400, "surprise"),
         ({"id": "did:web:127.0.0.1%3A1"}, 502, "cannot be reached"),
+        ({"id": "did:web:host.invalid:9720"}, 502, "write %3A before it: did:web:host.invalid%3A9720"),
         ({"id": "did:web:10.0.0.1"}, 502, "private address"),
         ({"name": "catalogue"}, 409, "operator itself"),
     ],

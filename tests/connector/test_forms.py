@@ -17,6 +17,7 @@ FIT: list[dict[str, str]] = [
     {"FLIGHT_URL": "grpc+tls://connector.example:8815"},
     {"PARTICIPANT_ID": "did:web:connector.example%3A8080", "TRUST_ANCHOR": "did:web:catalogue.example"},
     {"PARTICIPANT_ID": "did:web:connector.example:8080:north"},
+    {"PARTICIPANT_ID": "did:web:clinics.example:17", "TRUST_ANCHOR": "did:web:127.0.0.1%3A9720:17"},
     {"ALLOW_PRIVATE": "10.0.0.0/8, fd00::/8, 127.0.0.1, owner.lan"},
     {"DATABASE_URL": "postgresql+psycopg://u:secret@h/db?connect_timeout=3"},
     {"DATABASE_URL": "sqlite:////tmp/a.db"},
@@ -38,6 +39,9 @@ UNFIT: list[tuple[dict[str, str], str]] = [
     ({"PARTICIPANT_ID": "clinic"}, "HANSE_PARTICIPANT_ID: expected a DID"),
     ({"TRUST_ANCHOR": "catalogue.example"}, "HANSE_TRUST_ANCHOR: expected a DID"),
     ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720"}, "as in did:web:127.0.0.1%3A9720, came 'did:web:127.0.0.1:9720'"),
+    ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720:a"}, "as in did:web:127.0.0.1%3A9720:a, came"),
+    ({"PARTICIPANT_ID": "did:web:localhost:9720"}, "as in did:web:localhost%3A9720, came"),
+    ({"PARTICIPANT_ID": "did:web:%5B%3A%3A1%5D:9720"}, "as in did:web:%5B%3A%3A1%5D%3A9720, came"),
     (
         {"INSECURE_HTTP": "ja"},
         "HANSE_INSECURE_HTTP: Input should be a valid boolean, unable to interpret input, came 'ja'",

@@ -314,6 +314,13 @@ async def test_a_document_of_another_participant_is_not_believed() -> None:
         await sitoken.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
 
 
+@pytest.mark.parametrize("page", [None, PeerUnreachable("nobody there")])
+async def test_where_nothing_is_found_at_a_number_a_port_may_be_meant(page: Any) -> None:
+    away = resolver({"https://them.example/8443/did.json": page})
+    with pytest.raises((Unauthenticated, Busy), match=r"write %3A before it: did:web:them\.example%3A8443"):
+        await asked(away, f"{THEM}:8443")
+
+
 async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
     longer = f"{THEM}:{'x' * 250}"
     pages = {f"https://them.example/{'x' * 250}/did.json": document(identifier=longer)}
