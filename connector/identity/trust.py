@@ -29,6 +29,7 @@ _REGISTER_MAX = 4 * 2**20
 _LARGE = JWSRegistry(algorithms=list(ALGORITHMS))
 _LARGE.max_payload_length = _REGISTER_MAX  # the library's own limit is reached by 600 members
 _RETRY_SECONDS = 1.0
+_PATIENCE_SECONDS = 1.0  # for a newer register, where one is held that can be believed
 _NEWCOMER_SECONDS = 0.2  # strangers make us ask the operator at most five times a second
 
 
@@ -56,6 +57,8 @@ class Trust:
         self._register: Register | None = None
         self._fetched = float("-inf")
         self._tried = float("-inf")
+        self._rests_until = float("-inf")
+        self._coming: asyncio.Task[Register | None] | None = None
         self._lock = asyncio.Lock()
         self._log = logger("trust")
         resolver.expect([anchor])
@@ -80,9 +83,9 @@ class Trust:
         return None if self._register is None else self._register.expires
 
     async def members(self, *, newest: bool = False) -> Mapping[str, Mapping[str, Any]]:
-        """Every member that the operator lists, by a register of up to `max_age`, or the `newest`; empty where that is
-        unknown."""
-        register = _believed(await self._current(_NEWCOMER_SECONDS if newest else self._max_age))
+        """Every member that the operator lists, by a register of up to `max_age`, or the `newest` that can be had in a
+        second; empty where that is unknown."""
+        register = _believed(await (self._newest() if newest else self._current(self._max_age)))
         return {} if register is None else register.members
 
     async def names(self) -> Mapping[str, str]:
@@ -92,6 +95,17 @@ class Trust:
         """
         register = _believed(self._register) or _believed(await self._current(self._max_age))
         return {} if register is None else register.names
+
+    async def _newest(self) -> Register | None:
+        """The register anew. Where the operator takes its time, the one that we hold, while it is fetched on; who did
+        not answer is not asked again for as long as that was waited for."""
+        held = _believed(self._register)
+        if held is not None and time.monotonic() < self._rests_until:
+            return held
+        if self._coming is None or self._coming.done():
+            self._coming = asyncio.create_task(self._current(_NEWCOMER_SECONDS))
+        await asyncio.wait([self._coming], timeout=None if held is None else _PATIENCE_SECONDS)
+        return self._register
 
     async def _current(self, max_age: float) -> Register | None:
         """The register, fetched anew where it is older than `max_age` seconds and was not just tried.
@@ -112,6 +126,7 @@ class Trust:
         return self._register
 
     async def _refresh(self) -> None:
+        began = time.monotonic()
         try:
             url = self._url or _beside(address_of(self._anchor, insecure_http=self._net.guard.insecure_http))
             reply = await self._net.call("GET", url, max_bytes=_REGISTER_MAX)
@@ -121,6 +136,7 @@ class Trust:
             self._fetched = time.monotonic()
             self._resolver.expect([self._anchor, *self._register.members])
         except HanseError as error:
+            self._rests_until = 2 * time.monotonic() - began
             self._log.warning("register_unavailable", reason=error.message + port_hint(self._anchor))
 
     async def _verify(self, text: str) -> Register:

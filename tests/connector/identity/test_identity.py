@@ -452,6 +452,34 @@ async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(m
     assert len(calls) == 2
 
 
+async def test_a_list_does_not_wait_long_for_a_silent_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_RETRY_SECONDS", "_NEWCOMER_SECONDS", "_PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"connector.identity.trust.{name}", 0.0)
+    trust, calls, speaks = trusting(register()), [], asyncio.Event()
+    held = await trust.members(newest=True)
+
+    async def silent(*asked: object, **more: object) -> None:
+        calls.append(asked)
+        await speaks.wait()
+        raise PeerUnreachable("no answer in time")
+
+    answers = trust._net.call
+    monkeypatch.setattr(trust._net, "call", silent)
+    for _ in range(2):
+        assert await trust.members(newest=True) == held
+        await asyncio.sleep(0.1)
+    speaks.set()
+    await asyncio.sleep(0.01)
+    assert await trust.members(newest=True) == held  # it rests as long as it was waited for
+    assert len(calls) == 1
+    monkeypatch.setattr(trust._net, "call", answers)
+    trust._net.pages["https://them.example/members.jws"] = register(others=1)  # type: ignore[attr-defined]  # a fake
+    trust._rests_until = 0.0
+    await trust.members(newest=True)
+    await asyncio.sleep(0.01)
+    assert len(await trust.members(newest=True)) == 2
+
+
 async def test_a_register_may_have_thousands_of_members() -> None:
     assert (await member(register(others=20_000)) or {})["status"] == "active"
     assert (await member(register(others=20_000), "did:web:19999.example") or {})["status"] == "active"
