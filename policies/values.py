@@ -320,12 +320,20 @@ REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 def meant_purpose(text: str) -> str:
     """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
-    want of its prefix; empty: none."""
+    want of its prefix; empty: none. A word more or less is no slip: NonAcademicResearch is not AcademicResearch."""
     name = text.removeprefix(DPV)
     if text in _PURPOSES or (":" in name and name == text) or len(name) > _NAME_MAX:
         return ""
     known = sorted(one.removeprefix(DPV) for one in _PURPOSES)
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.85)), "")
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.85)
+    return next((one for one in near if _is_spelt_alike(name, one)), "")
+
+
+def _is_spelt_alike(one: str, other: str) -> bool:
+    """Whether two names differ by no more than two letters at a place, none of them a word such as `AI`."""
+    steps = difflib.SequenceMatcher(None, one, other).get_opcodes()
+    parts = [part for tag, a, b, c, d in steps if tag != "equal" for part in (one[a:b], other[c:d])]
+    return not any(len(part) > 2 or (len(part) == 2 and part[0].isupper()) for part in parts)
 
 
 def purpose_hint(purpose: str) -> str:

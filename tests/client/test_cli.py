@@ -98,6 +98,16 @@ def test_every_error_is_a_sentence_and_an_exit_code(
     assert "Traceback" not in ran.err
 
 
+def test_a_problem_that_is_the_sentence_is_printed_once(run: Run, served: Connector, tmp_path: Path) -> None:
+    (tmp_path / "o.yaml").write_text("offer: x\n")
+    problem = {"level": "warning", "path": "/permission/0", "message": "did you mean dpv:Marketing?"}
+    detail = "did you mean dpv:Marketing? If it is meant as it is, take it so"
+    refused = {"code": "purpose_unknown", "detail": detail, "problems": [problem]}
+    served.routes["POST", "/policies/withheld"] = []
+    served.routes["POST", "/offers"] = (400, refused)
+    assert run("offer", "add", str(tmp_path / "o.yaml")).err.count("did you mean") == 1
+
+
 def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Connector, tmp_path: Path) -> None:
     problems = [{"level": "error", "path": "/permission/0", "message": "unknown word [x]"}]
     refused = (400, {"code": "policy_invalid", "detail": "cannot", "problems": problems})

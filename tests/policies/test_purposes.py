@@ -82,3 +82,22 @@ def test_the_shipped_hierarchy_has_no_circle_and_only_known_roots() -> None:
     assert expand("dpv:Marketing") in above[expand("dpv:TargetedAdvertising")]
     for low, high in itertools.permutations(SAID, 2):
         assert not (values.is_below(low, high) and values.is_below(high, low))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("dpv:SientificResearch", "ScientificResearch"),
+        ("dpv:scientificresearch", "ScientificResearch"),
+        ("dpv:AcademicReserach", "AcademicResearch"),
+        ("dpv:AcademicResearches", "AcademicResearch"),
+        ("dpv:ServicePersonalization", "ServicePersonalisation"),
+        ("Marketnig", "Marketing"),
+        ("dpv:NonAcademicResearch", ""),
+        ("dpv:PersonnelRecordManagement", ""),
+        ("dpv:AIMarketing", ""),
+        ("dpv:EconomicResearch", ""),
+    ],
+)
+def test_a_name_with_a_word_more_or_less_is_another_purpose(name: str, meant: str) -> None:
+    assert values.meant_purpose(expand(name)) == meant

@@ -89,11 +89,17 @@ def complain(error: HanseError) -> None:
     if error.rule:
         out.print(f"  rule: {escape(error.rule)}")
     fields = _listed(error.facts.get("fields"))
-    told = _listed(error.facts.get("problems")) + (fields if len(fields) > 1 else [])  # one is the sentence
+    problems = [one for one in _listed(error.facts.get("problems")) if not _is_said(one, error)]
+    told = problems + (fields if len(fields) > 1 else [])  # one is the sentence
     for line in dict.fromkeys(map(_problem, told)):
         out.print(f"  - {escape(line)}")
     if hint := next((text for kind, text in _HINTS.items() if isinstance(error, kind)), ""):
         out.print(f"  {hint}")
+
+
+def _is_said(entry: Mapping[str, Any], error: HanseError) -> bool:
+    """Whether the error's own sentence has this problem's in it."""
+    return bool(entry.get("message")) and str(entry["message"]) in str(error)
 
 
 def _problem(entry: Mapping[str, Any]) -> str:

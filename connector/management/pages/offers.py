@@ -114,7 +114,13 @@ def router(
         if said.get("do") != "publish":
             return await _editor(request, text, dataset, draft, said)
         try:
-            row, _ = await offers.publish(by=caller.name, form=text, dataset=dataset, decide=said.get("decide"))
+            row, _ = await offers.publish(
+                by=caller.name,
+                form=text,
+                dataset=dataset,
+                decide=said.get("decide"),
+                accept=bool(said.get("accept")),
+            )
         except HanseError as error:
             draft.problems = _problems_of(error)
             return await _editor(request, text, dataset, draft, said, error.status)

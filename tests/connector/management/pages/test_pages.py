@@ -578,6 +578,10 @@ async def test_a_slip_in_a_purpose_is_published_on_a_wish_only(full: Console) ->
     assert "--accept" in refused.json()["detail"]
     taken = await full.http.post("/api/v1/offers", json={"form": form, "accept": True}, headers=headers)
     assert (taken.status_code, taken.json()["problems"][0]["code"]) == (201, "purpose_unknown")
+    tick = '<input type="checkbox" name="accept" value="yes">'
+    assert (tick in page.text, tick in (await full.get("/offers/new?template=open", "owner")).text) == (True, False)
+    meant = {"form": form.replace("slip", "meant"), "do": "publish", "accept": "yes"}
+    assert (await full.post("/offers/new", meant, "owner")).status_code == 303
 
 
 async def test_a_question_that_is_none_is_refused_in_place(full: Console) -> None:
