@@ -7,6 +7,7 @@ checked before each batch by `gate`. Values only: nothing here evaluates or pars
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -77,8 +78,13 @@ class Dimension:
 
     def note(self) -> str:
         """What to know of them in a condition; empty where there are none."""
-        words = "each named by its lower edge: a condition on it compares that edge"
-        return f"{self.column} {self.binned()}, {words}" if self.width is not None else ""
+        return bins_note([self])
+
+
+def bins_note(dimensions: Iterable[Dimension]) -> str:
+    """The same of all that have bins, in one sentence."""
+    told = ", ".join(f"{one.column} {one.binned()}" for one in dimensions if one.width is not None)
+    return f"{told}, each named by its lower edge: a condition on it compares that edge" if told else ""
 
 
 @dataclass(frozen=True, slots=True)

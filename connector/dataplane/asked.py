@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,12 +185,21 @@ class End:
 
     def fill(self, trailer: bytes) -> bytes:
         """The prepared trailer with this record in it, and the end of the stream after it."""
-        text = json.dumps(self.to_json(), ensure_ascii=True, separators=(",", ":"))
-        if len(text) > TRAILER_ROOM:
-            text = json.dumps(self.to_json() | {"policy": [], "reason": "", "rule": ""}, separators=(",", ":"))
+        texts = (json.dumps(told, ensure_ascii=True, separators=(",", ":")) for told in self._shorter())
+        text = next(text for text in texts if len(text) <= TRAILER_ROOM)
         start = trailer.rindex(b" " * TRAILER_ROOM)
         room = text.encode().ljust(TRAILER_ROOM)
         return trailer[:start] + room + trailer[start + TRAILER_ROOM :] + END_OF_STREAM
+
+    def _shorter(self) -> Iterator[dict[str, Any]]:
+        """What is told; then with ever fewer notes, and how many are left out; then without its reason and its rule."""
+        told = self.to_json()
+        notes = told["policy"]
+        yield told
+        for count in reversed(range(len(notes))):
+            yield told | {"policy": [*notes[:count], f"{len(notes) - count} more, which had no room here"]}
+        yield (told := told | {"policy": [], "reason": ""})
+        yield told | {"rule": ""}
 
     def to_json(self) -> dict[str, Any]:
         told: dict[str, Any] = {

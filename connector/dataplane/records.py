@@ -16,7 +16,7 @@ from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.held import Grant
-from policies.contract import DataContract
+from policies.contract import DataContract, bins_note
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ..
             f"{hidden} column{'s' * (hidden != 1)} withheld" if hidden else "",
             *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
             _figures(contract, charged),
-            *(one.note() for one in (contract.grid.dimensions if contract.grid is not None else ())),
+            bins_note(contract.grid.dimensions if contract.grid is not None else ()),
         ]
         found += [f"{dataset.name[1]}: {text}" for text in told if text]
     return tuple(found)
