@@ -12,7 +12,8 @@ What is promised:
 - at most `size` processes; more jobs wait, at most `waiting` of them and at most `wait_seconds`: then Busy. Free
   workers go round between consumers, so nobody's queue holds up another's, and of two workers or more one consumer has
   not all for longer than ten seconds while another waits: the last that it took is ended, unless it adds noise. Those
-  that streams share do not count, and who has only one beside them loses it where its reader keeps it;
+  that streams share do not count, whoever reads in them, and who has only one beside them loses it only where its
+  reader keeps it;
 - a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later
   (`connector.query.running`), where scans of others share it when those have ended; one that takes more than its memory
   and 300 MB is killed; a worker that dies costs its own jobs an error and nothing else, and is replaced;
@@ -266,14 +267,14 @@ class Pool:
         took, and the place is free now, for others first: its reader may take the rest of what is there as slowly as
         it likes. None that adds noise: nobody reads it slowly, and its budget would be spent anew by each attempt.
 
-        Workers that streams share are nobody's, whoever else has streams in them. Who has no other than the one that is
-        left beside them loses it only by reading slowly: its long work would be begun anew for each who waits."""
+        Workers that streams share are nobody's, whoever has streams in them, also where it is the same. Who has no other
+        than the one that is left beside them loses it only by reading slowly: its long work would be begun anew for
+        each who waits."""
         alone = [result for worker in self._busy if not worker.shared for result in worker.results]
         theirs = {result.job.consumer for result in alone}
         if len(self._busy) < max(2, self._size) or len(theirs) != 1 or not theirs.isdisjoint({wanting, *_OURS}):
             return
-        several = sum(any(one.job.consumer in theirs for one in worker.results) for worker in self._busy) > 1
-        ended = [one for one in alone if _may_be_ended(one, several=several)]
+        ended = [one for one in alone if _may_be_ended(one, several=len(alone) > 1)]
         if ended:
             last = max(ended, key=lambda one: one.begun)
             worker = last._worker
@@ -518,7 +519,7 @@ def _given(worker: Worker, job: Job) -> tuple[Result, socket.socket]:
 
 
 def _may_be_ended(one: Result, *, several: bool) -> bool:
-    """Whether a job of who has all workers, `several` of them or the only one, may be ended for others.
+    """Whether a job of who has all workers that no streams share, `several` or the only one, may be ended for others.
 
     What somebody else sent is checked in much less than a quarter of its time, if it is as large as it says."""
     if one.job.kind == "check_arrow":

@@ -788,13 +788,16 @@ async def test_streams_of_others_do_not_hide_who_has_all_workers_for_questions(
         assert all([(await anext(one)).rows for one in shared])
 
 
-async def test_a_long_question_beside_streams_of_others_is_not_begun_anew_for_each_who_waits(
-    tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job]
+@pytest.mark.parametrize("streams", [("other",), ("patient", "other"), ("patient",)])
+async def test_a_long_question_beside_streams_is_not_begun_anew_for_each_who_waits(
+    tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job], streams: tuple[str, ...]
 ) -> None:
     _, other = impatient
-    stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True, consumer="other")
+    stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True)
     long = Job(relations={"t": numbers}, sql="SELECT count(*) FROM t a, t b, t c, t d WHERE a.id + d.id > b.id")
-    async with Pool(tmp_path, size=2, warm=2, wait_seconds=1.0) as small, small.run(stream):
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=1.0) as small, AsyncExitStack() as open_:
+        for name in streams:
+            await open_.enter_async_context(small.run(replace(stream, consumer=name)))
         working = asyncio.ensure_future(read(small, replace(long, consumer="patient")))
         while len(small._busy) < 2:
             await asyncio.sleep(0)
