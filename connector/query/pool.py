@@ -13,7 +13,7 @@ What is promised:
   workers go round between consumers, so nobody's queue holds up another's, and of two workers or more one consumer has
   not all for longer than ten seconds while another waits: the last that it took is ended, unless it adds noise. Those
   that streams share do not count, whoever reads in them, and who has only one beside them loses it only where its
-  reader keeps it;
+  reader has asked for nothing for ten seconds;
 - a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later
   (`connector.query.running`), where scans of others share it when those have ended; one that takes more than its memory
   and 300 MB is killed; a worker that dies costs its own jobs an error and nothing else, and is replaced;

@@ -188,7 +188,7 @@ class Result:
         self.ended = False
         self.begun = time.monotonic()
         self.worked = 0.0  # seconds that we waited for the worker
-        self._asked: float | None = None  # since when we wait for it now
+        self._given: float | None = None  # since when nobody has asked it for what is next
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker
         self._channel = channel
@@ -235,7 +235,7 @@ class Result:
             return wire.END, 0, bytearray(), self.digest
         if self.ring is not None and self.ring.held == self.ring.slots:
             self._tell(wire.ANYWAY)
-        begun = self._asked = time.monotonic()
+        begun, self._given = time.monotonic(), None
         try:
             async with asyncio.timeout(self._seconds_left()):
                 frame = await self._frame()
@@ -246,14 +246,15 @@ class Result:
                 "time_limit", {"seconds": self.job.limits.total_seconds or self.job.limits.seconds}
             ) from None
         finally:
-            self.worked, self._asked = self.worked + time.monotonic() - begun, None
+            self._given = time.monotonic()
+            self.worked += self._given - begun
         return self._taken(*frame)
 
     @property
     def unasked(self) -> float:
-        """Seconds for which its reader kept the worker waiting."""
-        now = time.monotonic()
-        return now - self.begun - self.worked - (0.0 if self._asked is None else now - self._asked)
+        """Seconds for which its reader has kept the worker waiting since the last that it asked for: not all its waits
+        together, which a steady reader of much has, too."""
+        return 0.0 if (given := self._given) is None else time.monotonic() - given
 
     def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
         """The next batch, where all of it has come. For a thread, while nobody waits for one in `next`."""
@@ -267,6 +268,7 @@ class Result:
             told = self._come[wire.HEADER.size : whole]
             del self._come[:whole]
             payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, told)
+            self._given = time.monotonic()
             return self._taken(kind, rows, payload, digest[:digest_length])
 
     def _has(self, size: int) -> bool:

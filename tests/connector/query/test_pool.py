@@ -809,6 +809,22 @@ async def test_a_long_question_beside_streams_is_not_begun_anew_for_each_who_wai
         await asyncio.wait((working,))
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["asked for", "taken in a thread"])
+async def test_a_reader_keeps_its_worker_since_the_last_batch_and_not_in_all_its_pauses_together(
+    pool: Pool, numbers: Relation, at_once: bool
+) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", batch_rows=10)) as result:
+        frame = await anext(result)
+        await asyncio.sleep(0.3)
+        assert result.unasked >= 0.3
+        del frame
+        if at_once:
+            await until(lambda: result.at_once() is not None)
+        else:
+            await anext(result)
+        assert result.unasked < 0.3
+
+
 @pytest.mark.parametrize("seconds", [1.0, 600.0], ids=["long for its size", "as long as it may"])
 async def test_a_check_that_takes_too_long_for_its_size_is_ended_for_who_waits(
     tmp_path: Path, numbers: Relation, impatient: tuple[Job, Job], seconds: float
