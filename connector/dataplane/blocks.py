@@ -74,6 +74,7 @@ class Entry:
     blocks: list[Block] = field(default_factory=list)
     nbytes: int = 0  # of disk that it takes
     readers: int = 0  # that have it now
+    used: float = 0.0  # UTC seconds, when it came or the last reader let go of it
 
     def span(self, block: Block) -> Span:
         """Where a block lies."""

@@ -9,7 +9,7 @@ leave, there is no copy: an index of them is made after the first pass (`query.v
   without aggregates and quantities, and, for a copy, unless the operator allows it, without masks and duties;
 - the key holds the version's digest, the contract, the reader, the request; the files must be those registered;
 - it goes when the agreement is revoked or ends, when the version or the contract is another, or when room is needed:
-  each consumer has an equal share of it, and what others leave.
+  each consumer has an equal share of it, and what others leave; what nobody has read for an hour is left.
 Copies have no names: nobody else can open them, and a process that ends, however it ends, leaves none behind.
 Knows frames and their index, and nothing of Arrow.
 """
@@ -47,14 +47,16 @@ from policies.contract import DataContract, to_json
 _ENTRIES_MAX = 256
 _SMALL = 2**20  # bytes of batches that are not worth a copy of a block
 _FILES_MAX = 256  # of all entries: descriptors that they hold, of those that connections need, too
+_AWAY = 3600.0  # seconds after which what nobody reads is no part of a share any more
 _DAY = 86_400.0
 _log = logger("dataplane")
 _Measure = Callable[[Entry], int]
 
 
 class PreparedStreams:
-    """The prepared streams of one connector, at most `quota` bytes of them. Of who has most the least used go first,
-    and before those that somebody reads: these stay on the disk for as long, whether they are forgotten or not."""
+    """The prepared streams of one connector, at most `quota` bytes of them. What nobody has read for an hour goes first,
+    then of who has most the least used, and before those that somebody reads: these stay on the disk for as long,
+    whether they are forgotten or not."""
 
     def __init__(
         self, folder: Path, *, quota: int, sensitive: bool = False, clock: Callable[[], float] = time.time
@@ -134,6 +136,7 @@ class PreparedStreams:
         finally:
             for entry in entries:
                 entry.readers -= 1
+                entry.used = self._clock()
 
     def keeps(self, key: str, grant: Grant) -> bool:
         """Whether a stream that is read now would be kept."""
@@ -319,7 +322,7 @@ class PreparedStreams:
 
     def _add(self, entry: Entry) -> None:
         self.drop(lambda other: other.dataset == entry.dataset and other.version != entry.version)
-        self._entries[entry.key] = entry
+        self._entries[entry.key], entry.used = entry, self._clock()
         self._sweep_on_time()
         for of, most in ((_nbytes, self.quota), (_one, _ENTRIES_MAX), (_blocks, BLOCKS_MAX), (_files, _FILES_MAX)):
             while (less := self._less(entry.consumer, of, most)) is not None:
@@ -329,23 +332,30 @@ class PreparedStreams:
         return [*self._entries.values(), *self._dropped]
 
     def _may_hold(self, consumer: str, of: _Measure, most: int) -> int:
-        """How much one may hold: an equal share, or what others leave."""
+        """How much one may hold: an equal share, or what others leave, of whom those who are away hold nothing."""
         others = Counter[str]()
         for one in self._held():
-            if one.consumer != consumer:
+            if one.consumer != consumer and not self._left(one):
                 others[one.consumer] += of(one)
         return max(most // (len(others) + 1), most - others.total())
 
+    def _left(self, one: Entry) -> bool:
+        """Whether it is anybody's room: its consumer may never come again."""
+        return not one.readers and self._clock() - one.used > _AWAY
+
     def _less(self, adding: str, of: _Measure, most: int) -> Entry | None:
-        """What goes where there is too much: of who has just added and is over its share what nobody reads, which would
-        free nothing; else of who holds most. The least used first."""
+        """What goes where there is too much: what is left, whosever it was; then of who has just added and is over its
+        share what nobody reads, which would free nothing; else of who holds most. The least used first."""
         held = Counter[str]()
         for one in self._held():
             held[one.consumer] += of(one)
         if held.total() <= most:
             return None
-        entries, unread = self._entries.values(), (one for one in self._entries.values() if not one.readers)
-        own = next((one for one in unread if one.consumer == adding), None)
+        entries = self._entries.values()
+        left = next((one for one in entries if of(one) and self._left(one)), None)
+        if left is not None:
+            return left
+        own = next((one for one in entries if one.consumer == adding and not one.readers), None)
         if own is not None and held[adding] > self._may_hold(adding, of, most):
             return own
         if sum(map(of, entries)) <= most:

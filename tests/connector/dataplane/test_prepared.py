@@ -268,8 +268,8 @@ async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, 
         running.reads.origin.prepared = before
 
 
-# Streams in the order in which they come, as consumer and bytes (a * after those that are being read by then), and what
-# is kept of them in the end, of a quota of 12 bytes.
+# Streams in the order in which they come, as consumer and bytes (a * after those that are being read by then; a `-`
+# is an hour in which nothing comes), and what is kept of them in the end, of a quota of 12 bytes.
 SHARES: dict[str, tuple[str, str]] = {
     "one alone has all of it": ("a4 a4 a4", "a4 a4 a4"),
     "and loses the least used": ("a1 a4 a4 a4", "a4 a4 a4"),
@@ -280,18 +280,42 @@ SHARES: dict[str, tuple[str, str]] = {
     "what is read stays, as its room would": ("a5* a5 a5", "a5* a5"),
     "and what comes goes before it": ("a7* a6", "a7*"),
     "unless others have less than their share": ("a6* a6* b4", "a6* b4"),
+    "who is away keeps none of what another needs": ("a4 a4 a4 - b5 b5", "b5 b5"),
+    "and all of what nobody needs": ("a4 a4 - b4", "a4 a4 b4"),
+    "nor has a share beside those who are there": ("a2 c4 c4 - b6 d6 b6", "d6 b6"),
+    "what is read is not left": ("a6* a1 - b6", "a6* b6"),
+    "of one alone the least used goes, however long ago": ("a4 a4 - a8", "a4 a8"),
 }
 
 
 @pytest.mark.parametrize(("come", "kept"), SHARES.values(), ids=SHARES.keys())
 async def test_each_consumer_has_an_equal_share_and_what_others_leave(tmp_path: Path, come: str, kept: str) -> None:
-    streams = PreparedStreams(tmp_path, quota=12)
+    now = 1e9
+    streams = PreparedStreams(tmp_path, quota=12, clock=lambda: now)
     names = {}
     for number, text in enumerate(come.split()):
+        if text == "-":
+            now += 3601.0
+            continue
         one = Entry(str(number), text[0], "", "", "", None, (), nbytes=int(text[1]), readers=int(text[2:] == "*"))
         names[one] = text
         streams._add(one)
     assert [names[one] for one in streams._entries.values()] == kept.split()
+
+
+async def test_what_somebody_reads_again_within_the_hour_is_not_left(tmp_path: Path) -> None:
+    now = 1e9
+    streams = PreparedStreams(tmp_path, quota=12, clock=lambda: now)
+    read, unread = (Entry(name, "a", "", "", "", None, (), nbytes=4) for name in ("read", "unread"))
+    for one in (read, unread):
+        streams._add(one)
+    now += 3000.0
+    async with streams.serve(read, spans=True):
+        pass
+    now += 3000.0
+    for name in ("first", "second"):
+        streams._add(Entry(name, "b", "", "", "", None, (), nbytes=4))
+    assert list(streams._entries) == ["read", "first", "second"]
 
 
 async def test_files_that_readers_hold_on_to_count_until_they_let_go(running: Provider, tmp_path: Path) -> None:
