@@ -25,12 +25,12 @@ class Copy:
     """A stream, or a block of one, that is written down beside its delivery; that is not disturbed where it cannot be.
 
     All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
-    one row, and for many streams.
+    one row, and for many streams. Those of one consumer have his `room`, and all together `most`.
     """
 
-    def __init__(self, source: Result, entry: Entry, room: int, coming: Sequence[Entry]) -> None:
+    def __init__(self, source: Result, entry: Entry, coming: Sequence[Entry], *, room: int, most: int) -> None:
         entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
-        self.entry, self._room, self._coming = entry, room, coming
+        self.entry, self._coming, self._room, self._most = entry, coming, room, most
         self._writing: asyncio.Future[float] | None = None
         self.given_up = False
 
@@ -45,8 +45,9 @@ class Copy:
 
     def _keep(self, frame: Frame) -> None:
         entry = self.entry
-        blocks = sum(len(one.blocks) for one in self._coming)
-        if blocks >= BLOCKS_MAX or sum(one.nbytes for one in self._coming) + frame.nbytes > self._room:
+        own = sum(one.nbytes for one in self._coming if one.consumer == entry.consumer)
+        full = own + frame.nbytes > self._room or sum(one.nbytes for one in self._coming) + frame.nbytes > self._most
+        if full or sum(len(one.blocks) for one in self._coming) >= BLOCKS_MAX:
             self._give_up()
             return
         at = entry.nbytes

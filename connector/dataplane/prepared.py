@@ -196,8 +196,9 @@ class PreparedStreams:
         async def begin(block: int) -> Copy | None:
             key = f"{form}{block}"
             kept = sum(one.startswith(form) for one in self._entries)  # by other reads, too
-            most = self._may_hold(grant.consumer, _files, _FILES_MAX)
-            full = kept + len(self._coming) >= most or any(not one.files for one in coming)
+            own = kept + sum(one.consumer == grant.consumer for one in self._coming)
+            full = own >= self._may_hold(grant.consumer, _files, _FILES_MAX) or len(self._coming) >= _FILES_MAX
+            full |= any(not one.files for one in coming)
             small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
             if block == left_out or full or small or key in self._made or key in self._entries:
                 return None
@@ -225,24 +226,23 @@ class PreparedStreams:
         """One that may be written, beside all of this `form`; None where the system has no place for any."""
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
-            room = self._room(grant.consumer, form)
+            most = min(self.quota, shutil.disk_usage(self._folder).free // 2)
         except OSError as error:
             if not self._unable:
                 _log.warning("streams are not kept for later passes", folder=str(self._folder), reason=error.strerror)
             self._unable = True
             return None
         self._unable = False
-        return Copy(source, entry, room, self._coming)
+        return Copy(source, entry, self._coming, room=min(most, self._room(grant.consumer, form)), most=most)
 
     def _room(self, consumer: str, form: str) -> int:
-        """Bytes that may be written for somebody now, beside what of his is read, and those of the form."""
+        """Bytes of his share that may be written for somebody now, beside what of his is read, and those of the form."""
         stays = [
             one.nbytes
             for one in self._held()
             if one.consumer == consumer and (one.readers or one in self._dropped or (form and one.key.startswith(form)))
         ]
-        most = self._may_hold(consumer, _nbytes, self.quota) - sum(stays)
-        return min(most, shutil.disk_usage(self._folder).free // 2)
+        return self._may_hold(consumer, _nbytes, self.quota) - sum(stays)
 
     def wants_index(self, key: str, job: Job) -> bool:
         """Whether the files of this read may hold its messages: not known yet, and of the kind that can.

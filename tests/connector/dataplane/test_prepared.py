@@ -383,11 +383,13 @@ class Source:
         raise StopAsyncIteration
 
 
-def _keeping(folder: Path, coming: list[Entry], *, count: int, room: int) -> Keeping:
-    entry = Entry("", "", "", "", "", None, (nameless(folder),))
+def _keeping(
+    folder: Path, coming: list[Entry], *, count: int, room: int, most: int = 10**6, consumer: str = ""
+) -> Keeping:
+    entry = Entry("", consumer, "", "", "", None, (nameless(folder),))
     coming.append(entry)
     source = cast("Any", Source(count, 1000))
-    return Keeping(source, Copy(source, entry, room, coming))
+    return Keeping(source, Copy(source, entry, coming, room=room, most=most))
 
 
 async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path) -> None:
@@ -398,6 +400,15 @@ async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path)
         assert sum(entry.nbytes for entry in coming) <= 10_000
     assert (small.whole, large.whole) == (True, False)
     assert (coming[1].files, coming[1].blocks) == ((), [])
+
+
+async def test_what_others_write_at_once_takes_nothing_of_ones_share_but_of_the_whole_room(tmp_path: Path) -> None:
+    for most, whole in ((9000, [True, True]), (7000, [False, True])):
+        coming: list[Entry] = []
+        both = [_keeping(tmp_path, coming, count=4, room=5000, most=most, consumer=name) for name in ("a", "b")]
+        for keeping in (*both[::-1] * 4, *both):
+            await anext(keeping, None)
+        assert [keeping.whole for keeping in both] == whole
 
 
 async def test_a_stream_of_very_many_batches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

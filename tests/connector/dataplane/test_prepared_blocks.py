@@ -274,6 +274,19 @@ async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(runn
         running.reads.origin.prepared = before
 
 
+async def test_blocks_that_another_writes_take_no_place_of_ones_own(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.dataplane.prepared._FILES_MAX", BLOCKS)
+    ticket = running.ticket(await running.agree())
+    await read(running, ticket, [0, 1])
+    with monkeypatch.context() as writing:
+        others = [Entry(str(number), "another", "", "", "", None, ()) for number in range(2)]
+        writing.setattr(prepared, "_coming", others)
+        await read(running, ticket, [2, 3])
+    assert len(prepared) == BLOCKS
+
+
 async def test_what_is_kept_of_another_form_makes_room(
     running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
