@@ -47,8 +47,8 @@ class Origin:
             async with self._blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
                 yield mixed
         elif (key := files.key(asked, grants)) and (entry := await files.find(key, grants[0])) is not None:
-            await asyncio.shield(begun)
-            async with files.serve(entry, spans=spans) as passed:
+            async with files.serve(entry, spans=spans) as passed:  # from now on: it counts if it is dropped meanwhile
+                await asyncio.shield(begun)
                 yield passed
         else:
             async with self._first_pass(files, key, grants, job, spans, begun) as source:

@@ -54,9 +54,9 @@ _Measure = Callable[[Entry], int]
 
 
 class PreparedStreams:
-    """The prepared streams of one connector, at most `quota` bytes of them. What nobody has read for an hour goes first,
-    then of who has most the least used, and before those that somebody reads: these stay on the disk for as long,
-    whether they are forgotten or not."""
+    """The prepared streams of one connector, at most `quota` bytes of them. What nobody has read for an hour goes
+    first, then of who has most the least used, and before those that somebody reads: these stay on the disk for as
+    long, whether they are forgotten or not."""
 
     def __init__(
         self, folder: Path, *, quota: int, sensitive: bool = False, clock: Callable[[], float] = time.time
@@ -180,10 +180,10 @@ class PreparedStreams:
         if found and not await still_unchanged(grant.held.version.source["files"]):
             self.drop(lambda entry: entry.key.startswith(form))
             return {}
-        for entry in found.values():
-            if entry.key in self._entries:
-                self._entries.move_to_end(entry.key)
-        return found
+        there = {one: entry for one, entry in found.items() if self._entries.get(entry.key) is entry}  # as in `find`
+        for entry in there.values():
+            self._entries.move_to_end(entry.key)
+        return there
 
     @asynccontextmanager
     async def shelf(self, form: str, split: Split, grant: Grant, source: Result) -> AsyncIterator[Shelf]:
@@ -236,7 +236,7 @@ class PreparedStreams:
         return Copy(source, entry, self._coming, room=min(most, self._room(grant.consumer, form)), most=most)
 
     def _room(self, consumer: str, form: str) -> int:
-        """Bytes of his share that may be written for somebody now, beside what of his is read, and those of the form."""
+        """Bytes of his share that somebody may write now, beside what of it is read, and those of the form."""
         stays = [
             one.nbytes
             for one in self._held()

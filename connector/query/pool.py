@@ -267,9 +267,8 @@ class Pool:
         took, and the place is free now, for others first: its reader may take the rest of what is there as slowly as
         it likes. None that adds noise: nobody reads it slowly, and its budget would be spent anew by each attempt.
 
-        Workers that streams share are nobody's, whoever has streams in them, also where it is the same. Who has no other
-        than the one that is left beside them loses it only by reading slowly: its long work would be begun anew for
-        each who waits."""
+        Workers that streams share are nobody's, whoever has streams in them. Who has no other than the one that is left
+        beside them loses it only by reading slowly: its long work would be begun anew for each who waits."""
         alone = [result for worker in self._busy if not worker.shared for result in worker.results]
         theirs = {result.job.consumer for result in alone}
         if len(self._busy) < max(2, self._size) or len(theirs) != 1 or not theirs.isdisjoint({wanting, *_OURS}):

@@ -227,6 +227,32 @@ async def test_what_goes_while_its_files_are_looked_at_is_read_anew(
     assert (second.status_code, rows_of(second)) == (200, rows_of(first))
 
 
+@pytest.mark.parametrize("parameters", [{}, {"blocks": "1,0"}], ids=["whole", "blocks"])
+async def test_what_goes_while_the_beginning_of_its_read_is_recorded_counts_as_read(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str]
+) -> None:
+    ticket = running.ticket(await running.agree())
+    first = await read(running, ticket, **parameters)
+    await settled(running)
+    kept, write, recorded = set(prepared._entries.values()), running.store.write, asyncio.Event()
+
+    async def late(work: Any) -> Any:
+        await recorded.wait()
+        return await write(work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running.store, "write", late)
+        reading = asyncio.ensure_future(read(running, ticket, **parameters))
+        try:
+            await until(lambda: all(entry.readers for entry in kept))
+            prepared.drop(lambda _: True)
+            assert set(prepared._dropped) == kept
+        finally:
+            recorded.set()
+            second = await reading
+    assert rows_of(second) == rows_of(first)
+
+
 @pytest.mark.parametrize("good", [0, 1])
 async def test_a_disk_that_fails_is_not_a_client_that_left(
     running: Provider, monkeypatch: pytest.MonkeyPatch, good: int

@@ -236,6 +236,22 @@ async def test_a_changed_file_is_refused_and_its_blocks_forgotten(
     assert len(prepared) == 0
 
 
+async def test_blocks_that_go_while_their_files_are_looked_at_are_read_anew(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = running.ticket(await running.agree())
+    await read(running, ticket, [1, 0])
+
+    def goes(files: object) -> bool:
+        prepared.drop(lambda _: True)  # as where another reader's stream needs the room
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr("connector.datasets.threads.unchanged", goes)
+        assert ids_of(await read(running, ticket, [0, 1])) == expected([0, 1])
+    assert len(prepared) == 2
+
+
 async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: Path) -> None:
     """Blocks of a dataset that is larger than the quota stay where they are: each epoch finds the same part of it."""
     ticket = running.ticket(await running.agree())
