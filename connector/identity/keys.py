@@ -31,11 +31,11 @@ def participant_key(directory: Path, *, new: bool = True) -> ECKey:
     these; else Conflict where there is none. BadInput for a file that holds something else."""
     path = directory / "participant.pem"
     text = _kept(path, lambda: ECKey.generate_key("P-256").as_pem(private=True), new=new)
-    with suppress(ValueError, JoseError):
+    with suppress(ValueError, TypeError, JoseError):  # TypeError: one that a passphrase is needed for
         key = ECKey.import_key(text)
         if key.is_private and key.curve_name == "P-256":
             return key
-    raise BadInput(f"expected a private key of the curve P-256 in PEM in {path}, came something else; {_help(new)}")
+    raise BadInput(f"expected a private key of the curve P-256 in PEM, not encrypted, in {path}, came something else; {_help(new)}")
 
 
 def public_jwk(key: ECKey) -> dict[str, Any]:
@@ -61,8 +61,12 @@ def change_log_key(directory: Path, *, before: str) -> None:
 
 
 def secret(directory: Path, name: str, *, new: bool = True) -> bytes:
-    """32 random bytes, the same at every start: for keyed hashes and cursors."""
-    return _bytes(directory / f"{name}.secret", lambda: os.urandom(_BYTES), new=new)
+    """32 random bytes or more, the same at every start: for keyed hashes and cursors, which take any number."""
+    path = directory / f"{name}.secret"
+    data = _kept(path, lambda: os.urandom(_BYTES), new=new)
+    if len(data) < _BYTES:
+        raise BadInput(f"expected {_BYTES} bytes or more in {path}, came {len(data)}; {_help(new)}")
+    return data
 
 
 def _help(new: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import time
 from base64 import urlsafe_b64encode
@@ -503,8 +504,19 @@ def test_keys_are_made_once_and_readable_by_us_only(tmp_path: Any) -> None:
     assert len(keys.secret(tmp_path / "keys", "mask")) == 32
 
 
-@pytest.mark.parametrize("name", ["participant.pem", "log.key", "mask.secret"])
-@pytest.mark.parametrize("damage", ["lost", "empty", "cut", "nonsense", "a folder"])
+def test_a_secret_of_more_bytes_than_we_make_is_good(tmp_path: Path) -> None:
+    (tmp_path / "mask.secret").write_bytes(b"ab" * 32)
+    assert keys.secret(tmp_path, "mask", new=False) == b"ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *itertools.product(["participant.pem", "log.key", "mask.secret"], ["lost", "empty", "cut", "a folder"]),
+        ("participant.pem", "nonsense"),
+        ("log.key", "nonsense"),
+    ],
+)
 def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
     tmp_path: Path, name: str, damage: str
 ) -> None:
@@ -523,9 +535,10 @@ def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
     assert path.exists() == (damage != "lost")
 
 
-@pytest.mark.parametrize("curve", ["P-384", "public"])
-def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, curve: str) -> None:
-    other = ECKey.generate_key("P-256" if curve == "public" else curve)
-    (tmp_path / "participant.pem").write_bytes(other.as_pem(private=curve != "public"))
+@pytest.mark.parametrize("kind", ["P-384", "public", "encrypted"])
+def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, kind: str) -> None:
+    other = ECKey.generate_key("P-384" if kind == "P-384" else "P-256")
+    phrase = "phrase" if kind == "encrypted" else None
+    (tmp_path / "participant.pem").write_bytes(other.as_pem(private=kind != "public", password=phrase))
     with pytest.raises(BadInput, match="expected a private key of the curve P-256"):
         keys.participant_key(tmp_path)
