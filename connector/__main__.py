@@ -66,13 +66,14 @@ def restored(
 ) -> None:
     """Go on with a database that was put back from a copy: what is agreed, offered and let in ends, and the log goes on
     under another key. While nothing serves it."""
-    from connector.restored import go_on
+    from connector.restored import go_on, place
 
     settings = _settings()
+    where = place(settings)
     if not yes:
         typer.confirm(
             f"This ends every agreement that {settings.name} has as a provider, withdraws its offers, ends its tokens "
-            "and gives its log another key. Go on?",
+            f"and gives its log another key, in {where}. Go on?",
             abort=True,
         )
     try:
@@ -80,6 +81,7 @@ def restored(
     except HanseError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
+    typer.echo(f"restored: {where}")
     typer.echo(f"ended: {done.agreements} agreements, {done.negotiations} negotiations, {done.tokens} tokens")
     typer.echo(f"withdrawn: {done.offers} offers")
     typer.echo(f"the log goes on with record {done.size}, under this key, which auditors need: {done.vkey}")

@@ -60,6 +60,12 @@ def missing(url: str) -> str:
     return "" if path is None or path.exists() else str(path)
 
 
+def named(url: str) -> str:
+    """A database as it may be shown: without a user's password, or whatever else stands behind a `?`."""
+    parsed = make_url(url)
+    return parsed.difference_update_query(list(parsed.query)).render_as_string(hide_password=True)
+
+
 def say(connection: Connection, sql: str) -> None:
     """Run a statement that has no values and no answer, by the driver alone."""
     with closing(connection.connection.cursor()) as cursor:

@@ -122,12 +122,14 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _database(value: str) -> str:
     """No word of what stands behind the scheme: it holds a password."""
-    scheme, sign, _ = value.partition("://")
+    scheme, sign, rest = value.partition("://")
     if value and not (sign and scheme in _DATABASES):
         raise ValueError(
             "expected postgresql+psycopg://user@host/database, or sqlite:///path, or nothing, came "
             + (f"one that begins with {scheme + sign!r}" if sign else "one without a ://")
         )
+    if scheme == "sqlite" and rest.lstrip("/").startswith("file:"):  # its file would be another one to us
+        raise ValueError("expected sqlite:///path, came a URI of SQLite's own (file:); write its path alone")
     return value
 
 

@@ -20,7 +20,7 @@ from connector.identity import keys
 from connector.serve import alone
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.migrate import upgrade
+from connector.store.migrate import missing, named, upgrade
 from connector.telemetry import set_up_logging
 
 _CODE, _REASON = "database_restored", "the provider's database was put back from a copy; agree anew"
@@ -38,22 +38,39 @@ class Done:
     vkey: str
 
 
+def place(settings: Settings) -> str:
+    """What is gone on with, for whoever is to say so."""
+    return f"the database {named(settings.database)} with the data directory {settings.data_dir.resolve()}"
+
+
 async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
     """End what was agreed, offered and let in, record it, and change the log's key. What breaks off half-way is done
     whole by the next time; a start before that is refused as before.
 
-    Conflict while a process serves this database. LogBroken where its log was signed with another key than ours, unless
+    Conflict while a process serves this database, and where there is nothing to go on with. LogBroken where its log was signed with another key than ours, unless
     that one is lost.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    _check_there(settings, database=not missing(settings.database))
     with alone(settings):
-        upgrade(settings.database)
+        before, _ = upgrade(settings.database)
+        _check_there(settings, database=bool(before))
         parts = build(settings)
         try:
             return await _go_on(parts, lost_log_key=lost_log_key)
         finally:
             await parts.net.close()
             parts.store.close()
+
+
+def _check_there(settings: Settings, *, database: bool) -> None:
+    """Conflict where a connector has never been: without its settings, another one would be made and called restored."""
+    folder = settings.data_dir
+    if not database and not any((folder / name).exists() for name in ("log.head", "keys/log.key")):
+        raise Conflict(
+            f"expected the database of a connector, or its keys/log.key or log.head in HANSE_DATA_DIR, came neither in "
+            f"{place(settings)}; run this with the settings that the connector is served with"
+        )
 
 
 async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:

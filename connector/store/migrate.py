@@ -15,6 +15,16 @@ def upgrade(url: str) -> tuple[str, str]:
     return database.upgrade(url, folder=FOLDER, lock=_LOCK)
 
 
+def missing(url: str) -> bool:
+    """Whether it is an SQLite database that nobody has made yet."""
+    return bool(database.missing(url))
+
+
+def named(url: str) -> str:
+    """The database as it may be shown to an operator."""
+    return database.named(url)
+
+
 def sqlite_file(url: str) -> Path | None:
     """Where an SQLite database really is, whatever links lead there; None for any other."""
     path = database.sqlite_file(url)

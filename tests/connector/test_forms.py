@@ -51,6 +51,7 @@ UNFIT: list[tuple[dict[str, str], str]] = [
     ({"ALLOW_PRIVATE": "10.0.0.0/33"}, "HANSE_ALLOW_PRIVATE: expected networks"),
     ({"DATABASE_URL": "postgres://u:secret@h/db"}, "came one that begins with 'postgres://'"),
     ({"DATABASE_URL": "nonsense"}, "without a ://"),
+    ({"DATABASE_URL": "sqlite:///file:/tmp/a.db?uri=true"}, "write its path alone"),
     ({"WORKERS_MAX": "1", "WORKERS_WARM": "5"}, "HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX"),
     ({"NAME": "Clinic"}, "HANSE_NAME: expected a small letter"),
     ({"STATIC_TOKENS": "abc"}, "static_tokens"),

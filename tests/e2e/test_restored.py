@@ -59,6 +59,14 @@ def records(path: Path, kind: str) -> list[dict[str, Any]]:
     return [body["detail"] for body in lines if body["kind"] == kind]
 
 
+def test_where_no_connector_was_none_is_made(tmp_path: Path) -> None:
+    for url in ("", f"sqlite:///{tmp_path}/other.db"):
+        told = restored(Process("north", tmp_path / "north", 1, 2, url), "--yes")
+        assert told.returncode == 1
+        assert "run this with the settings that the connector is served with" in told.stderr
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_older_database_is_refused_and_gone_on_with_by_an_operators_word_alone(tmp_path: Path) -> None:
     with two(tmp_path, forked=True) as (north, south):
         (agreement, _), (kept, _) = (south.agree(north, *north.publish(name)) for name in ("air", "sea"))
@@ -78,6 +86,7 @@ def test_an_older_database_is_refused_and_gone_on_with_by_an_operators_word_alon
         put_back(north, copy)
         told = restored(north, "--yes")
         assert told.returncode == 0, told.stderr
+        assert f"restored: the database sqlite:///{north.directory}/connector.db with the data directory" in told.stdout
         assert "ended: 2 agreements, 0 negotiations, 1 tokens\nwithdrawn: 2 offers\n" in told.stdout
 
         for _ in range(2):
