@@ -134,6 +134,7 @@ class Services:
     announcer: Announcer
     feed: events.Feed
     signer: Signer
+    former: tuple[Signer, ...]  # with whose keys nothing is signed any more
     log_mark: Mark
     sequencer: Sequencer
     log: AuditLog
@@ -354,7 +355,8 @@ def build(settings: Settings) -> Services:
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir, new=fresh))
-    log_mark = Mark(settings.data_dir / "log.head", signer=signer)
+    former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
+    log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
     sequencer = Sequencer(store, signer=signer, mark=log_mark, round_seconds=_round_seconds(settings, store))
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
@@ -400,6 +402,7 @@ def build(settings: Settings) -> Services:
             store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats
         ),
         signer=signer,
+        former=former,
         log_mark=log_mark,
         sequencer=sequencer,
         log=AuditLog(store, sequencer, vkey=signer.vkey),

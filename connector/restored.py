@@ -47,8 +47,8 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
     """End what was agreed, offered and let in, record it, and change the log's key. What breaks off half-way is done
     whole by the next time; a start before that is refused as before.
 
-    Conflict while a process serves this database, and where there is nothing to go on with. LogBroken where its log was signed with another key than ours, unless
-    that one is lost.
+    Conflict while a process serves this database, and where there is nothing to go on with. LogBroken where its log was
+    signed with another key than ours, unless that one is lost.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_there(settings, database=not missing(settings.database))
@@ -64,7 +64,7 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
 
 
 def _check_there(settings: Settings, *, database: bool) -> None:
-    """Conflict where a connector has never been: without its settings, another one would be made and called restored."""
+    """Conflict where no connector was: without its settings, another one would be made, and called restored."""
     folder = settings.data_dir
     if not database and not any((folder / name).exists() for name in ("log.head", "keys/log.key")):
         raise Conflict(
@@ -75,24 +75,34 @@ def _check_there(settings: Settings, *, database: bool) -> None:
 
 async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
     """1. nobody else is there, and the database is ours; 2. end everything; 3. record it, signed with the next key;
-    4. that one is the log's key from now on."""
+    4. that one is the log's key from now on, and its head the newest that we know."""
     folder, name = parts.settings.data_dir / "keys", parts.signer.name
     after = Signer(name, keys.next_log_key(folder))
+    before = "" if lost_log_key else parts.signer.vkey
     if not await parts.store.read(partial(_signed, signer=after)):  # as where only 4 is missing
         await parts.store.read(_nobody_serves)  # 1
         if not lost_log_key:
-            await parts.store.read(partial(check_key, signer=parts.signer))
+            before = await parts.store.read(partial(_signer_of, parts=parts))
     size = await parts.store.read(lambda tx: tx.audit.size())
     offers = await _withdraw_offers(parts)  # 2
     negotiations = await _end_negotiations(parts)
     agreements = await _end_agreements(parts)
     tokens = await parts.store.write(partial(_end_tokens, actor=parts.participant))
-    before = "" if lost_log_key else parts.signer.vkey
     about = {"size": size, "key": before, "head": parts.log_mark.note}
     await parts.store.write(lambda tx: tx.publish(DatabaseRestored(actor=parts.participant, detail=about)))
     await Sequencer(parts.store, signer=after).settle()  # 3
     keys.change_log_key(folder, before=parts.signer.vkey.split("+")[1])  # 4
+    parts.log_mark.keep(await parts.log.head())
     return Done(agreements, negotiations, offers, tokens, size, after.vkey)
+
+
+def _signer_of(tx: Transaction, *, parts: Services) -> str:
+    """The verifier key of whoever has signed the newest head: ours, or a former one where the copy is that old."""
+    for one in parts.former:
+        if _signed(tx, signer=one):
+            return one.vkey
+    check_key(tx, signer=parts.signer)
+    return parts.signer.vkey
 
 
 def _signed(tx: Transaction, *, signer: Signer) -> bool:

@@ -51,7 +51,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     LogBroken where the keys are not those of the database, or it is older than we know: nothing has been served or
     signed by then.
     """
-    await parts.store.read(partial(check_key, signer=parts.signer))
+    await parts.store.read(partial(check_key, signer=parts.signer, former=parts.former))
     await parts.store.read(parts.log_mark.check)
     leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())

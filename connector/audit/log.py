@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, note
-from connector.audit.mark import LogBroken, Mark, Unit
+from connector.audit.mark import LogBroken, Mark, NotOurs, Unit, older
 from connector.audit.record import SALT_BYTES, Record, record_of
 from connector.errors import BadInput, HanseError, NotFound
 from connector.events import OUTCOMES, Bus, Event, kinds
@@ -166,11 +166,16 @@ class Sequencer:
         return len(records)
 
 
-def check_key(tx: Unit, *, signer: note.Signer) -> None:
-    """LogBroken where the newest head is signed with another key: an auditor would take what follows for a forgery."""
+def check_key(tx: Unit, *, signer: note.Signer, former: Sequence[note.Signer] = ()) -> None:
+    """NotOurs where the newest head is signed with another key: an auditor would take what follows for a forgery. With
+    a `former` one, the database is from before that ended."""
     newest = tx.audit.checkpoint()
-    if newest is not None and not signer.has_signed(newest.note):
-        raise LogBroken(
+    if newest is None:
+        return
+    if any(one.has_signed(newest.note) for one in former):
+        raise NotOurs(older("no more than what a former key had signed, not all", "keys/log-….key"))
+    if not signer.has_signed(newest.note):
+        raise NotOurs(
             "the audit log of this database was signed with another key than the one in keys/ of HANSE_DATA_DIR: copy "
             "keys/ from the connector that wrote it (not instance.secret, where that one goes on), or from its backup"
         )

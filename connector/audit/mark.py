@@ -7,6 +7,7 @@ history under the key of the first, and everything that was revoked, ended and u
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,31 +34,58 @@ class Unit(Protocol):
     def audit(self) -> Any: ...
 
 
-class Mark:
-    """The head in the file `path`; of a log with another key than `signer`'s it says nothing about this one's."""
+class NotOurs(LogBroken):
+    """The database's log is not the newest that we know of, or goes on under another key: there is no going on."""
 
-    def __init__(self, path: Path, *, signer: Signer) -> None:
+
+class Mark:
+    """The head in the file `path`. One that a `former` key of ours has signed says nothing about the log of `signer`'s;
+    what none of them has signed is damaged, or another's, and not gone on with."""
+
+    def __init__(self, path: Path, *, signer: Signer, former: Sequence[Signer] = ()) -> None:
         self._path = path
-        self.note = path.read_text() if path.exists() else ""
-        self.size, self._root = _head(self.note, path) if self.note else (0, b"")
-        if self.note and not signer.has_signed(self.note):
-            self.size, self._root = 0, b""
+        self.note, self.size, self._root, self._known = "", 0, b"", True
         self._failing = False
+        try:
+            self._known = not path.exists() or self._take(path.read_bytes(), signer, former)
+        except OSError as error:
+            raise LogBroken(f"{path} cannot be read ({error.strerror}); let the connector's user read it") from None
+
+    def _take(self, data: bytes, signer: Signer, former: Sequence[Signer]) -> bool:
+        """Whether it is a head that a key of ours has signed, which is then ours."""
+        try:
+            note = data.decode()
+            _, size, root = head_of(note)
+        except ValueError:
+            return False
+        self.note = note
+        if signer.has_signed(note):
+            self.size, self._root = size, root
+            return True
+        return any(one.has_signed(note) for one in former)
 
     def check(self, tx: Unit) -> None:
-        """LogBroken where the database's log is not this one, or a later state of it."""
+        """NotOurs where the database's log is not this one, or a later state of it. LogBroken where it cannot be read,
+        or the file."""
+        if not self._known:
+            raise LogBroken(
+                f"expected the newest signed head of our audit log in {self._path}, came something else (damaged), or "
+                "one that no key in keys/ of HANSE_DATA_DIR has signed: copy keys/ from another process or the newest "
+                "backup; remove the file only where the database is surely the newest there is, as nothing else shows "
+                "that it is; where it is not, `hanse connector restored` (docs/operations.md)"
+            )
         self.check_size(tx.audit.size())
         try:
             same = not self.size or merkle.root(tx.audit.tile, self.size) == self._root
         except merkle.TreeBroken as error:
             raise LogBroken(str(error)) from error
         if not same:
-            raise LogBroken(self._older("other records than those"))
+            raise NotOurs(older("other records than those", self._path))
 
     def check_size(self, size: int) -> None:
-        """LogBroken where the log is shorter: for each round, as a database may be put back while we run."""
+        """NotOurs where the log is shorter."""
         if size < self.size:
-            raise LogBroken(self._older(f"{size} records, not the {self.size}"))
+            raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
 
     def keep(self, note: str) -> None:
         """Replace the head by a later one; on the disk, and whole. What cannot be written is tried with the next."""
@@ -75,21 +103,13 @@ class Mark:
             return
         self.note, (_, self.size, self._root), self._failing = note, head_of(note), False
 
-    def _older(self, has: str) -> str:
-        return (
-            f"the audit log of this database has {has} that this connector has signed ({self._path}): an older "
-            "database, or another one, is in the place of its own. What was revoked, withdrawn, ended and used since "
-            "is not known here and would not hold, and what is signed now would contradict what others have seen. Put "
-            "the newest one back, or set HANSE_DATABASE_URL to it; where there is none, `hanse connector restored` "
-            "ends what was agreed and begins a log with another key (docs/operations.md)"
-        )
 
-
-def _head(note: str, path: Path) -> tuple[int, bytes]:
-    try:
-        return head_of(note)[1:]
-    except ValueError:
-        raise LogBroken(
-            f"expected the newest signed head of our audit log in {path}, came something else; remove it where the "
-            "database is the newest there is"
-        ) from None
+def older(has: str, where: Path | str) -> str:
+    """What is said where the log `has` less than what was signed, or something else, as is known from `where`."""
+    return (
+        f"the audit log of this database has {has} that this connector has signed ({where}): an older "
+        "database, or another one, is in the place of its own. What was revoked, withdrawn, ended and used since "
+        "is not known here and would not hold, and what is signed now would contradict what others have seen. Put "
+        "the newest one back, or set HANSE_DATABASE_URL to it; where there is none, `hanse connector restored` "
+        "ends what was agreed and begins a log with another key (docs/operations.md)"
+    )

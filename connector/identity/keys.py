@@ -35,7 +35,9 @@ def participant_key(directory: Path, *, new: bool = True) -> ECKey:
         key = ECKey.import_key(text)
         if key.is_private and key.curve_name == "P-256":
             return key
-    raise BadInput(f"expected a private key of the curve P-256 in PEM, not encrypted, in {path}, came something else; {_help(new)}")
+    raise BadInput(
+        f"expected a private key of the curve P-256 in PEM, not encrypted, in {path}, came something else; {_help(new)}"
+    )
 
 
 def public_jwk(key: ECKey) -> dict[str, Any]:
@@ -46,6 +48,14 @@ def public_jwk(key: ECKey) -> dict[str, Any]:
 def log_key(directory: Path, *, new: bool = True) -> ed25519.Ed25519PrivateKey:
     """The Ed25519 key that signs the audit log's checkpoints (C2SP signed-note)."""
     return ed25519.Ed25519PrivateKey.from_private_bytes(_bytes(directory / "log.key", _new_log_key, new=new))
+
+
+def former_log_keys(directory: Path) -> list[ed25519.Ed25519PrivateKey]:
+    """Those that were the log's: known, so that a log which ends with one is known for an old one."""
+    return [
+        ed25519.Ed25519PrivateKey.from_private_bytes(_bytes(path, _new_log_key, new=False))
+        for path in sorted(directory.glob("log-*.key"))
+    ]
 
 
 def next_log_key(directory: Path) -> ed25519.Ed25519PrivateKey:

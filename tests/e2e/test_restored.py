@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import pytest
 from hanse.verify import verify
 
+from tests.support.ports import free_range
 from tests.support.processes import Client, Failed, Process, two
 
 
@@ -106,3 +107,28 @@ def test_an_older_database_is_refused_and_gone_on_with_by_an_operators_word_alon
         assert int(said["head"].splitlines()[1]) > said["size"]
         north.start()
         until(lambda: south.api().get(f"/agreements/{quote(kept, safe='')}")["state"] == "ended")  # it is told
+
+
+def test_a_copy_from_before_the_last_time_is_known_for_one(tmp_path: Path) -> None:
+    first = free_range(2)
+    north = Process("north", tmp_path / "north", first, first + 1, forked=True)
+    try:
+        north.start()
+        keys = [evidence(north, tmp_path / "before.zip")]
+        stop(north)
+        copy = Path(shutil.copy2(north.directory / "connector.db", tmp_path / "copy.db"))
+        for _ in range(2):
+            put_back(north, copy)
+            assert restored(north, "--yes").returncode == 0
+            north.start()
+            keys.append(evidence(north, tmp_path / "after.zip"))
+            stop(north)
+            put_back(north, copy)
+            with pytest.raises(RuntimeError, match="an older database"):
+                north.start()
+    finally:
+        north.kill()
+    assert len(set(keys)) == 3
+    assert verify(tmp_path / "after.zip", key=keys[-1]).ok
+    (said,) = records(tmp_path / "after.zip", "DatabaseRestored")
+    assert said["key"] == keys[0]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from connector.audit.log import Sequencer
+from connector.audit.log import Sequencer, check_key
 from connector.audit.mark import LogBroken, Mark
-from connector.audit.note import Signer
+from connector.audit.note import Signer, checkpoint
 from connector.store import Store, Transaction
 from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile
 from tests.connector.audit.support import SIGNER, story
@@ -60,18 +62,38 @@ async def test_one_that_is_shorter_or_another_is_not(store: Store, tmp_path: Pat
         await store.read(Mark(tmp_path / "head", signer=SIGNER).check)
 
 
-async def test_what_another_key_has_signed_says_nothing(sqlite_store: Store, tmp_path: Path) -> None:
+async def test_what_a_former_key_has_signed_says_nothing(sqlite_store: Store, tmp_path: Path) -> None:
     await grown(sqlite_store, tmp_path / "head", by=8, signer=OTHER)
     await sqlite_store.write(forget)
-    await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+    await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER, former=[OTHER]).check)
     await grown(sqlite_store, tmp_path / "head", by=1)
     assert SIGNER.has_signed((tmp_path / "head").read_text())
 
 
-def test_a_head_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "head").write_text("half a he")
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "another key's": lambda _: checkpoint(OTHER, size=8, root=bytes(32)).encode(),
+    "no head": lambda _: b"half a he",
+    "empty": lambda _: b"",
+    "cut": lambda head: head[:-20],
+    "altered": lambda head: head.replace(b"\n8\n", b"\n2\n"),
+    "no text": lambda head: head + b"\xff",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+async def test_a_head_that_is_none_is_named(
+    sqlite_store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    await grown(sqlite_store, tmp_path / "head", by=8)
+    (tmp_path / "head").write_bytes(damage((tmp_path / "head").read_bytes()))
     with pytest.raises(LogBroken, match=f"expected the newest signed head of our audit log in {tmp_path}/head"):
-        Mark(tmp_path / "head", signer=SIGNER)
+        await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+
+
+async def test_a_database_that_ends_with_a_former_key_is_an_older_one(sqlite_store: Store, tmp_path: Path) -> None:
+    await grown(sqlite_store, tmp_path / "head", by=8)
+    with pytest.raises(LogBroken, match="an older database"):
+        await sqlite_store.read(partial(check_key, signer=OTHER, former=[SIGNER]))
 
 
 async def test_where_it_cannot_be_kept_the_log_goes_on(sqlite_store: Store, tmp_path: Path) -> None:
