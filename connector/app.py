@@ -357,7 +357,9 @@ def build(settings: Settings) -> Services:
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir, new=fresh))
     former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
     log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
-    sequencer = Sequencer(store, signer=signer, mark=log_mark, round_seconds=_round_seconds(settings, store))
+    sequencer = Sequencer(
+        store, signer=signer, former=former, mark=log_mark, round_seconds=_round_seconds(settings, store)
+    )
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
         settings=settings,

@@ -90,7 +90,7 @@ async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
     tokens = await parts.store.write(partial(_end_tokens, actor=parts.participant))
     about = {"size": size, "key": before, "head": parts.log_mark.note}
     await parts.store.write(lambda tx: tx.publish(DatabaseRestored(actor=parts.participant, detail=about)))
-    await Sequencer(parts.store, signer=after).settle()  # 3
+    await Sequencer(parts.store, signer=after, takes_over=True).settle()  # 3
     keys.change_log_key(folder, before=parts.signer.vkey.split("+")[1])  # 4
     parts.log_mark.keep(await parts.log.head())
     return Done(agreements, negotiations, offers, tokens, size, after.vkey)

@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from starlette.types import ASGIApp
 
 from connector import VERSION, bounds
 from connector.app import Services, build, management_app, public_app
-from connector.audit.log import check_key
+from connector.audit.log import Sequencer, check_key
+from connector.audit.mark import LogBroken
 from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import Leases, close_left_over
 from connector.errors import BadInput, Conflict, HanseError
@@ -117,7 +118,8 @@ def _hand_over(target: Path | None, text: str) -> None:
 
 async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port or a data directory that is
-    in use, BadInput a certificate or a folder that cannot be used, Busy a database that does not answer.
+    in use, BadInput a certificate or a folder that cannot be used, Busy a database that does not answer, LogBroken one
+    that is older than we know, at the start or at any time later.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_certificate(settings.tls_certificate, settings.tls_key)
@@ -143,14 +145,18 @@ async def serve(settings: Settings) -> None:
             ),
             _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
         ]
-        _stop_on_signals(servers, parts)
+        stop = _stop_on_signals(servers, parts)
         _renew_on_signal(servers[0], parts)
         # What is there now stays: looked through with all else, it held up everybody for 100 ms now and then.
         gc.collect()
         gc.freeze()
         async with running(parts, before=_follow(lock, parts.reads.run)):
             _log.info("serving", public=settings.root_url, console=settings.console_url)
+            watching = asyncio.create_task(_stop_when_lost(parts.sequencer, stop))
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
+            watching.cancel()
+        if parts.sequencer.lost.is_set():
+            raise LogBroken(parts.sequencer.problem)
 
 
 class _Server(Server):
@@ -181,7 +187,8 @@ def _server(app: ASGIApp, *, certificate: Path | None = None, key: Path | None =
     )
 
 
-def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None:
+def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> Callable[[], None]:
+    """What a signal does, for others that have to stop all."""
     drained: list[asyncio.Task[None]] = []
 
     def stop() -> None:
@@ -196,6 +203,13 @@ def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    return stop
+
+
+async def _stop_when_lost(sequencer: Sequencer, stop: Callable[[], None]) -> None:
+    """An older database knows nothing of what was revoked since: nothing is served from it any longer."""
+    await sequencer.lost.wait()
+    stop()
 
 
 def _renew_on_signal(public: uvicorn.Server, parts: Services) -> None:

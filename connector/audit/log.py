@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 ROUND_MAX = 1024  # records in one round: larger ones gain nothing and hold up other writers
 _IDLE_SECONDS = 30.0  # after this long without a wake: records of another process that died before its round
+_LOOK_SECONDS = 1.0  # between two looks whether the log is still ours: what an older one lets in is served until then
 _RETRY_FIRST, _RETRY_CAP = 0.1, 5.0
 
 _TEXTS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
@@ -50,20 +51,25 @@ class Proven:
 
 class Sequencer:
     """The one that numbers. Several may run on one database: a round belongs to whoever holds its lock. `mark`: where
-    the newest head is kept outside of the database."""
+    the newest head is kept outside of the database. `takes_over`: the newest head may be another key's."""
 
     def __init__(
         self,
         database: Database,
         *,
         signer: note.Signer,
+        former: Sequence[note.Signer] = (),
         mark: Mark | None = None,
+        takes_over: bool = False,
         round_seconds: float = 0.05,
         salt: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES),
     ) -> None:
         self._database = database
         self._signer = signer
+        self._former = former
         self._mark = mark
+        self._takes_over = takes_over
+        self._seen = self._signed = ""  # the newest head that was found to be ours; the one of our own last round
         self._round_seconds = round_seconds
         self._salt = salt
         self._wake = asyncio.Event()
@@ -71,12 +77,14 @@ class Sequencer:
         self._turn = asyncio.Lock()
         self._checked = False
         self.problem = ""  # why nothing is numbered now; empty while all is well
+        self.lost = asyncio.Event()  # the log is not ours any more: nothing may be served, for the reason in `problem`
 
     async def run(self) -> None:
         """Catch up, then a round whenever something was committed, until cancelled.
 
-        Nothing ends it by itself: what fails is said in `problem` and in our own log, and tried again, more slowly
-        each time. A broken log is looked at again too: what was missing of it may have been put back.
+        One thing ends it by itself, a log that is not ours any more (`lost`). What fails otherwise is said in `problem`
+        and in our own log, and tried again, more slowly each time. A broken log is looked at again too: what was
+        missing of it may have been put back.
         """
         unsubscribe = self._database.bus.subscribe(lambda _: self.wake(), own=True)
         pause = _RETRY_FIRST
@@ -84,6 +92,13 @@ class Sequencer:
             while True:
                 try:
                     await self.settle()
+                    self.problem, pause = "", _RETRY_FIRST
+                    await self._rest()
+                except NotOurs as error:
+                    self.problem = error.message
+                    _log.error("log not ours", reason=self.problem)
+                    self.lost.set()
+                    return
                 except Exception as error:  # noqa: BLE001  # a sequencer that stops is a log that stops
                     self.problem = error.message if isinstance(error, HanseError) else type(error).__name__
                     _log.error(
@@ -92,12 +107,6 @@ class Sequencer:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _RETRY_CAP)
                     continue
-                self.problem, pause = "", _RETRY_FIRST
-                with contextlib.suppress(
-                    TimeoutError
-                ):  # not wait_for: 3.11's swallows a cancellation that meets a wake
-                    async with asyncio.timeout(_IDLE_SECONDS):
-                        await self._wake.wait()
                 await self._gather()
         finally:
             unsubscribe()
@@ -106,6 +115,17 @@ class Sequencer:
         """There is something to number."""
         self._told = time.monotonic()
         self._wake.set()
+
+    async def _rest(self) -> None:
+        """Until there is something to number, or there may be. NotOurs where the log is not ours meanwhile."""
+        ends = time.monotonic() + _IDLE_SECONDS
+        while not self._wake.is_set() and time.monotonic() < ends:
+            with contextlib.suppress(TimeoutError):  # not wait_for: 3.11's swallows a cancellation that meets a wake
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+                    return
+            async with self._turn:
+                await self._keep_head()
 
     async def _gather(self) -> None:
         """Wait until what belongs together is there: it shares a commit and a signature.
@@ -125,15 +145,31 @@ class Sequencer:
             while (done := await self._database.write(self._round)) != 0:
                 if done is None:  # another process is in a round, and may have looked before our rows were there
                     await asyncio.sleep(self._round_seconds)
-                elif done < ROUND_MAX:
+                    continue
+                if done:
+                    self._seen = self._signed  # it is committed
+                if done < ROUND_MAX:
                     break
             await self._keep_head()
 
     async def _keep_head(self) -> None:
-        """Keep the newest head outside of the database as well, whoever has signed it."""
-        newest = await self._database.read(lambda tx: tx.audit.checkpoint()) if self._mark else None
-        if self._mark and newest is not None and newest.size > self._mark.size:
-            await asyncio.to_thread(self._mark.keep, newest.note)
+        """Look at the newest head, whoever has signed it, and keep it outside of the database as well."""
+        newest = await self._database.read(self._look)
+        self._seen = newest
+        if self._mark and newest and self._mark.is_before(newest):
+            await asyncio.to_thread(self._mark.keep, newest)
+
+    def _look(self, tx: Unit) -> str:
+        """The newest head. NotOurs where it is not our key's, or the log no later state of the one that we know: a
+        database may be put back, and its log given another key, while we run."""
+        newest = tx.audit.checkpoint()
+        text: str = newest.note if newest is not None else ""
+        if text != self._seen or not text:
+            if not self._takes_over:
+                check_key(tx, signer=self._signer, former=self._former)
+            if self._mark:
+                self._mark.check(tx)
+        return text
 
     async def _check_once(self) -> None:
         if not self._checked:
@@ -143,26 +179,27 @@ class Sequencer:
     def _round(self, tx: Unit) -> int | None:
         """One round in one transaction: how many records it numbered; None where another process has the turn.
 
-        1. take the turn; 2. number pending rows from the log's size on; 3. add their leaves to the tiles;
-        4. sign the new head; 5. remove them from pending. A crash before the commit leaves everything pending.
+        1. take the turn; 2. look whether the log is ours; 3. number pending rows from the log's size on; 4. add their
+        leaves to the tiles; 5. sign the new head; 6. remove them from pending. A crash before the commit leaves
+        everything pending.
         """
         if not tx.audit.lock():  # 1
             return None
+        self._look(tx)  # 2
         rows = tx.audit.pending(ROUND_MAX)
         if not rows:
             return 0
         size, tile = tx.audit.size(), functools.cache(tx.audit.tile)
-        if self._mark:
-            self._mark.check_size(size)
-        records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 2
+        records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 3
         tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
-        changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
+        changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 4
         for (level, n), data in changed.items():
             tx.audit.put_tile(level, n, data)
         total = size + len(records)
         head = merkle.root(lambda level, n: changed.get((level, n)) or tile(level, n), total)
-        tx.audit.put_checkpoint(total, note.checkpoint(self._signer, size=total, root=head), tx.now)  # 4
-        tx.audit.settle([row.id for row in rows])  # 5
+        self._signed = note.checkpoint(self._signer, size=total, root=head)
+        tx.audit.put_checkpoint(total, self._signed, tx.now)  # 5
+        tx.audit.settle([row.id for row in rows])  # 6
         return len(records)
 
 

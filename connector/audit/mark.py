@@ -87,8 +87,14 @@ class Mark:
         if size < self.size:
             raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
 
+    def is_before(self, note: str) -> bool:
+        """Whether this head is a later one, or the one before could not be written."""
+        return self._failing or head_of(note)[1] > self.size
+
     def keep(self, note: str) -> None:
-        """Replace the head by a later one; on the disk, and whole. What cannot be written is tried with the next."""
+        """Replace the head by a later one; on the disk, and whole. What cannot be written is known here, and tried
+        with the next look."""
+        self.note, (_, self.size, self._root) = note, head_of(note)
         draft = self._path.with_name(f".{self._path.name}.new")  # nobody else is in our directory
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -101,7 +107,7 @@ class Mark:
                 _log.warning("head_not_kept", path=str(self._path), reason=error.strerror)
             self._failing = True
             return
-        self.note, (_, self.size, self._root), self._failing = note, head_of(note), False
+        self._failing = False
 
 
 def older(has: str, where: Path | str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -132,3 +134,20 @@ def test_a_copy_from_before_the_last_time_is_known_for_one(tmp_path: Path) -> No
     assert verify(tmp_path / "after.zip", key=keys[-1]).ok
     (said,) = records(tmp_path / "after.zip", "DatabaseRestored")
     assert said["key"] == keys[0]
+
+
+def test_a_process_ends_whose_database_goes_back_while_it_serves(tmp_path: Path) -> None:
+    first = free_range(2)
+    north = Process("north", tmp_path / "north", first, first + 1, forked=True)
+    try:
+        north.start()
+        evidence(north, tmp_path / "before.zip")
+        with closing(sqlite3.connect(north.directory / "connector.db")) as database, database:
+            for table in ("audit_event", "audit_tile", "audit_checkpoint"):
+                database.execute(f"DELETE FROM {table}")
+        assert north.running is not None
+        until(lambda: north.running.poll() is not None)  # type: ignore[union-attr]  # it runs
+        assert north.running.poll() == 1
+        assert "an older database, or another one" in (north.directory / "log").read_text().splitlines()[-1]
+    finally:
+        north.kill()

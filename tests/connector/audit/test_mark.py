@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,9 +21,11 @@ from tests.connector.audit.support import SIGNER, story
 OTHER = Signer(SIGNER.name, Ed25519PrivateKey.from_private_bytes(sha256(b"other").digest()))
 
 
-async def grown(store: Store, path: Path, *, by: int, signer: Signer = SIGNER) -> Sequencer:
+async def grown(
+    store: Store, path: Path, *, by: int, signer: Signer = SIGNER, former: Sequence[Signer] = ()
+) -> Sequencer:
     """The log, longer by so many records, with its newest head in `path`."""
-    sequencer = Sequencer(store, signer=signer, mark=Mark(path, signer=signer))
+    sequencer = Sequencer(store, signer=signer, mark=Mark(path, signer=signer, former=former))
     await store.write(story(by))
     await sequencer.settle()
     return sequencer
@@ -66,7 +69,7 @@ async def test_what_a_former_key_has_signed_says_nothing(sqlite_store: Store, tm
     await grown(sqlite_store, tmp_path / "head", by=8, signer=OTHER)
     await sqlite_store.write(forget)
     await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER, former=[OTHER]).check)
-    await grown(sqlite_store, tmp_path / "head", by=1)
+    await grown(sqlite_store, tmp_path / "head", by=1, former=[OTHER])
     assert SIGNER.has_signed((tmp_path / "head").read_text())
 
 
@@ -99,3 +102,48 @@ async def test_a_database_that_ends_with_a_former_key_is_an_older_one(sqlite_sto
 async def test_where_it_cannot_be_kept_the_log_goes_on(sqlite_store: Store, tmp_path: Path) -> None:
     await grown(sqlite_store, tmp_path / "missing" / "head", by=3)
     assert await sqlite_store.read(lambda tx: tx.audit.size()) == 3
+
+
+def replaced(by: int, signer: Signer) -> Callable[[Store], Awaitable[None]]:
+    """Another log in the place of the one before."""
+
+    async def change(store: Store) -> None:
+        await store.write(forget)
+        await store.write(story(by))
+        await Sequencer(store, signer=signer).settle()
+
+    return change
+
+
+async def taken_over(store: Store) -> None:
+    """As by `hanse connector restored` of another process's."""
+    await store.write(story(1))
+    await Sequencer(store, signer=OTHER, takes_over=True).settle()
+
+
+CHANGES: dict[str, Callable[[Store], Awaitable[None]]] = {
+    "missing": lambda store: store.write(forget),
+    "shorter": replaced(3, SIGNER),
+    "longer, and another one": replaced(9, SIGNER),
+    "gone on with under another key": taken_over,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+async def test_a_process_learns_while_it_rests_that_its_log_is_not_there_any_more(
+    store: Store, tmp_path: Path, change: Callable[[Store], Awaitable[None]]
+) -> None:
+    sequencer = await grown(store, tmp_path / "head", by=8)
+    head = (tmp_path / "head").read_text()
+    running = asyncio.create_task(sequencer.run())
+    await asyncio.sleep(0.1)
+    await change(store)
+    size = await store.read(lambda tx: tx.audit.size())
+    await asyncio.wait_for(sequencer.lost.wait(), timeout=10)
+    await running
+    assert "an older database" in sequencer.problem or "another key" in sequencer.problem
+    await store.write(story(1))
+    with pytest.raises(LogBroken):
+        await sequencer.settle()
+    assert (tmp_path / "head").read_text() == head
+    assert await store.read(lambda tx: tx.audit.size()) == size
