@@ -7,8 +7,12 @@ others may hold a longer history that was signed with the log's key: nothing mor
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from connector.app import Services, build
 from connector.audit.log import Sequencer, check_key
@@ -16,6 +20,7 @@ from connector.audit.note import Signer
 from connector.dsp.states import PROVIDER
 from connector.errors import Conflict
 from connector.events import DatabaseRestored, TokenRevoked
+from connector.forms import make_folder
 from connector.identity import keys
 from connector.serve import alone
 from connector.settings import Settings
@@ -52,6 +57,8 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_there(settings, database=not missing(settings.database))
+    begun = time.time()
+    make_folder(settings.data_dir / "keys", "HANSE_DATA_DIR", mode=0o700)  # before anything is ended
     with alone(settings):
         before, _ = upgrade(settings.database)
         _check_there(settings, database=bool(before))
@@ -61,6 +68,7 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
         finally:
             await parts.net.close()
             parts.store.close()
+            _give_to_owner(settings.data_dir, since=begun)
 
 
 def _check_there(settings: Settings, *, database: bool) -> None:
@@ -71,6 +79,18 @@ def _check_there(settings: Settings, *, database: bool) -> None:
             f"expected the database of a connector, or its keys/log.key or log.head in HANSE_DATA_DIR, came neither in "
             f"{place(settings)}; run this with the settings that the connector is served with"
         )
+
+
+def _give_to_owner(directory: Path, *, since: float) -> None:
+    """What root has made in there since is its owner's, or a connector could not read it."""
+    owner = directory.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for path in directory.rglob("*"):
+        with suppress(OSError):
+            about = path.lstat()
+            if about.st_uid == 0 and about.st_ctime >= since - 1:  # file systems have coarser clocks
+                os.lchown(path, owner.st_uid, owner.st_gid)
 
 
 async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:

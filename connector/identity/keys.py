@@ -64,10 +64,13 @@ def next_log_key(directory: Path) -> ed25519.Ed25519PrivateKey:
 
 
 def change_log_key(directory: Path, *, before: str) -> None:
-    """Make the next one the log's key. The one before stays as `log-<before>.key`, with which nothing is signed."""
-    with suppress(FileExistsError):
-        (directory / f"log-{before}.key").hardlink_to(directory / "log.key")
-    (directory / "log.next").replace(directory / "log.key")
+    """Make the next one the log's key, for whom the one before was. That one stays as `log-<before>.key`, with which
+    nothing is signed; its bytes, as it may be a link to where it is not kept."""
+    now, after = directory / "log.key", directory / "log.next"
+    _kept(directory / f"log-{before}.key", now.read_bytes, new=True)
+    after.chmod(now.stat().st_mode & 0o777)
+    after.replace(now)
+    _sync(directory)
 
 
 def secret(directory: Path, name: str, *, new: bool = True) -> bytes:

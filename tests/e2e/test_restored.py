@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -151,3 +152,21 @@ def test_a_process_ends_whose_database_goes_back_while_it_serves(tmp_path: Path)
         assert "an older database, or another one" in (north.directory / "log").read_text().splitlines()[-1]
     finally:
         north.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_what_root_makes_is_the_connectors(tmp_path: Path) -> None:
+    first = free_range(2)
+    north = Process("north", tmp_path / "north", first, first + 1, forked=True)
+    try:
+        north.start()
+        stop(north)
+    finally:
+        north.kill()
+    for path in (north.directory, *north.directory.rglob("*")):
+        os.chown(path, 65534, 65533)
+    told = restored(north, "--yes")
+    assert told.returncode == 0, told.stderr
+    made = {path.name for path in north.directory.rglob("*")}
+    assert {"log.head", "log.key"} < made
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in north.directory.rglob("*")} == {(65534, 65533)}

@@ -535,6 +535,20 @@ def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
     assert path.exists() == (damage != "lost")
 
 
+def test_the_logs_key_before_stays_with_its_bytes_where_it_was_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "keys").mkdir()
+    former = keys.log_key(tmp_path / "mounted").private_bytes_raw()
+    (tmp_path / "mounted" / "log.key").chmod(0o640)
+    (tmp_path / "keys" / "log.key").symlink_to(tmp_path / "mounted" / "log.key")
+    after = keys.next_log_key(tmp_path / "keys").private_bytes_raw()
+    keys.change_log_key(tmp_path / "keys", before="1a2b")
+    (tmp_path / "mounted" / "log.key").unlink()
+    assert keys.log_key(tmp_path / "keys").private_bytes_raw() == after
+    assert (tmp_path / "keys" / "log.key").stat().st_mode & 0o777 == 0o640
+    assert [one.private_bytes_raw() for one in keys.former_log_keys(tmp_path / "keys")] == [former]
+
+
 @pytest.mark.parametrize("kind", ["P-384", "public", "encrypted"])
 def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, kind: str) -> None:
     other = ECKey.generate_key("P-384" if kind == "P-384" else "P-256")
