@@ -170,8 +170,8 @@ class ServiceStarted(Event): ...
 
 
 class DatabaseRestored(Event):
-    """The log goes on under another key from an earlier state. `detail`: how many records that has, the key before, and
-    the last head that was signed with it, if it is known."""
+    """The log goes on under another key from an earlier state. `detail`: how many records that has, the key that
+    signed them, and the newest head of ours that was known, if one was."""
 
 
 Subscriber: TypeAlias = Callable[[Event], None]
