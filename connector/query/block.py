@@ -160,29 +160,24 @@ def statement(
     `clauses` are further parts of the SELECT (having, qualify, distinct), in terms of the group's sources.
     """
     select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
-    conditions = [_nested(condition.copy(), group, number) for condition in group.conditions]
     for source in group.sources:
         relation = _relation(source, source.parts[number])
         if select.args.get("from_") is None:
             select.set("from_", exp.From(this=relation))
         else:
             select.append("joins", exp.Join(this=relation))
-        conditions += [condition.copy() for condition in source.parts[number].conditions]
     for source in group.outer:
         assert source.join is not None
-        join, part = source.join.copy(), source.parts[number]
-        join.set("this", _relation(source, part))
-        # What the joined source itself keeps out must not find a partner: it belongs to ON, not to WHERE.
-        on = [*trees.conjuncts(join.args["on"]), *(condition.copy() for condition in part.conditions)]
-        join.set("on", trees.conjoin(on))
+        join = source.join.copy()
+        join.set("this", _relation(source, source.parts[number]))
         select.append("joins", join)
     keys = [key.copy() for key in keys]
     if keys:
         select.set("group", exp.Group(expressions=keys))
     for name, clause in clauses.items():
         select.set(name, clause.copy() if clause is not None else None)
-    trees.set_where(select, dict.fromkeys(conditions))
-    return _varying_keys(_substituted(select, group, number))
+    trees.set_where(select, [_nested(condition.copy(), group, number) for condition in group.conditions])
+    return _varying_keys(_narrowed(_substituted(select, group, number), group, number))
 
 
 def shares(group: Group, statement_of: Callable[[int], exp.Expr]) -> list[Share]:
@@ -210,6 +205,26 @@ def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
     return select
 
 
+def _narrowed(select: exp.Select, group: Group, number: int) -> exp.Select:
+    """The SELECT with what each part keeps out, said of the dataset's columns: after `_substituted`, which would take
+    them for outputs of their names."""
+
+    def own(source: Source) -> list[exp.Expr]:
+        return [condition.copy() for condition in source.parts[number].conditions]
+
+    there = [condition for source in group.sources for condition in own(source)]
+    trees.set_where(select, dict.fromkeys([*trees.where_of(select), *there]))
+    joins = {join.this.alias_or_name: join for join in select.args.get("joins") or ()}
+    for source in group.outer:
+        # What the joined source itself keeps out must not find a partner: it belongs to ON, not to WHERE.
+        join = joins[source.alias]
+        join.set("on", trees.conjoin([*trees.conjuncts(join.args["on"]), *own(source)]))
+    for source in group.nested:
+        for inner in _reading(select, source):
+            trees.set_where(inner, [*trees.where_of(inner), *own(source)])
+    return select
+
+
 def write_out(columns: Iterable[exp.Column], known: Mapping[str, Mapping[str, exp.Expr]]) -> None:
     """What columns are at an owner, in their places; `known` by the source's alias and the column's name."""
     parts = 0
@@ -225,13 +240,15 @@ def write_out(columns: Iterable[exp.Column], known: Mapping[str, Mapping[str, ex
 def _nested(condition: exp.Expr, group: Group, number: int) -> exp.Expr:
     """The condition with the share of each nested source in place of all of its rows."""
     for source in group.nested:
-        for node in list(condition.find_all(exp.Table, exp.Subquery)):
-            if node.alias_or_name == source.alias and isinstance(node.parent, exp.From):
-                select, part = node.find_ancestor(exp.Select), source.parts[number]
-                assert isinstance(select, exp.Select)
-                node.replace(_relation(source, part))
-                trees.set_where(select, [*trees.where_of(select), *(one.copy() for one in part.conditions)])
+        for select in _reading(condition, source):
+            select.args["from_"].set("this", _relation(source, source.parts[number]))
     return condition
+
+
+def _reading(node: exp.Expr, source: Source) -> list[exp.Select]:
+    """The SELECTs below whose FROM begins with the source."""
+    firsts = ((select, trees.sources(select)[:1]) for select in trees.selects(node))
+    return [select for select, first in firsts if first and first[0].alias_or_name == source.alias]
 
 
 def _varying_keys(select: exp.Select) -> exp.Select:

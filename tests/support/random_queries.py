@@ -220,7 +220,9 @@ class Questions:
         roll = self.rng.random()
         if roll < 0.78:
             return self.base(self.base_name(), alias)
-        if roll < 0.88 or depth > 1:
+        if roll < 0.83:
+            return self.derived(alias)
+        if roll < 0.9 or depth > 1:
             return self.union(alias)
         inner, kinds = self.select(depth + 2, ordered=self.chance(0.15))
         return f"({inner}) AS {alias}", [Out(f"{alias}.c{number}", kind) for number, kind in enumerate(kinds)]
@@ -254,6 +256,17 @@ class Questions:
             )
             branches.append(f'SELECT {", ".join(columns)} FROM "{owner}".{name}{where}')
         return f"({' UNION ALL '.join(branches)}) AS {alias}", [Out(f"{alias}.{one}", KINDS[one]) for one in columns]
+
+    def derived(self, alias: str) -> tuple[str, list[Out]]:
+        """Values of a dataset's columns, called as its columns are; its own condition is on those."""
+        source, outs = self.base(self.base_name(), self.alias())
+        shown = [self.scalar(outs) for _ in range(self.rng.randint(1, 4))]
+        shown += [Out(self.literal(INTEGER), INTEGER)] if self.chance(0.3) else []
+        called = dict(zip(self.rng.sample(FIRST, len(shown)), shown, strict=True))
+        listed = ", ".join(f"{one.sql} AS {name}" for name, one in called.items())
+        where = f" WHERE {self.plain(outs)}" if self.chance(0.7) else ""
+        inner = f"SELECT {listed} FROM {source}{where}"
+        return f"({inner}) AS {alias}", [Out(f"{alias}.{name}", one.kind) for name, one in called.items()]
 
     def alias(self) -> str:
         self.count += 1
