@@ -22,6 +22,7 @@ from policies.enforce.rewrite import every
 Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" where one has none
 MOST = DEFAULT.nodes  # parts that may be added: as many as a question may have
 _STAR = 4  # nodes of an output that is written out for it
+_SHOWN = 50_000  # columns that `*` may stand for, all of them together: wide tables are many at once
 _CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
 _AFTER = ("having", "qualify", "order")  # where an output's name goes before a column's
 
@@ -53,7 +54,7 @@ class Reckoned:
 
     def __init__(self, planning: Planning) -> None:
         self.planning = planning
-        self.added = 0
+        self.added = self.shown = 0
         self.renamed: list[tuple[exp.Expr, Names]] = []
         self.selects: list[tuple[exp.Select, Mapping[str, Names]]] = []
 
@@ -80,7 +81,7 @@ class Reckoned:
         for output in select.expressions:
             if output.is_star:
                 shown = _shown(output, sources)
-                self._add(_STAR * len(shown))
+                self._show(len(shown))
                 outputs += [(name, _STAR) for name in shown]
                 continue
             found = self._size(output.unalias(), plain, known)
@@ -139,6 +140,14 @@ class Reckoned:
         for key in group.find_all(exp.Literal):
             if not key.is_string and str(key.this).isdecimal() and 0 < int(key.this) <= len(sizes):
                 self._add(sizes[int(key.this) - 1])
+
+    def _show(self, columns: int) -> None:
+        self.shown += columns
+        if self.shown > _SHOWN:
+            raise QueryInvalid(
+                f"with every `*` written out, the question has more than {_SHOWN} columns; name those that it needs",
+                code="query_too_large",
+            )
 
     def _add(self, nodes: int) -> None:
         self.added += nodes

@@ -170,6 +170,21 @@ def test_names_that_multiply_are_refused_before_they_are_written_out(small: Fede
     assert time.thread_time() - begun < 1
 
 
+_WIDE = (Column("id", "BIGINT"), *(Column(f"c{number}", "DOUBLE") for number in range(399)))
+WIDE = {(f"o{number}", "wide"): TableInfo(f"o{number}", "wide", _WIDE, rows=10) for number in range(14)}
+LINEAR = {
+    "shares written one by one": " UNION ALL ".join(f"SELECT * FROM {owner}.wide" for owner, _ in WIDE),
+    "derived tables": "SELECT * FROM (" * 13
+    + "SELECT * FROM o0.wide"
+    + "".join(f") q{n} WHERE c1 > {n}" for n in range(13)),
+}
+
+
+@pytest.mark.parametrize("sql", LINEAR.values(), ids=LINEAR.keys())
+def test_every_column_of_wide_datasets_may_be_asked_for_in_many_places(sql: str) -> None:
+    assert plan(sql, WIDE).fragments
+
+
 def _nested(levels: int) -> str:
     return f"SELECT k - k // 3 AS k FROM ({_nested(levels - 1)}) t{levels}" if levels else 'SELECT k FROM "all".visits'
 
