@@ -21,7 +21,7 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
     order = _order(query, names) if root else []
     if distinct and trees.is_plain(query):
         query.set("distinct", exp.Distinct())
-    shown = [*names, *(name for name, _ in order if name not in names)]
+    shown = list(dict.fromkeys([*names, *(name for name, _ in order)]))  # the order may name one twice
     table = planning.draft([Share(owner, query)], outputs=shown, kind="whole", pushed=_pushed(query))
     select = exp.select(*(trees.named(trees.column(name, table), name) for name in names), copy=False)
     select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
