@@ -33,6 +33,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
+    _call_unnamed(tree)
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
     for source, names in reckoned.renamed:
@@ -110,6 +111,18 @@ def _written_alias(source: exp.Expr) -> None:
         source.replace(exp.Subquery(this=query, alias=alias.copy()))
 
 
+def _call_unnamed(tree: exp.Expr) -> None:
+    """Derived tables without an alias get one each, as the binder would call them."""
+    found = [source for select in trees.selects(tree) for source in trees.sources(select)]
+    taken, number = {fold(source.alias_or_name) for source in found}, 0
+    for source in found:
+        if isinstance(source, exp.Subquery) and not source.alias:
+            while (name := f"_{number}") in taken:
+                number += 1
+            taken.add(name)
+            source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+
+
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
     """`AS x(a)` renames every column, those after the first to what the engine calls them where one is an `a`, too."""
     shown: list[str] = []
@@ -136,21 +149,38 @@ def _apart(tree: exp.Expr, planning: Planning) -> None:
 
 
 def _columns_first(select: exp.Select, columns: Mapping[str, Sequence[str]]) -> None:
-    """In an expression of ORDER BY the engine takes a name for a column's before an output's."""
-    order = select.args.get("order")
-    if order is None or trees.has_query(order):
+    """In an expression of ORDER BY, and in HAVING, the engine takes a name for a column's before an output's."""
+    clauses = [clause for name in ("having", "order") if (clause := select.args.get(name)) is not None]
+    if not clauses:
         return
     outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
-    hidden = {fold(join.this.alias_or_name) for join in select.args.get("joins") or () if trees.kind(join) in _TESTS}
+    joins = select.args.get("joins") or ()
+    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in _TESTS}
+    merged = {fold(name.name) for join in joins for name in join.args.get("using") or ()}
     grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
-    keys = {fold(key.name) for key in trees.group_keys(select) if isinstance(key, exp.Column)}
-    for column in list(order.find_all(exp.Column)):
+    keys = _keys(select)
+    for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
         if inside and name in outputs and (name in keys or not grouped):
             there = [alias for alias, names in columns.items() if name in names and alias not in hidden]
+            if name in merged and keys.get(name):
+                there = [keys[name]]
             if len(there) == 1:
                 column.set("table", exp.to_identifier(there[0]))
+            elif there and name in merged:  # the first that is there, whichever side a join fills with NULL
+                first, *others = [trees.column(name, alias) for alias in there]
+                trees.put(exp.Coalesce(this=first, expressions=others), column)
+
+
+def _keys(select: exp.Select) -> dict[str, str]:
+    """Columns that are keys of GROUP BY, with the source that the key names: by their names, by their places among the
+    outputs, or as ALL says."""
+    group, outputs = select.args.get("group"), [output.unalias() for output in select.expressions]
+    keys = outputs if group is not None and group.args.get("all") else trees.group_keys(select)
+    places = {str(place): output for place, output in enumerate(outputs, 1)}
+    found = [places.get(key.name, key) if isinstance(key, exp.Literal) and key.is_int else key for key in keys]
+    return {fold(key.name): fold(key.table) for key in found if isinstance(key, exp.Column)}
 
 
 def _clauses(select: exp.Select) -> None:
