@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
+from connector.dataplane import stream
 from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
 from tests.support import data, flying, provider
@@ -36,13 +37,14 @@ async def all_taken(running: Provider, monkeypatch: pytest.MonkeyPatch) -> Async
     turns, waited = running.pool._turns, list[str]()
     take = turns.take
 
-    async def seen(consumer: str) -> None:
+    async def seen(consumer: str, **limit: Any) -> None:
         waited.append(consumer)
-        await take(consumer)
+        await take(consumer, **limit)
 
     for _ in range(2):
         await take("others")
     monkeypatch.setattr(turns, "_wait_seconds", 0.2)
+    monkeypatch.setattr(stream, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(turns, "take", seen)
     try:
         yield waited
