@@ -40,10 +40,10 @@ def noted(monkeypatch: pytest.MonkeyPatch, method: str) -> list[Job]:
     jobs: list[Job] = []
     real = getattr(Pool, method)
 
-    def noting(pool: Pool, job: Job) -> Any:
+    def noting(pool: Pool, job: Job, **limit: Any) -> Any:
         if job.kind != "shapes":
             jobs.append(job)
-        return real(pool, job)
+        return real(pool, job, **limit)
 
     monkeypatch.setattr(Pool, method, noting)
     return jobs
