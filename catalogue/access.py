@@ -7,7 +7,6 @@ may see is decided here and nowhere else: `Viewer.views` names the renderings of
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from fastapi import Request
 
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Token
+from connector import whole
 from connector.errors import ScopeMissing, Unauthenticated
 from connector.identity.service import Identity
 
@@ -62,7 +62,8 @@ class Access:
                 return False
             tx.tokens.add(Token(digest=_digest(text), name="admin", kind="token", created_at=tx.now, expires_at=None))
             if file is not None:
-                _write_private(file, text)  # inside the transaction: no token that nobody can read
+                file.parent.mkdir(parents=True, exist_ok=True)
+                whole.write(file, text + "\n")  # inside the transaction: no token that nobody can read
             return True
 
         return text if await self._store.write(work) else None
@@ -149,14 +150,3 @@ def _same_site(request: Request) -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write `text` for the owner's eyes only, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

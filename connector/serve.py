@@ -22,7 +22,7 @@ from typing import TextIO
 import uvicorn
 from starlette.types import ASGIApp
 
-from connector import VERSION, bounds
+from connector import VERSION, bounds, whole
 from connector.app import Services, build, management_app, public_app
 from connector.audit.log import Sequencer, check_key
 from connector.audit.mark import LogBroken
@@ -108,12 +108,7 @@ def _hand_over(target: Path | None, text: str) -> None:
     if target is None:
         print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
         return
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
+    whole.write(target, text + "\n")
 
 
 async def serve(settings: Settings) -> None:

@@ -6,11 +6,11 @@ history under the key of the first, and everything that was revoked, ended and u
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from connector import whole
 from connector.audit import merkle
 from connector.audit.note import Signer, head_of
 from connector.errors import HanseError
@@ -74,18 +74,14 @@ class Mark:
                 "backup; remove the file only where the database is surely the newest there is, as nothing else shows "
                 "that it is; where it is not, `hanse connector restored` (docs/operations.md)"
             )
-        self.check_size(tx.audit.size())
+        if (size := tx.audit.size()) < self.size:
+            raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
         try:
             same = not self.size or merkle.root(tx.audit.tile, self.size) == self._root
         except merkle.TreeBroken as error:
             raise LogBroken(str(error)) from error
         if not same:
             raise NotOurs(older("other records than those", self._path))
-
-    def check_size(self, size: int) -> None:
-        """NotOurs where the log is shorter."""
-        if size < self.size:
-            raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
 
     def is_before(self, note: str) -> bool:
         """Whether this head is a later one, or the one before could not be written."""
@@ -95,13 +91,8 @@ class Mark:
         """Replace the head by a later one; on the disk, and whole. What cannot be written is known here, and tried
         with the next look."""
         self.note, (_, self.size, self._root) = note, head_of(note)
-        draft = self._path.with_name(f".{self._path.name}.new")  # nobody else is in our directory
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(note)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            whole.write(self._path, note)
         except OSError as error:
             if not self._failing:
                 _log.warning("head_not_kept", path=str(self._path), reason=error.strerror)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from connector import whole
 from connector.dataplane.addresses import ENDPOINT_TYPE, PATH
 from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, unforeseen
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
@@ -585,11 +586,7 @@ def _publish(path: Path, target: Path, before: Path) -> bool:
     if had_one := target.exists():
         os.link(target, before)
     path.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    whole.sync(target.parent)
     return had_one
 
 

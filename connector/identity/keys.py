@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
+from connector import whole
 from connector.errors import BadInput, Conflict
 
 _BYTES = 32  # of a secret, and of an Ed25519 key
@@ -70,7 +71,7 @@ def change_log_key(directory: Path, *, before: str) -> None:
     _kept(directory / f"log-{before}.key", now.read_bytes, new=True)
     after.chmod(now.stat().st_mode & 0o777)
     after.replace(now)
-    _sync(directory)
+    whole.sync(directory)
 
 
 def secret(directory: Path, name: str, *, new: bool = True) -> bytes:
@@ -115,16 +116,8 @@ def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
             pass
         finally:
             draft.unlink()
-        _sync(path.parent)  # or the name is lost, and what was made with it is not
+        whole.sync(path.parent)  # or the name is lost, and what was made with it is not
     try:
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {_help(new)}") from None
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
