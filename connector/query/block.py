@@ -93,6 +93,17 @@ class Group:
         return tuple({id(info): info for source in read for info in source.infos}.values())
 
     @property
+    def types(self) -> dict[tuple[str, str], str]:
+        """The type of each column of its datasets, by the source's alias and the column's name."""
+        infos = ((source.alias, info) for source in self.members for info in source.infos)
+        return {(alias, fold(column.name)): column.type for alias, info in infos for column in info.columns}
+
+    def taken(self, select: exp.Select) -> set[str]:
+        """What its columns are called, and those that the SELECT reads: what a derived table computes has names of the
+        asker's choosing, also such as ours."""
+        return {name for _, name in self.types} | {column.name for column in trees.columns(select)}
+
+    @property
     def aggregate_only(self) -> bool:
         return any(source.aggregate_only for source in self.members)
 

@@ -13,10 +13,10 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.query import tree as trees
-from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
 from policies.columns import fold
 from policies.enforce.caps import DEFAULT
+from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
 
 Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" where one has none

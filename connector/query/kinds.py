@@ -13,9 +13,9 @@ from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
-from connector.query.parse import SETS
 from connector.query.planning import Planning
 from policies.columns import fold
+from policies.enforce.nodes import SETS
 
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
 ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with

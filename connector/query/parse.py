@@ -17,9 +17,6 @@ from policies.enforce import brackets, statement
 from policies.enforce.rewrite import every
 from policies.errors import QueryRefused
 
-QUERIES = (exp.Select, exp.Union, exp.Intersect, exp.Except)
-SETS = (exp.Union, exp.Intersect, exp.Except)
-
 
 def read(sql: str) -> exp.Expr:
     """One SELECT as a checked tree (federated-query 3.4, steps 1 and 2), or QueryInvalid with what to write instead."""

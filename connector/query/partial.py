@@ -10,8 +10,8 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.query.federation import ALL
-from connector.query.parse import QUERIES
 from policies.columns import fold
+from policies.enforce.nodes import QUERIES
 
 _ADDING_UP = (exp.Count, exp.Sum, exp.Avg, exp.CountIf)
 

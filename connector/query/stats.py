@@ -13,9 +13,9 @@ from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
-from connector.query.parse import QUERIES
 from connector.query.planning import Draft, Planning
 from policies.columns import fold
+from policies.enforce.nodes import QUERIES
 
 _WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
 _FIXED = (

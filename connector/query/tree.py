@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from sqlglot import exp
 
-from connector.query.parse import QUERIES
 from policies.enforce import brackets
+from policies.enforce.nodes import QUERIES
 from policies.enforce.rewrite import every
 
 _QUERIES = frozenset(QUERIES)

@@ -313,7 +313,7 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
 def _fewest_rows(came: str) -> exp.Expr:
     """The fewest rows that can differ: one that was changed is gone and has come, and nobody can tell it from two."""
     new = exp.Sum(this=column_named(came))
-    return exp.Anonymous(this="greatest", expressions=[new, exp.Sub(this=count_star(), expression=new.copy())])
+    return greatest(new, exp.Sub(this=count_star(), expression=new.copy()))
 
 
 def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:
@@ -356,6 +356,10 @@ def column_named(name: str) -> exp.Column:
 
 def table_named(cte: str) -> exp.Table:
     return exp.Table(this=exp.to_identifier(cte, quoted=True))
+
+
+def greatest(left: exp.Expr, right: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this="greatest", expressions=[left, right])
 
 
 def count_star() -> exp.Count:

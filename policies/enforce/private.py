@@ -162,9 +162,9 @@ class _Split:
             this=wrap.try_cast(grid.column_named(self._sum(index, measure)), "DOUBLE"),
             expression=_number(_step(self.contract, measure)),
         )
-        count = _greatest(grid.column_named(self._count(index, measure)), exp.Literal.number(1))
+        count = grid.greatest(grid.column_named(self._count(index, measure)), exp.Literal.number(1))
         mean = exp.Div(this=total, expression=count)
-        return _least(_greatest(mean, _number(measure.low)), _number(measure.high))
+        return _least(grid.greatest(mean, _number(measure.low)), _number(measure.high))
 
     # the private side
 
@@ -236,7 +236,7 @@ class _Split:
         added = exp.Sum(this=wrap.try_cast(value, "HUGEINT"))
         total = exp.Coalesce(this=added, expressions=[exp.Literal.number(0)])
         lowest = exp.Neg(this=exp.Literal.number(_SUM_MAX))
-        whole = wrap.try_cast(_least(_greatest(total, lowest), exp.Literal.number(_SUM_MAX)), "BIGINT")
+        whole = wrap.try_cast(_least(grid.greatest(total, lowest), exp.Literal.number(_SUM_MAX)), "BIGINT")
         return self._add(f"sum {index}", whole, self.bound * largest(self.contract, measure))
 
 
@@ -296,11 +296,7 @@ def _number(value: float) -> exp.Expr:
 
 
 def _at_least_zero(name: str) -> exp.Expr:
-    return _greatest(grid.column_named(name), exp.Literal.number(0))
-
-
-def _greatest(left: exp.Expr, right: exp.Expr) -> exp.Expr:
-    return exp.Anonymous(this="greatest", expressions=[left, right])
+    return grid.greatest(grid.column_named(name), exp.Literal.number(0))
 
 
 def _least(left: exp.Expr, right: exp.Expr) -> exp.Expr:

@@ -13,8 +13,7 @@ from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.block import Group
-from connector.query.parse import QUERIES
-from policies.columns import fold
+from policies.enforce.nodes import QUERIES
 
 _TESTS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.In, exp.Between, exp.Not, exp.And,
           exp.Or, exp.Is)  # fmt: skip
@@ -28,8 +27,7 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     if first.nullable or (first.join is not None and not trees.is_inner(first.join)):
         return []
     candidates = _candidates(select, group)
-    wide = {(source.alias, fold(column.name)): column.type for source in group.members if candidates
-            for info in source.infos for column in info.columns}  # fmt: skip
+    wide = group.types if candidates else {}
     found = [node for node in candidates if _fits(node, wide)]
     while found:
         alone = _alone(select, group, found)
@@ -108,8 +106,7 @@ def _pays(node: exp.Expr, alone: set[Key], types: dict[Key, str]) -> bool:
 
 def _named(found: list[exp.Expr], select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     names: dict[exp.Expr, str] = {}  # trees compare by what they say
-    taken = {fold(column.name) for source in group.members for info in source.infos for column in info.columns}
-    taken |= {column.name for column in trees.columns(select)}
+    taken = group.taken(select)
     for node in found:
         if node not in names:
             names[node.copy()] = trees.free(f"x{len(names)}", taken)

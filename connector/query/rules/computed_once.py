@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from sqlglot import exp
 
 from connector.query import tree as trees
-from connector.query.parse import SETS
 from connector.query.planning import Draft, Planning
 from connector.query.rules.asked_once import numbered
+from policies.enforce.nodes import SETS
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:

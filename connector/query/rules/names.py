@@ -16,9 +16,9 @@ from sqlglot.schema import MappingSchema
 from connector.errors import QueryInvalid
 from connector.query import growth
 from connector.query import tree as trees
-from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
 from policies.columns import fold
+from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
 
 _NAMED = 30  # columns that a refusal lists

@@ -52,10 +52,7 @@ def apply(select: exp.Select, groups: list[Group], sources: list[Source], planni
 class _Partials:
     def __init__(self, select: exp.Select, group: Group, planning: Planning, *, others: bool = False) -> None:
         self.select, self.group, self.planning, self.others = select, group, planning, others
-        self.types = {(source.alias, fold(column.name)): column.type
-                      for source in group.members for info in source.infos for column in info.columns}  # fmt: skip
-        # What a derived table computes has names of the asker's choosing, also such as ours.
-        self.taken = {name for _, name in self.types} | {column.name for column in trees.columns(select)}
+        self.types, self.taken = group.types, group.taken(select)
         self.partials: list[tuple[str, exp.Expr]] = []
         self.keys: list[tuple[str, exp.Expr]] = []
         grids = [info.grid for info in group.infos if info.grid is not None]

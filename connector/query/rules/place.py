@@ -11,9 +11,9 @@ from sqlglot import exp
 from connector.errors import Refused
 from connector.query import tree as trees
 from connector.query.block import Group, Source
-from connector.query.parse import SETS
 from connector.query.planning import Planning, Share
 from connector.query.rules import owner_joins, partial_aggregates, scans, top_k, whole_block, whole_shares
+from policies.enforce.nodes import SETS
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:

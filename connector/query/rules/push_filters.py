@@ -10,8 +10,8 @@ from sqlglot import exp
 from connector.query import block as blocks
 from connector.query import growth
 from connector.query import tree as trees
-from connector.query.parse import SETS
 from connector.query.planning import Planning
+from policies.enforce.nodes import SETS
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:

@@ -6,8 +6,8 @@ from sqlglot import exp
 
 from connector.query import block as blocks
 from connector.query import tree as trees
-from connector.query.parse import SETS
 from connector.query.planning import Planning, Share
+from policies.enforce.nodes import SETS
 
 
 def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> exp.Expr | None:
