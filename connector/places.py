@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+from connector.lines import Lines
 
 
 @dataclass(slots=True, eq=False)
@@ -28,11 +30,11 @@ class Places:
         self._each = each
         self._first = each if first is None else first
         self._held: Counter[str] = Counter()
-        self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._lines = Lines[_Waiting]()
 
     def waiting(self, who: str) -> int:
         """How many wait in this one's line."""
-        return len(self._lines.get(who, ()))
+        return self._lines.waiting(who)
 
     @asynccontextmanager
     async def one(self, who: str, *also: str) -> AsyncIterator[None]:
@@ -46,7 +48,7 @@ class Places:
 
     async def _take(self, names: tuple[str, ...]) -> None:
         place = _Waiting(names, asyncio.get_running_loop().create_future())
-        self._lines.setdefault(names[0], deque()).append(place)
+        self._lines.add(names[0], place)
         self._fill()
         try:
             await place.turn
@@ -54,7 +56,7 @@ class Places:
             if place.turn.done() and not place.turn.cancelled():
                 self._give_back(names)  # it was ours already
             else:
-                self._leave(place)
+                self._lines.remove(names[0], place)
                 self._fill()  # it may have been passed over just now
             raise
 
@@ -67,34 +69,15 @@ class Places:
         self._fill()
 
     def _fill(self) -> None:
-        """Hand out what is free, one to each line in its turn: who got one stands behind the others."""
-        for who in tuple(self._lines) if self._free else ():
-            if not self._free:
-                return
-            may = next((place for place in self._lines[who] if self._may(place)), None)
-            if may is not None:
-                self._serve(may)
+        """Hand out what is free, in turn."""
+        while self._free and (found := self._lines.next(self._may)) is not None:
+            place = found[1]
+            if not place.turn.done():
+                self._free -= 1
+                self._held.update(place.names)
+                place.turn.set_result(None)
 
-    def _may(self, place: _Waiting) -> bool:
-        who, *also = place.names
+    def _may(self, who: str, place: _Waiting) -> bool:
+        also = place.names[1:]
         most = self._first if also else self._each
         return self._held[who] < most and all(self._held[name] < self._each for name in also)
-
-    def _serve(self, place: _Waiting) -> None:
-        who = place.names[0]
-        line = self._lines.pop(who)
-        line.remove(place)
-        if line:
-            self._lines[who] = line
-        if not place.turn.done():
-            self._free -= 1
-            for name in place.names:
-                self._held[name] += 1
-            place.turn.set_result(None)
-
-    def _leave(self, place: _Waiting) -> None:
-        line = self._lines.get(place.names[0])
-        if line is not None and place in line:
-            line.remove(place)
-            if not line:
-                del self._lines[place.names[0]]

@@ -58,6 +58,12 @@ class Source:
         return any(info.aggregate_only for part in self.parts for info in part.infos)
 
 
+def types_of(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
+    """The type of each column of the sources' datasets, by the source's alias and the column's name."""
+    infos = ((source.alias, info) for source in sources for info in source.infos)
+    return {(alias, fold(column.name)): column.type for alias, info in infos for column in info.columns}
+
+
 @dataclass(slots=True, eq=False)
 class Group:
     """Sources whose rows one fragment can join at each owner; `outer` are LEFT, SEMI and ANTI joins it takes along.
@@ -94,9 +100,8 @@ class Group:
 
     @property
     def types(self) -> dict[tuple[str, str], str]:
-        """The type of each column of its datasets, by the source's alias and the column's name."""
-        infos = ((source.alias, info) for source in self.members for info in source.infos)
-        return {(alias, fold(column.name)): column.type for alias, info in infos for column in info.columns}
+        """See `types_of`."""
+        return types_of(self.members)
 
     def taken(self, select: exp.Select) -> set[str]:
         """What its columns are called, and those that the SELECT reads: what a derived table computes has names of the

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Self
 
 import pyarrow as pa
 
+from connector.lines import Lines
 from connector.query.codes import Coded
 from connector.query.job import Range
 from connector.query.ranges import Part
@@ -32,7 +32,7 @@ class Floor:
 
     def __init__(self, places: int) -> None:
         self.places = self._free = places
-        self._lines: OrderedDict[str, deque[threading.Event]] = OrderedDict()
+        self._lines = Lines[threading.Event]()
         self._lock = threading.Lock()
 
     @property
@@ -47,7 +47,7 @@ class Floor:
                 self._free -= 1
                 return
             mine = threading.Event()
-            self._lines.setdefault(consumer, deque()).append(mine)
+            self._lines.add(consumer, mine)
         try:
             while not mine.wait(_LOOK):
                 check()
@@ -58,21 +58,14 @@ class Floor:
     def give_back(self) -> None:
         """Free a place, or hand it to whose turn it is."""
         with self._lock:
-            if not self._lines:
+            if (found := self._lines.next()) is None:
                 self._free += 1
-                return
-            consumer, line = self._lines.popitem(last=False)
-            line.popleft().set()
-            if line:
-                self._lines[consumer] = line  # to the end: the others come first
+            else:
+                found[1].set()
 
     def _leave(self, mine: threading.Event, consumer: str) -> None:
         with self._lock:
-            line = self._lines.get(consumer, ())
-            if mine in line:
-                self._lines[consumer].remove(mine)
-                if not self._lines[consumer]:
-                    del self._lines[consumer]
+            if self._lines.remove(consumer, mine):
                 return
         self.give_back()  # it was ours already
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 
 from connector.errors import Busy
+from connector.lines import Lines
 
 
 class Turns:
@@ -24,11 +25,11 @@ class Turns:
         self._most_waiting = waiting
         self._wait_seconds = wait_seconds
         self._what = what
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._lines = Lines[asyncio.Future[None]]()
 
     @property
     def waiting(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return len(self._lines)
 
     @property
     def spare(self) -> bool:
@@ -42,11 +43,11 @@ class Turns:
             self._free -= 1
             self._takes(consumer)
             return
-        own = len(self._lines.get(consumer, ()))
+        own = self._lines.waiting(consumer)
         if self.waiting >= self._most_waiting or own >= max(1, self._most_waiting // 2):
             raise Busy("too many queries are waiting; try again later", code="queue_full")
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(consumer, deque()).append(place)
+        self._lines.add(consumer, place)
         try:
             async with asyncio.timeout(self._wait_seconds if seconds is None else seconds):
                 await place
@@ -58,14 +59,13 @@ class Turns:
 
     def give_back(self, *, of: str = "", after_others: str = "") -> None:
         """Free a place, or hand it to whose turn it is; `after_others` has the last turn. `of`: whose it was."""
-        self._held -= Counter((of,))  # without those that have none
-        if after_others in self._lines:
-            self._lines.move_to_end(after_others)
-        while (consumer := next(filter(self._may, self._lines), None)) is not None:
-            line = self._lines.pop(consumer)
-            place = line.popleft()
-            if line:
-                self._lines[consumer] = line  # to the end: the others come first
+        if self._held[of] > 1:
+            self._held[of] -= 1
+        else:
+            del self._held[of]
+        self._lines.pass_over(after_others)
+        while (found := self._lines.next(lambda who, _: self._may(who))) is not None:
+            consumer, place = found
             if not place.done():
                 self._takes(consumer)
                 place.set_result(None)
@@ -82,7 +82,5 @@ class Turns:
     def _leave(self, consumer: str, place: asyncio.Future[None]) -> None:
         if place.done() and not place.cancelled():
             self.give_back(of=consumer)  # it was ours already
-        elif (line := self._lines.get(consumer)) is not None and place in line:
-            line.remove(place)
-            if not line:
-                del self._lines[consumer]
+        else:
+            self._lines.remove(consumer, place)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from sqlglot import exp
 
+from connector.query import block as blocks
 from connector.query import stats
 from connector.query import tree as trees
 from connector.query.block import Group, Source
-from policies.columns import fold
 
 _GAIN = 0.7
 _CARELESS = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.ApproxDistinct)
@@ -75,8 +75,7 @@ class _Work:
         self.nodes = trees.aggregates(select)
         self.tables = [trees.column_tables(node) for node in self.nodes]
         self.nested = any(trees.has_query(node) for node in self.nodes)
-        self.types = {(source.alias, fold(column.name)): column.type
-                      for source in sources for info in source.infos for column in info.columns}  # fmt: skip
+        self.types = blocks.types_of(sources)
         inside = {id(column) for node in self.nodes for column in trees.columns(node)}
         # What is read outside of aggregates: a fragment that is grouped first keeps it.
         self.outside = {(column.table, column.name) for column in trees.columns(select) if id(column) not in inside}
