@@ -27,7 +27,8 @@ def cards_of(row: Row, member: Member | None, source: Source | None) -> list[Car
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return []
     entry = Entry.from_json(row.content)
-    return [_card(entry, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *_named(entry)])]
+    named = _named(entry)
+    return [_card(entry, named, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *named])]
 
 
 def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | None) -> Card | None:
@@ -35,10 +36,10 @@ def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | N
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return None
     entry = Entry.from_json(row.content)
-    own = [view for view in views_of(viewer) if view in _GENERAL or view in _named(entry)]
-    for view in own:
-        for one in _groups(entry, [view]):
-            return _card(entry, *one, row, member, state)
+    named = _named(entry)
+    for view in views_of(viewer):
+        for one in _groups(entry, [view] if view in _GENERAL or view in named else []):
+            return _card(entry, named, *one, row, member, state)
     return None
 
 
@@ -73,7 +74,13 @@ def _state(row: Row, member: Member, source: Source) -> str | None:
 
 
 def _card(
-    entry: Entry, offers: tuple[Offer, ...], views: tuple[str, ...], row: Row, member: Member, state: str
+    entry: Entry,
+    named: list[str],
+    offers: tuple[Offer, ...],
+    views: tuple[str, ...],
+    row: Row,
+    member: Member,
+    state: str,
 ) -> Card:
     return Card(
         entry=entry,
@@ -86,7 +93,7 @@ def _card(
         modified_at=row.modified_at,
         last_seen=row.last_seen,
         views=views,
-        hidden_from=tuple(_named(entry)) if MEMBERS in views else (),
+        hidden_from=tuple(named) if MEMBERS in views else (),
     )
 
 

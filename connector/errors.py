@@ -195,6 +195,11 @@ class AlreadyExists(Conflict):
 class VersionChanged(Conflict):
     code = "version_changed"
 
+    @classmethod
+    def of(cls, what: str) -> VersionChanged:
+        """Of data that is not what was registered: what came instead, and what helps."""
+        return cls(f"{what}; its owner must register it again")
+
 
 class Limited(HanseError):
     status = 429

@@ -253,9 +253,8 @@ class _Transport:
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
         except (EOFError, VersionChanged):
-            stream.abandon(
-                "version_changed", "a file of this version is not what it was; its owner must register it again"
-            )
+            changed = VersionChanged.of("a file of this version is not what it was")
+            stream.abandon(changed.code, changed.message)
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
         except Busy as error:

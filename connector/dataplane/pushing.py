@@ -212,7 +212,7 @@ class _Body:
         try:
             return await in_thread(work, stop=_nothing, device=part.device)
         except (EOFError, VersionChanged):
-            why = "a file of this version is not what it was; its owner must register it again"
+            why = VersionChanged.of("a file of this version is not what it was").message
             raise Busy(f"the push broke off: {why}", code="version_changed") from None
 
     def _check(self, piece: memoryview) -> None:

@@ -214,7 +214,7 @@ async def _is_folder(client: Any, meta: Mapping[str, Any]) -> bool:
 
 
 def _changed() -> VersionChanged:
-    return VersionChanged("an object of this version is gone or has changed; its owner must register it again")
+    return VersionChanged.of("an object of this version is gone or has changed")
 
 
 def _refused(error: Exception, *, changed: bool = False) -> NoReturn:

@@ -138,9 +138,7 @@ class Borrowed:
             return -1
         code = message[1:].decode("ascii", "replace") or "cancelled"
         if code == VersionChanged.code:
-            raise HanseFault(
-                VersionChanged("an object of this version is gone or has changed; its owner must register it again")
-            )
+            raise HanseFault(VersionChanged.of("an object of this version is gone or has changed"))
         raise HanseFault(Coded(code))
 
 

@@ -47,7 +47,7 @@ class Span:
         while got < self.nbytes:
             more = os.preadv(self.file.fileno(), [memory[got : self.nbytes]], self.at + got)
             if not more:
-                raise VersionChanged("a file of this version has been cut short; its owner must register it again")
+                raise VersionChanged.of("a file of this version has been cut short")
             got += more
         if self.seen is not None:
             self.seen(memory[: self.nbytes])

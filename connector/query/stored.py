@@ -165,9 +165,7 @@ class _Column:
 def _fill(descriptor: int, memory: memoryview, at: int) -> None:
     while memory:
         if not (got := os.preadv(descriptor, [memory], at)):
-            raise VersionChanged(
-                "a file of this version has changed since it was registered; its owner must register it again"
-            )
+            raise VersionChanged.of("a file of this version has changed since it was registered")
         memory, at = memory[got:], at + got
 
 

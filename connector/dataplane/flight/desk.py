@@ -247,9 +247,8 @@ class Desk:
         except VersionChanged as error:  # told as where it is seen before the gate
             stream.abandon(error.code, error.message)
         except EOFError:
-            stream.abandon(
-                "version_changed", "a file of this version is not what it was; its owner must register it again"
-            )
+            changed = VersionChanged.of("a file of this version is not what it was")
+            stream.abandon(changed.code, changed.message)
         except Busy as error:
             stream.abandon(error.code, error.message)
             raise

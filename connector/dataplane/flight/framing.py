@@ -33,9 +33,7 @@ def messages(part: memoryview | bytes | InFiles, *, app_metadata: bytes = b"") -
         try:
             check_lengths(parts)
         except EOFError:
-            raise VersionChanged(
-                "a file of this version has been cut short; its owner must register it again"
-            ) from None
+            raise VersionChanged.of("a file of this version has been cut short") from None
         seen = part.seen if isinstance(part, Span) else None
     else:
         parts, seen = [memoryview(part).cast("B")], None
@@ -110,5 +108,5 @@ def _bytes(parts: Sequence[Part], at: int, size: int) -> bytes:
         os.pread(part[0], part[2], part[1]) if isinstance(part, tuple) else part for part in _within(parts, at, size)
     )
     if len(found) < size:
-        raise VersionChanged("a file of this version has been cut short; its owner must register it again")
+        raise VersionChanged.of("a file of this version has been cut short")
     return found

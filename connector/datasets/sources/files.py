@@ -173,9 +173,7 @@ def check_unchanged(descriptor: int, ref: FileRef) -> None:
     if ref.ours:  # we may have removed it under a read that goes on, which is a change of the inode, too
         found = replace(found, ours=True, ctime_ns=found.ctime_ns if status.st_nlink else ref.ctime_ns)
     if found != ref and replace(found, ctime_ns=0) != ref:
-        raise VersionChanged(
-            "a file of this version has changed since it was registered; its owner must register it again"
-        )
+        raise VersionChanged.of("a file of this version has changed since it was registered")
 
 
 def _why(error: OSError, *, ours: bool = False) -> HanseError:
@@ -187,7 +185,7 @@ def _why(error: OSError, *, ours: bool = False) -> HanseError:
             code="file_unavailable",
         )
     if error.errno in _GONE:
-        return VersionChanged("a file of this version is gone; its owner must register it again")
+        return VersionChanged.of("a file of this version is gone")
     if isinstance(error, PermissionError):
         return SourceUnreadable("a file of this version may not be read by the connector; check its permissions")
     return Busy(f"a file of this version cannot be opened now ({error.strerror}); try again", code="file_unavailable")
