@@ -472,37 +472,28 @@ async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
         await here.receiving.remove(pid, by="anna")
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "open"])
-async def test_a_full_disk_is_told_and_leaves_nothing(
-    here: Receiver, pid: str, call: str, monkeypatch: pytest.MonkeyPatch
+FULL = (errno.ENOSPC, "disk_full", "make room")
+OTHERWISE = (errno.EMFILE, "not_written", "Too many open files")
+
+
+@pytest.mark.parametrize(("call", "why"), [("write", FULL), ("fsync", FULL), ("open", FULL), ("open", OTHERWISE)])
+async def test_a_push_that_cannot_be_written_is_told_why_and_leaves_nothing(
+    here: Receiver, pid: str, call: str, why: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    """A full disk is told from a system that fails otherwise."""
+    number, code, told = why
 
-    before = here.files()
-    await here.transfer(pid)
-    with monkeypatch.context() as patched:
-        patched.setattr(service, "os", _Disk(full, call))
-        answer = await here.push(pid, WHOLE)
-    assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
-    assert "make room" in answer.json()["detail"]
-    await nothing_left(here, pid, before, "disk_full")
-
-
-async def test_a_system_that_fails_otherwise_is_not_told_as_a_full_disk(
-    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def fails(*_: Any) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise OSError(number, os.strerror(number))
 
     before = here.files()
     await here.transfer(pid)
     with monkeypatch.context() as patched:
-        patched.setattr(service, "os", _Disk(fails, "open"))
+        patched.setattr(service, "os", _Disk(fails, call))
         answer = await here.push(pid, WHOLE)
-    assert (answer.status_code, answer.json()["code"]) == (503, "not_written")
-    assert "Too many open files" in answer.json()["detail"]
-    await nothing_left(here, pid, before, "not_written")
+    assert (answer.status_code, answer.json()["code"]) == (503, code)
+    assert told in answer.json()["detail"]
+    await nothing_left(here, pid, before, code)
 
 
 @contextmanager

@@ -678,6 +678,13 @@ def impatient(numbers: Relation, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, 
     return greedy, Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
 
 
+async def asked_back(result: Result) -> None:
+    """Its worker was taken from it, for another."""
+    with pytest.raises(Busy) as raised:
+        [frame async for frame in result]
+    assert raised.value.code == "worker_wanted"
+
+
 async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_waits(
     tmp_path: Path, impatient: tuple[Job, Job]
 ) -> None:
@@ -688,9 +695,7 @@ async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_
         last = await open_.enter_async_context(small.run(greedy))
         await anext(last)
         assert (await read(small, other))[0].num_rows
-        with pytest.raises(Busy) as raised:
-            [frame async for frame in last]
-        assert raised.value.code == "worker_wanted"
+        await asked_back(last)
         assert (await anext(first)).rows
         assert small.processes <= 2
 
@@ -763,9 +768,7 @@ async def test_an_answer_whose_privacy_is_paid_for_is_not_ended_for_others(
         while len(small._busy) < 2:
             await asyncio.sleep(0)
         assert (await read(small, other))[0].num_rows
-        with pytest.raises(Busy) as raised:
-            [frame async for frame in first]
-        assert raised.value.code == "worker_wanted"
+        await asked_back(first)
         assert not paying.done()
         paying.cancel()
         await asyncio.wait((paying,))
@@ -782,9 +785,7 @@ async def test_streams_of_others_do_not_hide_who_has_all_workers_for_questions(
         slow = await open_.enter_async_context(small.run(greedy))
         await anext(slow)
         assert (await read(small, other))[0].num_rows
-        with pytest.raises(Busy) as raised:
-            [frame async for frame in slow]
-        assert raised.value.code == "worker_wanted"
+        await asked_back(slow)
         assert all([(await anext(one)).rows for one in shared])
 
 
