@@ -833,8 +833,14 @@ async def test_a_check_that_takes_too_long_for_its_size_is_ended_for_who_waits(
     _, other = impatient
     path, batch = tmp_path / "zeros.arrows", pa.record_batch({"n": np.zeros(4_000_000, dtype="i8")})
     with pa.ipc.new_stream(path, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
-        for _ in range(400):
-            file.write_batch(batch)
+        file.write_batch(batch)
+    schema, whole = batch.schema.serialize(), path.read_bytes()
+    message, end = whole[schema.size : -8], whole[-8:]
+    with path.open("wb") as file:  # 320 GB: no machine is through with it before somebody has waited
+        file.write(schema)
+        for _ in range(10_000):
+            file.write(message)
+        file.write(end)
     limits = Limits(seconds=seconds, total_seconds=600.0)
     check = Job(kind="check_arrow", arguments={"path": str(path), "digest": True}, limits=limits, consumer="sender")
     stream = Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_rows=10, shared=True, consumer="other")
