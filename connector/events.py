@@ -118,13 +118,15 @@ class AgreementRevoked(Event): ...
 
 
 class TransferAdvanced(Event):
-    """`detail`: role, counterparty, state, message, format; of what is suspended also `suspended_by`, who resumes it
-    (facts: time does), where that is known by then."""
+    """`detail`: role, counterparty, state, message, format; of a push also `to`, where it goes (scheme, host, port),
+    where that is known by then; of what is suspended also `suspended_by`, who resumes it (facts: time does), likewise.
+    """
 
 
 class ReadStarted(Event):
-    """Durable before the first byte leaves, one under each agreement of a read. `detail`: action, columns, query hash,
-    and all agreements where there are several (`dataplane.records`)."""
+    """Durable before the first byte leaves, one under each agreement of a read. `detail`: action, the dataset's own
+    columns that are read, which rows are asked for (digests of the SQL and of tables brought along, limits, ranges of
+    the files), how it leaves and where to, and all agreements where there are several (`dataplane.records`)."""
 
 
 class ReadEnded(Event):

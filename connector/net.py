@@ -311,6 +311,10 @@ class Answer:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL, for messages: paths and queries may hold secrets."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    """Scheme, host and port of a URL, for messages and records: paths and queries may hold secrets."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "an address that is none"
+    return f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")

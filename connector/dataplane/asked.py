@@ -5,6 +5,7 @@ Pure. Knows neither HTTP nor the engine; the SQL in here is still the consumer's
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,15 +35,20 @@ ENDS = frozenset({REVOKED, EXPIRED, QUOTA})  # statuses that are the code of the
 _WHERE_MAX = 16_384
 _COLUMNS_MAX = 4_096
 _REASON_MAX = 400
+_ID_MAX = 96
 
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A small table that the consumer brings along to join with: an Arrow stream of exactly these columns."""
+    """A small table that the consumer brings along to join with: an Arrow stream of exactly these columns.
+
+    `sha256`: of the stream, for the log.
+    """
 
     name: str
     columns: tuple[str, ...]
     arrow: bytes
+    sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
         """SQL does not tell names apart by their case, so that two alike would be one column for the gate alone."""
@@ -54,6 +60,7 @@ class Brought:
                     code="envelope_invalid",
                 )
             seen.add(fold(column))
+        object.__setattr__(self, "sha256", hashlib.sha256(self.arrow).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ class Asked:
     split: Split | None = None
     epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget
     transport: str = ""  # what it leaves by, for people: http, flight or push
+    to: str = ""  # where a push goes: scheme, host and port
 
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}
@@ -160,6 +168,12 @@ def _condition(where: str) -> str:
     return str(held.this.sql(dialect="duckdb", comments=False))
 
 
+def own_id(named: str) -> str:
+    """The id of a new read that its reader calls so: it begins with that, and no other read ever has it. Empty where he
+    calls it nothing; it gets one when it is opened."""
+    return named and f"{named}.{secrets.token_hex(8)}"
+
+
 def new_name() -> str:
     """A name of ours in SQL that no question can have guessed."""
     return f"r_{secrets.token_hex(8)}"
@@ -209,7 +223,7 @@ class End:
             "bytes": self.nbytes,
             "digest": self.digest,
             "policy": list(self.policy)[:20],
-            "query": self.query[:64],
+            "query": self.query[:_ID_MAX],
         }
         extra = {"code": self.code, "reason": self.reason[:_REASON_MAX], "rule": self.rule[:200]}
         return told | {name: value for name, value in extra.items() if value}

@@ -128,7 +128,7 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,
         codec=envelope.codec,
         digest=envelope.digest,
-        query_id=envelope.query_id,
+        query_id=ask.own_id(envelope.query_id),
         fragment=envelope.fragment,
         versions=envelope.datasets,
         epsilon=envelope.epsilon,

@@ -125,8 +125,9 @@ class _Transport:
             raise Refused(
                 f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
             )
-        others = [self._addresses.read(text) for text in envelope.tickets]
-        await self._deliver(exchange, asked_of(envelope, (ticket, *others)))
+        tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
+        asked = asked_of(envelope, tickets) if exchange.small else await asyncio.to_thread(asked_of, envelope, tickets)
+        await self._deliver(exchange, asked)
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
@@ -157,7 +158,7 @@ class _Transport:
                 format=formats.chosen(given, exchange.headers.get("accept", "")),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
                 digest=given.get("digest", "xxh3"),
-                query_id=_identifier(given.get("id", "")),
+                query_id=ask.own_id(_identifier(given.get("id", ""))),
             ),
         )
 

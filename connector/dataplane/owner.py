@@ -209,7 +209,7 @@ class OwnersView:
             "action": "preview",
             "as": asked.participant,
             "offer": offer,
-            "columns": list(prepared.columns)[:100],
+            **records.columns_read(prepared.read[self._name, dataset.name], prepared.columns),
             "query_sha256": hashlib.sha256(sql.encode()).hexdigest(),
         }
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))

@@ -93,7 +93,8 @@ class PreparedStreams:
         version = grant.held.version
         if not repeatable(grant.contract) or not _pins(version.source):
             return ""
-        request = repr(replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None, transport=""))
+        alike = replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None, transport="", to="")
+        request = repr(alike)
         told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket,
         if asked.position:
             told = told.replace(asked.position, "")  # and a name that each read has for what does not leave

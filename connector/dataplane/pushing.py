@@ -87,6 +87,7 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
             plain_scan=True,
             unfiltered=True,
             transport="push",
+            to=origin(to.endpoint)[:255],
         )
         await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
     except (HanseError, PolicyError) as raised:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from connector.dataplane.tickets import Ticket
     from policies.enforce.sql import Prepared
 
+_LISTED_MAX = 100
 GONE, LEFT = "client_gone", "the client left"
 
 
@@ -67,18 +69,53 @@ def _figures(contract: DataContract, charged: Charged | None) -> str:
 
 
 def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> list[ReadStarted]:
-    """The records of a start. The SQL is kept as its digest: its literals may be personal data."""
+    """The records of a start. The SQL is kept as its digest, and so are tables brought along: their values may be
+    personal data."""
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
-        "columns": [name for name in prepared.columns if name != asked.position][:100],
         "query_sha256": hashlib.sha256(_told(asked).encode()).hexdigest(),
-        "policy": list(policy),
+        **listed("policy", policy),
+        **_rows(asked),
+        **({"transport": asked.transport} if asked.transport else {}),
+        **({"to": asked.to} if asked.to else {}),
         **({"fragment": asked.fragment} if asked.fragment else {}),
-        **({"blocks": [one.block for one in asked.split.only.ranges][:100]} if asked.split else {}),
         **({"application": asked.application} if asked.application else {}),
         **together([grant.agreement_id for grant in grants]),
     }
-    return [ReadStarted(**_common(asked, grant), detail=detail) for grant in grants]
+    names = tuple(name for name in prepared.columns if name != asked.position)
+    read = {table: columns for (_, table), columns in prepared.read.items()}
+    return [
+        ReadStarted(**_common(asked, grant), detail=columns_read(read[grant.held.dataset.name], names) | detail)
+        for grant in grants
+    ]
+
+
+def columns_read(read: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Which of a dataset's own columns are read, and what those of the answer are called where that is not the same:
+    its reader chooses that."""
+    return listed("columns", read) | (listed("named", names) if tuple(names) != tuple(read) else {})
+
+
+def listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """A list as a record has it: of a long one its beginning, how many there are, and the digest of all."""
+    if len(values) <= _LISTED_MAX:
+        return {name: list(values)}
+    whole = json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    told = {"count": len(values), "sha256": hashlib.sha256(whole).hexdigest()}
+    return {name: list(values[:_LISTED_MAX]), f"{name}_of": told}
+
+
+def _rows(asked: Asked) -> dict[str, Any]:
+    """Which rows were asked for, beside what the SQL says: tables to join with, limits, and places in the files."""
+    ranges = asked.split.only.ranges if asked.split else ()
+    limits = {name: value for name, value in (("rows", asked.rows), ("bytes", asked.nbytes)) if value is not None}
+    blocks = [one.block for one in ranges if one.block >= 0]
+    return {
+        **({"keys": [{"name": one.name, "sha256": one.sha256} for one in asked.brought]} if asked.brought else {}),
+        **({"limits": limits} if limits else {}),
+        **(listed("blocks", blocks) if blocks else {}),
+        **(listed("ranges", [[one.file, one.first, one.stop] for one in ranges]) if ranges else {}),
+    }
 
 
 def _told(asked: Asked) -> str:

@@ -45,6 +45,7 @@ from connector.errors import (
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
+from connector.net import origin
 from connector.store import Transaction
 from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
@@ -550,6 +551,9 @@ class Transfers(Exchange[Transfer]):
         detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "format": row.format}
         if row.state == states.SUSPENDED and row.suspended_by:
             detail["suspended_by"] = row.suspended_by
+        address = messages.address_of(row.data_address) if self._formats.get(row.format) == PUSH else None
+        if address is not None:
+            detail["to"] = origin(address.endpoint)[:255]
         return TransferAdvanced(
             process=row.id,
             agreement=row.agreement_id,

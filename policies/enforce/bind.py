@@ -35,19 +35,27 @@ class Entry:
 
 @dataclass(slots=True)
 class Bound:
-    """What binding found: the output's columns, each table node with its entry, and the names taken anew."""
+    """What binding found: the output's columns, each table node with its entry, and the names taken anew.
+
+    `read`: of each source those of its own columns that are named anywhere, or taken by `*`, whatever they are called.
+    """
 
     columns: tuple[str, ...] = ()
     tables: list[tuple[exp.Table, Entry]] = field(default_factory=list)
+    read: dict[Entry, set[str]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)  # random names of the WITH queries
 
 
 @dataclass(slots=True)
 class _Scope:
-    """The sources of one SELECT: alias -> columns; `merged` are those joined by USING."""
+    """The sources of one SELECT: alias -> columns; `merged` are those joined by USING.
+
+    `own`: of each source that is a table its own columns by what they are called here, folded, and those read so far.
+    """
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folded: dict[str, frozenset[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
     merged: set[str] = field(default_factory=set)
     aliases: set[str] = field(default_factory=set)
@@ -130,8 +138,12 @@ class _Binder:
         for shown in list(node.expressions):
             if isinstance(shown, exp.Star):
                 names.extend(_star(scope))
+                for alias in scope.sources.keys() - scope.hidden:
+                    _read_all(alias, scope)
             elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
-                names.extend(self._source(shown.table, scope))
+                level = self._level(shown.table, scope)
+                names.extend(level.sources[fold(shown.table)])
+                _read_all(fold(shown.table), level)
             else:
                 names.append(_named(shown))
                 self._walk(shown, ctes, scope)
@@ -157,29 +169,35 @@ class _Binder:
 
     def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
         """Put one source into the scope; its folded alias."""
+        read: set[str] | None = None
         if isinstance(node, exp.Subquery):
-            columns = _renamed(self.query(node, ctes, scope.outer), node.args.get("alias"))
+            columns = self.query(node, ctes, scope.outer)
             alias = node.alias or f" {len(scope.sources)}"
         else:
             alias = node.alias or node.name
-            columns = _renamed(self._table(node, ctes), node.args.get("alias"))
+            columns, read = self._table(node, ctes)
             _alias(node, alias)
+        shown = _renamed(columns, node.args.get("alias"))
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
-        scope.sources[fold(alias)] = columns
-        scope.folded[fold(alias)] = _folded(columns)
+        scope.sources[fold(alias)] = shown
+        scope.folded[fold(alias)] = _folded(shown)
+        if read is not None:
+            scope.own[fold(alias)] = _own(shown, columns), read
         return fold(alias)
 
-    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[str, ...]:
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], set[str] | None]:
+        """The columns of a table, and where those of them that are read are noted; None of a WITH query, whose own
+        sources note theirs."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
             _alias(node, node.alias or name)
             node.set("this", exp.to_identifier(known[0], quoted=True))
-            return known[1]
+            return known[1], None
         entry = self._entry(owner, name)
         self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
-        return entry.columns
+        return entry.columns, self.bound.read.setdefault(entry, set())
 
     def _entry(self, owner: str, name: str) -> Entry:
         found = [
@@ -201,6 +219,8 @@ class _Binder:
         if not left or fold(column) not in _folded(scope.sources[alias]):
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
         scope.merged.add(fold(column))
+        for source in (*before, alias):
+            _read_one(fold(column), source, scope)
 
     # columns
 
@@ -223,24 +243,29 @@ class _Binder:
         name, table = node.name, node.args.get("table")
         folded = fold(name)
         if table is not None and (table := table.name):
-            if folded not in _folded(self._source(table, scope, on=on)):
-                raise self._unknown(f"{table}.{name}", self._source(table, scope, on=on))
+            level = self._level(table, scope, on=on)
+            if folded not in level.folded[fold(table)]:
+                raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
+            _read_one(folded, fold(table), level)
             return
-        level: _Scope | None = scope
-        while level is not None:
-            found = _holders(folded, level, on=on)
-            if found > 1 and folded not in level.merged:
+        around: _Scope | None = scope
+        while around is not None:
+            found = _holders(folded, around, on=on)
+            if len(found) > 1 and folded not in around.merged:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
-            if found or folded in level.aliases:
+            for alias in found:
+                _read_one(folded, alias, around)
+            if found or folded in around.aliases:
                 return
-            level = level.outer
+            around = around.outer
         raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
 
-    def _source(self, alias: str, scope: _Scope, *, on: bool = False) -> tuple[str, ...]:
+    def _level(self, alias: str, scope: _Scope, *, on: bool = False) -> _Scope:
+        """The scope, this one or one around it, that has a source of this name."""
         level: _Scope | None = scope
         while level is not None:
             if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
-                return level.sources[fold(alias)]
+                return level
             level = level.outer
         told = ", ".join(one for one in scope.sources if one.strip()) or "none"
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
@@ -259,12 +284,31 @@ def _folded(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
 
 
-def _holders(name: str, scope: _Scope, *, on: bool) -> int:
-    found = 0
-    for alias, columns in scope.folded.items():
-        if name in columns and (on or alias not in scope.hidden):
-            found += 1
+@lru_cache(maxsize=1024)
+def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """A table's own columns by the names that they are shown under, folded."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, column in zip(shown, columns, strict=True):
+        found[fold(name)] = (*found.get(fold(name), ()), column)
     return found
+
+
+def _read_one(name: str, alias: str, scope: _Scope) -> None:
+    """Note that a column of a source is read, where that is a table that has it."""
+    if alias in scope.own:
+        own, read = scope.own[alias]
+        read.update(own.get(name, ()))
+
+
+def _read_all(alias: str, scope: _Scope) -> None:
+    if alias in scope.own:
+        own, read = scope.own[alias]
+        read.update(*own.values())
+
+
+def _holders(name: str, scope: _Scope, *, on: bool) -> list[str]:
+    """The sources that have a column of this name."""
+    return [alias for alias, columns in scope.folded.items() if name in columns and (on or alias not in scope.hidden)]
 
 
 def _star(scope: _Scope) -> list[str]:

@@ -58,6 +58,8 @@ class Prepared:
     `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
     read; `min_group`: an empty answer of an aggregate-only query is refused with `min_group_size`, so that no cell and
     a small cell look the same.
+    `read`: of each dataset those of its own columns that the statement names anywhere or takes by `*`, whatever it
+    calls them; what the policy alone looks at is not among them.
     `units`: whether its groups are left out too where different units are not told.
     `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
     `given_on`: see `_given_on`.
@@ -73,6 +75,7 @@ class Prepared:
     datasets: tuple[Dataset, ...]
     aggregate: bool
     min_group: int | None
+    read: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     private: Private | None = None
     drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
     units: bool = False
@@ -142,6 +145,15 @@ def _used(bound: Bound, catalogue: dict[Entry, Dataset]) -> tuple[Dataset, ...]:
     if not found:
         refuse("dataset_missing", "the query reads no dataset; name one after FROM", "names")
     return tuple(catalogue[entry] for entry in found)
+
+
+def _read(bound: Bound) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The columns that are read of each dataset, in its own order, without that of the rows' places."""
+    return {
+        (entry.owner, entry.table): tuple(one for one in entry.columns if one in names and one != entry.untold)
+        for entry, names in bound.read.items()
+        if entry.owner
+    }
 
 
 def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
@@ -341,6 +353,7 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
         datasets=(dataset,),
         aggregate=True,
         min_group=None,
+        read=_read(bound),
         private=asked,
     )
 
@@ -364,6 +377,7 @@ def _prepared(
         datasets=used,
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
+        read=_read(bound),
         drawn=drawn,
         units=coarse is not None and grid.counts_units(tree),
         given_on=_given_on(tree),

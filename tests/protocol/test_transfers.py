@@ -190,6 +190,8 @@ async def test_a_push_sends_everything_and_completes(tmp_path: Path) -> None:
         await settled(two.north, "transfer", done.peer_pid, "COMPLETED")
         assert two.north.plane.pushed == [(done.peer_pid, SINK)]
         assert "dataAddress" not in two.cable.sent("TransferStartMessage")[0]
+        told = [one for one in two.north.events if one.kind == "TransferAdvanced"]
+        assert {one.detail["to"] for one in told} == {"http://203.0.113.2"}
 
 
 async def test_a_push_without_an_address_comes_to_its_consumer(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from connector.usage.grants import Grants
 from connector.usage.held import Grant
 from policies.evaluate import Facts
 from policies.model import Policy
-from tests.connector.dataplane.test_http import ask, parse
+from tests.connector.dataplane.test_http import ask, client, parse
 from tests.support import data, gate, provider
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
@@ -311,23 +311,48 @@ async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_an
     await read("stays")
 
 
+async def code_of(running: Provider, asked: Asked) -> str:
+    """Read all; how it was refused, if it was."""
+    try:
+        async with running.reads.open(asked) as stream:
+            async for _ in stream.frames():
+                pass
+    except BadInput as error:
+        return error.code
+    return ""
+
+
 async def test_of_two_reads_with_one_id_at_once_one_is_refused_and_takes_nothing(running: Provider) -> None:
     agreement = await running.agree(limited("odrl:count", "5"))
-    ticket = running.ticket(agreement)
-    asked = [ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice") for _ in range(4)]
-    answers = await asyncio.gather(*asked)
-    told = sorted(answer.json()["code"] if answer.status_code != 200 else "" for answer in answers)
-    assert told == ["", *["id_taken"] * 3]
+    tickets = (running.addresses.read(f"Bearer {running.ticket(agreement)}"),)
+    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="twice")
+    assert sorted(await asyncio.gather(*(code_of(running, asked) for _ in range(4)))) == ["", *["id_taken"] * 3]
     await settled(running)
     assert (await used(running, agreement))[0] == 1
-    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice")).status_code == 200
+    assert await code_of(running, asked) == ""
+
+
+async def test_reads_that_their_reader_calls_the_same_are_several_in_the_log(running: Provider) -> None:
+    ticket = running.ticket(await running.agree(limited("odrl:count", "5")))
+    before, rows = len(running.events), "/data/v1/datasets/numbers/rows"
+    asking = [ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="one") for _ in range(3)]
+    async with client(running, ticket) as session:
+        answers = await asyncio.gather(*asking, session.get(rows, params={"id": "one"}))
+    ids = [answer.headers["hanse-read"] for answer in answers]
+    assert [parse(answer.content)[1]["query"] for answer in answers] == ids
+    await settled(running)
+    for kind in ("ReadStarted", "ReadEnded"):
+        assert sorted(one.process for one in running.events[before:] if one.kind == kind) == sorted(ids)
+    assert len({*ids}) == 4
+    assert all(one.startswith("one.") for one in ids)
 
 
 async def test_the_id_of_a_read_of_another_process_is_taken_too(running: Provider) -> None:
     agreement = await running.agree(limited("odrl:count", "5"))
     await running.store.write(lambda tx: tx.reads.add("elsewhere", instance="another", body={}))
-    answer = await ask(running, running.ticket(agreement), "SELECT id FROM numbers LIMIT 1", query_id="elsewhere")
-    assert (answer.status_code, answer.json()["code"]) == (400, "id_taken")
+    tickets = (running.addresses.read(f"Bearer {running.ticket(agreement)}"),)
+    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="elsewhere")
+    assert await code_of(running, asked) == "id_taken"
     await settled(running)
     assert await used(running, agreement) == (0, 0)
     assert await running.store.write(lambda tx: tx.reads.close("elsewhere", instance="another"))

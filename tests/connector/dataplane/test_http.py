@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,6 +162,21 @@ async def test_keys_of_the_consumer_can_be_joined(running: Provider) -> None:
     sql = 'SELECT id FROM "clinic".numbers SEMI JOIN wanted ON numbers.id = wanted.k ORDER BY id'
     answer = await ask(running, running.ticket(await running.agree()), sql, keys=[brought])
     assert parse(answer.content)[0]["id"].to_pylist() == [5, 9]
+    told = running.of_kind("ReadStarted")[-1].detail
+    assert (told["columns"], told["keys"]) == (["id"], [{"name": "wanted", "sha256": sha256(arrow).hexdigest()}])
+
+
+async def test_a_start_in_the_log_tells_the_datasets_own_columns_whatever_the_answer_calls_them(
+    running: Provider,
+) -> None:
+    policy = gate.agreement(atom("ds:row/gap", "eq", "2"), action="odrl:use")
+    ticket = running.ticket(await running.agree(policy))
+    sql = "SELECT id AS harmless, count(*) AS name FROM numbers WHERE name = 'name-3' GROUP BY id"
+    assert (await ask(running, ticket, sql, limits={"rows": 5})).status_code == 200
+    told = running.of_kind("ReadStarted")[-1].detail
+    assert (told["columns"], told["named"]) == (["id", "name"], ["harmless", "name"])
+    assert (told["transport"], told["limits"]) == ("http", {"rows": 5})
+    assert told["query_sha256"] == sha256(sql.encode()).hexdigest()
 
 
 BAD_REQUESTS = {
@@ -539,12 +555,13 @@ async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider, renews: b
         session.stream("GET", ROWS, params={"batch_rows": 2000, "id": "long-one"}) as answer,
         client(running, running.ticket(agreement)) as other,
     ):
+        renewal = f"/data/v1/reads/{answer.headers['hanse-read']}/renew"
         if renews:
-            assert (await other.post("/data/v1/reads/long-one/renew")).status_code == 200
+            assert (await other.post(renewal)).status_code == 200
+        async with client(running, running.ticket(await running.agree())) as stranger:
+            assert (await stranger.post(renewal)).status_code == 404
         running.later(_SOON)
         assert parse(await rest(answer))[1]["status"] == status
-    async with client(running, running.ticket(await running.agree())) as stranger:
-        assert (await stranger.post("/data/v1/reads/long-one/renew")).status_code == 404
 
 
 async def test_rows_beyond_the_quota_do_not_leave(running: Provider) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import random
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ import pytest_asyncio
 
 from connector.dataplane import access
 from connector.dataplane.plans import Wanted, asked_of
+from connector.dataplane.records import listed
 from connector.datasets import counts, splits, threads
 from connector.errors import Busy
 from policies.model import Policy
@@ -267,6 +269,27 @@ async def test_every_range_is_a_read_in_the_log_with_its_blocks_and_totals(runni
     assert (started.detail["blocks"], started.detail["columns"]) == ([2, 1], ["id"])
     ended = next(event for event in reversed(running.events) if event.kind == "ReadEnded")
     assert ended.detail["rows"] == sum(batch.num_rows for batch, _ in parts)
+
+
+async def test_the_log_tells_where_in_the_files_a_read_begins_and_ends(running: Provider) -> None:
+    reader = Reader(running, await running.agree())
+    blocks = [block["rows"] for block in (await reader.plan()).json()["blocks"]]
+    parts = await reader.parts(blocks="all", columns="id", batch_rows="1000")
+    for asked, numbers, first, stop in (
+        ({"blocks": "all"}, None, 0, TOTAL),
+        ({"blocks": "all", "after": parts[0][1]["cursor"]}, None, parts[0][0].num_rows, TOTAL),
+        ({"blocks": "1"}, [1], blocks[0], sum(blocks[:2])),
+    ):
+        assert (await reader.rows(**asked)).status_code == 200
+        told = running.of_kind("ReadStarted")[-1].detail
+        assert (told.get("blocks"), told["ranges"]) == (numbers, [[0, first, stop]])
+
+
+async def test_of_a_long_list_the_log_has_the_beginning_the_length_and_the_digest_of_all() -> None:
+    assert listed("ranges", [[0, 0, 5]] * 100) == {"ranges": [[0, 0, 5]] * 100}
+    told = listed("columns", many := [f"ö{number}" for number in range(101)])
+    whole = hashlib.sha256(json.dumps(many, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    assert told == {"columns": many[:100], "columns_of": {"count": 101, "sha256": whole}}
 
 
 def _table(*names: str) -> pa.Table:

@@ -99,6 +99,8 @@ async def test_what_is_pushed_is_what_is_there(provider: Provider, consumer: Rec
     assert got.equals(expected.cast(got.schema))
     ended = provider.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.detail["rows"]) == ("ok", known.rows)
+    started = provider.of_kind("ReadStarted")[-1]
+    assert (started.detail["transport"], started.detail["to"]) == ("push", consumer.url)
 
 
 async def test_a_private_address_is_pushed_to_only_where_the_operator_lists_it(

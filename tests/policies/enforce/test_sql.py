@@ -106,6 +106,41 @@ def test_the_columns_of_the_answer_are_known_before_it_runs(
     assert len(described) == len(columns)
 
 
+@pytest.mark.parametrize(
+    ("sql", "people", "visits"),
+    [
+        ("select age as harmless from people", "age", None),
+        ("select count(*) as x from people where name = 'a'", "name", None),
+        ("select count(*) from people", "", None),
+        ("select * from people", " ".join(PEOPLE), None),
+        ("select p.*, v.ward w from people p join visits v on p.id = v.person_id", " ".join(PEOPLE), "person_id ward"),
+        ("select 1 from people p join visits v using (id)", "id", "id"),
+        ("select id from people p join visits v using (id)", "id", "id"),
+        ("select v.ward from visits v semi join people p on p.phone = v.remark", "phone", "ward remark"),
+        ("select k from (select age as k, name from people) x", "name age", None),
+        ("with w(a) as (select age from people where salary > 1) select sum(a) from w", "age salary", None),
+        ("select u.b from people as u(a, b)", "name", None),
+        ("select u.a from people as u(a, b) where note = 'x'", "id note", None),
+        ("select (select max(ward) from visits where person_id = p.id) from people p", "id", "person_id ward"),
+        ("select 1 from people p where exists (select * from visits v where v.person_id = p.age)", "age", "person_id"),
+        ("select id from people union select ward from visits order by 1", "id", "ward"),
+        ("select 1 from people group by country having max(age) > 3 order by min(note)", "country age note", None),
+        ("select AGE from people qualify row_number() over (partition by NAME order by id) = 1", "id name age", None),
+        ("select a.age from people a, people b where a.name = b.note", "name age note", None),
+        ("select distinct note as ward from people order by ward", "note", None),
+    ],
+)  # fmt: skip
+def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
+    bench: gate.Bench, sql: str, people: str, visits: str | None
+) -> None:
+    told = {("clinic", "people"): tuple(people.split())}
+    if visits is not None:
+        told["clinic", "visits"] = tuple(visits.split())
+    assert {name: tuple(sorted(read)) for name, read in bench.prepare(sql).read.items()} == {
+        name: tuple(sorted(read)) for name, read in told.items()
+    }
+
+
 @pytest.mark.parametrize("mode", ["purpose", "action", "residual"])
 def test_the_contract_is_asked_before_the_query_runs(mode: str) -> None:
     made = _one(atom("odrl:purpose", "eq", "dpv:Marketing"))
