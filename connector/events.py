@@ -6,7 +6,7 @@ change and handed to subscribers after the commit. Events hold facts, never secr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -152,7 +152,8 @@ class DataRemoved(Event):
 
 
 class QueryCoordinated(Event):
-    """A federated query as its consumer saw it. `detail`: owners, rows, bytes per fragment."""
+    """A federated query as its consumer saw it, one under each of its agreements. `detail`: owners, rows, bytes per
+    fragment, of the whole question in each, and all agreements where there are several."""
 
 
 class LogRead(Event):
@@ -174,6 +175,11 @@ class ServiceStarted(Event): ...
 class DatabaseRestored(Event):
     """The log goes on under another key from an earlier state. `detail`: how many records that has, the key that
     signed them, and the newest head of ours that was known, if one was."""
+
+
+def together(agreements: Sequence[str]) -> dict[str, Any]:
+    """What the records of one read or question under several agreements say of each other, for their `detail`."""
+    return {"agreements": list(agreements)} if len(agreements) > 1 else {}
 
 
 Subscriber: TypeAlias = Callable[[Event], None]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import Busy, HanseError, Refused, Withdrawn
-from connector.events import ReadEnded, ReadRefused, ReadStarted
+from connector.events import ReadEnded, ReadRefused, ReadStarted, together
 from connector.usage.held import Grant
 from policies.contract import DataContract, bins_note
 from policies.errors import PolicyError
@@ -193,11 +193,6 @@ def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyErro
         ReadRefused(**common, outcome="refused", code=error.code, reason=str(error)[:400], rule=rule)
         for common in found
     ]
-
-
-def together(agreements: Sequence[str]) -> dict[str, Any]:
-    """What the records of one read under several agreements say of each other."""
-    return {"agreements": list(agreements)} if len(agreements) > 1 else {}
 
 
 def _common(asked: Asked, grant: Grant) -> dict[str, Any]:

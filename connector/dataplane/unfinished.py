@@ -13,9 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from connector.dataplane.records import together
 from connector.errors import HanseError
-from connector.events import ReadEnded, ReadStarted
+from connector.events import ReadEnded, ReadStarted, together
 from connector.store import Store, Transaction
 from connector.store.reads import MORE
 from connector.store.tables import OpenRead

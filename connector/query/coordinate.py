@@ -4,8 +4,8 @@
     async for part in answer.parts(): ...      # one Arrow IPC stream; its last record says how it ended
     await answer.close()
 
-How one question goes on its way is in `connector.query.work`. Whatever happens, the log has one `QueryCoordinated`
-with the totals. The main process loads neither the engine nor Arrow for this.
+How one question goes on its way is in `connector.query.work`. Whatever happens, the log has a `QueryCoordinated` under
+each of its agreements, or one alone where it has none, with the totals. The main process loads neither the engine nor Arrow for this.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from connector.errors import HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
-from connector.events import QueryCoordinated
+from connector.events import QueryCoordinated, together
 from connector.net import Net
 from connector.query.federation import ALL, Known, Plan, Silent, Tables
 from connector.query.job import TRAILER_KEY
@@ -31,7 +31,7 @@ from connector.query.remote import Answered, Remote, Ticket, told_by
 from connector.query.shapes import Shapes
 from connector.query.work import END_OF_STREAM, Answer, Means, Work, filled
 from connector.recent import keep
-from connector.store import Store
+from connector.store import Store, Transaction
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -182,18 +182,16 @@ class Coordinator:
         progress.state = "complete" if outcome == "ok" else outcome
         progress.code = progress.code or ("" if error is None else "cancelled" if told is None else told.code)
         progress.reason = "" if told is None else told.message
-        fragments = plan.fragments if plan is not None else ()
-        event = QueryCoordinated(
-            actor=progress.by,
-            dataset=",".join(dict.fromkeys(f"{one.owner}/{name}" for one in fragments for name in one.datasets))[:2000],
-            agreement=",".join(dict.fromkeys(name for one in fragments for name in one.agreements))[:2000],
-            purpose=progress.purpose,
-            process=progress.query_id,
-            outcome=outcome,
-            code=progress.code,
-            reason=progress.reason[:400],
-            rule=str(getattr(told, "rule", "")),
-            detail={
+        under = _under(plan)
+        common: dict[str, Any] = {
+            "actor": progress.by,
+            "purpose": progress.purpose,
+            "process": progress.query_id,
+            "outcome": outcome,
+            "code": progress.code,
+            "reason": progress.reason[:400],
+            "rule": str(getattr(told, "rule", "")),
+            "detail": {
                 "rows": progress.rows,
                 "ms": progress.ms,
                 "owners": [
@@ -202,9 +200,25 @@ class Coordinator:
                     if one.missing is None
                 ],
                 **({"missing": [one.to_json() for one in progress.missing]} if progress.missing else {}),
+                **together(list(under)),
             },
-        )
-        await self._store.write(lambda tx: tx.publish(event))
+        }
+        events = [QueryCoordinated(agreement=one, dataset=named, **common) for one, named in under.items()]
+
+        def work(tx: Transaction) -> None:
+            for event in events:
+                tx.publish(event)
+
+        await self._store.write(work)
+
+
+def _under(plan: Plan | None) -> dict[str, str]:
+    """The agreements of a question with what each is for, as `owner/dataset`; only an empty one where it has none."""
+    found: dict[str, dict[str, None]] = {}
+    for one in plan.fragments if plan is not None else ():
+        for agreement, dataset in one.under:
+            found.setdefault(agreement, {})[f"{one.owner}/{dataset}"] = None
+    return {agreement: ",".join(names)[:2000] for agreement, names in found.items()} or {"": ""}
 
 
 @dataclass(frozen=True, slots=True)

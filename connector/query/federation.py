@@ -207,6 +207,7 @@ class Fragment:
     reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
     counts: tuple[str, ...] = ()  # outputs that count rows
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
+    under: tuple[tuple[str, str], ...] = ()  # the agreement of each dataset, and the dataset
 
 
 @dataclass(frozen=True, slots=True)

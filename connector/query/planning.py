@@ -256,6 +256,7 @@ class Planning:
                 reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
                 counts=counts[id(share.statement)],
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
+                under=tuple((info.agreement, info.dataset) for info in infos),
             )
 
 

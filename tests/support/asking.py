@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ class Asked:
 
     @property
     def recorded(self) -> list[QueryCoordinated]:
+        """A record of each question: those under its other agreements say the same."""
+        found: dict[str, QueryCoordinated] = {}
+        for event in self.under:
+            first = found.setdefault(event.process, event)
+            assert replace(event, agreement=first.agreement, dataset=first.dataset) == first
+        return list(found.values())
+
+    @property
+    def under(self) -> list[QueryCoordinated]:
+        """All records of questions, one under each of their agreements."""
         return [event for event in self.events if isinstance(event, QueryCoordinated)]
 
 

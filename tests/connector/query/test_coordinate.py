@@ -173,12 +173,14 @@ async def test_keys_are_not_sent_where_an_agreement_does_not_allow_it(asked: Ask
     assert any("policy" in line for line in end["stayed"])
 
 
-async def test_the_log_has_one_record_with_totals_and_the_files_are_gone(asked: Asked) -> None:
+async def test_the_log_has_a_record_with_totals_under_each_agreement_and_the_files_are_gone(asked: Asked) -> None:
     await asked.rows(COUNTS, purpose="https://w3id.org/dpv#ScientificResearch")
     (event,) = asked.recorded
     assert (event.outcome, event.actor) == ("ok", "tester")
     assert event.purpose == "https://w3id.org/dpv#ScientificResearch"
-    assert event.agreement == "north-patients,south-patients,west-patients"
+    owners = ("north", "south", "west")
+    assert [(one.agreement, one.dataset) for one in asked.under] == [(f"{o}-patients", f"{o}/patients") for o in owners]
+    assert event.detail["agreements"] == [f"{one}-patients" for one in owners]
     assert event.detail["rows"] == 3
     assert [one["rows"] for one in event.detail["owners"]] == [3, 3, 3]
     assert list(asked.folder.iterdir()) == []
