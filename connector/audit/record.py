@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +17,10 @@ from hashlib import sha256
 from typing import Any
 
 SALT_BYTES = 16
+_TEXT_MAX = 512 * 2**10  # bytes of a record's text: an auditor takes no line of more than twice that
+_KEPT_MAX = 4 * 2**10  # bytes of a value that stays in a longer one as it is
+_MEMBERS_MAX = 64  # of an object whose values are shortened one by one
+_BEGINNING = 1_000  # characters that stay of a text that is cut
 _EXACT = 2**53  # integers beyond it are not numbers that every JSON reader keeps
 
 
@@ -38,7 +43,25 @@ class Record:
 def record_of(idx: int, ts: float, body: dict[str, Any], salt: bytes) -> Record:
     """Number an event's body; its exact time joins the text, so that the commitment covers it."""
     moment = datetime.fromtimestamp(ts, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Record(idx, ts, str(body.get("kind", "")), canonical({**body, "time": moment}), salt)
+    text = canonical({**body, "time": moment})
+    if len(text.encode()) > _TEXT_MAX:
+        text = canonical({**{name: _shorter(value) for name, value in body.items()}, "time": moment})
+    return Record(idx, ts, str(body.get("kind", "")), text, salt)
+
+
+def _shorter(value: Any) -> Any:
+    """A value of a body that is too long, as `_cut`; of an object, as `detail` is, each member."""
+    few = isinstance(value, dict) and len(value) <= _MEMBERS_MAX and all(len(str(name)) < 100 for name in value)
+    return {name: _cut(member) for name, member in value.items()} if few else _cut(value)
+
+
+def _cut(value: Any) -> Any:
+    """A value; in place of a long one its length and its digest, after the beginning of a text."""
+    text = canonical(value).encode()
+    if len(text) <= _KEPT_MAX:
+        return value
+    told = f"(cut: {len(text)} bytes of JSON, SHA-256 {sha256(text).hexdigest()})"
+    return f"{value[:_BEGINNING]}... {told}" if isinstance(value, str) else told
 
 
 def leaf_of(*, text: str, salt: bytes, kind: str, ts: float) -> bytes:
@@ -58,15 +81,29 @@ def canonical(value: Any) -> str:
     if isinstance(value, float):
         return _number(value) if math.isfinite(value) else f'"{value}"'
     if isinstance(value, dict):
-        members = sorted(((str(key), member) for key, member in value.items()), key=lambda pair: _utf16(pair[0]))
+        members = sorted(_named(value).items(), key=lambda pair: _utf16(pair[0]))
         return "{" + ",".join(f"{canonical(key)}:{canonical(member)}" for key, member in members) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(canonical, value)) + "]"
     return canonical(str(value))
 
 
+def _named(value: dict[Any, Any]) -> dict[str, Any]:
+    """The members of an object by names that can be written. Of several that become the same the later are numbered:
+    an object that has a name twice is none."""
+    found: dict[str, Any] = {}
+    count: Counter[str] = Counter()
+    for key, member in value.items():
+        name = written = str(key).encode("utf-8", "replace").decode()
+        while name in found:
+            count[written] += 1
+            name = f"{written} ({count[written] + 1})"
+        found[name] = member
+    return found
+
+
 def _utf16(key: str) -> bytes:
-    return key.encode("utf-16-be", "replace")  # RFC 8785 §3.2.3 sorts by UTF-16 code units
+    return key.encode("utf-16-be")  # RFC 8785 §3.2.3 sorts by UTF-16 code units
 
 
 def _number(value: float) -> str:
