@@ -536,7 +536,7 @@ def management_app(parts: Services) -> FastAPI:
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),
-        events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens),
+        events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens, note=parts.log.note_reading),
     ):
         app.include_router(routes, prefix="/api/v1")
     app.include_router(_health(parts))

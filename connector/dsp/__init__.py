@@ -16,7 +16,7 @@ How the parts are wired (all arguments by keyword; `connector/app.py` does this)
     api.include_router(management.negotiations.router(negotiations=, partners=, store=, tokens=))
     api.include_router(management.transfers.router(transfers=, store=, tokens=))
     api.include_router(management.agreements.router(agreements=, tokens=, contract=))
-    api.include_router(management.events.router(feed=Feed(store.bus), webhooks=, tokens=))
+    api.include_router(management.events.router(feed=Feed(store.bus), webhooks=, tokens=, note=))
     await sender.start() once all is built and the store is migrated; await sender.stop() before the store closes
 
 `facts_of(participant id) -> policies.evaluate.Facts` is async (`connector.usage.facts.Known.of`).

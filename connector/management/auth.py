@@ -129,24 +129,30 @@ class Tokens:
         """A dependency that lets through callers with `scope` only."""
 
         async def check(request: Request) -> Caller:
+            caller = None
             try:
                 caller = await self.caller(_presented(request))
                 if not caller.may(scope):
                     raise ScopeMissing(f"expected a token with the scope {scope!r}, this one has {_listed(caller)}")
             except (Unauthenticated, ScopeMissing) as error:
-                await self._record(request, error)
+                await self._record(request, error, token=caller.name if caller else "")
                 raise
             return caller
 
         return check
 
-    async def _record(self, request: Request, error: Unauthenticated | ScopeMissing) -> None:
+    async def _record(self, request: Request, error: Unauthenticated | ScopeMissing, *, token: str) -> None:
+        """Whoever is refused here is one actor for what the log has of refusals (decision 35), known or not."""
         refused = RequestRefused(
             actor="unknown",
             outcome="refused",
             code=error.code,
             reason=error.message,
-            detail={"method": request.method, "route": request.scope.get("path", "")[:200]},
+            detail={
+                "method": request.method,
+                "route": request.scope.get("path", "")[:200],
+                **({"token": token} if token else {}),
+            },
         )
         await self._store.refused(refused)
 

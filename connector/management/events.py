@@ -1,10 +1,13 @@
-"""What happens, as it happens: a stream of committed events for programs and pages, and webhooks for other servers."""
+"""What happens, as it happens: a stream of committed events for programs, and webhooks for other servers.
+
+The stream tells what the log tells: it takes the log's scope, and who joins it is in the log.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -15,6 +18,7 @@ from connector import events
 from connector.dsp.webhooks import EVERY, Webhooks
 from connector.errors import BadInput, Limited
 from connector.events import Bus, Event
+from connector.management.audit import reading
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Webhook
 
@@ -121,17 +125,19 @@ def _view(row: Webhook) -> dict[str, Any]:
     return {"id": row.id, "url": row.url, "kinds": row.kinds, "created_at": row.created_at}
 
 
-def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens) -> APIRouter:
+def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens, note: Callable[[Event], Awaitable[None]]) -> APIRouter:
+    """`note` records who joins the stream, durably."""
     routes = APIRouter(tags=["events"])
-    reader = Depends(tokens.require("read"))
+    auditor = Depends(tokens.require("audit"))
     admin = Depends(tokens.require("admin"))
 
     @routes.get("/events/stream", summary="Committed events from now on, as Server-Sent Events")
     async def stream(
         kind: Annotated[list[str] | None, Query(max_length=50, description="Only these kinds.")] = None,
-        _: Caller = reader,
+        caller: Caller = auditor,
     ) -> StreamingResponse:
         _check_kinds(kind or [])
+        await note(reading(caller, "stream", {"kinds": kind} if kind else {}))
         body = frames(feed, feed.join(), frozenset(kind or ()))
         return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-store"})
 

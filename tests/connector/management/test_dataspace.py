@@ -18,13 +18,14 @@ from connector.dataplane.receiving import Receiving, Room
 from connector.dsp.ledger import Ledger
 from connector.dsp.partners import Partners
 from connector.dsp.webhooks import Webhooks
-from connector.events import DecisionNeeded, ServiceStarted
+from connector.events import DecisionNeeded, Event, ServiceStarted
 from connector.management import agreements, duties, events, negotiations, problems, transfers
 from connector.management.auth import Tokens
 from connector.management.events import Feed, frames
 from tests.support.admin import issued
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import USE, Json, Pair, Side, pair, settled
+from tests.support.waiting import until
 
 PAY: Json = {"permission": [{"action": "use", "duty": [{"action": "odrl:compensate"}]}]}
 
@@ -80,7 +81,11 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
     app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))
     app.include_router(duties.router(Ledger(side.store, two.cable, lambda audience: ""), tokens))
-    app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens))
+
+    async def note(event: Event) -> None:
+        await side.store.write(lambda tx: tx.publish(event))
+
+    app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens, note=note))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://t") as http:
         made = Desk(side, tokens, feed, http)
         await made.as_somebody_with("admin")
@@ -360,7 +365,20 @@ async def test_the_event_stream_tells_committed_events_of_the_wanted_kinds(tmp_p
         assert (await anext(lines)).startswith("event: end")
         assert [line async for line in lines] == []
         await north.get("/events/stream?kind=Nothing", 400)
-        await north.get("/events/stream", 429)  # closed: it is shutting down
+        await north.get("/events/stream?kind=LogRead", 429)  # closed: it is shutting down
+
+
+async def test_the_event_stream_takes_the_scope_of_the_log_and_is_a_reading_of_it(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, _):
+        north.feed.close()
+        for scope, status in (("read", 403), ("audit", 429)):
+            await north.as_somebody_with(scope)
+            await north.get("/events/stream?kind=ReadStarted", status)
+        await until(lambda: any(one.kind == "LogRead" for one in north.side.events))
+        (read,) = (one for one in north.side.events if one.kind == "LogRead")
+        assert (read.actor, read.detail) == ("may-audit", {"what": "stream", "terms": {"kinds": ["ReadStarted"]}})
+        (refused,) = (one for one in north.side.events if one.kind == "RequestRefused")
+        assert (refused.actor, refused.detail["token"]) == ("unknown", "may-read")
 
 
 async def test_a_reader_that_does_not_read_is_cut_off_and_holds_nothing_up(tmp_path: Path) -> None:
