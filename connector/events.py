@@ -6,10 +6,13 @@ change and handed to subscribers after the commit. Events hold facts, never secr
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+_LISTED_MAX = 100
 OUTCOMES = ("ok", "refused", "failed", "broken")
 
 
@@ -59,10 +62,12 @@ def event_of(body: dict[str, Any]) -> Event | None:
     return None if kind is None else kind(**known)
 
 
-class DatasetRegistered(Event): ...
+class DatasetRegistered(Event):
+    """`detail`: rows, columns and files, how many there are, and `sha256`, of each file that reads are made from."""
 
 
-class DatasetVersioned(Event): ...
+class DatasetVersioned(Event):
+    """`detail`: the version before, rows, and `sha256` as where it was registered."""
 
 
 class DatasetRemoved(Event): ...
@@ -157,7 +162,7 @@ class QueryCoordinated(Event):
 
 
 class LogRead(Event):
-    """Somebody listed, exported or verified the log."""
+    """Somebody listed, exported or verified the log, or joined the stream of events. `detail`: what, and terms."""
 
 
 class TokenIssued(Event): ...
@@ -175,6 +180,16 @@ class ServiceStarted(Event): ...
 class DatabaseRestored(Event):
     """The log goes on under another key from an earlier state. `detail`: how many records that has, the key that
     signed them, and the newest head of ours that was known, if one was."""
+
+
+def listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """A list as a record has it, for its `detail`: of a long one its beginning, how many there are, and the digest of
+    all."""
+    if len(values) <= _LISTED_MAX:
+        return {name: list(values)}
+    whole = json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    told = {"count": len(values), "sha256": hashlib.sha256(whole).hexdigest()}
+    return {name: list(values[:_LISTED_MAX]), f"{name}_of": told}
 
 
 def together(agreements: Sequence[str]) -> dict[str, Any]:

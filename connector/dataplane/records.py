@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import Busy, HanseError, Refused, Withdrawn
-from connector.events import ReadEnded, ReadRefused, ReadStarted, together
+from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, together
 from connector.usage.held import Grant
 from policies.contract import DataContract, bins_note
 from policies.errors import PolicyError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from connector.dataplane.tickets import Ticket
     from policies.enforce.sql import Prepared
 
-_LISTED_MAX = 100
 GONE, LEFT = "client_gone", "the client left"
 
 
@@ -94,15 +92,6 @@ def columns_read(read: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """Which of a dataset's own columns are read, and what those of the answer are called where that is not the same:
     its reader chooses that."""
     return listed("columns", read) | (listed("named", names) if tuple(names) != tuple(read) else {})
-
-
-def listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """A list as a record has it: of a long one its beginning, how many there are, and the digest of all."""
-    if len(values) <= _LISTED_MAX:
-        return {name: list(values)}
-    whole = json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    told = {"count": len(values), "sha256": hashlib.sha256(whole).hexdigest()}
-    return {name: list(values[:_LISTED_MAX]), f"{name}_of": told}
 
 
 def _rows(asked: Asked) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from connector.errors import (
     SourceUnreadable,
     typed,
 )
-from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused
+from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused, listed
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
 from connector.telemetry import logger
@@ -364,7 +364,7 @@ class Registry:
         )
         version = _pinned(tx, row.id, asked, read)
         tx.datasets.add(row)
-        detail = {"rows": read.profile["rows"], "columns": len(version.schema), "files": len(read.files)}
+        detail = {"rows": read.profile["rows"], "columns": len(version.schema), "files": len(read.files)} | _files(read)
         tx.publish(DatasetRegistered(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
@@ -378,7 +378,7 @@ class Registry:
         version = _pinned(tx, row.id, asked, read, held=kept.held(tx, row))
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
-        detail = {"before": before, "rows": read.profile["rows"]}
+        detail = {"before": before, "rows": read.profile["rows"]} | _files(read)
         tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
@@ -454,6 +454,11 @@ def _pinned(
     stays = read.made is not None and version in held and unchanged(version.source["files"])
     version.source = drafted.source | ({"files": version.source["files"]} if stays else {})
     return version
+
+
+def _files(read: _Read) -> dict[str, Any]:
+    """What ties a record to files, for auditors: others are told the keyed digest of them all alone."""
+    return listed("sha256", read.profile["digests"])
 
 
 def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> DatasetVersion:

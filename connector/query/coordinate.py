@@ -5,7 +5,8 @@
     await answer.close()
 
 How one question goes on its way is in `connector.query.work`. Whatever happens, the log has a `QueryCoordinated` under
-each of its agreements, or one alone where it has none, with the totals. The main process loads neither the engine nor Arrow for this.
+each of its agreements, or one alone where it has none, with the totals. The main process loads neither the engine nor
+Arrow for this.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ import pytest_asyncio
 
 from connector.dataplane import access
 from connector.dataplane.plans import Wanted, asked_of
-from connector.dataplane.records import listed
 from connector.datasets import counts, splits, threads
 from connector.errors import Busy
+from connector.events import listed
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,20 @@ async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_
             pq.write_table(pa.table({"name": ["bob"], "salary": [73412]}), path)
             versions.append((await one.add(f"salaries_{number}", path)).digest)
     assert versions[0] == versions[1] != versions[2]
+
+
+async def test_the_record_of_a_version_names_its_files_by_their_digests(owner: Owner) -> None:
+    path, digests = owner.folder / "data" / "named.parquet", []
+    for value, add in ((1, owner.add("named", path)), (2, owner.registry.renew("named", "", by="test"))):
+        pq.write_table(pa.table({"id": [value]}), path)
+        digests.append(sha256(path.read_bytes()).hexdigest())
+        await add
+    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.pending(1000)])
+    told = [one for one in records if one.get("dataset", "").endswith(":named")]
+    assert [(one["kind"], one["detail"]["sha256"]) for one in told] == [
+        ("DatasetRegistered", digests[:1]),
+        ("DatasetVersioned", digests[1:]),
+    ]
 
 
 async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the_database(
