@@ -140,10 +140,14 @@ def _told(table: pa.Table, end: dict[str, Any]) -> Any:
     return str(table.schema), table.to_pylist(), {name: end[name] for name in ("rows", "bytes", "digest", "policy")}
 
 
+def _alike(event: Any) -> dict[str, Any]:
+    return {name: value for name, value in event.detail.items() if name != "transport"}
+
+
 async def _records(running: Provider, before: int) -> list[Any]:
     await settled(running)
     return [
-        (event.kind, event.outcome, event.code, event.reason, event.rule, event.actor, event.purpose, event.detail)
+        (event.kind, event.outcome, event.code, event.reason, event.rule, event.actor, event.purpose, _alike(event))
         for event in running.events[before:]
         if event.kind.startswith("Read")
     ]
