@@ -897,8 +897,9 @@ def test_a_list_of_records_says_that_older_ones_fit_and_how_to_see_them(run: Run
     served.routes["GET", "/audit/events"] = (200, {"records": [{**RECORD, "ts": 1_764_374_400.0}], "next": 7})
     ran = run("audit", "list", "--limit", "1")
     assert "2025-11-29 00:00:00Z" in ran.out
-    assert "--until '2025-11-29 00:00:00Z' begins before these" in ran.err.replace("\n", " ")
-    assert run("audit", "list", "--limit", "1", "--json").err == ""
+    assert "--before 7 begins below these" in ran.err.replace("\n", " ")
+    assert run("audit", "list", "--limit", "1", "--before", "7", "--json").err == ""
+    assert served.asked[-1].query == {"limit": "1", "before": "7"}
 
 
 def test_the_command_line_says_its_version(run: Run) -> None:

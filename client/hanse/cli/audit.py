@@ -32,12 +32,13 @@ def list_(
     outcome: Outcome = "",
     since: Since = "",
     until: Until = "",
+    before: Annotated[int | None, typer.Option(min=0, help="Only records below this number.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     as_json: AsJson = False,
 ) -> None:
     """The newest records that fit, newest first. That you looked is a record too."""
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
-    found = space().api.get("/audit/events", **asked, since=since, until=until, limit=limit)
+    found = space().api.get("/audit/events", **asked, since=since, until=until, before=before, limit=limit)
     shown: dict[str, Any] = {
         "#": "idx",
         "time": lambda row: moment(row["ts"]),
@@ -52,8 +53,7 @@ def list_(
     }
     print_rows(found["records"], shown, as_json=as_json)
     if found.get("next") is not None and not as_json:
-        oldest = moment(found["records"][-1]["ts"])
-        say(f"older records fit as well: --limit has up to 1,000, and --until {oldest!r} begins before these")
+        say(f"older records may fit as well: --limit has up to 1,000, and --before {found['next']} begins below these")
 
 
 @commands.command()
