@@ -115,6 +115,9 @@ class StreamFailed(Broken): ...
 class Unverified(HanseError): ...
 
 
+class SignerUnknown(HanseError): ...
+
+
 _BY_STATUS: Mapping[int, type[HanseError]] = {
     400: BadInput,
     401: Unauthenticated,

@@ -9,13 +9,15 @@ What is checked, in this order (the numbers stand beside the code):
 1. the container holds exactly the known members, uncompressed, with nothing before, between or after them;
 2. the key: the one given, or else the file's own (then the report says so: a forger can bring a key of his own);
 3. the key's signature under the head (C2SP tlog-checkpoint) and under the manifest;
-4. the manifest says the same as the head: origin, size, root;
-5. each record: canonical JSON, in order, and its salted commitment is the leaf that the tree holds;
+4. the manifest says the same as the head (origin, size, root), and whether this is the whole log or what of it;
+5. each record: canonical JSON, in order, its salted commitment is the leaf that the tree holds, and in an extract it
+   answers to the filter;
 6. the leaves give the signed root (RFC 6962); in an extract, each record's inclusion proof does;
-7. checksums of the container.
+7. checksums of the container;
+8. where an earlier file is given (`after`), which is checked in the same way: its log is how this one begins.
 
 The first record that fails is named. Where only the leaves were changed, or everything was rewritten in step, the
-report says that instead.
+report says that instead: whoever has the log's key can do that and nothing in one file shows it, but `after` does.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -40,8 +45,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 FORMAT = "hanse-evidence/1"
 MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", "manifest.sig")
 _LINE_MAX = 1 << 20
+_COLUMN_MAX = 255  # characters of a term that a filter compares
 _SMALL_MAX = 1 << 20  # the members that are read whole
 _EMPTY = sha256(b"").digest()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Bad(Exception):
@@ -57,7 +64,8 @@ class Report:
     """What was checked and how it ended. `first_bad` is the index of the first record that does not hold."""
 
     ok: bool = False
-    kind: str = ""  # whole | extract
+    kind: str = ""  # whole | extract: that these are in the log, not that they are all
+    filter: Mapping[str, Any] = field(default_factory=dict)  # what an extract says that it holds all records of
     records: int = 0  # records that were checked and hold
     size: int = 0  # records under the signed head
     root: str = ""
@@ -69,8 +77,24 @@ class Report:
     checks: tuple[str, ...] = field(default=())
 
 
-def verify(path: str | PathLike[str], key: str | None = None) -> Report:
-    """Check an evidence file. Never raises for what the file holds; OSError where it cannot be read."""
+def verify(path: str | PathLike[str], key: str | None = None, *, after: str | PathLike[str] | None = None) -> Report:
+    """Check an evidence file, and where there is one of before (`after`), that its log goes on in this one.
+
+    Never raises for what a file holds; OSError where one cannot be read.
+    """
+    report = _verified(path, key)
+    if after is None or not report.ok:
+        return report
+    before = _verified(after, key)
+    try:
+        _continues(report, path, before, after)  # 8
+    except Bad as error:
+        return replace(report, ok=False, first_bad=error.record, problem=str(error))
+    return _done(report, f"it continues the log of {before.size} records of the earlier file")
+
+
+def _verified(path: str | PathLike[str], key: str | None) -> Report:
+    """One file by itself."""
     report = Report()
     with Path(path).open("rb") as file:
         try:
@@ -128,6 +152,27 @@ def verify_proof(proof: str, leaf: bytes, key: str) -> int:
     if _climb(index, size, sha256(b"\x00" + leaf).digest(), path) != root:
         raise Bad(f"the proof does not lead from this record to the signed root of {size} records", index)
     return index
+
+
+def verify_record(answer: Mapping[str, Any], idx: int, key: str) -> None:
+    """Check the record `idx` as a connector answers with it (`/audit/events/<idx>`). Bad where it does not hold.
+
+    1. it is numbered so; 2. its body, salt, kind and time make the leaf; 3. the leaf's proof, which is for that number.
+    """
+    try:
+        told, body, kind, ts, leaf = (answer[name] for name in ("idx", "body", "kind", "ts", "leaf"))
+        salt, proof, second = _unb64(answer["salt"], "the salt"), str(answer["proof"]), math.floor(ts)
+        made = _log_entry(canonical(body), salt, kind, second)
+        if told != idx or body["kind"] != kind:  # 1
+            raise Bad(f"expected record {idx}, came one numbered {told!r} of the kind {kind!r}", idx)
+        if made.decode() != leaf:  # 2
+            raise Bad(f"the text and salt of record {idx} do not make its leaf: its text was changed", idx)
+        _same_time(body, second, idx)
+        index = verify_proof(proof, made, key)  # 3
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise Bad(f"expected record {idx} with its leaf and proof, came something else", idx) from None
+    if index != idx:
+        raise Bad(f"the proof that came with record {idx} is that of record {index}", idx)
 
 
 def verify_consistency(old_note: str, new_note: str, path: Sequence[bytes], key: str) -> None:
@@ -306,9 +351,9 @@ def parse_key(vkey: str) -> tuple[str, Ed25519PublicKey, bytes]:
 def _key(members: dict[str, _Member], given: str | None) -> tuple[str, Ed25519PublicKey, str]:
     own = members["log.vkey"].text()
     vkey = own.removesuffix("\n") if given is None else given.strip()
+    name, public, _ = parse_key(vkey)
     if own != vkey + "\n":
         raise Bad("the file was made with another key than the one given: it is not this log, or not its operator")
-    name, public, _ = parse_key(vkey)
     return name, public, vkey
 
 
@@ -319,14 +364,25 @@ def _statements(
     head_text = _signed_text(members["checkpoint"].text(), name, public)  # 3
     manifest_text = members["manifest.json"].text()
     _signed_text(f"{manifest_text}\n{members['manifest.sig'].text()}", name, public)
-    report = _done(report, "the head and the manifest are signed by the log's key")
+    whose = "the key that was given" if report.key_given else "the key that came with the file"
+    report = _done(report, f"the head and the manifest are signed by {whose}")
     _, size, root = _head(head_text, name)
     manifest = _manifest(members)
     report = replace(report, size=size, root=_b64(root), kind=str(manifest.get("kind")))
     said = {key: manifest.get(key) for key in ("format", "origin", "size", "root")}
     if said != {"format": FORMAT, "origin": name, "size": size, "root": _b64(root)}:  # 4
         raise Bad("the manifest says something else than the signed head")
+    if not _is_canonical(manifest_text, manifest):
+        raise Bad("the manifest is not in canonical form: it may say a thing twice")
+    if report.kind == "whole" and (manifest.get("filter"), manifest.get("records")) != ({}, size):
+        raise Bad(f"the manifest calls this the whole log of {size} records, and gives a filter or another number")
     return _done(report, f"the manifest describes the head of {size} records"), root
+
+
+def _is_canonical(text: str, value: Any) -> bool:
+    with suppress(ValueError, OverflowError, RecursionError):
+        return text == f"{canonical(value)}\n"
+    return False
 
 
 def _claimed_root(members: dict[str, _Member]) -> bytes | None:
@@ -377,17 +433,22 @@ class _Stopped(Exception):
 
 def _records(report: Report, members: dict[str, _Member], root: bytes | None) -> Report:
     manifest = _manifest(members)
-    size, count = manifest.get("size"), manifest.get("records")
+    size, count, terms = manifest.get("size"), manifest.get("records"), manifest.get("filter")
     size, count = (size if isinstance(size, int) else 0), (count if isinstance(count, int) else 0)
     report = replace(report, kind=str(manifest.get("kind")), size=report.size or size)
-    whole = manifest.get("kind") == "whole"
-    check = _check_whole if whole else _check_extract
-    held, bad = check(members, size=size, root=root)
+    if report.kind not in ("whole", "extract") or not isinstance(terms, dict):
+        raise Bad(f"expected the whole log, or an extract and its filter, came a file of the kind {report.kind[:60]!r}")
+    report = replace(report, filter=terms)
+    whole = report.kind == "whole"
+    if whole:
+        held, bad = _check_whole(members, size=size, root=root)
+    else:
+        held, bad = _check_extract(members, size=size, root=root, terms=terms)
     report = replace(report, records=held)
-    if bad is None and held != (size if whole else count):
-        bad = Bad(
-            f"expected {size if whole else count} records, the file has {held}: records are missing or too many", held
-        )
+    expected = size if whole else count
+    if bad is None and held != expected:
+        came = "more" if held > expected else held
+        bad = Bad(f"expected {expected} records, the file has {came}: records are missing or too many", held)
     if bad is not None:
         raise _Stopped(report, bad)
     how = "the leaves of all records give the signed root" if whole else "each record is under the signed root"
@@ -408,26 +469,32 @@ def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) 
     """Every record against its leaf, and the leaves against the root: how many hold, and what is bad first."""
     stated, computed, held = _Range(), _Range(), 0
     bad: Bad | None = None
+    untimely: Bad | None = None
     leaves = members["leaves"].pieces(32)
     for index, line in enumerate(members["events.jsonl"].lines()):
-        leaf = found = next(leaves, b"")
+        leaf = next(leaves, b"")
         try:
-            found, _ = _leaf(line, index)
-        except Bad as error:
+            found, record = _leaf(line, index)
+        except Bad as error:  # what follows is not looked at: it can be anything, in any quantity
             bad = bad or error
+            stated.add(leaf)
+            break
         if found != leaf and bad is None:
             bad, computed = Bad(f"record {index} does not match its leaf", index), stated.copy()
         stated.add(leaf)
         if bad is None:
             held += 1
+            untimely = untimely or _untimely(record)
         else:
             computed.add(found)
+        if index >= size:  # one too many is as bad as a million
+            break
     missing = next(leaves, None)
     if missing is not None and bad is None:
         bad = Bad(f"record {held} is missing: the tree holds more leaves than the file has records", held)
     for leaf in (missing, *leaves) if missing is not None else ():
         stated.add(leaf)
-    return held, _judged(bad, leaves_hold=stated.root() == root, records_hold=computed.root() == root)
+    return held, _judged(bad, leaves_hold=stated.root() == root, records_hold=computed.root() == root) or untimely
 
 
 def _judged(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad | None:
@@ -444,8 +511,10 @@ def _judged(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad | 
     return bad
 
 
-def _check_extract(members: dict[str, _Member], *, size: int, root: bytes | None) -> tuple[int, Bad | None]:
-    """Every record against the root by its own proof."""
+def _check_extract(
+    members: dict[str, _Member], *, size: int, root: bytes | None, terms: dict[str, Any]
+) -> tuple[int, Bad | None]:
+    """Every record against the root by its own proof, and against the terms of the filter."""
     if members["leaves"].size:
         return 0, Bad("an extract has no leaves: the file was changed")
     held, last = 0, -1
@@ -458,10 +527,48 @@ def _check_extract(members: dict[str, _Member], *, size: int, root: bytes | None
             path = [_unb64(step, "a hash of the proof") for step in record["proof"]]
             if _climb(index, size, leaf, path) != root:
                 raise Bad(f"record {index} was changed, or was never under the signed root", index)
+            _same_time(record["body"], record["ts"], index)
+            if unlike := _unlike(record["body"], record["ts"], terms):
+                raise Bad(f"record {index} is not of the filter that the file states: {unlike} is another", index)
         except Bad as error:
             return held, Bad(f"line {held + 1}: {error}", error.record)
         held, last = held + 1, index
     return held, None
+
+
+def _unlike(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:
+    """The first term of a filter that a record does not answer to; empty where it does, as far as its text can say."""
+    said = {"outcome": "ok"} | body  # the writer compares with as much as its columns hold
+    for name in ("kind", "actor", "agreement", "outcome"):
+        if name in terms and str(said.get(name, ""))[:_COLUMN_MAX] != terms[name]:
+            return name
+    datasets = [terms[name] for name in ("dataset", "named") if name in terms]
+    about = str(body.get("dataset", ""))[:_COLUMN_MAX]
+    # A record that names no dataset is about its agreement's, which only the log's owner can tell.
+    if datasets and about not in datasets and (about or not body.get("agreement")):
+        return "dataset"
+    since, until = terms.get("since"), terms.get("until")  # its leaf has whole seconds
+    if isinstance(since, int | float) and ts + 1 <= since:
+        return "since"
+    return "until" if isinstance(until, int | float) and ts >= until else ""
+
+
+def _untimely(record: dict[str, Any]) -> Bad | None:
+    try:
+        _same_time(record["body"], record["ts"], record["idx"])
+    except Bad as error:
+        return error
+    return None
+
+
+def _same_time(body: dict[str, Any], ts: int, idx: int) -> None:
+    """Bad where a record's text says another time than its leaf, which has the second."""
+    try:
+        away = (datetime.fromisoformat(body["time"]) - _EPOCH).total_seconds() - ts
+    except (KeyError, TypeError, ValueError, OverflowError):
+        away = -1.0
+    if not 0 <= away <= 1:  # one: its text is rounded
+        raise Bad(f"record {idx} says two times, {body.get('time')!r} in its text and {ts} in its leaf", idx)
 
 
 def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
@@ -485,10 +592,14 @@ def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
         with suppress(ValueError, OverflowError, RecursionError):  # overflow: of a number that is none of JSON's here
             text = write(body)
             if line == f'{{"body":{text},"idx":{idx},{rest}"salt":"{salt}","ts":{ts}}}\n'.encode():
-                commitment = _b64(sha256(data + text.encode()).digest())
-                entry = f'{{"c":"{commitment}","t":{_quick(kind)},"ts":{ts},"v":1}}'
-                return sha256(b"\x00" + entry.encode()).digest(), record
+                return sha256(b"\x00" + _log_entry(text, data, kind, ts)).digest(), record
     raise Bad(f"record {idx} is not in canonical form: its bytes were changed", idx)
+
+
+def _log_entry(text: str, salt: bytes, kind: str, ts: int) -> bytes:
+    """The bytes that the tree hashes for a record: its time, its kind, and the commitment to its text."""
+    commitment = _b64(sha256(salt + text.encode()).digest())
+    return f'{{"c":"{commitment}","t":{_quick(kind)},"ts":{ts},"v":1}}'.encode()
 
 
 class _Range:
@@ -563,6 +674,44 @@ def _consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: list
             right = _node(right, step)
         at, last = at >> 1, last >> 1
     return last == 0 and left == old_root and right == new_root
+
+
+# ---- 8. the earlier file
+
+
+def _continues(report: Report, path: str | PathLike[str], before: Report, after: str | PathLike[str]) -> None:
+    """Bad unless the log under the head of `before` is how the log of `report`, which holds, begins."""
+    if not before.ok:
+        raise Bad(f"the earlier file does not hold: {before.problem}")
+    if before.key != report.key:
+        raise Bad("the earlier file is signed with another key: it is another log, or this one before it began anew")
+    if before.size > report.size:
+        raise Bad(f"the earlier file has a head of {before.size} records, this one of {report.size}: records are gone")
+    if report.kind != "whole" and before.size < report.size:
+        raise Bad("expected a whole export to compare with the earlier file, came an extract, which cannot show it")
+    began = _began(path, before.size) if report.kind == "whole" else report.root
+    if began != before.root:
+        first = _first_other(path, after) if (report.kind, before.kind) == ("whole", "whole") else None
+        where = "" if first is None else f", record {first} first"
+        raise Bad(
+            f"history was changed: the first {before.size} records are not those of the earlier file{where}", first
+        )
+
+
+def _began(path: str | PathLike[str], size: int) -> str:
+    """The root of the first `size` records of a whole export."""
+    begun = _Range()
+    with Path(path).open("rb") as file:
+        for leaf in islice(_container(file)["leaves"].pieces(32), size):
+            begun.add(leaf)
+    return _b64(begun.root())
+
+
+def _first_other(path: str | PathLike[str], after: str | PathLike[str]) -> int | None:
+    """The first record that two whole exports do not have in common."""
+    with Path(path).open("rb") as new, Path(after).open("rb") as old:
+        pairs = zip(_container(old)["leaves"].pieces(32), _container(new)["leaves"].pieces(32), strict=False)
+        return next((index for index, (one, other) in enumerate(pairs) if one != other), None)
 
 
 # ---- text forms

@@ -24,8 +24,10 @@ from pyarrow import csv, feather, parquet
 from rich.console import Console
 
 from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, complete, connector, ipc
+from tests.connector.audit.support import exported, logged, reads
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
+KEY = (CASES / "log.vkey").read_text().strip()
 NORTH = "did:web:north.example"
 OWNERS = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 1500, "ms": 4}]
 OF_OWNERS = [("north",), ("south", "groups of at least 5")]
@@ -902,6 +904,22 @@ def test_a_list_of_records_says_that_older_ones_fit_and_how_to_see_them(run: Run
     assert served.asked[-1].query == {"limit": "1", "before": "7"}
 
 
+def test_a_record_is_shown_where_it_is_the_one_that_was_logged(run: Run, served: Connector) -> None:
+    genuine = logged(reads(8), 5)
+    for idx, answer, key, code, says in (
+        (5, genuine, "", 0, "checked with the key that came with the record"),
+        (5, genuine, KEY, 0, ""),
+        (4, genuine, KEY, 6, "expected record 4, came one numbered 5"),
+        (5, {**genuine, "body": {**genuine["body"], "actor": "eve"}}, KEY, 6, "its text was changed"),
+        (5, genuine, str(CASES / "log.vkey"), 0, ""),
+        (5, genuine, KEY.replace("north", "south"), 6, "the verifier key does not fit its own id"),
+    ):
+        served.routes["GET", f"/audit/events/{idx}"] = (200, answer)
+        ran = run("audit", "show", str(idx), *(["--key", key] if key else []))
+        assert (ran.code, ran.out != "") == (code, code == 0), ran.err
+        assert says in ran.err if says else ran.err == ""
+
+
 def test_the_command_line_says_its_version(run: Run) -> None:
     assert run("--version", token="").out == f"hanse {metadata.version('hanse')}\n"
 
@@ -919,6 +937,55 @@ def test_an_evidence_file_is_verified_without_a_connector(run: Run, tmp_path: Pa
     assert run("audit", "verify", str(tmp_path / "bad.zip"), "--json", token="").json["first_bad"] == 1
 
 
+def test_without_a_key_from_elsewhere_nobody_knows_who_signed_and_scripts_hear_it(run: Run) -> None:
+    for more in ((), ("--json",)):
+        ran = run("audit", "verify", str(CASES / "whole.zip"), *more, token="")
+        assert ran.code == 7
+        assert "who signed it is not known" in ran.err
+    ran = run("audit", "verify", str(CASES / "whole.zip"), token="")
+    assert "12 records hold, under root" in ran.out
+    assert ran.out.endswith(", signed by a key that came with the file: who signed is not known\n")
+    assert "7 evidence holds, but who signed it is not known" in " ".join(run("--help", token="").out.split())
+    assert "Exit 7" in run("audit", "verify", "--help", token="").out
+
+
+def test_a_key_is_a_file_that_is_there_or_else_a_key(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a+b").mkdir()
+    (tmp_path / "a+b" / "log.vkey").write_text(f"{KEY}\n")
+    (tmp_path / "binary+").write_bytes(b"\xff\xfe+")
+    for key, code, says in (
+        (KEY, 0, ""),
+        (str(tmp_path / "a+b" / "log.vkey"), 0, ""),
+        (str(tmp_path / "a+b" / "gone.vkey"), 6, "is not base64"),
+        (
+            str(tmp_path / "binary+"),
+            1,
+            "expected a file with a verifier key",
+        ),
+        ("gone.vkey", 1, "gone.vkey: No such file"),
+    ):
+        ran = run("audit", "verify", str(CASES / "whole.zip"), "--key", key, token="")
+        assert ran.code == code
+        assert says in ran.err.replace("\n", " ")
+
+
+def test_an_extract_is_said_to_be_one_and_of_what(run: Run) -> None:
+    ran = run("audit", "verify", str(CASES / "extract.zip"), "--key", KEY, token="")
+    says = "an extract of agreement urn:agreement:1: it proves that these are in the log, not that they are all"
+    assert (ran.code, says in ran.out) == (0, True)
+    assert "extract" not in run("audit", "verify", str(CASES / "whole.zip"), "--key", KEY, token="").out
+
+
+def test_a_later_export_is_compared_with_an_earlier_one(run: Run, tmp_path: Path) -> None:
+    old = exported(tmp_path / "old.zip", reads(10))
+    for path, code, says in (
+        (exported(tmp_path / "new.zip", reads(25)), 0, "it continues the log of 10 records of the earlier file"),
+        (exported(tmp_path / "other.zip", reads(25, r4="eve")), 6, "first bad record: 4"),
+    ):
+        ran = run("audit", "verify", str(path), "--key", KEY, "--after", str(old), token="")
+        assert (ran.code, says in ran.out) == (code, True)
+
+
 def test_evidence_of_no_record_is_said_to_be_that(run: Run, served: Connector, tmp_path: Path) -> None:
     for name, records, warned in (("none.zip", "0 records", True), ("extract.zip", "6 records", False)):
         served.routes["GET", "/audit/export"] = (200, (CASES / name).read_bytes())
@@ -934,7 +1001,8 @@ def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tm
     data = (CASES / "whole.zip").read_bytes()
     served.routes["GET", "/audit/export"] = (200, data)
     target = tmp_path / "e.zip"
-    assert run("audit", "export", "-o", str(target), "--outcome", "refused").code == 0
+    ran = run("audit", "export", "-o", str(target), "--outcome", "refused")
+    assert (ran.code, f"`hanse audit verify {target} --key KEY`" in ran.err.replace("\n", " ")) == (0, True)
     assert served.asked[-1].query == {"outcome": "refused"}
     assert target.read_bytes() == data
     assert run("audit", "export", "-o", str(target)).code == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -13,9 +14,13 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hanse.verify import MEMBERS, Report, verify
+from hanse.verify import MEMBERS, Bad, Report, canonical, verify, verify_record
 
+from connector.audit import note
+from connector.audit.log import Filter
+from connector.audit.record import Record
 from tests.cases.audit.make import make
+from tests.connector.audit.support import SIGNER, exported, logged, reads
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
 WHOLE, EXTRACT = CASES / "whole.zip", CASES / "extract.zip"
@@ -99,6 +104,73 @@ def test_every_cut_is_found(path: Path, tmp_path: Path) -> None:
     data = path.read_bytes()
     assert not any(report_on(data[:length], tmp_path).ok for length in range(0, len(data), 61))
     assert not report_on(data + b"\0", tmp_path).ok
+
+
+def signed(parts: dict[str, bytes], **said: Any) -> bytes:
+    """An evidence file whose manifest says something else, by the key of the log."""
+    text = f"{canonical(json.loads(parts['manifest.json']) | said)}\n"
+    return resigned(parts, text)
+
+
+def resigned(parts: dict[str, bytes], manifest: str) -> bytes:
+    return packed({**parts, "manifest.json": manifest.encode(), "manifest.sig": SIGNER.sign(manifest).encode()})
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "problem"),
+    [
+        (
+            WHOLE,
+            {"kind": "most"},
+            "expected the whole log, or an extract and its filter, came a file of the kind 'most'",
+        ),
+        (WHOLE, {"records": 5}, "the manifest calls this the whole log of 12 records, and gives"),
+        (WHOLE, {"filter": {"agreement": "urn:agreement:1"}}, "the manifest calls this the whole log of 12 records"),
+        (EXTRACT, {"filter": "all"}, "an extract and its filter"),
+        (
+            EXTRACT,
+            {"filter": {"agreement": "urn:agreement:0"}},
+            "record 1 is not of the filter that the file states: agr",
+        ),
+        (EXTRACT, {"filter": {"kind": "ReadStarted"}}, "record 3 is not of the filter that the file states: kind is"),
+        (EXTRACT, {"filter": {"outcome": "refused"}}, "record 1 is not of the filter that the file states: outcome is"),
+        (EXTRACT, {"filter": {"actor": "x"}}, "record 1 is not of the filter that the file states: actor is another"),
+        (
+            EXTRACT,
+            {"filter": {"dataset": "x", "named": "y"}},
+            "record 1 is not of the filter that the file states: data",
+        ),
+        (EXTRACT, {"filter": {"since": 1_790_000_001.0}}, "record 1 is not of the filter that the file states: since"),
+        (EXTRACT, {"filter": {"until": 1_790_000_001}}, "record 3 is not of the filter that the file states: until"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_records_is_found_whoever_signed_it(
+    path: Path, said: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    report = report_on(signed(members(path), **said), tmp_path)
+    assert not report.ok
+    assert problem in report.problem
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {},  # what is not known to this reader is not checked
+        {"of_a_later_version": "x"},
+        {"since": 1_790_000_000.9, "until": 1_790_000_004.0},  # the leaf of 0.75 s has 0
+        {"dataset": "flights", "named": "urn:hanse:north:flights"},
+    ],
+)
+def test_an_extract_that_its_filter_fits_holds_and_is_told_with_it(terms: dict[str, Any], tmp_path: Path) -> None:
+    report = report_on(signed(members(EXTRACT), filter=terms), tmp_path)
+    assert (report.ok, report.problem, report.filter) == (True, "", terms)
+
+
+def test_a_manifest_that_says_a_thing_twice_is_found(tmp_path: Path) -> None:
+    parts = members(WHOLE)
+    text = parts["manifest.json"].decode().replace('"kind":', '"kind":"extract","kind":')
+    report = report_on(resigned(parts, text), tmp_path)
+    assert (report.ok, report.problem) == (False, "the manifest is not in canonical form: it may say a thing twice")
 
 
 def lines(parts: dict[str, bytes]) -> list[bytes]:
@@ -225,7 +297,100 @@ def test_a_forger_with_a_key_of_his_own_is_found_by_whoever_holds_the_real_one(t
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"x" * 22, b"PK\x05\x06" + b"\0" * 18, b"PK\x05\x06" + b"\xff" * 18])
-def test_what_is_no_evidence_file_is_a_clear_answer(data: bytes, tmp_path: Path) -> None:
+def test_what_is_no_evidence_file_is_a_clear_logged(data: bytes, tmp_path: Path) -> None:
     report = report_on(data, tmp_path)
     assert not report.ok
     assert report.problem.startswith("expected an evidence file")
+
+
+def test_a_small_file_of_many_lines_is_not_looked_at_for_longer_than_it_takes_to_see_that_it_is_bad(
+    tmp_path: Path,
+) -> None:
+    parts = members(WHOLE)
+    record = parts["events.jsonl"]
+    for events, first in ((b"\n" * 3_000_000, 0), (record + b"\n" * 3_000_000, 12)):
+        started = time.process_time()
+        report = report_on(packed({**parts, "events.jsonl": events}), tmp_path)
+        assert (report.ok, report.first_bad) == (False, first)
+        assert time.process_time() - started < 5
+
+
+# ---- against an earlier file
+
+ADAS = Filter(actor="ada")
+LATER: list[tuple[str, list[Record], Filter, list[Record], Filter, str, int | None]] = [
+    ("more records", reads(10), Filter(), reads(25), Filter(), "", None),
+    ("the same", reads(10), Filter(), reads(10), Filter(), "", None),
+    ("extract, then whole", reads(10), ADAS, reads(25), Filter(), "", None),
+    ("extracts of one head", reads(10), ADAS, reads(10), ADAS, "", None),
+    ("rewritten", reads(10), Filter(), reads(25, r4="eve"), Filter(), "history was changed", 4),
+    ("rewritten, same size", reads(10), Filter(), reads(10, r4="eve"), Filter(), "history was changed", 4),
+    ("rewritten since an extract", reads(10), ADAS, reads(25, r4="eve"), Filter(), "history was changed", None),
+    ("rewritten extract", reads(10), ADAS, reads(10, r4="eve"), ADAS, "history was changed", None),
+    ("shorter", reads(10), Filter(), reads(9), Filter(), "records are gone", None),
+    ("a later extract", reads(10), Filter(), reads(25), ADAS, "expected a whole export to compare", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "of", "new", "in_", "problem", "first_bad"), [c[1:] for c in LATER], ids=[c[0] for c in LATER]
+)
+def test_a_later_file_continues_an_earlier_one_or_it_is_said(
+    old: list[Record], of: Filter, new: list[Record], in_: Filter, problem: str, first_bad: int | None, tmp_path: Path
+) -> None:
+    before, path = exported(tmp_path / "old.zip", old, of), exported(tmp_path / "new.zip", new, in_)
+    assert verify(before, key=KEY).ok
+    assert verify(path, key=KEY).ok
+    report = verify(path, key=KEY, after=before)
+    assert (report.ok, report.first_bad) == (not problem, first_bad)
+    assert problem in report.problem
+    assert (f"it continues the log of {len(old)} records of the earlier file" in report.checks) is report.ok
+
+
+def test_an_earlier_file_must_hold_itself_and_be_of_the_same_key(tmp_path: Path) -> None:
+    path = exported(tmp_path / "new.zip", reads(25))
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(exported(tmp_path / "old.zip", reads(10)).read_bytes().replace(b"ReadEnded", b"ReadBegun", 1))
+    assert "the earlier file does not hold: record 0" in verify(path, key=KEY, after=broken).problem
+    foreign = note.Signer(SIGNER.name, Ed25519PrivateKey.generate())
+    other = exported(tmp_path / "foreign.zip", reads(10), signer=foreign)
+    assert "does not hold: the file was made with another key" in verify(path, key=KEY, after=other).problem
+    assert "the earlier file is signed with another key" in verify(path, after=other).problem
+
+
+def test_a_record_that_says_two_times_is_found(tmp_path: Path) -> None:
+    log = reads(5)
+    other = Record(2, log[2].ts + 3600, log[2].kind, log[2].text, log[2].salt)
+    for which in (Filter(), ADAS):
+        report = verify(exported(tmp_path / "e.zip", [*log[:2], other, *log[3:]], which), key=KEY)
+        assert (report.ok, report.first_bad) == (False, 2)
+        assert "record 2 says two times, '2026-09-21T14:13:22.500Z' in its text and 1790003602" in report.problem
+
+
+LOG = reads(8)
+DISHONEST: list[tuple[str, dict[str, Any], str]] = [
+    ("another record", logged(LOG, 2), "expected record 5, came one numbered 2"),
+    ("another record, numbered so", logged(LOG, 2, idx=5), "the proof that came with record 5 is that of record 2"),
+    ("another body", logged(LOG, 5, body={**logged(LOG, 5)["body"], "actor": "eve"}), "its text was changed"),
+    ("another salt", logged(LOG, 5, salt="AAAAAAAAAAAAAAAAAAAAAA=="), "its text was changed"),
+    ("another time", logged(LOG, 5, ts=LOG[5].ts + 60), "its text was changed"),
+    ("another kind", logged(LOG, 5, kind="LogRead"), "came one numbered 5 of the kind 'LogRead'"),
+    ("another's leaf and proof", {**logged(LOG, 5), **{name: logged(LOG, 2)[name] for name in ("leaf", "proof")}},
+     "its text was changed"),
+    ("a salt that is none", logged(LOG, 5, salt=5), "the salt is not base64"),
+    ("never logged", logged(reads(8, r5="eve"), 5, proof=logged(LOG, 5)["proof"]), "does not lead from this record"),
+    ("half a character", logged(LOG, 5, proof=logged(LOG, 5)["proof"].replace("\n8", "\ud800")), "something else"),
+    ("nothing", {}, "expected record 5 with its leaf and proof, came something else"),
+    ("no time", logged(LOG, 5, ts=float("nan")), "expected record 5 with its leaf and proof"),
+]  # fmt: skip
+
+
+def test_a_record_that_a_connector_answers_with_is_checked_against_its_proof() -> None:
+    for idx in range(8):
+        verify_record(logged(LOG, idx), idx, KEY)
+
+
+@pytest.mark.parametrize(("came", "problem"), [case[1:] for case in DISHONEST], ids=[case[0] for case in DISHONEST])
+def test_a_record_that_is_not_the_one_of_its_proof_is_not_taken(came: dict[str, Any], problem: str) -> None:
+    with pytest.raises(Bad, match=problem):
+        verify_record(came, 5, KEY)

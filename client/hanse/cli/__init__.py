@@ -1,7 +1,7 @@
 """The command line `hanse`: groups of commands, one file each, and the server's commands where the server is installed.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by policy or contract; 4 not found; 5 not reachable;
-6 evidence does not hold; 130 interrupted.
+6 evidence does not hold; 7 evidence holds, but who signed it is not known; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Find, agree on, query and stream the data of a data space; offer your own.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 not found, 5 unreachable, 6 evidence does not hold.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 not found, 5 unreachable, 6 evidence does not hold, "
+    "7 evidence holds, but who signed it is not known.",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from hanse.cli.access import space
 from hanse.cli.out import AsJson, console, moment, number_of, print_json, print_rows, progress, say, size
-from hanse.errors import BadInput, Broken, Unverified
+from hanse.errors import BadInput, Broken, SignerUnknown, Unverified
 
 commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is_help=True)
 
@@ -21,6 +22,7 @@ Dataset = Annotated[str, typer.Option(help="Only about this dataset (its id, or 
 Outcome = Annotated[str, typer.Option(help="ok, refused, failed or broken.")]
 Since = Annotated[str, typer.Option(help="From this time on, with its zone: 2026-11-24T12:00:00Z.")]
 Until = Annotated[str, typer.Option(help="Before this time.")]
+Key = Annotated[str, typer.Option(help="The log's verifier key, or a file with it, from a source you trust.")]
 
 
 @commands.command("list")
@@ -57,16 +59,26 @@ def list_(
 
 
 @commands.command()
-def show(idx: Annotated[int, typer.Argument(min=0, help="The record's number.", show_default=False)]) -> None:
-    """One record with its proof (C2SP tlog-proof), checked against the log's key. Prints JSON."""
-    from hanse.verify import Bad, verify_proof
+def show(
+    idx: Annotated[int, typer.Argument(min=0, help="The record's number.", show_default=False)], key: Key = ""
+) -> None:
+    """One record with its proof (C2SP tlog-proof), which is checked: that the log's key signed this very text under
+    this number. Prints JSON.
 
+    Without --key the key is the one that the connector gives with the record, which shows no more than that it
+    contradicts itself nowhere.
+    """
+    from hanse.verify import Bad, verify_record
+
+    given = _key(key)
     record = space().api.get(f"/audit/events/{idx}")
     try:
-        verify_proof(record["proof"], record["leaf"].encode(), record["key"])
+        verify_record(record, idx, given or str(record.get("key", "")))
     except Bad as error:
         raise Unverified(str(error), code="proof_invalid") from None
     print_json(record)
+    if given is None:
+        say("note: checked with the key that came with the record; --key takes one that you hold")
 
 
 @commands.command()
@@ -89,7 +101,10 @@ def export(
     until: Until = "",
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write an evidence file: the whole log, or the records that fit, each with its proof."""
+    """Write an evidence file: the whole log, or the records that fit, each with its proof.
+
+    Keep each export of the whole log: `hanse audit verify NEW --after OLD` shows that no history was changed since.
+    """
     from hanse.verify import Bad, records_in
 
     if output.exists() and not force:
@@ -112,34 +127,57 @@ def export(
     if not records:
         say(f"note: no record fits, and {output} is evidence of none; `hanse audit list` shows what there is")
     told = f"{number_of(records, 'record')}, {size(written)}"
-    say(f"{output}: {told}; check it anywhere with `hanse audit verify {output}`")
+    how = f"`hanse audit verify {output} --key KEY`"
+    say(
+        f"{output}: {told}; check it anywhere with {how}, KEY being a copy of `hanse audit key` that you keep elsewhere"
+    )
 
 
 @commands.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="An evidence file.", show_default=False)],
-    key: Annotated[str, typer.Option(help="The log's verifier key, or a file with it, from a source you trust.")] = "",
+    key: Key = "",
+    after: Annotated[
+        Path | None, typer.Option(help="An export of before, whose log this one must continue.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an evidence file offline: needs no connector and no network. Exit 6 where it does not hold."""
+    """Check an evidence file offline: needs no connector and no network.
+
+    Exit 6 where it does not hold. Exit 7 where it holds and no --key was given: who signed it is not known then, as
+    anybody can make a file that holds, with a key of his own and the name of any log.
+    """
     from dataclasses import asdict
 
     from hanse import verify as offline
 
-    report = offline.verify(file, key=_key(key))
+    report = offline.verify(file, key=_key(key), after=after)
     if as_json:
         print_json(asdict(report))
     else:
         _show(report)
     if not report.ok:
         raise Unverified(report.problem, code="evidence_invalid")
+    if not report.key_given:
+        raise SignerUnknown(
+            "the file holds, and who signed it is not known: its key came with it; give the log's key with --key, from "
+            "a source that you trust (exit code 7)",
+            code="signer_unknown",
+        )
 
 
 def _key(text: str) -> str | None:
-    """A verifier key from an option: itself, or a file that holds it."""
+    """A verifier key from an option: a file that holds it, or itself."""
     if not text:
         return None
-    return text if "+" in text else Path(text).read_text().strip()
+    if "+" in text and not Path(text).is_file():
+        return text
+    try:
+        return Path(text).read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        raise BadInput(
+            f"{text}: expected a file with a verifier key, as `hanse audit key` prints it, came one that is no text"
+        ) from None
 
 
 def _show(report: Any) -> None:
@@ -150,9 +188,20 @@ def _show(report: Any) -> None:
         out.print(
             f"[yellow]note[/] the key came with the file: compare it with one that you hold\n      {escape(report.key)}"
         )
+    if report.kind == "extract":
+        out.print(f"[yellow]note[/] {escape(_extract(report.filter))}")
     if report.ok and not report.records:
-        out.print(f"[yellow]note[/] this file holds no record of {escape(report.origin)}: it is evidence of none")
+        out.print("[yellow]note[/] this file holds no record: it is evidence of none")
     if report.ok:
-        out.print(f"{report.records:,} records of {escape(report.origin)} hold, under root {escape(report.root)}")
+        whose = f" of {report.origin}" if report.key_given else ""
+        signer = "" if report.key_given else ", signed by a key that came with the file: who signed is not known"
+        held = "holds" if report.records == 1 else "hold"
+        out.print(escape(f"{number_of(report.records, 'record')}{whose} {held}, under root {report.root}{signer}"))
     elif report.first_bad is not None:
         out.print(f"[red]bad[/] first bad record: {report.first_bad}")
+
+
+def _extract(terms: Mapping[str, Any]) -> str:
+    """What an extract is, by its filter."""
+    told = (f"{name} {moment(term) if name in ('since', 'until') else term}" for name, term in sorted(terms.items()))
+    return f"an extract of {', '.join(told)}: it proves that these are in the log, not that they are all"

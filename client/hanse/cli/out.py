@@ -33,19 +33,30 @@ from hanse.errors import (
     NegotiationPending,
     NotFound,
     Refused,
+    SignerUnknown,
     Unauthenticated,
     Unreachable,
     Unverified,
     harmless,
 )
 
-EXIT = {"ok": 0, "failed": 1, "usage": 2, "refused": 3, "not_found": 4, "unreachable": 5, "unverified": 6}
+EXIT = {
+    "ok": 0,
+    "failed": 1,
+    "usage": 2,
+    "refused": 3,
+    "not_found": 4,
+    "unreachable": 5,
+    "unverified": 6,
+    "signer_unknown": 7,
+}
 _BY_KIND: Sequence[tuple[type[HanseError], str]] = (
     (Refused, "refused"),
     (Unauthenticated, "refused"),
     (NotFound, "not_found"),
     (Unreachable, "unreachable"),
     (Unverified, "unverified"),
+    (SignerUnknown, "signer_unknown"),
 )
 _HINTS: Mapping[type[HanseError], str] = {
     ApprovalNeeded: "",  # a kind of the next, and says itself what to do

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from connector.audit.export import blocks, export
+from connector.audit import merkle, note
+from connector.audit.export import blocks, export, write
 from connector.audit.log import AuditLog, Filter, Sequencer
 from connector.audit.note import Signer
+from connector.audit.record import Record, record_of
 from connector.events import AgreementConcluded, ReadEnded, ReadRefused, ReadStarted
 from connector.store import Store, Transaction
 
 SIGNER = Signer("north.example/audit/north", Ed25519PrivateKey.from_private_bytes(sha256(b"golden").digest()))
+EVERYTHING = Filter()
 
 
 def salts() -> Callable[[], bytes]:
@@ -55,3 +62,56 @@ def story(count: int) -> Callable[[Transaction], None]:
 async def evidence(log: AuditLog, directory: Path, which: Filter | None = None) -> bytes:
     """The bytes of an evidence file."""
     return b"".join(blocks(await export(log, signer=SIGNER, which=which or Filter(), directory=directory)))
+
+
+class InMemory:
+    """A log of these records, as an export reads it."""
+
+    now = 0.0
+
+    def __init__(self, records: list[Record], signer: Signer = SIGNER) -> None:
+        self.records = records
+        self.tiles = merkle.append(lambda _, __: None, 0, [merkle.leaf_hash(record.leaf) for record in records])
+        root = merkle.root(self.tile, len(records))
+        self.head = note.checkpoint(signer, size=len(records), root=root)
+
+    @property
+    def audit(self) -> Any:
+        return self
+
+    def tile(self, level: int, n: int) -> bytes | None:
+        return self.tiles.get((level, n))
+
+    def checkpoint(self) -> Any:
+        return SimpleNamespace(note=self.head)
+
+    def walk(self, *, stop: int, equals: Mapping[str, str] = MappingProxyType({}), **_: Any) -> Iterator[Any]:
+        for one in self.records[:stop]:
+            if equals.items() <= json.loads(one.text).items():
+                yield SimpleNamespace(idx=one.idx, ts=one.ts, kind=one.kind, body=one.text, salt=one.salt)
+
+
+def reads(count: int, **changed: str) -> list[Record]:
+    """Records of reads; `changed`: another actor, by number (`r4="eve"`)."""
+    return [
+        record_of(i, 1_790_000_000.5 + i, {"kind": "ReadEnded", "actor": changed.get(f"r{i}", "ada")}, bytes([i] * 16))
+        for i in range(count)
+    ]
+
+
+def exported(path: Path, log: list[Record], which: Filter = EVERYTHING, *, signer: Signer = SIGNER) -> Path:
+    """An evidence file of these records."""
+    with path.open("wb") as file:
+        write(file, InMemory(log, signer), signer=signer, which=which)
+    return path
+
+
+def logged(log: list[Record], idx: int, /, **changed: Any) -> dict[str, Any]:
+    """A record as a connector answers with it, or something in its place."""
+    held, record = InMemory(log), log[idx]
+    path = merkle.inclusion_proof(held.tile, idx, len(log))
+    return {
+        "idx": idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text), "key": SIGNER.vkey,
+        "salt": base64.b64encode(record.salt).decode(), "leaf": record.leaf.decode(),
+        "proof": note.proof(index=idx, path=path, note=held.head), **changed,
+    }  # fmt: skip
