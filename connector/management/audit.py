@@ -144,6 +144,8 @@ def _tile_path(path: str) -> tuple[int, int]:
         raise NotFound(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
     number = found["n"].replace("x", "").replace("/", "")
     wide = int(found["wide"] or 256)
+    if int(number) > _INDEX_MAX // 256:
+        raise NotFound("the log has no tile of such a number; read the checkpoint for its size")
     if wide > 256 or (found["wide"] and wide > 255) or ("/" in found["n"] and number.startswith("000")):
         raise NotFound(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
     return int(number), wide

@@ -244,6 +244,8 @@ async def test_a_later_head_is_proven_to_continue_an_earlier_one(auditor: Audito
         ("/audit/tile/64/000.p/1", 404),
         ("/audit/tile/-1/000.p/1", 404),
         ("/audit/tile/0/x999/x999/x999/x999/x999/x999/x999/x999/999", 404),
+        ("/audit/tile/0/x999/x999/x999/x999/x999/x999/999", 404),
+        ("/audit/tile/entries/x099/x999/x999/x999/x999/x999/999", 404),
         ("/audit/tile/entries/000.p/99", 404),
         ("/audit/consistency?old=0&new=1", 400),
         ("/audit/consistency?old=5&new=4", 404),
