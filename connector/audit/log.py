@@ -43,9 +43,11 @@ class Database(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A record, and the text of its `.tlog-proof` under the newest signed head."""
+    """A record, the leaf hash that the tree holds for it, and the text of its `.tlog-proof` under the newest signed
+    head. Text and tree are stored side by side, and either may have been changed."""
 
     record: Record
+    logged: bytes
     proof: str
 
 
@@ -340,7 +342,8 @@ class AuditLog:
                 size = 0 if newest is None else newest.size
                 raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
             path = merkle.inclusion_proof(tx.audit.tile, idx, newest.size)
-            return Proven(record_from(row), note.proof(index=idx, path=path, note=newest.note))
+            logged = merkle.leaf_at(tx.audit.tile, idx)
+            return Proven(record_from(row), logged, note.proof(index=idx, path=path, note=newest.note))
 
         return await self.database.read(work)
 

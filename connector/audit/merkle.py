@@ -32,6 +32,12 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
+def leaf_at(read: ReadTile, index: int) -> bytes:
+    """The leaf hash that the tree holds for a record."""
+    n, offset = divmod(index, WIDTH)
+    return _held(read, 0, n, offset + 1)[-HASH:]
+
+
 def append(read: ReadTile, size: int, leaves: Sequence[bytes]) -> Tiles:
     """The tiles that change when `leaves` (hashes) follow the first `size`; whole contents, by (level, number)."""
     changed: Tiles = {}

@@ -69,7 +69,7 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
             text=json.dumps(json.loads(proven.record.text), indent=2, ensure_ascii=False),
             proof=proven.proof,
             leaf=proven.record.leaf.decode(),
-            checks=proving.check(proven.record, proven.proof, signer=signer),
+            checks=proving.check(proven, signer=signer),
             vkey=log.vkey,
         )
 

@@ -2,7 +2,7 @@
 
 A check that the log's own server makes shows how it is done and finds damage. Whoever does not trust the server
 checks an export with a copy of the key from elsewhere: `hanse audit verify`.
-1. the text and salt give the commitment in the leaf; 2. the leaf and the path give the head's root;
+1. the text and salt give the leaf that the tree holds; 2. that leaf and the path give the head's root;
 3. the head's signature is by the log's key.
 """
 
@@ -15,8 +15,8 @@ from hashlib import sha256
 from cryptography.exceptions import InvalidSignature
 
 from connector.audit import merkle
+from connector.audit.log import Proven
 from connector.audit.note import Signer, head_of
-from connector.audit.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,18 @@ class Check:
     held: bool
 
 
-def check(record: Record, proof: str, *, signer: Signer) -> list[Check]:
-    """The three steps for a record and the text of its proof."""
-    head, index, path, note = _parts(proof)
+def check(proven: Proven, *, signer: Signer) -> list[Check]:
+    """The three steps for a record, its leaf in the tree and the text of its proof."""
+    record = proven.record
+    head, index, path, note = _parts(proven.proof)
     _, size, root = head_of(note)
     commitment = base64.b64encode(sha256(record.salt + record.text.encode()).digest()).decode()
-    reached = root_from(merkle.leaf_hash(record.leaf), index, size, path)
+    made, reached = merkle.leaf_hash(record.leaf), root_from(proven.logged, index, size, path)
     held = head == "c2sp.org/tlog-proof@v1" and index == record.idx
     return [
-        Check("The text is the one that was logged", f"SHA-256 of salt and text: {commitment}",
-              commitment in record.leaf.decode()),
+        Check("The text is the one that was logged",
+              f"SHA-256 of salt and text: {commitment}; of its leaf: {made.hex()}; in the tree: {proven.logged.hex()}",
+              made == proven.logged),
         Check(f"The record is number {index} of {size}", f"{len(path)} hashes lead to the root {root.hex()}",
               held and reached == root),
         Check("The head is signed by the log's key", f"Ed25519, {signer.vkey}", _signed(note, signer)),

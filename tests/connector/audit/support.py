@@ -94,7 +94,9 @@ class InMemory:
 def reads(count: int, **changed: str) -> list[Record]:
     """Records of reads; `changed`: another actor, by number (`r4="eve"`)."""
     return [
-        record_of(i, 1_790_000_000.5 + i, {"kind": "ReadEnded", "actor": changed.get(f"r{i}", "ada")}, bytes([i] * 16))
+        record_of(
+            i, 1_790_000_000.5 + i, {"kind": "ReadEnded", "actor": changed.get(f"r{i}", "ada")}, i.to_bytes(16, "big")
+        )
         for i in range(count)
     ]
 

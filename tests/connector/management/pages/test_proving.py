@@ -9,44 +9,43 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from connector.audit import merkle, note
-from connector.audit.record import Record, record_of
+from connector.audit.log import Proven
 from connector.management.pages.proving import check, root_from
-from tests.connector.audit.support import SIGNER
+from tests.connector.audit.support import SIGNER, InMemory, reads
 
 
-def proven(size: int, index: int) -> tuple[Record, str]:
-    records = [record_of(i, 1_700_000_000.0 + i, {"kind": "LogRead", "actor": f"a{i}"}, bytes(16)) for i in range(size)]
-    tiles = merkle.append(lambda _, __: None, 0, [merkle.leaf_hash(record.leaf) for record in records])
-
-    def read(level: int, n: int) -> bytes | None:
-        return tiles.get((level, n))
-
-    head = note.checkpoint(SIGNER, size=size, root=merkle.root(read, size))
-    return records[index], note.proof(index=index, path=merkle.inclusion_proof(read, index, size), note=head)
+def proven(size: int, index: int) -> Proven:
+    held = InMemory(reads(size, **{f"r{i}": f"a{i}" for i in range(size)}))
+    path = merkle.inclusion_proof(held.tile, index, size)
+    logged = merkle.leaf_at(held.tile, index)
+    return Proven(held.records[index], logged, note.proof(index=index, path=path, note=held.head))
 
 
 @pytest.mark.parametrize("size", [*range(1, 18), 255, 256, 257])
 def test_every_record_is_proven_to_be_in_its_log(size: int) -> None:
     for index in {0, size // 2, size - 1}:
-        record, proof = proven(size, index)
-        assert [one.held for one in check(record, proof, signer=SIGNER)] == [True, True, True]
+        assert [one.held for one in check(proven(size, index), signer=SIGNER)] == [True, True, True]
 
 
 def test_what_was_changed_is_found_by_the_step_that_covers_it() -> None:
-    record, proof = proven(21, 7)
-    other, _ = proven(21, 8)
-    lines = proof.split("\n")
+    whole, other = proven(21, 7), proven(21, 8)
+    record, lines = whole.record, whole.proof.split("\n")
     foreign = note.Signer(SIGNER.name, Ed25519PrivateKey.generate())
     cases = [
-        (replace(record, text=record.text.replace("a7", "a8")), proof, SIGNER),
-        (replace(record, salt=b"x" * 16), proof, SIGNER),
-        (other, proof, SIGNER),
-        (record, "\n".join([lines[0], "index 8", *lines[2:]]), SIGNER),
-        (record, proof.replace("\n21\n", "\n22\n"), SIGNER),
-        (record, proof, foreign),
+        (replace(whole, record=replace(record, text=record.text.replace("a7", "a8"))), SIGNER, [1]),
+        (replace(whole, record=replace(record, salt=b"x" * 16)), SIGNER, [1]),
+        (replace(whole, record=replace(record, kind="LogRead")), SIGNER, [1]),
+        (replace(whole, record=replace(record, ts=record.ts + 1)), SIGNER, [1]),
+        (replace(whole, logged=other.logged), SIGNER, [1, 2]),
+        (replace(whole, record=other.record), SIGNER, [1, 2]),
+        (replace(whole, record=other.record, logged=other.logged), SIGNER, [2]),
+        (replace(whole, proof="\n".join([lines[0], "index 8", *lines[2:]])), SIGNER, [2]),
+        (replace(whole, proof=whole.proof.replace("\n21\n", "\n22\n")), SIGNER, [3]),
+        (whole, foreign, [3]),
     ]
-    for changed, text, signer in cases:
-        assert not all(one.held for one in check(changed, text, signer=signer))
+    for changed, signer, steps in cases:
+        found = check(changed, signer=signer)
+        assert [step for step, one in enumerate(found, 1) if not one.held] == steps
 
 
 @pytest.mark.parametrize(("index", "size", "steps"), [(0, 0, 0), (3, 3, 2), (-1, 4, 2), (0, 4, 1), (0, 4, 3)])
