@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,6 +23,7 @@ from connector.management.pages.words import KINDS, did_of
 _LISTED = 50
 _DIGITS_MAX = 18  # that every database takes for a number
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
+_SPAN = ("since", "until")
 
 
 def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
@@ -30,7 +31,8 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
 
     @routes.get("/audit")
     async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
-        asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, "since", "until")}
+        asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, *_SPAN)}
+        asked |= {name: _instant(name, asked[name]) for name in _SPAN}  # links and fields mean what was looked for
         asked["actor"] = did_of(asked["actor"], await desk.names())
         which = _filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
@@ -83,18 +85,21 @@ def shown(record: Record) -> dict[str, Any]:
 
 def _filter(asked: dict[str, str]) -> Filter:
     equals = {name: asked[name] for name in _EQUALS}
-    return Filter(**equals, since=_moment("since", asked["since"]), until=_moment("until", asked["until"]))
+    since, until = (datetime.fromisoformat(asked[name]).timestamp() if asked[name] else None for name in _SPAN)
+    return Filter(**equals, since=since, until=until)
 
 
-def _moment(name: str, text: str) -> float | None:
-    """A time as the form gives it (no zone: UTC) or as a link gives it."""
+def _instant(name: str, text: str) -> str:
+    """A time as the form gives it (no zone: UTC) or a link, in UTC as every reader takes it; as exact as a form can
+    give it back."""
     if not text:
-        return None
+        return ""
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        utc = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, came {text[:40]!r}") from None
-    return (found if found.tzinfo else datetime.fromisoformat(f"{text}+00:00")).timestamp()
+    return utc.isoformat(timespec="milliseconds" if utc.microsecond else "seconds").replace("+00:00", "Z")
 
 
 def _link(given: dict[str, str], changes: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from html import escape
+from html import escape, unescape
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from connector import look
 from connector.management import pages
+from tests.connector.management.pages.support import console
 
 STATIC = Path(pages.__file__).parent / "static"
 LOOK = (look.FOLDER / "hanse.css").read_text()
@@ -120,6 +121,27 @@ addEventListener("load", () => {
 @pytest.mark.parametrize(("more", "sent"), [("", "2"), ("data-again", "3")])
 def test_what_only_asks_may_soon_be_sent_again(tmp_path: Path, more: str, sent: str) -> None:
     assert title(tmp_path, f'<form method="post" {more}><button>Go</button></form>', LATE) == sent
+
+
+ASKED_AGAIN = """
+addEventListener("load", () => {
+  const form = document.querySelector("form"), link = document.querySelector("a.primary").href;
+  const given = new FormData(form);
+  document.title = [form.checkValidity(), given.get("since"), given.get("until"), new URL(link, "http://x").search];
+});
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+async def test_a_browser_takes_the_times_of_the_audit_page_and_gives_them_back(tmp_path: Path) -> None:
+    made = console(tmp_path)
+    page = (await made.get("/audit?since=2026-11-24T12:00:30.25%2B02:00&until=2026-11-25T08:00", "audit")).text
+    await made.parts.net.close()
+    made.parts.store.close()
+    (body,) = re.findall(r"<main.*?</main>", page, re.S)
+    told = unescape(title(tmp_path, body, ASKED_AGAIN))
+    link = "?since=2026-11-24T10%3A00%3A30.250Z&until=2026-11-25T08%3A00%3A00Z"
+    assert told == f"true,2026-11-24T10:00:30.25,2026-11-25T08:00,{link}"
 
 
 def _light(colour: str) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
+from html import unescape
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import ZipFile
 
 import pytest
 from sqlalchemy import inspect
@@ -23,6 +28,7 @@ from connector.management.pages import words
 from connector.management.pages.desk import Desk, Names
 from connector.query.federation import Column, GridInfo, Known, TableInfo
 from connector.store import Transaction
+from connector.store.tables import AuditEvent
 from policies.contract import Dimension
 from tests.connector.management.pages.support import (
     AGREEMENT,
@@ -220,6 +226,49 @@ async def test_an_auditor_sees_the_log_and_no_way_elsewhere(full: Console) -> No
     links = set(re.findall(r"<nav.*?</nav>", page, re.S)[0].split('href="')[1:])
     assert {link.split('"')[0] for link in links} == {"/audit"}
     assert (await full.get("/", "audit")).headers["location"] == "/audit"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("2026-11-24T12:00", "2026-11-24T12:00:00"),  # as the form gives it
+        ("2026-11-24T12:00:00+02:00", "2026-11-24T10:00:00"),
+        ("2026-11-24T12:00:30.25Z", "2026-11-24T12:00:30.250"),
+        ("2026-11-24", "2026-11-24T00:00:00"),
+    ],
+)
+async def test_evidence_of_what_a_page_shows_is_of_the_same_time(full: Console, asked: str, meant: str) -> None:
+    page = (await full.get(f"/audit?since={quote(asked)}&outcome=refused", "audit")).text
+    assert f'name="since" value="{meant}"' in page
+    link = unescape(re.findall(r'href="(/api/v1/audit/export[^"]*)"', page)[0])
+    answer = await full.get(link, "audit")
+    assert (answer.status_code, answer.headers.get("content-type")) == (200, "application/zip")
+    with ZipFile(BytesIO(answer.content)) as file:
+        stated = json.loads(file.read("manifest.json"))["filter"]
+    assert stated == {"outcome": "refused", "since": datetime.fromisoformat(f"{meant}Z").timestamp()}
+
+
+@pytest.mark.parametrize("asked", ["yesterday", "0001-01-01T00:00+23:00", "9999-12-31T23:00-23:00"])
+async def test_a_time_that_is_none_is_said_to_be_that(full: Console, asked: str) -> None:
+    answer = await full.get(f"/audit?until={quote(asked)}", "audit")
+    assert (answer.status_code, "Until: expected a time such as 2026-11-24T12:00" in answer.text) == (400, True)
+
+
+async def test_a_record_whose_text_was_changed_is_shown_as_that(full: Console) -> None:
+    await full.parts.sequencer.settle()
+    assert "Does not hold" not in (await full.get("/audit/0", "audit")).text
+
+    def change(tx: Transaction) -> None:
+        row = tx.session.get_one(AuditEvent, 0)
+        row.body = row.body.replace('"actor":"', '"actor":"not-')
+
+    await full.parts.store.write(change)
+    page = (await full.get("/audit/0", "audit")).text
+    assert "Does not hold" in page
+    steps = re.findall(r'<li class="(held|broken)"><p><b>(.*?)</b>', page)
+    assert [(how, what.split(" is ")[0]) for how, what in steps] == [
+        ("broken", "The text"), ("held", "The record"), ("held", "The head"),
+    ]  # fmt: skip
 
 
 FOREIGN = [
