@@ -50,6 +50,7 @@ from connector.query.job import Limits, Relation
 if TYPE_CHECKING:  # loads what only readers of object stores need
     from connector.query.borrowed import Borrowed
 
+_NOT_IN_ARROW = ("HUGEINT", "UHUGEINT", "UUID")  # it hands these over as DECIMAL(38, 0) and as text
 _BINARY = (".parquet", ".pq", ".arrow", ".feather", ".ipc")  # what needs no ending to be read
 
 
@@ -349,12 +350,18 @@ def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
     return plain_schema(nothing.rename_columns(relation.columns).schema)
 
 
-def schema_bound(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Schema:
-    """The schema of what a SELECT gives. It is only bound: no part of it is computed."""
+def schema_bound(con: duckdb.DuckDBPyConnection, sql: str) -> tuple[pa.Schema, dict[int, str]]:
+    """The schema of what a SELECT gives, and the engine's own types of those columns, by their numbers, that Arrow has
+    as others. It is only bound: no part of it is computed."""
     bound = query(con, sql, ())
     nulls = ", ".join(f"CAST(NULL AS {kind})" for kind in bound.types)
     types = con.sql(f"SELECT {nulls}").to_arrow_reader().schema.types
-    return pa.schema(list(zip(bound.columns, types, strict=True)))
+    return pa.schema(list(zip(bound.columns, types, strict=True))), others_than_arrow(bound.types)
+
+
+def others_than_arrow(types: Sequence[Any]) -> dict[int, str]:
+    """Those of the engine's types of columns, by the columns' numbers, that Arrow has as others."""
+    return {number: str(kind) for number, kind in enumerate(types) if str(kind) in _NOT_IN_ARROW}
 
 
 def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:

@@ -6,7 +6,7 @@ parts of one `table` (`f0`) are united: datasets that several owners hold a shar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
@@ -183,6 +183,9 @@ class Keys:
     condition: str
 
 
+Others = Sequence[tuple[int, str]]  # numbers of columns that Arrow has as other types than the engine, and its types
+
+
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """One question to one owner."""
@@ -202,8 +205,6 @@ class Fragment:
     rows: int | None = None  # estimates; None where an owner does not tell how large its dataset is
     nbytes: int | None = None
     versions: tuple[tuple[str, str], ...] = ()  # the version of each dataset (by id) that the plan was made for
-    # Each output with the type that it gets back here, empty for those that came as they were; () if all did.
-    restored: tuple[tuple[str, str], ...] = ()
     reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
     counts: tuple[str, ...] = ()  # outputs that count rows
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words

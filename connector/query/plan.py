@@ -9,14 +9,14 @@ stays in the residual. The owner's own rewrite is the law; this only decides wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.query import kinds, parse, stats
+from connector.query import parse, stats
 from connector.query import tree as trees
-from connector.query.federation import Fragment, Mode, Plan, Tables
+from connector.query.federation import Fragment, Mode, Others, Plan, Tables
 from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
 from policies.columns import fold, quoted
@@ -55,10 +55,7 @@ def plan(
     nodes = rewrite.every(residual)
     _notes(nodes, planning)
     ctes = tuple(node.alias for node in nodes if isinstance(node, exp.CTE))
-    fragments = planning.fragments(
-        lambda draft: stats.expected(draft, planning),
-        lambda statement, sources: kinds.restored(statement, sources, planning),
-    )
+    fragments = planning.fragments(lambda draft: stats.expected(draft, planning))
     return Plan(
         sql=sql,
         mode=mode,
@@ -95,14 +92,21 @@ def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
     )
 
 
-def merge_sql(found: Plan, *, without: Collection[str] = (), whole: Collection[str] = ()) -> str:
+def merge_sql(
+    found: Plan,
+    others: Mapping[str, Others],
+    *,
+    without: Collection[str] = (),
+    whole: Collection[str] = (),
+) -> str:
     """The residual over relations named as fragments, those `without` (which gave nothing) left out, and as tables that
-    are `whole` already."""
+    are `whole` already. `others`: of fragments, by their ids, the types that columns get back."""
     united = []
     for table, fragments in found.tables.items():
         there = [one for one in fragments if one.id not in without]
-        if table not in whole and [one.id for one in there] != [table]:
-            united.append(f'"{table}" AS ({" UNION ALL ".join(_all(one) for one in there)})')
+        if others.get(table) or (table not in whole and [one.id for one in there] != [table]):
+            every = " UNION ALL ".join(_all(one, dict(others.get(one.id, ()))) for one in there)
+            united.append(f'"{table}" AS ({every})')
     if not united:
         return found.residual
     start = "WITH " + ", ".join(united)
@@ -111,13 +115,11 @@ def merge_sql(found: Plan, *, without: Collection[str] = (), whole: Collection[s
     return f"{start} {found.residual}"
 
 
-def _all(fragment: Fragment) -> str:
-    """What came of a fragment, types that Arrow does not carry restored."""
-    outputs = [
-        f"TRY_CAST({quoted(name)} AS {kind}) AS {quoted(name)}" if kind else quoted(name)
-        for name, kind in fragment.restored
-    ]
-    return f'SELECT {", ".join(outputs) or "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
+def _all(fragment: Fragment, others: Mapping[int, str]) -> str:
+    """What came of a fragment, in the engine's types."""
+    names = [quoted(name) for name in fragment.outputs]
+    outputs = [f"TRY_CAST({name} AS {others[at]}) AS {name}" if at in others else name for at, name in enumerate(names)]
+    return f'SELECT {", ".join(outputs) if others else "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
 
 
 def _first(tree: exp.Expr) -> exp.Select:

@@ -203,41 +203,23 @@ class Planning:
             self.drafts[table] = Draft(table, every, tuple(outputs), kind, list(pushed), sources, read)
         return self._known[same]
 
-    def fragments(
-        self,
-        estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
-        restored: Callable[[exp.Expr, Mapping[str, TableInfo]], Mapping[str, str]],
-    ) -> tuple[Fragment, ...]:
-        """The drafts as fragments, one for each share.
+    def fragments(self, estimate: Callable[[Draft], Sequence[tuple[int, int] | None]]) -> tuple[Fragment, ...]:
+        """The drafts as fragments, one for each share; `estimate` gives rows and bytes of each."""
+        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate(draft)))
 
-        `estimate` gives rows and bytes of each share; `restored` those outputs of a statement over these sources whose
-        type Arrow does not carry.
-        """
-        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate, restored))
-
-    def _fragments(
-        self,
-        draft: Draft,
-        estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
-        restored: Callable[[exp.Expr, Mapping[str, TableInfo]], Mapping[str, str]],
-    ) -> Iterator[Fragment]:
+    def _fragments(self, draft: Draft, sizes: Sequence[tuple[int, int] | None]) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
         once = {id(share.statement): number for number, share in enumerate(draft.shares)}
-        types = {tree: restored(draft.shares[number].statement, draft.sources[number]) for tree, number in once.items()}
-        back = [types[id(share.statement)] for share in draft.shares]
-        sizes = estimate(draft)
         counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
         named_in = {tree: _names_in(draft.shares[number].statement) for tree, number in once.items()}
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
             one_participant(*infos)
-            # A table that is more than one answer as it came has another name than its answers.
-            named = len(owners) > 1 or bool(back[number])
             site = "" if ":" in share.owner else f".{share.owner}"  # a DID is too long for an id
             part = site + (f".{number}" if not site or owners.count(share.owner) > 1 else "")
             yield Fragment(
-                id=draft.table + (part if named else ""),
+                id=draft.table + (part if len(owners) > 1 else ""),
                 table=draft.table,
                 owner=share.owner,
                 participant=infos[0].participant,
@@ -252,7 +234,6 @@ class Planning:
                 rows=None if expected is None else expected[0],
                 nbytes=None if expected is None else expected[1],
                 versions=tuple((info.dataset_id, info.version) for info in infos if info.version),
-                restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
                 reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
                 counts=counts[id(share.statement)],
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),

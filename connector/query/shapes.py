@@ -1,4 +1,5 @@
-"""What the answer to a fragment must look like: the Arrow types that the engine gives over columns of the agreed types.
+"""What the answer to a fragment must look like: the Arrow types that the engine gives over columns of the agreed types,
+and its own where Arrow has none like them.
 
 An owner that answers other types would change what all owners' values mean: numbers that come as text are compared as
 text. So each answer is compared with its shape before one of its rows is read (`connector.query.judging`). An engine
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connector.query.federation import Fragment
+from connector.query.federation import Fragment, Others
 from connector.query.job import Job, Limits, Recheck
 from connector.query.pool import Pool
 from connector.recent import keep
@@ -25,21 +26,28 @@ _READS_MAX = 2**19  # characters of the columns that a statement reads: the engi
 
 Reads = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # relations, with the names and types of their columns
 Statement = tuple[str, Reads]
+Said = tuple[str | None, Others]  # of a statement, as `tasks.shapes` has it
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """An answer's `schema`, as its IPC message in base64: empty where the statement does not fit the agreed types, None
     where these are too large to say; no answer is right then. `counts`: columns that count rows, by their numbers.
-    `binned`: a policy makes figures over edges of bins of the values, so that a number may be one of another type."""
+    `binned`: a policy makes figures over edges of bins of the values, so that a number may be one of another type.
+    `others`: what it gets back where it is merged: a sum of whole numbers is HUGEINT there and DECIMAL(38, 0) here,
+    which would be divided and rounded otherwise."""
 
     schema: str | None
     counts: tuple[int, ...] = ()
     binned: bool = False
+    others: Others = ()
 
     def to_json(self) -> list[Any]:
-        """As jobs carry it."""
+        """What an answer is judged by, as jobs carry it."""
         return [self.schema, list(self.counts), self.binned]
+
+
+_UNKNOWN: Said = (None, ())
 
 
 class Shapes:
@@ -47,24 +55,24 @@ class Shapes:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._kept: OrderedDict[Statement, str] = OrderedDict()
+        self._kept: OrderedDict[Statement, Said] = OrderedDict()
 
     async def of(self, fragments: Sequence[Fragment], limits: Limits) -> Mapping[str, Shape]:
         """Each fragment's shape by its id. `limits`: those of the job that will merge, which finds the engine ready."""
         statements = {one.id: _statement(one) for one in fragments}
-        found: dict[Statement, str | None] = {one: self._kept.get(one) for one in statements.values()}
-        if asked := [one for one, schema in found.items() if schema is None and _size(one[1]) <= _READS_MAX]:
-            said = await self._pool.ask(await asyncio.to_thread(_job, asked, limits))
-            for statement, schema in zip(asked, said, strict=True):
-                found[statement] = schema
+        found: dict[Statement, Said] = {one: self._kept.get(one, _UNKNOWN) for one in statements.values()}
+        if asked := [one for one, (schema, _) in found.items() if schema is None and _size(one[1]) <= _READS_MAX]:
+            answered: Sequence[Said] = await self._pool.ask(await asyncio.to_thread(_job, asked, limits))
+            for statement, said in zip(asked, answered, strict=True):
+                found[statement] = schema, _ = said
                 if schema is not None and len(statement[0]) + _size(statement[1]) + len(schema) < _KEPT_CHARACTERS:
-                    keep(self._kept, statement, schema, most=_KEPT)
-        return {one.id: _shape(one, found[statements[one.id]]) for one in fragments}
+                    keep(self._kept, statement, said, most=_KEPT)
+        return {one.id: _shape(one, *found[statements[one.id]]) for one in fragments}
 
 
-def _shape(fragment: Fragment, schema: str | None) -> Shape:
+def _shape(fragment: Fragment, schema: str | None, others: Others) -> Shape:
     counts = tuple(fragment.outputs.index(name) for name in fragment.counts)
-    return Shape(schema, counts, binned=fragment.aggregate_only)
+    return Shape(schema, counts, binned=fragment.aggregate_only, others=others)
 
 
 def _statement(fragment: Fragment) -> Statement:

@@ -420,29 +420,30 @@ def read_answers(session: Session, job: Job) -> None:
 
 
 def shapes(session: Session, job: Job) -> None:
-    """The schema of what each of `arguments.statements` gives, as its IPC message in base64, while nothing is computed;
-    empty where the engine does not take one, None where it takes too much to say."""
+    """The schema of what each of `arguments.statements` gives, as its IPC message in base64, and pairs of the numbers
+    of columns that Arrow has as other types, and these types; while nothing is computed. The schema is empty where the
+    engine does not take a statement, None where it takes too much to say."""
     opening, found = session.open(job), []
     for sql in job.arguments["statements"]:
         session.check()
         found.append(_shape(opening.ready_once({}, session.worker.keeping.engine), job, sql))
-        if found[-1] is None:  # the engine may be of no use after it
+        if found[-1][0] is None:  # the engine may be of no use after it
             opening.let_go()
     value(session, found)
 
 
-def _shape(con: Any, job: Job, sql: str) -> str | None:
+def _shape(con: Any, job: Job, sql: str) -> tuple[str | None, list[tuple[int, str]]]:
     try:
         _recheck(con, job, sql)
-        schema = engine.schema_bound(con, sql)
-        return base64.b64encode(schema.serialize().to_pybytes()).decode()
+        schema, others = engine.schema_bound(con, sql)
+        return base64.b64encode(schema.serialize().to_pybytes()).decode(), [*others.items()]
     except Coded:
-        return ""
+        return "", []
     except Exception as error:  # types are others' words: what one of them does must not end what is said of the rest
         code = engine.code_of(error, asked=True)
         if code == "cancelled":
             raise
-        return "" if code in _UNFIT else None
+        return ("" if code in _UNFIT else None), []
 
 
 def unite_keys(session: Session, job: Job) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
-from connector.query.federation import Fragment, Plan
+from connector.query.federation import Fragment, Others, Plan
 from connector.query.job import ARROW, BATCH_BYTES, HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
@@ -303,12 +303,13 @@ class Work:
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers and nothing else."""
-        relations, blobs = self._given(self.answers)
         shapes = self._shapes.result()
+        others = {name: one.others for name, one in shapes.items() if one.others}
+        relations, blobs = self._given(self.answers, others)
         if len(plan.tables) > 1:
             relations = self._taken(relations, plan)
         without = {answer.fragment.id for answer in self.answers if not answer.given}
-        sql, functions = await asyncio.to_thread(_residual, plan, without, relations)
+        sql, functions = await asyncio.to_thread(_residual, plan, others, without, relations)
         told = [_told(answer) for answer in self.answers if answer.missing is None]  # also of what is unread
         room = len(json.dumps(self.report("complete", owners=told))) + 1024 + _POLICY_ROOM * len(blobs)
         self.run = self.means.pool.run(
@@ -344,9 +345,11 @@ class Work:
             threads=_THREADS,
         )
 
-    def _given(self, answers: Sequence[Answered]) -> tuple[dict[str, Relation], dict[str, bytes]]:
+    def _given(
+        self, answers: Sequence[Answered], apart: Collection[str] = ()
+    ) -> tuple[dict[str, Relation], dict[str, bytes]]:
         """Answers as relations, and those that are blobs of the job, by their fragments. A table is one relation where
-        all of it that was given is small, and no type is to be restored; else each fragment is."""
+        all of it that was given is small, and none of its fragments is to stay `apart`; else each fragment is."""
         blobs = {one.fragment.id: one.small.body for one in answers if one.small is not None}
         places = {name: (number,) for number, name in enumerate(blobs)}
         tables: dict[str, list[Answered]] = {}
@@ -356,7 +359,7 @@ class Work:
         relations: dict[str, Relation] = {}
         for table, given in tables.items():
             columns = given[0].fragment.outputs
-            if all(one.small is not None and not one.fragment.restored for one in given):
+            if all(one.small is not None and one.fragment.id not in apart for one in given):
                 whole = tuple(number for one in given for number in places[one.fragment.id])
                 relations[table] = Relation("", answers=whole, columns=columns)
             else:
@@ -538,11 +541,13 @@ def _policy(end: Mapping[str, Any]) -> list[str]:
     return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
 
 
-def _residual(plan: Plan, without: Collection[str], whole: Collection[str]) -> tuple[str, tuple[str, ...]]:
+def _residual(
+    plan: Plan, others: Mapping[str, Others], without: Collection[str], whole: Collection[str]
+) -> tuple[str, tuple[str, ...]]:
     from connector.query.plan import merge_sql
     from policies.enforce.functions import ENGINE_FUNCTIONS
 
-    return merge_sql(plan, without=without, whole=whole), tuple(sorted(ENGINE_FUNCTIONS))
+    return merge_sql(plan, others, without=without, whole=whole), tuple(sorted(ENGINE_FUNCTIONS))
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,7 +13,8 @@ from typing import Any
 
 import duckdb
 
-from connector.query.federation import Fragment, Partition, Plan, TableInfo
+from connector.query.engine import others_than_arrow
+from connector.query.federation import Fragment, Others, Partition, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
 from tests.support.federation import columns_of, ordered, values
 from tests.support.federation_tpch import CUT, KEYS, PUBLIC
@@ -41,18 +42,19 @@ class Alone:
         """The answer, and the seconds from its plan to its last row; planning is measured elsewhere."""
         made = plan(sql, self.tables, across_agreements=True)
         begun = time.perf_counter()
-        for fragment in ordered(made.fragments):
-            self._fragment(fragment, made)
-        rows = self.here.sql(merge_sql(made)).fetchall()
+        others = {fragment.id: self._fragment(fragment, made) for fragment in ordered(made.fragments)}
+        rows = self.here.sql(merge_sql(made, others)).fetchall()
         taken = time.perf_counter() - begun
         for fragment in made.fragments:
             self.here.execute(f'DROP TABLE "{fragment.id}"')
         return rows, taken
 
-    def _fragment(self, fragment: Fragment, made: Plan) -> None:
+    def _fragment(self, fragment: Fragment, made: Plan) -> Others:
         with self.owners[fragment.owner].cursor() as owner:
             for key in fragment.keys:
                 owner.register(key.name, values(self.here, key, made))
-            self.here.register("came", owner.sql(fragment.sql).to_arrow_table())
+            found = owner.sql(fragment.sql)
+            self.here.register("came", found.to_arrow_table())
             self.here.execute(f'CREATE TABLE "{fragment.id}" AS FROM came')
             self.here.unregister("came")
+            return [*others_than_arrow(found.types).items()]

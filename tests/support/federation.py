@@ -16,7 +16,8 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp, parse_one
 
-from connector.query.federation import Column, Fragment, Keys, Mode, Plan, TableInfo
+from connector.query.engine import others_than_arrow
+from connector.query.federation import Column, Fragment, Keys, Mode, Others, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.enforce import recheck, statement
 from policies.enforce.functions import ENGINE_FUNCTIONS
@@ -84,15 +85,16 @@ class Federation:
         with self.here.cursor() as here:  # a connection of its own, which costs far less than a database
             sent: dict[str, int] = {}
             rows: dict[str, int] = {}
+            others: dict[str, Others] = {}
             keys_sent = 0
             for fragment in ordered(made.fragments):
                 statement.parse(fragment.sql)
-                table, nbytes = self._at_owner(fragment, here, made)
+                table, others[fragment.id], nbytes = self._at_owner(fragment, here, made)
                 keys_sent += nbytes
                 assert [name.lower() for name in table.column_names] == [name.lower() for name in fragment.outputs]
                 sent[fragment.id], rows[fragment.id] = len(data.stream(table)), table.num_rows
                 here.register(fragment.id, table)
-            sql = merge_sql(made)
+            sql = merge_sql(made, others)
             told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
             recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
             found = here.sql(sql)
@@ -110,15 +112,18 @@ class Federation:
                 rows,
             )
 
-    def _at_owner(self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: Plan) -> tuple[pa.Table, int]:
-        """One fragment's rows, and the bytes of the keys that were sent for it."""
+    def _at_owner(
+        self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: Plan
+    ) -> tuple[pa.Table, Others, int]:
+        """One fragment's rows, their types that Arrow has not, and the bytes of the keys that were sent for it."""
         with self.owners[fragment.owner].cursor() as cursor:
             sent = 0
             for key in fragment.keys:
                 keys = values(here, key, made)
                 cursor.register(key.name, keys)
                 sent += len(data.stream(keys))
-            return cursor.sql(fragment.sql).to_arrow_table(), sent
+            found = cursor.sql(fragment.sql)
+            return found.to_arrow_table(), [*others_than_arrow(found.types).items()], sent
 
     def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The types and rows of the central answer; a cast that fails is NULL there too."""

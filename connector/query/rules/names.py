@@ -51,11 +51,26 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         said = f"{_words(error)}; {_units(str(error), tree, planning)}{_there(schema)}"
         raise QueryInvalid(said, code="column_unknown") from None
     nodes = every(bound)
+    _of_one_side(nodes)
     _forget(nodes)
     for node in nodes:
         if isinstance(node, exp.Select):
             _clauses(node)
     return rename(bound)
+
+
+def _of_one_side(nodes: Iterable[exp.Expr]) -> None:
+    """What USING merges is the column of the side that keeps its rows, in its type; of a FULL JOIN alone it is of both.
+    The binder writes COALESCE of both always, which nobody has written: it has no place in the text."""
+    for node in nodes:
+        if not isinstance(node, exp.Coalesce):
+            continue
+        columns = [node.this, *node.expressions]
+        if all(isinstance(one, exp.Column) and not one.this.meta for one in columns):
+            select = node.parent_select
+            sides = {trees.side(join) for join in (select.args.get("joins") if select is not None else None) or ()}
+            if "FULL" not in sides:
+                trees.put(columns[-1 if "RIGHT" in sides else 0], node)
 
 
 def _forget(nodes: Iterable[exp.Expr]) -> None:

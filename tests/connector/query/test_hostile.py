@@ -17,7 +17,8 @@ import pytest_asyncio
 import yaml
 
 from connector.errors import HanseError
-from connector.query.federation import Column, TableInfo
+from connector.query.engine import others_than_arrow
+from connector.query.federation import Column, Others, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.errors import PolicyError
 from tests.support import clinic, data, gate, provider
@@ -50,13 +51,15 @@ class Federation:
         """The federated answer: fragments through the owner's gate, the residual over what they gave."""
         made = plan(sql, self.tables, across_agreements=True)
         with self.merging.cursor() as here:
+            others: dict[str, Others] = {}
             for fragment in made.fragments:
                 assert not fragment.keys  # all at one owner
                 prepared = self.bench.prepare(fragment.sql)
                 self.bench.recheck(prepared)
                 found = self.bench.connection.execute(prepared.sql, prepared.params)
+                others[fragment.id] = [*others_than_arrow([one[1] for one in found.description or ()]).items()]
                 here.register(fragment.id, found.to_arrow_reader(10_000).read_all())
-            return here.sql(merge_sql(made)).fetchall()
+            return here.sql(merge_sql(made, others)).fetchall()
 
     def told(self, sql: str) -> Sequence[tuple[Any, ...]] | str:
         """What the asker sees: the answer, or the refusal. An engine's error never leaves an owner but as a code."""

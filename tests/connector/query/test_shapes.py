@@ -340,9 +340,9 @@ def _wrong(fragment: Fragment, datasets: Sequence[Dataset], owner: duckdb.DuckDB
         came = plain_schema(engine.query(cursor, made.sql, made.params).limit(0).to_arrow_reader().schema)
     with engine.connect() as con:
         engine.fence(con, paths=[], limits=Limits())
-        said = engine.schema_bound(con, shapes._written(sql, reads)[0])
+        said, others = engine.schema_bound(con, shapes._written(sql, reads)[0])
     schema = base64.b64encode(said.serialize().to_pybytes()).decode()
-    judge = Judge(shapes._shape(fragment, schema).to_json(), fragment.outputs)
+    judge = Judge(shapes._shape(fragment, schema, [*others.items()]).to_json(), fragment.outputs)
     judge.schema(came)
     return judge.wrong
 
