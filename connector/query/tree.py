@@ -6,7 +6,7 @@ without a look at scopes. Must not know plans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from sqlglot import exp
 
@@ -16,6 +16,8 @@ from policies.enforce.rewrite import every
 
 _QUERIES = frozenset(QUERIES)
 _FROM = frozenset({exp.Table, exp.Subquery})
+_RECKONING = (exp.Add, exp.Sub, exp.Mul, exp.Neg, exp.Abs)
+WHOLE = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"))
 _NAMES = frozenset({exp.Table, exp.Column, exp.Literal, exp.Identifier})  # below them are names only
 WINDOW_FUNCTIONS = (
     exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
@@ -168,6 +170,21 @@ def free_tables(node: exp.Expr) -> set[str]:
     """Sources outside of `node` that it reads from: what makes it correlated."""
     found = nodes(node)
     return tables_read(found) - _named(found)
+
+
+def may_fail(node: exp.Expr, types: Mapping[tuple[str, str], str]) -> bool:
+    """Whether an expression may be an error for some row: where it divides into whole parts, unless by a number that is
+    not 0, and where it reckons with whole numbers, which have an end. `types`: of columns, by source and name."""
+    for one in node.walk():
+        if isinstance(one, exp.IntDiv | exp.Mod):
+            by = one.expression
+            if not (isinstance(by, exp.Literal) and not by.is_string and float(by.this)):
+                return True
+        if isinstance(one, _RECKONING):
+            kinds = {types.get((column.table, column.name), "") for column in columns(one)}
+            if kinds and kinds <= WHOLE:
+                return True
+    return False
 
 
 def has_query(node: exp.Expr) -> bool:

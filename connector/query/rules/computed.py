@@ -82,9 +82,9 @@ def _places(select: exp.Select) -> Iterator[exp.Expr]:
 
 
 def _fits(node: exp.Expr, types: dict[Key, str]) -> bool:
-    """Whether Arrow carries the result as it is."""
+    """Whether Arrow carries the result as it is, and there is one for rows that a join or CASE would have left out."""
     kinds = [types.get((column.table, column.name), "") for column in trees.columns(node)]
-    return all(kind and kind != "HUGEINT" for kind in kinds)
+    return all(kind and kind != "HUGEINT" for kind in kinds) and not trees.may_fail(node, types)
 
 
 def _alone(select: exp.Select, group: Group, found: list[exp.Expr]) -> set[Key]:

@@ -265,9 +265,6 @@ def _narrow(test: _Test, planning: Planning) -> None:
         _add(statement, one)
 
 
-_WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
-
-
 def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
     """The types of an output in each share; empty text where it is computed."""
     found = set()
@@ -281,7 +278,7 @@ def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
 
 def _comparable(kinds: set[str]) -> bool:
     """Whether = between them converts nothing that could fail or lose digits, here and after Arrow."""
-    return "" not in kinds and "HUGEINT" not in kinds and (len(kinds) == 1 or kinds <= _WHOLE)
+    return "" not in kinds and "HUGEINT" not in kinds and (len(kinds) == 1 or kinds <= trees.WHOLE)
 
 
 def _value(statement: exp.Expr, output: str) -> exp.Expr | None:
