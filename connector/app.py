@@ -67,6 +67,7 @@ from connector.management import (
     pages,
     problems,
     queries,
+    receipts,
     registrations,
     search,
     system,
@@ -91,6 +92,7 @@ from connector.usage import sources
 from connector.usage.facts import Known
 from connector.usage.grants import Grants
 from connector.usage.held import Over
+from connector.usage.receipts import Receipts
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
@@ -533,6 +535,7 @@ def management_app(parts: Services) -> FastAPI:
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
         reads_api.router(parts.store, tokens),
+        receipts.router(Receipts(parts.store, participant=parts.participant), tokens),
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),

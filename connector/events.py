@@ -144,6 +144,13 @@ class ReadRefused(Event):
     """A read that never started: no byte left."""
 
 
+class ReadTaken(Event):
+    """A receipt: what came of a read of ours at an owner, as the SDK tells it when the read is over. `process` is the
+    read's id as its owner told it. `detail`: counterparty, transfer, receipt (an id of this record's own), rows that
+    came, and `told`, what the owner's end record said (status, rows, bytes, digest); outcome broken where that did not
+    come, or not all its rows."""
+
+
 class DataReceived(Event):
     """What a provider pushed to us was checked and is kept. `detail`: rows, bytes, batches, whole, digest."""
 

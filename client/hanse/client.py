@@ -31,6 +31,7 @@ from hanse.flow import Access, Call, segment
 from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
 from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
+from hanse.receipts import Receipts
 from hanse.stream import Stream
 
 if TYPE_CHECKING:
@@ -230,6 +231,13 @@ class Dataset:
     def _about(self) -> tuple[str, str]:
         """What errors say of us."""
         return self.name, self.agreement_id
+
+    @property
+    def _receipts(self) -> Receipts:
+        """Where our own connector is told what came of each read."""
+        api = self._space.api
+        about = {"agreement": self.agreement_id, "transfer": self.transfer_id}
+        return Receipts(api.base, api.headers.get("authorization", ""), about)
 
     @contextmanager
     def _attributed(self) -> Iterator[None]:
@@ -442,6 +450,7 @@ class Dataset:
                 snapshot=snapshot,
                 start=start,
                 about=self._about,
+                receipts=self._receipts,
             )
 
         with self._attributed():
@@ -457,7 +466,7 @@ class Dataset:
         if epsilon is not None:
             body["epsilon"] = epsilon
         answer = self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
-        return Stream(answer, about=self._about)
+        return Stream(answer, about=self._about, receipts=self._receipts)
 
     def _asked(
         self, method: str, path: str, *, body: bytes = b"", media: str = "application/json", idle_seconds: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +24,7 @@ from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplet
 from hanse.options import extra
 from hanse.patience import Patience
 from hanse.plan import Due
+from hanse.receipts import LEFT, Receipt, Receipts
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,9 +65,10 @@ class Stream:
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
         about: tuple[str, str] | None = None,
+        receipts: Receipts | None = None,
     ) -> None:
         """`schema`, `due` and `snapshot`: what must come, where that is known; `start`: the place that it goes on from.
-        `about`: of which dataset, under which agreement."""
+        `about`: of which dataset, under which agreement. `receipts`: where each answer that it reads is told of."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
@@ -85,6 +88,8 @@ class Stream:
         self.error: HanseError | None = None
         self.schema: pa.Schema = schema
         self._memory: Memory | None = None
+        self._receipts = receipts
+        self._receipt: Receipt | None = None
         self._take(answer)
 
     def _take(self, answer: Answer) -> None:
@@ -94,6 +99,7 @@ class Stream:
         if self._memory is not None:
             self._body.into(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
+        self._begin_receipt()
         self._rows_before = self.rows
         self._after = "" if self._from is None else self._from["cursor"]
         self._messages = Messages(self._body)
@@ -104,10 +110,22 @@ class Stream:
                 self.schema = self._reader.schema
             elif not self._reader.schema.equals(self.schema):
                 raise Broken("expected a stream of the columns and types that were told before, came others")
-        except BaseException:
+        except BaseException as error:
             self._body.close()  # nobody has a stream to close: whoever keeps the error would keep the owner reading
+            self._end_receipt(error)
             raise
         self._validator = Validator(self._reader.schema)
+
+    def _begin_receipt(self) -> None:
+        """Each answer is a read of its own in its owner's log, and so in ours."""
+        if self._receipts is not None:
+            self._receipt = self._receipts.begin(self.read_id)
+            weakref.finalize(self, self._receipt.end, code=LEFT).atexit = False  # of a stream that nobody closes
+
+    def _end_receipt(self, why: BaseException | None = None, record: Mapping[str, Any] | None = None) -> None:
+        """What was being read is over: with its end record, or without one for this reason."""
+        if self._receipt is not None:
+            self._receipt.end(record, code=getattr(why, "code", "") or LEFT)
 
     def _check_snapshot(self, came: str) -> None:
         """Conflict where an answer is of another version than the one asked for, or than the rows before it."""
@@ -134,8 +152,11 @@ class Stream:
         try:
             while (batch := self._next_or_again()) is not None:
                 self.rows += batch.num_rows
+                if self._receipt is not None:
+                    self._receipt.rows += batch.num_rows
                 yield batch
         except HanseError as error:
+            self._end_receipt(error)
             self.error = error if self._about is None else error.about(*self._about)
             raise
         finally:
@@ -172,6 +193,7 @@ class Stream:
             raise error
         while True:
             self._body.close()
+            self._end_receipt(error)
             self._patience.bear(error)
             if self._closed:  # meanwhile: another attempt would be a read of its own
                 return
@@ -214,6 +236,7 @@ class Stream:
 
     def _close_with(self, end: Mapping[str, Any]) -> None:
         self.end = end
+        self._end_receipt(record=end)
         if (error := of_end(end)) is not None:
             raise error
         came = self.rows - self._rows_before
@@ -307,6 +330,7 @@ class Stream:
         """Stop. The owner records that the stream was broken off, unless it was at its end."""
         self._closed = True
         self._body.close()
+        self._end_receipt()
 
     def __enter__(self) -> Stream:
         return self

@@ -196,7 +196,13 @@ class Coordinator:
                 "rows": progress.rows,
                 "ms": progress.ms,
                 "owners": [
-                    {"owner": one.fragment.owner, "fragment": one.fragment.id, "rows": one.rows, "bytes": one.nbytes}
+                    {
+                        "owner": one.fragment.owner,
+                        "fragment": one.fragment.id,
+                        "agreements": list(one.fragment.agreements),
+                        "rows": one.rows,
+                        "bytes": one.nbytes,
+                    }
                     for one in answers
                     if one.missing is None
                 ],

@@ -20,6 +20,7 @@ from hanse.client import Dataset, Space
 from hanse.flow import Access, Name
 
 ARROW = "application/vnd.apache.arrow.stream"
+_RECEIPTS = ("POST", "/receipts")  # which readers send when it suits them: only tests that are about them look at it
 SCHEMA = pa.schema([("age", pa.int64()), ("name", pa.string())])
 
 
@@ -113,6 +114,9 @@ def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Conn
             headers = {name.lower(): value for name, value in self.headers.items()}
             query = dict(parse_qsl(parts.query))
             asked = Asked(self.command, path, query, headers, json.loads(text) if text else None)
+            if (self.command, path) == _RECEIPTS and _RECEIPTS not in made.routes:
+                self._answer({"recorded": 0, "unknown": []})
+                return
             made.asked.append(asked)
             missing = (404, {"code": "not_found", "detail": f"there is nothing at {path}"})
             route = made.routes.get((self.command, path), missing)

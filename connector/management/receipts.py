@@ -1,0 +1,72 @@
+"""Receipts on the management API: readers tell of each read that is over, and our log has what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.management.auth import Caller, Tokens
+from connector.usage import receipts
+from connector.usage.receipts import TOGETHER_MAX, Receipts
+
+_NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
+_Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
+_Id = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # an owner's own choice
+_Word = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
+
+
+class EndTold(BaseModel):
+    """What the owner's end record said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: _Word = ""
+    rows: _Count | None = None
+    bytes: _Count | None = None
+    digest: str = Field("", pattern=r"^[!-~]{0,200}$")
+    code: _Word = ""
+
+
+class ReadOver(BaseModel):
+    """A read that is over. One that is told again, by its `id`, counts once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Chosen at random by whoever read.")
+    agreement: str = Field(max_length=255, pattern=r"^[^\x00]*$")
+    transfer: str = Field("", max_length=255, pattern=r"^[^\x00]*$")
+    read: _Id = Field("", description="The read's id as its owner tells it (`hanse-read`, or `query` at its end).")
+    rows: _Count = Field(description="Rows that came.")
+    code: _Word = Field("", description="Why no end record came.")
+    end: EndTold | None = None
+
+    def ended(self) -> receipts.Ended:
+        told = None if self.end is None else receipts.Told(**self.end.model_dump())
+        return receipts.Ended(**self.model_dump(exclude={"end"}), end=told)
+
+
+class ReadsOver(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ends: list[ReadOver] = Field(min_length=1, max_length=TOGETHER_MAX)
+
+
+class RecordedView(BaseModel):
+    """How many are in the log now that were not before, and the ids of those under no agreement of ours."""
+
+    recorded: int
+    unknown: list[str]
+
+
+def router(kept: Receipts, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/receipts", tags=["transfers"])
+    consumer = Depends(tokens.require("consume"))
+
+    @routes.post("", summary="Tell of reads at owners that are over, for our own log")
+    async def told(over: ReadsOver, caller: Caller = consumer) -> RecordedView:
+        found = await kept.record([one.ended() for one in over.ends], by=caller.name)
+        return RecordedView(recorded=found.recorded, unknown=list(found.unknown))
+
+    return routes

@@ -1,0 +1,257 @@
+"""What the SDK tells its own connector of reads that are over: each once, after the end, in nobody's way."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hanse
+import pytest
+from hanse import errors, receipts
+from hanse.client import Dataset, Space
+from hanse.flow import Access, Name
+from hanse.receipts import Receipts
+
+from tests.client.support import Asked, Connector, batch, chunked, complete, connector, ipc
+
+BATCHES = [batch(1, 2), batch(3)]
+END = complete(3, bytes=80, digest="xxh3:0a", query="r1")
+WHOLE = chunked(ipc(BATCHES, END), extra="hanse-read: r1\r\n")
+TOLD = {"status": "complete", "rows": 3, "bytes": 80, "digest": "xxh3:0a"}
+
+
+@pytest.fixture(autouse=True)
+def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A teller of each test's own, with nothing left of others."""
+    monkeypatch.setattr(receipts, "_teller", receipts._Teller())
+    yield
+    receipts._teller.leave()
+
+
+@pytest.fixture
+def served() -> Iterator[Connector]:
+    with connector() as running:
+        running.routes["GET", "/transfers/trf/address"] = {
+            "endpoint": f"{running.url}/data/v1", "ticket": "t", "expires": time.time() + 900,
+        }  # fmt: skip
+        running.routes["GET", "/data/v1"] = WHOLE
+        running.routes["POST", "/receipts"] = lambda asked: {"recorded": len(asked.body["ends"]), "unknown": []}
+        yield running
+
+
+@pytest.fixture
+def air(served: Connector) -> Iterator[Dataset]:
+    with hanse.connect(served.url, "secret") as space:
+        yield dataset(space)
+
+
+def dataset(space: Space) -> Dataset:
+    return Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+
+
+def told(served: Connector, number: int = 1) -> list[dict[str, Any]]:
+    """The receipts that have come, once there are so many; without their ids, which are all different."""
+    ends = time.monotonic() + 10
+    while len(found := _ends(served)) < number and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert len({one.pop("id") for one in found}) == len(found)
+    return found
+
+
+def _ends(served: Connector) -> list[dict[str, Any]]:
+    return [dict(end) for asked in served.asked if asked.path == "/receipts" for end in asked.body["ends"]]
+
+
+def test_a_whole_read_is_told_with_what_came_and_what_its_owner_said(served: Connector, air: Dataset) -> None:
+    assert air.stream().to_arrow().num_rows == 3
+    assert told(served) == [{"agreement": "agr", "transfer": "trf", "read": "r1", "rows": 3, "end": TOLD}]
+    (asked,) = [one for one in served.asked if one.path == "/receipts"]
+    assert asked.headers["authorization"] == "Bearer secret"
+
+
+def test_a_question_to_one_owner_is_told_and_one_over_many_is_not(served: Connector, air: Dataset) -> None:
+    served.routes["POST", "/data/v1/query"] = served.routes["POST", "/queries"] = WHOLE
+    air._space.query("SELECT 1").to_arrow()  # our connector asks, and has a record of it
+    air.query("SELECT 1").to_arrow()
+    assert [one["rows"] for one in told(served)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "rows", "said"),
+    [
+        (chunked(ipc(BATCHES[:1], {"status": "revoked", "rows": 2})), 2, {"end": {"status": "revoked", "rows": 2}}),
+        (chunked(ipc(BATCHES, None)), 3, {"code": "StreamIncomplete"}),
+        (chunked(ipc(BATCHES, complete(9))), 3, {"end": {"status": "complete", "rows": 9}}),
+        (chunked(ipc(BATCHES, {"status": "x y", "rows": -1, "digest": 5 * "0" * 99, "bytes": True})), 3, {"end": {}}),
+    ],
+    ids=["revoked", "cut", "other rows", "nonsense"],
+)
+def test_what_did_not_end_well_is_told_as_it_was(
+    served: Connector, air: Dataset, answer: Any, rows: int, said: dict[str, Any]
+) -> None:
+    served.routes["GET", "/data/v1"] = answer
+    with pytest.raises(errors.HanseError):
+        air.stream(patience=0).to_arrow()
+    assert told(served) == [{"agreement": "agr", "transfer": "trf", "read": "", "rows": rows, **said}]
+
+
+@pytest.mark.parametrize("leave", ["close", "break", "forget"])
+def test_a_read_that_its_reader_leaves_is_told_once(served: Connector, air: Dataset, leave: str) -> None:
+    stream = air.stream()
+    if leave != "forget":
+        next(iter(stream))
+    if leave == "close":
+        stream.close()
+        stream.close()
+    del stream
+    gc.collect()
+    rows = 0 if leave == "forget" else 2
+    assert told(served) == [{"agreement": "agr", "transfer": "trf", "read": "r1", "rows": rows, "code": "left"}]
+
+
+def test_each_part_of_a_resumed_read_is_told_once(served: Connector, air: Dataset) -> None:
+    places = [{"block": -1, "cursor": f"c{n}"} for n in range(2)]
+    cut = chunked(ipc(BATCHES, None, places=places)[:-1], last=False, extra="hanse-read: r1\r\nhanse-snapshot: s\r\n")
+    rest = chunked(
+        ipc([batch(4)], complete(1), places=[{"block": -1, "cursor": "c2"}]),
+        extra="hanse-read: r2\r\nhanse-snapshot: s\r\n",
+    )
+    served.routes["GET", "/data/v1"] = lambda asked: rest if "after" in asked.query else cut
+    assert air.stream().to_arrow().num_rows == 4
+    found = told(served, 2)
+    assert [(one["read"], one["rows"], "end" in one) for one in found] == [("r1", 3, False), ("r2", 1, True)]
+
+
+def test_reads_that_end_together_are_told_in_one_call(served: Connector, air: Dataset) -> None:
+    for _ in range(20):
+        air.stream().to_arrow()
+    assert len(told(served, 20)) == 20
+    assert served.calls().count("POST /receipts") < 5
+
+
+def test_a_connector_that_is_busy_is_told_again_with_the_same_ids(
+    served: Connector, air: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "_PAUSES", (0.01, 0.01))
+    served.routes["POST", "/receipts"] = lambda _: (503, {"code": "busy"}) if len(_ends(served)) < 3 else {}
+    air.stream().to_arrow()
+    ends = time.monotonic() + 10
+    while len(_ends(served)) < 3 and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert len({end["id"] for end in _ends(served)}) == 1
+
+
+def refused(_: Asked) -> Any:
+    return 403, {"code": "scope_missing", "detail": "expected a token with the scope 'consume'"}
+
+
+@pytest.mark.parametrize("answer", [refused, (404, {}), [], {"unknown": ["x"]}], ids=["no", "old", "odd", "unknown"])
+def test_a_connector_that_does_not_take_it_is_warned_of_once_and_never_an_error(
+    served: Connector, air: Dataset, answer: Any
+) -> None:
+    served.routes["POST", "/receipts"] = answer
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(2):
+            assert air.stream().to_arrow().num_rows == 3
+            told(served, number + 1)
+            _until(lambda: receipts._teller._warned)
+    assert [one.category for one in caught if "receipt" in str(one.message)] == [RuntimeWarning]
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 10
+    while not holds() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert holds()
+
+
+def test_what_cannot_be_told_takes_little_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "_posted", lambda *_, **__: time.sleep(8) or {})
+    to = Receipts("http://127.0.0.1:9/api/v1", "Bearer x", {"agreement": "agr", "transfer": "trf"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        begun = time.monotonic()
+        for _ in range(20_000):
+            to.begin("r").end(code="left")
+        assert time.monotonic() - begun < 5
+    assert receipts._teller._ended.qsize() <= receipts._WAITING_MAX
+    begun = time.monotonic()
+    receipts._teller.leave()
+    assert time.monotonic() - begun < 5
+    monkeypatch.setattr(receipts, "_teller", receipts._Teller())
+
+
+def test_a_process_that_ends_tells_first(served: Connector) -> None:
+    code = """
+        import hanse, sys
+        from hanse.client import Dataset
+        from hanse.flow import Access, Name
+        space = hanse.connect(sys.argv[1], "secret")
+        air = Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+        kept = iter(air.stream())
+        next(kept)
+        air.stream().to_arrow()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), served.url], check=True, timeout=60)
+    assert sorted((one["rows"], one.get("code", "")) for one in told(served, 2)) == [(2, "left"), (3, "")]
+
+
+def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None:
+    def silent(_: Asked) -> Any:
+        time.sleep(20)
+
+    served.routes["POST", "/receipts"] = silent
+    code = """
+        import hanse, sys, time
+        from hanse.client import Dataset
+        from hanse.flow import Access, Name
+        space = hanse.connect(sys.argv[1], "secret")
+        Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")).stream().to_arrow()
+        print(time.time())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), served.url], check=True, timeout=60, capture_output=True
+    )
+    assert time.time() - float(done.stdout) < 5
+
+
+def _reads(air: Dataset, kept: Any) -> None:
+    air.stream().to_arrow()
+    if kept is not None:
+        kept.close()  # our parent's
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_tells_of_its_own_reads_and_of_no_others(served: Connector, air: Dataset, method: Any) -> None:
+    stream = air.stream()
+    first = next(batches := iter(stream))
+    worker = multiprocessing.get_context(method).Process(
+        target=_reads, args=(air, stream if method == "fork" else None)
+    )
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert [one["rows"] for one in told(served)] == [3]
+    assert (first.num_rows, sum(one.num_rows for one in batches)) == (2, 1)
+    assert [(one["rows"], "end" in one) for one in told(served, 2)] == [(3, True), (3, True)]
+
+
+def test_a_bare_fork_tells_of_nothing_that_was_before(served: Connector, air: Dataset) -> None:
+    air.stream().to_arrow()
+    child = os.fork()
+    if not child:
+        receipts._teller.leave()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(told(served)) == 1
+    time.sleep(0.5)
+    assert len(_ends(served)) == 1
