@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hanse.cli import access, audit, config, dataset, duty, fact, offer, policy, query, token, trade, transfer
+from hanse.cli import access, audit, config, dataset, duty, fact, match, offer, policy, query, token, trade, transfer
 from hanse.cli.out import EXIT, complain, exit_code
 from hanse.errors import HanseError
 
@@ -117,6 +117,7 @@ app.add_typer(offer.commands, name="offer")
 app.add_typer(policy.commands, name="policy")
 app.add_typer(fact.commands, name="fact")
 app.add_typer(duty.commands, name="duty")
+match.register(audit.commands)
 app.add_typer(audit.commands, name="audit")
 app.add_typer(token.commands, name="token")
 app.add_typer(transfer.commands, name="transfer")

@@ -1,0 +1,106 @@
+"""`hanse audit match`: what one log says that left, against what the other says that came."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hanse.cli.out import AsJson, number_of, print_json, print_rows, say
+from hanse.errors import BadInput, SignerUnknown, Unverified
+
+File = Annotated[Path, typer.Argument(help="An evidence file of one side.", show_default=False)]
+Key = Annotated[list[str], typer.Option(help="A log's verifier key, or a file with it; give both sides'.")]
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the command to those of `hanse audit`."""
+    commands.command("match")(match)
+
+
+def match(
+    one: File,
+    other: Annotated[Path, typer.Argument(help="And of the other; in either order.", show_default=False)],
+    key: Key = [],  # noqa: B006  typer reads it, nobody changes it
+    limit: Annotated[int, typer.Option(min=1, help="Reads that are shown, what contradicts first.")] = 100,
+    strict: Annotated[bool, typer.Option(help="A read without a receipt is a failure, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evidence files offline: do the reads that an owner recorded agree with what its readers had?
+
+    Both are verified first. Exit 6 where one does not hold, or they contradict each other. Exit 7 where they do not and
+    no --key was given: who signed them is not known then.
+    """
+    from hanse.match import NO_RECEIPT
+    from hanse.match import match as compared
+
+    trusted = {_verified(path, [_text(text) for text in key]) for path in (one, other)}
+    if len(trusted) < 2:
+        raise BadInput(f"expected the files of two logs, came two of the same: {one} and {other}")
+    found = compared(one, other)
+    if not found.reads:
+        raise BadInput(
+            "expected two logs of which one side has read from the other, came two without a read or an agreement in "
+            "common: is one of them an extract of something else?"
+        )
+    if as_json:
+        print_json({"counts": dict(found.counts), "reads": [asdict(read) for read in found.reads]})
+    else:
+        _show(found, limit)
+    if found.contradictions:
+        raise Unverified(
+            f"the two logs contradict each other about {number_of(found.contradictions, 'read')}",
+            code="logs_contradict",
+        )
+    if strict and found.counts[NO_RECEIPT]:
+        raise Unverified(f"{number_of(found.counts[NO_RECEIPT], 'read')} without a receipt", code="receipts_missing")
+    if not key:
+        raise SignerUnknown(
+            "the two files contradict each other nowhere, and who signed them is not known: their keys came with them; "
+            "give those of both logs with --key, from sources that you trust (exit code 7)",
+            code="signer_unknown",
+        )
+
+
+def _verified(path: Path, keys: list[str]) -> str:
+    """The key of the log that a file is of. Unverified where it does not hold, or is of none of these."""
+    from hanse import verify
+
+    report = verify.verify(path)
+    if not report.ok:
+        raise Unverified(f"{path} does not hold: {report.problem}", code="evidence_invalid")
+    if keys and report.key not in keys:
+        raise Unverified(
+            f"{path} is signed with none of the keys given, but with {report.key}", code="evidence_invalid"
+        )
+    return report.key
+
+
+def _text(key: str) -> str:
+    """A verifier key from an option: a file that holds it, or itself."""
+    return key if "+" in key and not Path(key).is_file() else Path(key).read_text("utf-8").strip()
+
+
+def _show(found: Any, limit: int) -> None:
+    columns: dict[str, Any] = {
+        "verdict": "verdict",
+        "reader": lambda row: _name(row["reader"]),
+        "owner": lambda row: _name(row["owner"]),
+        "dataset": lambda row: row["dataset"].rpartition(":")[2],
+        "time": "time",
+        "read": "read",
+        "came": "came",
+        "left": "left",
+        "why": "why",
+    }
+    print_rows([asdict(read) for read in found.reads[:limit]], columns, as_json=False)
+    if len(found.reads) > limit:
+        say(f"{number_of(len(found.reads) - limit, 'more read')}: --limit shows more, --json all")
+    say(", ".join(f"{count:,} {verdict}" for verdict, count in found.counts.items() if count))
+
+
+def _name(origin: str) -> str:
+    """Of `north.example/audit/north` the last part, which people say."""
+    return str(origin).rpartition("/")[2]
