@@ -70,7 +70,7 @@ def show(
     """
     from hanse.verify import Bad, verify_record
 
-    given = _key(key)
+    given = key_of(key)
     record = space().api.get(f"/audit/events/{idx}")
     try:
         verify_record(record, idx, given or str(record.get("key", "")))
@@ -151,7 +151,7 @@ def verify(
 
     from hanse import verify as offline
 
-    report = offline.verify(file, key=_key(key), after=after)
+    report = offline.verify(file, key=key_of(key), after=after)
     if as_json:
         print_json(asdict(report))
     else:
@@ -166,7 +166,7 @@ def verify(
         )
 
 
-def _key(text: str) -> str | None:
+def key_of(text: str) -> str | None:
     """A verifier key from an option: a file that holds it, or itself."""
     if not text:
         return None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hanse.cli.audit import key_of
 from hanse.cli.out import AsJson, number_of, print_json, print_rows, say
 from hanse.errors import BadInput, SignerUnknown, Unverified
 
@@ -36,7 +37,7 @@ def match(
     from hanse.match import NO_RECEIPT
     from hanse.match import match as compared
 
-    trusted = {_verified(path, [_text(text) for text in key]) for path in (one, other)}
+    trusted = {_verified(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
     if len(trusted) < 2:
         raise BadInput(f"expected the files of two logs, came two of the same: {one} and {other}")
     found = compared(one, other)
@@ -76,11 +77,6 @@ def _verified(path: Path, keys: list[str]) -> str:
             f"{path} is signed with none of the keys given, but with {report.key}", code="evidence_invalid"
         )
     return report.key
-
-
-def _text(key: str) -> str:
-    """A verifier key from an option: a file that holds it, or itself."""
-    return key if "+" in key and not Path(key).is_file() else Path(key).read_text("utf-8").strip()
 
 
 def _show(found: Any, limit: int) -> None:
