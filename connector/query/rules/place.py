@@ -22,7 +22,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 
 
 def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: bool = False) -> exp.Expr:
-    """The residual of one query; `distinct`: the place it stands in asks only which rows there are."""
+    """The residual of one query; `distinct`: the place it stands in asks only which rows there are, not how often."""
+    distinct = distinct and not any(node.args.get(name) for name in ("limit", "offset"))  # these count rows
     found = whole_block.apply(node, planning, root=root, distinct=distinct) if planning.full else None
     if found is not None:
         return found
@@ -32,7 +33,8 @@ def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: 
     if isinstance(node, exp.Subquery):
         node.set("this", _query(node.this, planning, distinct=distinct))
     elif isinstance(node, SETS):
-        only = distinct or bool(node.args.get("distinct"))
+        # EXCEPT ALL takes away as many as there are.
+        only = bool(node.args.get("distinct")) or (distinct and not isinstance(node, exp.Except))
         node.set("this", _query(node.this, planning, distinct=only))
         node.set("expression", _query(node.args["expression"], planning, distinct=only))
     elif isinstance(node, exp.Select):

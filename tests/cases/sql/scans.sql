@@ -24,3 +24,14 @@ SELECT d.name FROM f1 AS d WHERE NOT EXISTS(SELECT 1 AS one FROM f0 AS t WHERE t
 SELECT DISTINCT t.drug FROM trials AS t WHERE t.dose > 2 AND t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1);
 -- f1
 SELECT d.name, d.drug FROM drugs AS d;
+
+-- EXCEPT ALL takes away as many as there are: owners leave nothing out.
+SELECT note FROM west.private WHERE drug IN (SELECT drug FROM north.drugs EXCEPT ALL SELECT drug FROM south.trials);
+-- here
+SELECT private.note FROM f2 AS private WHERE private.drug IN (SELECT f0.drug FROM f0 EXCEPT ALL SELECT f1.drug FROM f1);
+-- f0
+SELECT drugs.drug FROM drugs;
+-- f1
+SELECT trials.drug FROM trials;
+-- f2
+SELECT private.note, private.drug FROM private;
