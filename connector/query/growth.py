@@ -49,7 +49,8 @@ def refusal() -> QueryInvalid:
 
 
 class Reckoned:
-    """`renamed`: sources and WITH queries whose columns get names (`AS x(a, b)`), with all of their columns' names;
+    """`renamed`: sources and WITH queries whose columns get names (`AS x(a, b)`, or where two are called alike), with
+    all of their columns' names;
     `selects`: SELECTs with the columns of their sources, by alias."""
 
     def __init__(self, planning: Planning) -> None:
@@ -80,12 +81,12 @@ class Reckoned:
         outputs: list[tuple[str, int]] = []
         for output in select.expressions:
             if output.is_star:
-                shown = _shown(output, sources)
+                shown = _shown(output, sources, select.args.get("joins") or ())
                 self._show(len(shown))
                 outputs += [(name, _STAR) for name in shown]
                 continue
             found = self._size(output.unalias(), plain, known)
-            outputs.append((fold(output.alias_or_name), found))
+            outputs.append((fold(output.output_name), found))
             if isinstance(output, exp.Alias):
                 named[fold(output.alias)] = found
                 if fold(output.alias) not in columns:
@@ -109,12 +110,14 @@ class Reckoned:
         return names or known.get(fold(source.name), ())
 
     def _renamed(self, source: exp.Expr, names: Names) -> Names:
-        """The names, the first of them as `AS x(a, b)` calls them."""
+        """The names, the first of them as `AS x(a, b)` calls them, each once."""
         alias = source.args.get("alias")
         given = [fold(name.name) for name in alias.args.get("columns") or ()] if alias is not None else []
-        if not given:
+        called = [name for name in names if name]
+        if not given and len(set(called)) == len(called):
             return names
         found = [*given, *names[len(given) :]]
+        found = trees.apart([name or f"_col_{place}" for place, name in enumerate(found)])
         self.renamed.append((source, found))
         return found
 
@@ -155,8 +158,14 @@ class Reckoned:
             raise refusal()
 
 
-def _shown(star: exp.Expr, sources: Mapping[str, Names]) -> Names:
-    """What `*` or `t.*` stands for."""
+def _shown(star: exp.Expr, sources: Mapping[str, Names], joins: Sequence[exp.Expr]) -> Names:
+    """What `*` or `t.*` stands for: what USING merges once, and nothing of what a join only tests."""
     if isinstance(star, exp.Column) and star.table:
         return sources.get(fold(star.table), ())
-    return [name for names in sources.values() for name in names]
+    merged = {fold(name.name) for join in joins for name in join.args.get("using") or ()}
+    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
+    shown: list[str] = []
+    for alias, names in sources.items():
+        if alias not in hidden:
+            shown += [name for name in names if not (name in merged and name in shown)]
+    return shown

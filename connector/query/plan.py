@@ -122,16 +122,10 @@ def _all(fragment: Fragment, others: Mapping[int, str]) -> str:
     return f'SELECT {", ".join(outputs) if others else "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
 
 
-def _first(tree: exp.Expr) -> exp.Select:
-    while not isinstance(tree, exp.Select):
-        tree = tree.this
-    return tree
-
-
 def _written(tree: exp.Expr) -> list[str]:
     """The names of the outputs as they were written; empty for `*`."""
     found = []
-    for output in _first(tree).expressions:
+    for output in trees.first_select(tree).expressions:
         if output.is_star:
             found.append("")
         elif isinstance(output, exp.Alias | exp.Column):
@@ -145,7 +139,7 @@ def _written(tree: exp.Expr) -> list[str]:
 
 def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
     """The outputs' names: as written, and for `*` as the owners spell their columns."""
-    outputs = [output.alias_or_name for output in _first(tree).expressions]
+    outputs = trees.output_names(tree)
     if len(outputs) == len(written) and all(written):
         return written
     spelled = {fold(column.name): column.name for info in planning.tables.values() for column in info.columns}
@@ -153,9 +147,14 @@ def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
 
 
 def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
-    """The residual with its outputs named as the caller wrote them; ORDER BY follows."""
-    first = _first(tree)
-    new = {output.alias_or_name: name for output, name in zip(first.expressions, names, strict=True)}
+    """The residual with its outputs named as the caller wrote them; ORDER BY follows, by the place of an output whose
+    name is another's, too."""
+    first = trees.first_select(tree)
+    times = Counter(map(fold, names))
+    new = {
+        output.alias_or_name: trees.column(name) if times[fold(name)] == 1 else exp.Literal.number(place)
+        for place, (output, name) in enumerate(zip(first.expressions, names, strict=True), 1)
+    }
     for output, name in zip(first.expressions, names, strict=True):
         output.set("alias", exp.to_identifier(name)) if isinstance(output, exp.Alias) else output.replace(
             trees.named(output.copy(), name)
@@ -163,7 +162,7 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
     order = tree.args.get("order")
     for column in [] if order is None else list(order.find_all(exp.Column)):
         if not column.table and column.name in new:
-            column.replace(trees.column(new[column.name]))
+            column.replace(new[column.name].copy())
     return tree
 
 

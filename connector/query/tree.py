@@ -6,7 +6,8 @@ without a look at scopes. Must not know plans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from sqlglot import exp
 
@@ -19,6 +20,7 @@ _FROM = frozenset({exp.Table, exp.Subquery})
 _RECKONING = (exp.Add, exp.Sub, exp.Mul, exp.Neg, exp.Abs)
 WHOLE = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"))
 _NAMES = frozenset({exp.Table, exp.Column, exp.Literal, exp.Identifier})  # below them are names only
+TESTS = ("SEMI", "ANTI")  # joins that add no columns
 WINDOW_FUNCTIONS = (
     exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
     exp.FirstValue, exp.LastValue,
@@ -279,6 +281,35 @@ def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
     for name in ("grouping_sets", "cube", "rollup"):
         found += clause.args.get(name) or []
     return found
+
+
+def first_select(query: exp.Expr) -> exp.Select:
+    """The SELECT whose outputs give a query's their names."""
+    while not isinstance(query, exp.Select):
+        query = query.this
+    return query
+
+
+def output_names(query: exp.Expr) -> list[str]:
+    return [output.alias_or_name for output in first_select(query).expressions]
+
+
+def apart(names: Sequence[str]) -> list[str]:
+    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
+    found: dict[str, None] = {}
+    times = Counter[str]()
+    for name in names:
+        own = name
+        while own in found:
+            times[name] += 1
+            own = f"{name}_{times[name]}"
+        found[own] = None
+    return list(found)
+
+
+def is_place(key: exp.Expr) -> bool:
+    """Whether a key of ORDER BY or GROUP BY is the place of an output."""
+    return isinstance(key, exp.Literal) and key.is_int
 
 
 def column(name: str, table: str = "") -> exp.Column:

@@ -65,6 +65,7 @@ def outcome(case: Case) -> dict[str, str]:
         "exists",
         "all_owners",
         "names",
+        "outputs",
         "inline_ctes",
         "conjuncts",
         "implied",

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from connector.query.planning import Planning
 
 RULES: dict[str, str] = {
-    "exists": "EXISTS asks for no column",
     "all_owners": 'a dataset of the owner "all" is the union of every owner\'s share',
     "names": "every column and source has one name, * is written out",
+    "outputs": "every output has a name of its own, and ORDER BY names outputs",
+    "exists": "EXISTS asks for no column",
     "inline_ctes": "WITH queries stand where they are used, if that cannot change them",
     "outer_to_inner": "a LEFT join whose NULL rows WHERE throws away is an inner join",
     "conjuncts": "conditions of inner joins stand in WHERE, one by one",

@@ -23,7 +23,7 @@ from policies.enforce.rewrite import every
 
 _NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
-_TESTS = ("SEMI", "ANTI")  # joins that add no columns
+_CALLED = "called"  # noted at outputs that have their name by AS, while names are bound
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
@@ -33,6 +33,10 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
+        _written_outputs(select)
+    for node in trees.nodes(tree):
+        if isinstance(node, exp.Ordered | exp.Group):
+            _bare_keys(node)
     _call_unnamed(tree)
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
@@ -50,12 +54,16 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     except SqlglotError as error:
         said = f"{_words(error)}; {_units(str(error), tree, planning)}{_there(schema)}"
         raise QueryInvalid(said, code="column_unknown") from None
+    for source, names in reckoned.renamed:
+        _check_names(source, names)
     nodes = every(bound)
     _of_one_side(nodes)
-    _forget(nodes)
     for node in nodes:
         if isinstance(node, exp.Select):
-            _clauses(node)
+            _group(node)
+        if isinstance(node, _NESTED) and (order := node.args.get("order")) is not None:
+            _order(node, order)
+    _forget(nodes)
     return rename(bound)
 
 
@@ -126,6 +134,21 @@ def _written_alias(source: exp.Expr) -> None:
         source.replace(exp.Subquery(this=query, alias=alias.copy()))
 
 
+def _bare_keys(clause: exp.Expr) -> None:
+    """Keys of ORDER BY and GROUP BY out of brackets, which the engine does not see: `(1)` is a place."""
+    for key in [one for one in clause.iter_expressions() if isinstance(one, exp.Paren)]:
+        key.replace(key.unnest())
+
+
+def _written_outputs(select: exp.Select) -> None:
+    """Note which outputs are called by AS, and give subqueries a name: the binder's would be a table's."""
+    for place, output in enumerate(select.expressions):
+        if isinstance(output, exp.Alias):
+            output.meta[_CALLED] = True
+        elif isinstance(output, exp.Subquery):
+            output.replace(trees.named(output.copy(), f"_col_{place}"))
+
+
 def _call_unnamed(tree: exp.Expr) -> None:
     """Derived tables without an alias get one each, as the binder would call them."""
     found = [source for select in trees.selects(tree) for source in trees.sources(select)]
@@ -139,14 +162,17 @@ def _call_unnamed(tree: exp.Expr) -> None:
 
 
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
-    """`AS x(a)` renames every column, those after the first to what the engine calls them where one is an `a`, too."""
-    shown: list[str] = []
-    for place, name in enumerate(names):
-        wanted, number = name or f"_col_{place}", 0
-        while (new := f"{wanted}_{number}" if number else wanted) in shown:
-            number += 1
-        shown.append(new)
-    source.args["alias"].set("columns", [exp.to_identifier(name, quoted=True) for name in shown])
+    """`AS x(a)` renames every column."""
+    source.args["alias"].set("columns", [exp.to_identifier(name, quoted=True) for name in names])
+
+
+def _check_names(source: exp.Expr, names: Sequence[str]) -> None:
+    """That the binder has written out every `*` as it was reckoned: names are given by their places."""
+    if len(trees.first_select(source.this).expressions) != len(names):
+        raise QueryInvalid(
+            f"{source.alias}: expected {len(names)} columns, came another number; name its columns instead of *",
+            code="syntax_not_allowed",
+        )
 
 
 def _apart(tree: exp.Expr, planning: Planning) -> None:
@@ -170,7 +196,7 @@ def _columns_first(select: exp.Select, columns: Mapping[str, Sequence[str]]) -> 
         return
     outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
     joins = select.args.get("joins") or ()
-    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in _TESTS}
+    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
     merged = {fold(name.name) for join in joins for name in join.args.get("using") or ()}
     grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
     keys = _keys(select)
@@ -198,28 +224,45 @@ def _keys(select: exp.Select) -> dict[str, str]:
     return {fold(key.name): fold(key.table) for key in found if isinstance(key, exp.Column)}
 
 
-def _clauses(select: exp.Select) -> None:
-    """GROUP BY ALL, ORDER BY ALL, and outputs named inside expressions of ORDER BY, written out."""
-    group = select.args.get("group")
+def _group(select: exp.Select) -> None:
+    """GROUP BY ALL, written out. A key with a subquery is the output's place: as a copy, it would be another subquery."""
+    group, outputs = select.args.get("group"), [output.unalias() for output in select.expressions]
     if group is not None and group.args.get("all"):
-        keys = [output.unalias() for output in select.expressions]
-        plain = [key.copy() for key in keys if not any(trees.is_aggregate(node) for node in key.walk())]
+        plain = [key.copy() for key in outputs if not trees.aggregates(exp.Select(expressions=[key.copy()]))]
         plain = [key for key in plain if trees.free_tables(key)]  # ALL is of what varies: a number would be a place
-        select.set("group", exp.Group(expressions=plain) if plain else None)
-    order = select.args.get("order")
-    if order is not None:
-        _order(select, order)
+        group = exp.Group(expressions=plain) if plain else None
+        select.set("group", group)
+    for key in list(group.expressions) if group is not None else ():
+        if trees.has_query(key) and key in outputs:
+            key.replace(exp.Literal.number(outputs.index(key) + 1))
 
 
-def _order(select: exp.Select, order: exp.Expr) -> None:
-    outputs = {output.alias_or_name: output.unalias() for output in select.expressions}
+def _order(query: exp.Expr, order: exp.Expr) -> None:
+    """ORDER BY ALL as places; outputs named inside of expressions, written out; and the place of an output that is
+    meant by a name which several have: of SELECT it is the last that is called so, of UNION the first."""
+    outputs = trees.first_select(query).expressions
     first = order.expressions[0] if order.expressions else None
     if len(order.expressions) == 1 and isinstance(first, exp.Ordered) and _is_all(first.this):
-        order.set("expressions", [_like(first, trees.column(name)) for name in outputs])
-    for ordered in order.expressions:
-        for column in list(ordered.find_all(exp.Column)):
-            if not column.table and column.parent is not ordered and column.name in outputs:
-                trees.put(outputs[column.name], column)
+        places = range(1, len(outputs) + 1)
+        order.set("expressions", [_like(first, exp.Literal.number(place)) for place in places])
+    for column in [one for one in order.find_all(exp.Column) if not one.table] if isinstance(query, exp.Select) else ():
+        same = [place for place, output in enumerate(outputs, 1) if output.alias_or_name == column.name]
+        if same and not isinstance(column.parent, exp.Ordered):
+            trees.put(outputs[_meant(same, outputs) - 1].unalias(), column)
+        elif len(same) > 1:
+            column.replace(exp.Literal.number(_meant(same, outputs)))
+
+
+def _meant(places: Sequence[int], outputs: Sequence[exp.Expr]) -> int:
+    """Which of the outputs of one name a key of ORDER BY means."""
+    called = [place for place in places if outputs[place - 1].meta.get(_CALLED)]
+    if not called and any(outputs[place - 1] != outputs[places[0] - 1] for place in places):
+        name = outputs[places[0] - 1].alias_or_name
+        raise QueryInvalid(
+            f"ORDER BY {name}: expected one output of that name, came {len(places)}; write table.{name}, or its place",
+            code="column_unknown",
+        )
+    return called[-1] if called else places[0]
 
 
 def _is_all(node: exp.Expr) -> bool:

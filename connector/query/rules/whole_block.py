@@ -7,7 +7,6 @@ from sqlglot import exp
 from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.planning import Planning, Share
-from policies.enforce.nodes import SETS
 
 
 def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> exp.Expr | None:
@@ -17,7 +16,7 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
         return None
     owner, _ = found
     query = trees.unwrapped(node).copy()
-    names = _outputs(query)
+    names = trees.output_names(query)
     order = _order(query, names) if root else []
     if distinct and trees.is_plain(query):
         query.set("distinct", exp.Distinct())
@@ -30,23 +29,6 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
                             nulls_first=one.args.get("nulls_first")) for name, one in order]  # fmt: skip
         select.set("order", exp.Order(expressions=keys))
     return select
-
-
-def _outputs(query: exp.Expr) -> list[str]:
-    """Names of the query's columns, made unique where the query has two of one name."""
-    first = query
-    while isinstance(first, (*SETS, exp.Subquery)):
-        first = first.this
-    names: list[str] = []
-    for output in first.selects if isinstance(first, exp.Select) else []:
-        name, number = output.alias_or_name, 0
-        while name in names:
-            number += 1
-            name = f"{output.alias_or_name}_{number}"
-        if name != output.alias_or_name:
-            output.set("alias", exp.to_identifier(name))
-        names.append(name)
-    return names
 
 
 def _order(query: exp.Expr, names: list[str]) -> list[tuple[str, exp.Ordered]]:

@@ -11,7 +11,7 @@ SELECT d.name FROM north.drugs AS d WHERE d.drug IN (SELECT d_2.drug FROM south.
 -- GROUP BY ALL takes every output without an aggregate.
 SELECT ward, count(*) AS n FROM north.patients GROUP BY ALL ORDER BY ALL;
 -- here
-SELECT patients.ward, COUNT(*) AS n FROM north.patients GROUP BY patients.ward ORDER BY ward, n;
+SELECT patients.ward, COUNT(*) AS n FROM north.patients GROUP BY patients.ward ORDER BY 1, 2;
 
 -- USING becomes a comparison.
 SELECT name, dose FROM north.drugs JOIN south.trials USING (drug);
@@ -22,3 +22,18 @@ SELECT drugs.name, trials.dose FROM north.drugs JOIN south.trials ON drugs.drug 
 SELECT t.a FROM north.makers AS t(a, b);
 -- here
 SELECT t.a FROM (SELECT makers.maker AS a, makers.country AS b FROM north.makers) AS t;
+
+-- A name that two outputs have means the last that is called so, in brackets, too.
+SELECT m.*, m.maker AS country FROM north.makers m ORDER BY (country), maker;
+-- here
+SELECT m.maker, m.country, m.maker AS country FROM north.makers AS m ORDER BY 3, m.maker;
+
+-- A key with a subquery stays one subquery: the output's.
+SELECT drug IN (SELECT t.drug FROM south.trials t) AS tried, count(*) AS n FROM north.drugs GROUP BY tried;
+-- here
+SELECT drugs.drug IN (SELECT t.drug FROM south.trials AS t) AS tried, COUNT(*) AS n FROM north.drugs GROUP BY 1;
+
+-- Of a derived table's outputs, those of one name are called as the engine calls them.
+SELECT j.* FROM (SELECT * FROM north.makers a JOIN north.makers b ON b.country = a.country) j WHERE j.maker = 1;
+-- here
+SELECT j.maker, j.country, j.maker_1, j.country_1 FROM (SELECT a.maker AS maker, a.country AS country, b.maker AS maker_1, b.country AS country_1 FROM north.makers AS a JOIN north.makers AS b ON b.country = a.country) AS j WHERE j.maker = 1;

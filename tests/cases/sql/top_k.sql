@@ -32,3 +32,14 @@ SELECT p.id, p.age FROM patients AS p;
 SELECT p.id, p.age FROM patients AS p;
 -- f1.west
 SELECT p.id, p.age FROM patients AS p;
+
+-- An order by place goes along, also where another output has the same name.
+SELECT id, age, -age AS age FROM "all".patients ORDER BY 3, 1 LIMIT 3;
+-- here
+SELECT patients.id, patients.age, -patients.age AS age FROM f0 AS patients ORDER BY 3, id LIMIT 3;
+-- f0.north
+SELECT patients.id, patients.age FROM patients ORDER BY -patients.age, patients.id LIMIT 3;
+-- f0.south
+SELECT patients.id, patients.age FROM patients ORDER BY -patients.age, patients.id LIMIT 3;
+-- f0.west
+SELECT patients.id, patients.age FROM patients ORDER BY -patients.age, patients.id LIMIT 3;

@@ -52,3 +52,14 @@ SELECT p.id AS c0, MEDIAN(v.cost) AS c1, COUNT(*) AS c2 FROM patients AS p, visi
 SELECT p.id AS c0, MEDIAN(v.cost) AS c1, COUNT(*) AS c2 FROM patients AS p, visits AS v WHERE v.patient = p.id GROUP BY p.id;
 -- f0.west
 SELECT p.id AS c0, MEDIAN(v.cost) AS c1, COUNT(*) AS c2 FROM patients AS p, visits AS v WHERE v.patient = p.id GROUP BY p.id;
+
+-- An order by place is that of the output there, also where another has the same name.
+SELECT patient, count(*) AS n, count(DISTINCT drug) AS n FROM "all".visits GROUP BY patient ORDER BY 2 DESC LIMIT 4;
+-- here
+SELECT f0.c0 AS patient, f0.c1 AS n, f0.c2 AS n FROM f0 ORDER BY 2 DESC LIMIT 4;
+-- f0.north
+SELECT visits.patient AS c0, COUNT(*) AS c1, COUNT(DISTINCT visits.drug) AS c2 FROM visits GROUP BY visits.patient;
+-- f0.south
+SELECT visits.patient AS c0, COUNT(*) AS c1, COUNT(DISTINCT visits.drug) AS c2 FROM visits GROUP BY visits.patient;
+-- f0.west
+SELECT visits.patient AS c0, COUNT(*) AS c1, COUNT(DISTINCT visits.drug) AS c2 FROM visits GROUP BY visits.patient;
