@@ -7,6 +7,7 @@ each output a name, and each WITH query a random one. Must not know contracts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -59,6 +60,7 @@ class _Scope:
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
     merged: set[str] = field(default_factory=set)
     aliases: set[str] = field(default_factory=set)
+    keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
     outer: _Scope | None = None
 
 
@@ -125,6 +127,8 @@ class _Binder:
         scope.aliases = {fold(p.alias) for p in node.expressions if isinstance(p, exp.Alias)}
         columns = self._outputs(node, ctes, scope)
         _order_all(node, len(columns))
+        times = Counter(map(fold, columns))
+        scope.keys = frozenset(scope.aliases) | {name for name in times if times[name] == 1}
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
             clause = node.args.get(name)
             if clause is not None:
@@ -251,7 +255,7 @@ class _Binder:
         around: _Scope | None = scope
         while around is not None:
             found = _holders(folded, around, on=on)
-            if len(found) > 1 and folded not in around.merged:
+            if len(found) > 1 and folded not in around.merged and not (folded in around.keys and _is_key(node)):
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
             for alias in found:
                 _read_one(folded, alias, around)
@@ -267,6 +271,8 @@ class _Binder:
             if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
                 return level
             level = level.outer
+        if _holders(fold(alias), scope, on=on):
+            refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
         told = ", ".join(one for one in scope.sources if one.strip()) or "none"
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
 
@@ -282,6 +288,12 @@ class _Binder:
 @lru_cache(maxsize=1024)
 def _folded(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
+
+
+def _is_key(node: exp.Expr) -> bool:
+    """Whether a column is a key of a query's ORDER BY, all of it; in a window's, the engine looks for no output."""
+    order = node.parent.parent if isinstance(node.parent, exp.Ordered) else None
+    return isinstance(order, exp.Order) and isinstance(order.parent, exp.Select)
 
 
 @lru_cache(maxsize=1024)

@@ -114,7 +114,8 @@ SCALARS: dict[type[exp.Expr], tuple[frozenset[str], tuple[str, ...]]] = {
 FUNCTIONS = {**AGGREGATES, **WINDOW_ONLY, **SCALARS}
 
 # What operators and intervals are called in the engine's syntax tree.
-_OPERATORS = ("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*", "like_escape", "not_like_escape")
+_OPERATORS = ("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*", "like_escape", "not_like_escape",
+              "ilike_escape", "not_ilike_escape")  # fmt: skip
 _INTERVALS = ("to_years", "to_months", "to_weeks", "to_days", "to_hours", "to_minutes", "to_seconds", "to_quarters")
 _UNASKED = ("trunc", "row")  # what the engine's parser adds to an interval, and to a row value in IN
 

@@ -94,11 +94,12 @@ _DTYPES = (
     " CHAR VARCHAR TEXT DATE TIMESTAMP TIMESTAMPNTZ TIMESTAMPTZ TIME"
 )
 TYPES: frozenset[exp.DType] = frozenset(exp.DType[name] for name in _DTYPES.split())
-UNITS: frozenset[str] = frozenset(
+INTERVALS: frozenset[str] = frozenset(
     name + plural
     for name in ["YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND"]
     for plural in ("", "S")
-) | {"EPOCH", "DOY", "DAYOFYEAR", "DOW", "DAYOFWEEK", "ISODOW", "DECADE", "CENTURY"}
+)
+UNITS: frozenset[str] = INTERVALS | {"EPOCH", "DOY", "DAYOFYEAR", "DOW", "DAYOFWEEK", "ISODOW", "DECADE", "CENTURY"}
 
 _PUNCTUATION = "L_PAREN R_PAREN COMMA DOT DASH PLUS STAR SLASH MOD DIV LT LTE GT GTE EQ NEQ DPIPE DCOLON SEMICOLON"
 _WORDS = (

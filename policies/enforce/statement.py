@@ -113,6 +113,8 @@ def _node(node: exp.Expr) -> list[exp.Expr]:
 
 
 def _refuse_argument(node: exp.Expr, name: str) -> NoReturn:
+    if isinstance(node, exp.Column):
+        refuse("syntax_not_allowed", f"{shown(node.sql())}: write table.column; a struct is read whole", "syntax")
     filled = name.rstrip("_").replace("_", " ").upper()
     refuse("syntax_not_allowed", f"{_word(node)} with {filled} is not allowed here", "syntax")
 
@@ -122,6 +124,8 @@ def _refuse_node(node: exp.Expr) -> NoReturn:
         refuse("function_not_allowed", f"the function {shown(str(node.this))} is not allowed here", "functions")
     if isinstance(node, exp.Func) and not isinstance(node, exp.Connector):
         refuse("function_not_allowed", f"the function {_word(node)} is not allowed here", "functions")
+    if isinstance(node, exp.Dot):
+        refuse("syntax_not_allowed", "a field of a struct cannot be read alone; a struct is read whole", "syntax")
     if isinstance(node, exp.Command | exp.DDL | exp.DML):
         refuse("statement_not_allowed", "only SELECT can be asked here; start with SELECT or WITH", "statement")
     refuse("syntax_not_allowed", f"{_word(node)} is not allowed here", "syntax")
@@ -219,8 +223,8 @@ def _interval(node: exp.Expr, caps: Caps) -> None:
     amount = value.this if isinstance(value, exp.Neg) else value
     if not isinstance(amount, exp.Literal) or not re.fullmatch(r"-?\d{1,9}", str(amount.this)):
         refuse("syntax_not_allowed", "an interval is a whole number and a unit, as in INTERVAL 3 MONTH", "syntax")
-    if not isinstance(unit, exp.Var):
-        refuse("syntax_not_allowed", "an interval names its unit, as in INTERVAL 3 MONTH", "syntax")
+    if not isinstance(unit, exp.Var) or str(unit.this).upper() not in nodes.INTERVALS:
+        refuse("syntax_not_allowed", "an interval is of seconds to years, as in INTERVAL 3 MONTH", "syntax")
 
 
 def _unit(node: exp.Expr, caps: Caps) -> None:

@@ -59,6 +59,7 @@ WIDE = ", ".join(f"c{number:02}" for number in range(40))
         ("select x.id from t join u on true", "nothing here is called x; FROM has t, u"),
         (f"select nope from t as t({WIDE[:8]}), (select {', '.join(['1'] * 40)}) as w({WIDE})", "c29 and 10 more"),
         ("select nope", "those that can are none"),
+        ("select g.x from t", "g is a column; a struct is read whole, not by its fields"),
     ],
 )
 def test_a_column_that_is_not_there_or_hidden_is_refused_with_those_that_are(sql: str, says: str) -> None:

@@ -176,3 +176,16 @@ FORBIDDEN = (
 def test_no_function_that_builds_reads_or_fails_is_on_the_list() -> None:
     names = {name for _, engine in FUNCTIONS.values() for name in engine}
     assert names.isdisjoint(FORBIDDEN.split())
+
+
+@pytest.mark.parametrize("unit", ["century", "decade", "epoch", "dow", "doy"])
+def test_an_interval_is_of_a_unit_that_the_engine_makes_one_of(unit: str) -> None:
+    with pytest.raises(QueryRefused, match="INTERVAL 3 MONTH"):
+        statement.parse(f"select d + interval 1 {unit} from t")
+
+
+@pytest.mark.parametrize("sql", ["select t.st.x from t", "select (st).x from t", "select (t.st).x.y from t"])
+def test_a_field_of_a_struct_is_refused_with_the_reason(sql: str) -> None:
+    with pytest.raises(QueryRefused, match="a struct is read whole") as refused:
+        statement.parse(sql)
+    assert refused.value.code == "syntax_not_allowed"
