@@ -1,7 +1,8 @@
 """A federation in one process, without network or workers: the planner's plans against one DuckDB with all the data.
 
-Owners are plain DuckDB databases. A fragment's text passes the statement gate and runs in its owner's database only;
-results go through Arrow; the residual passes the re-check of the engine's parser, and runs over the results only.
+Owners are plain DuckDB databases. A fragment passes its owner's whole gate, under contracts that hide nothing, and runs
+in that owner's database only; results go through Arrow; the residual passes the re-check of the engine's parser, and
+runs over the results only.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from sqlglot import exp, parse_one
 from connector.query.engine import others_than_arrow
 from connector.query.federation import Column, Fragment, Keys, Mode, Others, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
-from policies.enforce import recheck, statement
+from policies.enforce import recheck
 from policies.enforce.functions import ENGINE_FUNCTIONS
-from tests.support import data
+from tests.support import data, gate
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Federation:
         self.central = duckdb.connect(":memory:", config={"threads": 1})
         self.here = duckdb.connect(":memory:", config={"threads": 1})
         self.tables: dict[tuple[str, str], TableInfo] = {}
+        self.gates = {owner: gate.Bench(database) for owner, database in self.owners.items()}
 
     def close(self) -> None:
         for database in (*self.owners.values(), self.central, self.here):
@@ -58,6 +60,7 @@ class Federation:
         self.owners[owner].register("given", table)
         self.owners[owner].execute(f"CREATE TABLE {dataset} AS SELECT {shown} FROM given")
         self.owners[owner].unregister("given")
+        self.gates[owner].add("", dataset, dataset, gate.contract(gate.schema_of(self.owners[owner], dataset)))
         self.central.execute(f"CREATE SCHEMA IF NOT EXISTS {owner}")
         self.central.register("given", table)
         self.central.execute(f"CREATE TABLE {owner}.{dataset} AS SELECT {shown} FROM given")
@@ -88,7 +91,6 @@ class Federation:
             others: dict[str, Others] = {}
             keys_sent = 0
             for fragment in ordered(made.fragments):
-                statement.parse(fragment.sql)
                 table, others[fragment.id], nbytes = self._at_owner(fragment, here, made)
                 keys_sent += nbytes
                 assert [name.lower() for name in table.column_names] == [name.lower() for name in fragment.outputs]
@@ -117,12 +119,15 @@ class Federation:
     ) -> tuple[pa.Table, Others, int]:
         """One fragment's rows, their types that Arrow has not, and the bytes of the keys that were sent for it."""
         with self.owners[fragment.owner].cursor() as cursor:
-            sent = 0
+            sent, brought = 0, []
             for key in fragment.keys:
                 keys = values(here, key, made)
                 cursor.register(key.name, keys)
+                brought.append(gate.Keys(key.name, key.name, ("k",)))
                 sent += len(data.stream(keys))
-            found = cursor.sql(fragment.sql)
+            prepared = self.gates[fragment.owner].prepare(fragment.sql, keys=brought)
+            self.gates[fragment.owner].recheck(prepared)
+            found = cursor.sql(prepared.sql, params=prepared.params or None)
             return found.to_arrow_table(), [*others_than_arrow(found.types).items()], sent
 
     def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

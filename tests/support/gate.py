@@ -76,8 +76,8 @@ def contract(of: TableSchema, *constraints: Constraint, duties: Sequence[Duty] =
 class Bench:
     """A DuckDB connection with datasets under contracts; `ask` goes the whole way of a query."""
 
-    def __init__(self) -> None:
-        self.connection = duckdb.connect(config={"threads": 1})
+    def __init__(self, connection: duckdb.DuckDBPyConnection | None = None) -> None:
+        self.connection = connection or duckdb.connect(config={"threads": 1})
         self.datasets: list[Dataset] = []
         self._names = itertools.count()
 

@@ -127,16 +127,26 @@ class Questions:
         if self.chance(0.45):
             return self.grouped(source, outs, where, depth, ordered=ordered)
         shown = [self.scalar(outs) for _ in range(self.rng.randint(1, 4))]
-        if depth == 0 and self.chance(0.12):
+        if depth == 0 and self.chance(0.15):
             shown.append(Out(self.scalar_query(outs), INTEGER))
         if self.chance(0.15):
             shown.append(self.window(outs))
-        if self.chance(0.12) and not _named_like_outputs(outs):
-            shown += self.chain(shown)
+        chain = self.chain(shown) if self.chance(0.12) and not _named_like_outputs(outs) else []
+        shown += chain
+        listed = _listed(shown) if depth or chain else self.alike(_listed(shown))
+        if depth == 0 and self.chance(0.05):
+            listed, shown = "*", []
         distinct = "DISTINCT " if self.chance(0.2) else ""
         if not distinct and self.chance(0.05):
             where += f" QUALIFY rank() OVER ({self.over(outs)}) <= {self.rng.randint(1, 3)}"
-        return self.finished(f"{distinct}{_listed(shown)} FROM {source}{where}", [one.kind for one in shown], ordered)
+        named, kinds = listed == _listed(shown), [one.kind for one in shown]
+        return self.finished(f"{distinct}{listed} FROM {source}{where}", kinds, ordered, named=named)
+
+    def alike(self, listed: str) -> str:
+        """The outputs of the answer, now and then several of one name, or a subquery without any."""
+        if self.chance(0.2):
+            listed = re.sub(r" AS c[1-9]\b", f" AS {self.pick(['c0', 'k', 'x'])}", listed)
+        return re.sub(r"\) AS c\d+$", ")", listed) if ", (SELECT" in listed and self.chance(0.3) else listed
 
     def chain(self, shown: list[Out]) -> list[Out]:
         """Outputs made of outputs before them, each named twice."""
@@ -167,27 +177,32 @@ class Questions:
 
     def grouped(self, source: str, outs: list[Out], where: str, depth: int, *, ordered: bool) -> tuple[str, list[str]]:
         keys = [self.key(outs) for _ in range(self.pick([0, 1, 1, 1, 2]))]
+        asked = depth == 0 and bool(keys) and self.chance(0.06)
+        if asked:
+            keys[0] = Out(f"({self.query_condition(outs, depth)})", BOOL)
         shown = [*keys, *(self.aggregate(outs) for _ in range(self.rng.randint(1, 3)))]
         group = ""
         if keys:
             text = ", ".join(one.sql for one in keys)
             sets = f"GROUPING SETS (({text}), ({keys[0].sql}), ())"
-            group = (
-                f" GROUP BY {self.pick([text, text, text, text, 'ALL', f'ROLLUP ({text})', f'CUBE ({text})', sets])}"
-            )
+            found = [text, text, text, text, "ALL", f"ROLLUP ({text})", f"CUBE ({text})", sets]
+            places = ", ".join(str(place) for place in range(1, len(keys) + 1))
+            group = f" GROUP BY {self.pick([places, 'ALL'] if asked else [*found, places])}"
         if self.chance(0.2):
             compared = f"{self.pick(['>', '<', '<>'])} {self.rng.randint(0, 6)}"
             group += f" HAVING {self.aggregate(outs, numbers=True).sql} {compared}"
         elif keys and self.chance(0.05):
             group += f" HAVING count(*) >= (SELECT min(k) FROM {self.base_name()})"
         named = not _named_like_outputs(outs)  # else the name is a column's that is no key
-        return self.finished(
-            f"{_listed(shown)} FROM {source}{where}{group}", [one.kind for one in shown], ordered, named=named
-        )
+        listed = _listed(shown) if depth else self.alike(_listed(shown))
+        named, kinds = named and listed == _listed(shown), [one.kind for one in shown]
+        return self.finished(f"{listed} FROM {source}{where}{group}", kinds, ordered, named=named)
 
     def finished(self, body: str, kinds: list[str], ordered: bool, *, named: bool = True) -> tuple[str, list[str]]:
         sql = f"SELECT {body}"
-        if ordered and self.chance(0.4):
+        if ordered and (not kinds or self.chance(0.1)):
+            sql += f" ORDER BY ALL{self.pick(['', ' DESC'])}" + (f" LIMIT {self.rng.randint(0, 9)}" * self.chance(0.6))
+        elif ordered and self.chance(0.4):
             order = ", ".join(
                 f"{number + 1}{self.pick(['', ' DESC', ' NULLS FIRST', ' DESC NULLS LAST'])}"
                 for number in range(len(kinds))
@@ -264,6 +279,8 @@ class Questions:
         shown += [Out(self.literal(INTEGER), INTEGER)] if self.chance(0.3) else []
         called = dict(zip(self.rng.sample(FIRST, len(shown)), shown, strict=True))
         listed = ", ".join(f"{one.sql} AS {name}" for name, one in called.items())
+        if self.chance(0.1):  # of two of one name, the first has it
+            listed += f", {self.scalar(outs).sql} AS {self.pick(list(called))}"
         where = f" WHERE {self.plain(outs)}" if self.chance(0.7) else ""
         inner = f"SELECT {listed} FROM {source}{where}"
         return f"({inner}) AS {alias}", [Out(f"{alias}.{name}", one.kind) for name, one in called.items()]
@@ -334,6 +351,12 @@ class Questions:
         also = f" AND {self.plain(inner)}" if self.chance(0.5) else ""
         correlated = f" WHERE {theirs.sql} = {mine.sql}{also}"
         alone = f" WHERE {self.plain(inner)}" if self.chance(0.6) else ""
+        if self.chance(0.35):
+            return self.asked_of_sets(mine, f"SELECT {theirs.sql} FROM {source}{alone}")
+        if self.chance(0.1):
+            name = self.pick(["c0", "c1", "k", "c9"])
+            return (f"EXISTS (SELECT {self.pick(inner).sql} AS k, {theirs.sql} AS {name} FROM {source}{correlated} "
+                    f"AND {name} {self.pick(['>=', '<>'])} {self.literal(kind)} ORDER BY 2)")  # fmt: skip
         return str(
             self.pick(
                 [
@@ -347,6 +370,15 @@ class Questions:
                 ]
             )
         )
+
+    def asked_of_sets(self, mine: Out, first: str) -> str:
+        """What looks at a set operation that counts rows, or at some of its rows."""
+        word = self.pick(["UNION ALL", "UNION ALL", "EXCEPT ALL", "INTERSECT ALL", "EXCEPT"])
+        rows = f" LIMIT {self.rng.randint(1, 6)} OFFSET {self.rng.randint(0, 6)}" if self.chance(0.6) else ""
+        query = f"{first} {word} {self.of_kinds([mine.kind])}"
+        if self.chance(0.3):
+            return f"EXISTS ({query}{rows})"
+        return f"{mine.sql} {self.pick(['', '', 'NOT '])}IN ({query}{rows and ' ORDER BY 1' + rows})"
 
     def scalar_query(self, outs: list[Out]) -> str:
         source, inner = self.source(2)

@@ -225,7 +225,7 @@ def _keys(select: exp.Select) -> dict[str, str]:
 
 
 def _group(select: exp.Select) -> None:
-    """GROUP BY ALL, written out. A key with a subquery is the output's place: as a copy, it would be another subquery."""
+    """GROUP BY ALL, written out. A key with a subquery is its output's place: as a copy it would be another's."""
     group, outputs = select.args.get("group"), [output.unalias() for output in select.expressions]
     if group is not None and group.args.get("all"):
         plain = [key.copy() for key in outputs if not trees.aggregates(exp.Select(expressions=[key.copy()]))]
