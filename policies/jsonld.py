@@ -75,6 +75,18 @@ class _Reader:
                 rule=path,
             )
 
+    def repeat(self, times: int, since: tuple[int, int], path: str) -> None:
+        """Count once more for each action what a rule has read `since` (nodes, values): it stands for one rule each."""
+        nodes, values = since
+        self.nodes += (times - 1) * (self.nodes - nodes)
+        self.values += (times - 1) * (self.values - values)
+        if self.nodes > MAX_NODES or self.values > MAX_VALUES:
+            raise PolicyUnreadable(
+                f"expected at most {MAX_NODES} rules and constraints with {MAX_VALUES} values, a rule with several "
+                "actions counted once for each; split the policy",
+                rule=path,
+            )
+
     def heard(self, members: Mapping[str, Any], path: str) -> None:
         """Keep which target and parties a rule or duty names."""
         for part in _PARTS:
@@ -236,7 +248,7 @@ def _settled(part: str, own: str, reader: _Reader) -> str:
 def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for index, node in enumerate(_nodes(value, path)):
-        here = f"{path}/{index}"
+        here, before = f"{path}/{index}", (reader.nodes, reader.values)
         reader.step(here, 1)
         members = _members(node, reader, here)
         _refuse_lost(members, members_of.RULE, here)
@@ -246,21 +258,25 @@ def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
         duties = _duties(members.get("duty"), reader, f"{here}/duty")
         # ODRL IM 2.7.1: a rule with several actions stands for one rule each.
-        found.extend(Rule(action, constraints, duties) for action in _actions(members, reader, here))
+        actions = _actions(members, reader, here)
+        reader.repeat(len(actions), before, here)
+        found.extend(Rule(action, constraints, duties) for action in actions)
     return tuple(found)
 
 
 def _duties(value: object, reader: _Reader, path: str) -> tuple[Duty, ...]:
     found: list[Duty] = []
     for index, node in enumerate(_nodes(value, path)):
-        here = f"{path}/{index}"
+        here, before = f"{path}/{index}", (reader.nodes, reader.values)
         reader.step(here, 1)
         members = _members(node, reader, here)
         _refuse_lost(members, members_of.RULE - {"duty"}, here)
         _refuse_other_kind(node, reader, here)
         reader.heard(members, here)
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
-        found.extend(Duty(action, constraints) for action in _actions(members, reader, here))
+        actions = _actions(members, reader, here)
+        reader.repeat(len(actions), before, here)
+        found.extend(Duty(action, constraints) for action in actions)
     return tuple(found)
 
 

@@ -36,6 +36,7 @@ _ELSEWHERE = words("rdf rdfs owl skos schema prov foaf vcard dc dcterms edc")
 # Where a member must be one that we know: ODRL's, the protocol's and our own vocabulary, however they are misspelt.
 _NEAR = re.compile(r"/ns/odrl|w3id\.org/+(hanse|dspace)", re.IGNORECASE)
 _IRI = re.compile(r"https?://|urn:", re.IGNORECASE)
+_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # of an inline context; characters of the IRI that a prefix stands for
 _TIMESTAMP = "https://w3id.org/dspace/2025/1/timestamp"
 # Contexts whose terms are those that are read here anyway; documents are never fetched.
 _CONTEXTS = frozenset(
@@ -106,7 +107,10 @@ def listed(value: object) -> list[Any]:
 
 
 def prefixes(context: object) -> dict[str, str]:
-    """Prefixes that an inline context defines. Whatever else it could define would give names another meaning."""
+    """Prefixes that an inline context defines. Whatever else it could define would give names another meaning.
+
+    PolicyUnreadable for more or longer ones than anybody needs: each name could become as long as such an IRI.
+    """
     found: dict[str, str] = {}
     for part in listed(context):
         if isinstance(part, Mapping):
@@ -120,6 +124,12 @@ def prefixes(context: object) -> dict[str, str]:
                 rule="/@context",
                 code="context_unknown",
             )
+    if len(found) > _PREFIXES_MAX or any(len(iri) > _PREFIX_MAX for iri in found.values()):
+        raise PolicyUnreadable(
+            f"expected at most {_PREFIXES_MAX} prefixes in an inline context, each for at most {_PREFIX_MAX} "
+            "characters, got more; write full names where they are used",
+            rule="/@context",
+        )
     return found
 
 

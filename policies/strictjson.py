@@ -27,6 +27,9 @@ def loads(text: str | bytes, **options: Any) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     node = dict(pairs)
     if len(node) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise GivenTwice(next(name for index, name in enumerate(names) if name in names[:index]))
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise GivenTwice(name)
+            seen.add(name)
     return node

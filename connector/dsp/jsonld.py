@@ -23,6 +23,7 @@ CONTEXT = "https://w3id.org/dspace/2025/1/context.jsonld"
 DSPACE = "https://w3id.org/dspace/2025/1/"
 DEPTH_MAX = 64
 NODES_MAX = 50_000
+_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # of an inline context; characters of the IRI that a prefix stands for
 _RAW = frozenset({"offer", "agreement", "hasPolicy"})  # policies: read elsewhere, whole
 _ALIASES = {"id": "@id", "type": "@type"}  # read where the keyword is missing; beside it, they are somebody's own
 _PREFIXES = {
@@ -74,24 +75,32 @@ def _storable(text: str) -> bool:
 
 
 def node_of(document: Any) -> Json:
-    """The one object of a document: itself, or the only member of an expanded document."""
+    """The one object of a document: itself, or the only member of an expanded document, with the context of both."""
+    around: list[Any] = []
     if isinstance(document, dict) and "@graph" in document:
-        document = document["@graph"]
+        around, document = listed(document.get("@context")), document["@graph"]
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     if not isinstance(document, dict):
         raise MessageInvalid("expected one JSON object as message, came something else")
-    return document
+    return {**document, "@context": [*around, *listed(document.get("@context"))]} if around else document
 
 
 def prefixes_of(node: Json) -> dict[str, str]:
-    """The context's prefixes and those that an inline context adds. Documents it refers to are never fetched."""
-    found = dict(_PREFIXES)
-    context = node.get("@context")
-    for part in context if isinstance(context, list) else [context]:
+    """The context's prefixes and those that an inline context adds. Documents it refers to are never fetched.
+
+    MessageInvalid for more or longer ones than anybody needs: each name could become as long as such an IRI.
+    """
+    own: dict[str, str] = {}
+    for part in listed(node.get("@context")):
         if isinstance(part, dict):
-            found.update({key: value for key, value in part.items() if isinstance(value, str) and key[:1] != "@"})
-    return found
+            own.update({key: value for key, value in part.items() if isinstance(value, str) and key[:1] != "@"})
+    if len(own) > _PREFIXES_MAX or any(len(iri) > _PREFIX_MAX for iri in own.values()):
+        raise MessageInvalid(
+            f"expected at most {_PREFIXES_MAX} prefixes in an inline context, each for at most {_PREFIX_MAX} "
+            "characters, came more; write full names where they are used"
+        )
+    return {**_PREFIXES, **own}
 
 
 def members(node: Json, prefixes: Mapping[str, str]) -> Json:
@@ -104,7 +113,7 @@ def members(node: Json, prefixes: Mapping[str, str]) -> Json:
         term = term_of(key, prefixes)
         if term == "@context" or (key in _ALIASES and term in node):
             continue
-        read = _with_prefixes(value, prefixes) if term in _RAW else unwrapped(value, prefixes)
+        read = _with_prefixes(value, _own(prefixes)) if term in _RAW else unwrapped(value, prefixes)
         if found.setdefault(term, read) != read:
             raise MessageInvalid(f"{term[:200]} is given twice under different spellings; keep one")
     return found
@@ -166,13 +175,17 @@ def unwrapped(value: Any, prefixes: Mapping[str, str]) -> Any:
     return members(value, prefixes)
 
 
-def _with_prefixes(value: Any, prefixes: Mapping[str, str]) -> Any:
-    """Policy nodes with the prefixes that the message gave them, where it gave any of its own."""
-    own = {key: iri for key, iri in prefixes.items() if _PREFIXES.get(key) != iri}
+def _own(prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Those that the message itself defines, or defines otherwise."""
+    return {key: iri for key, iri in prefixes.items() if _PREFIXES.get(key) != iri}
+
+
+def _with_prefixes(value: Any, own: dict[str, str]) -> Any:
+    """Policy nodes with the prefixes that the message gave them, where it gave any of its own: all have the same."""
     if isinstance(value, list):
-        return [_with_prefixes(part, prefixes) for part in value]
+        return [_with_prefixes(part, own) for part in value]
     if isinstance(value, dict) and set(value) in ({"@set"}, {"@list"}):  # with more beside it, nobody reads it
-        return _with_prefixes(next(iter(value.values())), prefixes)
+        return _with_prefixes(next(iter(value.values())), own)
     return {"@context": own, **value} if own and isinstance(value, dict) else value
 
 

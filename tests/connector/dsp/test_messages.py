@@ -88,6 +88,12 @@ def test_every_message_is_written_as_its_schema_wants_and_read_back_the_same(mes
     assert messages.read(json.dumps(wire), type(message)) == message
 
 
+def test_a_context_beside_a_graph_is_its_messages_too() -> None:
+    node = {"@type": "x:ContractNegotiationEventMessage", "x:consumerPid": C, "x:providerPid": P, "x:eventType": "OK"}
+    wire = {"@context": {"x": DSPACE}, "@graph": [node]}
+    assert messages.read(json.dumps(wire), ContractNegotiationEventMessage).consumer_pid == C
+
+
 def test_every_type_of_the_published_schemas_has_a_class() -> None:
     known = {name for name in wire_check.schemas() if name not in ("Catalog", "Dataset")}
     assert known <= {
