@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ import httpcore2
 
 from connector import pieces, streams
 from connector.errors import AddressRefused, PeerNonsense, PeerUnreachable
+from connector.resolving import Names
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -80,6 +80,7 @@ class Guard:
     def __init__(self, *, allow: Sequence[str] = (), insecure_http: bool = False) -> None:
         self._networks: list[Network] = []
         self._hosts: set[str] = set()
+        self._names = Names()
         self.insecure_http = insecure_http
         for entry in allow:
             try:
@@ -95,10 +96,26 @@ class Guard:
 
     async def pin(self, host: str, port: int, *, secure: bool) -> str:
         """Resolve `host` once and check every address; the address to connect to, or AddressRefused."""
-        addresses = await _resolve(host, port)
+        addresses = await self._resolve(host, port)
         for address in addresses:
             self._check(host, address, secure=secure)
         return str(addresses[0])
+
+    async def _resolve(self, host: str, port: int) -> list[Address]:
+        try:
+            return [ipaddress.ip_address(host)]
+        except ValueError:
+            pass
+        try:
+            found = await self._names.addresses(host, port)
+        except UnicodeError:
+            raise AddressRefused(f"expected a host name, came {host[:200]!r}, which can be none") from None
+        except OSError as error:
+            raise PeerUnreachable(f"the host name {host} does not resolve; check the address") from error
+        addresses = [ipaddress.ip_address(entry) for entry in found][:_RESOLVED_MAX]
+        if not addresses:
+            raise PeerUnreachable(f"the host name {host} does not resolve; check the address")
+        return addresses
 
     def _check(self, host: str, address: Address, *, secure: bool) -> None:
         listed = self.listed(host, address)
@@ -112,23 +129,6 @@ class Guard:
                 f"expected https for {host}; plain http is only for addresses in HANSE_ALLOW_PRIVATE with "
                 "HANSE_INSECURE_HTTP=true"
             )
-
-
-async def _resolve(host: str, port: int) -> list[Address]:
-    try:
-        return [ipaddress.ip_address(host)]
-    except ValueError:
-        pass
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError:
-        raise AddressRefused(f"expected a host name, came {host[:200]!r}, which can be none") from None
-    except OSError as error:
-        raise PeerUnreachable(f"the host name {host} does not resolve; check the address") from error
-    addresses = [ipaddress.ip_address(entry[4][0]) for entry in found][:_RESOLVED_MAX]
-    if not addresses:
-        raise PeerUnreachable(f"the host name {host} does not resolve; check the address")
-    return addresses
 
 
 class _GuardedBackend(httpcore2.AsyncNetworkBackend):

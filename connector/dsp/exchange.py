@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from connector.dsp import messages, states
+from connector import resolving
+from connector.dsp import circles, messages, states
 from connector.dsp.admission import Admission, Limits
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import Message, Numbered
@@ -25,6 +26,7 @@ from connector.dsp.sender import Outcome, Result, Sender
 from connector.dsp.states import CONSUMER, PROVIDER, Received, Step, Table
 from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, Limited, MessageInvalid, NotFound
 from connector.events import Event, RequestRefused
+from connector.identity.did import host_of
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Outbox, Transfer
 from connector.usage.facts import FactsOf
@@ -126,6 +128,13 @@ class Exchange(ABC, Generic[Row]):
             await asyncio.sleep(_LOOK_SECONDS)
 
     # Taking in.
+
+    async def _callback(self, address: str, caller: str) -> str:
+        """The address that a counterparty names for our messages, if we could call it; it is looked up in the places of
+        this party's circle."""
+        circle = await self._store.read(lambda tx: self._sender.circle_of(tx, caller))
+        with resolving.within(circle, host_of(caller) if circle == circles.STRANGERS else caller):
+            return await self._peer.check_theirs(address)
 
     async def _refusals_recorded(
         self, work: Callable[[Transaction], T], *, caller: str, message: Message, pid: str = ""

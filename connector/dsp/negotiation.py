@@ -82,8 +82,8 @@ class Negotiations(Exchange[Negotiation]):
         MessageInvalid for terms that cannot be read, and for an offer that is not there or not for this caller;
         Refused where the policy could not be enforced; Limited where the caller has or begins too many.
         """
-        address = await self._peer.check(message.callback_address)
         asked = terms.read_offer(message.offer or {})
+        address = await self._callback(message.callback_address, caller.id)
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> Taken[Negotiation]:
@@ -108,10 +108,10 @@ class Negotiations(Exchange[Negotiation]):
 
         Refused or Busy where only members make such offers; Limited where too many wait.
         """
-        address = await self._peer.check(message.callback_address)
         policy = terms.read_offer(message.offer or {})
         if not policy.target:
             raise MessageInvalid("expected the offer to have a target, came none")
+        address = await self._callback(message.callback_address, caller.id)
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> Taken[Negotiation]:

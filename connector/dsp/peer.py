@@ -103,6 +103,17 @@ class Peer:
             raise MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}") from error
         return address.removesuffix("/")
 
+    async def check_theirs(self, address: str) -> str:
+        """As `check`, for an address that somebody else gives, who must not learn from us who has which name or address
+        in our network: what came of looking it up is `private`, for our log."""
+        try:
+            return await self.check(address)
+        except MessageInvalid as error:
+            if error.__cause__ is None:
+                raise
+            said = f"the address {address[:200]!r} cannot be called from here; give one that others can reach"
+            raise MessageInvalid(said, private=error.message) from error
+
     async def base_of(self, root: str) -> str:
         """The base of the 2025-1 endpoints under a connector's root URL, from its version document.
 

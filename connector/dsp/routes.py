@@ -88,7 +88,7 @@ def router(
         try:
             return await authenticate(request.headers.get("authorization"))
         except Unauthenticated as error:
-            _log.info("unauthenticated", path=request.url.path, reason=error.message)
+            _log.info("unauthenticated", path=request.url.path, reason=error.message, why=error.private)
             raise NotFound(_NOWHERE) from error
 
     async def message(request: Request, *kinds: type[M]) -> M:
@@ -244,6 +244,8 @@ def _error(request: Request, error: HanseError) -> Response:
     status = 400 if isinstance(error, Conflict | Forbidden) else error.status
     if status >= 500:
         _log.error("failed", path=request.url.path, code=error.code, reason=error.message, why=error.private)
+    elif error.private:  # our own people get to know what the caller does not
+        _log.info("refused", path=request.url.path, code=error.code, reason=error.message, why=error.private)
     area = request.url.path.removeprefix(PATH).strip("/").partition("/")[0]
     reason = (_NOWHERE,) if status == 404 and area in _ERRORS else (error.message,)
     headers = error.headers if status == error.status else None

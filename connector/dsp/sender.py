@@ -25,9 +25,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
+from connector import resolving
 from connector.dsp import admission, circles
 from connector.dsp.settling import Settling
-from connector.errors import AddressRefused, Busy, HanseError
+from connector.errors import AddressRefused, Busy, HanseError, PeerUnreachable
 from connector.recent import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
@@ -58,6 +59,7 @@ class Outcome:
     why: str = ""
     document: Any = None
     code: str = ""
+    private: bool = False  # `why` tells of names, addresses and ports as they are from here: not for the other side
 
 
 class Courier(Protocol):
@@ -169,14 +171,16 @@ class Sender:
             return circles.LASTING if known else circles.LASTING_OTHERS
         if known:
             return circles.KNOWN
-        return circles.PARTNERS if self._partner(tx, row) else circles.STRANGERS
+        return self.circle_of(tx, row.audience, asked=admission.asked(row))
 
-    def _partner(self, tx: Transaction, row: Outbox) -> bool:
-        known = row.audience in self._partners or admission.asked(row)
-        if not known and not admission.partner(tx, row.audience):
-            return False
-        keep(self._partners, row.audience, None, most=_PARTNERS_MAX)
-        return True
+    def circle_of(self, tx: Transaction, who: str, *, asked: bool = False) -> str:
+        """The circle of a counterparty; `asked`: it is about to be a partner."""
+        if self._is_member(who):
+            return circles.KNOWN
+        if not (asked or who in self._partners or admission.partner(tx, who)):
+            return circles.STRANGERS
+        keep(self._partners, who, None, most=_PARTNERS_MAX)
+        return circles.PARTNERS
 
     def _ended(self, row: Outbox) -> None:
         self._here.discard(row.id)
@@ -253,7 +257,8 @@ class Sender:
         if self._delay:
             await asyncio.sleep(self._delay)
         keeping = asyncio.create_task(self._keep(row))
-        carrying = asyncio.create_task(self._couriers[row.kind].carry(row))
+        with resolving.within(row.circle, row.audience):
+            carrying = asyncio.create_task(self._couriers[row.kind].carry(row))
         try:
             await asyncio.wait((keeping, carrying), return_when=asyncio.FIRST_COMPLETED)
             if not carrying.done():
@@ -262,7 +267,8 @@ class Sender:
             return carrying.result()
         except HanseError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
-            return Outcome(Result.REFUSED if final else Result.AGAIN, error.message)
+            private = isinstance(error, AddressRefused | PeerUnreachable)
+            return Outcome(Result.REFUSED if final else Result.AGAIN, error.message, private=private)
         finally:
             keeping.cancel()
             carrying.cancel()

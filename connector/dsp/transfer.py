@@ -133,7 +133,7 @@ class Transfers(Exchange[Transfer]):
         the agreement has ended or does not hold for this party, this purpose or this time any more; Limited where the
         caller has or begins too many.
         """
-        address = await self._peer.check(message.callback_address)
+        address = await self._callback(message.callback_address, caller.id)
         facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
 
         def work(tx: Transaction) -> Taken[Transfer]:
@@ -619,7 +619,11 @@ class _Pusher:
         also = f"; the attempt before it: {before}" if before not in ("", outcome.why) else ""
         transfer.code, transfer.reason = PUSH_FAILED, f"push: {outcome.why[:900]}{also}"[:2_000]
         tx.publish(transfers._advanced(transfer, actor=transfers._us, message="push", outcome="failed"))
-        return transfers._end(tx, transfer, code=transfer.code, reason=transfer.reason, actor=transfers._us)
+        full = transfer.reason
+        told = "push: the address cannot be called from here, or does not answer" if outcome.private else full
+        sent = transfers._end(tx, transfer, code=transfer.code, reason=told, actor=transfers._us)
+        transfer.reason = full
+        return sent
 
 
 def _held(row: Transfer, name: str) -> bool:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from connector.errors import Busy, PeerFailed, PeerUnreachable, Unauthenticated
+from connector import resolving
+from connector.errors import AddressRefused, Busy, PeerFailed, PeerUnreachable, Unauthenticated
 from connector.forms import port_hint
 from connector.net import Net
 from connector.places import Places
@@ -94,7 +95,8 @@ class _Kept:
 class _Circle:
     """Participants of whom we know equally much: their keys, as many as `most`, and the places for their documents."""
 
-    def __init__(self, *, most: int, seconds: float) -> None:
+    def __init__(self, name: str, *, most: int, seconds: float) -> None:
+        self.name = f"DID documents of {name}"  # where their names are looked up
         self.kept: OrderedDict[str, _Kept] = OrderedDict()
         self.places = Places(_AT_ONCE, each=_OF_ONE_HOST)
         self.seconds = seconds  # for one document, waiting for a place included
@@ -113,9 +115,9 @@ class Resolver:
     def __init__(self, net: Net) -> None:
         self._net = net
         self._names: frozenset[str] = frozenset()
-        self._expected = _Circle(most=1_024, seconds=15.0)
-        self._proven = _Circle(most=1_024, seconds=15.0)
-        self._strangers = _Circle(most=256, seconds=5.0)
+        self._expected = _Circle("expected", most=1_024, seconds=15.0)
+        self._proven = _Circle("proven", most=1_024, seconds=15.0)
+        self._strangers = _Circle("strangers", most=256, seconds=5.0)
         self._coming: dict[str, asyncio.Task[_Kept]] = {}
 
     def expect(self, participants: Iterable[str]) -> None:
@@ -170,22 +172,26 @@ class Resolver:
             raise Busy(f"many DID documents of {host} are asked for now; try again in a moment")
         try:
             async with asyncio.timeout(circle.seconds), circle.places.one(host):
-                kept = _Kept(time.monotonic(), _keys(await self._fetch(did, url), did))
+                with resolving.within(circle.name, host):
+                    kept = _Kept(time.monotonic(), _keys(await self._fetch(did, url), did))
         except TimeoutError as error:
             raise Busy(f"the DID document of {did} did not come in time; try again in a moment") from error
         self._circle(did).keep(did, kept)
         return kept
 
     async def _fetch(self, did: str, url: str) -> dict[str, Any]:
+        """A document, from wherever a caller of whom nothing is proven says that it is: what we found out about names,
+        addresses and ports on the way there is for our own log."""
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
             found = json.loads(reply.body) if reply.status == 200 else None
-        except PeerUnreachable as error:
+        except (PeerUnreachable, AddressRefused, Busy) as error:  # alike: who is not called may be there or not
             raise Busy(
-                f"the DID document of {did} cannot be had now; try again in a moment: {error}{port_hint(did)}"
+                f"the DID document of {did} cannot be had now; try again in a moment{port_hint(did)}",
+                private=error.message,
             ) from error
         except (PeerFailed, ValueError, RecursionError) as error:
-            raise Unauthenticated(f"the DID document of {did} cannot be read: {error}") from error
+            raise Unauthenticated(f"the DID document of {did} cannot be read", private=str(error)) from error
         if reply.status >= 500:
             raise Busy(f"the DID document of {did} cannot be had now (status {reply.status}); try again in a moment")
         if not isinstance(found, dict) or found.get("id") != did:

@@ -137,7 +137,7 @@ class Trust:
             self._resolver.expect([self._anchor, *self._register.members])
         except HanseError as error:
             self._rests_until = 2 * time.monotonic() - began
-            self._log.warning("register_unavailable", reason=error.message + port_hint(self._anchor))
+            self._log.warning("register_unavailable", reason=error.message + port_hint(self._anchor), why=error.private)
 
     async def _verify(self, text: str) -> Register:
         try:

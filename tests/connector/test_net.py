@@ -72,11 +72,11 @@ async def test_plain_http_is_refused_for_public_addresses_even_where_it_is_allow
 async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def resolve(*_: object, **__: object) -> list[object]:
+    def resolve(*_: object, **__: object) -> list[object]:
         kinds = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         return [(*kinds, ("8.8.8.8", 443)), (*kinds, ("10.0.0.1", 443))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
         await Guard().pin("rebind.example", 443, secure=True)
 
@@ -85,11 +85,11 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(monkeypatc
     """DNS rebinding: the second answer of the resolver is never asked for."""
     answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0))]]
 
-    async def resolve(*_: object, **__: object) -> list[object]:
+    def resolve(*_: object, **__: object) -> list[object]:
         return answers.pop(0)  # a second look-up would fail with IndexError
 
     async with server(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), host="127.0.0.2") as port:
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
         net = Net(Guard(allow=["127.0.0.2"], insecure_http=True), timeout=60, max_bytes=1000)
         assert (await net.call("GET", f"http://peer.example:{port}/")).body == b"ok"
         await net.close()

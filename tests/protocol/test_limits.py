@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import time
 import uuid
 from collections import Counter
@@ -104,6 +106,60 @@ async def test_over_the_limit_is_told_and_nothing_is_stored(
             (429, error, code)
         }
         assert all(int(reply.headers["retry-after"]) > 0 for reply in replies)
+
+
+@pytest.mark.parametrize("host", ["payroll.corp.internal", "nothere.corp.internal", "10.1.2.3"])
+@BEGINNINGS
+async def test_nobody_is_told_what_our_network_calls_by_which_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, begin: Begin, error: str, role: str, end: str
+) -> None:
+    inside = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.20.30.40", 443))]
+
+    def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host.startswith("payroll"):
+            return inside
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        await begin(peer, pid())  # a transfer needs its agreement
+        peer.host = host
+        said = json.loads((reply := await begin(peer, pid())).body)
+        assert (reply.status, said["@type"]) == (400, error)
+        assert said["reason"] == [
+            f"the address {peer.address!r} cannot be called from here; give one that others can reach"
+        ]
+
+
+async def test_a_strangers_names_that_hang_keep_no_partner_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host.endswith(".slow.example"):
+            answers.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with pair(tmp_path) as two:
+        partner = await arranged(two)
+        await partner.negotiation(role=PROVIDER, state=states.FINALIZED)
+        partner.host = "partner.example"
+        strangers = [
+            Counterparty(two.north, f"did:web:s{index // 8}.example", host=f"h{index}.slow.example")
+            for index in range(40)
+        ]
+        asking = [asyncio.create_task(request(one, pid())) for one in strangers]
+        try:
+            done, _ = await asyncio.wait(asking, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            assert {task.result().status for task in done} == {503}
+            async with asyncio.timeout(30):
+                assert (await request(partner, pid())).status == 201
+        finally:
+            answers.set()
+            await asyncio.gather(*asking)
 
 
 @pytest.mark.usefixtures("still")

@@ -18,7 +18,7 @@ import pytest
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey
 
-from connector.errors import BadInput, Busy, HanseError, PeerUnreachable, Unauthenticated
+from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerUnreachable, Unauthenticated
 from connector.identity import did, keys, sitoken
 from connector.identity.did import Resolver
 from connector.identity.service import Identity
@@ -74,6 +74,14 @@ async def verify(text: str, replays: Replays | None = None) -> dict[str, Any]:
 
 async def test_a_token_of_a_participant_names_it() -> None:
     assert (await verify(sitoken.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
+
+
+@pytest.mark.parametrize("found", [AddressRefused("it is at 10.20.30.40"), PeerUnreachable("port 8080 is closed")])
+async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log(found: HanseError) -> None:
+    with pytest.raises(Busy) as caught:
+        await resolver({"https://them.example/.well-known/did.json": found}).key(THEM, "k", purpose="assertionMethod")
+    assert caught.value.message == f"the DID document of {THEM} cannot be had now; try again in a moment"
+    assert caught.value.private == found.message
 
 
 @pytest.mark.parametrize(
