@@ -1,8 +1,8 @@
-"""Names to addresses, as the machine resolves them (its hosts file, search domains, what a container brings), in threads
-of our own: the event loop's are few, and a name server that does not answer would keep them from everybody.
+"""Names to addresses, as the machine resolves them (its hosts file, search domains, what a container brings), in
+threads of our own: the event loop's are few, and a name server that does not answer would keep them from everybody.
 
 A look-up cannot be ended, only left. So each has a place until it has ended, in the circle of those for whom it is
-made, and whoever comes where none is free is told so at once: those of whom nothing is known yet take none from members.
+made, and whoever comes where none is free is told so at once: strangers take none from members.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def later(start: int, span: Duration) -> int:
     if not span.months:
         return start + span.nanoseconds
     days, rest = divmod(start, DAY)
-    today = date.fromordinal(days + _EPOCH)
+    today = date.fromordinal(min(max(days + _EPOCH, 1), date.max.toordinal()))  # an agreement may say any time
     month = today.year * 12 + today.month - 1 + span.months
     year, month = divmod(month, 12)
     if year > 9999:

@@ -107,6 +107,8 @@ def _stays(error: HanseError) -> bool:
 
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
+    if not (to.authorization.isascii() and to.authorization.isprintable()):
+        raise Refused("expected an authorization that a header can carry, came another one", code="push_refused")
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
     async with AsyncExitStack() as reading, _answered_in_time(to) as waiting:
         stream = await reading.enter_async_context(reads.open(wanted, spans=True))
@@ -263,7 +265,8 @@ async def _refusal(answer: Answer, endpoint: str) -> HanseError:
     told = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
-    return Refused(said, code="push_refused") if 400 <= answer.status < 500 and not later else PeerRefused(said)
+    # Nor does a redirection lead anywhere, however often: none is followed.
+    return Refused(said, code="push_refused") if 300 <= answer.status < 500 and not later else PeerRefused(said)
 
 
 def _problem(body: bytes) -> dict[str, Any]:

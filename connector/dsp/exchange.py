@@ -87,6 +87,7 @@ class Exchange(ABC, Generic[Row]):
         self._base = parts.base
         self._facts_of = parts.facts_of
         self._admission = Admission(self.kind, limits or Limits())
+        self._waited_for: set[str] = set()  # processes whose counterparty asks for a state that cannot be told yet
         self._sender.register(self.kind, self, answered=True)
 
     # What a subclass says.
@@ -115,17 +116,23 @@ class Exchange(ABC, Generic[Row]):
     async def _told(self, pid: str, look: Callable[[Transaction], Row]) -> Row:
         """What `look` reads, for its counterparty, once both sides have numbered it: no state can be told before.
 
-        Who asks before its answer to our first message has reached us waits a moment for that; then it is NotFound.
+        Who asks before its answer to our first message has reached us waits a moment for that; then it is NotFound, as
+        at once for whoever else asks meanwhile: each that waits looks into the database again and again.
         """
+        beside = pid in self._waited_for
         until = time.monotonic() + _UNNUMBERED_SECONDS
         while True:
             await self._sender.settling.now(pid)
             row = await self._store.read(look)
             if row.peer_pid:
                 return row
-            if not row.pending or time.monotonic() >= until:
+            if beside or not row.pending or time.monotonic() >= until:
                 raise NotFound(f"{row.counterparty} has not told its pid for this {self.kind} yet; ask again later")
-            await asyncio.sleep(_LOOK_SECONDS)
+            self._waited_for.add(pid)
+            try:
+                await asyncio.sleep(_LOOK_SECONDS)
+            finally:
+                self._waited_for.discard(pid)
 
     # Taking in.
 

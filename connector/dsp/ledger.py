@@ -19,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from connector.datasets import stored
-from connector.dsp import terms
+from connector.dsp import messages, terms
 from connector.dsp.agreements import Agreements, agreement_of
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Wire
@@ -245,6 +245,6 @@ def _endpoint(tx: Transaction, row: Agreement) -> str:
     if row.role == PROVIDER:
         return ""
     rows: Sequence[Transfer] = tx.transfers.started(row.id, role=CONSUMER)
-    told = next((str(one.data_address["endpoint"]) for one in rows if one.data_address.get("endpoint")), "")
+    told = next((a.http for one in rows if (a := messages.address_of(one.data_address)) and a.http), "")
     root, found, _ = row.address.rpartition(_PROTOCOL)
     return told or (f"{root}/data/v1" if found else "")

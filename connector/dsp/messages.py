@@ -18,6 +18,7 @@ from connector.errors import MessageInvalid, harmless
 ID_MAX = 255
 _TEXT_MAX = 2_000
 _REASONS_MAX = 20
+_PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters of all of it
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
 
 # Field to term; the terms are the context's, and all but these two kinds are texts.
@@ -266,7 +267,7 @@ def _field(name: str, found: Json, prefixes: Mapping[str, str]) -> Any:
     if name in ("offer", "agreement"):
         return _object(value, wire)
     if name == "data_address":
-        return _address(_object(value, wire), prefixes)
+        return _within(_address(_object(value, wire), prefixes))
     text = _text(value, wire, longest=ID_MAX if name in _IDS else _TEXT_MAX)
     return jsonld.local(text, prefixes) if name in ("event_type", "state", "format") else text
 
@@ -302,6 +303,22 @@ def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
         endpoint=endpoint if isinstance(endpoint, str) else "",
         properties=tuple(properties),
     )
+
+
+def _within(address: DataAddress) -> DataAddress:
+    """The address, of a size that may be kept as long as its transfer; MessageInvalid for a larger one."""
+    size = len(address.endpoint) + sum(len(name) + len(value) for name, value in address.properties)
+    if len(address.endpoint) > _TEXT_MAX or len(address.properties) > _PROPERTIES_MAX or size > _ADDRESS_MAX:
+        raise MessageInvalid(
+            f"expected a dataAddress of at most {_ADDRESS_MAX} characters, with an endpoint of at most {_TEXT_MAX} and "
+            f"at most {_PROPERTIES_MAX} endpointProperties, came a larger one"
+        )
+    return address
+
+
+def given(wire: Json) -> DataAddress | None:
+    """A data address as somebody else gives it; None for an empty one, MessageInvalid for one that is no address."""
+    return _within(_address(wire, {})) if wire else None
 
 
 def address_of(wire: Json) -> DataAddress | None:

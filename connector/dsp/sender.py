@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from connector import resolving
 from connector.dsp import admission, circles
 from connector.dsp.settling import Settling
-from connector.errors import AddressRefused, Busy, HanseError, PeerUnreachable
+from connector.errors import AddressRefused, Busy, HanseError
 from connector.recent import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
@@ -59,7 +59,7 @@ class Outcome:
     why: str = ""
     document: Any = None
     code: str = ""
-    private: bool = False  # `why` tells of names, addresses and ports as they are from here: not for the other side
+    private: bool = False  # `why` tells of names and addresses as they are from here: not for the other side
 
 
 class Courier(Protocol):
@@ -267,7 +267,7 @@ class Sender:
             return carrying.result()
         except HanseError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
-            private = isinstance(error, AddressRefused | PeerUnreachable)
+            private = isinstance(error, AddressRefused)
             return Outcome(Result.REFUSED if final else Result.AGAIN, error.message, private=private)
         finally:
             keeping.cancel()

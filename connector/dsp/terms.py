@@ -34,6 +34,7 @@ REPLACED = "never concluded; replaced by another one"
 LAPSED = frozenset({TIME_ENDED, REPLACED})  # reasons for an agreement's end; any other is somebody's no
 _OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
 _SHORT = 4 * 2**10
+_EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2000, 9999))
 _COMPILES_MAX = 1_024
 _TOLD_MAX = 10  # offers of which a refusal says what they are for
 _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
@@ -220,7 +221,8 @@ def agreement_wire(policy: Policy) -> Json:
 def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: str, assignee: str) -> None:
     """What a consumer demands of an agreement (DSP 2025-1, section 7.4); the numbers stand beside the code.
 
-    1. it is for us, 2. from the party we negotiate with, 3. about what we asked for, 4. with the agreed rules.
+    1. it is for us, 2. from the party we negotiate with, 3. about what we asked for, 4. with the agreed rules,
+    5. at a moment of our time: periods are counted from it, and every calendar has its ends.
     """
     expected = (
         ("assignee", agreement.assignee, assignee),  # 1
@@ -232,6 +234,10 @@ def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: 
             raise MessageInvalid(f"expected {name} {wanted} in the agreement, came {came[:255] or 'none'}", rule=name)
     if not same_rules(agreement, terms, consumer=assignee):  # 4
         raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
+    if not _EARLIEST <= signed_at(agreement, now=_EARLIEST) < _LATEST:  # 5
+        raise MessageInvalid(
+            f"expected a timestamp from the year 2000 to 9998, came {agreement.timestamp[:40]!r}", rule="timestamp"
+        )
 
 
 class Fits(NamedTuple):

@@ -8,6 +8,7 @@ a request for a push to ourselves.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ class Transfers(Exchange[Transfer]):
             _check_permitted(tx, agreement, grant, facts)
             row = self._new(tx, PROVIDER, agreement, message.format, message.purpose)
             row.address, row.peer_pid, row.state = address, message.consumer_pid, states.REQUESTED
-            row.data_address = message.data_address.to_wire() if message.data_address else {}
+            if message.data_address and self._formats[message.format] == PUSH:
+                row.data_address = message.data_address.to_wire()
             self._repeated(tx, caller.id, message)
             tx.publish(self._advanced(row, actor=caller.id, message=message.step))
             sent = self._answer(tx, row, agreement)
@@ -248,8 +250,13 @@ class Transfers(Exchange[Transfer]):
         direction = self._formats.get(message.format)
         if direction is None:
             raise MessageInvalid(f"expected format {' or '.join(self._formats)}, came {message.format[:100]!r}")
-        if direction == PUSH and message.data_address is None:
+        if direction != PUSH:
+            return
+        if message.data_address is None:
             raise MessageInvalid(f"expected a dataAddress to send to with format {message.format}, came none")
+        shown = message.data_address.get("authorization")
+        if not (shown.isascii() and shown.isprintable()):
+            raise MessageInvalid("expected an authorization of printable ASCII, which a header can carry, came another")
 
     # What follows.
 
@@ -278,7 +285,7 @@ class Transfers(Exchange[Transfer]):
             row.generation += 1
             if row.state == states.COMPLETED:
                 row.suspended_by = ""
-            if row.role == CONSUMER:
+            if row.role == CONSUMER or row.state in states.FINAL:
                 row.data_address = {}
 
     def _end(self, tx: Transaction, row: Transfer, *, code: str, reason: str, actor: str) -> list[Outbox]:
@@ -306,6 +313,8 @@ class Transfers(Exchange[Transfer]):
         super()._not_said(tx, row, step, outcome)
         if row.suspended_by in HELD:  # there is nothing to wait for any more
             row.suspended_by = PROVIDER
+        if row.state in states.FINAL:
+            row.data_address = {}
         if row.role == CONSUMER and step == states.TRANSFER_REQUEST and outcome.code == AGREEMENT_ENDED:
             self._agreement_ended(tx, row, reason=outcome.why[:2_000])  # no transfer was there to be told by
 
@@ -498,7 +507,7 @@ class Transfers(Exchange[Transfer]):
         """A fresh address from the provider's data plane, kept for the next who asks."""
         url = f"{old.http}/tickets"
         answer = await self._peer.fetch("POST", url, audience=row.counterparty, message={"transfer": row.peer_pid})
-        fresh = messages.address_of(answer.document) if isinstance(answer.document, dict) else None
+        fresh = messages.given(answer.document) if isinstance(answer.document, dict) else None
         if fresh is None or not fresh.get("authorization"):
             raise PeerNonsense(f"expected a data address with a ticket from {row.counterparty}, came something else")
 
@@ -620,7 +629,7 @@ class _Pusher:
         transfer.code, transfer.reason = PUSH_FAILED, f"push: {outcome.why[:900]}{also}"[:2_000]
         tx.publish(transfers._advanced(transfer, actor=transfers._us, message="push", outcome="failed"))
         full = transfer.reason
-        told = "push: the address cannot be called from here, or does not answer" if outcome.private else full
+        told = "push: its address cannot be called from here" if outcome.private else full
         sent = transfers._end(tx, transfer, code=transfer.code, reason=told, actor=transfers._us)
         transfer.reason = full
         return sent
@@ -642,9 +651,10 @@ def _held(row: Transfer, name: str) -> bool:
 def _ends(address: DataAddress) -> float:
     """When a ticket ends, as its provider says beside it; 0 where it does not."""
     try:
-        return float(address.get("expires") or 0)
+        told = float(address.get("expires") or 0)
     except ValueError:
         return 0.0
+    return told if math.isfinite(told) else 0.0
 
 
 def revoked(agreement: Agreement, *, actor: str) -> Event:

@@ -208,6 +208,8 @@ BAD_AGREEMENTS: dict[str, tuple[Json, str]] = {
     "with other rules": ({"permission": OTHER_TERMS["permission"]}, "rules"),
     "with a prohibition more": ({"prohibition": [{"action": "odrl:distribute"}]}, "rules"),
     "without rules": ({"permission": []}, "permission"),
+    "signed before there were any": ({"timestamp": "0001-01-01T00:00:00+14:00"}, "timestamp"),
+    "signed after the end of the calendar": ({"timestamp": "9999-12-31T23:59:59-14:00"}, "timestamp"),
 }
 
 

@@ -15,6 +15,7 @@ from connector.dsp.states import CONSUMER, PROVIDER
 from connector.net import Reply
 from tests.support.counterparty import DATASET, OFFER_ID, PATHS, Counterparty, snapshot
 from tests.support.pair import Call, Pair, announced, emptied, pair, settled
+from tests.support.waiting import until
 
 
 async def arranged(two: Pair, decide: str = "manual") -> Counterparty:
@@ -392,7 +393,9 @@ async def test_who_asks_for_the_state_before_its_answer_has_reached_us_is_told_b
             patience.setattr(exchange, "_UNNUMBERED_SECONDS", 0.0)
             assert (await provider.get(f"/{kind}s/{row.id}")).status == 404
         asked = asyncio.ensure_future(provider.get(f"/{kind}s/{row.id}"))
-        await asyncio.sleep(0.01)
+        service = getattr(two.south, f"{kind}s")
+        await until(lambda: row.id in service._waited_for)
+        assert (await provider.get(f"/{kind}s/{row.id}")).status == 404  # one waits, whoever else asks
         arrives.set()
         told = json.loads((await asked).body)
         assert told["consumerPid"] == row.id

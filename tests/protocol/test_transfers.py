@@ -103,11 +103,22 @@ async def test_only_an_agreement_between_exactly_these_two_is_good_for_a_transfe
         assert await snapshot(two.north) == before
 
 
+def pushed(**properties: str) -> Json:
+    named = [{"name": name, "value": value} for name, value in properties.items()]
+    address = {"@type": "DataAddress", "endpointType": "t", "endpoint": SINK.endpoint, "endpointProperties": named}
+    return {"format": "HttpData-PUSH", "dataAddress": address}
+
+
 BAD: dict[str, Json] = {
     "a format that nobody speaks": {"format": "Carrier-Pigeon"},
     "a push without an address": {"format": "HttpData-PUSH"},
     "an unusable callback": {"callbackAddress": "ftp://203.0.113.9"},
     "no format": {"format": ""},
+    "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
+    "an authorization of two headers": pushed(authorization="a\r\nX-Other: y"),
+    "more properties than anybody reads": pushed(**{f"p{index}": "x" for index in range(51)}),
+    "more of an address than is kept": pushed(note="x" * 2**14),
+    "an endpoint without end": {"dataAddress": {"endpointType": "t", "endpoint": f"https://x.example/{'x' * 2_000}"}},
 }
 
 
@@ -119,6 +130,34 @@ async def test_a_request_that_is_wrong_is_refused_and_leaves_nothing(tmp_path: P
         before = await snapshot(two.north)
         assert (await peer.post("/transfers/request", asking(peer, agreement_id, **change))).status == 400
         assert await snapshot(two.north) == before
+
+
+async def test_an_address_is_kept_where_something_is_pushed_to_it_and_as_long_as_that_may_be(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        pull = {**pushed(), "format": "HttpData-PULL"}
+        reply = await peer.post("/transfers/request", asking(peer, agreement_id, **pull))
+        assert (await two.north.transfer(json.loads(reply.body)["providerPid"])).data_address == {}
+        row = await two.south.transfers.request(
+            agreement_id=await agreed(two), format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        done = await settled(two.south, "transfer", row.id, "COMPLETED")
+        assert (await settled(two.north, "transfer", done.peer_pid, "COMPLETED")).data_address == {}
+
+
+@pytest.mark.parametrize(("said", "ends"), [("nan", 0.0), ("inf", 0.0), ("soon", 0.0), ("", 0.0), ("9e9", 9e9)])
+async def test_when_a_ticket_ends_is_a_number_or_not_said(tmp_path: Path, said: str, ends: float) -> None:
+    async with pair(tmp_path) as two:
+        row = await Counterparty(two.north).transfer(role=CONSUMER, state="STARTED")
+
+        def says(tx: Transaction) -> None:
+            kept = tx.transfers.get(row.id)
+            assert kept is not None
+            kept.data_address = {**ADDRESS, "endpointProperties": [{"name": "expires", "value": said}]}
+
+        await two.north.store.write(says)
+        assert (await two.north.transfers.reading(row.id)).expires == ends
 
 
 async def test_the_party_is_looked_at_again_when_a_transfer_is_asked_for(tmp_path: Path) -> None:
@@ -264,6 +303,18 @@ async def test_a_push_that_fails_for_good_ends_its_transfer_and_both_sides_know_
             assert (side.code, side.reason) == ("push_failed", "push: the sink is gone")
         # The acknowledgement of the start may be recorded before it or after.
         assert [event.code for event in two.north.events if event.outcome == "failed"] == ["push_failed"]
+
+
+async def test_why_an_address_is_not_pushed_to_is_for_its_provider_alone(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        two.north.plane.push_fails = AddressRefused("payroll.corp.internal is at the private address 10.20.30.40")
+        row = await two.south.transfers.request(
+            agreement_id=await agreed(two), format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        here = await settled(two.south, "transfer", row.id, "TERMINATED")
+        there = await settled(two.north, "transfer", here.peer_pid, "TERMINATED")
+        assert here.reason == "push: its address cannot be called from here"
+        assert there.reason == "push: payroll.corp.internal is at the private address 10.20.30.40"
 
 
 async def test_a_push_whose_last_attempt_finds_the_agreement_used_up_says_what_had_failed(tmp_path: Path) -> None:

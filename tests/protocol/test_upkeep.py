@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hanse.cli import out
 
 from connector.dsp.ledger import Ledger, Upkeep
 from connector.errors import BadInput, Conflict, Limited, NotFound, Refused
 from connector.events import DutyChanged, NegotiationAdvanced
+from connector.management.pages import words
 from connector.net import Reply
 from connector.store import Transaction
 from connector.store.tables import Agreement, Transfer
@@ -77,6 +79,51 @@ async def test_a_duty_is_told_when_it_falls_due_and_only_then(tmp_path: Path) ->
         assert made.why
         await upkeep(two.south).look()
         assert reminders(two.south) == [("consumer", "due"), ("consumer", "fulfilled")]
+
+
+async def test_evidence_goes_where_http_is_spoken_also_where_rows_come_over_flight(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement = await agreed(two, policy=LOG)
+        here, _ = await started(two, agreement)
+        flight = {"@type": "DataAddress", "endpointType": "t", "endpoint": "grpc+tcp://203.0.113.9:1",
+                  "endpointProperties": [{"name": "http", "value": "https://203.0.113.9/data/v1"}]}  # fmt: skip
+
+        def leads(tx: Transaction) -> None:
+            row = tx.transfers.get(here.id)
+            assert row is not None
+            row.data_address = flight
+
+        await two.south.store.write(leads)
+        calls = []
+
+        async def call(method: str, url: str, **_: Any) -> Reply:
+            calls.append((method, url))
+            return Reply(200, {}, b"")
+
+        ledger = Ledger(two.south.store, SimpleNamespace(call=call), lambda audience: "")  # type: ignore[arg-type]  # a fake
+        assert (await ledger.report(agreement, "/obligation/0", evidence="in our log", by="test")).told
+        assert calls == [("POST", "https://203.0.113.9/data/v1/duties")]
+
+
+@pytest.mark.parametrize("signed_at", [-1e18, -62_135_647_200.0, 253_402_352_999.0, 1e18])
+async def test_an_agreement_of_another_calendar_that_is_kept_keeps_nobody_from_the_duties(
+    tmp_path: Path, signed_at: float
+) -> None:
+    """Such a one is refused now, and was not always."""
+    monthly = [{"leftOperand": "odrl:delayPeriod", "operator": "lteq", "rightOperand": "P1M"}]
+    policy = {**ERASE, "obligation": [{"action": "odrl:delete", "constraint": monthly}]}
+    async with pair(tmp_path) as two:
+        agreement = await agreed(two, policy=policy)
+
+        def dated(tx: Transaction) -> None:
+            tx.agreements.of(agreement, role="consumer").signed_at = signed_at
+
+        await two.south.store.write(dated)
+        ledger = Ledger(two.south.store, two.cable, lambda audience: "")
+        assert [one.path for one in await ledger.of(agreement, role="consumer")] == ["/obligation/0"]
+        await ledger.open()
+        for shown in (words.moment, words.day, words.instant, out.moment):
+            assert shown(signed_at)
 
 
 async def test_what_is_not_done_in_time_is_overdue_and_stays_so(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ _HINTS: Mapping[type[HanseError], str] = {
     NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
 }
 
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
@@ -221,7 +222,7 @@ def moment(value: Any) -> str:
     """UTC seconds for people."""
     if not isinstance(value, int | float):
         return ""
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(min(max(value, _FIRST), _LAST), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def at(key: str) -> Callable[[Mapping[str, Any]], str]:

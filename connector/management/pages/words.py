@@ -54,24 +54,30 @@ STAGES = {
     "digesting": "Taking the digest of each file",
     "storing": "Storing",
 }
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
 _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 
+def _utc(at: float) -> datetime:
+    """A moment, or the end of the calendar that is nearest to it: agreements of others may say any time."""
+    return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
+
+
 def moment(at: float) -> str:
     """`24 Nov 2026, 17:05:09 UTC`."""
-    found = datetime.fromtimestamp(at, UTC)
+    found = _utc(at)
     return f"{found.day} {found:%b %Y, %H:%M:%S} UTC"
 
 
 def day(at: float) -> str:
-    found = datetime.fromtimestamp(at, UTC)
+    found = _utc(at)
     return f"{found.day} {found:%B %Y}"
 
 
 def instant(at: float) -> str:
     """For `<time datetime>` and for questions about a span of time."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def size(nbytes: float) -> str:

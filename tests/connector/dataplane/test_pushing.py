@@ -138,7 +138,7 @@ async def test_a_consumer_that_refuses_for_good_is_quoted(provider: Provider, co
 
 ANSWERS: dict[int, type[HanseError]] = {
     400: Refused, 403: Refused, 409: Refused, 413: Refused, 401: PeerRefused, 404: PeerRefused, 429: PeerRefused,
-    500: PeerRefused, 503: PeerRefused, 302: PeerRefused,
+    500: PeerRefused, 503: PeerRefused, 302: Refused, 308: Refused,
 }  # fmt: skip
 
 
@@ -150,6 +150,12 @@ async def test_a_no_that_stays_is_told_from_one_that_may_change(
         with pytest.raises(kind) as raised:
             await sent(provider, Target(url))
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("shown", ["Bearer \u00fc", "a\r\nX-Other: y"])
+async def test_what_no_header_can_carry_is_not_sent_again_and_again(provider: Provider, shown: str) -> None:
+    with pytest.raises(Refused, match="header"):
+        await sent(provider, Target("https://sink.example", shown))
 
 
 async def test_what_a_consumer_did_to_its_transfer_is_waited_for(provider: Provider) -> None:
