@@ -16,9 +16,11 @@ from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers, revoked
 from connector.errors import Busy, Conflict, NotFound, Refused
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
+from connector.telemetry import logger
 from policies.contract import DataContract
 from policies.model import Policy
 
+_log = logger("agreements")
 _UNHEARD_SECONDS = 0.5  # how long reads go on while the database keeps a revocation; its event ends them otherwise
 
 
@@ -103,8 +105,8 @@ class Agreements:
         return await asyncio.to_thread(_problems, kept, await self._store.read(work)) if kept else {}
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
-        """End an agreement now: its grant is void, its transfers are ended, and so is its negotiation where it is not
-        final yet; the other side is told why.
+        """End an agreement now: it is void, and so is its negotiation where that is not final yet; its grant and its
+        transfers end with it, and the other side is told why.
 
         NotFound for an unknown one, Conflict for one that has ended. Where the database does not say in time whether
         it is kept, what runs here ends all the same: a read that begins asks the database anew.
@@ -115,18 +117,12 @@ class Agreements:
             unfinished: list[Outbox] = []
             if not row.finalized:
                 unfinished = self._negotiations.abandon(tx, row, code=AGREEMENT_REVOKED, reason=reason, actor=by)
-                row = tx.agreements.fresh(row)  # it may have become final while we waited for its negotiation
-            grant = tx.agreements.grant_held(row.id, to_change=True) if row.role == PROVIDER else None
+            row = tx.agreements.held(row)  # it may have become final, or ended, while we waited
             if row.ended_at is not None:
                 raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
-            if grant is not None:
-                grant.revoked_at, grant.reason = tx.now, reason
-                grant.generation += 1
             tx.publish(revoked(row, actor=by))
-            sent = self._transfers.terminate_under(
-                tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
-            )
+            sent = [] if row.role == PROVIDER else self._terminated(tx, row, by)
             return row, [*unfinished, *sent]
 
         stop = partial(self._stop, agreement_id=agreement_id, reason=reason or "the owner revokes the agreement")
@@ -143,7 +139,38 @@ class Agreements:
         finally:
             waited.cancel()
         self._sender.hand_over(sent)
+        if row.role == PROVIDER:
+            try:
+                await self.follow(row.id, by=by)
+            except Busy as error:  # it holds already, and this comes with the next look
+                _log.warning("revocation_not_followed", agreement=row.id, reason=error.message)
         return row
+
+    async def follow(self, agreement_id: str, *, by: str) -> None:
+        """What follows from the end of an agreement of ours as provider: its grant is void and its transfers end. For
+        whoever ended it, and for whoever finds that this is missing (`store.agreements.unfollowed`).
+
+        In a transaction after that of the end, which locks nothing that its consumer can keep locked: whatever the
+        consumer does meanwhile, other processes hear of the end at once.
+        """
+
+        def work(tx: Transaction) -> list[Outbox]:
+            row = tx.agreements.of(agreement_id, role=PROVIDER)
+            # Transfers before the grant, as whoever resumes one locks them.
+            sent = self._terminated(tx, row, by)
+            grant = tx.agreements.grant_held(row.id, to_change=True)
+            if grant is not None and grant.revoked_at is None:
+                grant.revoked_at, grant.reason = row.ended_at, row.end_reason
+                grant.generation += 1
+            return [*sent, *self._terminated(tx, row, by)]  # and those that had begun while we waited for the grant
+
+        self._sender.hand_over(await self._store.write(work))
+
+    def _terminated(self, tx: Transaction, row: Agreement, by: str) -> list[Outbox]:
+        reason = row.end_reason
+        return self._transfers.terminate_under(
+            tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
+        )
 
 
 def _meaning(row: Agreement, version: DatasetVersion | None) -> Meaning:

@@ -25,7 +25,7 @@ from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Wire
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS, FACTS_ENDED, Transfers
-from connector.errors import Conflict, HanseError, NotFound, PeerRefused, Refused
+from connector.errors import Busy, Conflict, HanseError, NotFound, PeerRefused, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Negotiation, Transfer
 from connector.telemetry import logger
@@ -157,6 +157,9 @@ class Upkeep:
 
         One that cannot be read keeps nobody from the others.
         """
+        for ended in await self._store.read(lambda tx: tx.agreements.unfollowed()):
+            with suppress(Busy):  # the next look finds it again
+                await self._agreements.follow(ended, by="clock")
         await self._each(_page, self._one)
         await self._each(self._negotiations.idle, self._negotiations.expire)
 

@@ -676,7 +676,8 @@ def _push_process(pid: str) -> str:
 
 
 def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
-    grant = tx.agreements.grant_held(agreement.id)
+    # Of what has ended nobody locks the grant any more, so whoever ends it comes to it.
+    grant = tx.agreements.grant_held(agreement.id) if agreement.ended_at is None else None
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)

@@ -96,10 +96,11 @@ _LOOK = Prepared(
     .outerjoin(_TRANSFER, _TRANSFER.c.id == bindparam("transfer"))
     .where(_AGREEMENT.c.id == bindparam("agreement"), _AGREEMENT.c.role == "provider")
 )
+_OF_GRANT = and_(_AGREEMENT.c.id == _GRANT.c.agreement_id, _AGREEMENT.c.role == "provider")
 _ENDS = Prepared(
-    select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
-        _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
-    )
+    select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason, _AGREEMENT.c.ended_at, _AGREEMENT.c.end_reason)
+    .select_from(_GRANT.outerjoin(_AGREEMENT, _OF_GRANT))
+    .where(_GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True)))
 )
 _STATES = Prepared(
     select(_TRANSFER.c.id, *(_TRANSFER.c[name] for name in TransferState._fields)).where(
@@ -264,6 +265,18 @@ class Agreements:
         self._unit.session.refresh(row)
         return row
 
+    def held(self, row: Agreement) -> Agreement:
+        """As `fresh`, and nobody changes it before this transaction ends."""
+        self._unit.session.flush()
+        self._unit.session.refresh(row, with_for_update=True)
+        return row
+
+    def unfollowed(self) -> Sequence[str]:
+        """Ids of what we have ended as provider, and whose grant does not say so yet."""
+        query = select(Agreement.id).join(Grant, Grant.agreement_id == Agreement.id)
+        ended = (Agreement.role == "provider", Agreement.ended_at.is_not(None), Grant.revoked_at.is_(None))
+        return self._unit.session.scalars(query.where(*ended)).all()
+
     def look(self, agreement_id: str, *, transfer_id: str = "") -> Looked | None:
         """What a read looks at under an agreement that we signed as provider, and of one transfer."""
         found = self._unit.rows(_LOOK, agreement=agreement_id, transfer=transfer_id)
@@ -274,11 +287,14 @@ class Agreements:
         return Looked(*(*about, None if transfer.agreement_id is None else transfer))
 
     def ended(self, agreement_ids: Collection[str]) -> dict[str, str]:
-        """Those of these agreements whose grant holds no more, and the reason where one was given."""
-        rows = self._unit.rows(_ENDS, agreements=list(agreement_ids))
-        found = {name: (revoked_at, reason) for name, revoked_at, reason in rows}
-        ends = {one: found.get(one, (0.0, "")) for one in agreement_ids}
-        return {one: reason for one, (revoked_at, reason) in ends.items() if revoked_at is not None}
+        """Those of these agreements that hold no more, or whose grant does not, and the reason where one was given."""
+        ends = dict.fromkeys(agreement_ids, "")  # where there is no grant, nothing holds
+        for name, revoked_at, reason, ended_at, end_reason in self._unit.rows(_ENDS, agreements=list(agreement_ids)):
+            if revoked_at is None and ended_at is None:
+                del ends[name]
+            else:
+                ends[name] = end_reason or reason
+        return ends
 
     def transfers(self, transfer_ids: Collection[str]) -> dict[str, TransferState]:
         """The state of those of these transfers that there are."""

@@ -172,10 +172,10 @@ class Transfers(_Processes[Transfer]):
         return self._session.scalars(select(Transfer).where(*ours).order_by(Transfer.created_at.desc())).all()
 
     def under(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
-        """For update, every transfer under one agreement."""
+        """For update, every transfer under one agreement: in the order of their ids, as deliveries are recorded."""
         return self._session.scalars(
             select(Transfer)
             .where(Transfer.agreement_id == agreement_id, Transfer.role == role)
-            .order_by(Transfer.created_at.desc(), Transfer.id)
+            .order_by(Transfer.id)
             .with_for_update()
         ).all()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from connector.net import Reply
+from connector.store import Transaction
 from tests.conftest import DATABASES
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import Call, Pair, emptied, pair, settled, side
 
 MANY = 20
+DEADLOCKS = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
 
 
 async def whole_story(two: Pair) -> Any:
@@ -92,3 +96,38 @@ async def test_what_a_dead_process_had_leased_is_delivered_by_another_one(
         (pending,) = [one for one in await two.south.store.read(lambda tx: tx.negotiations.page()) if one.id != row.id]
         await settled(two.south, "negotiation", pending.id, "FINALIZED")
         once_each(two)
+
+
+@SHARED
+async def test_a_revocation_is_told_whoever_has_locked_a_transfer_meanwhile(
+    tmp_path: Path, urls: tuple[str, str]
+) -> None:
+    """Whoever resumes a transfer locks that and then the grant, and keeps the owner from nothing but the transfer."""
+    async with pair(tmp_path, urls=urls, lease=60.0) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID)
+        here = await whole_story(two)
+        agreement, locked, told = here.agreement_id, asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def resume(tx: Transaction) -> str:
+            tx.transfers.get(here.peer_pid)
+            loop.call_soon_threadsafe(locked.set)
+            assert told.wait(60)
+            tx.agreements.grant_held(agreement)
+            return "done"
+
+        other = side("north", two.north.host, two.cable, urls[0])
+        resuming = asyncio.ensure_future(other.store.write(resume))
+        await locked.wait()
+        revoking = asyncio.ensure_future(two.north.agreements.revoke(agreement, reason="misused", by="owner"))
+        async with asyncio.timeout(60):
+            while agreement not in await other.store.read(lambda tx: tx.agreements.ended([agreement])):
+                assert not revoking.done()
+                await asyncio.sleep(0.01)
+        told.set()
+        assert await resuming == "done"
+        assert (await revoking).end_reason == "misused"
+        assert (await two.north.transfer(here.peer_pid)).state == "TERMINATED"
+        deadlocks = await other.store.read(lambda tx: tx.session.scalar(DEADLOCKS))
+        assert deadlocks == 0
+        other.store.close()

@@ -14,7 +14,7 @@ import pytest
 from hanse.cli import out
 
 from connector.dsp.ledger import Ledger, Upkeep
-from connector.errors import BadInput, Conflict, Limited, NotFound, Refused
+from connector.errors import BadInput, Busy, Conflict, Limited, NotFound, Refused
 from connector.events import DutyChanged, NegotiationAdvanced
 from connector.management.pages import words
 from connector.net import Reply
@@ -143,6 +143,28 @@ async def test_what_is_not_done_in_time_is_overdue_and_stays_so(tmp_path: Path) 
 
         assert await two.north.store.write(later) == ["due", "violated"]
         assert reminders(two.north) == [("provider", "due"), ("provider", "violated")]
+
+
+async def test_what_follows_from_a_revocation_and_found_no_database_comes_with_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise Busy("the database stayed contended")
+
+    async with pair(tmp_path) as two:
+        agreement = await agreed(two)
+        here, there = await started(two, agreement)
+        with monkeypatch.context() as patched:
+            patched.setattr(two.north.transfers, "terminate_under", away)
+            await two.north.agreements.revoke(agreement, reason="over", by="owner")
+        assert agreement in await two.north.store.read(lambda tx: tx.agreements.ended([agreement]))
+        assert (await two.north.transfer(there.id)).state == "STARTED"
+        for _ in range(2):
+            await upkeep(two.north).look()
+        assert (await settled(two.south, "transfer", here.id, "TERMINATED")).reason == "over"
+        row, grant = await two.north.agreements.get(agreement)
+        assert grant is not None
+        assert (grant.revoked_at, grant.reason, grant.generation) == (row.ended_at, "over", 1)
 
 
 async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) -> None:
