@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
+LASTING = 2  # how much at once may keep a connection for minutes
+
+
 def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
     """An engine for `url`, set up the way our stores need it. `patient`: a statement may take hours, for migrations."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         from connector.postgresql import open_server
 
-        return open_server(parsed, pool_size=pool_size, patient=patient)
+        return open_server(parsed, pool_size=pool_size, overflow=pool_size + LASTING, patient=patient)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})

@@ -51,12 +51,13 @@ class _Connection(psycopg.Connection[Any]):
             raise psycopg.errors.ConnectionTimeout("the database has not answered in time") from None
 
 
-def open_server(url: URL, *, pool_size: int, patient: bool) -> Engine:
-    """An engine for a server. `patient`: a statement may take hours, as in a migration, or wait for another process."""
+def open_server(url: URL, *, pool_size: int, overflow: int, patient: bool) -> Engine:
+    """An engine for a server. `overflow`: how many connections there may be beside those that stay. `patient`: a
+    statement may take hours, as in a migration, or wait for another process."""
     watched = {word: value for word, value in WATCHED.items() if word not in url.query}
     url = url.update_query_dict(watched)
     # What was given back last is taken first: the others stay idle, until the server ends them.
-    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_use_lifo=True)
+    engine = create_engine(url, pool_size=pool_size, max_overflow=overflow, pool_pre_ping=True, pool_use_lifo=True)
     if not patient:
         event.listen(engine, "do_connect", _connect)
     return engine

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     )
     database_url: Database = Field(
         "",
-        description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db, where each process needs 17 connections; "
+        description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db, where each process needs 19 connections; "
         "empty is SQLite in data_dir.",
     )
     source_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)] = Field(

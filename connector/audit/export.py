@@ -37,7 +37,7 @@ _LINE_ESTIMATE = 16_384  # far above a line's length: decides only whether the c
 async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory: Path) -> IO[bytes]:
     """An evidence file under the newest head, open at its start; it has no name, so it goes when it is closed.
 
-    Busy where the directory cannot take it. The caller has recorded who asked.
+    Busy where the directory cannot take it, and where others that are made leave no room. The caller has recorded who asked.
     """
     await log.sequencer.settle()
 
@@ -53,7 +53,7 @@ async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory
         return file
 
     try:
-        return await log.database.read(work)
+        return await log.database.read_lasting(work)
     except OSError as error:
         raise Busy(
             "the evidence file cannot be written now: the data directory must have room", private=str(error)

@@ -40,6 +40,8 @@ class Database(Protocol):
 
     def read(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
 
+    def read_lasting(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Proven:

@@ -97,6 +97,10 @@ class Exchange(ABC, Generic[Row]):
         """For update, by our own pid."""
 
     @abstractmethod
+    def _peek(self, tx: Transaction, pid: str) -> Row | None:
+        """By our own pid, to be looked at only."""
+
+    @abstractmethod
     def _of_peer(self, tx: Transaction, row: Row, peer_pid: str) -> Row | None:
         """The process in which the counterparty of `row` uses this pid, in our same role."""
 
@@ -305,7 +309,7 @@ class Exchange(ABC, Generic[Row]):
             return False
         known = await self._peer.get(f"{row.address}/{self.kind}s/{theirs}", audience=row.audience)
         told = messages.status_of(known.document) if known.accepted else None
-        current = await self._store.read(lambda tx: self._get(tx, row.process))
+        current = await self._store.read(lambda tx: self._peek(tx, row.process))
         if told is None or current is None:
             return False
         wanted = self.table.get(Step(current.state, step_of(message), current.role))

@@ -551,6 +551,9 @@ class Negotiations(Exchange[Negotiation]):
     def _get(self, tx: Transaction, pid: str) -> Negotiation | None:
         return tx.negotiations.get(pid)
 
+    def _peek(self, tx: Transaction, pid: str) -> Negotiation | None:
+        return tx.negotiations.peek(pid)
+
     def _of_peer(self, tx: Transaction, row: Negotiation, peer_pid: str) -> Negotiation | None:
         return tx.negotiations.by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
 

@@ -553,6 +553,9 @@ class Transfers(Exchange[Transfer]):
     def _get(self, tx: Transaction, pid: str) -> Transfer | None:
         return tx.transfers.get(pid)
 
+    def _peek(self, tx: Transaction, pid: str) -> Transfer | None:
+        return tx.transfers.peek(pid)
+
     def _of_peer(self, tx: Transaction, row: Transfer, peer_pid: str) -> Transfer | None:
         return tx.transfers.by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
 

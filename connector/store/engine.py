@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from connector.database import open_engine, say
+from connector.database import LASTING, open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.store.audit import mark
@@ -37,6 +37,7 @@ T = TypeVar("T")
 Work = Callable[[Transaction], T]
 Outlet = Callable[[Transaction, Event], None]  # stores something more with an event, in the same transaction
 
+_SNAPSHOT = "REPEATABLE READ"  # PostgreSQL's own has a new snapshot for each statement
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
 _COUNT_SECONDS = 60.0
@@ -58,7 +59,10 @@ class Store:
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
+        # As the database was when a reader began, whatever is committed meanwhile: so SQLite reads by itself.
+        self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_SNAPSHOT)
         self._readers = Threads(pool_size, "store-read")
+        self._lasting = Threads(LASTING, "store-lasting")
         self._doubts: dict[str, Transaction] = {}  # what may have been committed, by its origin
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self._failures, self.origin)
@@ -131,13 +135,18 @@ class Store:
         return whole
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where the database does not answer."""
+        """Run `work(tx)` on a snapshot, which locks nothing; nothing it does is kept. Busy where the database does not
+        answer."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
+
+    async def read_lasting(self, work: Work[T]) -> T:
+        """The same, for what may take minutes: in threads of their own, so that nobody's question waits for it."""
+        return await asyncio.wrap_future(self._lasting.submit(partial(self.read_now, work)))
 
     def read_now(self, work: Work[T]) -> T:
         """The same, in this thread: for who builds parts, while nothing runs."""
         try:
-            with self.engine.connect() as connection:
+            with self._reading.connect() as connection:
                 connection.begin()  # rolled back as the connection is given back
                 with closing(Transaction(connection, now=time.time())) as tx:
                     return work(tx)
@@ -157,6 +166,7 @@ class Store:
         """Finish what was submitted, then close every connection."""
         self._writer.close()
         self._readers.close()
+        self._lasting.close()
         self.engine.dispose()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -62,6 +65,32 @@ async def test_the_members_can_be_read_with_ordinary_tools(sqlite_store: Store, 
         record = json.loads(container.read("events.jsonl"))
     assert manifest["filter"] == {"outcome": "refused"}
     assert (record["idx"], record["body"]["reason"]) == (3, "Zeilen über dem Limit")
+
+
+async def test_exports_that_take_long_keep_nobody_from_the_database(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    async def settled() -> None:
+        """So that all of them are at their writing when somebody else asks."""
+
+    def lasts(*_: Any, **__: Any) -> None:
+        assert over.wait(60)
+
+    monkeypatch.setattr("connector.audit.export.write", lasts)
+    log = log_over(sqlite_store)
+    await sqlite_store.write(story(4))
+    await log.sequencer.settle()
+    monkeypatch.setattr(log.sequencer, "settle", settled)
+    exports = [asyncio.ensure_future(evidence(log, tmp_path)) for _ in range(20)]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(30):
+            assert await sqlite_store.read(lambda tx: tx.audit.size()) == 4
+    finally:
+        over.set()
+        await asyncio.gather(*exports)
 
 
 async def test_an_empty_log_has_nothing_to_export(sqlite_store: Store, tmp_path: Path) -> None:

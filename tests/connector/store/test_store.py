@@ -57,6 +57,24 @@ def test_a_commit_on_sqlite_is_on_the_disk(tmp_path: Path) -> None:
     assert found == [(2,)]  # FULL
 
 
+async def test_who_reads_sees_one_state_of_the_database_whatever_is_committed_meanwhile(store: Store) -> None:
+    looked, committed = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def look(tx: Transaction) -> tuple[int, int]:
+        first = tx.tokens.count()
+        loop.call_soon_threadsafe(looked.set)
+        assert committed.wait(60)
+        return first, tx.tokens.count()
+
+    reading = asyncio.ensure_future(store.read(look))
+    await looked.wait()
+    await store.write(lambda tx: tx.tokens.add(token("a")))
+    committed.set()
+    assert await reading == (0, 0)
+    assert await store.read(lambda tx: tx.tokens.count()) == 1
+
+
 async def test_an_exception_undoes_the_whole_unit_and_its_events(store: Store) -> None:
     heard: list[Event] = []
     store.bus.subscribe(heard.append)
