@@ -136,8 +136,8 @@ class ReadStarted(Event):
 
 class ReadEnded(Event):
     """One under each agreement. `detail`: rows, bytes, batches and digest of the whole read, where there are several
-    all of them and which one ended it (`ended_by`), and `use` where that was given back; outcome ok, refused (revoked,
-    quota), or broken (also where its own consumer ended it)."""
+    all of them and which one ended it (`ended_by`), `use` where that was given back, `after` where others had recorded
+    an end already; outcome ok, refused (revoked, quota), or broken (also where its own consumer ended it)."""
 
 
 class ReadRefused(Event):

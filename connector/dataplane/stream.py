@@ -66,6 +66,7 @@ _LONGEST = 24 * 3600.0
 _END_SECONDS = 30.0  # how long a read waits for the record of its end where the database is away
 _END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
 _COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown under one contract
+_DISPLACED = "the connector did not answer for a minute, and the end of this read is recorded already; ask again"
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long one who asks what a read would give waits, and how many do
 _OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
@@ -300,18 +301,22 @@ class Reads:
         for event in events:
             await self._kept(self._store.refused(event))
 
-    async def note(self, left: Mapping[str, tuple[int, int]]) -> None:
-        """Note the rows and bytes that have left of each of these reads, for the record that a crash leaves behind."""
+    async def note(self, left: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Note the rows and bytes that have left of each of these reads, for the record that a crash leaves behind; ids
+        of those that have one already, as others took us for dead."""
 
-        def work(tx: Transaction) -> None:
-            for read_id, (rows, nbytes) in left.items():
-                tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes)
+        def work(tx: Transaction) -> list[str]:
+            noted = {
+                read_id: tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes)
+                for read_id, (rows, nbytes) in left.items()
+            }
+            return [read_id for read_id, kept in noted.items() if not kept]
 
-        await self._store.write(work)
+        return await self._store.write(work)
 
     async def _note_progress(self) -> None:
         """While reads run, note those that have gone on, in one commit for all of them: by time, as the reader of the
-        last batch may take as long for it as for all before."""
+        last batch may take as long for it as for all before. What others have ended meanwhile does not go on."""
         noted: dict[str, tuple[int, int]] = {}
         while self._live:
             await asyncio.sleep(PROGRESS_SECONDS)
@@ -319,8 +324,14 @@ class Reads:
             gone_on = {read_id: much for read_id, much in left.items() if noted.get(read_id) != much}
             if gone_on:
                 with suppress(HanseError):  # a database that is away hears it the next time
-                    await self.note(gone_on)
+                    for over in await self.note(gone_on):
+                        self._displace(over)
                     noted = left
+
+    def _displace(self, read_id: str) -> None:
+        stream = self._live.get(read_id)  # none where it has just ended by itself
+        for grant in stream.grants if stream is not None else ():
+            grant.stop(Busy(_DISPLACED))
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
         """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
@@ -519,15 +530,17 @@ class Reads:
             self._metrics.bytes.inc(end.nbytes)
             self._metrics.query_seconds.observe(time.monotonic() - begun)
         unused = not unknown and _unused(asked, grants, end)
-        events = records.ended(asked, grants, end, failure, unused=unused)
+        told = partial(records.ended, asked, grants, end, failure)
+        events, late = told(unused=unused), told()
         charged = beginning.result() if unused else None
 
-        def work(tx: Transaction) -> None:
-            # Else it has committed before, and nothing goes back twice.
+        def work(again: bool, tx: Transaction) -> None:
             if unfinished.end(tx, *events, instance=self._instance):
                 self.grants.end(tx, grants, least=0 if asked.unfiltered else 1, unused=unused)
                 if charged is not None and charged.paid:
                     tx.answers.give_back(grants[0].agreement_id, micro=charged.paid)
+            elif not again and not unknown:  # else it has committed before, or never begun
+                unfinished.end_again(tx, *late)
 
         recording = self._owe(asked.query_id, work)
         if unknown:  # nobody waits for a database that is away
@@ -536,30 +549,31 @@ class Reads:
         if not recording.done() or not recording.result():
             raise Busy("the database does not answer now, and the end of this read waits for it")
 
-    def _owe(self, read_id: str, work: Callable[[Transaction], None]) -> asyncio.Task[bool]:
+    def _owe(self, read_id: str, work: Callable[[bool, Transaction], None]) -> asyncio.Task[bool]:
         """The record of an end, which waits for the database for as long as we live. Whether it was kept."""
         task = self._spawn(self._recorded(read_id, work))
         self._owed.add(task)
         task.add_done_callback(self._owed.discard)
         return task
 
-    async def _recorded(self, read_id: str, work: Callable[[Transaction], None]) -> bool:
+    async def _recorded(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
         """Until it is known nobody else has the read's id: they would get this end."""
         with suppress(Busy), _named(self._ids, read_id):  # the next start looks for what is left
             await self._written(work)
             return True
         return False
 
-    async def _written(self, work: Callable[[Transaction], None]) -> None:
+    async def _written(self, work: Callable[[bool, Transaction], None]) -> None:
         """Reads end where their database goes away: their ends wait for it, until we end ourselves. `work` may be done
-        twice."""
-        pause = _END_PAUSE
+        twice, and is told whether it may have been done."""
+        pause, again = _END_PAUSE, False
         while True:
             try:
-                return await self._store.write(work)
+                return await self._store.write(partial(work, again))
             except Busy:
                 if self.draining:
                     raise
+            again = True
             await asyncio.sleep(pause)
             pause = min(2 * pause, _END_PAUSE_MAX)
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from connector.errors import HanseError
@@ -22,6 +22,7 @@ from connector.telemetry import logger
 
 _LEASE_SECONDS = 60.0  # how long a process that says nothing is thought to be alive
 _RENEW_SECONDS = 15.0
+_CODE = "interrupted"  # of an end that is not told by the read's own process
 _log = logger("dataplane")
 # Of each agreement (`MORE`: of the further ones); beside it stands what people look for in a running read.
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
@@ -83,6 +84,13 @@ def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
     for event in events:
         tx.publish(event)
     return True
+
+
+def end_again(tx: Transaction, *events: ReadEnded) -> None:
+    """Record how a read ended whose end others have recorded, as its process was away for a minute: with all that left.
+    What it had reserved stays used, as they have left it."""
+    for event in events:
+        tx.publish(replace(event, detail={**event.detail, "after": _CODE}))
 
 
 async def close_left_over(store: Store, *, instance: str, before: str = "") -> int:
@@ -180,7 +188,7 @@ def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEn
         ReadEnded(
             **one,
             outcome="broken",
-            code="interrupted",
+            code=_CODE,
             reason="the connector ended in mid-read; at least this much had been let through",
             detail={"rows": rows, "bytes": nbytes, **together([one["agreement"] for one in told])},
         )

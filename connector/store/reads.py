@@ -49,9 +49,9 @@ class OpenReads:
         """A read is under way in the process `instance`, who alone tells of it; nothing has left yet."""
         self._unit.change(_OPEN, id=read_id, instance=instance, body=body, rows=0, bytes=0)
 
-    def progress(self, read_id: str, *, instance: str, rows: int, nbytes: int) -> None:
-        """What has left so far."""
-        self._unit.change(_PROGRESS, read=read_id, by=instance, rows_left=rows, bytes_left=nbytes)
+    def progress(self, read_id: str, *, instance: str, rows: int, nbytes: int) -> bool:
+        """What has left so far. False where the read is under way no more: somebody has recorded its end."""
+        return self._unit.change(_PROGRESS, read=read_id, by=instance, rows_left=rows, bytes_left=nbytes) > 0
 
     def close(self, read_id: str, *, instance: str) -> bool:
         """The read is under way no more. Whether it was until now, in that process: another one may have its id."""

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from connector.dataplane import unfinished
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.stream import Reads
 from connector.errors import BadInput, Busy, NotFound, Refused
 from connector.query.turns import Turns
-from connector.store import UNKNOWN
+from connector.store import UNKNOWN, Transaction
 from connector.usage import counting
 from connector.usage.grants import Grants
 from connector.usage.held import Grant
@@ -414,6 +415,38 @@ async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_n
     ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert [(one.outcome, one.detail["rows"]) for one in ends] == [("ok", 3)]
     assert await used(running, agreement) == (1, 3)
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "is over before it is seen"])
+async def test_a_read_whose_end_others_have_recorded_does_not_go_on_and_tells_of_all_that_left(
+    running: Provider, goes_on: bool
+) -> None:
+    """As of a process that was away for a minute."""
+    agreement = await running.agree(gate.agreement(atom("ds:rowQuota", "lteq", "1000000000"), action="odrl:use"))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    endless = "SELECT a.id, b.x FROM numbers a CROSS JOIN numbers b"
+    sql = endless if goes_on else "SELECT id FROM numbers LIMIT 3"
+    asked = Asked(tickets=(ticket,), sql=sql, action=QUERY, query_id=f"away {agreement}")
+
+    def others(tx: Transaction) -> int:
+        return unfinished._close(tx, [row for row in tx.reads.under_way() if row.id == asked.query_id])
+
+    async with running.reads.open(asked) as stream:
+        frames = stream.frames()
+        await anext(frames)
+        assert await running.store.write(others) == 1
+        used_by_then = await used(running, agreement)
+        async with asyncio.timeout(60):
+            async for _ in frames:
+                pass
+    await settled(running)
+    assert stream.end is not None
+    assert stream.end.code == ("busy" if goes_on else "")
+    first, last = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert (first.code, first.detail.get("after")) == ("interrupted", None)
+    told = last.outcome, last.detail["rows"], last.detail["after"]
+    assert told == ("broken" if goes_on else "ok", stream.end.rows, "interrupted")
+    assert await used(running, agreement) >= used_by_then, "what it had reserved stays used"
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
