@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from connector.dataplane.asked import END_OF_STREAM, Asked
-from connector.errors import BadInput, Limited
+from connector.errors import BadInput, Busy, Limited
 from connector.query.job import Job
 from connector.query.pool import Pool, Watch
 from connector.store import Store, Transaction
-from connector.store.tables import PrivateAnswer
 from connector.usage.held import Grant
 from policies import admission
 
@@ -48,13 +47,17 @@ class Charged:
 
 
 def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Charged:
-    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more."""
+    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more. Busy
+    while another read is to answer the question: its answer will cost nothing. One that a crash cut off is over when
+    its end is recorded."""
     most = round(private.budget.epsilon * MICRO)
     micro = _wanted(asked, most, grant)
     key = _key(grant, private)
     kept = tx.answers.get(grant.agreement_id, key)
     if kept is not None and kept.epsilon_micro >= micro:
         return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
+    if tx.reads.runs(tx.answers.asked_by(grant.agreement_id, key)):
+        raise Busy("the same question is being answered now; ask again in a moment, and its answer costs nothing")
     if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
         left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
         raise Limited(
@@ -63,11 +66,13 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Cha
             code="privacy_budget_spent",
             rule=admission.reason(grant.contract, "epsilonBudget"),
         )
+    tx.answers.ask(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
     return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
 
 
 async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Charged, *, watch: Watch) -> bytes:
-    """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it."""
+    """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it:
+    where a better one is kept by then, that."""
     if charged.answer is not None:
         return charged.answer
     async with pool.run(job, watch=watch) as result:
@@ -81,9 +86,9 @@ async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Ch
                     f"the answer is larger than {_ANSWER_MAX} bytes; group by fewer dimensions", code="groups_max"
                 )
     answer = b"".join((*parts, END_OF_STREAM))
-    row = {"agreement_id": grant.agreement_id, "question": charged.key, "epsilon_micro": charged.micro}
-    await store.write(lambda tx: tx.answers.keep(PrivateAnswer(**row, answer=answer, answered_at=tx.now)))
-    return answer
+    return await store.write(
+        lambda tx: tx.answers.keep(grant.agreement_id, charged.key, micro=charged.micro, answer=answer, now=tx.now)
+    )
 
 
 def plan(private: Private, charged: Charged) -> dict[str, object]:

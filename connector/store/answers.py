@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import BigInteger, bindparam, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from connector.store.tables import Grant, PrivateAnswer, bare
@@ -17,6 +20,19 @@ _SPEND = (
 )
 _GIVE_BACK = update(_GRANT).where(_THIS).values(epsilon_micro=_GRANT.c.epsilon_micro - bindparam("micro"))
 _SPENT = select(_GRANT.c.epsilon_micro).where(_THIS)
+_ANSWER = bare(PrivateAnswer)
+
+
+def _keeping(insert: Any) -> Any:
+    made = insert(_ANSWER)
+    return made.on_conflict_do_update(
+        index_elements=_ANSWER.primary_key.columns,
+        set_={name: made.excluded[name] for name in ("epsilon_micro", "answer", "answered_at")},
+        where=made.excluded.epsilon_micro > _ANSWER.c.epsilon_micro,
+    )
+
+
+_KEEP = {"sqlite": _keeping(sqlite.insert), "postgresql": _keeping(postgresql.insert)}
 _KEPT = 1_000  # answers of one agreement; beyond that the oldest goes
 
 
@@ -43,13 +59,30 @@ class PrivateAnswers:
     def get(self, agreement_id: str, question: str) -> PrivateAnswer | None:
         return self._session.get(PrivateAnswer, (agreement_id, question))
 
-    def keep(self, row: PrivateAnswer) -> None:
-        """Store an answer; a better one (of more epsilon) takes the place of the first."""
-        self._session.merge(row)
-        self._session.flush()
+    def asked_by(self, agreement_id: str, question: str) -> str:
+        """The read that was the last to be charged for this question; empty where there was none."""
+        row = self.get(agreement_id, _asked(question))
+        return "" if row is None else row.answer.decode()
+
+    def ask(self, agreement_id: str, question: str, *, read_id: str, now: float) -> None:
+        """A read is to answer this question. For a transaction that has the agreement's grant changed: others that
+        ask under it wait for its end."""
+        named = {"agreement_id": agreement_id, "question": _asked(question)}
+        self._session.merge(PrivateAnswer(**named, epsilon_micro=0, answer=read_id.encode(), answered_at=now))
+
+    def keep(self, agreement_id: str, question: str, *, micro: int, answer: bytes, now: float) -> bytes:
+        """Store an answer, which takes the place of one of less epsilon only; the one that is kept."""
+        values = {"epsilon_micro": micro, "answer": answer, "answered_at": now}
+        keep = _KEEP[self._session.get_bind().dialect.name]
+        self._session.execute(keep, {"agreement_id": agreement_id, "question": question, **values})
+        kept = self._session.get_one(PrivateAnswer, (agreement_id, question))
+        self._forget_old(agreement_id)
+        return kept.answer
+
+    def _forget_old(self, agreement_id: str) -> None:
         old = (
             select(PrivateAnswer.question)
-            .where(PrivateAnswer.agreement_id == row.agreement_id)
+            .where(PrivateAnswer.agreement_id == agreement_id)
             .order_by(PrivateAnswer.answered_at.desc(), PrivateAnswer.question)
             .offset(_KEPT)
         )
@@ -57,6 +90,11 @@ class PrivateAnswers:
         if names:
             self._session.execute(
                 delete(PrivateAnswer).where(
-                    PrivateAnswer.agreement_id == row.agreement_id, PrivateAnswer.question.in_(names)
+                    PrivateAnswer.agreement_id == agreement_id, PrivateAnswer.question.in_(names)
                 )
             )
+
+
+def _asked(question: str) -> str:
+    """Beside the answer, where there is one already, stands who is to give a better one."""
+    return f"{question}?"

@@ -170,6 +170,30 @@ async def test_questions_at_once_are_charged_each(running: Provider) -> None:
     assert await used(running, agreement) == pytest.approx(0.9)
 
 
+async def test_a_question_asked_several_times_at_once_is_answered_and_paid_once(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    ticket = running.ticket(agreement)
+    answers = await asyncio.gather(*(ask(running, ticket, COUNTED, epsilon=0.2) for _ in range(4)))
+    assert {answer.json()["code"] for answer in answers if answer.status_code != 200} <= {"busy"}
+    kept, _ = parse((await ask(running, ticket, COUNTED, epsilon=0.2)).content)
+    told = [parse(answer.content)[0] for answer in answers if answer.status_code == 200]
+    assert told
+    assert all(one.equals(kept) for one in told)
+    assert await used(running, agreement) == 0.2
+
+
+async def test_a_question_whose_reads_have_ended_is_asked_anew(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(policy())
+    with monkeypatch.context() as patch:
+        patch.setattr(private, "_ANSWER_MAX", 1)
+        assert (await ask(running, running.ticket(agreement), TOTAL)).json()["code"] == "groups_max"
+    await settled(running)
+    assert (await ask(running, running.ticket(agreement), TOTAL)).status_code == 200
+    assert await used(running, agreement) == 0.2
+
+
 async def test_the_dataset_asked_about_pays_whichever_ticket_comes_first(running: Provider, tmp_path: Path) -> None:
     """The ticket of a dataset that the question never reads stands for nothing."""
     agreement = await running.agree(policy())

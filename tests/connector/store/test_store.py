@@ -240,6 +240,16 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
     )
 
 
+async def test_of_answers_with_noise_the_best_is_kept_and_of_equals_the_first(store: Store) -> None:
+    kept = [
+        await store.write(
+            lambda tx, micro=micro, answer=answer: tx.answers.keep("a", "q", micro=micro, answer=answer, now=tx.now)  # type: ignore[misc]  # both are told
+        )
+        for micro, answer in ((5, b"first"), (3, b"worse"), (5, b"equal"), (9, b"better"))
+    ]
+    assert kept == [b"first", b"first", b"first", b"better"]
+
+
 async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
     for day in (0, 1):  # the first is the one that a new grant counts
