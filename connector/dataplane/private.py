@@ -56,7 +56,7 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Cha
     kept = tx.answers.get(grant.agreement_id, key)
     if kept is not None and kept.epsilon_micro >= micro:
         return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
-    if tx.reads.runs(tx.answers.asked_by(grant.agreement_id, key)):
+    if tx.reads.has(tx.answers.asked_by(grant.agreement_id, key), consumer=grant.consumer):
         raise Busy("the same question is being answered now; ask again in a moment, and its answer costs nothing")
     if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
         left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO

@@ -67,6 +67,7 @@ _END_SECONDS = 30.0  # how long a read waits for the record of its end where the
 _END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
 _COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown under one contract
 _DISPLACED = "the connector did not answer for a minute, and the end of this read is recorded already; ask again"
+_ELSEWHERE = "this read runs in another process of this connector, and is renewed by that one; ask again to come to it"
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long one who asks what a read would give waits, and how many do
 _OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
@@ -347,9 +348,14 @@ class Reads:
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
         """Let a running read go on with a fresh ticket of the same transfer. NotFound for anybody else's, Refused
-        where the transfer is over or the party's facts do not permit it any more."""
+        where the transfer is over or the party's facts do not permit it any more, Busy where the read runs in another
+        process: that is no refusal, and not recorded."""
         stream = self._live.get(query_id)
         grants = [] if stream is None else stream.of(ticket)
+        if stream is None and await self._store.read(lambda tx: tx.reads.has(query_id, consumer=ticket.consumer)):
+            elsewhere = Busy(_ELSEWHERE, code="runs_elsewhere")
+            self._told.add(elsewhere)
+            raise elsewhere
         if stream is None or not grants:
             raise NotFound(f"no read {query_id[:64]!r} of yours is running")
         await self.grants.check_started(ticket.agreement, transfer=ticket.transfer, generation=ticket.generation)

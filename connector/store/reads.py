@@ -20,7 +20,6 @@ _THIS = and_(_READ.c.id == bindparam("read"), _READ.c.instance == bindparam("by"
 _OPEN = adding(_READ, "id", "instance", "body", "rows", "bytes")
 _PROGRESS = Prepared(update(_READ).where(_THIS).values(rows=bindparam("rows_left"), bytes=bindparam("bytes_left")))
 _CLOSE = Prepared(delete(_READ).where(_THIS))
-_RUNS = Prepared(select(_READ.c.id).where(_READ.c.id == bindparam("read")))
 
 _UNDER = _PLACE.c.agreement_id == bindparam("agreement")
 _LAPSED = Prepared(delete(_PLACE).where(_UNDER, _PLACE.c.until < Now()))
@@ -58,9 +57,10 @@ class OpenReads:
         """The read is under way no more. Whether it was until now, in that process: another one may have its id."""
         return self._unit.change(_CLOSE, read=read_id, by=instance) > 0
 
-    def runs(self, read_id: str) -> bool:
-        """Whether this read is under way, in whatever process."""
-        return bool(self._unit.rows(_RUNS, read=read_id))
+    def has(self, read_id: str, *, consumer: str) -> bool:
+        """Whether a read with this id, of this consumer's, is under way in whatever process."""
+        row = self._unit.session.get(OpenRead, read_id)
+        return row is not None and row.body.get("actor") == consumer
 
     def take_place(self, read_id: str, agreement_id: str, *, seconds: float) -> int:
         """A place among the reads of an agreement, for so long; how many have one with it.

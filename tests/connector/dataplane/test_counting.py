@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pytest
 
@@ -15,6 +16,7 @@ from connector.dataplane import unfinished
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.stream import Reads
 from connector.errors import BadInput, Busy, NotFound, Refused
+from connector.events import ReadStarted
 from connector.query.turns import Turns
 from connector.store import UNKNOWN, Transaction
 from connector.usage import counting
@@ -165,6 +167,19 @@ async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_
             await running.reads.renew("two", other)
         with pytest.raises(Refused, match="replaced by a newer"):
             await running.reads.renew("two", replace(read[0], generation=7))
+
+
+async def test_a_read_of_another_process_is_not_renewed_here_and_that_is_no_refusal(running: Provider) -> None:
+    agreement = await running.agree()
+    event = ReadStarted(actor=provider.CONSUMER, agreement=agreement, process=f"there {agreement}")
+    await running.store.write(lambda tx: unfinished.begin(tx, event, instance="another"))
+    headers, known = {"authorization": f"Bearer {running.ticket(agreement)}"}, len(running.of_kind("ReadRefused"))
+    async with httpx2.AsyncClient(base_url=running.url, timeout=60) as session:
+        there = await session.post(f"/data/v1/reads/{event.process}/renew", headers=headers)
+        assert (there.status_code, there.json()["code"]) == (503, "runs_elsewhere")
+        assert len(running.of_kind("ReadRefused")) == known
+        nowhere = await session.post("/data/v1/reads/nowhere/renew", headers=headers)
+    assert (nowhere.status_code, len(running.of_kind("ReadRefused"))) == (404, known + 1)
 
 
 @pytest.mark.parametrize(
