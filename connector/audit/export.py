@@ -37,7 +37,8 @@ _LINE_ESTIMATE = 16_384  # far above a line's length: decides only whether the c
 async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory: Path) -> IO[bytes]:
     """An evidence file under the newest head, open at its start; it has no name, so it goes when it is closed.
 
-    Busy where the directory cannot take it, and where others that are made leave no room. The caller has recorded who asked.
+    Busy where the directory cannot take it, and where others that are made leave no room. The caller has recorded who
+    asked.
     """
     await log.sequencer.settle()
 

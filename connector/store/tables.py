@@ -226,8 +226,8 @@ class Grant(Table):
 
 
 class PrivateAnswer(Table):
-    """An answer with noise, which the same question gets again: a second draw would cost a second time. Beside it, under
-    the question with a `?`, the read that was charged for it last."""
+    """An answer with noise, which the same question gets again: a second draw would cost a second time. Beside it,
+    under the question with a `?`, the read that was charged for it last."""
 
     __tablename__ = "private_answer"
     agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
