@@ -384,16 +384,18 @@ class Receiving:
         """Remove the file of a transfer; that it was received stays known. NotFound where there is none, Busy where the
         disk does not let go of it: then nothing has changed, and it can be asked for again.
 
-        The file goes first: nobody is told that something is gone while it is there.
+        The file goes first: nobody is told that something is gone while it is there. Where it is not here, the record
+        says so: the process that has it, if one has, lets go of it as it hears that, or at its start.
         """
         known = await self._store.read(lambda tx: tx.received.get(transfer_id))
         if known is None or (known.removed_at is not None and not self._file(transfer_id).exists()):
             raise _nothing_kept(transfer_id)
-        await self._let_go(transfer_id)
+        here = await self._let_go(transfer_id)
         if known.removed_at is None:
-            await self._store.write(lambda tx: _removed(tx, transfer_id, by))
+            await self._store.write(lambda tx: _removed(tx, transfer_id, by, here=here))
 
-    async def _let_go(self, transfer_id: str) -> None:
+    async def _let_go(self, transfer_id: str) -> bool:
+        """Remove a file; whether it was here."""
         try:
             size = await _in_thread(_unlinked, self._file(transfer_id))
         except OSError as error:
@@ -403,6 +405,7 @@ class Receiving:
                 code="not_removed",
             ) from error
         self._held -= size  # not before the wait: others count meanwhile
+        return size > 0
 
     # The life of the process.
 
@@ -438,7 +441,7 @@ class Receiving:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _until_done(self, transfer_id: str, removing: Callable[[], Awaitable[None]]) -> None:
+    async def _until_done(self, transfer_id: str, removing: Callable[[], Awaitable[object]]) -> None:
         """Nobody waits for this who could ask again: a disk or a database that fails is tried until it does not."""
         while True:
             try:
@@ -543,12 +546,13 @@ def _told(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
         row.updated_at = tx.now
 
 
-def _removed(tx: Transaction, transfer_id: str, by: str) -> None:
+def _removed(tx: Transaction, transfer_id: str, by: str, *, here: bool) -> None:
     row, transfer = tx.received.get(transfer_id), tx.transfers.get(transfer_id)
     if row is None or transfer is None or row.removed_at is not None:
         raise _nothing_kept(transfer_id)
     row.removed_at = tx.now
-    tx.publish(_event(DataRemoved, transfer, actor=by, detail={"rows": row.rows, "bytes": row.bytes}))
+    detail = {"rows": row.rows, "bytes": row.bytes, **({} if here else {"file": "not_here"})}
+    tx.publish(_event(DataRemoved, transfer, actor=by, detail=detail))
 
 
 def _nothing_kept(transfer_id: str) -> NotFound:
