@@ -160,8 +160,8 @@ class DataRefused(Event):
 
 
 class DataRemoved(Event):
-    """A file of received data was removed, or is to be. `detail`: rows, bytes, and `file` ("not_here") where the process
-    that was asked has not had it: another one removes it, as it hears this or at its start."""
+    """A file of received data was removed, or is to be. `detail`: rows, bytes, and `file` ("not_here") where the
+    process that was asked has not had it: another one removes it, as it hears this or at its start."""
 
 
 class QueryCoordinated(Event):
