@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import Asked, new_name
 from connector.datasets.sources import misleading
+from connector.datasets.sources.parquet import check_types
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.store.tables import DatasetVersion
@@ -77,8 +78,9 @@ def given_on(asked: Asked, prepared: Prepared) -> tuple[str, ...]:
 
 
 def version_relation(version: DatasetVersion) -> Relation:
-    """The pinned files of a version, as the engine takes them."""
+    """The pinned files of a version, as the engine takes them; SourceUnreadable where it would alter some values."""
     source = version.source
+    check_types({column["name"]: column["type"] for column in version.schema})
     return Relation(source["kind"], tuple(source["files"]), source["options"], row_bytes=_row_bytes(version.profile))
 
 

@@ -177,6 +177,7 @@ _ALWAYS = {
     "allow_persistent_secrets": "false",
     "enable_external_file_cache": "false",
     "parquet_metadata_cache": "true",
+    "enable_geoparquet_conversion": "false",  # it writes geometries anew: in another order of bytes, without their SRID
     "parquet_can_have_nan": "true",  # footers leave NaN out of the greatest value, which it is to conditions
     "arrow_large_buffer_size": "false",
     "preserve_insertion_order": "true",

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.datasets.sources import SOURCES, hive
+from connector.datasets.sources import SOURCES, hive, parquet
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.arrow_types import is_of_engine
 from connector.datasets.sources.convert import check_names
@@ -74,6 +74,7 @@ def profile(
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
     check_names(column for column, _ in columns)  # of all files and their folders: the engine joins what is alike to it
+    parquet.check_types(dict(columns))
     if guessed:
         hive.check_guesses([ref.name for ref in files.refs], dict(columns))
     there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted

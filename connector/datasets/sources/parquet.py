@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ NUMBER = "file_row_number"  # the engine's names for columns of its own: of the 
 _FILE = "file_index"  # and of the file among all
 PLACES = (NUMBER, _FILE)
 _ALONE = "hive_partitioning = false"
+_GEOMETRY = re.compile(r"\bGEOMETRY(?=[\[(),]|$)")  # the type, in another too; behind a field's name is a blank
+_TOLD_MAX = 5
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -37,6 +40,18 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A view; filters and projections reach into the scan through it."""
     con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {_table(paths)}")  # noqa: S608  quoted
+
+
+def check_types(columns: Mapping[str, str]) -> None:
+    """SourceUnreadable for columns of the engine's type GEOMETRY: it writes such values anew where it does anything to
+    their rows. Connectors of before registered them."""
+    if found := [f"{name} ({kind})" for name, kind in columns.items() if _GEOMETRY.search(kind)]:
+        raise SourceUnreadable(
+            f"expected columns of types that can be given on as they are, came {', '.join(found[:_TOLD_MAX])}; their "
+            "owner must write what Parquet itself calls a geometry as plain bytes, as GeoParquet 1 has it, and "
+            "register the files under a new name where they are registered",
+            code="type_unread",
+        )
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:

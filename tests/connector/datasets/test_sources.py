@@ -10,11 +10,13 @@ import json
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -30,6 +32,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import jobs
 from connector.datasets.sources import (
     SOURCES,
     Rows,
@@ -46,6 +49,7 @@ from connector.errors import BadInput, Busy, HanseError, PathRefused, SourceUnre
 from connector.query.codes import error_of
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
+from connector.store.tables import DatasetVersion
 from tests.suites import sources as suite
 from tests.support import data
 
@@ -759,6 +763,54 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
     with pytest.raises(SourceUnreadable, match=r"came v \(") as raised:
         await profiled(pool, kind, tmp_path / "t", tmp_path)
     assert raised.value.code == "type_unread"
+
+
+_POINT = struct.pack("<BIIdd", 1, 1 | 2**29, 4326, 1.0, 2.0)  # with its SRID
+GEOMETRIES = {
+    "with its SRID": _POINT,
+    "of the other order of bytes": struct.pack(">BIdd", 0, 1, 1.0, 2.0),
+    "a curve": struct.pack("<BIIdddd", 1, 8, 2, 0, 0, 1, 1),
+    "nothing": b"",
+    "with something behind it": _POINT + b"junk",
+}
+
+
+@worker
+@pytest.mark.parametrize(
+    "sql", ["SELECT * FROM t", "SELECT * FROM t WHERE n > 0", "SELECT n, min(g) AS g FROM t GROUP BY n"]
+)
+@pytest.mark.parametrize("name", list(GEOMETRIES))
+async def test_geometries_of_geoparquet_are_the_bytes_of_their_file(
+    pool: Pool, tmp_path: Path, name: str, sql: str
+) -> None:
+    table = pa.table({"n": [1], "g": [GEOMETRIES[name]]})
+    about = {"version": "1.0.0", "primary_column": "g", "columns": {"g": {"encoding": "WKB", "geometry_types": []}}}
+    pq.write_table(table.replace_schema_metadata({"geo": json.dumps(about)}), tmp_path / "t.parquet")
+    relation = data.relation("parquet", tmp_path / "t.parquet", tmp_path)
+    found = await pool.ask(Job(kind="profile", relations={"t": relation}))
+    assert [one["type"] for one in found["columns"]] == ["BIGINT", "BLOB"]
+    assert (await rows_of(pool, relation, sql)).to_pylist() == table.to_pylist()
+
+
+@worker
+@pytest.mark.parametrize("kind", ["GEOMETRY", "GEOMETRY[]", "STRUCT(a GEOMETRY)"])
+async def test_geometries_that_parquet_itself_calls_so_are_refused(pool: Pool, tmp_path: Path, kind: str) -> None:
+    with duckdb.connect() as con:
+        con.execute(f"COPY (SELECT NULL::{kind} AS v) TO '{tmp_path}/t' (FORMAT parquet, GEOPARQUET_VERSION 'V2')")
+    with pytest.raises(SourceUnreadable, match=r"came v \(.*as plain bytes") as raised:
+        await profiled(pool, "parquet", tmp_path / "t", tmp_path)
+    assert raised.value.code == "type_unread"
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("GEOMETRY('OGC:CRS84')", True), ('STRUCT(GEOMETRY BLOB, "a GEOMETRY" BLOB)', False)]
+)
+def test_a_version_with_geometries_that_were_written_anew_is_refused_to_its_readers(kind: str, refused: bool) -> None:
+    version = DatasetVersion(
+        schema=[{"name": "v", "type": kind}], source={"kind": "parquet", "files": [], "options": {}}, profile={}
+    )
+    with pytest.raises(SourceUnreadable, match="under a new name") if refused else nullcontext():
+        jobs.version_relation(version)
 
 
 _LATE = pa.array([25 * 3600 * 10**6]).view(pa.time64("us"))
