@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.query import allocator, engine
-from connector.query.allocator import REUSED_MB
+from connector import allocator
+from connector.allocator import REUSED_MB
+from connector.query import engine
 from connector.query.job import Job
 from connector.query.opening import Opening
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from connector.allocator import REUSED_MB
 from connector.errors import HanseError
 from connector.query import job as wire
-from connector.query.allocator import REUSED_MB
 from connector.query.codes import ROWS_TOO_LARGE, error_of
 from connector.query.hearing import LastWords, how_ended
 from connector.query.job import Job

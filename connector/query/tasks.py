@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from connector import allocator
 from connector.datasets.sources import divisible, misleading, source
-from connector.query import allocator, cutting, engine, foreign, profiling, ranges, scan, wide
+from connector.query import cutting, engine, foreign, profiling, ranges, scan, wide
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages

@@ -6,9 +6,11 @@ import codecs
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
+from connector import allocator
 from connector.datasets.sources import BEFORE, Option, mostly, texts
 from connector.datasets.sources.convert import (
     check_gzip,
@@ -66,6 +68,7 @@ OPTIONS: tuple[Option, ...] = (
 CONVERTED = True
 _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
+_ASKED_MAX = 2**16  # letters of SQL that are asked at once: the engine takes hundreds of times as much memory for them
 _TOGETHER = 16  # columns of text of which the first values are looked at at once
 _BESIDE = 8  # faults of a line beside one in each column
 _SINGLE = quote_text("'%'")
@@ -309,10 +312,13 @@ def _mostly(con: Any, target: str, plain: Sequence[str], written: texts.Written)
 
 
 def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:
-    """What each of these expressions has over a table."""
-    if not asked:
-        return ()
-    found: tuple[Any, ...] = con.sql(f"SELECT {', '.join(asked)} FROM {text}").fetchall()[0]  # noqa: S608  quoted
+    """What each of these expressions has over a table, in as many passes as their length takes."""
+    passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // _ASKED_MAX)
+    found: list[Any] = []
+    for _, some in passes:
+        allocator.give_back()  # the next columns could not take it: it is of other sizes
+        shown = ", ".join(one for one, _ in some)
+        found += con.sql(f"SELECT {shown} FROM {text}").fetchall()[0]  # noqa: S608  quoted
     return found
 
 

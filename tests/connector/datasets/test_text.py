@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connector.datasets.sources import csv as csv_source
 from connector.datasets.sources import guess, read_options, source
 from connector.errors import BadInput, Busy, SourceUnreadable
 from connector.query import engine
@@ -270,6 +271,35 @@ def test_where_numbers_of_csv_are_missing_in_quotes_texts_are_so_too(tmp_path: P
 def test_what_stands_for_missing_values_of_csv_does_so_in_quotes_too(tmp_path: Path) -> None:
     table, _ = converted(tmp_path, "csv", 'a,b,c\n"NA",1,""\nx,"NA","NA"\n,2,x\n', null_text="NA")
     assert table.to_pydict() == {"a": [None, "x", ""], "b": [1, None, 2], "c": ["", None, "x"]}
+
+
+class _Heard:
+    """An engine, and the length of what is asked of it each time, without the table."""
+
+    def __init__(self, con: Any) -> None:
+        self._con, self.lengths = con, list[int]()
+
+    def sql(self, text: str) -> Any:
+        self.lengths.append(len(text.partition(" FROM read_csv")[0]))
+        return self._con.sql(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+
+def test_columns_of_wide_csv_are_asked_about_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = list[bool]()
+    monkeypatch.setattr(csv_source.allocator, "give_back", lambda: given_back.append(True))
+    lines = [",".join(f"{start}{number}" for number in range(120)) for start in ("c", "0.")]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with engine.connect() as con:
+        heard = _Heard(con)
+        report = csv_source.convert(
+            heard, [str(tmp_path / "t.csv")], read_options("csv", {}), str(tmp_path / "out.parquet")
+        )
+    assert {column["type"] for column in report["columns"]} == {"DOUBLE"}
+    assert max(heard.lengths) < 2**16 + 2**12
+    assert len(given_back) > 1
 
 
 def test_columns_of_csv_beside_one_that_stays_text_are_read_as_before(tmp_path: Path) -> None:

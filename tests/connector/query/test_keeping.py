@@ -231,7 +231,8 @@ def test_arrow_in_a_worker_sets_little_aside() -> None:
 
 def test_the_engine_s_memory_is_taken_again_or_given_back() -> None:
     program = (
-        "from connector.query import allocator, engine\n"
+        "from connector import allocator\n"
+        "from connector.query import engine\n"
         "from connector.query.keeping import Memory\n"
         "con = engine.connect()\n"
         "con.execute('SET threads = 2')\n"
