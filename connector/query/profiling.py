@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +65,8 @@ class Sizes:
 
     widths: Mapping[str, float] = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
+    behind: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Of the files' own columns behind folders that stand for them, by `alike`: their types."""
 
 
 def profile(
@@ -78,6 +81,8 @@ def profile(
     if guessed:
         hive.check_guesses([ref.name for ref in files.refs], dict(columns))
     there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted
+    if sizes.behind:
+        _check_behind(there.limit(0).to_arrow_table().schema, sizes.behind)
     times = {column: _late(quote_name(column), kind) for column, kind in zip(there.columns, there.types, strict=True)}
     rows, late = 0, list[str]()
     figures: list[dict[str, Any]] = []
@@ -93,6 +98,20 @@ def profile(
     found = digests(files, reached=reached)
     files.check_unchanged()
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
+
+
+def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:
+    """SourceUnreadable where a folder's text became another kind of value than its files have in that column."""
+    for column in schema:
+        kind = behind.get(alike(column.name), column.type)
+        if _family(kind) != _family(column.type):
+            raise SourceUnreadable(
+                f"expected folders whose values are of the type that the files' own column has, came {column.name} of "
+                f"{column.type} in folders and {kind} in files; set the option guess_types (false keeps folders' "
+                "values texts, true makes whole numbers and dates of them), or rename the folders",
+                code="columns_repeated",
+                columns=[column.name],
+            )
 
 
 def _passes(
@@ -169,6 +188,7 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
     rows = 0
     first: tuple[str, pa.Schema] | None = None
     parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
+    behind: dict[str, pa.DataType] = {}
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         footer, schema = _footer(files, number)
@@ -179,26 +199,29 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
         if union:
             _check_union(schema, ref.name, parts)
         if folders:
-            _check_folders(footer, schema.names, ref.name)
+            behind |= _behind(footer, schema, ref.name)
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
             sizes.update({top: size for top, (size, _) in here.items()})
             held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
-    return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held)
+    return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held, behind)
 
 
-def _check_folders(footer: pq.FileMetaData, columns: Sequence[str], name: str) -> None:
-    """SourceUnreadable for a folder in whose place the file has a column, unless that has the folder's value only."""
-    there = set(map(alike, columns))
-    for column, text in hive.partitions(name).items():
-        if alike(column) in there and footer.num_rows and not _has_only(footer, column, text):
+def _behind(footer: pq.FileMetaData, schema: pa.Schema, name: str) -> dict[str, pa.DataType]:
+    """The types of the file's own columns behind folders, by `alike`; SourceUnreadable unless they have the folder's
+    value only."""
+    there = {alike(field.name): field.type for field in schema}
+    folders = {column: text for column, text in hive.partitions(name).items() if alike(column) in there}
+    for column, text in folders.items():
+        if footer.num_rows and not _has_only(footer, column, unquote(text)):
             raise SourceUnreadable(
                 "expected folders of columns that the files do not have, or have with the folder's value only, came "
                 f"{column}={text} beside a column of that name in {name!r}; rename one of them",
                 code="columns_repeated",
                 file=name,
             )
+    return {alike(column): there[alike(column)] for column in folders}
 
 
 def _has_only(footer: pq.FileMetaData, column: str, text: str) -> bool:

@@ -7,6 +7,7 @@ import datetime as dt
 import errno
 import gzip
 import json
+import math
 import os
 import resource
 import socket
@@ -289,6 +290,16 @@ FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
     "in place of one in another case": ("X=6", _FIVE, "columns_repeated"),
     "in place of one of more values": ("x=5", pa.table({"x": [5, 6]}), "columns_repeated"),
     "in place of one with nulls": ("x=5", pa.table({"x": [5, None]}), "columns_repeated"),
+    "in place of a number that is none": ("x=1.0", pa.table({"x": [1.0, math.nan]}), "columns_repeated"),
+    "in place of fractions, which it has as text": ("x=1.5", pa.table({"x": [1.5]}), "columns_repeated"),
+    "in place of truths, which it has as text": ("x=True", pa.table({"x": [True]}), "columns_repeated"),
+    "in place of text, which it has as a number": ("x=1", pa.table({"x": ["1"]}), "columns_repeated"),
+    "in place of moments, which it has as text": (
+        "x=2020-01-02 10%3A00%3A00",
+        pa.table({"x": [dt.datetime(2020, 1, 2, 10)]}),
+        "columns_repeated",
+    ),
+    "in place of a text with a sign that it has not": ("x=a%20b", pa.table({"x": ["a%20b"]}), "columns_repeated"),
     "in place of a struct": ("x=5", pa.table({"x": [{"y": 5}]}), "columns_repeated"),
     "beside one with its accent apart": ("e\u0301=1", pa.table({"\u00e9": [2]}), "columns_repeated"),
     "beside one in another case of its accent": ("\u00c9=1", pa.table({"\u00e9": [2]}), "columns_repeated"),
@@ -321,6 +332,15 @@ async def test_a_folder_that_would_alter_a_value_is_refused_by_name(pool: Pool, 
 FOLDERS_KEPT = {
     "the value of its column": ("x=5", _FIVE, {}, 5),
     "a text of it": ("x=a b", pa.table({"x": ["a b"]}), {}, "a b"),
+    "a text of it with signs as programs write them": ("x=a%20b%2Fc", pa.table({"x": ["a b/c"]}), {}, "a b/c"),
+    "a text of it with a sign that stands for none": ("x=100%", pa.table({"x": ["100%"]}), {}, "100%"),
+    "a text of it with digits": ("x=1", pa.table({"x": ["1"]}), {"guess_types": False}, "1"),
+    "a moment of it": (
+        "x=2020-01-02 10:00:00",
+        pa.table({"x": [dt.datetime(2020, 1, 2, 10)]}),
+        {},
+        dt.datetime(2020, 1, 2, 10),
+    ),
     "no row of it": ("x=5", _FIVE.slice(0, 0), {}, None),
     "no value": ("x=__HIVE_DEFAULT_PARTITION__", pa.table({"n": [1]}), {}, None),
     "a date": ("x=2020-01-02", pa.table({"n": [1]}), {}, dt.date(2020, 1, 2)),
