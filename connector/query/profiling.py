@@ -305,7 +305,7 @@ def check_arrow_values(files: Files, *, reached: Reached) -> None:
 
 def arrow_sizes(files: Files) -> Sizes:
     """Of columns whose values vary, by a few batches over all files: no file says more than its own size. Nothing
-    where such a batch does not fit into memory."""
+    where such a batch does not fit into memory, or Arrow knows no way to write it out (words that are views)."""
     sizes: Counter[str] = Counter()
     rows = 0
     try:
@@ -314,7 +314,7 @@ def arrow_sizes(files: Files) -> Sizes:
             there = plain(some, plain_schema(some.schema))  # as they leave
             rows += there.num_rows
             sizes.update({name: size_of(column) for name, column in zip(there.schema.names, there, strict=True)})
-    except MemoryError:
+    except (MemoryError, pa.ArrowNotImplementedError):
         return Sizes()
     return Sizes({name: size / rows for name, size in sizes.items()} if rows else {})
 

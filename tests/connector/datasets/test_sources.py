@@ -900,6 +900,17 @@ async def test_arrow_files_of_polars_are_read(pool: Pool, tmp_path: Path, codec:
 
 
 @worker
+@pytest.mark.parametrize("kind", [polars.Categorical, polars.Enum(["a", "b"])])
+async def test_words_of_polars_are_texts(pool: Pool, tmp_path: Path, kind: Any) -> None:
+    words = polars.DataFrame({"word": polars.Series(["a", None, "b"], dtype=kind)})
+    words.write_ipc(tmp_path / "t.arrow")
+    found = await profiled(pool, "arrow_ipc", tmp_path / "t.arrow", tmp_path)
+    assert [(one["type"], one["max"]) for one in found["columns"]] == [("VARCHAR", "b")]
+    relation = data.relation("arrow_ipc", tmp_path / "t.arrow", tmp_path)
+    assert (await rows_of(pool, relation))["word"].to_pylist() == ["a", None, "b"]
+
+
+@worker
 @pytest.mark.parametrize("codec", ["zstd", "lz4", None])
 @pytest.mark.parametrize("version", ["V4", "V5"])
 async def test_arrow_files_whose_compression_their_reader_does_not_see_are_refused(
