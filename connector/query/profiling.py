@@ -42,6 +42,14 @@ _LOOKED_AT = 512  # bytes of a file that is no Parquet
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
+_STRANGE = {  # values that a type of the engine may have, as it is written: what they should be and are, and what to do
+    r"\bTIME\b(?! ZONE)": ("times before 24:00, came 24:00", "write another time, or text"),
+    "TIMESTAMP": (
+        "timestamps of milliseconds within 64 bits of microseconds, came others",
+        "write them as whole numbers, or leave them out",
+    ),
+    "DECIMAL": ("decimals of no more digits than their type has, came others", "write them as a wider type, or text"),
+}
 _FAMILIES: Mapping[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "integer": (pa.types.is_integer,),
     "float": (pa.types.is_floating,),
@@ -67,6 +75,8 @@ class Sizes:
     held: Mapping[str, int] = field(default_factory=dict)
     behind: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Of the files' own columns behind folders that stand for them, by `alike`: their types."""
+    coarse: frozenset[str] = frozenset()
+    """Columns with timestamps of milliseconds."""
 
 
 def profile(
@@ -83,16 +93,19 @@ def profile(
     there = con.sql(f"SELECT * FROM {quote_name(name)}")  # noqa: S608  quoted
     if sizes.behind:
         _check_behind(there.limit(0).to_arrow_table().schema, sizes.behind)
-    times = {column: _late(quote_name(column), kind) for column, kind in zip(there.columns, there.types, strict=True)}
-    rows, late = 0, list[str]()
+    strange = {
+        column: _Strange(coarse=column in sizes.coarse).sql(quote_name(column), kind)
+        for column, kind in zip(there.columns, there.types, strict=True)
+    }
+    rows, refused = 0, dict[str, str]()
     figures: list[dict[str, Any]] = []
     for some in _passes(columns, sizes.held, room):
         counted = partial(_counted, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns))
         counted(0.0)
-        *answer, rows = ask(_question(name, some, times), counted)
+        *answer, rows = ask(_question(name, some, strange), counted)
         figures += _figures(some, answer, rows)
-        late += [column for (column, _), told in zip(some, answer[4::5], strict=True) if told]
-    _check_times(late)
+        refused |= dict(column for column, told in zip(some, answer[4::5], strict=True) if told)
+    _check_strange(refused)
     for figure in figures:
         figure["bytes"] = round(sizes.widths.get(figure["name"], 0.0) * rows) or None
     found = digests(files, reached=reached)
@@ -130,36 +143,52 @@ def _passes(
         start = stop
 
 
-def _check_times(late: Sequence[str]) -> None:
-    """SourceUnreadable for columns with the time 24:00, which the engine has and Arrow's readers do not take."""
-    if late:
-        raise SourceUnreadable(
-            f"expected times before 24:00, came 24:00 in {', '.join(late)}; write another time, or text",
-            code="value_unmappable",
-            columns=late,
-        )
+def _check_strange(refused: Mapping[str, str]) -> None:
+    """SourceUnreadable for columns, with their types, that have values which no reader could take as what they are."""
+    for kind, told in _STRANGE.items():
+        if columns := [column for column, of in refused.items() if re.search(kind, of)]:
+            expected, todo = told
+            raise SourceUnreadable(
+                f"expected {expected} in {', '.join(columns[:_TOLD_MAX])}; {todo}",
+                code="value_unmappable",
+                columns=columns,
+            )
 
 
-def _late(value: str, kind: Any, depth: int = 0) -> str:
-    """SQL for whether the time 24:00 is in a value of a type as the engine has it; empty for a type without times."""
-    if kind.id.startswith("time") and not kind.id.startswith("timestamp"):
-        return f"({value} >= CAST('24:00:00' AS {kind}))"
-    if kind.id in ("list", "array"):
-        return _late_in(value, kind.children[0][1], depth)
-    if kind.id == "map":
-        (_, key), (_, held) = kind.children
-        parts = [_late_in(f"map_keys({value})", key, depth), _late_in(f"map_values({value})", held, depth)]
-    elif kind.id == "struct":
-        parts = [_late(f"struct_extract({value}, {quote_text(name)})", part, depth) for name, part in kind.children]
-    else:
-        parts = []
-    return " OR ".join(filter(None, parts)) and f"({' OR '.join(filter(None, parts))})"
+@dataclass(frozen=True, slots=True)
+class _Strange:
+    """SQL for whether a value has one in it that Arrow's readers do not take, or that the engine takes for another.
+    `coarse`: its timestamps are of milliseconds, of which the engine takes the largest and the least for infinite."""
 
+    coarse: bool
 
-def _late_in(values: str, kind: Any, depth: int) -> str:
-    one = f"v{depth}"
-    inner = _late(one, kind, depth + 1)
-    return inner and f"coalesce(list_bool_or(list_transform({values}, lambda {one}: {inner})), false)"
+    def sql(self, value: str, kind: Any, depth: int = 0) -> str:
+        """By a type as the engine has it; empty where no value of it is such."""
+        if kind.id in ("list", "array"):
+            return self._within(value, kind.children[0][1], depth)
+        if kind.id == "map":
+            (_, key), (_, held) = kind.children
+            parts = [self._within(f"map_{of}({value})", part, depth) for of, part in (("keys", key), ("values", held))]
+        elif kind.id == "struct":
+            fields = [(f"struct_extract({value}, {quote_text(name)})", part) for name, part in kind.children]
+            parts = [self.sql(field, part, depth) for field, part in fields]
+        else:
+            return self._leaf(value, kind)
+        return " OR ".join(filter(None, parts)) and f"({' OR '.join(filter(None, parts))})"
+
+    def _leaf(self, value: str, kind: Any) -> str:
+        if kind.id == "decimal":
+            (_, digits), (_, scale) = kind.children
+            most = f"CAST('{'9' * (digits - scale)}.{'9' * scale}' AS {kind})"
+            return f"({value} NOT BETWEEN -{most} AND {most})"
+        if kind.id.startswith("timestamp"):
+            return f"isinf({value})" if self.coarse else ""
+        return f"({value} >= CAST('24:00:00' AS {kind}))" if kind.id.startswith("time") else ""
+
+    def _within(self, values: str, kind: Any, depth: int) -> str:
+        one = f"v{depth}"
+        inner = self.sql(one, kind, depth + 1)
+        return inner and f"coalesce(list_bool_or(list_transform({values}, lambda {one}: {inner})), false)"
 
 
 def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:
@@ -189,6 +218,7 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
     first: tuple[str, pa.Schema] | None = None
     parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
     behind: dict[str, pa.DataType] = {}
+    coarse: set[str] = set()
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         footer, schema = _footer(files, number)
@@ -200,12 +230,13 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
             _check_union(schema, ref.name, parts)
         if folders:
             behind |= _behind(footer, schema, ref.name)
+        coarse |= {field.name for field in schema if pa.timestamp("ms") in map(_unzoned, exact.parts(field.type))}
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
             sizes.update({top: size for top, (size, _) in here.items()})
             held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
-    return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held, behind)
+    return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held, behind, frozenset(coarse))
 
 
 def _behind(footer: pq.FileMetaData, schema: pa.Schema, name: str) -> dict[str, pa.DataType]:
@@ -470,6 +501,10 @@ def _named_parts(path: tuple[str, ...], kind: pa.DataType) -> Iterator[tuple[tup
         yield from _named_parts((*path, part.name.casefold() if pa.types.is_struct(plain) else "[]"), part.type)
 
 
+def _unzoned(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
+
+
 def _family(kind: pa.DataType) -> str:
     """What those types have in common of which the engine makes one that has every value of each."""
     if pa.types.is_decimal(kind):
@@ -554,8 +589,8 @@ def _check_footer(footer: pq.FileMetaData, name: str) -> None:
         )
 
 
-def _question(name: str, columns: Sequence[tuple[str, str]], times: Mapping[str, str]) -> str:
-    """Four figures of each column, whether some time in it is late, and the number of rows: in one pass, because each
+def _question(name: str, columns: Sequence[tuple[str, str]], strange: Mapping[str, str]) -> str:
+    """Four figures of each column, whether it has a strange value, and the number of rows: in one pass, because each
     opens every file."""
     asked = []
     for column, kind in columns:
@@ -563,7 +598,7 @@ def _question(name: str, columns: Sequence[tuple[str, str]], times: Mapping[str,
         asked += [f"count({quoted})", f"approx_count_distinct({quoted})" if _distinct(kind) else "NULL"]
         ends = ("min", "max") if _ordered(kind) else ()
         asked += [f"left(CAST({end}({quoted}) AS VARCHAR), {_TEXT_MAX})" for end in ends] or ["NULL", "NULL"]
-        asked.append(f"bool_or({times[column]})" if times[column] else "NULL")
+        asked.append(f"bool_or({strange[column]})" if strange[column] else "NULL")
     return f"SELECT {', '.join(asked)}, count(*) FROM {quote_name(name)}"  # noqa: S608  quoted
 
 

@@ -68,7 +68,9 @@ OPTIONS: tuple[Option, ...] = (
 CONVERTED = True
 _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
-_ASKED_MAX = 2**16  # letters of SQL that are asked at once: the engine takes hundreds of times as much memory for them
+# Letters of SQL that are asked at once: the engine takes hundreds of times as much memory for them, and more for those
+# that list values.
+_ASKED_MAX, _QUESTIONS_MAX = 2**16, 2**13
 _TOGETHER = 16  # columns of text of which the first values are looked at at once
 _BESIDE = 8  # faults of a line beside one in each column
 _SINGLE = quote_text("'%'")
@@ -278,7 +280,8 @@ def _kept(
     )
     empty = {name for name, one in zip(found, told, strict=False) if one}
     strange = [name for name, usual in zip(kinds, told[len(found) :], strict=False) if usual is False]
-    facts = _asked(con, text, [texts.question(name, kinds[name], written) for name in strange])
+    questions = [texts.question(name, kinds[name], written) for name in strange]
+    facts = _asked(con, text, questions, most=_QUESTIONS_MAX)
     kept = {name: texts.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
     single = (name for name, one in zip(reversed(plain), reversed(told), strict=False) if one)
     kept |= dict.fromkeys(
@@ -311,9 +314,9 @@ def _mostly(con: Any, target: str, plain: Sequence[str], written: texts.Written)
     return notes
 
 
-def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:
-    """What each of these expressions has over a table, in as many passes as their length takes."""
-    passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // _ASKED_MAX)
+def _asked(con: Any, text: str, asked: Sequence[str], *, most: int = _ASKED_MAX) -> Sequence[Any]:
+    """What each of these expressions has over a table, in passes with so many letters of them."""
+    passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // most)
     found: list[Any] = []
     for _, some in passes:
         allocator.give_back()  # the next columns could not take it: it is of other sizes

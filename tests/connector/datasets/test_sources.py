@@ -1163,6 +1163,32 @@ def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
 
+_MS = pa.timestamp("ms")
+_OVER = pa.Array.from_buffers(pa.decimal128(5, 2), 1, [None, pa.py_buffer((10**5).to_bytes(16, "little"))])
+_FULL = pa.array([Decimal("-999.99"), Decimal("999.99")], pa.decimal128(5, 2))
+OF_ITS_TYPE: dict[str, tuple[pa.Array, str]] = {
+    "the last millisecond": (pa.array([2**63 - 1]).view(_MS), "timestamps of milliseconds .* came others in v;"),
+    "the first in a zone": (pa.array([1 - 2**63]).view(pa.timestamp("ms", "UTC")), "came others in v;"),
+    "one in a list": (pa.ListArray.from_arrays([0, 1], pa.array([2**63 - 1]).view(_MS)), "came others in v;"),
+    "another millisecond": (pa.array([2**53, None]).view(_MS), ""),
+    "the last microsecond": (pa.array([2**63 - 1, 1 - 2**63]).view(pa.timestamp("us")), ""),
+    "a decimal of six digits for five": (_OVER, "decimals of no more digits than their type has, came others in v;"),
+    "one in a struct": (pa.StructArray.from_arrays([_OVER], ["d"]), "came others in v;"),
+    "decimals of five": (_FULL, ""),
+    "a decimal of 38": (pa.array([Decimal(10**38 - 1)], pa.decimal128(38)), ""),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(OF_ITS_TYPE))
+async def test_a_value_that_its_type_cannot_have_is_refused(pool: Pool, tmp_path: Path, name: str) -> None:
+    values, said = OF_ITS_TYPE[name]
+    pq.write_table(pa.table({"v": values}), tmp_path / "t")
+    with pytest.raises(SourceUnreadable, match=said) if said else nullcontext() as raised:
+        await profiled(pool, "parquet", tmp_path / "t", tmp_path)
+    assert raised is None or raised.value.code == "value_unmappable"
+
+
 def _overwrite(path: Path, start: int, size: int) -> None:
     content = bytearray(path.read_bytes())
     content[start : start + size] = b"\xff" * size
