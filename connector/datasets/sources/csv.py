@@ -70,7 +70,7 @@ _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
 # Letters of SQL that are asked at once: the engine takes hundreds of times as much memory for them, and more for those
 # that list values.
-_ASKED_MAX, _QUESTIONS_MAX = 2**16, 2**13
+_ASKED_MAX, _QUESTIONS_MAX = 2**16, 2**14
 _TOGETHER = 16  # columns of text of which the first values are looked at at once
 _BESIDE = 8  # faults of a line beside one in each column
 _SINGLE = quote_text("'%'")
