@@ -29,6 +29,7 @@ from connector.datasets.sources.dialect import (
     TOLD_MAX,
     UNQUOTED,
     advice,
+    check_apart,
     check_delimiter,
     check_ends,
     check_lines,
@@ -46,13 +47,17 @@ from connector.errors import BadInput, SourceUnreadable
 from policies import columns
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_COUNT = range(2**31)
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),
     Option(
         "quote", str, "", 'What stands around a field that has delimiters or line ends; empty is ", `none` nothing.'
     ),
     Option("escape", str, "", "What stands before a quote within a field; empty is the quote itself."),
-    Option("skip_lines", int, 0, "Lines at the top of each file that are none of its table, such as a comment."),
+    Option(
+        "skip_lines", int, 0, "Lines at the top of each file that are none of its table, such as a comment.",
+        values=_COUNT,
+    ),
     Option("encoding", str, "", f"How characters are written: {', '.join(ENCODINGS)}; empty is utf-8."),
     Option("header", bool, True, "The first line holds the names of the columns."),
     Option("null_text", str, "", "What stands for a missing value."),
@@ -62,9 +67,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("thousands", str, "", "What stands between thousands, in threes: `.` for 1.234,5; empty is nothing."),
     Option("all_text", bool, False, "Keep every column as text instead of finding its type."),
     Option(
-        "skip_bad_lines", int, 0, "At most this many lines may be unreadable and are left out; more refuse the file."
+        "skip_bad_lines", int, 0, "At most this many lines may be unreadable and are left out; more refuse the file.",
+        values=_COUNT,
     ),
-)
+)  # fmt: skip
 CONVERTED = True
 _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
@@ -103,6 +109,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
         raise BadInput(f"expected skip_lines to be 0 or more, came {options['skip_lines']}", code="option_invalid")
     if options.get("thousands") and options["thousands"] == (options.get("decimal") or "."):
         raise BadInput("expected decimal and thousands to be different characters", code="option_invalid")
+    check_apart(engine_options(options))
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)
@@ -153,6 +160,7 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     _check_marks(starts, paths, given.get("encoding", ""))
     if "delim" not in given:
         given["delim"] = delimiter_of(con, written[0], given)
+        check_apart(given)
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)

@@ -11,7 +11,7 @@ from typing import Any
 from connector.datasets.sources import texts
 from connector.datasets.sources.convert import bad_lines, lines_unreadable, opened, which
 from connector.datasets.sources.files import quote_list, quote_text
-from connector.errors import SourceUnreadable
+from connector.errors import BadInput, SourceUnreadable
 
 ENCODINGS = ("utf-8", "latin-1", "utf-16")
 UNQUOTED = "none"
@@ -31,6 +31,11 @@ _TEXTS = {
     "decimal": "decimal_separator",
     "thousands": "thousands",
 }
+_APART = (
+    ("quote", "delimiter"), ("escape", "delimiter"), ("null_text", "delimiter"), ("null_text", "quote"),
+    ("null_text", "escape"),
+)  # fmt: skip
+_LINE_END = re.compile(r"[\r\n]")
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTE = '"'
 _SEPARATOR = re.compile(r"(?i)sep=.?")
@@ -64,6 +69,21 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, str]:
     if options.get("skip_lines"):
         given["skip"] = str(int(options["skip_lines"]))
     return given | {name: quote_text(str(told[option])) for option, name in _TEXTS.items() if told.get(option)}
+
+
+def check_apart(given: Mapping[str, str]) -> None:
+    """BadInput for options of which no line could be read: one has another's sign in it, or a line's end."""
+    marks = {option: _unquoted(given.get(_TEXTS[option], "''")) for option in (*_DIALECT, "null_text")}
+    for option in _DIALECT:
+        if _LINE_END.search(marks[option]):
+            raise BadInput(f"expected {option} without a line end, came {marks[option]!r}", code="option_invalid")
+    for one, other in _APART:
+        mark, beside = marks[one], marks[other]
+        if mark and beside and (mark in beside or beside in mark):
+            raise BadInput(
+                f"expected {one} and {other} to have no sign in common, came {mark!r} and {beside!r}",
+                code="option_invalid",
+            )
 
 
 def note_of(given: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,18 @@ from connector.datasets.sources.files import FileRef, file_ref, files_under, quo
 from connector.errors import BadInput, SourceUnreadable
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-OPTIONS: tuple[Option, ...] = (Option("max_depth", int, 4, "Objects nested deeper than this stay JSON text."),)
+OPTIONS: tuple[Option, ...] = (
+    Option("max_depth", int, 4, "Objects nested deeper than this stay JSON text.", values=range(1, 2**31)),
+)
 CONVERTED = True
 _LINE_MAX = 16 * 2**20
 _KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
 _LINES_AT_ONCE = 2_048
+_DEPTH_MAX = 127  # of the engine
+_SIGNS, _WITHIN = (
+    re.compile(r"[\[{}\]]"),
+    re.compile(r'"(?:[^"\\]|\\.)*"'),
+)  # what opens and closes; texts, which may have it
 _TWICE = re.compile(r'Duplicate name "(.*)" in struct')
 _LIST = "a list; write each object as a line of its own"
 _WHOLE_MAX = 2**53  # of whole numbers up to it, a double keeps each
@@ -257,12 +264,19 @@ def _problem(text: bytes) -> str:
     except _Constant as error:
         return f"{error}, which JSON does not have; write null"
     except RecursionError:
-        return "nested too deep"
+        return f"nested deeper than {_DEPTH_MAX}"
     if b"\\ud" in text.lower() and not _is_text(json.loads(shown, parse_int=str)):
         return "half a letter"
     if isinstance(found, list):
         return _LIST
+    if _depth(shown) > _DEPTH_MAX:
+        return f"nested deeper than {_DEPTH_MAX}"
     return "" if found is None or isinstance(found, dict) else "no object"
+
+
+def _depth(shown: str) -> int:
+    """How deep lists and objects lie in each other, in text that is JSON."""
+    return max(accumulate(1 if sign in "[{" else -1 for sign in _SIGNS.findall(_WITHIN.sub("", shown))), default=0)
 
 
 def _is_text(found: Any) -> bool:

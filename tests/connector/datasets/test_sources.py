@@ -39,6 +39,7 @@ from connector.datasets.sources import (
     Rows,
     arrow_ipc,
     arrow_scan,
+    check_options,
     divisible,
     files,
     guess,
@@ -475,6 +476,8 @@ BAD_JSON = {
     "no text": (b'{"a": "\xe4"}\n', r"line 3 \(not in utf-8\)"),
     "a key twice": (b'{"a": 1, "a": 2}\n', r"line 3 \(a key twice in one object\)"),
     "half a letter": (b'{"a": ["\\ud83d"]}\n', r"line 3 \(half a letter\)"),
+    "deep": (b'{"a": ' * 128 + b"1" + b"}" * 128 + b"\n", r"line 3 \(nested deeper than 127\)"),
+    "deep in a text alone": (b'{"a": "\\"' + b"{" * 200 + b'"}\n{"a":\n', r"came 1 or more: line 4 \("),
     "a list": (b"[1, 2]\n", r"line 3 \(a list; write each object as a line of its own\)"),
     "two of them": (b'{"a": \n\nx\n', r"came 2 or more: line 3 \(.*\), line 5 \(.*\); correct"),
 }
@@ -702,12 +705,40 @@ async def test_a_format_of_csv_that_is_none_is_refused_by_its_option(pool: Pool,
         ({"thousands": "."}, "different characters"),
         ({"decimal": ",", "thousands": ","}, "different characters"),
         ({"delimiter": "tabulator"}, "expected a delimiter of at most 4 bytes, came 'tabulator'"),
+        ({"delimiter": "\n"}, r"expected delimiter without a line end, came '\\n'"),
+        ({"delimiter": '"'}, "expected quote and delimiter to have no sign in common"),
+        ({"delimiter": ";", "escape": ";"}, "expected escape and delimiter to have no sign in common"),
+        (
+            {"delimiter": ";", "null_text": "n;a"},
+            "null_text and delimiter to have no sign in common, came 'n;a' and ';'",
+        ),
+        ({"null_text": '"'}, "expected null_text and quote to have no sign in common"),
     ],
 )
 def test_marks_of_csv_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
     (tmp_path / "t.csv").write_text("id\n1\n")
     with pytest.raises(BadInput, match=says):
         source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options=options)
+
+
+@worker
+@pytest.mark.parametrize("option", ["quote", "escape", "null_text"])
+async def test_a_mark_of_csv_that_is_the_delimiter_of_its_file_is_refused(
+    pool: Pool, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadInput, match=f"expected {option} and delimiter to have no sign in common, came ',' and ','"):
+        await registered(pool, "csv", tmp_path / "t.csv", tmp_path, **{option: ","})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("csv", {"skip_bad_lines": -1}), ("csv", {"skip_lines": 10**20}), ("jsonl", {"max_depth": 10**20})],
+)
+def test_a_count_that_cannot_be_is_refused_by_its_option(kind: str, options: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=f"expected {next(iter(options))} to be [01] to 2147483647") as raised:
+        check_options(kind, options)
+    assert raised.value.code == "option_invalid"
 
 
 def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path) -> None:
