@@ -42,6 +42,7 @@ _LOOKED_AT = 512  # bytes of a file that is no Parquet
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
+_NO_TEXT = ("Invalid Input Error: Invalid string encoding", "Invalid Input Error: Invalid JSON")  # the engine's words
 _STRANGE = {  # values that a type of the engine may have, as it is written: what they should be and are, and what to do
     r"\bTIME\b(?! ZONE)": ("times before 24:00, came 24:00", "write another time, or text"),
     "TIMESTAMP": (
@@ -102,7 +103,13 @@ def profile(
     for some in _passes(columns, sizes.held, room):
         counted = partial(_counted, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns))
         counted(0.0)
-        *answer, rows = ask(_question(name, some, strange), counted)
+        try:
+            *answer, rows = ask(_question(name, some, strange), counted)
+        except Exception as error:
+            if str(error).startswith(_NO_TEXT):
+                files.check_unchanged()
+                raise _no_text(ask, name, some) from error
+            raise
         figures += _figures(some, answer, rows)
         refused |= dict(column for column, told in zip(some, answer[4::5], strict=True) if told)
     _check_strange(refused)
@@ -111,6 +118,24 @@ def profile(
     found = digests(files, reached=reached)
     files.check_unchanged()
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
+
+
+def _no_text(ask: Ask, name: str, columns: Sequence[tuple[str, str]]) -> SourceUnreadable:
+    """Why an answer about these columns has met text that is none: which of them have it."""
+    found = []
+    for column, _ in columns:
+        try:
+            ask(f"SELECT count({quote_name(column)}) FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
+        except Exception as error:
+            if not str(error).startswith(_NO_TEXT):
+                raise
+            found.append(column)
+    return SourceUnreadable(
+        f"expected text in utf-8 (and JSON where a type says so), came other bytes in {', '.join(found[:_TOLD_MAX])}; "
+        "write them as utf-8, or as binary",
+        code="value_unmappable",
+        columns=found,
+    )
 
 
 def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:

@@ -1194,6 +1194,23 @@ def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
 
+_LATIN = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+NO_TEXT = {
+    "text": _LATIN,
+    "text in a list": pa.ListArray.from_arrays([0, 1], _LATIN),
+    "JSON": pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{bad"])),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(NO_TEXT))
+async def test_a_column_of_parquet_with_text_that_is_none_is_named(pool: Pool, tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"good": ["a"], "v": NO_TEXT[name], "n": [1]}), tmp_path / "t")
+    with pytest.raises(SourceUnreadable, match="came other bytes in v;") as raised:
+        await profiled(pool, "parquet", tmp_path / "t", tmp_path)
+    assert (raised.value.code, raised.value.facts["columns"]) == ("value_unmappable", ["v"])
+
+
 _MS = pa.timestamp("ms")
 _OVER = pa.Array.from_buffers(pa.decimal128(5, 2), 1, [None, pa.py_buffer((10**5).to_bytes(16, "little"))])
 _FULL = pa.array([Decimal("-999.99"), Decimal("999.99")], pa.decimal128(5, 2))
