@@ -473,13 +473,19 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
     told += [f"{column} is missing" for column in before if column not in after]
     told += [f"{column} is there beside" for column in after if column not in before]
     if told:
-        others = any(after.get(column, kind) != kind for column, kind in before.items())
+        others = any(not _alike_types(kind, after.get(column, kind)) for column, kind in before.items())
         raise SourceUnreadable(
             f"expected files of one schema; compared with {like[0]!r}, in {name!r} {'; '.join(told[:_TOLD_MAX])}; "
             f"write it again{'' if others else ', or register a directory of Parquet with the option union_by_name'}",
             code="schemas_differ",
             file=name,
         )
+
+
+def _alike_types(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether the engine makes one type of both, which has every value of each."""
+    parts = dict(_named_parts((), one))
+    return all(_family(kind) == _family(parts.get(path, kind)) for path, kind in _named_parts((), other))
 
 
 def _check_fields(column: pa.Field, name: str) -> None:
@@ -571,6 +577,8 @@ def _footer(files: Files, number: int) -> tuple[pq.FileMetaData, pa.Schema]:
     except (pa.ArrowException, OSError) as error:
         files.check_unchanged()  # where it did change, or its store does not give it, that is why
         came, todo = _other_than_parquet(opened)
+        if files.refs[number].etag:
+            todo = "write it as Parquet, as which alone objects in a store are read"
         raise SourceUnreadable(
             "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
             f"{came}: {name!r}; {todo}",

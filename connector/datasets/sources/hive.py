@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from connector.datasets.sources import Option, Rows
 from connector.datasets.sources.files import PATTERN, FileRef, alike, files_under, quote_list, quote_name
@@ -47,6 +48,8 @@ def check_partitions(files: Sequence[FileRef], path: str) -> None:
         raise SourceUnreadable(
             f"expected the same partition columns in every file under {path!r}, came {shown}", code="partitions_differ"
         )
+    for file in files:
+        _check_text(file.name)
     for name in kinds.values():
         columns = [alike(column) for column, _ in _folders(name)]
         if twice := sorted({column for column in columns if columns.count(column) > 1}):
@@ -61,6 +64,19 @@ def check_partitions(files: Sequence[FileRef], path: str) -> None:
                 f"{', '.join(map(repr, strange))} in {name!r}; rename the folder",
                 code="partition_unnamed",
             )
+
+
+def _check_text(name: str) -> None:
+    """SourceUnreadable for a folder of a column in which what is written with % is no text."""
+    for column, value in _folders(name):
+        try:
+            unquote(f"{column}{value}", errors="strict")
+        except UnicodeDecodeError as error:
+            raise SourceUnreadable(
+                f"expected folders with utf-8 behind their signs of %, came {column}={value} in {name!r}; rename it",
+                code="value_unmappable",
+                columns=[column],
+            ) from error
 
 
 def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:

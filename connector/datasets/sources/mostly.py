@@ -38,6 +38,8 @@ def note_of(values: Sequence[str | None], written: Written) -> str:
         zeros = [text for text in texts if _ZERO.fullmatch(text)]
         if zeros:
             return f"text, as a number does not keep the zero that {_shown(zeros[0])} begins with"
+        if signed := [text for text in texts if text.startswith("+") and number.fullmatch(text)]:
+            return f"text, as {_shown(signed[0])} has a plus sign"
         return _all_but("number", number, texts, gaps=gaps)
     if _most(_DAY, texts):
         return _days(texts) or _all_but("day", _DAY, texts, gaps=gaps)

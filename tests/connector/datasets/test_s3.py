@@ -193,6 +193,7 @@ async def test_what_cannot_be_registered_is_refused_by_code(s3: objectstore.Serv
     with pytest.raises(kind) as raised:
         await archive.add("refused", path, "s3", **options)
     assert raised.value.code == code
+    assert "--kind" not in raised.value.message  # an object has none but its own
 
 
 @pytest.mark.parametrize("unfit", ["p/a//b.parquet", "p//_SUCCESS", "p/./b.parquet", "p/../b", 'p/"/a\nb'])

@@ -312,6 +312,7 @@ FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
     "a date before Christ": ("d=0044-03-15 (BC)", _FIVE, "value_unmappable"),
     "a number of hex": ("d=0x10", _FIVE, "value_unmappable"),
     "nanoseconds": ("d=2024-01-01 00:00:00.123456789", _FIVE, "value_unmappable"),
+    "half a letter": ("d=caf%C3", _FIVE, "value_unmappable"),
     "the end of a day": ("d=2024-01-01 24:00:00", _FIVE, "value_unmappable"),
     "a pattern for a name": ("d*[1]=1", _FIVE, "partition_unnamed"),
     "a line end in a name": ("d\n=1", _FIVE, "partition_unnamed"),
@@ -1093,7 +1094,7 @@ async def test_files_of_a_directory_are_of_one_schema(
     with pytest.raises(SourceUnreadable, match=f"in 'second.{suffix}'") as raised:
         await profiled(pool, kind, tmp_path / "many", tmp_path)
     assert raised.value.code == "schemas_differ"
-    assert ("union_by_name" in raised.value.message) == (second.schema.field("x").type == pa.int64())  # it would help
+    assert ("union_by_name" in raised.value.message) == (second.schema.field("x").type != pa.string())  # it would help
 
 
 UNITED: dict[str, tuple[pa.Array, pa.Array, list[Any]]] = {  # of two files, and what comes of them; else refused

@@ -118,6 +118,7 @@ MOSTLY: dict[str, tuple[Sequence[str], str]] = {
     "a word that comes late": ([*"12" * 5_000, "n/a"], "text, as a value that is not among the first 10,000 is no "
                                "plain number"),
     "postcodes": (["01067", "10115"], "text, as a number does not keep the zero that '01067' begins with"),
+    "plus signs": (["5", "n/a", "+5"], "text, as '+5' has a plus sign"),
     "decimal commas": (["1,5", "2,75"], "text; where '1,5' is a number, give decimal=,"),
     "with thousands": (["1.234,5", "2,75"], "text; where '1.234,5' is a number, give decimal=, and thousands=."),
     "either": (["1,234", "2,345"], "text; where '1,234' is a number, give decimal=, or thousands=,"),
