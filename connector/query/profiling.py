@@ -6,6 +6,7 @@ owner's: whoever publishes the profile leaves them out.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections import Counter
@@ -38,6 +39,7 @@ _FOOTER_MAX = 32 * 2**20  # bytes: whoever reads the file has several times as m
 _METADATA_MAX = 2**26  # bytes: of a hundred thousand columns it is a tenth of that
 _VERSION_4, _RECORD_BATCHES = 3, 3  # of MetadataVersion in Arrow's Schema.fbs; the field of a footer in File.fbs
 _TEXT_MAX = 128
+_SIGNATURE = 28  # bytes: a nonce and a tag (Parquet Modular Encryption, 5.4)
 _LOOKED_AT = 512  # bytes of a file that is no Parquet
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
@@ -573,25 +575,47 @@ def _footer(files: Files, number: int) -> tuple[pq.FileMetaData, pa.Schema]:
     opened, name = files.open(number), files.refs[number].name
     try:
         with pq.ParquetFile(opened, coerce_int96_timestamp_unit="us") as file:
-            return file.metadata, plain_schema(file.schema_arrow).remove_metadata()
+            footer, schema = file.metadata, plain_schema(file.schema_arrow).remove_metadata()
+        signed = _is_signed(opened, footer)
     except (pa.ArrowException, OSError) as error:
         files.check_unchanged()  # where it did change, or its store does not give it, that is why
         came, todo = _other_than_parquet(opened)
         if files.refs[number].etag:
             todo = "write it as Parquet, as which alone objects in a store are read"
-        raise SourceUnreadable(
-            "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
-            f"{came}: {name!r}; {todo}",
-            code="not_parquet",
-            file=name,
-        ) from error
+        raise _not_parquet(name, came, todo) from error
+    if signed:
+        raise _not_parquet(name, "one with encrypted columns", "write it again without encryption")
+    return footer, schema
+
+
+def _not_parquet(name: str, came: str, todo: str) -> SourceUnreadable:
+    return SourceUnreadable(
+        "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
+        f"{came}: {name!r}; {todo}",
+        code="not_parquet",
+        file=name,
+    )
+
+
+def _is_signed(opened: Any, footer: pq.FileMetaData) -> bool:
+    """Whether a footer is signed, as it is where columns are encrypted and it is not: Arrow's reader says nothing of
+    that, and ends the process when it is asked about such a column."""
+    with _bytes_of(opened) as file:
+        file.seek(-8, os.SEEK_END)
+        (size,) = struct.unpack("<I", file.read(4))
+    return bool(size == footer.serialized_size + _SIGNATURE)
+
+
+def _bytes_of(opened: Any) -> Any:
+    """What Arrow reads a file from, to be read by us."""
+    return open(opened, "rb") if isinstance(opened, str) else nullcontext(opened)
 
 
 def _other_than_parquet(opened: Any) -> tuple[str, str]:
     """What a file that is no Parquet looks like, and what its owner may do."""
     again = "write it again, or name the kind that it is of"
     try:
-        with open(opened, "rb") if isinstance(opened, str) else nullcontext(opened) as file:
+        with _bytes_of(opened) as file:
             file.seek(0)
             start = bytes(file.read(_LOOKED_AT))
     except (pa.ArrowException, OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import datetime as dt
 import errno
@@ -30,6 +31,7 @@ import polars
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 import pytest_asyncio
 
@@ -1193,6 +1195,28 @@ async def test_whole_numbers_of_text_stay_what_they_are(pool: Pool, tmp_path: Pa
 
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
+
+
+class _Keys(encryption.KmsClient):  # type: ignore[misc]  # pyarrow has no types
+    """Whoever asks gets his key, as it is."""
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+
+@worker
+@pytest.mark.parametrize(
+    ("plain", "said"), [(True, "came one with encrypted columns: 't'"), (False, "or encrypted one")]
+)
+async def test_an_encrypted_file_is_told_as_that(pool: Pool, tmp_path: Path, plain: bool, said: str) -> None:
+    table = pa.table({"n": [1], "secret": ["x"]})
+    how = encryption.EncryptionConfiguration(footer_key="f", column_keys={"c": ["secret"]}, plaintext_footer=plain)
+    keys = encryption.CryptoFactory(lambda _: _Keys())
+    made = keys.file_encryption_properties(encryption.KmsConnectionConfig(), how)
+    pq.write_table(table, tmp_path / "t", encryption_properties=made)
+    with pytest.raises(SourceUnreadable, match=said) as raised:
+        await profiled(pool, "parquet", tmp_path / "t", tmp_path)
+    assert raised.value.code == "not_parquet"
 
 
 _LATIN = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
