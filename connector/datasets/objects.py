@@ -23,6 +23,9 @@ _LISTED = 1000
 _CONNECT, _READ = "5s", "30s"
 _UNFIT = re.compile(r'Path "(.+)"(?: contained|: Encountered)', re.DOTALL)  # as the library names what is no path
 
+# Of a listing the library has one class for every refusal, and the status in its words before those of the store.
+_STATUS = re.compile(r"Generic S3 error: Error performing list request: [^\n]*? status code: (\d{3}) ")
+
 
 def split(path: str) -> tuple[str, str]:
     """Bucket and key of `s3://bucket/key`; BadInput for any other form."""
@@ -223,14 +226,15 @@ def _refused(error: Exception, *, changed: bool = False) -> NoReturn:
 
     if isinstance(error, theirs.PreconditionError) or (changed and isinstance(error, FileNotFoundError)):
         raise _changed() from None
-    if isinstance(error, FileNotFoundError):
+    status = found[1] if (found := _STATUS.match(str(error))) else ""
+    if isinstance(error, FileNotFoundError) or status == "404":
         raise NotFound("there is no such object or bucket; check the path") from None
     if isinstance(error, theirs.InvalidPathError) and (key := _UNFIT.search(str(error))):
         raise _KeyUnfit(
             "expected keys whose parts are not empty, `.` or `..`, and without control characters, came "
             f"{key[1][:200]!r}; rename that object, or name a prefix that it is not below"
         ) from None
-    if isinstance(error, (theirs.PermissionDeniedError, theirs.UnauthenticatedError)):
+    if isinstance(error, (theirs.PermissionDeniedError, theirs.UnauthenticatedError)) or status in ("401", "403"):
         raise SourceUnreadable(
             "the object store does not let the connector read there; let the operator check its credentials",
             code="store_refused",

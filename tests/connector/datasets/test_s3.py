@@ -225,14 +225,20 @@ async def test_what_stands_for_a_folder_is_no_object(tmp_path: Path, path: str, 
     [({"secret": "another-canary-secret"}, "store_refused"), ({"endpoint": "http://127.0.0.1:9"}, "store_unreachable")],
     ids=["wrong secret", "nobody there"],
 )
+@pytest.mark.parametrize("key", ["single/t.parquet", "single/"])
 async def test_no_secret_and_no_address_is_told(
-    s3: objectstore.Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: dict[str, str], code: str
+    s3: objectstore.Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    key: str,
+    wrong: dict[str, str],
+    code: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     connections = s3.connections(tmp_path, **wrong)
     async with owning(tmp_path, connections) as running:
         with pytest.raises(SourceUnreadable) as raised:
-            await running.add("secret", f"s3://{objectstore.BUCKET}/single/t.parquet")
+            await running.add("secret", f"s3://{objectstore.BUCKET}/{key}")
         told = [repr(raised.value), str(raised.value.problem()), raised.value.private, caplog.text]
         kept = b"".join(path.read_bytes() for path in _database(tmp_path))
     assert raised.value.__suppress_context__  # the library's words do not follow it into a traceback
