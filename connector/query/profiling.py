@@ -109,8 +109,8 @@ def profile(
             *answer, rows = ask(_question(name, some, strange), counted)
         except Exception as error:
             if str(error).startswith(_NO_TEXT):
-                files.check_unchanged()
-                raise _no_text(ask, name, some) from error
+                files.check_unchanged()  # where one did change, that is why
+                _check_text(ask, name, some)
             raise
         figures += _figures(some, answer, rows)
         refused |= dict(column for column, told in zip(some, answer[4::5], strict=True) if told)
@@ -122,22 +122,26 @@ def profile(
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
 
 
-def _no_text(ask: Ask, name: str, columns: Sequence[tuple[str, str]]) -> SourceUnreadable:
-    """Why an answer about these columns has met text that is none: which of them have it."""
-    found = []
-    for column, _ in columns:
-        try:
-            ask(f"SELECT count({quote_name(column)}) FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
-        except Exception as error:
-            if not str(error).startswith(_NO_TEXT):
-                raise
-            found.append(column)
-    return SourceUnreadable(
-        f"expected text in utf-8 (and JSON where a type says so), came other bytes in {', '.join(found[:_TOLD_MAX])}; "
-        "write them as utf-8, or as binary",
-        code="value_unmappable",
-        columns=found,
-    )
+def _check_text(ask: Ask, name: str, columns: Sequence[tuple[str, str]]) -> None:
+    """SourceUnreadable with those of these columns in which the engine finds text that is none."""
+    if found := [column for column, _ in columns if not _is_text(ask, name, column)]:
+        raise SourceUnreadable(
+            f"expected text in utf-8 (and JSON where a type says so), came others in {', '.join(found[:_TOLD_MAX])}; "
+            "write them so, or as binary",
+            code="value_unmappable",
+            columns=found,
+        )
+
+
+def _is_text(ask: Ask, name: str, column: str) -> bool:
+    """Whether the engine finds nothing in a column that it takes for no text."""
+    try:
+        ask(f"SELECT count({quote_name(column)}) FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
+    except Exception as error:
+        if not str(error).startswith(_NO_TEXT):
+            raise
+        return False
+    return True
 
 
 def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:
