@@ -79,7 +79,7 @@ class Sizes:
     behind: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Of the files' own columns behind folders that stand for them, by `alike`: their types."""
     coarse: frozenset[str] = frozenset()
-    """Columns with timestamps of milliseconds."""
+    """Columns with timestamps of milliseconds, by `alike`."""
 
 
 def profile(
@@ -97,7 +97,7 @@ def profile(
     if sizes.behind:
         _check_behind(there.limit(0).to_arrow_table().schema, sizes.behind)
     strange = {
-        column: _Strange(coarse=column in sizes.coarse).sql(quote_name(column), kind)
+        column: _Strange(coarse=alike(column) in sizes.coarse).sql(quote_name(column), kind)
         for column, kind in zip(there.columns, there.types, strict=True)
     }
     rows, refused = 0, dict[str, str]()
@@ -261,7 +261,9 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
             _check_union(schema, ref.name, parts)
         if folders:
             behind |= _behind(footer, schema, ref.name)
-        coarse |= {field.name for field in schema if pa.timestamp("ms") in map(_unzoned, exact.parts(field.type))}
+        coarse |= {
+            alike(field.name) for field in schema if pa.timestamp("ms") in map(_unzoned, exact.parts(field.type))
+        }
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
