@@ -360,8 +360,34 @@ def _groups(policy: Policy) -> Iterator[Problem]:
 
 def _measures(policy: Policy) -> Iterator[Problem]:
     for path, atom, operand in _atoms(policy):
-        if operand is not None and operand.name == ds("measure/") and atom.right[0].text == "free":
+        if operand is None or operand.name != ds("measure/"):
+            continue
+        if atom.right[0].text == "free":
             yield _warning(path, "measure_unbounded", "without bounds one extreme value shows in a sum; give low..high")
+        elif _is_flag(atom.right[0].text) and not _noisy(policy, path):
+            yield _warning(
+                path,
+                "measure_is_flag",
+                f"the sum of {vocabulary.column_of(atom.left)}, which is 0 or 1, counts who has it: where fewer than a "
+                "group have it, or have it not, the whole group is withheld, with all its figures; leave it out where "
+                "that is not worth it",
+            )
+
+
+def _is_flag(bounds: str) -> bool:
+    low, _, high = bounds.partition("..")
+    try:
+        return values.decimal(low) == 0 and values.decimal(high) == 1
+    except ValueError:
+        return False
+
+
+def _noisy(policy: Policy, path: str) -> bool:
+    """Whether the permission at this path answers with noise."""
+    index = int(path.split("/")[2])
+    rule = policy.permissions[index] if path.startswith("/permission/") else None
+    found = known.atoms(rule.constraints, "") if rule is not None else ()
+    return any(atom.left == ds("epsilonBudget") for _, atom in found)
 
 
 def _repeated(policy: Policy) -> Iterator[Problem]:

@@ -39,6 +39,7 @@ from policies.vocabulary import Phase, expand
 ROWS = 20
 _DIMENSIONS_MAX = 8
 _SECONDS = 60.0
+_SECONDS_OF_VERSIONS = 600.0  # each measure of two whole versions is compared by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +96,15 @@ class OwnersView:
         return await self.figures(version, replace(contract, grid=grid))
 
     async def few_changed(self, contract: DataContract, old: DatasetVersion, new: DatasetVersion) -> int:
-        """Groups that both versions show and that differ by fewer units than a group has."""
+        """Groups that both versions show and of which a figure differs by fewer units than a group has, or by one of
+        them more than by all others."""
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import changed
 
         before, after = (Gated((self._name, "t"), new_name(), contract) for _ in range(2))
         prepared = changed(before, after, token=new_name, mask_key=b"owner")
         relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
-        found = await self._pool.ask(self._job(prepared, relations))
+        found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
         return int(found["rows"][0][0])
 
     async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
@@ -225,14 +227,14 @@ class OwnersView:
     async def _ended(self, event: ReadEnded) -> None:
         await self._store.write(lambda tx: tx.publish(event))
 
-    def _job(self, prepared: Any, relations: Mapping[str, Relation]) -> Job:
+    def _job(self, prepared: Any, relations: Mapping[str, Relation], *, seconds: float = _SECONDS) -> Job:
         return Job(
             kind="report",
             relations=relations,
             sql=prepared.sql,
             params=prepared.params,
             recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
-            limits=Limits(seconds=_SECONDS, memory_mb=self._memory_mb),
+            limits=Limits(seconds=seconds, memory_mb=self._memory_mb),
             consumer="owner",
         )
 

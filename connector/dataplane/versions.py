@@ -137,8 +137,9 @@ _TELLS = (
 def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
     least = contract.grid.min_group if contract.grid else 0
     said = (
-        f"{few:,} groups differ from {than} by fewer than {least} units: whoever asked that one learns of those few by "
-        "subtraction; add or remove at least as many at once"
+        f"in {few:,} groups a count or sum differs from {than} by fewer than {least} units, or by one more than by all "
+        "others: whoever asked that one learns of these by subtraction. Wait until more have changed and take the "
+        "changes on together; for updates that are small and many, offer coarser groups, or noise in place of groups"
     )
     return "error", contract.permission, "difference_too_small", said
 

@@ -7,7 +7,7 @@ to begin with. `layers` builds it as WITH queries over the relation, `guard` is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -29,24 +29,25 @@ class Layers:
     ctes: tuple[tuple[str, exp.Select], ...]  # name, query
     name: str
     base: str
+    units: str
     cells: str
 
 
 def layers(contract: DataContract, relation: str, maker: Maker) -> Layers:
     """Rows of whole cells with at least `min_group` units, none of which dominates; binned and clamped.
 
-    base: rows through the filter, binned and clamped, without rows of unknown units.
-    cells: the cells that may be shown. grid: the rows of base that lie in them.
+    base: rows through the filter, binned and clamped, without rows of unknown units. units: what each unit adds to the
+    figures of its cells. cells: the cells that may be shown. grid: the rows of base that lie in them.
     """
     base, units, cells, grid = (maker.token() for _ in range(4))
     asked = of(contract)
-    made = [(base, base_rows(contract, relation, maker))]
-    if asked.entity is not None:
-        made.append((units, _units(asked, base)))
-    source = units if asked.entity is not None else base
-    made.append((cells, _cells(asked, source, maker)))
-    made.append((grid, _rows(asked, base, cells)))
-    return Layers(tuple(made), grid, base, cells)
+    made = (
+        (base, base_rows(contract, relation, maker)),
+        (units, _units(asked, base)),
+        (cells, _cells(contract, units, maker)),
+        (grid, _rows(asked, base, cells)),
+    )
+    return Layers(made, grid, base, units, cells)
 
 
 def of(contract: DataContract) -> Grid:
@@ -133,66 +134,103 @@ def _bound(bound: float, type_: str, maker: Maker) -> exp.Expr:
 
 
 def _units(grid: Grid, base: str) -> exp.Select:
-    """One row for each unit and cell: how many rows, and how much of each measure."""
-    assert grid.entity is not None
-    keys: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
-    shown: list[exp.Expr] = [*keys, column_named(grid.entity), named_as(count_star(), _N)]
+    """One row for each unit and cell: how many rows it has, how many with each measure, their sum, and their size.
+
+    Without an entity each row is a unit.
+    """
+    shown = _keys(grid) + ([column_named(grid.entity)] if grid.entity is not None else [])
+    keys, grouped = [node.copy() for node in shown], grid.entity is not None
+    shown.append(named_as(count_star() if grouped else exp.Literal.number(1), _N))
     for index, one in enumerate(grid.measures):
-        shown.append(named_as(exp.Sum(this=_size(one)), f"{_A}{index}"))
-        shown.append(named_as(exp.Count(this=column_named(one.column)), f"{_C}{index}"))
-    query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(base), copy=False)
-    return query.group_by(*(node.copy() for node in (*keys, column_named(grid.entity))), copy=False)
+        value, size = _number(one), exp.Abs(this=_number(one))
+        there = exp.Case(ifs=[exp.If(this=_is_null(column_named(one.column)), true=_ZERO.copy())], default=_ONE.copy())
+        counted = exp.Count(this=column_named(one.column)) if grouped else there
+        shown.append(named_as(counted, f"{_C}{index}"))
+        shown.append(named_as(_or_zero(exp.Sum(this=value) if grouped else value), f"{_S}{index}"))
+        shown.append(named_as(_or_zero(exp.Sum(this=size) if grouped else size), f"{_A}{index}"))
+    query = exp.select(*shown, copy=False).from_(table_named(base), copy=False)
+    return query.group_by(*keys, copy=False) if grouped else query
 
 
-def _cells(grid: Grid, source: str, maker: Maker) -> exp.Select:
-    keys: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
-    shown = keys or [named_as(exp.Literal.number(1), _N)]
-    query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(source), copy=False)
+def _cells(contract: DataContract, units: str, maker: Maker) -> exp.Select:
+    grid = of(contract)
+    keys = _keys(grid)
+    shown = keys or [named_as(_ONE.copy(), _N)]
+    query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(units), copy=False)
     if grid.entity is not None:
         query.select(named_as(_units_may_be_told(grid), _T), copy=False)
     if keys:
         query.group_by(*(node.copy() for node in keys), copy=False)
-    query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
+    query.having(exp.and_(*shown_if(contract, maker), copy=False), copy=False)
     return query.limit(exp.Literal.number(_ALL), copy=False)
 
 
-def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
-    """What a cell must fulfil, in terms of `_units` (or of base rows, where each row is a unit).
+def shown_if(contract: DataContract, maker: Maker) -> list[exp.Expr]:
+    """What a cell must fulfil, in terms of `_units`.
 
     1. At least k units. 2. No unit makes more than its share of the rows or of a measure.
-    3. The units that have a measure, and those that lack it, are none or at least k: COUNT(x) beside
-       COUNT(*) would otherwise tell of fewer.
-    4. The units that have one measure more often than another are none or at least k: COUNT(x) beside COUNT(y)
-       would otherwise tell of fewer.
+    3. The units that a figure, or the difference of two, is made of are none or at least k (`_parts`): it would
+       otherwise tell of fewer.
     """
+    grid = of(contract)
+    every = range(len(grid.measures))
     conditions: list[exp.Expr] = [_at_least(count_star(), grid.min_group)]  # 1
     if grid.entity is not None:
         conditions.append(_share(column_named(_N), grid.dominance, maker))  # 2
-    for index, one in enumerate(grid.measures):
-        size = _size(one) if grid.entity is None else column_named(f"{_A}{index}")
-        conditions.append(_share(size, grid.dominance, maker))  # 2
-        conditions += [_none_or_many(units, grid) for units in _holding(grid, index, one)]  # 3
-        conditions += [_none_or_many(_differing(grid, index, other), grid) for other in range(index)]  # 4
+    conditions += [_share(column_named(f"{_A}{index}"), grid.dominance, maker) for index in every]  # 2
+    conditions += [_none_or_many(exp.CountIf(this=one), grid) for one in _parts(contract, every, _A, maker)]  # 3
     return conditions
 
 
+def _parts(contract: DataContract, measures: Sequence[int], size: str, maker: Maker) -> Iterator[exp.Expr]:
+    """Whether a unit is one of those that a figure beside COUNT(*) is made of, or the difference of two figures: one
+    condition for each of these. `size`: the columns that say how large the numbers were that a sum was made of.
+
+    Of a measure: who has a value, who has a row without one, who adds to its sum, and who adds to what the sum is above
+    or below its bounds: where all but two have the bound, the sum tells of these two. Of two measures: who has one more
+    often than the other, and of whom there are different sums.
+    """
+    for index in measures:
+        counted, summed = column_named(f"{_C}{index}"), column_named(f"{_S}{index}")
+        scale = column_named(f"{size}{index}")
+        yield exp.NEQ(this=counted, expression=_ZERO.copy())
+        yield exp.NEQ(this=counted.copy(), expression=column_named(_N))
+        yield _apart_by(summed, scale)
+        for bound in _bounds(contract, index, maker):
+            at_bound = exp.Mul(this=bound, expression=counted.copy())
+            yield _apart_by(exp.Paren(this=exp.Sub(this=summed.copy(), expression=at_bound)), scale.copy())
+        for other in measures:
+            if other < index:
+                yield exp.NEQ(this=counted.copy(), expression=column_named(f"{_C}{other}"))
+                # Of the same numbers the same is lost: both were added in one order.
+                yield exp.NEQ(this=summed.copy(), expression=column_named(f"{_S}{other}"))
+
+
+def _apart_by(value: exp.Expr, scale: exp.Expr) -> exp.Expr:
+    """Whether a sum is another than zero, by more than what is lost where numbers of this size are added in another
+    order."""
+    lost = exp.Mul(this=exp.Literal.number(repr(_LOST)), expression=scale)
+    return exp.GT(this=exp.Abs(this=value), expression=lost)
+
+
+def _bounds(contract: DataContract, index: int, maker: Maker) -> list[exp.Expr]:
+    """The bounds of a measure as they stand in clamped rows, zero for one that its type does not hold; but for zero, at
+    which a value adds nothing anyway."""
+    one = of(contract).measures[index]
+    type_ = wrap.type_of(contract, one.column)
+    given = [bound for bound in (one.low, one.high) if bound]
+    return [_or_zero(wrap.try_cast(_bound(bound, type_, maker), "DOUBLE")) for bound in given]
+
+
 def _none_or_many(units: exp.Expr, grid: Grid) -> exp.Expr:
-    none = exp.EQ(this=units, expression=exp.Literal.number(0))
-    return exp.Paren(this=exp.Or(this=none, expression=_at_least(units.copy(), grid.min_group)))
-
-
-def _differing(grid: Grid, one: int, other: int) -> exp.Expr:
-    """How many units have the one measure more or less often than the other."""
-    if grid.entity is not None:
-        return exp.CountIf(this=exp.NEQ(this=column_named(f"{_C}{one}"), expression=column_named(f"{_C}{other}")))
-    there = [exp.Paren(this=_is_null(column_named(grid.measures[index].column))) for index in (one, other)]
-    return exp.CountIf(this=exp.NEQ(this=there[0], expression=there[1]))
+    few = exp.Between(this=units, low=_ONE.copy(), high=exp.Literal.number(grid.min_group - 1))
+    return exp.Not(this=exp.Paren(this=few))
 
 
 def _units_may_be_told(grid: Grid) -> exp.Expr:
     """Whether COUNT(DISTINCT unit) of a cell tells of nobody beside its other counts: the units with several rows, or
     several values of a measure, are none or at least k."""
-    several = [exp.GT(this=column_named(name), expression=exp.Literal.number(1)) for name in _counts(grid)]
+    several = [exp.GT(this=column_named(name), expression=_ONE.copy()) for name in _counts(grid)]
     return exp.and_(*(_none_or_many(exp.CountIf(this=one), grid) for one in several), copy=False)
 
 
@@ -200,21 +238,10 @@ def _counts(grid: Grid) -> list[str]:
     return [_N, *(f"{_C}{index}" for index in range(len(grid.measures)))]
 
 
-def _holding(grid: Grid, index: int, one: Measure) -> tuple[exp.Expr, exp.Expr]:
-    """How many units have a value of the measure, and how many have a row without one."""
-    if grid.entity is None:
-        with_value: exp.Expr = exp.Count(this=column_named(one.column))
-        return with_value, exp.Paren(this=exp.Sub(this=count_star(), expression=with_value.copy()))
-    counted = column_named(f"{_C}{index}")
-    has = exp.GT(this=counted, expression=exp.Literal.number(0))
-    lacks = exp.LT(this=counted.copy(), expression=column_named(_N))
-    return exp.CountIf(this=has), exp.CountIf(this=lacks)
-
-
-def _share(size: exp.Expr, dominance: float, maker: Maker) -> exp.Expr:
+def _share(size: exp.Expr, dominance: float, maker: Maker, *, times: exp.Expr | None = None) -> exp.Expr:
     """The largest contribution is at most `dominance` of the sum, which is finite: half of what is not is as large as
-    all of it. With nothing to sum there is no doubt."""
-    total = exp.Sum(this=size.copy())
+    all of it. With nothing to sum there is no doubt. `times`: how often each contribution is there."""
+    total = exp.Sum(this=size.copy() if times is None else exp.Mul(this=size.copy(), expression=times))
     part = exp.Mul(this=maker.parameters.add(dominance), expression=total)
     finite = exp.LT(this=total.copy(), expression=wrap.try_cast(exp.Literal.string("inf"), "DOUBLE"))
     within = exp.And(this=exp.LTE(this=exp.Max(this=size), expression=part), expression=finite)
@@ -229,17 +256,7 @@ def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
     shown = shown or [named_as(exp.Literal.number(1), _N)]
     shown += [named_as(wrap.stored(_T, right), _T)] if grid.entity is not None else []
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
-    same: list[exp.Expr] = [
-        exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
-        for one in grid.dimensions
-    ]
-    join = exp.Join(this=wrap.relation_of(cells, right))
-    if same:
-        join.set("on", exp.and_(*same, copy=False))
-    else:
-        join.set("kind", "CROSS")
-    query.append("joins", join)
-    return query
+    return _joined(query, grid, left, cells, right)
 
 
 def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
@@ -271,55 +288,179 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
 
 
 def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
-    """How many cells that both versions show differ by fewer than `min_group` units, and the names of its WITH queries.
+    """How many cells that both versions show differ by what no cell would show, and the names of its WITH queries.
 
-    Whoever asked the older version and asks the newer would learn of those few by subtraction.
+    Whoever asked the older version and asks the newer has the difference of each figure, each by itself: it must be
+    made of nobody or of at least `min_group` units, none of which makes more than its share. Of each cell two things
+    are looked at: 1. what has changed of each unit by its name; 2. where names may be others than before, or there are
+    none, what is left of either version when all that is the same in both is taken away.
     """
     grid, old, new = of(contract), layers(contract, before, maker), layers(contract, after, maker)
-    keys = [column_named(one.column) for one in grid.dimensions]
-    shown: list[exp.Expr] = [*keys, *(column_named(one.column) for one in grid.measures)]
-    shown += [column_named(grid.entity)] if grid.entity is not None else []
-    shown = shown or [named_as(exp.Literal.number(1), _N)]
-    gone, come, changed, both, few, came = (maker.token() for _ in range(6))
-    unit = _fewest_rows(came) if grid.entity is None else distinct_count(column_named(grid.entity))
-    few_of = exp.select(named_as(unit.copy(), _N), copy=False).from_(table_named(changed), copy=False)
-    # Each by a name of its own: one behind the other, SQL takes set operations from the left.
-    ctes: list[tuple[str, exp.Query]] = [*old.ctes, *new.ctes]
-    ctes += [(gone, _minus(shown, old.name, new.name)), (come, _minus(shown, new.name, old.name))]
-    either = (
-        exp.select(exp.Star(), named_as(exp.Literal.number(number), came)).from_(table_named(name))
-        for number, name in enumerate((gone, come))
-    )
-    ctes.append((changed, exp.union(*either, distinct=False, copy=False)))
-    if keys:
-        cells = [exp.select(*(key.copy() for key in keys)).from_(table_named(name)) for name in (old.cells, new.cells)]
-        ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True)))
-        same = exp.and_(
-            *(
-                exp.NullSafeEQ(this=wrap.stored(one.column, changed), expression=wrap.stored(one.column, both))
-                for one in grid.dimensions
-            )
-        )
-        few_of.append("joins", exp.Join(this=table_named(both), on=same))
-        few_of.group_by(*(wrap.stored(one.column, changed) for one in grid.dimensions), copy=False)
-    few_of.having(exp.GT(this=unit.copy(), expression=exp.Literal.number(0)), copy=False)
-    few_of.having(exp.LT(this=unit.copy(), expression=exp.Literal.number(grid.min_group)), copy=False)
-    ctes.append((few, few_of))
+    both, sides, few = (maker.token() for _ in range(3))
+    ctes: list[tuple[str, exp.Query]] = [*old.ctes[:-1], *new.ctes[:-1], (both, _both(grid, old.cells, new.cells))]
+    ctes.append((sides, exp.union(_side(grid, old, both, -1), _side(grid, new, both, 1), distinct=False, copy=False)))
+    every, named = tuple(range(len(grid.measures))), ""
+    found: list[exp.Query] = []
+    if grid.entity is not None:
+        units, named = maker.token(), maker.token()
+        ctes += [(units, _by_name(grid, sides)), (named, _judged(contract, units, maker))]  # 1
+        found.append(_cells_of(grid, named).where(column_named(_FEW), copy=False))
+    for measures in [every, *((one,) for one in every if len(every) > 1)]:
+        left = maker.token()
+        stays = _SAME if measures == every else _LASTS
+        ctes.append((left, _by_value(grid, sides, measures, named, stays)))
+        kept = exp.and_(*_left_if(contract, measures, maker), copy=False)
+        found.append(_by_cell(grid, _cells_of(grid, left)).having(exp.Not(this=exp.Paren(this=kept)), copy=False))  # 2
+    ctes.append((few, found[0] if len(found) == 1 else exp.union(*found, distinct=True, copy=False)))
     query = exp.select(named_as(_scalar(count_star(), table_named(few)), "cells"), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
     return query, tuple(name for name, _ in ctes)
 
 
-def _fewest_rows(came: str) -> exp.Expr:
-    """The fewest rows that can differ: one that was changed is gone and has come, and nobody can tell it from two."""
-    new = exp.Sum(this=column_named(came))
-    return greatest(new, exp.Sub(this=count_star(), expression=new.copy()))
+def _both(grid: Grid, before: str, after: str) -> exp.Select:
+    """The cells that both versions show, and whether both tell how many units are in them."""
+    left, right = f"{before}b", f"{after}c"
+    shown = [named_as(wrap.stored(one.column, right), one.column) for one in grid.dimensions]
+    if grid.entity is not None:
+        told = exp.And(this=wrap.stored(_T, left), expression=wrap.stored(_T, right))
+        shown.append(named_as(told, _T))
+    shown = shown or [named_as(_ONE.copy(), _N)]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(before, left), copy=False)
+    return _joined(query, grid, left, after, right)
 
 
-def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:
-    """The rows of one grid that the other lacks, each as often as it is missing."""
-    left, right = (exp.select(*(node.copy() for node in shown)).from_(table_named(name)) for name in (one, other))
-    return exp.Except(this=left, expression=right, distinct=False)
+def _side(grid: Grid, one: Layers, both: str, sign: int) -> exp.Select:
+    """The units of one version in those cells, with -1 for the older and 1 for the newer."""
+    left, right = f"{one.units}b", f"{both}c"
+    names = [*(dimension.column for dimension in grid.dimensions)]
+    names += [grid.entity] if grid.entity is not None else []
+    names += [_N, *(f"{what}{index}" for index in range(len(grid.measures)) for what in (_C, _S, _A))]
+    shown = [named_as(wrap.stored(name, left), name) for name in names]
+    shown += [named_as(wrap.stored(_T, right), _T)] if grid.entity is not None else []
+    shown.append(named_as(exp.Literal.number(sign), _SIGN))
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(one.units, left), copy=False)
+    return _joined(query, grid, left, both, right)
+
+
+def _joined(query: exp.Select, grid: Grid, left: str, cells: str, right: str) -> exp.Select:
+    """With the one of these cells in which each row lies."""
+    same: list[exp.Expr] = [
+        exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
+        for one in grid.dimensions
+    ]
+    join = exp.Join(this=wrap.relation_of(cells, right))
+    if same:
+        join.set("on", exp.and_(*same, copy=False))
+    else:
+        join.set("kind", "CROSS")
+    query.append("joins", join)
+    return query
+
+
+def _by_name(grid: Grid, sides: str) -> exp.Select:
+    """What has changed of each unit: where it is (1: come, -1: gone), its rows, and of each measure how often it has
+    one, their sum, its size, and how large the numbers were that it was made of."""
+    assert grid.entity is not None
+    keys = [*_keys(grid), column_named(grid.entity), column_named(_T)]
+    sign = column_named(_SIGN)
+
+    def change(name: str) -> exp.Expr:
+        return exp.Sum(this=exp.Mul(this=sign.copy(), expression=column_named(name)))
+
+    shown = [*(key.copy() for key in keys), named_as(exp.Sum(this=sign.copy()), _SIGN), named_as(change(_N), _N)]
+    for index in range(len(grid.measures)):
+        summed, scale = change(f"{_S}{index}"), exp.Sum(this=column_named(f"{_A}{index}"))
+        more = exp.If(this=_apart_by(summed, scale), true=summed.copy())
+        by = exp.Case(ifs=[more], default=_ZERO.copy())
+        shown += [named_as(change(f"{_C}{index}"), f"{_C}{index}"), named_as(by, f"{_S}{index}")]
+        shown += [named_as(exp.Abs(this=by.copy()), f"{_A}{index}"), named_as(scale.copy(), f"{_B}{index}")]
+    query = exp.select(*shown, copy=False).from_(table_named(sides), copy=False)
+    return query.group_by(*keys, copy=False)
+
+
+def _judged(contract: DataContract, units: str, maker: Maker) -> exp.Select:
+    """Of each cell whether what has changed of its units by name is too little; and whether names are what they were:
+    half of the fewer units of a version lie in the cell in both (`_LASTS`), with the same figures (`_SAME`)."""
+    grid = of(contract)
+    every = range(len(grid.measures))
+    sign, rows = column_named(_SIGN), column_named(_N)
+    conditions = [_none_or_many(exp.CountIf(this=exp.NEQ(this=rows, expression=_ZERO.copy())), grid)]
+    conditions.append(_share(exp.Abs(this=rows.copy()), grid.dominance, maker))
+    conditions += [_share(column_named(f"{_A}{index}"), grid.dominance, maker) for index in every]
+    conditions += [_none_or_many(exp.CountIf(this=one), grid) for one in _parts(contract, every, _B, maker)]
+    of_units = [
+        _none_or_many(exp.CountIf(this=exp.NEQ(this=sign.copy(), expression=than)), grid)
+        for than in (_ZERO.copy(), *(column_named(name) for name in _counts(grid)))
+    ]
+    untold = exp.Not(this=exp.Anonymous(this="bool_and", expressions=[column_named(_T)]))
+    conditions.append(exp.Paren(this=exp.Or(this=untold, expression=exp.and_(*of_units, copy=False))))
+    stays = exp.EQ(this=sign.copy(), expression=_ZERO.copy())
+    figures = [*_counts(grid), *(f"{_S}{index}" for index in every)]
+    same = [exp.EQ(this=column_named(name), expression=_ZERO.copy()) for name in figures]
+    fewer = exp.Anonymous(
+        this="least",
+        expressions=[exp.CountIf(this=way(this=sign.copy(), expression=_ZERO.copy())) for way in (exp.LTE, exp.GTE)],
+    )
+
+    def half(which: exp.Expr) -> exp.Expr:
+        twice = exp.Mul(this=exp.CountIf(this=which), expression=exp.Literal.number(2))
+        return exp.GTE(this=twice, expression=fewer.copy())
+
+    few = exp.Not(this=exp.Paren(this=exp.and_(*conditions, copy=False)))
+    shown = [*_keys(grid), named_as(few, _FEW), named_as(half(stays), _LASTS)]
+    shown.append(named_as(half(exp.and_(stays.copy(), *same, copy=False)), _SAME))
+    return _by_cell(grid, exp.select(*shown, copy=False).from_(table_named(units), copy=False))
+
+
+def _by_value(grid: Grid, sides: str, measures: Sequence[int], named: str, stays: str) -> exp.Select:
+    """What one version has and the other has not, by what is there of these measures, whoever it belongs to; only of
+    cells where `named` does not say that names are what they were. `_SIGN`: how many more there are in the newer."""
+    left, right = f"{sides}b", f"{named}c"
+    names = [_N, *(f"{_C}{index}" for index in measures)]
+    keys = [wrap.stored(one.column, left) for one in grid.dimensions] + [wrap.stored(name, left) for name in names]
+    more = exp.Sum(this=wrap.stored(_SIGN, left))
+    shown = [*(node.copy() for node in keys), named_as(more, _SIGN)]
+    for index in measures:
+        summed = wrap.stored(f"{_S}{index}", left)
+        # Sums of several numbers are the same but for the order in which they were added.
+        keys.append(summed if grid.entity is None else wrap.try_cast(summed, "FLOAT"))
+        shown += [named_as(exp.Max(this=wrap.stored(name, left)), name) for name in (f"{_S}{index}", f"{_A}{index}")]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(sides, left), copy=False)
+    if named:
+        _joined(query, grid, left, named, right).where(exp.Not(this=wrap.stored(stays, right)), copy=False)
+    query.group_by(*(node.copy() for node in keys), copy=False)
+    return query.having(exp.NEQ(this=more.copy(), expression=_ZERO.copy()), copy=False)
+
+
+def _left_if(contract: DataContract, measures: Sequence[int], maker: Maker) -> list[exp.Expr]:
+    """What must be true of all that `_by_value` finds of a cell."""
+    grid, sign = of(contract), column_named(_SIGN)
+    parts: list[exp.Expr] = [exp.Boolean(this=True), *_parts(contract, measures, _A, maker)]
+    sizes = [column_named(_N)] if grid.entity is not None else []
+    sizes += [column_named(f"{_A}{index}") for index in measures]
+    found = [_none_or_many(_fewest(one), grid) for one in parts]
+    return found + [_share(size, grid.dominance, maker, times=exp.Abs(this=sign.copy())) for size in sizes]
+
+
+def _fewest(which: exp.Expr) -> exp.Expr:
+    """The fewest units that can differ: one that was changed is gone and has come, and nobody can tell it from two."""
+    sign = column_named(_SIGN)
+    gone, come = (exp.Mul(this=sign.copy(), expression=exp.Literal.number(way)) for way in (-1, 1))
+
+    def counted(more: exp.Expr) -> exp.Expr:
+        there = exp.And(this=exp.Paren(this=which.copy()), expression=exp.GT(this=more, expression=_ZERO.copy()))
+        return _or_zero(exp.Sum(this=exp.Case(ifs=[exp.If(this=there, true=more.copy())])))
+
+    return greatest(counted(gone), counted(come))
+
+
+def _cells_of(grid: Grid, table: str) -> exp.Select:
+    shown = _keys(grid) or [named_as(_ONE.copy(), _N)]
+    return exp.select(*shown, copy=False).from_(table_named(table), copy=False)
+
+
+def _by_cell(grid: Grid, query: exp.Select) -> exp.Select:
+    return query.group_by(*_keys(grid), copy=False) if grid.dimensions else query
 
 
 def _scalar(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
@@ -327,9 +468,7 @@ def _scalar(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
 
 
 def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:
-    columns_: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
-    keys = columns_ or [named_as(exp.Literal.number(1), _N)]
-    query = exp.select(*keys, copy=False).from_(table_named(base), copy=False)
+    query = exp.select(*(_keys(grid) or [named_as(_ONE.copy(), _N)]), copy=False).from_(table_named(base), copy=False)
     query.set("distinct", exp.Distinct())
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
 
@@ -343,7 +482,11 @@ def cte(name: str, query: exp.Query, *, materialised: bool = False) -> exp.CTE:
 _ALL = 2**62
 
 # No column of a table is called that.
-_N, _A, _C, _T = "rows of unit", "size of measure ", "count of measure ", "units may be told"
+_N, _C, _S, _A = "rows of unit", "count of measure ", "sum of measure ", "size of measure "
+_T, _B, _SIGN = "units may be told", "size before and after of measure ", "newer less older"
+_FEW, _LASTS, _SAME = "differs by few", "names last", "names and figures last"
+_ZERO, _ONE = exp.Literal.number(0), exp.Literal.number(1)
+_LOST = 2.0**-40  # the share of a sum of some thousand numbers that may be lost as they are added
 
 
 def named_as(value: exp.Expr, name: str) -> exp.Expr:
@@ -374,9 +517,17 @@ def _at_least(value: exp.Expr, number: int) -> exp.GTE:
     return exp.GTE(this=value, expression=exp.Literal.number(number))
 
 
-def _size(one: Measure) -> exp.Expr:
-    """The absolute value as DOUBLE: the smallest whole number of a type has no positive one."""
-    return exp.Abs(this=wrap.try_cast(column_named(one.column), "DOUBLE"))
+def _keys(grid: Grid) -> list[exp.Expr]:
+    return [column_named(one.column) for one in grid.dimensions]
+
+
+def _number(one: Measure) -> exp.Expr:
+    """The value as DOUBLE: sums of whole numbers may be larger than any, and the smallest has no positive one."""
+    return wrap.try_cast(column_named(one.column), "DOUBLE")
+
+
+def _or_zero(value: exp.Expr) -> exp.Expr:
+    return exp.Coalesce(this=value, expressions=[_ZERO.copy()])
 
 
 def guard(tree: exp.Select, contract: DataContract, name: str) -> None:

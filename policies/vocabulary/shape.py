@@ -119,7 +119,9 @@ OPERANDS: tuple[Operand, ...] = (
         "measure/",
         ValueType.RANGE,
         frozenset({EQ}),
-        "A column that aggregate answers may sum and average, clamped to low..high, or free.",
+        "A column that aggregate answers may sum and average, clamped to low..high, or free. A group is withheld, with "
+        "all its figures, where fewer units than it must have add to the sum or lack a value (of 0..1: have it, or "
+        "have it not), or where the sums of two measures differ by fewer.",
         "answers may sum and average {column} ({value})",
         parameter=True,
     ),

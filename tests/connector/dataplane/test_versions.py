@@ -94,6 +94,16 @@ CHANGES: dict[str, tuple[Policy, str, str, list[str]]] = {
     "ten rows with other values": (ROWS, OTHERS.format(0, 0), OTHERS.format(10, 0), []),
     "six persons with other values": (CELLS, OTHERS.format(0, 0), OTHERS.format(6, 0), ["difference_too_small"]),
     "ten persons with other values": (CELLS, OTHERS.format(0, 0), OTHERS.format(10, 0), []),
+    "one person more, and other values for all": (
+        CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 101).replace("10.0", "11.0"), ["difference_too_small"]
+    ),
+    "one person more, under other ids": (
+        CELLS, FIRST, COSTS.format("i + 1000", "DOUBLE", "", 101), ["difference_too_small"]
+    ),
+    "ten persons with other values, one of them much": (
+        CELLS, OTHERS.format(0, 0), OTHERS.format(10, 0).replace("777.0", "10.0 + (i = 3)::INT * 900"),
+        ["difference_too_small"],
+    ),
     "one person and a column more": (
         CELLS, FIRST, COSTS.format("i", "DOUBLE", ", 1 AS extra", 101), ["difference_too_small"]
     ),
@@ -129,7 +139,8 @@ async def test_a_version_is_held_against_all_before_it(running: Provider, tmp_pa
     await running.store.write(renew)
     same = await following(running, first, "taken_back", after=20, digest="v1")
     assert [one for one in await told(running, "taken_back", same) if one["level"] == "error"] == []
-    path = written(tmp_path, "better", COSTS.format("i", "DOUBLE", "", 101))
+    better_rows = COSTS.format("i", "DOUBLE", "", 101).replace("777.0", "11.0")  # or he would be most of the difference
+    path = written(tmp_path, "better", better_rows)
     better = await following(running, path, "taken_back", after=20, digest="v3")
     (found,) = [one for one in await told(running, "taken_back", better) if one["level"] == "error"]
     assert found["code"] == "difference_too_small"

@@ -376,6 +376,44 @@ def test_a_cell_whose_measures_fewer_units_tell_apart_is_not_there() -> None:
             assert made.ask(asked) == given
 
 
+@pytest.mark.parametrize("unit", [BY_UNIT[1:2], ()])
+@pytest.mark.parametrize(
+    ("value", "bounds", "there"),
+    [
+        ("(i < 2)::INT", "0..1", False),  # two have the flag
+        ("(i >= 2)::INT", "0..1", False),  # two have it not
+        ("(i < 10)::INT", "0..1", True),
+        ("0", "0..1", True),
+        ("CASE WHEN i < 2 THEN 9 ELSE 5 END", "5..10", False),
+        ("CASE WHEN i < 2 THEN 40 ELSE 60 END", "0..50", False),
+        ("CASE WHEN i < 2 THEN 700 + i ELSE 0 END", "free", False),
+        ("CASE WHEN i < 10 THEN 700 + i ELSE 0 END", "free", True),
+    ],
+)
+def test_a_cell_is_not_there_where_few_add_to_a_sum_or_to_what_is_beside_its_bound(
+    unit: tuple[Any, ...], value: str, bounds: str, there: bool
+) -> None:
+    made = gate.Bench()
+    made.connection.execute(f"CREATE TABLE src_t AS SELECT i AS id, 'a' AS g, {value} AS x FROM range(100) r(i)")
+    terms = (BY_UNIT[0], *unit, BY_G[0], atom("ds:measure/x", "eq", bounds))
+    made.add("clinic", "t", "src_t", _contract(made, "src_t", *terms))
+    assert len(made.ask("select count(*), sum(x) from t")) == there
+
+
+@pytest.mark.parametrize("unit", [BY_UNIT[1:2], ()])
+@pytest.mark.parametrize(("discounts", "there"), [(0, True), (1, False), (9, False), (10, True)])
+def test_a_cell_is_not_there_where_few_have_two_different_sums(
+    unit: tuple[Any, ...], discounts: int, there: bool
+) -> None:
+    """SUM(x) - SUM(y) is what one person was given off."""
+    rows = f"SELECT i % 100 AS id, 'a' AS g, 10 + i AS x, 10 + i - 3 * (i < {discounts})::INT AS y FROM range(100) r(i)"
+    made = gate.Bench()
+    made.connection.execute(f"CREATE TABLE src_t AS {rows}")
+    terms = (BY_UNIT[0], *unit, BY_G[0], *(atom(f"ds:measure/{name}", "eq", "0..1000") for name in "xy"))
+    made.add("clinic", "t", "src_t", _contract(made, "src_t", *terms))
+    assert len(made.ask("select sum(x), sum(y) from t")) == there
+
+
 def test_units_are_not_counted_beside_rows_that_few_of_them_have_more_of() -> None:
     """101 rows of 100 units: somebody has two. The cell is there, and its rows are counted."""
     rows = "SELECT i % 100 AS id, 'a' AS g, 1.0::DOUBLE AS x FROM range({}) r(i)"

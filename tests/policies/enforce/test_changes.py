@@ -1,0 +1,131 @@
+"""Two versions under one grid: what whoever asked both learns by subtraction, and what honest updates may do."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.enforce.sql import Dataset, changed
+from tests.support import gate
+from tests.support.gate import atom
+
+GROUP, PATIENT, WARD = (
+    atom("ds:minGroupSize", "gteq", "10"),
+    atom("ds:entityKey", "eq", "pid"),
+    atom("ds:dimension/ward", "eq", "exact"),
+)
+DAYS, COST, FLAG = (
+    atom("ds:measure/days", "eq", "0..1000"),
+    atom("ds:measure/cost", "eq", "0..100000"),
+    atom("ds:measure/flag", "eq", "0..1"),
+)
+BOTH, ONE = (GROUP, PATIENT, WARD, DAYS, COST), (GROUP, PATIENT, WARD, COST)
+ROWS, COUNTS, TOTALS = (GROUP, WARD, DAYS, COST), (GROUP, PATIENT, WARD), (GROUP, PATIENT, DAYS, COST)
+FLAGS = (GROUP, PATIENT, WARD, FLAG)
+LONGER = "i % 7 + 1"
+
+
+def v(
+    pid: str = "i", days: str = "i % 7", cost: str = "1000 + i * 13", flag: str = "i % 2", rows: str = "range(100)"
+) -> str:
+    """A version: a row of a patient for each i."""
+    return (
+        f"SELECT {pid} AS pid, 'A' AS ward, ({days})::INTEGER AS days, ({cost})::DOUBLE AS cost, "
+        f"({flag})::INTEGER AS flag FROM {rows} r(i)"
+    )
+
+
+NEW_COST = "CASE WHEN i = 100 THEN 54321 ELSE 1000 + i * 13 END"
+SOME_COST = "CASE WHEN i > 9 AND i <> 100 THEN 1000 + i * 13 END"
+ANEW = "(i * 7919 + 13) % 100003"  # other numbers for all
+THIRDS = "SELECT pid, ward, days, cost / 3 AS cost, flag FROM ({}) JOIN range(3) ON true ORDER BY hash(pid * {} + cost)"
+
+TWO = v(cost="1000 + i * 13 + CASE WHEN i IN (42, 43) THEN 40000 ELSE 0 END")
+OTHERS = v(rows="range(200, {})").replace("'A'", "'B'")
+
+TELLING: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
+    "one patient more": (ONE, v(), v(rows="range(101)")),
+    "everybody a day longer, and one patient more": (BOTH, v(), v(days=LONGER, cost=NEW_COST, rows="range(101)")),
+    "everybody a day longer, and one row more": (ROWS, v(), v(days=LONGER, cost=NEW_COST, rows="range(101)")),
+    "everybody a day longer, and one patient gone": (BOTH, v(), v(days=LONGER, rows="range(99)")),
+    "everybody a day longer, and one patient's cost": (
+        BOTH, v(), v(days=LONGER, cost="1000 + i * 13 + CASE WHEN i = 42 THEN 40000 ELSE 0 END"),
+    ),
+    "everybody a day longer, and one patient's cost, without groups": (
+        TOTALS, v(), v(days=LONGER, cost="1000 + i * 13 + CASE WHEN i = 42 THEN 40000 ELSE 0 END"),
+    ),
+    "everybody's cost, and one patient more": (COUNTS, v(), v(cost="i", rows="range(101)")),
+    "ten patients by little, and one by much": (
+        ONE, v(), v(cost="1000 + i * 13 + CASE WHEN i = 42 THEN 40000 WHEN i < 10 THEN 1 ELSE 0 END"),
+    ),
+    "twelve patients more, of whom two have costs": (
+        ONE, v(), v(cost="CASE WHEN i < 102 THEN 1000 + i * 13 ELSE 0 END", rows="range(112)"),
+    ),
+    "twelve rows more, of which two have costs": (
+        ROWS, v(), v(cost="CASE WHEN i < 102 THEN 1000 + i * 13 ELSE 0 END", rows="range(112)"),
+    ),
+    "twelve patients more, of whom one has no known cost": (
+        ONE, v(cost=SOME_COST), v(cost=SOME_COST, rows="range(112)"),
+    ),
+    "twelve patients get a row more, and one is new": (
+        COUNTS, v(), f"{v(rows='range(101)')} UNION ALL {v(rows='range(12)')}",
+    ),
+    "one flag, under other ids": (FLAGS, v(), v(pid=ANEW, flag="i % 2 = 0 OR i = 1")),
+    "one patient more, under other ids": (ONE, v(), v(pid=ANEW, cost=NEW_COST, rows="range(101)")),
+    "one patient of twelve rows more, under other ids": (
+        ONE, v(), f"{v(pid=ANEW)} UNION ALL {v(pid='7', cost='99', rows='range(12)')}",
+    ),
+    "everybody a day longer, and one patient more, under other ids": (
+        BOTH, v(), v(pid=ANEW, days=LONGER, cost=NEW_COST, rows="range(101)"),
+    ),
+    "one patient's cost, where ids are the places of rows": (
+        ONE, v(), v(pid="99 - i", cost="1000 + i * 13 + CASE WHEN i = 42 THEN 40000 ELSE 0 END"),
+    ),
+    "two patients' costs, where sums are added in another order": (ONE, THIRDS.format(v(), 1), THIRDS.format(TWO, 7)),
+    "one patient more, in the group of unknown wards": (
+        ONE,
+        v().replace("'A'", "NULL::VARCHAR"),
+        v(rows="range(101)").replace("'A'", "NULL::VARCHAR"),
+    ),
+}  # fmt: skip
+
+HONEST: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
+    "nothing": (BOTH, v(), v()),
+    "the same rows under other ids": (BOTH, v(), v(pid=ANEW)),
+    "the same sums, added in another order": (ONE, THIRDS.format(v(), 1), THIRDS.format(v(), 7)),
+    "everybody a day longer": (BOTH, v(), v(days=LONGER)),
+    "ten patients with other costs": (ONE, v(), v(cost="1000 + i * 13 + CASE WHEN i < 10 THEN 5 ELSE 0 END")),
+    "30 leave and 33 come, and all are a day longer": (BOTH, v(), v(days=LONGER, rows="range(30, 133)")),
+    "12 leave and 13 come, of a table that is counted": (COUNTS, v(), v(rows="range(12, 113)")),
+    "30 rows go and 33 come": ((GROUP, WARD, COST), v(), v(rows="range(30, 133)")),
+    "24 leave and 26 come, half of them with the flag": (FLAGS, v(), v(rows="range(24, 126)")),
+    "twelve patients get a row more, one is new, and patients are not counted": (
+        COUNTS, f"{v()} UNION ALL {v(rows='range(3)')}",
+        f"{v(rows='range(101)')} UNION ALL {v(rows='range(3)')} UNION ALL {v(rows='range(3, 15)')}",
+    ),
+    "one patient more in a group that is not shown": (
+        ONE, f"{v()} UNION ALL {OTHERS.format(203)}",
+        f"{v()} UNION ALL {OTHERS.format(204)}",
+    ),
+}  # fmt: skip
+
+
+def few(constraints: tuple[gate.Constraint, ...], old: str, new: str) -> int:
+    """Of how many groups the difference tells of few."""
+    bench = gate.Bench()
+    for name, rows in (("old", old), ("new", new)):
+        bench.connection.execute(f"CREATE TABLE {name} AS {rows}")
+    contract = gate.contract(gate.schema_of(bench.connection, "new"), *constraints)
+    before, after = (Dataset(("clinic", "t"), name, contract) for name in ("old", "new"))
+    ((found,),) = bench.run(changed(before, after, token=bench.token, mask_key=gate.KEY))
+    bench.connection.close()
+    return int(found)
+
+
+@pytest.mark.parametrize("change", TELLING)
+def test_what_tells_of_few_is_found(change: str) -> None:
+    assert few(*TELLING[change]) == 1
+
+
+@pytest.mark.parametrize("change", HONEST)
+def test_what_tells_of_nobody_passes(change: str) -> None:
+    assert few(*HONEST[change]) == 0
