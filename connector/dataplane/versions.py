@@ -50,10 +50,10 @@ class Versions:
         standing, earlier = await self._store.read(
             lambda tx: (_standing(tx, dataset.id, found), _earlier(tx, old, new.digest))
         )
-        for digest in dict.fromkeys(entry[2] for entry in standing):
-            mine = [entry for entry in standing if entry[2] == digest]
-            said = await self._of(mine[0][3], old, new, earlier, concluded=new.created_at)
-            found += [Effect(one[0], on, id_, *one[1:]) for on, id_, _, _ in mine for one in said]
+        for digest in dict.fromkeys(entry.digest for entry in standing):
+            mine = [entry for entry in standing if entry.digest == digest]
+            said = await self._of(mine[0].policy, old, new, earlier, over=mine[0].over, concluded=new.created_at)
+            found += [Effect(one[0], entry.on, entry.id, *one[1:]) for entry in mine for one in said]
         return [one.to_json() for one in sorted(found, key=lambda one: one.level)]
 
     async def _of(
@@ -63,20 +63,23 @@ class Versions:
         new: DatasetVersion,
         earlier: Sequence[DatasetVersion],
         *,
+        over: bool,
         concluded: float,
     ) -> list[tuple[str, str, str, str]]:
+        """`over`: nobody asks under it any more. What was asked is known, and can be subtracted from later answers."""
         try:
             contracts = compiler.contracts(policy, published_schema(new), concluded=concluded)
         except PolicyError as error:
-            return [("error", error.rule, error.code, str(error))]
-        found = [one for contract in contracts for one in _bounds(contract, new.profile)]
+            return [("warning", error.rule, "difference_unknown", _LOST) if over else _unkept(error)]
+        found = [] if over else [one for contract in contracts for one in _bounds(contract, new.profile)]
         before = published_schema(old)
         for contract in contracts:
             changed = bound.retyped(contract, before)
-            found += [_retyped(contract, one) for one in changed]
+            found += [] if over else [_retyped(contract, one) for one in changed]
             if not compiler.exact(contract):
                 continue
-            found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
+            if old.digest != new.digest:
+                found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
             found += await self._held_against(contract, earlier, new)
         return found
 
@@ -129,9 +132,17 @@ class Versions:
 
 
 _TELLS = (
-    "may tell of few by difference: keep the files of the version before and the types of its columns, or register it "
-    "as another dataset"
+    "may tell of few by difference to whoever asked that one: keep the files of the version before, and the types of "
+    "its columns"
 )
+_LOST = (
+    "it cannot be held against what was asked under this agreement, which has ended and cannot be kept on it: whoever "
+    "asked learns of few by subtraction where it differs by few"
+)
+
+
+def _unkept(error: PolicyError) -> tuple[str, str, str, str]:
+    return "error", error.rule, error.code, str(error)
 
 
 def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
@@ -154,22 +165,40 @@ def _incomparable(contract: DataContract, changed: Sequence[bound.Retyped]) -> t
     return "error", contract.permission, "difference_unknown", said
 
 
-def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[tuple[str, str, str, Policy]]:
-    """Offers in force and agreements that have not ended: what each is, its id, its meaning's digest, its policy.
+@dataclass(frozen=True, slots=True)
+class _Stands:
+    """An offer in force, or an agreement. `over`: it has ended, and was read under."""
+
+    on: str
+    id: str
+    digest: str
+    policy: Policy
+    over: bool = False
+
+
+def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Stands]:
+    """What others may ask under, and what they have asked under (`kept.asked_under`); of those that have ended one for
+    each meaning that nothing else has.
 
     Of those that are not understood any more the owner is told; nothing is served under them, whatever the version.
     """
-    agreed = tx.agreements.page(role="provider", dataset_id=dataset_id, limit=10_000)
     rows: list[tuple[str, Offer | Agreement]] = [("offer", row) for row in tx.datasets.offers_of([dataset_id])]
-    rows += [("agreement", row) for row in agreed if row.finalized and row.ended_at is None]
+    ended: dict[str, Agreement] = {}
+    for row, reads in tx.agreements.on(dataset_id):
+        if row.ended_at is None:
+            rows.append(("agreement", row))
+        elif reads:
+            ended.setdefault(row.digest, row)
+    known = {row.digest for _, row in rows}
+    rows += [("agreement", row) for digest, row in ended.items() if digest not in known]
     found = []
-    for on, row in rows:
+    for on, one in rows:
         try:
-            policy = stored.offered(row) if isinstance(row, Offer) else stored.agreed(row)
+            policy = stored.offered(one) if isinstance(one, Offer) else stored.agreed(one)
         except Refused as refused:
-            told.append(Effect("warning", on, row.id, str(refused.facts["rule"]), refused.code, refused.message))
+            told.append(Effect("warning", on, one.id, str(refused.facts["rule"]), refused.code, refused.message))
         else:
-            found.append((on, row.id, row.digest, policy))
+            found.append(_Stands(on, one.id, one.digest, policy, over=on == "agreement" and one.digest not in known))
     return found
 
 

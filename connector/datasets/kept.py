@@ -22,6 +22,14 @@ def earlier(tx: Transaction, current: DatasetVersion) -> list[DatasetVersion]:
     return [one for one in found if one.digest != current.digest and not one.source.get("unasked")]
 
 
+def asked_under(tx: Transaction, dataset_id: str) -> frozenset[str]:
+    """The digests of what others may ask under, or have: offers in force, agreements that have not ended, and those
+    that have and were read under."""
+    offered = (one.digest for one in tx.datasets.offers_of([dataset_id]))
+    agreed = (one.digest for one, reads in tx.agreements.on(dataset_id) if one.ended_at is None or reads)
+    return frozenset((*offered, *agreed))
+
+
 def held(tx: Transaction, row: Dataset) -> list[DatasetVersion]:
     """The versions of a dataset whose files may be read: one more of the earlier than are looked at, as the coming one
     may be one of them again."""

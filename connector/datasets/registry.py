@@ -143,13 +143,22 @@ class Registry:
         """Let go of the files here; those that nobody reads are removed at the next start."""
         self._making.close()
 
-    async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
-        """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else."""
+    async def register(self, asked: Registration, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
+        """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else.
+
+        One that was removed has versions that others may have asked: it is held against these, as a new one of them.
+        `accept`: although it differs from them by few.
+        """
         async with self._begun(asked, by) as one:
-            await self._check_free(asked)
+            known = await self._check_free(asked)
             check_options(asked.kind or guess(asked.path), asked.options)
             async with self._read(asked, one) as read:
-                return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, by))
+                affected: list[dict[str, str]] = []
+                if known:
+                    row, version = self._row(asked, read), _draft(self._id(asked), asked, read, now=time.time())
+                    affected = await self.effects(row, known[0], version)
+                    _check_fits(asked.name, affected, "add", accept=accept)
+                return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, affected, by))
 
     async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
         """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
@@ -165,23 +174,24 @@ class Registry:
         )
         before = {column["name"]: column["type"] for column in old.schema}
         async with self._begun(asked, by) as one, self._read(asked, one, before) as read:
+            under = await self._store.read(lambda tx: kept.asked_under(tx, row.id))
             affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
                     f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
-                    "under a new name, or give its columns the names and types that they had",
+                    "under a new name, or give its columns the names and types that they had. Where groups are given, "
+                    "whoever asked this dataset can subtract what he has from what he is answered under that name",
                     code="schema_changed",
                     problems=affected,
                 )
-            if not accept and (errors := [one for one in affected if one["level"] == "error"]):
-                raise Conflict(
-                    f"the new version of {name!r} does not fit what stands on it: {errors[0]['message']}; mend the "
-                    "files, or take it all the same (`hanse dataset update --accept`, `accept` in the API)",
-                    code="version_unfit",
-                    problems=affected,
-                )
+            _check_fits(name, affected, "update", accept=accept)
             changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
-            return await self._stored(one, read, lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
+
+            def work(tx: Transaction) -> _Stored:
+                _check_still(tx, row.id, old, under)
+                return self._renewed(tx, row.id, asked, read, changes, by)
+
+            return await self._stored(one, read, work)
 
     async def get(self, key: str) -> tuple[Dataset, DatasetVersion]:
         """A dataset by name or id, with its current version."""
@@ -245,13 +255,20 @@ class Registry:
         if self._letting_go:
             await asyncio.wait(tuple(self._letting_go))
 
-    async def _check_free(self, asked: Registration) -> None:
-        taken = await self._store.read(lambda tx: tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked)))
+    async def _check_free(self, asked: Registration) -> Sequence[DatasetVersion]:
+        """AlreadyExists where the name is taken; the versions of one that had it and was removed, the newest first."""
+
+        def work(tx: Transaction) -> tuple[Dataset | None, Sequence[DatasetVersion]]:
+            taken = tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked))
+            return taken, tx.datasets.versions(self._id(asked))
+
+        taken, known = await self._store.read(work)
         if taken is not None:
             raise AlreadyExists(
                 f"a dataset {asked.name!r} is registered; take another name, or add a version to it "
                 f"(`hanse dataset update {asked.name}`)"
             )
+        return known
 
     @asynccontextmanager
     async def _begun(self, asked: Registration, by: str) -> AsyncIterator[Registering]:
@@ -347,11 +364,9 @@ class Registry:
     def _id(self, asked: Registration) -> str:
         return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
 
-    def _insert(self, tx: Transaction, asked: Registration, read: _Read, by: str) -> tuple[Dataset, DatasetVersion]:
-        if tx.datasets.find(asked.name) is not None or tx.datasets.find(self._id(asked)) is not None:
-            raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name")
+    def _row(self, asked: Registration, read: _Read, *, now: float = 0.0) -> Dataset:
         about = asked.about
-        row = Dataset(
+        return Dataset(
             id=self._id(asked),
             name=asked.name,
             title=about.title or asked.name,
@@ -360,9 +375,18 @@ class Registry:
             theme=about.theme,
             license=about.license,
             version=read.digest,
-            created_at=tx.now,
+            created_at=now,
         )
+
+    def _insert(
+        self, tx: Transaction, asked: Registration, read: _Read, affected: list[dict[str, str]], by: str
+    ) -> tuple[Dataset, DatasetVersion]:
+        if tx.datasets.find(asked.name) is not None or tx.datasets.find(self._id(asked)) is not None:
+            raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name")
+        row = self._row(asked, read, now=tx.now)
         version = _pinned(tx, row.id, asked, read)
+        if affected:
+            version.source = version.source | {"changes": {"affected": affected}}
         tx.datasets.add(row)
         detail = {"rows": read.profile["rows"], "columns": len(version.schema), "files": len(read.files)} | _files(read)
         tx.publish(DatasetRegistered(actor=by, dataset=row.id, version=row.version, detail=detail))
@@ -371,7 +395,6 @@ class Registry:
     def _renewed(
         self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
     ) -> tuple[Dataset, DatasetVersion]:
-        tx.datasets.hold(dataset_id)
         row = tx.datasets.of(dataset_id)
         if row.version != read.digest:
             kept.pass_over(tx, tx.datasets.current(row))
@@ -433,6 +456,30 @@ def _may_be_stored(error: BaseException, one: Registering) -> bool:
     """Whether nobody can say what became of a commit: its answer is lost, or nobody has waited for it."""
     left = isinstance(error, asyncio.CancelledError) and one.state == STORING
     return left or (isinstance(error, Busy) and error.code == UNKNOWN)
+
+
+def _check_fits(name: str, affected: list[dict[str, str]], command: str, *, accept: bool) -> None:
+    """Conflict with the first thing that stands in the way of a version, unless its owner takes it all the same."""
+    if not accept and (errors := [one for one in affected if one["level"] == "error"]):
+        raise Conflict(
+            f"the new version of {name!r} does not fit what stands on it, or has been asked: {errors[0]['message']}; "
+            f"mend the files, or take it all the same (`hanse dataset {command} --accept`, `accept` in the API)",
+            code="version_unfit",
+            problems=affected,
+        )
+
+
+def _check_still(tx: Transaction, dataset_id: str, old: DatasetVersion, under: frozenset[str]) -> None:
+    """Conflict where a version was not held against what is there now; nobody changes that before the transaction
+    ends."""
+    tx.datasets.hold(dataset_id)
+    row = tx.datasets.of(dataset_id)
+    if row.version != old.digest or kept.asked_under(tx, dataset_id) - under:
+        raise Conflict(
+            f"{row.name!r} has another version than the one that this was held against, or something was offered or "
+            "agreed on it meanwhile; ask again",
+            code="version_overtaken",
+        )
 
 
 async def _no_effects(dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:

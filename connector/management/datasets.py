@@ -35,6 +35,9 @@ class NewDataset(BaseModel):
     keywords: list[Annotated[str, Field(max_length=100)]] = Field(default_factory=list, max_length=100)
     theme: str = Field("", max_length=200)
     license: str = Field("", max_length=300)
+    accept: bool = Field(
+        False, description="Although it differs by few from one of this name that was removed, and had been asked."
+    )
 
 
 class NewVersion(BaseModel):
@@ -128,7 +131,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
             license=new.license,
         )
         asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
-        return view(*await unless_gone(request, registry.register(asked, by=caller.name)))
+        return view(*await unless_gone(request, registry.register(asked, by=caller.name, accept=new.accept)))
 
     @routes.get("", summary="Registered datasets, in order of their id")
     async def listed(

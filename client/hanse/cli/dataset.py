@@ -58,6 +58,9 @@ def add(
     theme: Annotated[str, typer.Option(help="EU data theme, e.g. HEAL, TRAN, ENVI.")] = "",
     license: Annotated[str, typer.Option(help="Licence, e.g. CC-BY-4.0.")] = "",  # the option's name
     option: Annotated[list[str] | None, typer.Option(help="name=value for the source; may be repeated.")] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Although a dataset of this name that was removed was asked.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Register a dataset: its schema and statistics are read, its files are pinned by digest.
@@ -65,7 +68,7 @@ def add(
     Ctrl-C stops it, and nothing of it is kept; so does `hanse dataset stop` in another window.
     """
     about = {"title": title, "description": description, "keywords": keyword or [], "theme": theme, "license": license}
-    body = {"name": name, "path": path, "kind": kind, "options": _options(option or []), **about}
+    body = {"name": name, "path": path, "kind": kind, "options": _options(option or []), "accept": accept, **about}
     row = _registered(name, "/datasets", {key: value for key, value in body.items() if value})
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
