@@ -2,7 +2,8 @@
 
 Each grid alone hides who is few (decision 4). Of two, one answer less the other is a group that neither of them would
 show, also where the bins of one unite the other's: what the finer one withholds is in the coarser. So exact aggregates
-of one dataset count the same groups of the same rows wherever one party can hold both. Pure; knows no database.
+of one dataset count the same groups of the same rows wherever one party can hold both. Rows come in one order, so that
+what two of them show can be laid side by side. Pure; knows no database.
 """
 
 from __future__ import annotations
@@ -55,8 +56,17 @@ def _between(mine: Standing, other: Standing) -> Iterator[tuple[str, str]]:
             if (ours.grid is None) != (theirs.grid is None):
                 if together and not other.over:
                     yield ours.permission, "rows_beside_groups"
+            elif ours.grid is None and theirs.grid is None:
+                if together and not _covers(ours, theirs) and not _covers(theirs, ours):
+                    yield ours.permission, "rows_linked"
             elif compiler.differ(ours, theirs):
                 yield ours.permission, _differ(together=together, over=other.over)
+
+
+def _covers(one: DataContract, other: DataContract) -> bool:
+    """Whether rows of the one show all that rows of the other do, so that both together tell no more."""
+    masks, theirs = ({mask.column: mask for mask in contract.masks} for contract in (one, other))
+    return all(name in one.columns and masks.get(name) in (None, theirs.get(name)) for name in other.columns)
 
 
 def _differ(*, together: bool, over: bool) -> str:
@@ -106,6 +116,12 @@ _SAID = {
         "{mine} counts other groups or other rows than {others}, which has ended: whoever asked under it can subtract "
         f"what he has from what he is answered now. Give it {_SAME}, or begin with data in which as many units have "
         "changed in each group as a group must have",
+    ),
+    "rows_linked": (
+        "warning",
+        "{mine} gives rows beside {others}, and each shows what the other hides or masks: rows come in one order, so "
+        "that whoever holds both lays them side by side and has it of each row. Say in `who` who may have which, or "
+        "hide and mask the same, if that is not meant",
     ),
     "rows_beside_groups": (
         "warning",

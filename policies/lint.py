@@ -374,6 +374,20 @@ def _measures(policy: Policy) -> Iterator[Problem]:
             )
 
 
+def _together(policy: Policy) -> Iterator[Problem]:
+    """Columns that no question may use together, of which rows may leave one by one."""
+    for index, rule in enumerate(policy.permissions):
+        found = {atom.left: here for here, atom in known.atoms(rule.constraints, f"/permission/{index}/constraint")}
+        groups = (ds("minGroupSize"), ds("epsilonBudget"), ds("resultKind"))
+        if (here := found.get(ds("notTogether"))) and not any(word in found for word in groups):
+            yield _warning(
+                here,
+                "together_by_order",
+                "no question uses these columns together, but rows come in one order: whoever asks for each by itself "
+                "can lay the answers side by side. Hide or mask one of them, or give groups, where that matters",
+            )
+
+
 def _is_flag(bounds: str) -> bool:
     low, _, high = bounds.partition("..")
     try:
@@ -500,6 +514,7 @@ CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
     _shown_and_hidden,
     _groups,
     _measures,
+    _together,
     _repeated,
     _on_trust,
     _not_enforced,

@@ -79,7 +79,9 @@ OPERANDS: tuple[Operand, ...] = (
         "notTogether",
         ValueType.TEXT,
         frozenset({NONE}),
-        "A combination of columns that no query may use all of, be it shown, filtered by or grouped by.",
+        "A combination of columns that no query may use all of, be it shown, filtered by or grouped by. It holds for "
+        "each query by itself: rows come in one order, and where they may leave, columns that are asked for one by one "
+        "can be laid side by side.",
         "no query uses these columns together: {value}",
     ),
     _shape(

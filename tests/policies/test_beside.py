@@ -20,6 +20,7 @@ PRICE, COST = atom("ds:measure/price", "eq", "0..100"), atom("ds:measure/cost", 
 COUNTED = (GROUP, TENS, PRICE)
 TWENTIES = (GROUP, atom("ds:dimension/age", "eq", "20"), PRICE)
 NOISE = (atom("ds:epsilonBudget", "lteq", "1"), TWENTIES[1], PRICE)
+HIDING = (atom("ds:columnDeny", "isNoneOf", "age"),)
 RESEARCH, MARKETING = (atom("odrl:purpose", "eq", f"dpv:{name}") for name in ("ScientificResearch", "Marketing"))
 
 CASES: dict[str, tuple[tuple[Constraint, ...], tuple[Constraint, ...], list[str]]] = {
@@ -41,6 +42,11 @@ CASES: dict[str, tuple[tuple[Constraint, ...], tuple[Constraint, ...], list[str]
     "groups beside rows": ((), COUNTED, ["rows_beside_groups"]),
     "noise beside rows": ((), NOISE, ["rows_beside_groups"]),
     "rows beside rows": ((), (atom("ds:columnAllow", "eq", "id"),), []),
+    "rows that show what others hide": (HIDING, (atom("ds:columnDeny", "isNoneOf", "price"),), ["rows_linked"]),
+    "rows that show the same": (HIDING, HIDING, []),
+    "rows that show what others hide, for another party": (
+        (*HIDING, LAB), (atom("ds:columnDeny", "isNoneOf", "price"), CLINIC), []
+    ),
     "other bins for another party": ((*COUNTED, LAB), (*TWENTIES, CLINIC), ["grids_of_two_parties"]),
     "other bins for the same party": ((*COUNTED, LAB), (*TWENTIES, LAB), ["grids_differ"]),
     "other bins for whoever comes": ((*COUNTED, LAB), TWENTIES, ["grids_differ"]),
@@ -93,6 +99,13 @@ def test_an_agreement_is_held_by_its_party_and_remembered_when_it_is_over(
 ) -> None:
     mine = standing("offer one", *constraints)
     assert codes(mine, standing("agreement two", *TWENTIES, holder=holder, over=over)) == [expected]
+
+
+def test_rows_are_linked_whose_masks_are_others_although_an_agreement_has_ended() -> None:
+    masked = gate.agreement(*HIDING, duties=[gate.mask("hash", "country")])
+    other = replace(standing("agreement two"), policy=masked, contracts=compile.contracts(masked, SCHEMA), over=True)
+    assert codes(standing("offer one", atom("ds:columnDeny", "isNoneOf", "price")), other) == ["rows_linked"]
+    assert codes(standing("offer one"), other) == []  # shows all by itself
 
 
 def test_the_owner_is_told_of_both_by_name_and_what_to_do() -> None:

@@ -386,6 +386,12 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
     ),
     ("nothing to group by", form(GOOD + "limits: {min_group: 10 per a}"), "warning", "no_dimension"),
     ("a stream of groups", form("may: stream\nlimits: {min_group: 10 per a}"), "warning", "stream_of_groups"),
+    (
+        "columns kept apart, and rows",
+        use(atom("ds:notTogether", "isNoneOf", ["a", "b"])),
+        "warning",
+        "together_by_order",
+    ),
     ("a sum of flags", form(GOOD + "grid: {measure: {a: 0..1}}"), "warning", "measure_is_flag"),
     ("a sum without bounds", form(GOOD + "grid: {measure: {a: free}}"), "warning", "measure_unbounded"),
     ("twice the same", raw(permission=[{"action": "use"}, {"action": "use"}]), "warning", "repeated"),
