@@ -12,8 +12,8 @@ from connector.demo.story import DELAYS, RESEARCH, SURVIVAL
 from tests.e2e.conftest import SECRET, Running
 
 # The same filters in plain SQL: the offer's row filter, clamped measures, and whole cells of at least five patients in
-# which nobody makes more than half of a measure, and none or five have a recurrence, or have none. Every patient has one
-# row, so rows are units.
+# which nobody makes more than half of a measure, and none or five have a recurrence, or have none. Every patient has
+# one row, so rows are units.
 CELL = "OVER (PARTITION BY horTh, menostat, tgrade)"
 PATIENTS = f"""
 CREATE VIEW {{owner}}_patients AS
