@@ -51,7 +51,7 @@ def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
             continue  # nothing of the group's below
         branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # no value by itself
         whole = tables <= aliases and not branch and not isinstance(node, _NEVER)
-        if whole and not _mixed(node):
+        if whole and not _mixed(node) and not trees.may_fail(node):  # there may be rows that a join or CASE leaves out
             found.append(node)
         else:
             stack.extend(node.iter_expressions())
@@ -82,9 +82,9 @@ def _places(select: exp.Select) -> Iterator[exp.Expr]:
 
 
 def _fits(node: exp.Expr, types: dict[Key, str]) -> bool:
-    """Whether Arrow carries the result as it is, and there is one for rows that a join or CASE would have left out."""
+    """Whether Arrow carries the result as it is."""
     kinds = [types.get((column.table, column.name), "") for column in trees.columns(node)]
-    return all(kind and kind != "HUGEINT" for kind in kinds) and not trees.may_fail(node, types)
+    return all(kind and kind != "HUGEINT" for kind in kinds)
 
 
 def _alone(select: exp.Select, group: Group, found: list[exp.Expr]) -> set[Key]:

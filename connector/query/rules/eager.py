@@ -91,7 +91,7 @@ def _may(work: _Work, group: Group) -> bool:
         function = node.this if isinstance(node, exp.Filter) else node
         if tables & aliases:
             mine = True
-            if not tables <= aliases or trees.may_fail(function, work.types):
+            if not tables <= aliases or trees.may_fail(function):
                 return False
             if first.nullable and not (node is function and isinstance(function.this, exp.Column)):
                 return False  # it might count a row that an outer join made of nothing

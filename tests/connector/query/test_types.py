@@ -14,7 +14,7 @@ OWNERS = ("north", "south", "west")
 CALLS = "range % 2 AS k, DATE '2026-01-05' + CAST(range * 3 AS INTEGER) AS d, "
 CALLS += "TIMESTAMP '2026-01-01 00:00:00' + INTERVAL (range * 140) MILLISECOND AS ts, range - 2 AS v"
 LARGE = "range AS k, range + 1 AS v, CAST(18446744073709551600 + range AS UBIGINT) AS u, "
-LARGE += "CAST(-170141183460469231731687303715884105727 + range AS HUGEINT) AS h, "
+LARGE += "CAST(-10000000000000000000000000000000000000 + range AS HUGEINT) AS h, "
 LARGE += "CAST('00000000-0000-0000-0000-00000000000' || range AS UUID) AS id"
 
 # Over shares of three owners, and over a table of one that is joined with another's.
@@ -43,7 +43,7 @@ QUESTIONS = [
     "SELECT * FROM south.large9 l LEFT JOIN north.doubles m USING (k) WHERE k > 3",
     "SELECT coalesce(l.k, m.k) AS c FROM south.large9 l LEFT JOIN north.doubles m USING (k)",
 ]
-FAILING = "range AS k, range + 2 AS v, range AS by, CASE WHEN range = 0 THEN -9223372036854775808 ELSE 3 END AS large"
+FAILING = "range AS k, range + 2 AS v, range AS by"
 ROWS = {
     **{(owner, "calls"): (CALLS, 5 + number) for number, owner in enumerate(OWNERS)},
     ("north", "large"): (LARGE, 4),
@@ -59,10 +59,9 @@ OF_ROWS_LEFT_OUT = [
     "SELECT f.v // f.by, n.name FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0",
     "SELECT f.v % f.by, n.name FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0",
     "SELECT sum(f.v // f.by) FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0",
-    "SELECT sum(f.v * f.large) FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0",
-    "SELECT n.k, sum(f.v * f.large) FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0 GROUP BY n.k",
+    "SELECT n.k, sum(f.v // f.by) FROM north.failing f JOIN west.names n ON n.k = f.k WHERE n.k > 0 GROUP BY n.k",
     "SELECT CASE WHEN n.k > 0 THEN f.v // f.by END FROM north.failing f JOIN west.names n ON n.k = f.k",
-    "SELECT max(CASE WHEN n.k > 0 THEN -f.large END) FROM north.failing f JOIN west.names n ON n.k = f.k",
+    "SELECT max(CASE WHEN n.k > 0 THEN f.v % f.by END) FROM north.failing f JOIN west.names n ON n.k = f.k",
 ]
 
 
@@ -84,7 +83,7 @@ def test_types_and_digits_are_those_of_one_engine(over: Federation, sql: str) ->
     assert sorted(came.rows, key=repr) == sorted(rows, key=repr)
 
 
-@pytest.mark.parametrize("number", [0, 4, 8, 12, 13])
+@pytest.mark.parametrize("number", [0, 4, 8, 10, 11, 12, 13])
 @pytest.mark.asyncio(loop_scope="module")
 async def test_so_they_are_where_processes_ask_and_merge(over: Federation, asked: Asked, number: int) -> None:
     for (owner, dataset), (shown, rows) in ROWS.items():
