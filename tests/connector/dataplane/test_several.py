@@ -168,8 +168,10 @@ async def test_what_a_crash_leaves_of_a_read_is_closed_under_each_of_its_agreeme
         ]
         await unfinished.close_left_over(running.store, instance=running.reads._instance)
     found = [one for one in await told(running, before) if one.kind == "ReadEnded"]
-    assert [(one.agreement, one.dataset, one.code) for one in found] == [
-        (both[0], NUMBERS, "interrupted"),
-        (both[1], OTHERS, "interrupted"),
+    assert [(one.agreement, one.dataset, one.code, one.detail.get("after")) for one in found] == [
+        (both[0], NUMBERS, "interrupted", None),
+        (both[1], OTHERS, "interrupted", None),
+        (both[0], NUMBERS, "client_gone", "interrupted"),  # of who was not dead after all
+        (both[1], OTHERS, "client_gone", "interrupted"),
     ]
     assert all(one.detail["agreements"] == both and one.process == "cut" for one in found)
