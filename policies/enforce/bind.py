@@ -252,17 +252,25 @@ class _Binder:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
             _read_one(folded, fold(table), level)
             return
+        key = _is_key(node)
+        if key and folded in scope.aliases:
+            return  # of all names the output's is the first there
         around: _Scope | None = scope
+        named = False
         while around is not None:
             found = _holders(folded, around, on=on)
-            if len(found) > 1 and folded not in around.merged and not (folded in around.keys and _is_key(node)):
+            plain = named or folded in around.merged or (key and folded in around.keys)
+            if len(found) > 1 and not plain:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
             for alias in found:
                 _read_one(folded, alias, around)
-            if found or folded in around.aliases:
+            if found:
                 return
+            # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
+            named = named or folded in around.aliases
             around = around.outer
-        raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
+        if not named:
+            raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
 
     def _level(self, alias: str, scope: _Scope, *, on: bool = False) -> _Scope:
         """The scope, this one or one around it, that has a source of this name."""
@@ -293,7 +301,7 @@ def _folded(names: tuple[str, ...]) -> frozenset[str]:
 def _is_key(node: exp.Expr) -> bool:
     """Whether a column is a key of a query's ORDER BY, all of it; in a window's, the engine looks for no output."""
     order = node.parent.parent if isinstance(node.parent, exp.Ordered) else None
-    return isinstance(order, exp.Order) and isinstance(order.parent, exp.Select)
+    return isinstance(order, exp.Order) and type(order.parent) in _NESTED
 
 
 @lru_cache(maxsize=1024)

@@ -129,6 +129,11 @@ def test_the_columns_of_the_answer_are_known_before_it_runs(
         ("select AGE from people qualify row_number() over (partition by NAME order by id) = 1", "id name age", None),
         ("select a.age from people a, people b where a.name = b.note", "name age note", None),
         ("select distinct note as ward from people order by ward", "note", None),
+        ("select id as salary from people order by salary", "id", None),
+        ("select id as salary from people order by salary + 1", "id salary", None),
+        ("select id from people where id in (select ward age from visits union select 1 order by age)", "id", "ward"),
+        ("select id from people where (select 1 age from (select 1 one) m having max(age) > 3) = 1", "id age", None),
+        ("select (select 1 as age from visits qualify max(age) over () > 3 limit 1) q from people", "age", ""),
     ],
 )  # fmt: skip
 def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
