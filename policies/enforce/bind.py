@@ -8,7 +8,7 @@ each output a name, and each WITH query a random one. Must not know contracts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -55,7 +55,7 @@ class _Scope:
     """
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    folded: dict[str, frozenset[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
     merged: set[str] = field(default_factory=set)
@@ -173,26 +173,29 @@ class _Binder:
 
     def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
         """Put one source into the scope; its folded alias."""
-        read: set[str] | None = None
+        entry: Entry | None = None
         if isinstance(node, exp.Subquery):
             columns = self.query(node, ctes, scope.outer)
             alias = node.alias or f" {len(scope.sources)}"
         else:
             alias = node.alias or node.name
-            columns, read = self._table(node, ctes)
+            columns, entry = self._table(node, ctes)
             _alias(node, alias)
         shown = _renamed(columns, node.args.get("alias"))
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
-        scope.folded[fold(alias)] = _folded(shown)
-        if read is not None:
-            scope.own[fold(alias)] = _own(shown, columns), read
+        if entry is None:
+            scope.folded[fold(alias)] = _folded(shown)
+        else:
+            kept = entry.owner and shown == columns  # other names are the caller's: to keep these, too, fills memory
+            own = _own_kept(columns) if kept else _own(shown, columns)
+            scope.folded[fold(alias)] = own
+            scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
         return fold(alias)
 
-    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], set[str] | None]:
-        """The columns of a table, and where those of them that are read are noted; None of a WITH query, whose own
-        sources note theirs."""
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], Entry | None]:
+        """The columns of a table, and its entry; None of a WITH query, whose own sources note what is read."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
@@ -201,7 +204,7 @@ class _Binder:
             return known[1], None
         entry = self._entry(owner, name)
         self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
-        return entry.columns, self.bound.read.setdefault(entry, set())
+        return entry.columns, entry
 
     def _entry(self, owner: str, name: str) -> Entry:
         found = [
@@ -219,8 +222,8 @@ class _Binder:
         return found[0]
 
     def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
-        left = any(fold(column) in _folded(scope.sources[source]) for source in before)
-        if not left or fold(column) not in _folded(scope.sources[alias]):
+        left = any(fold(column) in scope.folded[source] for source in before)
+        if not left or fold(column) not in scope.folded[alias]:
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
         scope.merged.add(fold(column))
         for source in (*before, alias):
@@ -293,7 +296,6 @@ class _Binder:
         return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
 
 
-@lru_cache(maxsize=1024)
 def _folded(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
 
@@ -305,6 +307,11 @@ def _is_key(node: exp.Expr) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def _own_kept(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """As `_own`, of a dataset under its own names."""
+    return _own(columns, columns)
+
+
 def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     """A table's own columns by the names that they are shown under, folded."""
     found: dict[str, tuple[str, ...]] = {}

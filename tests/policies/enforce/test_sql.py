@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -145,6 +147,21 @@ def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
     assert {name: tuple(sorted(read)) for name, read in bench.prepare(sql).read.items()} == {
         name: tuple(sorted(read)) for name, read in told.items()
     }
+
+
+def test_names_that_callers_make_up_are_not_kept() -> None:
+    made = gate.Bench()
+    made.connection.execute(f"CREATE TABLE src AS SELECT {', '.join(f'{i} AS column_{i}' for i in range(300))}")
+    made.add("clinic", "wide", "src", gate.contract(gate.schema_of(made.connection, "src")))
+    made.prepare("select 1 from wide as w(a)")
+    tracemalloc.start()
+    try:
+        for index in range(100):
+            made.prepare(f"select 1 from wide as w(a{index})")
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", ["purpose", "action", "residual"])
