@@ -127,13 +127,18 @@ ASKED_AGAIN = """
 addEventListener("load", () => {
   const form = document.querySelector("form"), link = document.querySelector("a.primary").href;
   const given = new FormData(form);
-  document.title = [form.checkValidity(), given.get("since"), given.get("until"), new URL(link, "http://x").search];
+  const valid = [form.checkValidity()];
+  for (const name of ["since", "until"]) {
+    form.querySelector(`[name=${name}]`).value = "2026-11-26T12:15";
+    valid.push(form.checkValidity());
+  }
+  document.title = [...valid, given.get("since"), given.get("until"), new URL(link, "http://x").search];
 });
 """
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-async def test_a_browser_takes_the_times_of_the_audit_page_and_gives_them_back(tmp_path: Path) -> None:
+async def test_a_browser_takes_the_times_of_the_audit_page_gives_them_back_and_takes_others(tmp_path: Path) -> None:
     made = console(tmp_path)
     page = (await made.get("/audit?since=2026-11-24T12:00:30.25%2B02:00&until=2026-11-25T08:00", "audit")).text
     await made.parts.net.close()
@@ -141,7 +146,7 @@ async def test_a_browser_takes_the_times_of_the_audit_page_and_gives_them_back(t
     (body,) = re.findall(r"<main.*?</main>", page, re.S)
     told = unescape(title(tmp_path, body, ASKED_AGAIN))
     link = "?since=2026-11-24T10%3A00%3A30.250Z&until=2026-11-25T08%3A00%3A00Z"
-    assert told == f"true,2026-11-24T10:00:30.25,2026-11-25T08:00,{link}"
+    assert told == f"true,true,true,2026-11-24T10:00:30.25,2026-11-25T08:00,{link}"
 
 
 def _light(colour: str) -> float:
