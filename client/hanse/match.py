@@ -73,7 +73,7 @@ class _Log:
     origin: str
     terms: Mapping[str, Any]
     receipts: list[Body] = field(default_factory=list)
-    questions: dict[str, Body] = field(default_factory=dict)
+    questions: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))  # one under each agreement
     ended: list[Body] = field(default_factory=list)
     started: set[str] = field(default_factory=set)  # ids of reads
     agreements: set[str] = field(default_factory=set)
@@ -90,7 +90,7 @@ class _Log:
         if kind == "ReadTaken":
             self.receipts.append(body)
         elif kind == "QueryCoordinated":
-            self.questions[_name(body)] = body
+            self.questions[_name(body)].append(body)
         elif kind == "ReadEnded":
             self.ended.append(body)
         elif kind == "ReadStarted":
@@ -198,13 +198,13 @@ def _parts(
     reader: _Log, owner: _Log, asked: dict[tuple[str, str], list[Body]], owners: Collection[str]
 ) -> Iterator[Read]:
     """What questions over several owners had of this one. `asked`: its records of them, by question and part."""
-    for name, question in reader.questions.items():
-        for part in _detail(question).get("owners", []):
+    for name, records in reader.questions.items():
+        for fragment, part in _told_parts(records).items():
             agreements, came = part.get("agreements", []), int(part.get("rows") or 0)
             if not any(reader.parties.get(one) in owners for one in agreements):
                 continue
-            found = asked.pop((name, str(part.get("fragment"))), [])
-            said = {**question, "agreement": agreements[0], "dataset": ""}
+            found = asked.pop((name, fragment), [])
+            said = {**records[0], "agreement": agreements[0], "dataset": ""}
             if found:
                 left = came if any(_rows(one) == came for one in found) else max(map(_rows, found))  # asked for twice
                 why = "" if left == came else f"{left:,} rows left, {came:,} came"
@@ -215,8 +215,22 @@ def _parts(
                 yield _told(verdict, reader, owner, said, came, None, why)
     for ends in asked.values():  # of a question that failed, or went on without it
         if left := sum(map(_rows, ends)):
-            why = "the question's own record says nothing of this part"
-            yield _told(NO_RECEIPT, reader, owner, ends[0], None, left, why)
+            why = reader.lacks("QueryCoordinated", ends[0])  # the record under its agreement
+            verdict, why = (UNTOLD, why) if why else (NO_RECEIPT, "the question's own record says nothing of this part")
+            yield _told(verdict, reader, owner, ends[0], None, left, why)
+
+
+def _told_parts(records: Sequence[Body]) -> dict[str, Mapping[str, Any]]:
+    """By fragment what a question's records tell of its parts: the first of them has all, the others those under their
+    own agreement, which is what an extract by that has. One that was too long for its log tells none."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for body in records:
+        told = _detail(body).get("owners", [])
+        for part in told if isinstance(told, list) else ():
+            name = str(part.get("fragment"))
+            if len(part.get("agreements", [])) > len(found.get(name, {}).get("agreements", [])):
+                found[name] = part
+    return found
 
 
 def _without_receipt(reader: _Log, owner: _Log, record: Body) -> Read:

@@ -5,8 +5,8 @@
     await answer.close()
 
 How one question goes on its way is in `connector.query.work`. Whatever happens, the log has a `QueryCoordinated` under
-each of its agreements, or one alone where it has none, with the totals. The main process loads neither the engine nor
-Arrow for this.
+each of its agreements, or one alone where it has none, with the totals; the first has every owner's part, too. The main
+process loads neither the engine nor Arrow for this.
 """
 
 from __future__ import annotations
@@ -179,10 +179,10 @@ class Coordinator:
         outcome: str,
         error: BaseException | None,
     ) -> None:
-        told = _told(error)
+        failure = _told(error)
         progress.state = "complete" if outcome == "ok" else outcome
-        progress.code = progress.code or ("" if error is None else "cancelled" if told is None else told.code)
-        progress.reason = "" if told is None else told.message
+        progress.code = progress.code or ("" if error is None else "cancelled" if failure is None else failure.code)
+        progress.reason = "" if failure is None else failure.message
         under = _under(plan)
         common: dict[str, Any] = {
             "actor": progress.by,
@@ -191,26 +191,13 @@ class Coordinator:
             "outcome": outcome,
             "code": progress.code,
             "reason": progress.reason[:400],
-            "rule": str(getattr(told, "rule", "")),
-            "detail": {
-                "rows": progress.rows,
-                "ms": progress.ms,
-                "owners": [
-                    {
-                        "owner": one.fragment.owner,
-                        "fragment": one.fragment.id,
-                        "agreements": list(one.fragment.agreements),
-                        "rows": one.rows,
-                        "bytes": one.nbytes,
-                    }
-                    for one in answers
-                    if one.missing is None
-                ],
-                **({"missing": [one.to_json() for one in progress.missing]} if progress.missing else {}),
-                **together(list(under)),
-            },
+            "rule": str(getattr(failure, "rule", "")),
         }
-        events = [QueryCoordinated(agreement=one, dataset=named, **common) for one, named in under.items()]
+        told = _told_under(list(under), progress, answers)
+        events = [
+            QueryCoordinated(agreement=one, dataset=named, detail=detail, **common)
+            for (one, named), detail in zip(under.items(), told, strict=True)
+        ]
 
         def work(tx: Transaction) -> None:
             for event in events:
@@ -226,6 +213,37 @@ def _under(plan: Plan | None) -> dict[str, str]:
         for agreement, dataset in one.under:
             found.setdefault(agreement, {})[f"{one.owner}/{dataset}"] = None
     return {agreement: ",".join(names)[:2000] for agreement, names in found.items()} or {"": ""}
+
+
+def _told_under(agreements: Sequence[str], progress: Progress, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
+    """The `detail` of a question's record under each of its agreements: the first has all, the others what is theirs.
+
+    All in each would be as much as the square of how many there are.
+    """
+    totals = {"rows": progress.rows, "ms": progress.ms}
+    parts = [_part(one) for one in answers if one.missing is None]
+    missing = [one.to_json() for one in progress.missing]
+    by: dict[str, tuple[list[Any], list[Any]]] = {one: ([], []) for one in agreements}
+    for part in parts:
+        for one in by.keys() & part["agreements"]:
+            by[one][0].append({**part, "agreements": [one]})
+    for lacking in missing:
+        for one in by.keys() & lacking["agreement"].split(","):
+            by[one][1].append({**lacking, "agreement": one})
+    yield {**totals, "owners": parts, **({"missing": missing} if missing else {}), **together(agreements)}
+    whole = {"agreement": agreements[0], "agreements": len(agreements)}
+    for owners, lacks in [by[one] for one in agreements[1:]]:
+        yield {**totals, "owners": owners, **({"missing": lacks} if lacks else {}), "whole": whole}
+
+
+def _part(answer: Answered) -> dict[str, Any]:
+    return {
+        "owner": answer.fragment.owner,
+        "fragment": answer.fragment.id,
+        "agreements": list(answer.fragment.agreements),
+        "rows": answer.rows,
+        "bytes": answer.nbytes,
+    }
 
 
 @dataclass(frozen=True, slots=True)

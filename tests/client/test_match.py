@@ -44,9 +44,13 @@ def came(rows: int, *, read: str = "r1", receipt: str = "a", second: int = 11, *
     return record("ReadTaken", second, **about(actor="job", on_behalf_of=SOUTH, process=read), detail=detail)
 
 
-def asked(rows: int, fragment: str = "f0") -> dict[str, Any]:
-    part = {"owner": "north", "fragment": fragment, "agreements": [AGREEMENT], "rows": rows, "bytes": 9}
-    return record("QueryCoordinated", 12, actor="job", agreement=AGREEMENT, process=QUESTION, detail={"owners": [part]})
+def asked(rows: int, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT) -> dict[str, Any]:
+    """A question's record under an agreement, with parts `of` one."""
+    parts = [
+        {"owner": "north", "fragment": one, "agreements": [of], "rows": rows, "bytes": 9}
+        for one in fragments or ("f0",)
+    ]
+    return record("QueryCoordinated", 12, actor="job", agreement=agreement, process=QUESTION, detail={"owners": parts})
 
 
 CONCLUDED = record("AgreementConcluded", 1, **about(actor=NORTH, detail={"counterparty": SOUTH}))
@@ -85,6 +89,12 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("a part without a record", [asked(5)], [], {NO_RECORD: 1}),
     ("a part that the question says nothing of", [asked(5)], [left(5, read=f"{QUESTION}.f0.1"),
      left(3, read=f"{QUESTION}.f1.1")], {AGREE: 1, NO_RECEIPT: 1}),
+    ("the record under another agreement has it all", [asked(5, agreement="urn:agreement:w"), asked(5)],
+     [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
+    ("it does, and the last has its own part", [asked(5), asked(7, "w0", agreement="urn:w", of="urn:w")],
+     [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
+    ("the record that has it all was too long", [{**asked(5, agreement="urn:w"), "detail": {"owners": "(cut: ...)"}},
+     asked(5)], [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
 ]  # fmt: skip
 
 
@@ -139,6 +149,15 @@ def test_what_a_readers_extract_leaves_out_is_no_missing_receipt(
     owner = write(tmp_path / "north.zip", signer("north"), [CONCLUDED, *theirs, EXPORTED])
     found = sorted(match(reader, owner).reads, key=lambda read: read.left or 0)
     assert [read.verdict for read in found] == verdicts
+
+
+def test_an_extract_by_one_agreement_tells_nothing_of_a_questions_parts_under_another(tmp_path: Path) -> None:
+    ours = [OURS, came(4), asked(5), EXPORTED]
+    reader = write(tmp_path / "south.zip", signer("south"), ours, terms={"agreement": AGREEMENT})
+    second = left(6, read=f"{QUESTION}.f1.1", agreement="urn:agreement:2")
+    theirs = [CONCLUDED, left(4), left(5, read=f"{QUESTION}.f0.1"), second, EXPORTED]
+    owner = write(tmp_path / "north.zip", signer("north"), theirs)
+    assert {read.left: read.verdict for read in match(reader, owner).reads} == {4: AGREE, 5: AGREE, 6: UNTOLD}
 
 
 def test_receipts_of_reads_at_others_are_left_out(tmp_path: Path) -> None:

@@ -47,11 +47,12 @@ class Asked:
 
     @property
     def recorded(self) -> list[QueryCoordinated]:
-        """A record of each question: those under its other agreements say the same."""
+        """The first record of each question, which has all; those under its other agreements say as much of it."""
         found: dict[str, QueryCoordinated] = {}
         for event in self.under:
             first = found.setdefault(event.process, event)
-            assert replace(event, agreement=first.agreement, dataset=first.dataset) == first
+            assert replace(event, agreement=first.agreement, dataset=first.dataset, detail=first.detail) == first
+            assert event.detail["rows"] == first.detail["rows"]
         return list(found.values())
 
     @property

@@ -22,6 +22,7 @@ from connector.settings import Settings
 from connector.store import Store, Transaction
 
 _REFUSALS = 6
+_PAGE, _PAGES_MAX = 50, 30  # refusals that are looked at for these
 _WAITING = 5
 
 
@@ -87,5 +88,15 @@ async def _head(log: AuditLog) -> tuple[int, str] | None:
 
 
 async def _refusals(log: AuditLog, caller: Caller) -> list[dict[str, Any]]:
+    """The newest. A question over many owners has a record under each of its agreements, of which the first stands for
+    it here: one could fill the list otherwise."""
     await log.note_reading(reading(caller, "overview", {"outcome": "refused"}))
-    return [shown(record) for record in await log.page(Filter(outcome="refused"), before=None, limit=_REFUSALS)]
+    found: list[dict[str, Any]] = []
+    before: int | None = None
+    for _ in range(_PAGES_MAX):
+        records = await log.page(Filter(outcome="refused"), before=before, limit=_PAGE)
+        found += [one for one in map(shown, records) if "whole" not in one["body"].get("detail", {})]
+        if len(found) >= _REFUSALS or len(records) < _PAGE:
+            break
+        before = records[-1].idx
+    return found[:_REFUSALS]

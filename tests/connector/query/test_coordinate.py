@@ -183,6 +183,10 @@ async def test_the_log_has_a_record_with_totals_under_each_agreement_and_the_fil
     assert event.detail["agreements"] == [f"{one}-patients" for one in owners]
     assert event.detail["rows"] == 3
     assert [one["rows"] for one in event.detail["owners"]] == [3, 3, 3]
+    whole = {"agreement": "north-patients", "agreements": 3}
+    for one, owner in zip(asked.under[1:], owners[1:], strict=True):  # the others have their own part
+        assert [(part["owner"], part["agreements"]) for part in one.detail["owners"]] == [(owner, [one.agreement])]
+        assert (one.detail["whole"], one.detail["rows"], "agreements" in one.detail) == (whole, 3, False)
     assert list(asked.folder.iterdir()) == []
 
 

@@ -67,6 +67,7 @@ async def test_the_answer_is_that_about_the_others_and_lists_who_is_missing(aske
     assert [one["owner"] for one in end["owners"]] == ["north", "west"]
     (event,) = asked.recorded
     assert (event.outcome, [one["owner"] for one in event.detail["missing"]]) == ("ok", ["south"])
+    assert [one.agreement for one in asked.under if "missing" in one.detail] == ["north-patients", "south-patients"]
 
 
 @asyncio_module

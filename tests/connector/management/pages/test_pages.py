@@ -23,6 +23,7 @@ from sqlalchemy import inspect
 from connector import look
 from connector.audit.log import Filter
 from connector.dsp import terms
+from connector.events import QueryCoordinated, RequestRefused
 from connector.management.auth import COOKIE
 from connector.management.pages import words
 from connector.management.pages.desk import Desk, Names
@@ -252,6 +253,19 @@ async def test_evidence_of_what_a_page_shows_is_of_the_same_time(full: Console, 
 async def test_a_time_that_is_none_is_said_to_be_that(full: Console, asked: str) -> None:
     answer = await full.get(f"/audit?until={quote(asked)}", "audit")
     assert (answer.status_code, "Until: expected a time such as 2026-11-24T12:00" in answer.text) == (400, True)
+
+
+async def test_a_question_over_many_owners_is_one_of_the_recent_refusals(empty: Console) -> None:
+    def asked(tx: Transaction) -> None:
+        tx.publish(RequestRefused(actor="test", outcome="refused", reason="Something else"))
+        for index in range(70):
+            detail: dict[str, Any] = {"whole": {"agreement": "urn:0", "agreements": 70}} if index else {}
+            tx.publish(QueryCoordinated(actor="test", outcome="refused", reason="Too small", detail=detail))
+
+    await empty.parts.store.write(asked)
+    await empty.parts.sequencer.settle()
+    page = (await empty.get("/", "admin")).text
+    assert (page.count("Too small"), page.count("Something else")) == (1, 1)
 
 
 async def test_a_record_whose_text_was_changed_is_shown_as_that(full: Console) -> None:
