@@ -43,6 +43,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FORMAT = "hanse-evidence/1"
+# The problem where nothing is wrong with either file, and one of another kind is needed.
+EXTRACT_LATER = "expected a whole export to compare with the earlier file, came an extract, which cannot show it"
 MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", "manifest.sig")
 _LINE_MAX = 1 << 20
 _COLUMN_MAX = 255  # characters of a term that a filter compares
@@ -85,7 +87,7 @@ def verify(path: str | PathLike[str], key: str | None = None, *, after: str | Pa
     report = _verified(path, key)
     if after is None or not report.ok:
         return report
-    before = _verified(after, key)
+    before = _verified(after, None)  # whether its key is the same is asked then
     try:
         _continues(report, path, before, after)  # 8
     except Bad as error:
@@ -686,9 +688,12 @@ def _continues(report: Report, path: str | PathLike[str], before: Report, after:
     if before.key != report.key:
         raise Bad("the earlier file is signed with another key: it is another log, or this one before it began anew")
     if before.size > report.size:
-        raise Bad(f"the earlier file has a head of {before.size} records, this one of {report.size}: records are gone")
+        raise Bad(
+            f"the earlier file has a head of {before.size} records, this one of {report.size}: records are gone, or "
+            "the two files are the wrong way round"
+        )
     if report.kind != "whole" and before.size < report.size:
-        raise Bad("expected a whole export to compare with the earlier file, came an extract, which cannot show it")
+        raise Bad(EXTRACT_LATER)
     began = _began(path, before.size) if report.kind == "whole" else report.root
     if began != before.root:
         first = _first_other(path, after) if (report.kind, before.kind) == ("whole", "whole") else None

@@ -23,6 +23,7 @@ from hanse.cli.query import told
 from pyarrow import csv, feather, parquet
 from rich.console import Console
 
+from connector.audit.log import Filter
 from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, complete, connector, ipc
 from tests.connector.audit.support import exported, logged, reads
 
@@ -984,6 +985,9 @@ def test_a_later_export_is_compared_with_an_earlier_one(run: Run, tmp_path: Path
     ):
         ran = run("audit", "verify", str(path), "--key", KEY, "--after", str(old), token="")
         assert (ran.code, says in ran.out) == (code, True)
+    later = exported(tmp_path / "later.zip", reads(25), Filter(actor="ada"))
+    ran = run("audit", "verify", str(later), "--key", KEY, "--after", str(old), token="")
+    assert (ran.code, "expected a whole export to compare" in ran.err) == (2, True)  # nothing is wrong with either
 
 
 def test_evidence_of_no_record_is_said_to_be_that(run: Run, served: Connector, tmp_path: Path) -> None:

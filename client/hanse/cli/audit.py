@@ -156,6 +156,8 @@ def verify(
         print_json(asdict(report))
     else:
         _show(report)
+    if report.problem == offline.EXTRACT_LATER:
+        raise typer.BadParameter(report.problem)
     if not report.ok:
         raise Unverified(report.problem, code="evidence_invalid")
     if not report.key_given:
