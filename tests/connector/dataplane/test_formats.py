@@ -234,7 +234,7 @@ MOMENTS = {  # as numbers, and what CSV says
     pa.timestamp("us", "UTC"): {0: "1970-01-01 00:00:00.000000Z", 2**62: "148108-07-06 14:00:27.387904Z",
                                 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
     pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001", 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
-    pa.timestamp("ms"): {1: "1970-01-01 00:00:00.001000", 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
+    pa.timestamp("ms"): {1: "1970-01-01 00:00:00.001000"},  # the engine has no infinity of these: refused as a version
     pa.time64("us"): {0: "00:00:00.000000", 86_399_999_999: "23:59:59.999999"},
 }  # fmt: skip
 

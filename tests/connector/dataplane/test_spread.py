@@ -233,8 +233,9 @@ async def test_only_what_has_gone_on_is_written(
 ) -> None:
     told = list[set[str]]()
 
-    async def note(left: Mapping[str, tuple[int, int]]) -> None:
+    async def note(left: Mapping[str, tuple[int, int]]) -> list[str]:
         told.append(set(left))
+        return []
 
     monkeypatch.setattr("connector.dataplane.stream.PROGRESS_SECONDS", 0.01)
     monkeypatch.setattr(running.reads, "note", note)
