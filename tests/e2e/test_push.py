@@ -136,7 +136,9 @@ def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(
         for row in (failed, told):
             assert (row["state"], row["code"]) == ("TERMINATED", "push_failed")
         assert "HANSE_ALLOW_PRIVATE" in failed["reason"]
-        assert told["reason"] == "push: its address cannot be called from here"  # what is in there is the owner's affair
+        assert (
+            told["reason"] == "push: its address cannot be called from here"
+        )  # what is in there is the owner's affair
         with pytest.raises(TimeoutError):
             sink.accept()
     api.close()
