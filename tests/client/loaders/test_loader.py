@@ -595,7 +595,7 @@ def test_a_connection_that_is_made_anew_is_counted_as_it_happens_and_for_its_ite
 
 
 def test_a_connection_that_is_made_anew_in_vain_is_counted(large: Dataset, link: Link) -> None:
-    loader = large.loader(batch_size=10_000, prefetch_bytes=1, patience=2)
+    loader = large.loader(batch_size=10_000, prefetch_bytes=1, patience=4)
     sizes = iter([1_000_000, 1_000])  # of the second nothing comes but what a stream begins with
     link.cut_after = lambda: next(sizes, 0)
     with pytest.raises(Unreachable):

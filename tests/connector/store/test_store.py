@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
+from connector import database
 from connector.database import open_engine
 from connector.dsp.circles import Full
 from connector.errors import Busy, NotFound
@@ -507,8 +509,11 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         await asyncio.to_thread(upgrade, url)
         opened = Store(url, pool_size=1)
         monkeypatch.setattr(opened.engine.pool, "_timeout", 0.05)
-        with opened.engine.connect(), opened.engine.connect(), pytest.raises(Busy, match="does not answer"):
-            await opened.write(lambda tx: tx.tokens.add(token("a")))
+        with ExitStack() as taken:
+            for _ in range(2 + database.LASTING):  # for each reader a writer, and those of what lasts
+                taken.enter_context(opened.engine.connect())
+            with pytest.raises(Busy, match="does not answer"):
+                await opened.write(lambda tx: tx.tokens.add(token("a")))
         await opened.write(lambda tx: tx.tokens.add(token("a")))
         opened.close()
 
