@@ -157,7 +157,7 @@ class Registry:
                 if known:
                     row, version = self._row(asked, read), _draft(self._id(asked), asked, read, now=time.time())
                     affected = await self.effects(row, known[0], version)
-                    _check_fits(asked.name, affected, "add", accept=accept)
+                    _check_fits(asked.name, affected, accept=accept)
                 return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, affected, by))
 
     async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
@@ -184,7 +184,7 @@ class Registry:
                     code="schema_changed",
                     problems=affected,
                 )
-            _check_fits(name, affected, "update", accept=accept)
+            _check_fits(name, affected, accept=accept)
             changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
 
             def work(tx: Transaction) -> _Stored:
@@ -458,12 +458,12 @@ def _may_be_stored(error: BaseException, one: Registering) -> bool:
     return left or (isinstance(error, Busy) and error.code == UNKNOWN)
 
 
-def _check_fits(name: str, affected: list[dict[str, str]], command: str, *, accept: bool) -> None:
+def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> None:
     """Conflict with the first thing that stands in the way of a version, unless its owner takes it all the same."""
     if not accept and (errors := [one for one in affected if one["level"] == "error"]):
         raise Conflict(
             f"the new version of {name!r} does not fit what stands on it, or has been asked: {errors[0]['message']}; "
-            f"mend the files, or take it all the same (`hanse dataset {command} --accept`, `accept` in the API)",
+            f"mend the files, or take it all the same (`--accept` on the command line, `accept` in the API)",
             code="version_unfit",
             problems=affected,
         )
