@@ -42,6 +42,7 @@ class Api:
             )
         self.url = url.rstrip("/")
         self.base = f"{self.url}/api/v1"
+        self.token = token
         self._seconds = seconds
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http, self._believed = self._client()
@@ -123,7 +124,9 @@ class Api:
             raise BadInput(f"this connection to {self.url} was closed; connect again")
         seconds = self._seconds + call.seconds
         read = None if endless else seconds
-        timeout = httpx2.Timeout(read, connect=_CONNECT_SECONDS, write=self._seconds, pool=self._seconds)
+        timeout = httpx2.Timeout(
+            read, connect=min(_CONNECT_SECONDS, self._seconds), write=self._seconds, pool=self._seconds
+        )
         try:
             with closing(self._sent(call, timeout)) as answer:
                 if answer.status_code >= 300:

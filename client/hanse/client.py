@@ -237,7 +237,7 @@ class Dataset:
         """Where our own connector is told what came of each read."""
         api = self._space.api
         about = {"agreement": self.agreement_id, "transfer": self.transfer_id}
-        return Receipts(api.base, api.headers.get("authorization", ""), about)
+        return Receipts(api.url, api.token, about)
 
     @contextmanager
     def _attributed(self) -> Iterator[None]:

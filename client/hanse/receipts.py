@@ -11,30 +11,27 @@ again counts once. Knows no streams.
 from __future__ import annotations
 
 import atexit
-import json
+import math
 import os
 import secrets
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from hanse import _wire
-from hanse._wire import Request
-from hanse.errors import Broken, HanseError
+from hanse._http import Api
+from hanse.errors import Broken, HanseError, NotFound
 from hanse.patience import passes
 
 LEFT = "left"  # code of a read that its reader ended himself
-_JSON = "application/json"
-_ANSWER_MAX = 64 * 1024
 _WAITING_MAX = 4096  # of some 700 bytes each
 _TOGETHER = 256  # in one call, as many as a connector takes
 _GATHER_SECONDS = 0.2  # others end at the same time
-_IDLE_SECONDS = 5.0  # the thread ends when nothing more comes: who forks has none to leave behind
 _CALL_SECONDS = 10.0
 _PAUSES = (0.5, 2.0, 8.0, 30.0)  # before another attempt: a connector that starts anew is there by then
 _EXIT_SECONDS = 1.5  # that a process waits at its end
@@ -44,10 +41,10 @@ _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """Of reads under one agreement: to which connector's API they go, who tells it, and what each says."""
+    """Of reads under one agreement: which connector is told, by which token, and what each says."""
 
-    base: str
-    authorization: str
+    url: str
+    token: str
     about: Mapping[str, str]  # agreement and transfer
 
     def begin(self, read_id: str) -> Receipt:
@@ -61,12 +58,13 @@ class Receipt:
     """What has come of one read so far. Whoever counts `rows` calls `end`; what is told is told once, also where it is
     ended twice, or in a process that was forked since."""
 
-    __slots__ = ("id", "of", "read_id", "rows")
+    __slots__ = ("begun", "id", "of", "read_id", "rows")
 
     def __init__(self, of: Receipts, read_id: str) -> None:
         self.of, self.read_id = of, read_id
         self.id = secrets.token_hex(16)
         self.rows = 0
+        self.begun = time.monotonic()
 
     def end(self, record: Mapping[str, Any] | None = None, *, code: str = "") -> None:
         """The read is over: with the owner's end record, or else why without. May be called anywhere, also by the
@@ -75,7 +73,8 @@ class Receipt:
 
     def told(self, record: Mapping[str, Any] | None, code: str) -> dict[str, Any]:
         """As the connector takes it."""
-        told = {**self.of.about, "id": self.id, "read": self.read_id, "rows": self.rows}
+        seconds = math.ceil(time.monotonic() - self.begun)  # its owner may have recorded it as soon as it began
+        told = {**self.of.about, "id": self.id, "read": self.read_id, "rows": self.rows, "seconds": seconds}
         if record is None:
             return told | {"code": _plain(code, 64)}
         return told | {"read": self.read_id or _plain(str(record.get("query", "")), 128), "end": _of_owner(record)}
@@ -107,10 +106,11 @@ class _Teller:
 
     def __init__(self) -> None:
         self._under_way: dict[str, Receipt] = {}
-        self._ended: SimpleQueue[_Ended | None] = SimpleQueue()
+        self._ended: SimpleQueue[_Ended] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._leaving = threading.Event()
+        self._until = 0.0  # where we leave: when we have waited long enough
         self._prepared = self._warned = False
 
     def begin(self, receipt: Receipt) -> None:
@@ -119,6 +119,8 @@ class _Teller:
 
     def end(self, receipt: Receipt, record: Mapping[str, Any] | None, code: str) -> None:
         if self._under_way.pop(receipt.id, None) is None:  # ended before, or begun in the process that we are forked of
+            return
+        if receipt.of.url in _without:
             return
         if self._ended.qsize() >= _WAITING_MAX:
             self._warn("too many wait for it")
@@ -132,13 +134,14 @@ class _Teller:
             receipt.end(code=LEFT)
         if self._thread is None and self._ended.empty():
             return
+        self._until = time.monotonic() + _EXIT_SECONDS
         self._leaving.set()
-        self._ended.put(None)
         self._wake()
-        if (thread := self._thread) is not None:
-            thread.join(_EXIT_SECONDS)
-        else:  # no thread is started any more
-            self._tell_all()
+        with suppress(KeyboardInterrupt):  # who interrupts that wants no more of it
+            if (thread := self._thread) is not None:
+                thread.join(_EXIT_SECONDS)
+            else:  # no thread is started any more
+                self._tell_all()
 
     def _prepare_to_leave(self) -> None:
         """A forked process of `multiprocessing` (a DataLoader's worker) ends without `atexit`, by finalizers of its
@@ -162,12 +165,13 @@ class _Teller:
                 self._lock.release()
 
     def _run(self) -> None:
-        """Until nothing more comes. What came as we were about to end, and found us there, is looked for after that."""
+        """Until nothing more is there: who forks has no thread to leave behind. What came as we were about to end, and
+        found us there, is looked for after that."""
         while True:
             self._tell_all()
             with self._lock:
                 self._thread = None
-            if self._ended.empty() or not self._go_on():
+            if self._ended.empty() or self._late() or not self._go_on():
                 return
 
     def _go_on(self) -> bool:
@@ -178,36 +182,47 @@ class _Teller:
             return self._thread is threading.current_thread()
 
     def _tell_all(self) -> None:
-        """Tell of what has ended until nothing more comes."""
+        """Tell of what has ended until nothing more is there, or it is late."""
         while batch := self._gathered():
             by_connector: dict[tuple[str, str], list[dict[str, Any]]] = {}
             for of, told in batch:
-                by_connector.setdefault((of.base, of.authorization), []).append(told)
-            for (base, authorization), ends in by_connector.items():
-                self._tell(base, authorization, ends)
+                by_connector.setdefault((of.url, of.token), []).append(told)
+            for (url, token), ends in by_connector.items():
+                self._tell(url, token, ends)
 
     def _gathered(self) -> list[_Ended]:
-        """What has ended by now, at least one; none where nothing has for a while, or where we leave."""
-        found: list[_Ended | None] = []
+        """What has ended by now, with what ends at the same time; none where nothing has, or where it is late."""
+        found: list[_Ended] = []
         with suppress(Empty):
-            found.append(self._ended.get(timeout=0 if self._leaving.is_set() else _IDLE_SECONDS))
-            self._leaving.wait(_GATHER_SECONDS)
-            while len(found) < _TOGETHER:
+            if not self._late():
                 found.append(self._ended.get_nowait())
-        return [one for one in found if one is not None]
+                self._leaving.wait(_GATHER_SECONDS)
+            while found and len(found) < _TOGETHER:
+                found.append(self._ended.get_nowait())
+        return found
 
-    def _tell(self, base: str, authorization: str, ends: Sequence[Mapping[str, Any]]) -> None:
-        """Tell a connector, again where that may help."""
+    def _late(self) -> bool:
+        """Whether we leave, and have waited for that long enough."""
+        return self._leaving.is_set() and time.monotonic() >= self._until
+
+    def _tell(self, url: str, token: str, ends: Sequence[Mapping[str, Any]]) -> None:
+        """Tell a connector, again where that may help. Where we leave, a first failure is the last."""
         for pause in (*_PAUSES, 0.0):
-            seconds = _EXIT_SECONDS if self._leaving.is_set() else _CALL_SECONDS
+            if url in _without or self._late():
+                return
+            seconds = self._until - time.monotonic() if self._leaving.is_set() else _CALL_SECONDS
             try:
-                if _posted(f"{base}/receipts", authorization, ends, seconds=seconds).get("unknown"):
+                if _posted(url, token, ends, seconds=max(seconds, 0.1)).get("unknown"):
                     self._warn("it has no such agreement")
-                break
+                return
+            except NotFound:  # an older one, which takes none
+                _without.add(url)
             except Exception as error:  # noqa: BLE001  whatever it is, no reader is to hear of it
-                if not (isinstance(error, HanseError) and passes(error)) or not pause or self._leaving.is_set():
+                passing = isinstance(error, HanseError) and passes(error)
+                if not passing or not pause or self._leaving.is_set():
+                    self._until = 0.0
                     self._warn(str(error) if isinstance(error, HanseError) else type(error).__name__)
-                    break
+                    return
                 self._leaving.wait(pause)
 
     def _warn(self, why: str) -> None:
@@ -222,15 +237,18 @@ class _Teller:
                 )
 
 
-def _posted(url: str, authorization: str, ends: Sequence[Mapping[str, Any]], *, seconds: float) -> Mapping[str, Any]:
-    headers = {"authorization": authorization, "content-type": _JSON}
-    body = json.dumps({"ends": ends}).encode()
-    answer = json.loads(_wire.whole(Request("POST", url, headers, body, seconds, accept=_JSON), most=_ANSWER_MAX))
+def _posted(url: str, token: str, ends: Sequence[Mapping[str, Any]], *, seconds: float) -> Mapping[str, Any]:
+    api = Api(url, token, seconds=seconds)  # one of our own: that of the reader may be closed by now, or a parent's
+    with closing(api):
+        answer = api.post("/receipts", {"ends": ends})
     if not isinstance(answer, dict):
         raise Broken(f"expected what was recorded from {url}, came something else")
     return answer
 
 
+_without: set[str] = (
+    set()
+)  # connectors that take no receipts: not told again in this process, nor in those forked of it
 _teller = _Teller()
 
 

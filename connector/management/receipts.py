@@ -39,6 +39,7 @@ class ReadOver(BaseModel):
     transfer: str = Field("", max_length=255, pattern=r"^[^\x00]*$")
     read: _Id = Field("", description="The read's id as its owner tells it (`hanse-read`, or `query` at its end).")
     rows: _Count = Field(description="Rows that came.")
+    seconds: _Count | None = Field(None, description="How long ago the read began.")
     code: _Word = Field("", description="Why no end record came.")
     end: EndTold | None = None
 

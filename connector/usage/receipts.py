@@ -43,14 +43,15 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A read that is over. `id`: this receipt's own; `read`: as the owner names the read; `end`: none came where it is
-    None, and `code` says why."""
+    """A read that is over. `id`: this receipt's own; `read`: as the owner names the read; `seconds`: how long ago it
+    began, None where that is not told; `end`: none came where it is None, and `code` says why."""
 
     id: str
     agreement: str
     transfer: str
     read: str
     rows: int
+    seconds: int | None = None
     code: str = ""
     end: Told | None = None
 
@@ -130,6 +131,7 @@ class Receipts:
                         "counterparty": agreement.provider,
                         "receipt": end.id,
                         "rows": end.rows,
+                        **({"seconds": end.seconds} if end.seconds is not None else {}),
                         **({"transfer": end.transfer} if ours else {}),
                         **({"told": end.end.to_json()} if end.end is not None else {}),
                     },

@@ -32,6 +32,7 @@ TOLD = {"status": "complete", "rows": 3, "bytes": 80, "digest": "xxh3:0a"}
 def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A teller of each test's own, with nothing left of others."""
     monkeypatch.setattr(receipts, "_teller", receipts._Teller())
+    monkeypatch.setattr(receipts, "_without", set())
     yield
     receipts._teller.leave()
 
@@ -58,11 +59,12 @@ def dataset(space: Space) -> Dataset:
 
 
 def told(served: Connector, number: int = 1) -> list[dict[str, Any]]:
-    """The receipts that have come, once there are so many; without their ids, which are all different."""
+    """The receipts that have come, once there are so many; without their ids, which are all different, and ages."""
     ends = time.monotonic() + 10
     while len(found := _ends(served)) < number and time.monotonic() < ends:
         time.sleep(0.02)
     assert len({one.pop("id") for one in found}) == len(found)
+    assert all(0 <= one.pop("seconds") <= 60 for one in found)
     return found
 
 
@@ -153,7 +155,7 @@ def refused(_: Asked) -> Any:
     return 403, {"code": "scope_missing", "detail": "expected a token with the scope 'consume'"}
 
 
-@pytest.mark.parametrize("answer", [refused, (404, {}), [], {"unknown": ["x"]}], ids=["no", "old", "odd", "unknown"])
+@pytest.mark.parametrize("answer", [refused, [], {"unknown": ["x"]}], ids=["no", "odd", "unknown"])
 def test_a_connector_that_does_not_take_it_is_warned_of_once_and_never_an_error(
     served: Connector, air: Dataset, answer: Any
 ) -> None:
@@ -176,7 +178,7 @@ def _until(holds: Callable[[], bool]) -> None:
 
 def test_what_cannot_be_told_takes_little_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "_posted", lambda *_, **__: time.sleep(8) or {})
-    to = Receipts("http://127.0.0.1:9/api/v1", "Bearer x", {"agreement": "agr", "transfer": "trf"})
+    to = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         begun = time.monotonic()
@@ -188,6 +190,67 @@ def test_what_cannot_be_told_takes_little_memory_and_no_time(monkeypatch: pytest
     receipts._teller.leave()
     assert time.monotonic() - begun < 5
     monkeypatch.setattr(receipts, "_teller", receipts._Teller())
+
+
+def test_a_connector_that_takes_none_is_told_once_and_nobody_warned(served: Connector, air: Dataset) -> None:
+    served.routes["POST", "/receipts"] = (404, {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        air.stream().to_arrow()
+        _until(lambda: bool(receipts._without))
+        worker = multiprocessing.get_context("fork").Process(target=_reads, args=(air, None))
+        worker.start()
+        worker.join(60)
+        air.stream().to_arrow()
+        receipts._teller.leave()
+    assert not [one for one in caught if "receipt" in str(one.message)]
+    assert len(told(served)) == 1
+
+
+def test_a_thread_is_there_only_while_it_tells(served: Connector, air: Dataset) -> None:
+    """Python 3.12 warns of a fork beside another thread."""
+    air.stream().to_arrow()
+    told(served)
+    time.sleep(1)
+    assert receipts._teller._thread is None
+
+
+def test_what_is_left_is_told_through_the_proxy_of_everything_else(
+    served: Connector, air: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", served.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    Receipts("http://connector.invalid", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
+    assert [one["code"] for one in told(served)] == ["left"]
+
+
+def test_many_reads_that_end_with_a_process_keep_it_no_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.12 on no thread is started at the end of a process."""
+
+    def silent(*_: Any, seconds: float) -> Any:
+        time.sleep(seconds)
+        raise errors.Unreachable("nobody answers")
+
+    monkeypatch.setattr(receipts, "_posted", silent)
+    monkeypatch.setattr(receipts._teller, "_wake", lambda: None)
+    to = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"})
+    kept = [to.begin("r") for _ in range(600)]
+    begun = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="nobody answers"):
+        receipts._teller.leave()
+    assert (len(kept), time.monotonic() - begun < 2.5) == (600, True)
+
+
+def test_who_interrupts_an_end_sees_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(receipts, "_posted", interrupted)
+    monkeypatch.setattr(receipts._teller, "_wake", lambda: None)
+    kept = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"}).begin("r")
+    receipts._teller.leave()
+    assert kept.id not in receipts._teller._under_way
 
 
 def test_a_process_that_ends_tells_first(served: Connector) -> None:

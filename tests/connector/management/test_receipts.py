@@ -48,6 +48,7 @@ async def test_it_takes_the_token_that_reading_takes(desk: Console) -> None:
         [ONE | {"rows": 2**53 + 1}],
         [ONE | {"end": {"status": "complete\n"}}],
         [ONE | {"end": {"digest": "0" * 201}}],
+        [ONE | {"seconds": -1}],
         [ONE | {"more": 1}],
     ],
 )

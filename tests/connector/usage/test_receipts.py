@@ -17,7 +17,7 @@ from connector.usage.receipts import Ended, Receipts, Told
 
 US, OWNER = "did:web:lab.example", "did:web:clinic.example"
 WHOLE = Told(status="complete", rows=5, bytes=40, digest="xxh3:00")
-ENDED = Ended(id="a" * 32, agreement="agr", transfer="trf", read="r1", rows=5, end=WHOLE)
+ENDED = Ended(id="a" * 32, agreement="agr", transfer="trf", read="r1", rows=5, seconds=7, end=WHOLE)
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ async def test_a_receipt_says_what_came_and_our_own_agreement_whose_it_was(store
             "counterparty": OWNER,
             "receipt": "a" * 32,
             "rows": 5,
+            "seconds": 7,
             "transfer": "trf",
             "told": {"status": "complete", "rows": 5, "bytes": 40, "digest": "xxh3:00"},
         },
