@@ -9,6 +9,9 @@ Both files are taken as they are: check them first (`hanse.verify`). What is com
   digest and outcome. Of a read that was broken off at least as many rows have left as have come, and of one that the
   owner's restart has cut off its log has the least that left;
 - what a question over several owners had of each part (`QueryCoordinated`) with the rows of the owner's record of it.
+
+It contradicts (`CONTRADICT`) where no honest owner could have such a log. Two clocks are a little apart, and an end is
+noticed late: so what is missing says nothing unless the file goes on for a while.
 What was pushed is left out. Needs the standard library alone.
 """
 
@@ -27,12 +30,16 @@ from typing import Any
 from zipfile import ZipFile
 
 AGREE, DIFFER, NO_RECORD, NO_RECEIPT, UNTOLD = "agree", "differ", "no record", "no receipt", "not covered"
+CUT = "cut off"  # by the end of the owner's process: his log has less than came
 CONTRADICT = (DIFFER, NO_RECORD)
-VERDICTS = (DIFFER, NO_RECORD, NO_RECEIPT, UNTOLD, AGREE)  # worst first
+UNPROVEN = (CUT, NO_RECEIPT)  # contradicts nothing, and a dishonest owner would have it like this
+VERDICTS = (DIFFER, NO_RECORD, CUT, NO_RECEIPT, UNTOLD, AGREE)  # worst first
 # Question, part and attempt, as coordinators name reads, and what an owner adds to a name that is chosen by others.
-_PART = re.compile(r"([0-9a-f]{16})\.([A-Za-z0-9_]+)\.[0-9]+(?:\.[0-9a-f]+)?")
+_PART = re.compile(r"([0-9a-f]{16})\.([A-Za-z0-9_]+)\.([0-9]+)(?:\.[0-9a-f]+)?")
 _INTERRUPTED = "interrupted"
-_LATE = 3_900.0  # seconds: a receipt comes some after the end that it is of, a question's record an hour
+_ATTEMPTS = 2  # that a coordinator makes at most, for each part
+_APART = 300.0  # seconds: two clocks, a receipt that is told again, an end that is noticed after its process (a minute)
+_LATE = 3_900.0  # a question's record comes up to an hour after the reads of its parts, a receipt mostly as soon
 _TERMS = {"kind", "agreement", "dataset", "named", "actor", "since", "until"}  # of a filter, which are understood here
 
 Body = Mapping[str, Any]
@@ -73,7 +80,7 @@ class _Log:
     origin: str
     terms: Mapping[str, Any]
     receipts: list[Body] = field(default_factory=list)
-    questions: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))  # one under each agreement
+    questions: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))  # a record for each agreement
     ended: list[Body] = field(default_factory=list)
     started: set[str] = field(default_factory=set)  # ids of reads
     agreements: set[str] = field(default_factory=set)
@@ -106,11 +113,12 @@ class _Log:
         for name, value in about.items():
             if self.terms.get(name, value) != value:
                 return f"the other file is an extract of another {name}"
-        at = datetime.fromisoformat(body["time"]).timestamp()
-        before, after = (_LATE, 0.0) if kind == "ReadEnded" else (0.0, _LATE)
-        if at - before < self.terms.get("since", 0.0) or at + after >= self.terms.get("until", math.inf):
+        at = _seconds(body)
+        before, after = (_age(body) + _APART, _APART) if kind == "ReadEnded" else (_APART, _LATE)
+        if at - before < self.terms.get("since", -math.inf) or at + after >= self.terms.get("until", math.inf):
             return "the other file is an extract of another time, or of little more"
-        return "" if body["time"] <= self.last else "the other file ends before that"
+        ends = datetime.fromisoformat(self.last).timestamp() if self.last else -math.inf
+        return "" if at + _APART <= ends else "the other file ends before that, or little later"
 
 
 def match(one: str | PathLike[str], other: str | PathLike[str]) -> Match:
@@ -163,14 +171,43 @@ def _judged(reader: _Log, owner: _Log, receipts: Sequence[Body], records: Sequen
     """The receipts of one read beside the owner's records of it."""
     came, newest = sum(map(_rows, receipts)), max(receipts, key=lambda one: str(one["time"]))
     if records:
-        why = _difference(receipts, records)
-        return _told(DIFFER if why else AGREE, reader, owner, newest, came, sum(map(_rows, records)), why)
+        verdict, came, why = _beside(receipts, records)
+        return _told(verdict, reader, owner, newest, came, sum(map(_rows, records)), why)
     if why := owner.lacks("ReadEnded", newest, actor=str(newest.get("on_behalf_of", ""))):
         return _told(UNTOLD, reader, owner, newest, came, None, why)
     if (name := _name(newest)) in owner.started:
         return _told(DIFFER, reader, owner, newest, came, None, "their log has its start and no end")
     why = "their log has no such read" if name else "they told no id of it"
     return _told(NO_RECORD, reader, owner, newest, came, None, why)
+
+
+def _beside(receipts: Sequence[Body], records: Sequence[Body]) -> tuple[str, int, str]:
+    """The verdict of a read that both sides have, the rows that came, and why. Whoever has a token may tell of
+    anybody's read: where several have, one of whom may be right, that says nothing of the owner."""
+    verdict, came, why = _of_one(receipts, records)
+    tellers: dict[str, list[Body]] = defaultdict(list)
+    for one in receipts:
+        tellers[str(one.get("actor", ""))].append(one)
+    if verdict != DIFFER or len(tellers) == 1:
+        return verdict, came, why
+    found = {actor: _of_one(theirs, records) for actor, theirs in tellers.items()}
+    said = f"told by {' and '.join(sorted(found))}"
+    for actor, (verdict, came, _) in found.items():
+        if verdict != DIFFER:
+            return UNTOLD, came, f"{said}: what {actor} told goes with their log"
+    _, came, why = next(iter(found.values()))
+    return DIFFER, came, f"{said}: {why}"
+
+
+def _of_one(receipts: Sequence[Body], records: Sequence[Body]) -> tuple[str, int, str]:
+    came, left = sum(map(_rows, receipts)), sum(map(_rows, records))
+    if why := _difference(receipts, records):
+        return DIFFER, came, why
+    return (CUT, came, _cut(left, came)) if left < came else (AGREE, came, "")
+
+
+def _cut(left: int, came: int) -> str:
+    return f"their log says that it was interrupted, and of {left:,} rows; {came:,} came"
 
 
 def _difference(receipts: Sequence[Body], records: Sequence[Body]) -> str:
@@ -199,20 +236,14 @@ def _parts(
 ) -> Iterator[Read]:
     """What questions over several owners had of this one. `asked`: its records of them, by question and part."""
     for name, records in reader.questions.items():
-        for fragment, part in _told_parts(records).items():
-            agreements, came = part.get("agreements", []), int(part.get("rows") or 0)
-            if not any(reader.parties.get(one) in owners for one in agreements):
-                continue
-            found = asked.pop((name, fragment), [])
-            said = {**records[0], "agreement": agreements[0], "dataset": ""}
-            if found:
-                left = came if any(_rows(one) == came for one in found) else max(map(_rows, found))  # asked for twice
-                why = "" if left == came else f"{left:,} rows left, {came:,} came"
-                yield _told(DIFFER if why else AGREE, reader, owner, found[0], came, left, why)
-            elif came:
-                why = owner.lacks("ReadEnded", said)
-                verdict, why = (UNTOLD, why) if why else (NO_RECORD, "their log has no such part of a question")
-                yield _told(verdict, reader, owner, said, came, None, why)
+        for fragment, (question, part) in _by_part(records).items():
+            if "agreements" not in part:
+                for end in asked.pop((name, fragment), []):
+                    why = "the question's record is of an older connector, and names no agreements"
+                    yield _told(UNTOLD, reader, owner, end, None, _rows(end), why)
+            elif any(reader.parties.get(one) in owners for one in part["agreements"]):
+                said = {**question, "agreement": part["agreements"][0], "dataset": ""}
+                yield from _part(reader, owner, said, int(part.get("rows") or 0), asked.pop((name, fragment), []))
     for ends in asked.values():  # of a question that failed, or went on without it
         if left := sum(map(_rows, ends)):
             why = reader.lacks("QueryCoordinated", ends[0])  # the record under its agreement
@@ -220,17 +251,55 @@ def _parts(
             yield _told(verdict, reader, owner, ends[0], None, left, why)
 
 
-def _told_parts(records: Sequence[Body]) -> dict[str, Mapping[str, Any]]:
-    """By fragment what a question's records tell of its parts: the first of them has all, the others those under their
-    own agreement, which is what an extract by that has. One that was too long for its log tells none."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for body in records:
-        told = _detail(body).get("owners", [])
+def _by_part(records: Sequence[Body]) -> dict[str, tuple[Body, Mapping[str, Any]]]:
+    """The parts of a question by their fragments, each with the record that tells most of it: the first of them has
+    all, the others those under their own agreement, which is what an extract by that has. One that was too long for
+    its log tells none."""
+    found: dict[str, tuple[Body, Mapping[str, Any]]] = {}
+    for one in records:
+        told = _detail(one).get("owners", [])
         for part in told if isinstance(told, list) else ():
-            name = str(part.get("fragment"))
-            if len(part.get("agreements", [])) > len(found.get(name, {}).get("agreements", [])):
-                found[name] = part
+            _, known = found.get(name := str(part.get("fragment")), (one, {}))
+            if name not in found or len(part.get("agreements", ())) > len(known.get("agreements", ())):
+                found[name] = one, part
     return found
+
+
+def _part(reader: _Log, owner: _Log, question: Body, came: int, records: Sequence[Body]) -> Iterator[Read]:
+    """One part. Of several attempts the last is the one that was had: what left in others nobody has counted."""
+    if not records:
+        if came:
+            why = owner.lacks("ReadEnded", question)
+            verdict, why = (UNTOLD, why) if why else (NO_RECORD, "their log has no such part of a question")
+            yield _told(verdict, reader, owner, question, came, None, why)
+        return
+
+    def likely(one: Body) -> tuple[bool, bool, bool, int]:
+        return _attempt(one) <= _ATTEMPTS, _rows(one) == came, _may_be_more(one, came), _rows(one)
+
+    had = max(records, key=likely)
+    left = _rows(had)
+    differ = f"{left:,} rows left, {came:,} came"
+    verdict, why = (AGREE, "") if left == came else (DIFFER, differ)
+    if _may_be_more(had, came):
+        verdict, why = CUT, _cut(left, came)
+    yield _told(verdict, reader, owner, had, came, left, why)
+    for one in records:
+        if one is not had and _attempt(one) > _ATTEMPTS:
+            why = f"their log has an attempt {_attempt(one)}, of at most {_ATTEMPTS}"
+            yield _told(DIFFER, reader, owner, one, None, _rows(one), why)
+        elif one is not had and _rows(one):
+            yield _told(NO_RECEIPT, reader, owner, one, None, _rows(one), "another attempt, which nobody has counted")
+
+
+def _may_be_more(record: Body, came: int) -> bool:
+    """Whether an owner's process ended in mid-read, so that its log has the least that left."""
+    return record.get("code") == _INTERRUPTED and _rows(record) < came
+
+
+def _attempt(record: Body) -> int:
+    found = _PART.fullmatch(_name(record))
+    return int(found[3]) if found is not None else 1
 
 
 def _without_receipt(reader: _Log, owner: _Log, record: Body) -> Read:
@@ -252,6 +321,17 @@ def _name(body: Body) -> str:
 
 def _rows(body: Body) -> int:
     return int(_detail(body).get("rows") or 0)
+
+
+def _seconds(body: Body) -> float:
+    """When it was recorded."""
+    return datetime.fromisoformat(body["time"]).timestamp()
+
+
+def _age(body: Body) -> float:
+    """How long before a record of the reader's its owner may have recorded the end: a small stream has left as soon as
+    it has begun. Without end where a receipt does not say."""
+    return float(_detail(body).get("seconds", math.inf)) if body["kind"] == "ReadTaken" else _LATE
 
 
 def _party(body: Body) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hanse.match import AGREE, DIFFER, NO_RECEIPT, NO_RECORD, UNTOLD, match
+from hanse.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, UNTOLD, match
 
 from connector.audit.note import Signer
 from tests.support.forged import write
@@ -41,7 +41,10 @@ def came(rows: int, *, read: str = "r1", receipt: str = "a", second: int = 11, *
     """A receipt of all rows; with `told=None` of a read that was broken off."""
     end = {"status": "complete", "rows": rows, "bytes": 8 * rows, "digest": DIGEST} | told.pop("end", {})
     detail = {"counterparty": NORTH, "receipt": receipt, "rows": rows, **({"told": end} if told.get("told", 1) else {})}
-    return record("ReadTaken", second, **about(actor="job", on_behalf_of=SOUTH, process=read), detail=detail)
+    detail |= {"seconds": told.get("seconds", 2)}
+    return record(
+        "ReadTaken", second, **about(actor=told.get("actor", "job"), on_behalf_of=SOUTH, process=read), detail=detail
+    )
 
 
 def asked(rows: int, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT) -> dict[str, Any]:
@@ -55,8 +58,11 @@ def asked(rows: int, *fragments: str, agreement: str = AGREEMENT, of: str = AGRE
 
 CONCLUDED = record("AgreementConcluded", 1, **about(actor=NORTH, detail={"counterparty": SOUTH}))
 OURS = record("AgreementConcluded", 1, **about(actor=SOUTH, detail={"counterparty": NORTH}))
-EXPORTED = record("LogRead", 50, actor="auditor")
+EXPORTED = record("LogRead", actor="auditor") | {"time": "2026-11-29T12:10:00.000Z"}
+SOON = record("LogRead", 50, actor="auditor")
 STARTED = record("ReadStarted", 9, **about(actor=SOUTH, process="r1"))
+
+OLDER = record("QueryCoordinated", 12, process=QUESTION, detail={"owners": [{"fragment": "f0", "rows": 5}]})
 
 CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]] = [
     ("the same rows", [came(5)], [left(5)], {AGREE: 1}),
@@ -64,6 +70,8 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("fewer rows than came", [came(5)], [left(4)], {DIFFER: 1}),
     ("no record", [came(5)], [], {NO_RECORD: 1}),
     ("a start without an end", [came(5)], [STARTED], {DIFFER: 1}),
+    ("told by another, too", [came(5), came(9, receipt="b", actor="other")], [left(5)], {UNTOLD: 1}),
+    ("told by two, neither as recorded", [came(5), came(9, receipt="b", actor="other")], [left(6)], {DIFFER: 1}),
     ("no receipt", [], [left(5)], {NO_RECEIPT: 1}),
     ("nothing left, no receipt", [], [left(0, outcome="refused")], {}),
     ("told again", [came(5), came(5)], [left(5)], {AGREE: 1}),
@@ -76,15 +84,23 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("refused at both", [came(5, end={"status": "revoked"})], [left(5, outcome="refused")], {AGREE: 1}),
     ("broken off, more left", [came(5, told=None)], [left(9, outcome="broken")], {AGREE: 1}),
     ("broken off, fewer left", [came(5, told=None)], [left(4, outcome="broken")], {DIFFER: 1}),
-    ("the owner crashed after the end", [came(5)], [left(2, outcome="broken", code="interrupted")], {AGREE: 1}),
+    ("the owner crashed after the end", [came(5)], [left(2, outcome="broken", code="interrupted")], {CUT: 1}),
+    ("it crashed after its last row", [came(5)], [left(5, outcome="broken", code="interrupted")], {AGREE: 1}),
     ("it crashed, and more left than came", [came(5)], [left(7, outcome="broken", code="interrupted")], {DIFFER: 1}),
     ("resumed", [came(3, told=None), came(5, read="r2", receipt="b")], [left(4, outcome="broken"), left(5, read="r2")],
      {AGREE: 2}),
-    ("their file is older", [came(5, second=55)], [], {UNTOLD: 1}),
     ("a part of a question", [asked(5)], [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
     ("a part by an id that is the owner's alone", [asked(5)], [left(5, read=f"{QUESTION}.f0.1.00ff")], {AGREE: 1}),
     ("a part asked for twice", [asked(5)], [left(2, read=f"{QUESTION}.f0.1"), left(5, read=f"{QUESTION}.f0.2")],
-     {AGREE: 1}),
+     {AGREE: 1, NO_RECEIPT: 1}),
+    ("a part with an attempt more than are made", [asked(5)], [left(5, read=f"{QUESTION}.f0.1"),
+     left(9, read=f"{QUESTION}.f0.3")], {AGREE: 1, DIFFER: 1}),
+    ("a part whose owner crashed", [asked(5)], [left(2, read=f"{QUESTION}.f0.1", code="interrupted")], {CUT: 1}),
+    ("a part whose owner crashed, and more left", [asked(5)],
+     [left(7, read=f"{QUESTION}.f0.1", code="interrupted")], {DIFFER: 1}),
+    ("a question of two records, each with its own parts", [asked(5), asked(3, "f1")],
+     [left(5, read=f"{QUESTION}.f0.1"), left(3, read=f"{QUESTION}.f1.1")], {AGREE: 2}),
+    ("a question of an older connector", [OLDER], [left(5, read=f"{QUESTION}.f0.1")], {UNTOLD: 1}),
     ("a part with other rows", [asked(5)], [left(6, read=f"{QUESTION}.f0.1")], {DIFFER: 1}),
     ("a part without a record", [asked(5)], [], {NO_RECORD: 1}),
     ("a part that the question says nothing of", [asked(5)], [left(5, read=f"{QUESTION}.f0.1"),
@@ -108,6 +124,27 @@ def test_what_both_logs_say(ours: list[Any], theirs: list[Any], expected: dict[s
     assert found.contradictions == expected.get(DIFFER, 0) + expected.get(NO_RECORD, 0)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "last"),
+    [([], SOON), ([STARTED], SOON), ([], CONCLUDED), ([STARTED], EXPORTED | {"time": "2026-11-29T12:05:10.000Z"})],
+    ids=["no record", "no end yet", "older", "not long enough"],
+)
+def test_what_is_missing_says_nothing_until_the_file_goes_on_for_a_while(
+    theirs: list[Any], last: dict[str, Any], tmp_path: Path
+) -> None:
+    reader = write(tmp_path / "south.zip", signer("south"), [OURS, came(5), EXPORTED])
+    owner = write(tmp_path / "north.zip", signer("north"), [CONCLUDED, *theirs, last])
+    assert [read.verdict for read in match(reader, owner).reads] == [UNTOLD]
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(2, NO_RECORD), (36_000, UNTOLD)])
+def test_a_small_stream_that_was_read_slowly_left_long_before(seconds: int, verdict: str, tmp_path: Path) -> None:
+    reader = write(tmp_path / "south.zip", signer("south"), [OURS, came(5, seconds=seconds), EXPORTED])
+    terms = {"since": 1_795_953_600.0 - 7_200}  # 10:00:00
+    owner = write(tmp_path / "north.zip", signer("north"), [CONCLUDED, EXPORTED], terms=terms)
+    assert [read.verdict for read in match(reader, owner).reads] == [verdict]
+
+
 EXTRACTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "ReadEnded"}, NO_RECORD),
     ({"kind": "ReadRefused"}, UNTOLD),
@@ -120,6 +157,7 @@ EXTRACTS: list[tuple[dict[str, Any], str]] = [
     ({"since": 1_700_000_000.0}, NO_RECORD),
     ({"since": 1_795_953_600.0}, UNTOLD),  # 12:00:00: the record may stand before it, its receipt after
     ({"until": 1_795_953_605.0}, UNTOLD),
+    ({"until": 1_795_953_700.0}, UNTOLD),  # 12:01:40: by a clock that is ahead it may stand after
 ]
 
 

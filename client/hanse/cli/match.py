@@ -26,7 +26,9 @@ def match(
     other: Annotated[Path, typer.Argument(help="And of the other; in either order.", show_default=False)],
     key: Key = [],  # noqa: B006  typer reads it, nobody changes it
     limit: Annotated[int, typer.Option(min=1, help="Reads that are shown, what contradicts first.")] = 100,
-    strict: Annotated[bool, typer.Option(help="A read without a receipt is a failure, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="A read without a receipt, or cut off at its owner, is a failure, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two evidence files offline: do the reads that an owner recorded agree with what its readers had?
@@ -34,7 +36,7 @@ def match(
     Both are verified first. Exit 6 where one does not hold, or they contradict each other. Exit 7 where they do not and
     no --key was given: who signed them is not known then.
     """
-    from hanse.match import NO_RECEIPT
+    from hanse.match import UNPROVEN
     from hanse.match import match as compared
 
     trusted = {_verified(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
@@ -44,7 +46,8 @@ def match(
     if not found.reads:
         raise BadInput(
             "expected two logs of which one side has read from the other, came two without a read or an agreement in "
-            "common: is one of them an extract of something else?"
+            "common: is one of them an extract of something else? An owner's whole log in which there is no trace of a "
+            "reader who has receipts of his leaves out what he read"
         )
     if as_json:
         print_json({"counts": dict(found.counts), "reads": [asdict(read) for read in found.reads]})
@@ -55,8 +58,9 @@ def match(
             f"the two logs contradict each other about {number_of(found.contradictions, 'read')}",
             code="logs_contradict",
         )
-    if strict and found.counts[NO_RECEIPT]:
-        raise Unverified(f"{number_of(found.counts[NO_RECEIPT], 'read')} without a receipt", code="receipts_missing")
+    if strict and (unproven := {verdict: found.counts[verdict] for verdict in UNPROVEN if found.counts[verdict]}):
+        said = ", ".join(f"{number_of(number, 'read')}: {verdict}" for verdict, number in unproven.items())
+        raise Unverified(f"what left of some reads is not proven ({said})", code="receipts_missing")
     if not key:
         raise SignerUnknown(
             "the two files contradict each other nowhere, and who signed them is not known: their keys came with them; "
