@@ -1,17 +1,19 @@
 """Receipts: what came of reads of ours at owners, as those who read tell it, in our own log (decision 55).
 
 Whose dataset it was, and under which agreement, our own agreement says; what is counted is the teller's word. One that
-is told again counts once. The log is bounded: each token has so many receipts a minute.
+is told again counts once. The log is bounded: each token has so many receipts a minute, and one call at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from connector.errors import Limited
 from connector.events import ReadTaken
@@ -19,7 +21,8 @@ from connector.recent import keep
 from connector.store import Store, Transaction
 
 TOGETHER_MAX = 256  # in one call
-_PER_MINUTE = 60_000  # of one token, as many of them at once: a job of thousands of readers that ends
+_PER_MINUTE = 6_000  # of one token: each is a record in a log that is kept, and others write to it, too
+_BURST = 20_000  # as many of them at once: a job of thousands of readers that ends
 _MINUTE = 60.0
 _TELLERS_MAX = 4096
 _SENDER = "receipts"  # in the inbox: no counterparty, whose identifier is a DID, has it
@@ -87,19 +90,21 @@ class Receipts:
         self._participant = participant
         self._clock = clock
         self._full: OrderedDict[str, float] = OrderedDict()  # until when the time of each teller is used
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def record(self, ends: Sequence[Ended], *, by: str) -> Recorded:
         """Keep receipts, all in one transaction. Limited where this token has told of too many of late."""
         self._count(by, len(ends))
-        return await self._store.write(lambda tx: self._kept(tx, ends, by))
+        async with self._turns.setdefault(by, asyncio.Lock()):  # other tokens' come between
+            return await self._store.write(lambda tx: self._kept(tx, ends, by))
 
     def _count(self, by: str, number: int) -> None:
         now = self._clock()
         until = max(self._full.get(by, now), now) + number * _MINUTE / _PER_MINUTE
-        if (wait := until - now - _MINUTE) > 0:
+        if (wait := until - now - _BURST * _MINUTE / _PER_MINUTE) > 0:
             raise Limited(
-                f"expected at most {_PER_MINUTE} receipts a minute by one token, came more; tell of them in "
-                f"{math.ceil(wait)} s",
+                f"expected at most {_PER_MINUTE} receipts a minute by one token, and {_BURST} at once, came more; tell "
+                f"of them in {math.ceil(wait)} s",
                 code="too_many_receipts",
                 retry_after=math.ceil(wait),
             )

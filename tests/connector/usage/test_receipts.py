@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -111,12 +112,32 @@ async def test_a_transfer_that_is_not_ours_says_nothing(store: Store, events: li
 
 async def test_a_token_has_so_many_a_minute(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_PER_MINUTE", 60)
+    monkeypatch.setattr(kept, "_BURST", 120)
     now = 0.0
     receipts = Receipts(store, participant=US, clock=lambda: now)
-    await receipts.record([ENDED] * 60, by="job")
+    await receipts.record([ENDED] * 120, by="job")
     with pytest.raises(Limited, match="60 receipts a minute") as refused:
         await receipts.record([ENDED] * 2, by="job")
     assert (refused.value.code, refused.value.facts["retry_after"]) == ("too_many_receipts", 2)
     await receipts.record([ENDED], by="other")
     now = 2.0
     await receipts.record([ENDED] * 2, by="job")
+
+
+async def test_a_token_has_one_call_at_a_time_and_others_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, writing = Store("sqlite://"), asyncio.Event()
+    waiting: list[str] = []
+
+    async def written(_: Any) -> None:
+        waiting.append("")
+        await writing.wait()
+
+    monkeypatch.setattr(store, "write", written)
+    receipts = Receipts(store, participant=US)
+    calls = [asyncio.create_task(receipts.record([ENDED], by=by)) for by in ("job", "job", "job", "other")]
+    await asyncio.sleep(0.05)
+    assert len(waiting) == 2
+    writing.set()
+    await asyncio.gather(*calls)
+    store.close()
+    assert (len(waiting), len(receipts._turns)) == (4, 0)
