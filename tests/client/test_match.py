@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hanse.cli import main
 from hanse.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, UNTOLD, match
 
 from connector.audit.note import Signer
@@ -217,3 +218,34 @@ def test_each_may_be_a_reader_of_the_other(tmp_path: Path) -> None:
         (DIFFER, "south", 4, 3),
         (AGREE, "north", 5, 5),
     ]
+
+
+COMMANDS: list[tuple[list[dict[str, Any]], int, str]] = [
+    ([left(2, code="interrupted"), EXPORTED], 6, "1 read: cut off"),
+    ([left(5), left(3, read="r2"), EXPORTED], 6, "1 read: no receipt"),
+    ([left(5), EXPORTED], 7, "who signed them is not known"),
+]
+
+
+@pytest.mark.parametrize(("theirs", "code", "said"), COMMANDS, ids=["cut off", "no receipt", "agree"])
+def test_what_is_not_proven_fails_where_it_is_strict(
+    theirs: list[Any], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = write(tmp_path / "south.zip", signer("south"), [OURS, came(5), EXPORTED])
+    owner = write(tmp_path / "north.zip", signer("north"), [CONCLUDED, *theirs])
+    assert _strict(capsys, reader, owner, said) == (code, True)
+
+
+def test_an_owners_log_without_a_trace_of_its_reader_is_said_to_be_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = write(tmp_path / "south.zip", signer("south"), [OURS, came(5), EXPORTED])
+    owner = write(tmp_path / "north.zip", signer("north"), [EXPORTED])
+    assert _strict(capsys, reader, owner, "leaves out what he read") == (1, True)
+
+
+def _strict(capsys: pytest.CaptureFixture[str], reader: Path, owner: Path, said: str) -> tuple[int, bool]:
+    """How the command ends, and whether it says that."""
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "match", str(reader), str(owner), "--strict"])
+    return int(ended.value.code or 0), said in " ".join(capsys.readouterr().err.split())
