@@ -128,11 +128,13 @@ _READABLE = Prepared(
 
 _THIS = _GRANT.c.agreement_id == bindparam("agreement")
 _HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
+# An agreement of ours ends in one transaction and its grant in a later one: no read begins in between.
+_IN_FORCE = and_(_HOLDS, ~exists().where(_OF_GRANT, _AGREEMENT.c.ended_at.is_not(None)))
 _SAME_DAY = _GRANT.c.day.between(bindparam("today"), bindparam("today") + 1)
 _TODAY = case((_SAME_DAY, _GRANT.c.queries_today), else_=0)
 _COUNT_USE = Prepared(
     update(_GRANT)
-    .where(_HOLDS, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
+    .where(_IN_FORCE, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
     .values(
         queries=_GRANT.c.queries + 1,
         queries_today=_TODAY + 1,
@@ -325,7 +327,7 @@ class Agreements:
         return self._unit.session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
-        """Count one more query, if the grant holds and has room. Whether it did.
+        """Count one more query, if agreement and grant hold and there is room. Whether it did.
 
         Where another process's clock has begun the next day, that day goes on: begun anew by each in turn, a day would
         have no end of queries as long as their clocks differ.

@@ -52,7 +52,7 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
     )
     if not counted:
         row = tx.agreements.grant(grant.agreement_id)
-        if row is None or row.revoked_at is not None:
+        if row is None or grant.agreement_id in tx.agreements.ended([grant.agreement_id]):
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:

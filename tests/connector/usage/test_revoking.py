@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from connector.dsp.agreements import Agreements
-from connector.errors import Busy, Conflict
+from connector.errors import Busy, Conflict, Refused
 from connector.query.job import Relation
-from connector.store import UNKNOWN, Store
+from connector.store import UNKNOWN, Store, Transaction
 from connector.usage.grants import Grants
 from connector.usage.held import Grant
 from tests.support import gate, provider
@@ -68,3 +68,21 @@ async def test_what_is_refused_to_be_revoked_ends_no_read(sqlite_store: Store) -
     assert not read.lease.revoked
     assert str(other.ended) == "over"
     grants.forget([read, other])
+
+
+async def test_no_read_begins_between_the_end_of_its_agreement_and_that_of_the_grant(store: Store) -> None:
+    grants = Grants(store, facts_of=provider.member)
+    read = await reading(store, grants, 3)
+
+    def ended(tx: Transaction) -> None:
+        row = tx.agreements.of(read.agreement_id, role="provider")
+        row.ended_at, row.end_reason = tx.now, "misused"
+
+    await store.write(ended)
+    with pytest.raises(Refused, match="revoked by its owner") as caught:
+        await grants.begin([read], lambda _: None, read_id="r")
+    assert caught.value.code == "revoked"
+    counted = await store.read(lambda tx: tx.agreements.grant(read.agreement_id))
+    assert counted is not None
+    assert counted.queries == 0
+    grants.forget([read])
