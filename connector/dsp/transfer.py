@@ -619,13 +619,18 @@ class _Pusher:
             tx.publish(self._transfers._advanced(held, actor=self._transfers._us, message="push", outcome="broken"))
 
     def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> list[Outbox]:
-        """All has arrived: complete. Otherwise nothing will come any more: terminate, so that its consumer is told."""
+        """All has arrived: complete. Otherwise nothing will come any more: terminate, so that its consumer is told, and
+        of its agreement's end where that has cut it: what it has then is taken back."""
         transfer, transfers = held, self._transfers
         if transfer is None or transfer.generation != row.message["generation"]:
             return []
         if outcome.result is Result.DELIVERED:
             transfer.code = transfer.reason = ""
             return [transfers._carry_out(tx, transfer, "complete")]
+        agreement = tx.agreements.get(transfer.agreement_id, role=PROVIDER)
+        if agreement is not None and agreement.ended_at is not None:  # its transfers end in a later transaction
+            reason = agreement.end_reason
+            return transfers._end(tx, transfer, code=AGREEMENT_REVOKED, reason=reason, actor=transfers._us)
         before = transfer.reason.removeprefix(_AGAIN) if transfer.code == PUSH_AGAIN else ""
         # The last attempt may have found nothing but that those before it have used up the agreement.
         also = f"; the attempt before it: {before}" if before not in ("", outcome.why) else ""

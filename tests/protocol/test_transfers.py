@@ -23,6 +23,7 @@ from connector.errors import (
     NotFound,
     PeerRefused,
     PeerUnreachable,
+    Refused,
 )
 from connector.net import Reply
 from connector.store import Transaction
@@ -303,6 +304,28 @@ async def test_a_push_that_fails_for_good_ends_its_transfer_and_both_sides_know_
             assert (side.code, side.reason) == ("push_failed", "push: the sink is gone")
         # The acknowledgement of the start may be recorded before it or after.
         assert [event.code for event in two.north.events if event.outcome == "failed"] == ["push_failed"]
+
+
+async def test_a_push_that_a_revocation_cuts_ends_with_it_before_the_other_transfers_do(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+
+        def ends(tx: Transaction) -> None:
+            agreement = tx.agreements.of(agreement_id, role="provider")
+            agreement.ended_at, agreement.end_reason = tx.now, "misused"
+
+        async def cut(*_: Any) -> None:
+            await two.north.store.write(ends)
+            raise Refused("revoked: misused", code="revoked")
+
+        two.north.plane.push = cut  # type: ignore[method-assign]
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        here = await settled(two.south, "transfer", row.id, "TERMINATED")
+        there = await settled(two.north, "transfer", here.peer_pid, "TERMINATED")
+        assert {(side.code, side.reason) for side in (here, there)} == {("agreement_revoked", "misused")}
+        assert not [event for event in two.north.events if event.outcome == "failed"]
 
 
 async def test_why_an_address_is_not_pushed_to_is_for_its_provider_alone(tmp_path: Path) -> None:
