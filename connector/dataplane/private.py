@@ -6,10 +6,13 @@ what its reader gets is made of it by the public statement (`policies.enforce.pr
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from connector.dataplane.asked import END_OF_STREAM, Asked
 from connector.errors import BadInput, Busy, Limited
@@ -22,11 +25,17 @@ from policies import admission
 if TYPE_CHECKING:
     from policies.enforce.private import Private
 
+_T = TypeVar("_T")
 MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
 _USUAL_SHARE = 10  # an answer whose epsilon nobody chose spends a tenth of the budget
 # Of the answer with its noise, never of the groups that there truly are: how many these are is nobody's to know.
 _GROUPS_MAX = 100_000
 _ANSWER_MAX = 16 * 2**20
+_PAUSE, _PAUSE_MAX = 0.05, 0.5  # until it is looked again whether another read has answered the same question
+
+
+class BeingAnswered(Busy):
+    """Another read is to answer the same question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +56,9 @@ class Charged:
 
 
 def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Charged:
-    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more. Busy
-    while another read is to answer the question: its answer will cost nothing. One that a crash cut off is over when
-    its end is recorded."""
+    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
+    BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
+    that a crash cut off is over when its end is recorded."""
     most = round(private.budget.epsilon * MICRO)
     micro = _wanted(asked, most, grant)
     key = _key(grant, private)
@@ -57,7 +66,10 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Cha
     if kept is not None and kept.epsilon_micro >= micro:
         return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
     if tx.reads.has(tx.answers.asked_by(grant.agreement_id, key), consumer=grant.consumer):
-        raise Busy("the same question is being answered now; ask again in a moment, and its answer costs nothing")
+        raise BeingAnswered(
+            "the same question is being answered now, and that takes longer than this read may wait; ask again in a "
+            "moment: an answer of as much epsilon costs nothing then"
+        )
     if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
         left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
         raise Limited(
@@ -68,6 +80,24 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Cha
         )
     tx.answers.ask(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
     return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
+
+
+async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
+    """What `begin` gives; where another read is to answer the same question, once that has, or has ended without.
+
+    BeingAnswered where it has not after `seconds`, or nobody `waits` for it any more.
+    """
+    until, pause = time.monotonic() + seconds, _PAUSE
+    while True:
+        try:
+            return await begin()
+        except BeingAnswered:
+            if time.monotonic() + pause > until:
+                raise
+            await asyncio.sleep(pause)
+            if not waits():
+                raise
+        pause = min(2 * pause, _PAUSE_MAX)
 
 
 async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Charged, *, watch: Watch) -> bytes:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import math
 import secrets
 import time
 from collections import Counter, OrderedDict
@@ -31,7 +32,7 @@ from weakref import WeakSet
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, STREAM, Asked, End, Split
-from connector.dataplane.governed import GovernedStream, watch, why_ended
+from connector.dataplane.governed import GovernedStream, lease_left, watch, why_ended, why_over
 from connector.dataplane.jobs import gated, job_of, needed, version_relation
 from connector.dataplane.judging import Judging
 from connector.dataplane.origin import Origin
@@ -109,6 +110,7 @@ class Reads:
         self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
         self._ids = Counter[str]()  # of those, of reads that have not begun yet, and of ends that are owed
+        self._waited = Counter[str]()  # those whose reader waits until they have begun
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
@@ -451,7 +453,8 @@ class Reads:
             charged = None
             # How much may be sent, and how much noise there is, is known once the read has begun.
             if prepared.private is not None or any(grant.contract.limits.rationed for grant in grants):
-                charged = await asyncio.shield(beginning)
+                with _named(self._waited, asked.query_id):
+                    charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
                 job = await self._noised(job, grants, prepared, charged)
@@ -486,8 +489,19 @@ class Reads:
             unfinished.begin(tx, *events, instance=self._instance, transfers=transfers, transport=asked.transport)
             return charged
 
+        def waits() -> bool:
+            return asked.query_id in self._waited and ended_by(grants) is None and lease_left(grants) > 0
+
         try:
-            return await self.grants.begin(grants, start, read_id=asked.query_id)
+            return await private.in_turn(
+                lambda: self.grants.begin(grants, start, read_id=asked.query_id),
+                seconds=min(self._most.seconds, asked.seconds or math.inf),
+                waits=waits,
+            )
+        except private.BeingAnswered:
+            if asked.query_id in self._waited and not waits():
+                raise await why_over(grants, self.grants) from None
+            raise
         except AlreadyExists:  # in another process on this database
             raise _taken(asked) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +175,73 @@ async def test_a_question_asked_several_times_at_once_is_answered_and_paid_once(
     agreement = await running.agree(policy())
     ticket = running.ticket(agreement)
     answers = await asyncio.gather(*(ask(running, ticket, COUNTED, epsilon=0.2) for _ in range(4)))
-    assert {answer.json()["code"] for answer in answers if answer.status_code != 200} <= {"busy"}
+    assert [answer.status_code for answer in answers] == [200] * 4
     kept, _ = parse((await ask(running, ticket, COUNTED, epsilon=0.2)).content)
-    told = [parse(answer.content)[0] for answer in answers if answer.status_code == 200]
-    assert told
-    assert all(one.equals(kept) for one in told)
+    assert all(parse(answer.content)[0].equals(kept) for answer in answers)
     assert await used(running, agreement) == 0.2
+    await settled(running)
+    assert not [event for event in running.of_kind("ReadRefused") if event.agreement == agreement]
+
+
+class Slow:
+    """The first answer that is made waits for `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs, self.go, self._real = asyncio.Event(), asyncio.Event(), private.answered
+        monkeypatch.setattr(private, "answered", self.answered)
+
+    async def answered(self, *args: Any, **named: Any) -> bytes:
+        self.runs.set()
+        await self.go.wait()
+        return await self._real(*args, **named)
+
+
+async def test_who_asks_for_more_than_the_answer_under_way_waits_for_it_and_pays(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, agreement = Slow(monkeypatch), await running.agree(policy())
+    ticket = running.ticket(agreement)
+    less = asyncio.ensure_future(ask(running, ticket, COUNTED, epsilon=0.001))
+    await slow.runs.wait()
+    more = asyncio.ensure_future(ask(running, ticket, COUNTED, epsilon=0.5))
+    await asyncio.sleep(0.3)
+    assert not more.done()
+    slow.go.set()
+    ends = [parse(answer.content)[1] for answer in await asyncio.gather(less, more)]
+    assert [end["policy"][-1].split(" (")[0] for end in ends] == [
+        "numbers: noise of epsilon 0.001",
+        "numbers: noise of epsilon 0.5",
+    ]
+    assert await used(running, agreement) == pytest.approx(0.501)
+
+
+@pytest.mark.parametrize(
+    ("how", "refused"), [("no time", ["busy"]), ("revoked", ["revoked"]), ("left", [])], ids=["time", "right", "reader"]
+)
+async def test_who_waits_for_an_answer_stops_where_time_or_right_or_reader_have_gone(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, how: str, refused: list[str]
+) -> None:
+    slow, agreement = Slow(monkeypatch), await running.agree(policy())
+    ticket = running.ticket(agreement)
+    first = asyncio.ensure_future(ask(running, ticket, TOTAL, epsilon=0.2))
+    await slow.runs.wait()
+    if how == "no time":
+        monkeypatch.setattr(running.reads, "_most", replace(running.reads._most, seconds=0.3))
+    waiting = asyncio.ensure_future(ask(running, ticket, TOTAL, epsilon=0.2))
+    async with asyncio.timeout(20):
+        while not (running.reads._waited or waiting.done()):
+            await asyncio.sleep(0.01)
+        if how == "revoked":
+            await running.revoke(agreement, "over")
+        if how == "left":
+            waiting.cancel()
+        while running.reads._waited:
+            await asyncio.sleep(0.01)
+    slow.go.set()
+    await asyncio.wait([first, waiting])
+    await settled(running)
+    assert [event.code for event in running.of_kind("ReadRefused") if event.agreement == agreement] == refused
+    assert len([event for event in running.of_kind("ReadStarted") if event.agreement == agreement]) == 1
 
 
 async def test_a_question_whose_reads_have_ended_is_asked_anew(
