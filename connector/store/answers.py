@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, delete, select, update
@@ -71,10 +72,12 @@ class PrivateAnswers:
         self._session.merge(PrivateAnswer(**named, epsilon_micro=0, answer=read_id.encode(), answered_at=now))
 
     def keep(self, agreement_id: str, question: str, *, micro: int, answer: bytes, now: float) -> bytes:
-        """Store an answer, which takes the place of one of less epsilon only; the one that is kept."""
+        """Store an answer, which takes the place of one of less epsilon only; the one that is kept. Nobody is to answer
+        the question any more."""
         values = {"epsilon_micro": micro, "answer": answer, "answered_at": now}
         keep = _KEEP[self._session.get_bind().dialect.name]
         self._session.execute(keep, {"agreement_id": agreement_id, "question": question, **values})
+        self._delete(agreement_id, [_asked(question)])  # or half of what is kept would be no answers
         kept = self._session.get_one(PrivateAnswer, (agreement_id, question))
         self._forget_old(agreement_id)
         return kept.answer
@@ -88,11 +91,11 @@ class PrivateAnswers:
         )
         names = self._session.scalars(old).all()
         if names:
-            self._session.execute(
-                delete(PrivateAnswer).where(
-                    PrivateAnswer.agreement_id == agreement_id, PrivateAnswer.question.in_(names)
-                )
-            )
+            self._delete(agreement_id, names)
+
+    def _delete(self, agreement_id: str, questions: Sequence[str]) -> None:
+        which = (PrivateAnswer.agreement_id == agreement_id, PrivateAnswer.question.in_(questions))
+        self._session.execute(delete(PrivateAnswer).where(*which))
 
 
 def _asked(question: str) -> str:

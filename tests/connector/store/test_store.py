@@ -21,7 +21,7 @@ from connector.database import open_engine
 from connector.dsp.circles import Full
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
-from connector.store import Store, Transaction
+from connector.store import Store, Transaction, answers
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
@@ -250,6 +250,20 @@ async def test_of_answers_with_noise_the_best_is_kept_and_of_equals_the_first(st
         for micro, answer in ((5, b"first"), (3, b"worse"), (5, b"equal"), (9, b"better"))
     ]
     assert kept == [b"first", b"first", b"first", b"better"]
+
+
+async def test_who_was_to_answer_takes_no_answers_place(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_KEPT", 2)
+
+    def asked(tx: Transaction) -> list[str]:
+        for number in range(3):
+            tx.answers.ask("a", f"q{number}", read_id="r", now=2.0 * number)
+            tx.answers.keep("a", f"q{number}", micro=1, answer=b"x", now=2.0 * number + 1)
+        names = [f"q{number}" for number in range(3)]
+        assert not any(tx.answers.asked_by("a", name) for name in names)
+        return [name for name in names if tx.answers.get("a", name)]
+
+    assert await store.write(asked) == ["q1", "q2"]
 
 
 async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
