@@ -147,7 +147,7 @@ def _compared(reader: _Log, owner: _Log) -> Iterator[Read]:
     receipts = {_detail(one).get("receipt"): one for one in reader.receipts if _party(one) in owners}  # once each
     us = {str(one.get("on_behalf_of", "")) for one in receipts.values()}
     records = [one for one in owner.ended if one.get("actor") in us or one.get("agreement") in reader.agreements]
-    told, recorded = _by_read(receipts.values()), _by_read(records)
+    told, recorded = _by_read(receipts.values()), {read: _last(ends) for read, ends in _by_read(records).items()}
     asked: dict[tuple[str, str], list[Body]] = defaultdict(list)
     for read, ends in told.items():
         yield _judged(reader, owner, ends, recorded.get(read, []) if read[1] else [])
@@ -166,6 +166,12 @@ def _by_read(bodies: Iterable[Body]) -> dict[tuple[str, str], list[Body]]:
     for body in bodies:
         found[str(body.get("agreement", "")), _name(body)].append(body)
     return found
+
+
+def _last(ends: list[Body]) -> list[Body]:
+    """Without a first end that a later one of the same read takes the place of: that has all that left."""
+    again = any(_detail(one).get("after") == _INTERRUPTED for one in ends)
+    return [one for one in ends if one.get("code") != _INTERRUPTED] if again else ends
 
 
 def _judged(reader: _Log, owner: _Log, receipts: Sequence[Body], records: Sequence[Body]) -> Read:

@@ -64,6 +64,9 @@ SOON = record("LogRead", 50, actor="auditor")
 STARTED = record("ReadStarted", 9, **about(actor=SOUTH, process="r1"))
 
 OLDER = record("QueryCoordinated", 12, process=QUESTION, detail={"owners": [{"fragment": "f0", "rows": 5}]})
+LAPSED: dict[str, Any] = {"outcome": "broken", "code": "interrupted"}
+AGAIN: dict[str, Any] = {"outcome": "broken", "code": "busy", "detail": {"after": "interrupted"}}
+PAUSED = [left(2, **LAPSED)]
 
 CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]] = [
     ("the same rows", [came(5)], [left(5)], {AGREE: 1}),
@@ -88,6 +91,14 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("the owner crashed after the end", [came(5)], [left(2, outcome="broken", code="interrupted")], {CUT: 1}),
     ("it crashed after its last row", [came(5)], [left(5, outcome="broken", code="interrupted")], {AGREE: 1}),
     ("it crashed, and more left than came", [came(5)], [left(7, outcome="broken", code="interrupted")], {DIFFER: 1}),
+    ("the owner paused, and has the end of it all", [came(7, end={"status": "error"})], [*PAUSED, left(7, **AGAIN)],
+     {AGREE: 1}),
+    ("paused, and more left than came", [came(5, end={"status": "error"})], [*PAUSED, left(7, **AGAIN)], {DIFFER: 1}),
+    ("it paused, and there is no receipt", [], [*PAUSED, left(7, **AGAIN)], {NO_RECEIPT: 1}),
+    ("it paused in a part", [asked(7)], [left(2, read=f"{QUESTION}.f0.1", **LAPSED),
+     left(7, read=f"{QUESTION}.f0.1", detail={"after": "interrupted"})], {AGREE: 1}),
+    ("it paused in a part of which the question says nothing", [asked(5)], [left(5, read=f"{QUESTION}.f0.1"),
+     left(2, read=f"{QUESTION}.f1.1", **LAPSED), left(7, read=f"{QUESTION}.f1.1", **AGAIN)], {AGREE: 1, NO_RECEIPT: 1}),
     ("resumed", [came(3, told=None), came(5, read="r2", receipt="b")], [left(4, outcome="broken"), left(5, read="r2")],
      {AGREE: 2}),
     ("a part of a question", [asked(5)], [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
