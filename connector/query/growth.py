@@ -7,6 +7,7 @@ query has twice its columns. A question that would become larger than one may be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from sqlglot import exp
@@ -48,16 +49,27 @@ def refusal() -> QueryInvalid:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a SELECT reads and gives: the columns of its sources, by alias; the names of its outputs, as they are
+    written; and of names that are given by AS, the place of the last output called so."""
+
+    select: exp.Select
+    sources: Mapping[str, Names]
+    names: Names
+    called: Mapping[str, int]
+
+
 class Reckoned:
     """`renamed`: sources and WITH queries whose columns get names (`AS x(a, b)`, or where two are called alike), with
     all of their columns' names;
-    `selects`: SELECTs with the columns of their sources, by alias."""
+    `selects`: what is known of each SELECT."""
 
     def __init__(self, planning: Planning) -> None:
         self.planning = planning
         self.added = self.shown = 0
         self.renamed: list[tuple[exp.Expr, Names]] = []
-        self.selects: list[tuple[exp.Select, Mapping[str, Names]]] = []
+        self.selects: list[Block] = []
 
     def query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
         """The outputs of a query; `known` are those of the WITH queries that it may read."""
@@ -74,10 +86,10 @@ class Reckoned:
 
     def _select(self, select: exp.Select, known: Mapping[str, Names]) -> Names:
         sources = {fold(one.alias_or_name): self._source(one, known) for one in trees.sources(select)}
-        self.selects.append((select, sources))
         columns = {name for names in sources.values() for name in names}
         named: dict[str, int] = {}  # the sizes of outputs with a name
         plain: dict[str, int] = {}  # of those whose name is no column's
+        called: dict[str, int] = {}
         outputs: list[tuple[str, int]] = []
         for output in select.expressions:
             if output.is_star:
@@ -89,6 +101,7 @@ class Reckoned:
             outputs.append((fold(output.output_name), found))
             if isinstance(output, exp.Alias):
                 named[fold(output.alias)] = found
+                called[fold(output.alias)] = len(outputs)
                 if fold(output.alias) not in columns:
                     plain[fold(output.alias)] = found
         for name in _CLAUSES:
@@ -99,7 +112,9 @@ class Reckoned:
                 self._size(on, plain, known)
         if (group := select.args.get("group")) is not None:
             self._group(group, [found for _, found in outputs])
-        return [name for name, _ in outputs]
+        names = [name for name, _ in outputs]
+        self.selects.append(Block(select, sources, names, called))
+        return names
 
     def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
         if isinstance(source, exp.Subquery):

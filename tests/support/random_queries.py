@@ -279,11 +279,20 @@ class Questions:
         shown += [Out(self.literal(INTEGER), INTEGER)] if self.chance(0.3) else []
         called = dict(zip(self.rng.sample(FIRST, len(shown)), shown, strict=True))
         listed = ", ".join(f"{one.sql} AS {name}" for name, one in called.items())
-        if self.chance(0.1):  # of two of one name, the first has it
-            listed += f", {self.scalar(outs).sql} AS {self.pick(list(called))}"
+        limit = ""
+        if self.chance(0.25):  # of two of one name, the first has it
+            twice = self.pick(list(called))
+            listed += f", {self.scalar(outs).sql} AS {twice}"
+            limit = self.limited(twice, len(called) + 1) if self.chance(0.6) else ""
         where = f" WHERE {self.plain(outs)}" if self.chance(0.7) else ""
-        inner = f"SELECT {listed} FROM {source}{where}"
+        inner = f"SELECT {listed} FROM {source}{where}{limit}"
         return f"({inner}) AS {alias}", [Out(f"{alias}.{name}", one.kind) for name, one in called.items()]
+
+    def limited(self, name: str, count: int) -> str:
+        """A limit of rows by an output's name, alone or in an expression, and then by every output's place."""
+        key = self.pick([name, f"{name} DESC", f"{name} IS NULL", f"coalesce({name}, {name}) DESC"])
+        places = ", ".join(str(place) for place in range(1, count + 1))
+        return f" ORDER BY {key}, {places} LIMIT {self.rng.randint(1, 6)}"
 
     def alias(self) -> str:
         self.count += 1

@@ -24,6 +24,7 @@ from policies.enforce.rewrite import every
 _NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
 _CALLED = "called"  # noted at outputs that have their name by AS, while names are bound
+_PLACE = "place"  # noted at names in ORDER BY: which output they mean, where it will have another name
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
@@ -40,10 +41,13 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     _call_unnamed(tree)
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
+    for block in reckoned.selects:
+        _columns_first(block.select, block.sources)
+        _one_column(block)
+    blocks = {id(block.select): block for block in reckoned.selects}
     for source, names in reckoned.renamed:
+        _keys_by_place(source.this, blocks[id(trees.first_select(source.this))])
         _rename_all(source, names)
-    for select, columns in reckoned.selects:
-        _columns_first(select, columns)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
@@ -196,22 +200,102 @@ def _columns_first(select: exp.Select, columns: Mapping[str, Sequence[str]]) -> 
         return
     outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
     joins = select.args.get("joins") or ()
-    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
-    merged = {fold(name.name) for join in joins for name in join.args.get("using") or ()}
+    merged = _merged(joins)
     grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
     keys = _keys(select)
     for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
         if inside and name in outputs and (name in keys or not grouped):
-            there = [alias for alias, names in columns.items() if name in names and alias not in hidden]
+            there = _there_is(name, columns, joins)
             if name in merged and keys.get(name):
                 there = [keys[name]]
             if len(there) == 1:
                 column.set("table", exp.to_identifier(there[0]))
-            elif there and name in merged:  # the first that is there, whichever side a join fills with NULL
-                first, *others = [trees.column(name, alias) for alias in there]
-                trees.put(exp.Coalesce(this=first, expressions=others), column)
+            elif there and name in merged:
+                _put_merged(column, there)
+
+
+def _one_column(block: growth.Block) -> None:
+    """A key of ORDER BY that several outputs are called, none of them by AS, is a column: written out, lest it be taken
+    for one of them."""
+    order, joins = block.select.args.get("order"), block.select.args.get("joins") or ()
+    full = "FULL" in {trees.side(join) for join in joins}
+    for column in _outputs_named(order) if order is not None else ():
+        name = fold(column.name)
+        if (count := block.names.count(name)) < 2:
+            continue
+        if name not in block.called:
+            _of_sources(column, block)
+        elif name in _merged(joins) and full and any(isinstance(one, exp.Star) for one in block.select.expressions):
+            raise _several(name, count)  # `*` calls what is merged by AS, as it were: which one is last?
+
+
+def _of_sources(column: exp.Column, block: growth.Block) -> None:
+    """Put the source that has it to a name, or what USING merges; of several, one cannot be told."""
+    name, joins = fold(column.name), block.select.args.get("joins") or ()
+    there = _there_is(name, block.sources, joins)
+    if "FULL" in {trees.side(join) for join in joins}:
+        there = _shown_alone(name, block) or there
+    if len(there) == 1:
+        column.set("table", exp.to_identifier(there[0]))
+    elif there and name in _merged(joins):
+        _put_merged(column, there)
+    elif there:
+        raise _several(name, block.names.count(name))
+
+
+def _shown_alone(name: str, block: growth.Block) -> list[str]:
+    """The source whose column is the only output of a name beside what USING merges in a FULL JOIN, which the engine
+    takes for an expression without one (in `*` it has one)."""
+    outputs = block.select.expressions
+    if any(isinstance(output, exp.Star) for output in outputs):
+        return []
+    named = [output for output in outputs if isinstance(output, exp.Column) and output.table]
+    shown = [
+        fold(one.table)
+        for one in named
+        if fold(one.name) == name or (one.is_star and name in block.sources.get(fold(one.table), ()))
+    ]
+    return shown if len(shown) == 1 else []
+
+
+def _keys_by_place(query: exp.Expr, block: growth.Block) -> None:
+    """Keys of ORDER BY that name outputs, before those get other names: as places, and noted inside of expressions. Of
+    SELECT it is the last that is called so by AS, of UNION the first."""
+    if isinstance(query, exp.Subquery):
+        _keys_by_place(query.this, block)
+    called = block.called if isinstance(query, exp.Select) else {}
+    order = query.args.get("order")
+    for column in _outputs_named(order) if order is not None else ():
+        name = fold(column.name)
+        if name in block.names:
+            place = called.get(name) or block.names.index(name) + 1
+            column.meta[_PLACE] = place
+            if isinstance(column.parent, exp.Ordered):
+                column.replace(exp.Literal.number(place))
+
+
+def _outputs_named(order: exp.Expr) -> list[exp.Column]:
+    """The names in ORDER BY that may be outputs'."""
+    names = [node for node in trees.in_block(order) if isinstance(node, exp.Column) and not node.table]
+    return [one for one in names if not isinstance(one.parent, exp.Ordered) or one.parent.parent is order]
+
+
+def _there_is(name: str, sources: Mapping[str, Sequence[str]], joins: Sequence[exp.Expr]) -> list[str]:
+    """The sources that have a column, but for those that a join only tests."""
+    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
+    return [alias for alias, names in sources.items() if name in names and alias not in hidden]
+
+
+def _merged(joins: Sequence[exp.Expr]) -> set[str]:
+    return {fold(name.name) for join in joins for name in join.args.get("using") or ()}
+
+
+def _put_merged(column: exp.Column, there: Sequence[str]) -> None:
+    """What USING merges: the first that is there, whichever side a join fills with NULL."""
+    first, *others = [trees.column(fold(column.name), alias) for alias in there]
+    trees.put(exp.Coalesce(this=first, expressions=others), column)
 
 
 def _keys(select: exp.Select) -> dict[str, str]:
@@ -247,7 +331,9 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
         order.set("expressions", [_like(first, exp.Literal.number(place)) for place in places])
     for column in [one for one in order.find_all(exp.Column) if not one.table] if isinstance(query, exp.Select) else ():
         same = [place for place, output in enumerate(outputs, 1) if output.alias_or_name == column.name]
-        if same and not isinstance(column.parent, exp.Ordered):
+        if place := column.meta.get(_PLACE):
+            trees.put(outputs[place - 1].unalias(), column)
+        elif same and not isinstance(column.parent, exp.Ordered):
             trees.put(outputs[_meant(same, outputs) - 1].unalias(), column)
         elif len(same) > 1:
             column.replace(exp.Literal.number(_meant(same, outputs)))
@@ -257,12 +343,15 @@ def _meant(places: Sequence[int], outputs: Sequence[exp.Expr]) -> int:
     """Which of the outputs of one name a key of ORDER BY means."""
     called = [place for place in places if outputs[place - 1].meta.get(_CALLED)]
     if not called and any(outputs[place - 1] != outputs[places[0] - 1] for place in places):
-        name = outputs[places[0] - 1].alias_or_name
-        raise QueryInvalid(
-            f"ORDER BY {name}: expected one output of that name, came {len(places)}; write table.{name}, or its place",
-            code="column_unknown",
-        )
+        raise _several(outputs[places[0] - 1].alias_or_name, len(places))
     return called[-1] if called else places[0]
+
+
+def _several(name: str, count: int) -> QueryInvalid:
+    return QueryInvalid(
+        f"ORDER BY {name}: expected one output of that name, came {count}; write table.{name}, or its place",
+        code="column_unknown",
+    )
 
 
 def _is_all(node: exp.Expr) -> bool:

@@ -302,6 +302,19 @@ REFUSED = [
     ('SELECT count(DISTINCT person) FROM "all".census', QueryInvalid, "column_unknown", "asked alone"),
     ("SELECT a.x FROM north.drugs a", QueryInvalid, "column_unknown", "x"),
     ("SELECT drug FROM north.drugs, south.trials", QueryInvalid, "column_unknown", "drug"),
+    (
+        "SELECT n FROM (SELECT d.drug, t.drug, dose AS n FROM north.drugs d JOIN south.trials t ON d.drug < t.drug "
+        "ORDER BY drug LIMIT 2)",
+        QueryInvalid,
+        "column_unknown",
+        "expected one output of that name, came 2",
+    ),
+    (
+        "SELECT -dose AS drug, * FROM north.drugs FULL JOIN south.trials USING (drug) ORDER BY drug",
+        QueryInvalid,
+        "column_unknown",
+        "expected one output of that name, came 2",
+    ),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
