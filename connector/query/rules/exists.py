@@ -6,17 +6,33 @@ from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.planning import Planning
+from policies.columns import fold
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with `SELECT 1` in every EXISTS that only asks whether there is a row. Names are bound by now: a
     condition may have named an output."""
-    for node in [one for one in trees.nodes(tree) if type(one) is exp.Exists]:
-        query = trees.unwrapped(node.this)
-        if isinstance(query, exp.Select) and not _asks_more(query):
-            query.set("expressions", [trees.named(exp.Literal.number(1), "one")])
-            query.set("order", None)
+    for query in _asked(tree):
+        query.set("expressions", [trees.named(exp.Literal.number(1), "one")])
+        query.set("order", None)
     return tree
+
+
+def drop_stars(tree: exp.Expr) -> None:
+    """Put 1 for each `*` of such an EXISTS, before it is written out with every column. One that is ordered keeps it:
+    by its places, maybe."""
+    for query in _asked(tree):
+        sources = {fold(source.alias_or_name) for source in trees.sources(query)}
+        for output in query.expressions if query.args.get("order") is None else ():
+            everything = isinstance(output, exp.Star) and not any(output.args.values())
+            if everything or (isinstance(output, exp.Column) and output.is_star and fold(output.table) in sources):
+                output.replace(exp.Literal.number(1))
+
+
+def _asked(tree: exp.Expr) -> list[exp.Select]:
+    """The queries of each EXISTS that only asks whether there is a row."""
+    queries = [trees.unwrapped(node.this) for node in trees.nodes(tree) if type(node) is exp.Exists]
+    return [query for query in queries if isinstance(query, exp.Select) and not _asks_more(query)]
 
 
 def _asks_more(query: exp.Select) -> bool:

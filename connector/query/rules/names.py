@@ -17,6 +17,7 @@ from connector.errors import QueryInvalid
 from connector.query import growth
 from connector.query import tree as trees
 from connector.query.planning import Planning
+from connector.query.rules import exists
 from policies.columns import fold
 from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
@@ -30,6 +31,7 @@ _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the ta
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The bound tree, or QueryInvalid that names what is unknown or ambiguous."""
+    exists.drop_stars(tree)
     for select in trees.selects(tree):
         _plain_using(select)
         for source in trees.sources(select):

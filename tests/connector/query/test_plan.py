@@ -177,6 +177,8 @@ LINEAR = {
     "derived tables": "SELECT * FROM (" * 13
     + "SELECT * FROM o0.wide"
     + "".join(f") q{n} WHERE c1 > {n}" for n in range(13)),
+    "conditions that there is a row": "SELECT id FROM o0.wide a WHERE "
+    + " AND ".join(f"EXISTS (SELECT *, b.*, b.* FROM o1.wide b WHERE b.id = a.id + {n})" for n in range(60)),
 }
 
 
