@@ -63,6 +63,7 @@ _FAMILIES: Mapping[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "map": (pa.types.is_map,),
     "struct": (pa.types.is_struct,),
 }
+_OF_FOLDERS = ("text", "integer", "date32[day]", "timestamp")  # what folders' values may become, as `_family` has it
 Reached = Callable[[str, int], None]
 """Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
 Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
@@ -151,11 +152,20 @@ def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:
         if _family(kind) != _family(column.type):
             raise SourceUnreadable(
                 f"expected folders whose values are of the type that the files' own column has, came {column.name} of "
-                f"{column.type} in folders and {kind} in files; set the option guess_types (false keeps folders' "
-                "values texts, true makes whole numbers and dates of them), or rename the folders",
+                f"{column.type} in folders and {kind} in files; {_in_folders(kind)}rename the folders",
                 code="columns_repeated",
                 columns=[column.name],
             )
+
+
+def _in_folders(kind: pa.DataType) -> str:
+    """The advice that makes folders' values of the type of a column, if there is one."""
+    if _family(kind) in _OF_FOLDERS:
+        return (
+            "set the option guess_types (false keeps folders' values texts, true makes whole numbers, dates and "
+            "moments of them), or "
+        )
+    return ""
 
 
 def _passes(

@@ -333,6 +333,31 @@ async def test_a_folder_that_would_alter_a_value_is_refused_by_name(pool: Pool, 
     assert raised.value.code == code
 
 
+@worker
+@pytest.mark.parametrize(
+    ("held", "guess", "advised"),
+    [
+        ("1", True, True),
+        (5, False, True),
+        (dt.date(2020, 1, 2), False, True),
+        (dt.datetime(2020, 1, 2, 10), False, True),
+        (1.5, True, False),
+        (Decimal("1.5"), True, False),
+        (True, True, False),
+    ],
+)
+async def test_an_option_is_advised_where_it_could_help(
+    pool: Pool, tmp_path: Path, held: object, guess: bool, advised: bool
+) -> None:
+    folder = str(held)
+    (tmp_path / "top" / f"x={folder}").mkdir(parents=True)
+    pq.write_table(pa.table({"x": [held]}), tmp_path / "top" / f"x={folder}" / "t.parquet")
+    relation = data.relation("hive", tmp_path / "top", tmp_path, guess_types=guess)
+    with pytest.raises(SourceUnreadable, match="rename the folder") as raised:
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+    assert ("guess_types" in str(raised.value)) is advised
+
+
 FOLDERS_KEPT = {
     "the value of its column": ("x=5", _FIVE, {}, 5),
     "a text of it": ("x=a b", pa.table({"x": ["a b"]}), {}, "a b"),
@@ -857,7 +882,11 @@ async def test_geometries_that_parquet_itself_calls_so_are_refused(pool: Pool, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "refused"), [("GEOMETRY('OGC:CRS84')", True), ('STRUCT(GEOMETRY BLOB, "a GEOMETRY" BLOB)', False)]
+    ("kind", "refused"),
+    [
+        ("GEOMETRY('OGC:CRS84')", True),
+        ('STRUCT(GEOMETRY BLOB, "a GEOMETRY" BLOB)', False),
+    ],
 )
 def test_a_version_with_geometries_that_were_written_anew_is_refused_to_its_readers(kind: str, refused: bool) -> None:
     version = DatasetVersion(
