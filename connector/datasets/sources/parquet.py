@@ -27,6 +27,7 @@ _FILE = "file_index"  # and of the file among all
 PLACES = (NUMBER, _FILE)
 _ALONE = "hive_partitioning = false"
 _GEOMETRY = re.compile(r"\bGEOMETRY(?=[\[(),]|$)")  # the type, in another too; behind a field's name is a blank
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field's name that may be anything
 _TOLD_MAX = 5
 
 
@@ -45,7 +46,7 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 def check_types(columns: Mapping[str, str]) -> None:
     """SourceUnreadable for columns of the engine's type GEOMETRY: it writes such values anew where it does anything to
     their rows. Connectors of before registered them."""
-    if found := [f"{name} ({kind})" for name, kind in columns.items() if _GEOMETRY.search(kind)]:
+    if found := [f"{name} ({kind})" for name, kind in columns.items() if _GEOMETRY.search(_QUOTED.sub("", kind))]:
         raise SourceUnreadable(
             f"expected columns of types that can be given on as they are, came {', '.join(found[:_TOLD_MAX])}; their "
             "owner must write what Parquet itself calls a geometry as plain bytes, as GeoParquet 1 has it, and "

@@ -885,7 +885,9 @@ async def test_geometries_that_parquet_itself_calls_so_are_refused(pool: Pool, t
     ("kind", "refused"),
     [
         ("GEOMETRY('OGC:CRS84')", True),
+        ('STRUCT("a ""b" GEOMETRY)', True),
         ('STRUCT(GEOMETRY BLOB, "a GEOMETRY" BLOB)', False),
+        ('STRUCT("x GEOMETRY(" BLOB, "a ""GEOMETRY" BLOB)', False),
     ],
 )
 def test_a_version_with_geometries_that_were_written_anew_is_refused_to_its_readers(kind: str, refused: bool) -> None:
