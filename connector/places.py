@@ -39,14 +39,14 @@ class Places:
     @asynccontextmanager
     async def one(self, who: str, *also: str) -> AsyncIterator[None]:
         """Wait for a place, and keep it within the block."""
-        names = (who, *also)
-        await self._take(names)
+        await self.take(who, *also)
         try:
             yield
         finally:
-            self._give_back(names)
+            self.give_back(who, *also)
 
-    async def _take(self, names: tuple[str, ...]) -> None:
+    async def take(self, *names: str) -> None:
+        """Wait for a place, for whom no block holds it: it is to be given back under the same names."""
         place = _Waiting(names, asyncio.get_running_loop().create_future())
         self._lines.add(names[0], place)
         self._fill()
@@ -54,13 +54,13 @@ class Places:
             await place.turn
         except BaseException:
             if place.turn.done() and not place.turn.cancelled():
-                self._give_back(names)  # it was ours already
+                self.give_back(*names)  # it was ours already
             else:
                 self._lines.remove(names[0], place)
                 self._fill()  # it may have been passed over just now
             raise
 
-    def _give_back(self, names: tuple[str, ...]) -> None:
+    def give_back(self, *names: str) -> None:
         self._free += 1
         for name in names:
             self._held[name] -= 1

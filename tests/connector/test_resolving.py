@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from threading import Event
@@ -36,15 +37,24 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     yield answers
     answers.set()
+    while _threads():
+        time.sleep(0.01)
 
 
-async def test_names_that_hang_keep_nobody_of_another_circle_waiting(server: Event) -> None:
+def _threads() -> int:
+    return sum(thread.name == "name look-up" for thread in threading.enumerate())
+
+
+async def test_names_that_hang_keep_nobody_of_another_circle_waiting(
+    server: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolving, "_SECONDS", 2.0)
     names, parties = Names(), [f"{host}.example" for host in range(resolving._PLACES // resolving._EACH)]
     hanging = []
     for who in parties:
         with resolving.within("strangers", who):
-            hanging += [asyncio.create_task(names.addresses(SLOW, 443)) for _ in range(resolving._EACH)]
-    await until(lambda: names._taken["strangers", ""] == resolving._PLACES)
+            hanging += [asyncio.create_task(names.addresses(f"{n}.{who}.{SLOW}", 443)) for n in range(resolving._EACH)]
+    await until(lambda: _threads() == resolving._PLACES)
     began = time.monotonic()
     with resolving.within("strangers", "one.more.example"), pytest.raises(Busy, match="too many names"):
         await names.addresses("fast.example", 443)
@@ -53,21 +63,49 @@ async def test_names_that_hang_keep_nobody_of_another_circle_waiting(server: Eve
         assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
     assert time.monotonic() - began < 5
     server.set()
-    assert await asyncio.gather(*hanging) == [["203.0.113.9"]] * resolving._PLACES
-    assert not names._taken
+    await asyncio.gather(*hanging, return_exceptions=True)
+    await until(lambda: not _threads())
+    with resolving.within("strangers", "one.more.example"):
+        assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
 
 
-async def test_one_party_has_a_part_of_its_circle(server: Event) -> None:
+async def test_one_party_has_a_part_of_its_circle_and_waits_for_more(server: Event) -> None:
     names = Names()
     with resolving.within("strangers", "a.example"):
-        hanging = [asyncio.create_task(names.addresses(SLOW, 443)) for _ in range(resolving._EACH)]
-        await asyncio.sleep(0)
-        with pytest.raises(Busy):
-            await names.addresses(SLOW, 443)
+        hanging = [asyncio.create_task(names.addresses(f"{n}.{SLOW}", 443)) for n in range(resolving._EACH + 1)]
+        await until(lambda: _threads() == resolving._EACH)
     with resolving.within("strangers", "b.example"):
         assert await names.addresses("fast.example", 443)
+    await until(lambda: _threads() == resolving._EACH)
     server.set()
-    await asyncio.gather(*hanging)
+    assert await asyncio.gather(*hanging) == [["203.0.113.9"]] * len(hanging)
+
+
+async def test_who_asks_for_the_same_name_waits_for_the_same_answer(server: Event) -> None:
+    names = Names()
+    with resolving.within("strangers", "a.example"):
+        asking = [asyncio.create_task(names.addresses(SLOW, 443)) for _ in range(3 * resolving._PLACES)]
+    await until(lambda: _threads() > 0)
+    assert _threads() == 1
+    asking.pop(0).cancel()  # the first leaves, and the others have their answer all the same
+    server.set()
+    assert await asyncio.gather(*asking) == [["203.0.113.9"]] * len(asking)
+
+
+async def test_beside_a_look_up_that_hangs_another_is_made(server: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "_SECONDS", 0.05)
+    names = Names()
+    for _ in range(2):
+        with pytest.raises(Busy, match="in time"):
+            await names.addresses(SLOW, 443)
+    assert _threads() == 2
+
+
+async def test_more_names_of_our_own_than_there_are_places_are_looked_up_in_turn() -> None:
+    async with asyncio.TaskGroup() as group:
+        names = Names()
+        for number in range(4 * resolving._PLACES):
+            group.create_task(names.addresses(f"127.0.0.{number + 1}", 443))
 
 
 async def test_who_leaves_leaves_the_place_taken_until_the_look_up_has_ended(
@@ -75,11 +113,15 @@ async def test_who_leaves_leaves_the_place_taken_until_the_look_up_has_ended(
 ) -> None:
     monkeypatch.setattr(resolving, "_SECONDS", 0.05)
     names = Names()
-    with pytest.raises(Busy, match="in time"):
-        await names.addresses(SLOW, 443)
-    assert names._taken
+    for number in range(resolving._EACH):
+        with resolving.within("strangers", "a.example"), pytest.raises(Busy, match="in time"):
+            await names.addresses(f"{number}.{SLOW}", 443)
+    with resolving.within("strangers", "a.example"), pytest.raises(Busy, match="too many names"):
+        await names.addresses("fast.example", 443)
     server.set()
-    await until(lambda: not names._taken)
+    await until(lambda: not _threads())
+    with resolving.within("strangers", "a.example"):
+        assert await names.addresses("fast.example", 443)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
