@@ -22,7 +22,9 @@
     ├── Limited (429)                a quota, rate or concurrency limit is reached
     ├── PeerFailed (502)             somebody else's server
     │   ├── AddressRefused           an address that we do not call
+    │   │   └── AddressPrivate       one that is not public
     │   ├── PeerUnreachable          no answer in time
+    │   │   └── NameUnknown          a host name that does not resolve
     │   ├── PeerRefused              an answer, and it is no
     │   └── PeerNonsense             an answer that is not the protocol
     └── Busy (503)                   no capacity now, or the log cannot be written
@@ -215,8 +217,20 @@ class AddressRefused(PeerFailed):
     code = "address_refused"
 
 
+class AddressPrivate(AddressRefused):
+    """Where it is was found out by looking it up, as `NameUnknown` was."""
+
+
 class PeerUnreachable(PeerFailed):
     code = "peer_unreachable"
+
+
+class NameUnknown(PeerUnreachable):
+    pass
+
+
+# What these say tells of names and addresses as they are from here: others must not learn of it, nor which it was.
+INWARD = (AddressPrivate, NameUnknown)
 
 
 class PeerRefused(PeerFailed):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 import httpcore2
 
 from connector import pieces, streams
-from connector.errors import AddressRefused, PeerNonsense, PeerUnreachable
+from connector.errors import AddressPrivate, AddressRefused, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.resolving import Names
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -111,16 +112,18 @@ class Guard:
         except UnicodeError:
             raise AddressRefused(f"expected a host name, came {host[:200]!r}, which can be none") from None
         except OSError as error:
-            raise PeerUnreachable(f"the host name {host} does not resolve; check the address") from error
+            if getattr(error, "errno", None) == socket.EAI_AGAIN:
+                raise PeerUnreachable(f"no name server can say now where {host} is; try again later") from error
+            raise NameUnknown(f"the host name {host} does not resolve; check the address") from error
         addresses = [ipaddress.ip_address(entry) for entry in found][:_RESOLVED_MAX]
         if not addresses:
-            raise PeerUnreachable(f"the host name {host} does not resolve; check the address")
+            raise NameUnknown(f"the host name {host} does not resolve; check the address")
         return addresses
 
     def _check(self, host: str, address: Address, *, secure: bool) -> None:
         listed = self.listed(host, address)
         if not listed and not is_public(address):
-            raise AddressRefused(
+            raise AddressPrivate(
                 f"{host} is at the private address {address}, which is not called unless the operator lists it in "
                 "HANSE_ALLOW_PRIVATE"
             )

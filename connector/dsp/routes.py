@@ -25,7 +25,7 @@ from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import VERSION
 from connector.dsp.sender import Sender
 from connector.dsp.transfer import Transfers
-from connector.errors import BadInput, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
+from connector.errors import BadInput, Busy, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
 from connector.identity.principal import Principal
 from connector.store.tables import Outbox
 from connector.telemetry import logger
@@ -243,7 +243,8 @@ def _error(request: Request, error: HanseError) -> Response:
     """The protocol's error object. Refusals and illegal steps are 400: 404 would say that there is no process."""
     status = 400 if isinstance(error, Conflict | Forbidden) else error.status
     if status >= 500:
-        _log.error("failed", path=request.url.path, code=error.code, reason=error.message, why=error.private)
+        log = _log.warning if isinstance(error, Busy) else _log.error  # anybody can have us answer 503
+        log("failed", path=request.url.path, code=error.code, reason=error.message, why=error.private)
     elif error.private:  # our own people get to know what the caller does not
         _log.info("refused", path=request.url.path, code=error.code, reason=error.message, why=error.private)
     area = request.url.path.removeprefix(PATH).strip("/").partition("/")[0]

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from connector import resolving
-from connector.errors import AddressRefused, Busy, PeerFailed, PeerUnreachable, Unauthenticated
+from connector.errors import AddressRefused, Busy, NameUnknown, PeerFailed, PeerUnreachable, Unauthenticated
 from connector.forms import port_hint
 from connector.net import Net
 from connector.places import Places
@@ -181,11 +181,17 @@ class Resolver:
 
     async def _fetch(self, did: str, url: str) -> dict[str, Any]:
         """A document, from wherever a caller of whom nothing is proven says that it is: what we found out about names,
-        addresses and ports on the way there is for our own log."""
+        addresses and ports on the way there is for our own log. An address that we do not call is told as no proof, as
+        waiting for it is in vain."""
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
             found = json.loads(reply.body) if reply.status == 200 else None
-        except (PeerUnreachable, AddressRefused, Busy) as error:  # alike: who is not called may be there or not
+        except (AddressRefused, NameUnknown) as error:  # alike: who is not called may be there or not
+            raise Unauthenticated(
+                f"the DID document of {did} cannot be had from here; give one that others can reach{port_hint(did)}",
+                private=error.message,
+            ) from error
+        except (PeerUnreachable, Busy) as error:
             raise Busy(
                 f"the DID document of {did} cannot be had now; try again in a moment{port_hint(did)}",
                 private=error.message,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import AddressRefused, HanseError, PeerNonsense, PeerUnreachable
+from connector.errors import AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.net import Guard, Net, is_public
 from tests.support.certificates import self_signed, server_side
 
@@ -79,6 +79,21 @@ async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
         await Guard().pin("rebind.example", 443, secure=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [(socket.EAI_NONAME, NameUnknown), (socket.EAI_AGAIN, PeerUnreachable)], ids=["no", "later"]
+)
+async def test_a_name_that_no_server_knows_is_told_from_servers_that_do_not_know_now(
+    monkeypatch: pytest.MonkeyPatch, said: int, kind: type[HanseError]
+) -> None:
+    def resolve(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(said, "as it says")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(PeerUnreachable) as caught:
+        await Guard().pin("them.example", 443, secure=True)
+    assert type(caught.value) is kind
 
 
 async def test_the_address_that_was_checked_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,16 @@ import pytest
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey
 
-from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerUnreachable, Unauthenticated
+from connector.errors import (
+    AddressPrivate,
+    AddressRefused,
+    BadInput,
+    Busy,
+    HanseError,
+    NameUnknown,
+    PeerUnreachable,
+    Unauthenticated,
+)
 from connector.identity import did, keys, sitoken
 from connector.identity.did import Resolver
 from connector.identity.service import Identity
@@ -76,12 +85,23 @@ async def test_a_token_of_a_participant_names_it() -> None:
     assert (await verify(sitoken.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
 
 
-@pytest.mark.parametrize("found", [AddressRefused("it is at 10.20.30.40"), PeerUnreachable("port 8080 is closed")])
-async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log(found: HanseError) -> None:
-    with pytest.raises(Busy) as caught:
+async def had(found: HanseError) -> HanseError:
+    """What a caller is told whose DID document is at a place that is not called, or does not answer."""
+    with pytest.raises((Busy, Unauthenticated)) as caught:
         await resolver({"https://them.example/.well-known/did.json": found}).key(THEM, "k", purpose="assertionMethod")
-    assert caught.value.message == f"the DID document of {THEM} cannot be had now; try again in a moment"
     assert caught.value.private == found.message
+    return caught.value
+
+
+async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log() -> None:
+    told = await had(PeerUnreachable("port 8080 is closed"))
+    assert told.message == f"the DID document of {THEM} cannot be had now; try again in a moment"
+    there, nowhere = await had(AddressPrivate("it is at 10.20.30.40")), await had(NameUnknown("no such name"))
+    assert (type(there), there.message) == (type(nowhere), nowhere.message)
+
+
+async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
+    assert isinstance(await had(AddressRefused("https is expected")), Unauthenticated)
 
 
 @pytest.mark.parametrize(
