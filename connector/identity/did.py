@@ -199,10 +199,14 @@ class Resolver:
         except (PeerFailed, ValueError, RecursionError) as error:
             raise Unauthenticated(f"the DID document of {did} cannot be read", private=str(error)) from error
         if reply.status >= 500:
-            raise Busy(f"the DID document of {did} cannot be had now (status {reply.status}); try again in a moment")
+            raise Busy(
+                f"the DID document of {did} cannot be had now; try again in a moment",
+                private=f"{url} answered {reply.status}",
+            )
         if not isinstance(found, dict) or found.get("id") != did:
             raise Unauthenticated(
-                f"expected the DID document of {did} at {url}, came status {reply.status} or another id{port_hint(did)}"
+                f"expected the DID document of {did} at {url}, came none or one with another id{port_hint(did)}",
+                private=f"it answered {reply.status}",
             )
         return found
 

@@ -100,6 +100,20 @@ async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log() -
     assert (type(there), there.message) == (type(nowhere), nowhere.message)
 
 
+@pytest.mark.parametrize(("one", "another"), [(404, 200), (500, 503)])
+async def test_which_answer_came_in_place_of_a_document_is_for_our_own_log(one: int, another: int) -> None:
+    told = []
+    for status in (one, another):
+        page = {"id": "did:web:another.example"} if status == 200 else status
+        with pytest.raises((Busy, Unauthenticated)) as caught:
+            await resolver({"https://them.example/.well-known/did.json": page}).key(
+                THEM, "k", purpose="assertionMethod"
+            )
+        assert str(status) in caught.value.private
+        told.append((type(caught.value), caught.value.message))
+    assert told[0] == told[1]
+
+
 async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
     assert isinstance(await had(AddressRefused("https is expected")), Unauthenticated)
 
