@@ -19,6 +19,7 @@ ID_MAX = 255
 _TEXT_MAX = 2_000
 _REASONS_MAX = 20
 _PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters of all of it
+_ENDPOINT_MAX = 8_000  # characters: as much as servers take; signed ones of stores have tokens of thousands
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
 
 # Field to term; the terms are the context's, and all but these two kinds are texts.
@@ -308,11 +309,13 @@ def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
 def _within(address: DataAddress) -> DataAddress:
     """The address, of a size that may be kept as long as its transfer; MessageInvalid for a larger one."""
     size = len(address.endpoint) + sum(len(name) + len(value) for name, value in address.properties)
-    if len(address.endpoint) > _TEXT_MAX or len(address.properties) > _PROPERTIES_MAX or size > _ADDRESS_MAX:
-        raise MessageInvalid(
-            f"expected a dataAddress of at most {_ADDRESS_MAX} characters, with an endpoint of at most {_TEXT_MAX} and "
-            f"at most {_PROPERTIES_MAX} endpointProperties, came a larger one"
-        )
+    for came, most, what in (
+        (len(address.endpoint), _ENDPOINT_MAX, "characters in its endpoint"),
+        (len(address.properties), _PROPERTIES_MAX, "endpointProperties"),
+        (size, _ADDRESS_MAX, "characters, endpoint and endpointProperties together"),
+    ):
+        if came > most:
+            raise MessageInvalid(f"expected a dataAddress of at most {most} {what}, came {came}")
     return address
 
 

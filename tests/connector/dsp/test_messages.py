@@ -259,6 +259,28 @@ def test_no_json_whatsoever_makes_reading_fail_in_another_way(document: Any) -> 
             continue
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "properties", "refused"),
+    [
+        ("x" * 8_000, [], ""),
+        ("x" * 8_001, [], "at most 8000 characters in its endpoint, came 8001"),
+        ("x", ["v"] * 51, "at most 50 endpointProperties, came 51"),
+        ("x" * 8_000, ["v" * 8_400], "at most 16384 characters, endpoint and endpointProperties together, came 16401"),
+    ],
+    ids=["as long as may be", "longer", "many properties", "too much of both"],
+)
+def test_a_data_address_that_is_too_large_is_told_by_how_much(
+    endpoint: str, properties: list[str], refused: str
+) -> None:
+    named = [{"name": "n", "value": value} for value in properties]
+    wire = {"endpointType": "t", "endpoint": endpoint, "endpointProperties": named}
+    if not refused:
+        assert messages.given(wire) is not None
+        return
+    with pytest.raises(MessageInvalid, match=refused):
+        messages.given(wire)
+
+
 def test_reasons_of_every_shape_become_texts() -> None:
     read = messages.of(
         {"@type": "TransferTerminationMessage", "consumerPid": C, "providerPid": P,
