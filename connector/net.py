@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpcore2
 
@@ -96,11 +96,20 @@ class Guard:
         return in_network or host.lower() in self._hosts
 
     async def pin(self, host: str, port: int, *, secure: bool) -> str:
-        """Resolve `host` once and check every address; the address to connect to, or AddressRefused."""
+        """Resolve `host` once and check every address; the address to connect to, or AddressRefused. What is refused
+        wherever the host is, is so before anybody looks."""
+        if not (secure or self.insecure_http):
+            raise _expected_https(host)
         addresses = await self._resolve(host, port)
         for address in addresses:
             self._check(host, address, secure=secure)
         return str(addresses[0])
+
+    async def check(self, url: str) -> None:
+        """Nothing where this URL could be called; AddressRefused, or PeerUnreachable for a name that is not found."""
+        parts = parts_of(url)
+        secure = parts.scheme == "https"
+        await self.pin(parts.hostname or "", parts.port or (443 if secure else 80), secure=secure)
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
         try:
@@ -128,10 +137,28 @@ class Guard:
                 "HANSE_ALLOW_PRIVATE"
             )
         if not secure and not (listed and self.insecure_http):
-            raise AddressRefused(
-                f"expected https for {host}; plain http is only for addresses in HANSE_ALLOW_PRIVATE with "
-                "HANSE_INSECURE_HTTP=true"
-            )
+            raise _expected_https(host)
+
+
+def _expected_https(host: str) -> AddressRefused:
+    return AddressRefused(
+        f"expected https for {host}; plain http is only for addresses in HANSE_ALLOW_PRIVATE with "
+        "HANSE_INSECURE_HTTP=true"
+    )
+
+
+def parts_of(url: str) -> SplitResult:
+    """The parts of an absolute http(s) URL that can be called, wherever it is; AddressRefused says what it is not."""
+    try:
+        parts = urlsplit(url)
+        plain = parts.port != 0 and parts.hostname and not (parts.username or parts.password)
+    except ValueError:  # a port that is no number, half an IPv6 address
+        raise AddressRefused(f"expected a host, perhaps with a port, in the URL, came {url[:200]!r}") from None
+    if parts.scheme not in ("http", "https") or not plain:
+        raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
+    if not url.isascii():
+        raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")
+    return parts
 
 
 class _GuardedBackend(httpcore2.AsyncNetworkBackend):
@@ -225,15 +252,7 @@ class Net:
         `seconds` to wait for a piece, where the other side works for it (a query); connecting keeps the usual limit.
         `taking`: seconds for the other side to take a piece of `body`; PeerUnreachable, `client_stalled`, after them.
         """
-        try:
-            parts = urlsplit(url)
-            plain = parts.port != 0 and parts.hostname and not (parts.username or parts.password)
-        except ValueError:  # a port that is no number, half an IPv6 address
-            raise AddressRefused(f"expected a host, perhaps with a port, in the URL, came {url[:200]!r}") from None
-        if parts.scheme not in self._pools or not plain:
-            raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
-        if not url.isascii():
-            raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")
+        parts = parts_of(url)
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
         limits["read"], limits["write"] = seconds or self._timeout, taking or self._timeout
         all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **_framing(body), **(headers or {})}

@@ -140,11 +140,13 @@ class Exchange(ABC, Generic[Row]):
 
     # Taking in.
 
-    async def _callback(self, address: str, caller: str) -> str:
-        """The address that a counterparty names for our messages, if we could call it; it is looked up in the places of
-        this party's circle."""
+    async def _callback(self, address: str, caller: str, *, sink: str = "") -> str:
+        """The address that a counterparty names for our messages, if we could call it, and the `sink` for data that it
+        names beside it; they are looked up in the places of this party's circle."""
         circle = await self._store.read(lambda tx: self._sender.circle_of(tx, caller))
         with resolving.within(circle, host_of(caller) if circle == circles.STRANGERS else caller):
+            if sink:
+                await self._peer.check_sink(sink)
             return await self._peer.check_theirs(address)
 
     async def _refusals_recorded(

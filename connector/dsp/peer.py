@@ -16,7 +16,16 @@ from urllib.parse import quote, urlsplit
 
 from connector.dsp import jsonld, messages
 from connector.dsp.jsonld import Json
-from connector.errors import MessageInvalid, PeerFailed, PeerNonsense, PeerRefused
+from connector.errors import (
+    INWARD,
+    Busy,
+    HanseError,
+    MessageInvalid,
+    PeerFailed,
+    PeerNonsense,
+    PeerRefused,
+    PeerUnreachable,
+)
 from connector.net import Guard, Reply
 from connector.recent import keep
 
@@ -89,7 +98,10 @@ class Peer:
 
     async def check(self, address: str) -> str:
         """A base URL that we could call, without its trailing slash. MessageInvalid says why we could not."""
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # half an IPv6 address
+            raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}") from None
         if len(address) > _ADDRESS_MAX or parts.scheme not in ("http", "https") or not parts.hostname:
             raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}")
         if not address.isascii():
@@ -109,10 +121,16 @@ class Peer:
         try:
             return await self.check(address)
         except MessageInvalid as error:
-            if error.__cause__ is None:
-                raise
-            said = f"the address {address[:200]!r} cannot be called from here; give one that others can reach"
-            raise MessageInvalid(said, private=error.message) from error
+            if isinstance(error.__cause__, PeerFailed):
+                raise _for_them(address, error.__cause__) from error
+            raise
+
+    async def check_sink(self, endpoint: str) -> None:
+        """As `check_theirs`, for where somebody has data pushed to: any URL, also with a query."""
+        try:
+            await self._wire.guard.check(endpoint)
+        except PeerFailed as error:
+            raise _for_them(endpoint, error) from error
 
     async def base_of(self, root: str) -> str:
         """The base of the 2025-1 endpoints under a connector's root URL, from its version document.
@@ -133,6 +151,16 @@ class Peer:
         if body is not None:
             headers["Content-Type"] = "application/json"
         return _answer(await self._wire.call(method, url, headers=headers, body=body))
+
+
+def _for_them(address: str, error: PeerFailed) -> HanseError:
+    """Why we cannot call an address, for whoever gave it: nothing of what came of looking it up."""
+    if isinstance(error, INWARD):
+        said = f"the address {address[:200]!r} cannot be called from here; give one that others can reach"
+        return MessageInvalid(said, private=error.message)
+    if isinstance(error, PeerUnreachable):
+        return Busy(error.message)
+    return MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}")
 
 
 def _answer(reply: Reply) -> Answer:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from connector import resolving
 from connector.dsp import admission, circles
 from connector.dsp.settling import Settling
-from connector.errors import AddressRefused, Busy, HanseError
+from connector.errors import INWARD, AddressRefused, Busy, HanseError
 from connector.recent import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
@@ -267,7 +267,7 @@ class Sender:
             return carrying.result()
         except HanseError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
-            private = isinstance(error, AddressRefused)
+            private = isinstance(error, INWARD)
             return Outcome(Result.REFUSED if final else Result.AGAIN, error.message, private=private)
         finally:
             keeping.cancel()

@@ -130,11 +130,14 @@ class Transfers(Exchange[Transfer]):
     async def requested(self, message: TransferRequestMessage, caller: Principal) -> Taken[Transfer]:
         """A consumer's request under an agreement. Its repeat is answered with the same process.
 
-        MessageInvalid where there is no such agreement with this caller or the format is not spoken; Refused where
+        MessageInvalid where there is no such agreement with this caller, the format is not spoken or an address cannot
+        be called; Refused where
         the agreement has ended or does not hold for this party, this purpose or this time any more; Limited where the
         caller has or begins too many.
         """
-        address = await self._callback(message.callback_address, caller.id)
+        pushed = message.data_address if self._formats.get(message.format) == PUSH else None
+        sink = pushed.endpoint if pushed is not None else ""
+        address = await self._callback(message.callback_address, caller.id, sink=sink)
         facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
 
         def work(tx: Transaction) -> Taken[Transfer]:
@@ -252,8 +255,10 @@ class Transfers(Exchange[Transfer]):
             raise MessageInvalid(f"expected format {' or '.join(self._formats)}, came {message.format[:100]!r}")
         if direction != PUSH:
             return
-        if message.data_address is None:
-            raise MessageInvalid(f"expected a dataAddress to send to with format {message.format}, came none")
+        if message.data_address is None or not message.data_address.endpoint:
+            raise MessageInvalid(
+                f"expected a dataAddress with an endpoint to send to with format {message.format}, came none"
+            )
         shown = message.data_address.get("authorization")
         if not (shown.isascii() and shown.isprintable()):
             raise MessageInvalid("expected an authorization of printable ASCII, which a header can carry, came another")

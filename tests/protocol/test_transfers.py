@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS
 from connector.errors import (
+    AddressPrivate,
     AddressRefused,
     BadInput,
     Conflict,
@@ -104,22 +106,23 @@ async def test_only_an_agreement_between_exactly_these_two_is_good_for_a_transfe
         assert await snapshot(two.north) == before
 
 
-def pushed(**properties: str) -> Json:
+def pushed(endpoint: str = SINK.endpoint, /, **properties: str) -> Json:
     named = [{"name": name, "value": value} for name, value in properties.items()]
-    address = {"@type": "DataAddress", "endpointType": "t", "endpoint": SINK.endpoint, "endpointProperties": named}
+    address = {"@type": "DataAddress", "endpointType": "t", "endpoint": endpoint, "endpointProperties": named}
     return {"format": "HttpData-PUSH", "dataAddress": address}
 
 
 BAD: dict[str, Json] = {
     "a format that nobody speaks": {"format": "Carrier-Pigeon"},
     "a push without an address": {"format": "HttpData-PUSH"},
+    "a push to nowhere": pushed(""),
     "an unusable callback": {"callbackAddress": "ftp://203.0.113.9"},
     "no format": {"format": ""},
     "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
     "an authorization of two headers": pushed(authorization="a\r\nX-Other: y"),
     "more properties than anybody reads": pushed(**{f"p{index}": "x" for index in range(51)}),
     "more of an address than is kept": pushed(note="x" * 2**14),
-    "an endpoint without end": {"dataAddress": {"endpointType": "t", "endpoint": f"https://x.example/{'x' * 2_000}"}},
+    "an endpoint without end": {"dataAddress": {"endpointType": "t", "endpoint": f"https://203.0.113.2/{'x' * 8_000}"}},
 }
 
 
@@ -130,6 +133,48 @@ async def test_a_request_that_is_wrong_is_refused_and_leaves_nothing(tmp_path: P
         agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
         before = await snapshot(two.north)
         assert (await peer.post("/transfers/request", asking(peer, agreement_id, **change))).status == 400
+        assert await snapshot(two.north) == before
+
+
+TOLD: dict[str, tuple[str, str]] = {
+    "no URL": ("somewhere", "expected an absolute http(s) URL"),
+    "a login": ("https://u:p@203.0.113.2/sink", "without credentials"),
+    "no ASCII": ("https://203.0.113.2/\u00fc", "in ASCII"),
+    "no port": ("https://203.0.113.2:99999/", "perhaps with a port"),
+    "http where https is expected": ("http://8.8.8.8/sink", "expected https for 8.8.8.8"),
+}
+
+
+@pytest.mark.parametrize(("endpoint", "said"), TOLD.values(), ids=TOLD.keys())
+async def test_what_is_wrong_with_where_it_wants_a_push_its_consumer_is_told(
+    tmp_path: Path, endpoint: str, said: str
+) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        reply = await peer.post("/transfers/request", asking(peer, agreement_id, **pushed(endpoint)))
+        assert reply.status == 400
+        assert said in json.loads(reply.body)["reason"][0]
+
+
+async def test_pushes_tell_nobody_which_names_there_are_in_our_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host == "payroll.internal":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.20.30.40", 443))]
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with pair(tmp_path) as two:
+        peer, answers = Counterparty(two.north), set()
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        before = await snapshot(two.north)
+        for host in ("payroll.internal", "nothere.internal"):
+            reply = await peer.post("/transfers/request", asking(peer, agreement_id, **pushed(f"https://{host}/x?y=1")))
+            error = json.loads(reply.body)
+            answers.add((reply.status, error["code"], error["reason"][0].replace(host, "HOST")))
+        assert [status for status, *_ in answers] == [400]
         assert await snapshot(two.north) == before
 
 
@@ -330,7 +375,7 @@ async def test_a_push_that_a_revocation_cuts_ends_with_it_before_the_other_trans
 
 async def test_why_an_address_is_not_pushed_to_is_for_its_provider_alone(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
-        two.north.plane.push_fails = AddressRefused("payroll.corp.internal is at the private address 10.20.30.40")
+        two.north.plane.push_fails = AddressPrivate("payroll.corp.internal is at the private address 10.20.30.40")
         row = await two.south.transfers.request(
             agreement_id=await agreed(two), format="HttpData-PUSH", data_address=SINK, by="test"
         )

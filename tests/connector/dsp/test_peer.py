@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from connector.dsp.peer import Peer, segment
-from connector.errors import MessageInvalid, PeerNonsense, PeerRefused
+from connector.errors import Busy, MessageInvalid, PeerNonsense, PeerRefused
 from connector.net import Guard, Reply
 
 ROOT = "https://198.51.100.7"
@@ -132,6 +133,39 @@ async def test_which_callback_addresses_are_taken(address: str, usable: str | No
     else:
         assert await calling.check(address) == usable
     assert wire.asked == [], "checking calls nobody"
+
+
+@pytest.mark.parametrize("address", ["http://them.example/dsp", "https://[::1/", "https://user@them.example", "/dsp"])
+async def test_what_an_address_is_not_is_told_before_anybody_looks_it_up(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", None)  # who calls it fails
+    with pytest.raises(MessageInvalid, match="expected"):
+        await peer()[0].check_theirs(address)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "nowhere.invalid"])
+async def test_what_came_of_looking_up_their_address_is_not_for_them(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    def look_up(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for url, check in ((f"https://{host}", peer()[0].check_theirs), (f"https://{host}/?x=1", peer()[0].check_sink)):
+        with pytest.raises(MessageInvalid) as caught:
+            await check(url)
+        assert caught.value.message == f"the address '{url}' cannot be called from here; give one that others can reach"
+        assert caught.value.private
+
+
+async def test_where_no_name_server_answers_their_address_may_be_good_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(Busy):
+        await peer()[0].check_theirs("https://them.example/dsp")
 
 
 @pytest.mark.parametrize(
