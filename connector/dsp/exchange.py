@@ -123,20 +123,25 @@ class Exchange(ABC, Generic[Row]):
         Who asks before its answer to our first message has reached us waits a moment for that; then it is NotFound, as
         at once for whoever else asks meanwhile: each that waits looks into the database again and again.
         """
-        beside = pid in self._waited_for
-        until = time.monotonic() + _UNNUMBERED_SECONDS
+        waits = pid not in self._waited_for
+        if waits:
+            self._waited_for.add(pid)
+        try:
+            return await self._numbered(pid, look, seconds=_UNNUMBERED_SECONDS if waits else 0)
+        finally:
+            if waits:
+                self._waited_for.discard(pid)
+
+    async def _numbered(self, pid: str, look: Callable[[Transaction], Row], *, seconds: float) -> Row:
+        until = time.monotonic() + seconds
         while True:
             await self._sender.settling.now(pid)
             row = await self._store.read(look)
             if row.peer_pid:
                 return row
-            if beside or not row.pending or time.monotonic() >= until:
+            if not row.pending or time.monotonic() >= until:
                 raise NotFound(f"{row.counterparty} has not told its pid for this {self.kind} yet; ask again later")
-            self._waited_for.add(pid)
-            try:
-                await asyncio.sleep(_LOOK_SECONDS)
-            finally:
-                self._waited_for.discard(pid)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     # Taking in.
 

@@ -392,11 +392,12 @@ async def test_who_asks_for_the_state_before_its_answer_has_reached_us_is_told_b
         with monkeypatch.context() as patience:
             patience.setattr(exchange, "_UNNUMBERED_SECONDS", 0.0)
             assert (await provider.get(f"/{kind}s/{row.id}")).status == 404
-        asked = asyncio.ensure_future(provider.get(f"/{kind}s/{row.id}"))
-        service = getattr(two.south, f"{kind}s")
-        await until(lambda: row.id in service._waited_for)
-        assert (await provider.get(f"/{kind}s/{row.id}")).status == 404  # one waits, whoever else asks
+        asking = {asyncio.ensure_future(provider.get(f"/{kind}s/{row.id}")) for _ in range(6)}
+        await until(lambda: sum(one.done() for one in asking) == 5)  # one waits, whoever else asks
+        assert {one.result().status for one in asking if one.done()} == {404}
+        (waits,) = (one for one in asking if not one.done())
+        assert (await provider.get(f"/{kind}s/{row.id}")).status == 404
         arrives.set()
-        told = json.loads((await asked).body)
+        told = json.loads((await waits).body)
         assert told["consumerPid"] == row.id
         assert told["providerPid"] == (await getattr(two.south, kind)(row.id)).peer_pid != ""
