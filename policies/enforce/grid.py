@@ -202,13 +202,14 @@ def _parts(contract: DataContract, measures: Sequence[int], size: str, maker: Ma
         for other in measures:
             if other < index:
                 yield exp.NEQ(this=counted.copy(), expression=column_named(f"{_C}{other}"))
-                # Of the same numbers the same is lost: both were added in one order.
-                yield exp.NEQ(this=summed.copy(), expression=column_named(f"{_S}{other}"))
+                less = exp.Sub(this=summed.copy(), expression=column_named(f"{_S}{other}"))
+                both = exp.Add(this=scale.copy(), expression=column_named(f"{size}{other}"))
+                yield _apart_by(exp.Paren(this=less), exp.Paren(this=both))
 
 
 def _apart_by(value: exp.Expr, scale: exp.Expr) -> exp.Expr:
     """Whether a sum is another than zero, by more than what is lost where numbers of this size are added in another
-    order."""
+    order, or decimals are kept as DOUBLE."""
     lost = exp.Mul(this=exp.Literal.number(repr(_LOST)), expression=scale)
     return exp.GT(this=exp.Abs(this=value), expression=lost)
 

@@ -18,6 +18,8 @@ DAYS, COST, FLAG = (
     atom("ds:measure/cost", "eq", "0..100000"),
     atom("ds:measure/flag", "eq", "0..1"),
 )
+GROSS, NET = atom("ds:measure/gross", "eq", "0..100000"), atom("ds:measure/net", "eq", "0..100000")
+PRICES = (GROUP, PATIENT, WARD, GROSS, NET)
 BOTH, ONE = (GROUP, PATIENT, WARD, DAYS, COST), (GROUP, PATIENT, WARD, COST)
 ROWS, COUNTS, TOTALS = (GROUP, WARD, DAYS, COST), (GROUP, PATIENT, WARD), (GROUP, PATIENT, DAYS, COST)
 FLAGS = (GROUP, PATIENT, WARD, FLAG)
@@ -31,6 +33,14 @@ def v(
     return (
         f"SELECT {pid} AS pid, 'A' AS ward, ({days})::INTEGER AS days, ({cost})::DOUBLE AS cost, "
         f"({flag})::INTEGER AS flag FROM {rows} r(i)"
+    )
+
+
+def prices(more: str, discount: str = "0", rows: str = "range(100)") -> str:
+    """A version with two measures in cents, of which no DOUBLE has all."""
+    return (
+        f"SELECT i AS pid, 'A' AS ward, (1000 + i * 13.17 + {more})::DECIMAL(18, 2) AS gross, "
+        f"(900 + i * 11.31 + {more} - {discount})::DECIMAL(18, 2) AS net FROM {rows} r(i)"
     )
 
 
@@ -81,6 +91,9 @@ TELLING: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
         ONE, v(), v(pid="99 - i", cost="1000 + i * 13 + CASE WHEN i = 42 THEN 40000 ELSE 0 END"),
     ),
     "two patients' costs, where sums are added in another order": (ONE, THIRDS.format(v(), 1), THIRDS.format(TWO, 7)),
+    "all prices, and one patient's discount": (
+        PRICES, prices("0"), prices("1.10", "CASE WHEN i = 5 THEN 80 ELSE 0 END"),
+    ),
     "one patient more, in the group of unknown wards": (
         ONE,
         v().replace("'A'", "NULL::VARCHAR"),
@@ -94,6 +107,7 @@ HONEST: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
     "the same sums, added in another order": (ONE, THIRDS.format(v(), 1), THIRDS.format(v(), 7)),
     "everybody a day longer": (BOTH, v(), v(days=LONGER)),
     "ten patients with other costs": (ONE, v(), v(cost="1000 + i * 13 + CASE WHEN i < 10 THEN 5 ELSE 0 END")),
+    "all prices by as much": (PRICES, prices("0", rows="range(20)"), prices("0.30", rows="range(20)")),
     "30 leave and 33 come, and all are a day longer": (BOTH, v(), v(days=LONGER, rows="range(30, 133)")),
     "12 leave and 13 come, of a table that is counted": (COUNTS, v(), v(rows="range(12, 113)")),
     "30 rows go and 33 come": ((GROUP, WARD, COST), v(), v(rows="range(30, 133)")),
