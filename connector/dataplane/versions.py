@@ -148,8 +148,8 @@ def _unkept(error: PolicyError) -> tuple[str, str, str, str]:
 def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
     least = contract.grid.min_group if contract.grid else 0
     said = (
-        f"in {few:,} groups a count or sum differs from {than} by fewer than {least} units, or by one more than by all "
-        "others: whoever asked that one learns of these by subtraction. Wait until more have changed and take the "
+        f"in {few:,} groups (of all dimensions, of one, or all together) a count or sum differs from {than} by fewer "
+        f"than {least} units, or by one more than by all others: whoever asked that one learns of these by subtraction. Wait until more have changed and take the "
         "changes on together; for updates that are small and many, offer coarser groups, or noise in place of groups"
     )
     return "error", contract.permission, "difference_too_small", said

@@ -7,8 +7,8 @@ to begin with. `layers` builds it as WITH queries over the relation, `guard` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -289,50 +289,83 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
 
 
 def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
-    """How many cells that both versions show differ by what no cell would show, and the names of its WITH queries.
+    """How many groups that both versions show differ by what no cell would show, and the names of its WITH queries.
 
     Whoever asked the older version and asks the newer has the difference of each figure, each by itself: it must be
-    made of nobody or of at least `min_group` units, none of which makes more than its share. Of each cell two things
+    made of nobody or of at least `min_group` units, none of which makes more than its share. Of each group two things
     are looked at: 1. what has changed of each unit by its name; 2. where names may be others than before, or there are
     none, what is left of either version when all that is the same in both is taken away.
+
+    Groups are the cells, those of each dimension alone, and all cells together: one unit may have come where others
+    have gone from one cell to another, or into cells that the other version does not have. Counted are those of the
+    kind of which most are found.
     """
     grid, old, new = of(contract), layers(contract, before, maker), layers(contract, after, maker)
-    both, sides, few = (maker.token() for _ in range(3))
-    ctes: list[tuple[str, exp.Query]] = [*old.ctes[:-1], *new.ctes[:-1], (both, _both(grid, old.cells, new.cells))]
-    ctes.append((sides, exp.union(_side(grid, old, both, -1), _side(grid, new, both, 1), distinct=False, copy=False)))
-    every, named = tuple(range(len(grid.measures))), ""
-    found: list[exp.Query] = []
-    if grid.entity is not None:
-        units, named = maker.token(), maker.token()
-        ctes += [(units, _by_name(grid, sides)), (named, _judged(contract, units, maker))]  # 1
-        found.append(_cells_of(grid, named).where(column_named(_FEW), copy=False))
-    for measures in [every, *((one,) for one in every if len(every) > 1)]:
-        left = maker.token()
-        stays = _SAME if measures == every else _LASTS
-        ctes.append((left, _by_value(grid, sides, measures, named, stays)))
-        kept = exp.and_(*_left_if(contract, measures, maker), copy=False)
-        found.append(_by_cell(grid, _cells_of(grid, left)).having(exp.Not(this=exp.Paren(this=kept)), copy=False))  # 2
-    ctes.append((few, found[0] if len(found) == 1 else exp.union(*found, distinct=True, copy=False)))
-    query = exp.select(named_as(_scalar(count_star(), table_named(few)), "cells"), copy=False)
+    sides, found = maker.token(), []
+    units = exp.union(_side(grid, old, -1), _side(grid, new, 1), distinct=False, copy=False)
+    ctes: list[tuple[str, exp.Query]] = [*old.ctes[:-1], *new.ctes[:-1], (sides, units)]
+    finer: _Compared | None = None
+    for dimensions in _kinds(grid.dimensions):
+        at = replace(contract, grid=replace(grid, dimensions=dimensions))
+        compared = _compared(at, sides, finer, maker)
+        ctes += compared.ctes
+        shown = (_cells_of(of(at), name) for name in (compared.few, old.cells, new.cells))
+        in_both = exp.intersect(*shown, distinct=True, copy=False)
+        alias = exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True))
+        found.append(_scalar(count_star(), exp.Subquery(this=in_both, alias=alias)))
+        finer = finer or compared
+    most = found[0] if len(found) == 1 else exp.Anonymous(this="greatest", expressions=found)
+    query = exp.select(named_as(most, "cells"), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
     return query, tuple(name for name, _ in ctes)
 
 
-def _both(grid: Grid, before: str, after: str) -> exp.Select:
-    """The cells that both versions show, and whether both tell how many units are in them."""
-    left, right = f"{before}b", f"{after}c"
-    shown = [named_as(wrap.stored(one.column, right), one.column) for one in grid.dimensions]
+def _kinds(dimensions: tuple[Dimension, ...]) -> list[tuple[Dimension, ...]]:
+    """The kinds of groups that are compared, cells first."""
+    alone = [(one,) for one in dimensions if len(dimensions) > 1]
+    return [dimensions, *alone, *([()] if dimensions else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The groups of one kind in two versions: the names of the queries of which groups differ by few, of what has
+    changed of each unit (empty without an entity), and of what is left by value."""
+
+    ctes: tuple[tuple[str, exp.Query], ...]
+    few: str
+    units: str
+    left: str
+
+
+def _compared(contract: DataContract, sides: str, finer: _Compared | None, maker: Maker) -> _Compared:
+    """`finer`: the cells of which these groups consist, if they are no cells; what has changed is made of theirs."""
+    grid, ctes = of(contract), list[tuple[str, exp.Query]]()
+    every, units, named = tuple(range(len(grid.measures))), "", ""
+    found: list[exp.Query] = []
     if grid.entity is not None:
-        told = exp.And(this=wrap.stored(_T, left), expression=wrap.stored(_T, right))
-        shown.append(named_as(told, _T))
-    shown = shown or [named_as(_ONE.copy(), _N)]
-    query = exp.select(*shown, copy=False).from_(wrap.relation_of(before, left), copy=False)
-    return _joined(query, grid, left, after, right)
+        units, named = maker.token(), maker.token()
+        changed = _by_name(grid, sides) if finer is None else _united(grid, finer.units)
+        ctes += [(units, changed), (named, _judged(contract, units, maker))]  # 1
+        found.append(_cells_of(grid, named).where(column_named(_FEW), copy=False))
+
+    def left_of(query: exp.Select, kept: list[exp.Expr]) -> str:
+        ctes.append((name := maker.token(), query))
+        few = exp.Not(this=exp.Paren(this=exp.and_(*kept, copy=False)))
+        found.append(_by_cell(grid, _cells_of(grid, name)).having(few, copy=False))
+        return name
+
+    source = sides if finer is None else finer.left
+    left = left_of(_by_value(grid, source, every, named, _SAME), _left_if(contract, every, maker))  # 2
+    for one in every if len(every) > 1 else ():
+        left_of(_by_value(grid, left, (one,), named, _LASTS), _left_if(contract, (one,), maker))
+    few = found[0] if len(found) == 1 else exp.union(*found, distinct=True, copy=False)
+    ctes.append((name := maker.token(), few))
+    return _Compared(tuple(ctes), name, units, left)
 
 
-def _side(grid: Grid, one: Layers, both: str, sign: int) -> exp.Select:
-    """The units of one version in those cells, with -1 for the older and 1 for the newer."""
-    left, right = f"{one.units}b", f"{both}c"
+def _side(grid: Grid, one: Layers, sign: int) -> exp.Select:
+    """The units of the cells that one version shows, with -1 for the older and 1 for the newer."""
+    left, right = f"{one.units}b", f"{one.cells}c"
     names = [*(dimension.column for dimension in grid.dimensions)]
     names += [grid.entity] if grid.entity is not None else []
     names += [_N, *(f"{what}{index}" for index in range(len(grid.measures)) for what in (_C, _S, _A))]
@@ -340,7 +373,7 @@ def _side(grid: Grid, one: Layers, both: str, sign: int) -> exp.Select:
     shown += [named_as(wrap.stored(_T, right), _T)] if grid.entity is not None else []
     shown.append(named_as(exp.Literal.number(sign), _SIGN))
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(one.units, left), copy=False)
-    return _joined(query, grid, left, both, right)
+    return _joined(query, grid, left, one.cells, right)
 
 
 def _joined(query: exp.Select, grid: Grid, left: str, cells: str, right: str) -> exp.Select:
@@ -359,23 +392,42 @@ def _joined(query: exp.Select, grid: Grid, left: str, cells: str, right: str) ->
 
 
 def _by_name(grid: Grid, sides: str) -> exp.Select:
-    """What has changed of each unit: where it is (1: come, -1: gone), its rows, and of each measure how often it has
-    one, their sum, its size, and how large the numbers were that it was made of."""
-    assert grid.entity is not None
-    keys = [*_keys(grid), column_named(grid.entity), column_named(_T)]
+    """What has changed of each unit in a cell: where it is (1: come, -1: gone), its rows, and of each measure how often
+    it has one, their sum, its size, and how large the numbers were that it was made of."""
     sign = column_named(_SIGN)
+    told = exp.Anonymous(this="bool_and", expressions=[column_named(_T)])
 
     def change(name: str) -> exp.Expr:
         return exp.Sum(this=exp.Mul(this=sign.copy(), expression=column_named(name)))
 
-    shown = [*(key.copy() for key in keys), named_as(exp.Sum(this=sign.copy()), _SIGN), named_as(change(_N), _N)]
+    return _changed(grid, sides, exp.Sum(this=sign.copy()), told, change, _A)
+
+
+def _united(grid: Grid, units: str) -> exp.Select:
+    """The same of each unit in a group of cells, of what `_by_name` says of each cell. In how many groups a unit is, is
+    told where it is in one cell of each version."""
+    sign = column_named(_SIGN)
+    gone, come = (exp.CountIf(this=way(this=sign.copy(), expression=_ZERO.copy())) for way in (exp.LTE, exp.GTE))
+    now, then = (exp.Anonymous(this="least", expressions=[cells, _ONE.copy()]) for cells in (come, gone))
+    alone = [exp.LTE(this=cells.copy(), expression=_ONE.copy()) for cells in (gone, come)]
+    told = exp.and_(exp.Anonymous(this="bool_and", expressions=[column_named(_T)]), *alone, copy=False)
+    there = exp.Sub(this=now, expression=then)
+    return _changed(grid, units, there, told, lambda name: exp.Sum(this=column_named(name)), _B)
+
+
+def _changed(
+    grid: Grid, source: str, there: exp.Expr, told: exp.Expr, change: Callable[[str], exp.Expr], size: str
+) -> exp.Select:
+    assert grid.entity is not None
+    keys = [*_keys(grid), column_named(grid.entity)]
+    shown = [*(key.copy() for key in keys), named_as(told, _T), named_as(there, _SIGN), named_as(change(_N), _N)]
     for index in range(len(grid.measures)):
-        summed, scale = change(f"{_S}{index}"), exp.Sum(this=column_named(f"{_A}{index}"))
+        summed, scale = change(f"{_S}{index}"), exp.Sum(this=column_named(f"{size}{index}"))
         more = exp.If(this=_apart_by(summed, scale), true=summed.copy())
         by = exp.Case(ifs=[more], default=_ZERO.copy())
         shown += [named_as(change(f"{_C}{index}"), f"{_C}{index}"), named_as(by, f"{_S}{index}")]
         shown += [named_as(exp.Abs(this=by.copy()), f"{_A}{index}"), named_as(scale.copy(), f"{_B}{index}")]
-    query = exp.select(*shown, copy=False).from_(table_named(sides), copy=False)
+    query = exp.select(*shown, copy=False).from_(table_named(source), copy=False)
     return query.group_by(*keys, copy=False)
 
 
@@ -405,7 +457,8 @@ def _judged(contract: DataContract, units: str, maker: Maker) -> exp.Select:
 
     def half(which: exp.Expr) -> exp.Expr:
         twice = exp.Mul(this=exp.CountIf(this=which), expression=exp.Literal.number(2))
-        return exp.GTE(this=twice, expression=fewer.copy())
+        there = exp.GT(this=fewer.copy(), expression=_ZERO.copy())
+        return exp.And(this=exp.GTE(this=twice, expression=fewer.copy()), expression=there)
 
     few = exp.Not(this=exp.Paren(this=exp.and_(*conditions, copy=False)))
     shown = [*_keys(grid), named_as(few, _FEW), named_as(half(stays), _LASTS)]

@@ -467,9 +467,11 @@ def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> 
 
 
 def changed(before: Dataset, after: Dataset, *, token: Callable[[], str], mask_key: bytes) -> Prepared:
-    """For the OWNER: `cells` that two versions under one aggregate-only contract both show, and whose difference is
-    made of fewer units than a group has, or of one for the most part. Raises ValueError for a contract without a grid.
-    Never served to a consumer."""
+    """For the OWNER: `cells`, or groups of these, that two versions under one aggregate-only contract both show, and
+    whose difference is made of fewer units than a group has, or of one for the most part.
+
+    Raises ValueError for a contract without a grid. Never served to a consumer.
+    """
     maker = Maker(Parameters(), token, mask_key)
     tree, names = grid.changes(after.contract, before.relation, after.relation, maker)
     return _for_owner(tree, (before.relation, after.relation, *names), maker, (before, after))

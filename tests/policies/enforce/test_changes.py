@@ -44,6 +44,20 @@ def prices(more: str, discount: str = "0", rows: str = "range(100)") -> str:
     )
 
 
+def wards(ward: str, cost: str = "1000 + i * 13", rows: str = "range(100)", pid: str = "i") -> str:
+    """A version whose patients lie in these wards."""
+    return v(pid, cost=cost, rows=rows).replace("'A' AS ward", f"({ward})::VARCHAR AS ward")
+
+
+def with_sex(version: str) -> str:
+    return f"SELECT *, CASE WHEN pid % 2 = 0 THEN 'm' ELSE 'f' END AS sex FROM ({version})"
+
+
+SEX = atom("ds:dimension/sex", "eq", "exact")
+FIRST = "CASE WHEN i < {} THEN 'A' ELSE 'B' END"
+DEAR = "1000 + i * 13 + CASE WHEN i = 40 THEN 4000 ELSE 0 END"
+BUT_40 = "(FROM range(100) t(i) WHERE i <> 40)"
+DECADES = "((40 + i % 30 + {}) // 10)"
 NEW_COST = "CASE WHEN i = 100 THEN 54321 ELSE 1000 + i * 13 END"
 SOME_COST = "CASE WHEN i > 9 AND i <> 100 THEN 1000 + i * 13 END"
 ANEW = "(i * 7919 + 13) % 100003"  # other numbers for all
@@ -94,6 +108,24 @@ TELLING: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
     "all prices, and one patient's discount": (
         PRICES, prices("0"), prices("1.10", "CASE WHEN i = 5 THEN 80 ELSE 0 END"),
     ),
+    "a ward gets another name, and one patient more": (ONE, wards("'A'"), wards("'a'", NEW_COST, "range(101)")),
+    "a ward gets another name, and one patient more, under other ids": (
+        ONE, wards("'A'"), wards("'a'", NEW_COST, "range(101)", pid=ANEW),
+    ),
+    "a ward becomes two, and one patient more": (ONE, wards("'A'"), wards(FIRST.format(50), NEW_COST, "range(101)")),
+    "13 go to another ward, of whom one has left": (ONE, wards(FIRST.format(50)), wards(FIRST.format(37), rows=BUT_40)),
+    "12 go to another ward, and one's cost": (ONE, wards(FIRST.format(50)), wards(FIRST.format(38), DEAR)),
+    "12 rows go to another ward, and one's cost": (
+        (GROUP, WARD, COST), wards(FIRST.format(50)), wards(FIRST.format(38), DEAR),
+    ),
+    "all are a year older, and one has left": (
+        ONE, wards(DECADES.format(0), rows="range(1000)"),
+        wards(DECADES.format(1), rows="(FROM range(1000) t(i) WHERE i <> 29)"),
+    ),
+    "a ward gets another name, and one man more": (
+        (*ONE, SEX), with_sex(wards("CASE WHEN i % 4 < 2 THEN 'A' ELSE 'B' END")),
+        with_sex(wards("CASE WHEN i % 4 < 2 THEN 'a' ELSE 'B' END", rows="range(101)")),
+    ),
     "one patient more, in the group of unknown wards": (
         ONE,
         v().replace("'A'", "NULL::VARCHAR"),
@@ -108,6 +140,13 @@ HONEST: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
     "everybody a day longer": (BOTH, v(), v(days=LONGER)),
     "ten patients with other costs": (ONE, v(), v(cost="1000 + i * 13 + CASE WHEN i < 10 THEN 5 ELSE 0 END")),
     "all prices by as much": (PRICES, prices("0", rows="range(20)"), prices("0.30", rows="range(20)")),
+    "a ward gets another name": (ONE, wards("'A'"), wards("'a'")),
+    "a ward gets another name, under other ids": (ONE, wards("'A'"), wards("'a'", pid=ANEW)),
+    "12 go to another ward": (ONE, wards(FIRST.format(50)), wards(FIRST.format(38))),
+    "12 rows go to another ward": ((GROUP, WARD, COST), wards(FIRST.format(50)), wards(FIRST.format(38))),
+    "all are a year older": (
+        ONE, wards(DECADES.format(0), rows="range(1000)"), wards(DECADES.format(1), rows="range(1000)"),
+    ),
     "30 leave and 33 come, and all are a day longer": (BOTH, v(), v(days=LONGER, rows="range(30, 133)")),
     "12 leave and 13 come, of a table that is counted": (COUNTS, v(), v(rows="range(12, 113)")),
     "30 rows go and 33 come": ((GROUP, WARD, COST), v(), v(rows="range(30, 133)")),
