@@ -119,21 +119,33 @@ class Versions:
             return [("error", path, "difference_unknown", said)]
         if after["rows"] and after["groups_lost"] == after["groups"]:
             found.append(
-                ("warning", path, "all_withheld", f"no group of the new version has {k} units: nothing is shown")
+                (
+                    "warning",
+                    path,
+                    "all_withheld",
+                    f"nothing is shown: no group of the new version has {k} units, {_FIGURES}",
+                )
             )
         elif after["groups_lost"] > before["groups_lost"]:
             lost = after["groups_lost"] - before["groups_lost"]
             found.append(
-                ("warning", path, "groups_lost", f"{lost:,} more groups than before have fewer than {k} units")
+                (
+                    "warning",
+                    path,
+                    "groups_lost",
+                    f"{lost:,} more groups than before have fewer than {k} units, {_FIGURES}",
+                )
             )
         if few:
             found.append(_too_small(contract, few, "the version before"))
         return found
 
 
+_FIGURES = "in all or in one of their figures, or a unit that makes most of one"
 _TELLS = (
     "may tell of few by difference to whoever asked that one: keep the files of the version before, and the types of "
-    "its columns"
+    "its columns; where they are gone (of text that was converted they go with a dataset that is removed), only taking "
+    "it on all the same (--accept) helps"
 )
 _LOST = (
     "it cannot be held against what was asked under this agreement, which has ended and cannot be kept on it: whoever "
@@ -149,8 +161,9 @@ def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, s
     least = contract.grid.min_group if contract.grid else 0
     said = (
         f"in {few:,} groups (of all dimensions, of one, or all together) a count or sum differs from {than} by fewer "
-        f"than {least} units, or by one more than by all others: whoever asked that one learns of these by subtraction. Wait until more have changed and take the "
-        "changes on together; for updates that are small and many, offer coarser groups, or noise in place of groups"
+        f"than {least} units, or by one more than by all others: whoever asked that one learns of these by "
+        "subtraction. Wait until more have changed and take the changes on together; for updates that are small and "
+        "many, offer coarser groups, or noise in place of groups"
     )
     return "error", contract.permission, "difference_too_small", said
 

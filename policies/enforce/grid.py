@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import combinations
 
 from sqlglot import exp
 
@@ -355,9 +356,15 @@ def _compared(contract: DataContract, sides: str, finer: _Compared | None, maker
         return name
 
     source = sides if finer is None else finer.left
-    left = left_of(_by_value(grid, source, every, named, _SAME), _left_if(contract, every, maker))  # 2
+    left = left_of(_by_value(grid, source, every, named), _left_if(contract, every, maker))  # 2
+    unnamed = left
+    if named and len(every) > 1:
+        ctes.append((unnamed := maker.token(), _unnamed(grid, left, named)))
     for one in every if len(every) > 1 else ():
-        left_of(_by_value(grid, left, (one,), named, _LASTS), _left_if(contract, (one,), maker))
+        left_of(_by_value(grid, unnamed, (one,)), _left_if(contract, (one,), maker))
+    # Pairs are many: they are looked at in the smallest groups and in the largest.
+    for pair in combinations(every if finer is None or not grid.dimensions else (), 2):
+        left_of(_by_difference(grid, unnamed, pair), _difference_left_if(grid, maker))
     few = found[0] if len(found) == 1 else exp.union(*found, distinct=True, copy=False)
     ctes.append((name := maker.token(), few))
     return _Compared(tuple(ctes), name, units, left)
@@ -466,9 +473,10 @@ def _judged(contract: DataContract, units: str, maker: Maker) -> exp.Select:
     return _by_cell(grid, exp.select(*shown, copy=False).from_(table_named(units), copy=False))
 
 
-def _by_value(grid: Grid, sides: str, measures: Sequence[int], named: str, stays: str) -> exp.Select:
+def _by_value(grid: Grid, sides: str, measures: Sequence[int], named: str = "") -> exp.Select:
     """What one version has and the other has not, by what is there of these measures, whoever it belongs to; only of
-    cells where `named` does not say that names are what they were. `_SIGN`: how many more there are in the newer."""
+    cells where `named` does not say that names and figures are what they were. `_SIGN`: how many more there are in the
+    newer."""
     left, right = f"{sides}b", f"{named}c"
     names = [_N, *(f"{_C}{index}" for index in measures)]
     keys = [wrap.stored(one.column, left) for one in grid.dimensions] + [wrap.stored(name, left) for name in names]
@@ -481,9 +489,47 @@ def _by_value(grid: Grid, sides: str, measures: Sequence[int], named: str, stays
         shown += [named_as(exp.Max(this=wrap.stored(name, left)), name) for name in (f"{_S}{index}", f"{_A}{index}")]
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(sides, left), copy=False)
     if named:
-        _joined(query, grid, left, named, right).where(exp.Not(this=wrap.stored(stays, right)), copy=False)
+        _joined(query, grid, left, named, right).where(exp.Not(this=wrap.stored(_SAME, right)), copy=False)
     query.group_by(*(node.copy() for node in keys), copy=False)
     return query.having(exp.NEQ(this=more.copy(), expression=_ZERO.copy()), copy=False)
+
+
+def _unnamed(grid: Grid, left: str, named: str) -> exp.Select:
+    """What is left by value in groups where names are not what they were."""
+    whose, right = f"{left}b", f"{named}c"
+    names = [*(one.column for one in grid.dimensions), _N, _SIGN]
+    names += [f"{what}{index}" for index in range(len(grid.measures)) for what in (_C, _S, _A)]
+    shown = [named_as(wrap.stored(name, whose), name) for name in names]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(left, whose), copy=False)
+    return _joined(query, grid, whose, named, right).where(exp.Not(this=wrap.stored(_LASTS, right)), copy=False)
+
+
+def _by_difference(grid: Grid, left: str, pair: tuple[int, int]) -> exp.Select:
+    """The same of one measure less another, of what `_by_value` finds of all, as if it were one measure."""
+    whose = f"{left}b"
+
+    def of_both(what: str, node: type[exp.Sub] | type[exp.Add]) -> exp.Expr:
+        first, second = (wrap.stored(f"{what}{index}", whose) for index in pair)
+        return exp.Paren(this=node(this=first, expression=second))
+
+    less, counted = of_both(_S, exp.Sub), of_both(_C, exp.Sub)
+    apart = exp.If(this=_apart_by(less, of_both(_A, exp.Add)), true=less.copy())
+    # Decimals that are kept as DOUBLE differ by as much but for their last digits.
+    by = wrap.try_cast(exp.Case(ifs=[apart], default=_ZERO.copy()), "FLOAT")
+    keys = [wrap.stored(dimension.column, whose) for dimension in grid.dimensions] + [counted, by]
+    more = exp.Sum(this=wrap.stored(_SIGN, whose))
+    shown = [*(key.copy() for key in keys[:-2]), named_as(counted.copy(), f"{_C}0"), named_as(by.copy(), f"{_S}0")]
+    shown += [named_as(exp.Abs(this=by.copy()), f"{_A}0"), named_as(more, _SIGN)]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(left, whose), copy=False)
+    query.group_by(*(node.copy() for node in keys), copy=False)
+    return query.having(exp.NEQ(this=more.copy(), expression=_ZERO.copy()), copy=False)
+
+
+def _difference_left_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
+    """What must be true of all that `_by_difference` finds of a group."""
+    other = [exp.NEQ(this=column_named(f"{what}0"), expression=_ZERO.copy()) for what in (_C, _S)]
+    share = _share(column_named(f"{_A}0"), grid.dominance, maker, times=exp.Abs(this=column_named(_SIGN)))
+    return [*(_none_or_many(_fewest(one), grid) for one in other), share]
 
 
 def _left_if(contract: DataContract, measures: Sequence[int], maker: Maker) -> list[exp.Expr]:

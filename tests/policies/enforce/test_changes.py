@@ -19,7 +19,7 @@ DAYS, COST, FLAG = (
     atom("ds:measure/flag", "eq", "0..1"),
 )
 GROSS, NET = atom("ds:measure/gross", "eq", "0..100000"), atom("ds:measure/net", "eq", "0..100000")
-PRICES = (GROUP, PATIENT, WARD, GROSS, NET)
+PRICES, PRICED = (GROUP, PATIENT, WARD, GROSS, NET), (GROUP, WARD, GROSS, NET)
 BOTH, ONE = (GROUP, PATIENT, WARD, DAYS, COST), (GROUP, PATIENT, WARD, COST)
 ROWS, COUNTS, TOTALS = (GROUP, WARD, DAYS, COST), (GROUP, PATIENT, WARD), (GROUP, PATIENT, DAYS, COST)
 FLAGS = (GROUP, PATIENT, WARD, FLAG)
@@ -51,6 +51,10 @@ def wards(ward: str, cost: str = "1000 + i * 13", rows: str = "range(100)", pid:
 
 def with_sex(version: str) -> str:
     return f"SELECT *, CASE WHEN pid % 2 = 0 THEN 'm' ELSE 'f' END AS sex FROM ({version})"
+
+
+def in_wards(version: str, first: int) -> str:
+    return f"SELECT * REPLACE (CASE WHEN pid < {first} THEN 'A' ELSE 'B' END AS ward) FROM ({version})"
 
 
 SEX = atom("ds:dimension/sex", "eq", "exact")
@@ -126,6 +130,15 @@ TELLING: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
         (*ONE, SEX), with_sex(wards("CASE WHEN i % 4 < 2 THEN 'A' ELSE 'B' END")),
         with_sex(wards("CASE WHEN i % 4 < 2 THEN 'a' ELSE 'B' END", rows="range(101)")),
     ),
+    "all prices, and one row's discount": (
+        PRICED, prices("0"), prices("1.10", "CASE WHEN i = 5 THEN 80 ELSE 0 END"),
+    ),
+    "all prices, and one patient's discount, under other ids": (
+        PRICES, prices("0"), prices("1.10", "CASE WHEN i = 5 THEN 80 ELSE 0 END").replace("i AS pid", f"{ANEW} AS pid"),
+    ),
+    "all prices, and one row's discount in two wards": (
+        PRICED, in_wards(prices("0"), 50), in_wards(prices("1.10", "CASE WHEN i = 40 THEN 80 ELSE 0 END"), 38),
+    ),
     "one patient more, in the group of unknown wards": (
         ONE,
         v().replace("'A'", "NULL::VARCHAR"),
@@ -147,6 +160,12 @@ HONEST: dict[str, tuple[tuple[gate.Constraint, ...], str, str]] = {
     "all are a year older": (
         ONE, wards(DECADES.format(0), rows="range(1000)"), wards(DECADES.format(1), rows="range(1000)"),
     ),
+    "all prices of rows by as much": (PRICED, prices("0"), prices("0.30")),
+    "all prices by as much, under other ids": (
+        PRICES, prices("0"), prices("0.30").replace("i AS pid", f"{ANEW} AS pid"),
+    ),
+    "30 rows go and 33 come, with two prices": (PRICED, prices("0"), prices("0", rows="range(30, 133)")),
+    "30 rows go and 33 come, and all prices": (PRICED, prices("0"), prices("7.77", rows="range(30, 133)")),
     "30 leave and 33 come, and all are a day longer": (BOTH, v(), v(days=LONGER, rows="range(30, 133)")),
     "12 leave and 13 come, of a table that is counted": (COUNTS, v(), v(rows="range(12, 113)")),
     "30 rows go and 33 come": ((GROUP, WARD, COST), v(), v(rows="range(30, 133)")),
