@@ -354,6 +354,13 @@ def _groups(policy: Policy) -> Iterator[Problem]:
             )
         else:
             yield _warning(here, "group_is_costly", "distinct entities are counted exactly: slower by up to ten times")
+        if sum("/measure/" in left for left in found) > 1:
+            yield _warning(
+                here,
+                "measures_alike",
+                "if two measures are the same but for a few (before and after a discount), or one is zero but for a "
+                "few, groups with fewer such units than min_group are withheld, with all their figures; leave one out",
+            )
         if not any(vocabulary.column_of(left) and "/dimension/" in left for left in found):
             yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
 
@@ -368,7 +375,7 @@ def _measures(policy: Policy) -> Iterator[Problem]:
             yield _warning(
                 path,
                 "measure_is_flag",
-                f"the sum of {vocabulary.column_of(atom.left)}, which is 0 or 1, counts who has it: where fewer than a "
+                f"the sum of {vocabulary.column_of(atom.left)}, if it is 0 or 1, counts who has it: where fewer than a "
                 "group have it, or have it not, the whole group is withheld, with all its figures; leave it out where "
                 "that is not worth it",
             )

@@ -662,7 +662,8 @@ async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: flo
     if not found and prepared.min_group is not None:
         more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
         raise Refused(
-            f"no group of at least {prepared.min_group} fits the question; ask for larger groups{more}",
+            f"no group of at least {prepared.min_group}, in all and in each of its figures, fits the question; ask for "
+            f"larger groups{more}",
             code="min_group_size",
             rule=next(
                 (path for d in prepared.datasets for name, path in d.contract.reasons if "group" in name.lower()), ""

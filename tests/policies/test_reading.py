@@ -393,6 +393,12 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
         "together_by_order",
     ),
     ("a sum of flags", form(GOOD + "grid: {measure: {a: 0..1}}"), "warning", "measure_is_flag"),
+    (
+        "two sums of groups",
+        form(GOOD + "limits: {min_group: 10 per a}\ngrid: {group_by: {b: 1}, measure: {c: 0..9, d: 0..9}}"),
+        "warning",
+        "measures_alike",
+    ),
     ("a sum without bounds", form(GOOD + "grid: {measure: {a: free}}"), "warning", "measure_unbounded"),
     ("twice the same", raw(permission=[{"action": "use"}, {"action": "use"}]), "warning", "repeated"),
     ("a privacy budget of rows", form(GOOD + "limits: {epsilon: 1.0}"), "warning", "budget_of_rows"),

@@ -196,3 +196,12 @@ async def test_the_same_rows_in_other_files_are_read_from_these(running: Provide
     await running.store.write(renew)
     answer = await ask(running, running.ticket(agreement), asked)
     assert answer.status_code == 200, answer.text
+
+
+async def test_a_group_whose_figure_is_made_of_few_now_is_told_as_lost(running: Provider, tmp_path: Path) -> None:
+    few = FIRST.replace("10.0", "CASE WHEN i < 3 THEN 10.0 ELSE 0 END")
+    await running.agree(CELLS, name="few", path=written(tmp_path, "all", FIRST))
+    coming = await following(running, written(tmp_path, "few", few), "few")
+    assert "in one of their figures" in next(
+        one["message"] for one in await told(running, "few", coming) if one["code"] == "all_withheld"
+    )
