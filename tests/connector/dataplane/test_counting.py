@@ -112,6 +112,7 @@ async def test_what_no_worker_had_takes_no_use_and_no_quota(
     agreement = await running.agree(gate.agreement(*atoms, action="odrl:use"))
     ticket = running.ticket(agreement)
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
+    await until(lambda: not running.pool._busy)  # whose worker another read could share
     with monkeypatch.context() as patch:
         turns = Turns(0, waiting=0 if full == "queue_full" else 4, wait_seconds=60 if full == "left" else 0.01)
         patch.setattr(running.pool, "_turns", turns)
