@@ -81,7 +81,7 @@ async def test_what_was_asked_under_an_agreement_that_has_ended_is_not_forgotten
     await registered(owner, tmp_path, name, FIRST)
     await over(running, await agreed(running, name, asked=asked))
     if asked:
-        with pytest.raises(Conflict, match="in 1 groups .* a count or sum differs") as refused:
+        with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs") as refused:
             await renewed(owner, tmp_path, name, "second", ONE_MORE)
         assert refused.value.code == "version_unfit"
         await renewed(owner, tmp_path, name, "enough", TEN_MORE)
@@ -97,7 +97,7 @@ async def test_a_dataset_that_was_removed_is_held_against_what_was_asked_of_it(
     await over(running, await agreed(running, name))
     await owner.remove(name, by="test")
     again = Registration(name=name, path=str(written(tmp_path, "second", ONE_MORE)))
-    with pytest.raises(Conflict, match="in 1 groups .* a count or sum differs"):
+    with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs"):
         await owner.register(again, by="test")
     _, version = await owner.register(again, by="test", accept=True)
     assert [one["code"] for one in version.source["changes"]["affected"]] == ["difference_too_small"]
@@ -124,7 +124,7 @@ async def test_who_was_overtaken_by_another_version_is_told_to_ask_again(running
         await renewed(two, tmp_path, "raced", "eleven", ELEVEN_MORE)
     assert refused.value.code == "version_overtaken"
     two.effects = looked
-    with pytest.raises(Conflict, match="in 1 groups .* a count or sum differs"):
+    with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs"):
         await renewed(two, tmp_path, "raced", "eleven", ELEVEN_MORE)
 
 
