@@ -392,7 +392,7 @@ async def test_who_registers_a_name_twice_or_a_version_that_does_not_fit_hears_w
         return [{"level": "error", "message": "one person more"}]
 
     monkeypatch.setattr(owner.registry, "effects", effects)
-    with pytest.raises(Conflict, match=r"one person more; .* --accept"):
+    with pytest.raises(Conflict, match=r"one person more; .*--accept"):
         await owner.registry.renew("twice", "", by="test")
 
 
