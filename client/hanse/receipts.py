@@ -246,9 +246,7 @@ def _posted(url: str, token: str, ends: Sequence[Mapping[str, Any]], *, seconds:
     return answer
 
 
-_without: set[str] = (
-    set()
-)  # connectors that take no receipts: not told again in this process, nor in those forked of it
+_without = set[str]()  # connectors that take no receipts: not told again in this process, nor in those forked of it
 _teller = _Teller()
 
 
@@ -263,5 +261,6 @@ if hasattr(os, "register_at_fork"):
 
 
 @atexit.register
-def _leave() -> None:
+def leave() -> None:
+    """Tell of what is left, as where the process ends: for who ends the connector before that."""
     _teller.leave()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from hanse import receipts
 from rich.markup import escape
 
 from connector.demo.show import Show
@@ -61,6 +62,7 @@ def play(space: Space, *, once: bool, began: float = 0.0) -> int:
             )
         return 1
     finally:
+        receipts.leave()
         space.stop()
 
 
