@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from connector.dsp import states
 from connector.errors import Busy, Limited, Refused
-from connector.recent import keep
+from connector.recent import Rate, keep
 from connector.store import Transaction
 from connector.store.tables import Outbox
 from policies.evaluate import Facts
@@ -61,7 +61,7 @@ class Admission:
         self._kind = kind
         self._limits = limits
         self._told: OrderedDict[str, float] = OrderedDict()
-        self._changed: OrderedDict[str, float] = OrderedDict()  # until when each process has used its changes
+        self._changes = Rate(limits.changes, burst=limits.changes, most=_CHANGING_MAX)
 
     def admit_negotiation(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> None:
         """As `admit`, for anybody. Where we are the consumer it is an offer that we did not ask for: Refused where it
@@ -127,17 +127,13 @@ class Admission:
 
     def change(self, process: str, now: float) -> None:
         """Count one more change of a process, or raise Limited: each is kept, in the inbox and in the log."""
-        step = _MINUTE / self._limits.changes
-        until = max(self._changed.get(process, now), now) + step
-        if until - now > _MINUTE:
-            wait = math.ceil(until - now - _MINUTE)
+        if (wait := math.ceil(self._changes.wait(process, now))) > 0:
             raise Limited(
                 f"expected at most {self._limits.changes} changes of one {self._kind} a minute, came more; try again "
                 f"in {wait} s",
                 code="too_many_changes",
                 retry_after=wait,
             )
-        keep(self._changed, process, until, most=_CHANGING_MAX)
 
     def worth_telling(self, counterparty: str, now: float) -> bool:
         """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,12 @@ from weakref import WeakValueDictionary
 
 from connector.errors import Limited
 from connector.events import ReadTaken
-from connector.recent import keep
+from connector.recent import Rate
 from connector.store import Store, Transaction
 
 TOGETHER_MAX = 256  # in one call
 _PER_MINUTE = 6_000  # of one token: each is a record in a log that is kept, and others write to it, too
 _BURST = 20_000  # as many of them at once: a job of thousands of readers that ends
-_MINUTE = 60.0
 _TELLERS_MAX = 4096
 _SENDER = "receipts"  # in the inbox: no counterparty, whose identifier is a DID, has it
 _COMPLETE, _FAILED = "complete", "error"
@@ -89,7 +87,7 @@ class Receipts:
         self._store = store
         self._participant = participant
         self._clock = clock
-        self._full: OrderedDict[str, float] = OrderedDict()  # until when the time of each teller is used
+        self._rate = Rate(_PER_MINUTE, burst=_BURST, most=_TELLERS_MAX)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def record(self, ends: Sequence[Ended], *, by: str) -> Recorded:
@@ -99,16 +97,13 @@ class Receipts:
             return await self._store.write(lambda tx: self._kept(tx, ends, by))
 
     def _count(self, by: str, number: int) -> None:
-        now = self._clock()
-        until = max(self._full.get(by, now), now) + number * _MINUTE / _PER_MINUTE
-        if (wait := until - now - _BURST * _MINUTE / _PER_MINUTE) > 0:
+        if (wait := math.ceil(self._rate.wait(by, self._clock(), number))) > 0:
             raise Limited(
                 f"expected at most {_PER_MINUTE} receipts a minute by one token, and {_BURST} at once, came more; tell "
-                f"of them in {math.ceil(wait)} s",
+                f"of them in {wait} s",
                 code="too_many_receipts",
-                retry_after=math.ceil(wait),
+                retry_after=wait,
             )
-        keep(self._full, by, until, most=_TELLERS_MAX)
 
     def _kept(self, tx: Transaction, ends: Sequence[Ended], by: str) -> Recorded:
         events: list[ReadTaken] = []
