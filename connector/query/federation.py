@@ -194,8 +194,7 @@ class Fragment:
     table: str  # the residual's name for its rows
     owner: str
     participant: str
-    agreements: tuple[str, ...]
-    datasets: tuple[str, ...]
+    under: tuple[tuple[str, str], ...]  # the agreement of each dataset that it reads, and the dataset
     sql: str
     outputs: tuple[str, ...]
     kind: str  # whole | join | scan | partial
@@ -208,7 +207,15 @@ class Fragment:
     reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
     counts: tuple[str, ...] = ()  # outputs that count rows
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
-    under: tuple[tuple[str, str], ...] = ()  # the agreement of each dataset, and the dataset
+
+    @property
+    def agreements(self) -> tuple[str, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(agreement for agreement, _ in self.under))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(dataset for _, dataset in self.under)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,8 +223,7 @@ class Planning:
                 table=draft.table,
                 owner=share.owner,
                 participant=infos[0].participant,
-                agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
-                datasets=tuple(info.dataset for info in infos),
+                under=tuple((info.agreement, info.dataset) for info in infos),
                 sql=sql[id(share.statement)],
                 outputs=draft.outputs,
                 kind=draft.kind,
@@ -237,7 +236,6 @@ class Planning:
                 reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
                 counts=counts[id(share.statement)],
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
-                under=tuple((info.agreement, info.dataset) for info in infos),
             )
 
 

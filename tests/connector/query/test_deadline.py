@@ -27,7 +27,7 @@ def test_a_stage_leaves_a_tenth_for_each_that_follows(seconds: float, passed: fl
 
 def _fragment(table: str, *sources: str) -> Fragment:
     keys = tuple(Keys(source, "k", "c", f"keys_{source}", "TRUE") for source in sources)
-    return Fragment(table, table, "north", "", (), (), "", (), "scan", keys=keys)
+    return Fragment(table, table, "north", "", (), "", (), "scan", keys=keys)
 
 
 def test_a_fragment_comes_after_those_whose_keys_it_takes() -> None:
