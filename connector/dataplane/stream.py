@@ -551,7 +551,7 @@ class Reads:
             self._metrics.query_seconds.observe(time.monotonic() - begun)
         unused = not unknown and _unused(asked, grants, end)
         told = partial(records.ended, asked, grants, end, failure)
-        events, late = told(unused=unused), told()
+        events = told(unused=unused)
         charged = beginning.result() if unused else None
 
         def work(again: bool, tx: Transaction) -> None:
@@ -560,7 +560,7 @@ class Reads:
                 if charged is not None and charged.paid:
                     tx.answers.give_back(grants[0].agreement_id, micro=charged.paid)
             elif not again and not unknown:  # else it has committed before, or never begun
-                unfinished.end_again(tx, *late)
+                unfinished.end_again(tx, *told())
 
         recording = self._owe(asked.query_id, work)
         if unknown:  # nobody waits for a database that is away

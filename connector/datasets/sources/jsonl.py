@@ -36,10 +36,8 @@ _LINE_MAX = 16 * 2**20
 _KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
 _LINES_AT_ONCE = 2_048
 _DEPTH_MAX = 127  # of the engine
-_SIGNS, _WITHIN = (
-    re.compile(r"[\[{}\]]"),
-    re.compile(r'"(?:[^"\\]|\\.)*"'),
-)  # what opens and closes; texts, which may have it
+_SIGNS = re.compile(r"[\[{}\]]")  # what opens and closes
+_TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')  # which may have such signs
 _TWICE = re.compile(r'Duplicate name "(.*)" in struct')
 _LIST = "a list; write each object as a line of its own"
 _WHOLE_MAX = 2**53  # of whole numbers up to it, a double keeps each
@@ -276,7 +274,7 @@ def _problem(text: bytes) -> str:
 
 def _depth(shown: str) -> int:
     """How deep lists and objects lie in each other, in text that is JSON."""
-    return max(accumulate(1 if sign in "[{" else -1 for sign in _SIGNS.findall(_WITHIN.sub("", shown))), default=0)
+    return max(accumulate(1 if sign in "[{" else -1 for sign in _SIGNS.findall(_TEXTS.sub("", shown))), default=0)
 
 
 def _is_text(found: Any) -> bool:
