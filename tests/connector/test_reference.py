@@ -11,17 +11,15 @@ import pytest
 
 from connector.app import management_app
 from connector.look import reference
-from tests.connector.management.pages.support import console
+from tests.connector.management.pages.support import opened
 
 EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture
 async def document(tmp_path: Path) -> Any:
-    made = console(tmp_path)
-    yield management_app(made.parts).openapi()
-    await made.parts.net.close()
-    made.parts.store.close()
+    async with opened(tmp_path) as made:
+        yield management_app(made.parts).openapi()
 
 
 async def test_every_operation_and_parameter_is_there(document: Mapping[str, Any]) -> None:

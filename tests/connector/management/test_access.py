@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from starlette.routing import BaseRoute, Route
 
 from connector.app import management_app
-from tests.connector.management.pages.support import Console, console
+from tests.connector.management.pages.support import Console
 
 # Health for a supervisor; what every connector of this version can do, and holds no data; how to come in.
 OPEN = {
     "/health/live", "/health/ready", "/openapi.json", "/docs", "/login", "/static/x",
 }  # fmt: skip
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Console]:
-    made = console(tmp_path)
-    yield made
-    await made.parts.net.close()
-    made.parts.store.close()
 
 
 def tried(routes: Sequence[BaseRoute], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,14 +10,13 @@ import pytest
 
 from connector.management.datasets import view
 from connector.store.tables import Dataset, DatasetVersion
-from tests.connector.management.pages.support import console
+from tests.connector.management.pages.support import Console
 
 CSV, JSON = "a,b\n1,2\n", '{"a": 1}\n'
 
 
 @pytest.mark.parametrize(("kind", "line"), [("csv", CSV), ("jsonl", JSON)])
-async def test_text_is_shown_as_what_was_registered(tmp_path: Path, kind: str, line: str) -> None:
-    desk = console(tmp_path)
+async def test_text_is_shown_as_what_was_registered(desk: Console, tmp_path: Path, kind: str, line: str) -> None:
     files = [tmp_path / "text" / f"{name}.{kind}" for name in "ab"]
     files[0].parent.mkdir()
     for file in files:
@@ -31,13 +30,12 @@ async def test_text_is_shown_as_what_was_registered(tmp_path: Path, kind: str, l
     assert shown.pop("unchanged") is True
     assert made.json() == shown | {"unchanged": None}
     assert (shown["kind"], shown["files"], shown["rows"]) == (kind, [str(file) for file in files], 2)
-    await desk.parts.net.close()
-    desk.parts.store.close()
 
 
-async def test_a_file_that_is_not_what_was_registered_is_told_where_its_dataset_is_shown(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_what_was_registered_is_told_where_its_dataset_is_shown(
+    desk: Console, tmp_path: Path
+) -> None:
     """Its offers stand, and every read is refused: only the refusals told."""
-    desk = console(tmp_path)
     file = tmp_path / "numbers.parquet"
     pq.write_table(pa.table({"n": [1, 2, 3]}), file)
     owner = {"authorization": f"Bearer {await desk.token('owner', 'read')}"}
@@ -53,8 +51,6 @@ async def test_a_file_that_is_not_what_was_registered_is_told_where_its_dataset_
         spoil()
         assert (await desk.http.get("/api/v1/datasets/numbers", headers=owner)).json()["unchanged"] is unchanged
         assert (told in (await desk.get("/datasets/numbers", "read")).text) is not unchanged
-    await desk.parts.net.close()
-    desk.parts.store.close()
 
 
 def test_a_table_is_shown_as_what_was_registered() -> None:

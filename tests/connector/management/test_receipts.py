@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connector.usage.receipts import TOGETHER_MAX
-from tests.connector.management.pages.support import Console, console
+from tests.connector.management.pages.support import Console
 
 ONE = {"id": "a" * 32, "agreement": "urn:none", "transfer": "", "read": "r1", "rows": 5, "code": "left"}
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Console]:
-    made = console(tmp_path)
-    yield made
-    await made.parts.net.close()
-    made.parts.store.close()
 
 
 async def told(desk: Console, *scopes: str, **body: Any) -> tuple[int, Any]:

@@ -16,7 +16,7 @@ import pytest
 
 from connector.app import management_app
 from connector.management.pages import datasets as pages
-from tests.connector.management.pages.support import Console, console
+from tests.connector.management.pages.support import Console, opened
 
 
 class Stuck:
@@ -38,13 +38,11 @@ class Stuck:
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Console]:
-    made = console(tmp_path)
     (tmp_path / "parts").mkdir()
     for name in "abc":
         pq.write_table(pa.table({"a": [1]}), tmp_path / "parts" / f"{name}.parquet")
-    yield made
-    await made.parts.net.close()
-    made.parts.store.close()
+    async with opened(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

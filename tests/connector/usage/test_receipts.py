@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,6 @@ from connector.usage.receipts import Ended, Receipts, Told
 US, OWNER = "did:web:lab.example", "did:web:clinic.example"
 WHOLE = Told(status="complete", rows=5, bytes=40, digest="xxh3:00")
 ENDED = Ended(id="a" * 32, agreement="agr", transfer="trf", read="r1", rows=5, seconds=7, end=WHOLE)
-
-
-@pytest.fixture
-def store(migrated_url: str) -> Iterator[Store]:
-    made = Store(migrated_url)
-    yield made
-    made.close()
 
 
 @pytest.fixture

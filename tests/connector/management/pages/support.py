@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -85,6 +87,17 @@ def console(folder: Path, **settings: object) -> Console:
     parts = build(given)
     transport = httpx2.ASGITransport(management_app(parts))
     return Console(parts, httpx2.AsyncClient(transport=transport, base_url="http://console.test"))
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Console]:
+    """The same, closed at the end of the block."""
+    made = console(folder)
+    try:
+        yield made
+    finally:
+        await made.parts.net.close()
+        made.parts.store.close()
 
 
 async def fill(parts: Services) -> None:

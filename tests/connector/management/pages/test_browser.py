@@ -13,7 +13,7 @@ import pytest
 
 from connector import look
 from connector.management import pages
-from tests.connector.management.pages.support import console
+from tests.connector.management.pages.support import opened
 
 STATIC = Path(pages.__file__).parent / "static"
 LOOK = (look.FOLDER / "hanse.css").read_text()
@@ -139,10 +139,8 @@ addEventListener("load", () => {
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 async def test_a_browser_takes_the_times_of_the_audit_page_gives_them_back_and_takes_others(tmp_path: Path) -> None:
-    made = console(tmp_path)
-    page = (await made.get("/audit?since=2026-11-24T12:00:30.25%2B02:00&until=2026-11-25T08:00", "audit")).text
-    await made.parts.net.close()
-    made.parts.store.close()
+    async with opened(tmp_path) as made:
+        page = (await made.get("/audit?since=2026-11-24T12:00:30.25%2B02:00&until=2026-11-25T08:00", "audit")).text
     (body,) = re.findall(r"<main.*?</main>", page, re.S)
     told = unescape(title(tmp_path, body, ASKED_AGAIN))
     link = "?since=2026-11-24T10%3A00%3A30.250Z&until=2026-11-25T08%3A00%3A00Z"

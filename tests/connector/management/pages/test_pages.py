@@ -44,6 +44,7 @@ from tests.connector.management.pages.support import (
     Reader,
     console,
     fill,
+    opened,
 )
 
 # Page, the scope that opens it, and whether it is there in an empty connector.
@@ -79,10 +80,8 @@ SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
 
 @pytest.fixture
 async def empty(tmp_path: Path) -> AsyncIterator[Console]:
-    made = console(tmp_path)
-    yield made
-    await made.parts.net.close()
-    made.parts.store.close()
+    async with opened(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
