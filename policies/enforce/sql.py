@@ -14,7 +14,19 @@ from sqlglot import exp
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.columns import fold
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, brackets, drawn, grid, private, rewrite, statement, template, wrap
+from policies.enforce import (
+    aggregate,
+    bind,
+    brackets,
+    changes,
+    drawn,
+    grid,
+    private,
+    rewrite,
+    statement,
+    template,
+    wrap,
+)
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.private import Private
@@ -473,7 +485,7 @@ def changed(before: Dataset, after: Dataset, *, token: Callable[[], str], mask_k
     Raises ValueError for a contract without a grid. Never served to a consumer.
     """
     maker = Maker(Parameters(), token, mask_key)
-    tree, names = grid.changes(after.contract, before.relation, after.relation, maker)
+    tree, names = changes.between(after.contract, before.relation, after.relation, maker)
     return _for_owner(tree, (before.relation, after.relation, *names), maker, (before, after))
 
 
