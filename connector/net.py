@@ -332,6 +332,11 @@ class Answer:
         return bytes(held)
 
 
+def fits_header(value: str) -> bool:
+    """Whether a header can carry this: printable ASCII."""
+    return value.isascii() and value.isprintable()
+
+
 def origin(url: str) -> str:
     """Scheme, host and port of a URL, for messages and records: paths and queries may hold secrets."""
     try:

@@ -29,7 +29,7 @@ from connector.dataplane.sending import shorter
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
-from connector.net import Answer, Net, origin
+from connector.net import Answer, Net, fits_header, origin
 from connector.query.spans import InFiles, Place, Span
 from connector.store.tables import Transfer
 from connector.telemetry import logger
@@ -107,7 +107,7 @@ def _stays(error: HanseError) -> bool:
 
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
-    if not (to.authorization.isascii() and to.authorization.isprintable()):
+    if not fits_header(to.authorization):  # of a transfer that was stored before its request was looked at for this
         raise Refused("expected an authorization that a header can carry, came another one", code="push_refused")
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
     async with AsyncExitStack() as reading, _answered_in_time(to) as waiting:

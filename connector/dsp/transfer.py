@@ -46,7 +46,7 @@ from connector.errors import (
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
-from connector.net import origin
+from connector.net import fits_header, origin
 from connector.store import Transaction
 from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
@@ -259,8 +259,7 @@ class Transfers(Exchange[Transfer]):
             raise MessageInvalid(
                 f"expected a dataAddress with an endpoint to send to with format {message.format}, came none"
             )
-        shown = message.data_address.get("authorization")
-        if not (shown.isascii() and shown.isprintable()):
+        if not fits_header(message.data_address.get("authorization")):
             raise MessageInvalid("expected an authorization of printable ASCII, which a header can carry, came another")
 
     # What follows.

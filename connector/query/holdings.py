@@ -19,7 +19,7 @@ from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInva
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.forms import NAME
 from connector.identity.service import Identity
-from connector.net import Net, Reply, origin
+from connector.net import Net, Reply, fits_header, origin
 from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
 from connector.query.summary import Contract, Grid, Summary, summary_of
 from connector.store import Store, Transaction
@@ -218,7 +218,7 @@ def address_of(wire: Mapping[str, Any]) -> Access:
         endpoint = str(properties.get("http") or wire["endpoint"]).rstrip("/")
         ticket = str(properties["authorization"])
         expires = float(properties.get("expires", "inf"))
-        if math.isnan(expires) or not (ticket.isascii() and ticket.isprintable()):
+        if math.isnan(expires) or not fits_header(ticket):
             raise ValueError("no header can carry that ticket, or it never ends")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PeerNonsense("expected a data address with endpoint and authorization, came another form") from error
