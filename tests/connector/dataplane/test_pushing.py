@@ -214,11 +214,13 @@ async def test_rows_that_leave_only_as_sums_are_never_pushed(provider: Provider)
 
 
 @pytest.mark.parametrize("most", [0, 1_000_000], ids=["at once", "after a part"])
-async def test_a_success_before_everything_was_sent_is_none(provider: Provider, most: int) -> None:
+async def test_a_success_before_everything_was_sent_is_none(provider: Provider, tmp_path: Path, most: int) -> None:
     """A sink that does not wait for the end, or a gateway before it, has not got what it acknowledges."""
+    path = data.parquet(tmp_path / "large.parquet", 1_000_000)  # 40 MB: more than two kernels and what is between keep
     async with hasty(most) as url:
         with pytest.raises(PeerRefused, match="answered 200 before it had read everything"):
-            await sent(provider, Target(url))
+            await sent(provider, Target(url), name=f"hasty_{most}", path=path)
+    await settled(provider)
     ended = provider.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.code) == ("broken", "peer_refused")
 
