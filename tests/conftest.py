@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
@@ -135,6 +136,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(20_000, 20, 20)  # as Python has it, looking for garbage takes a sixth of a test with many values
     settings.register_profile("hanse", deadline=None)  # a busy machine is no finding
     settings.load_profile("hanse")
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])  # the other takes seconds each
     for name in [name for name in os.environ if name.startswith("HANSE_")]:
         del os.environ[name]  # a developer's own settings must not decide how tests go
     # No test goes out: one authority, whose key nobody has, is read in no time, and 150 are not, for each client anew.
