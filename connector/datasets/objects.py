@@ -23,8 +23,9 @@ _LISTED = 1000
 _CONNECT, _READ = "5s", "30s"
 _UNFIT = re.compile(r'Path "(.+)"(?: contained|: Encountered)', re.DOTALL)  # as the library names what is no path
 
-# Of a listing the library has one class for every refusal, and the status in its words before those of the store.
-_STATUS = re.compile(r"Generic S3 error: Error performing list request: [^\n]*? status code: (\d{3}) ")
+# Where the library has no class for a refusal, the status stands in its words before those of the store.
+_STATUS = re.compile(r"Generic S3 error: Error performing [^\n]*? status code: (\d{3}) ")
+_ELSEWHERE = re.compile(r"Generic S3 error: Error performing [^\n]*? Received redirect without LOCATION")
 
 
 def split(path: str) -> tuple[str, str]:
@@ -237,6 +238,12 @@ def _refused(error: Exception, *, changed: bool = False) -> NoReturn:
     if isinstance(error, (theirs.PermissionDeniedError, theirs.UnauthenticatedError)) or status in ("401", "403"):
         raise SourceUnreadable(
             "the object store does not let the connector read there; let the operator check its credentials",
+            code="store_refused",
+        ) from None
+    if status == "400" or _ELSEWHERE.match(str(error)):  # to a HEAD it says no more
+        raise SourceUnreadable(
+            "the object store does not take such a request; let the operator check that the connection's region is the "
+            "one of this bucket, and its address",
             code="store_refused",
         ) from None
     raise SourceUnreadable(

@@ -113,7 +113,35 @@ def naming(keys: set[str]) -> Iterator[Server]:
         def log_message(self, *_: Any) -> None:
             """Nothing of it."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as listening:
+    with _answering(Answer) as store:
+        yield store
+
+
+@contextmanager
+def elsewhere(status: int) -> Iterator[Server]:
+    """A store that says of every bucket that it is in another region."""
+    body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>"
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing of it."""
+
+    with _answering(Answer) as store:
+        yield store
+
+
+@contextmanager
+def _answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[Server]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         Thread(target=listening.serve_forever, daemon=True).start()
         yield Server(f"http://127.0.0.1:{listening.server_port}", Path())
         listening.shutdown()

@@ -220,6 +220,16 @@ async def test_what_stands_for_a_folder_is_no_object(tmp_path: Path, path: str, 
     assert [ref.name for ref in refs] == [f"{below}part.parquet"]
 
 
+@pytest.mark.parametrize("status", [301, 400])
+@pytest.mark.parametrize("key", ["t.parquet", "p/"])
+async def test_a_store_of_another_region_is_told_as_one(tmp_path: Path, status: int, key: str) -> None:
+    with objectstore.elsewhere(status) as store:
+        objects = Objects(Connections(store.connections(tmp_path)))
+        with pytest.raises(SourceUnreadable, match="region is the one of this bucket") as raised:
+            await objects.find(f"s3://{objectstore.BUCKET}/{key}", store="", suffixes=(".parquet",))
+    assert raised.value.code == "store_refused"
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [({"secret": "another-canary-secret"}, "store_refused"), ({"endpoint": "http://127.0.0.1:9"}, "store_unreachable")],
