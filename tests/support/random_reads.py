@@ -255,12 +255,18 @@ def _masked(one: Seen, method: str, argument: str | None, key: bytes) -> str:
     if method == "truncate":
         return f"substring({text}, 1, {argument})"
     if method == "round":
-        return f"TRY_CAST(TRY(round({name}, {argument})) AS {one.type})"
+        rounded = f"TRY_CAST(TRY(round({name}, {argument})) AS {one.type})"
+        return _one_zero(rounded) if one.of.family == FLOAT else rounded
     if one.of.family in _WRITTEN:
         return f"CAST(date_trunc('{argument}', {name}) AS {one.type})"
     if one.of.family == FLOAT:
-        return f"TRY_CAST(floor(CAST({name} AS DOUBLE) / {argument}.0) * {argument}.0 AS {one.type})"
+        return _one_zero(f"TRY_CAST(floor(CAST({name} AS DOUBLE) / {argument}.0) * {argument}.0 AS {one.type})")
     return f"TRY_CAST(TRY({name} - ({name} % {argument} + {argument}) % {argument}) AS {one.type})"
+
+
+def _one_zero(number: str) -> str:
+    """The sign of a zero would tell that what was rounded lies below it."""
+    return f"CASE WHEN {number} = 0 THEN abs({number}) ELSE {number} END"
 
 
 # the request
