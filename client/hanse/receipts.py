@@ -35,6 +35,7 @@ _GATHER_SECONDS = 0.2  # others end at the same time
 _CALL_SECONDS = 10.0
 _PAUSES = (0.5, 2.0, 8.0, 30.0)  # before another attempt: a connector that starts anew is there by then
 _EXIT_SECONDS = 1.5  # that a process waits at its end
+_SLOW = "it did not answer in time before the process ended"
 _TEXTS = {"status": 64, "code": 64, "digest": 200}  # of an owner's end record, and how long they may be
 _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
 
@@ -130,6 +131,8 @@ class _Teller:
 
     def leave(self) -> None:
         """The process ends: tell of what is left, for a moment. What is still being read ends with it."""
+        if self._leaving.is_set() and self._thread is not None:  # that of `multiprocessing`, or ours, has waited for it
+            return
         for receipt in list(self._under_way.values()):
             receipt.end(code=LEFT)
         if self._thread is None and self._ended.empty():
@@ -142,6 +145,8 @@ class _Teller:
                 thread.join(_EXIT_SECONDS)
             else:  # no thread is started any more
                 self._tell_all()
+            if not self._ended.empty() or (thread is not None and thread.is_alive()):
+                self._warn(_SLOW)
 
     def _prepare_to_leave(self) -> None:
         """A forked process of `multiprocessing` (a DataLoader's worker) ends without `atexit`, by finalizers of its
@@ -208,7 +213,10 @@ class _Teller:
     def _tell(self, url: str, token: str, ends: Sequence[Mapping[str, Any]]) -> None:
         """Tell a connector, again where that may help. Where we leave, a first failure is the last."""
         for pause in (*_PAUSES, 0.0):
-            if url in _without or self._late():
+            if url in _without:
+                return
+            if self._late():
+                self._warn(_SLOW)
                 return
             seconds = self._until - time.monotonic() if self._leaving.is_set() else _CALL_SECONDS
             try:

@@ -287,6 +287,26 @@ def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None
     assert time.time() - float(done.stdout) < 5
 
 
+def test_a_process_that_waited_in_vain_says_so_and_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`multiprocessing` has its own end of a process, beside that of the interpreter."""
+    monkeypatch.setattr(receipts, "_posted", lambda *_, **__: time.sleep(4) or {})
+    Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
+    begun = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time") as caught:
+        receipts._teller.leave()
+    receipts._teller.leave()
+    assert (len(caught), time.monotonic() - begun < 2 * receipts._EXIT_SECONDS) == (1, True)
+
+
+def test_a_process_that_ends_says_where_a_second_call_was_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "_posted", lambda *_, **__: time.sleep(receipts._EXIT_SECONDS) or {})
+    monkeypatch.setattr(receipts._teller, "_wake", lambda: None)
+    for port in (9, 10):
+        Receipts(f"http://127.0.0.1:{port}", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
+    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time"):
+        receipts._teller.leave()
+
+
 def _reads(air: Dataset, kept: Any) -> None:
     air.stream().to_arrow()
     if kept is not None:
