@@ -34,8 +34,9 @@ CUT = "cut off"  # by the end of the owner's process: his log has less than came
 CONTRADICT = (DIFFER, NO_RECORD)
 UNPROVEN = (CUT, NO_RECEIPT)  # contradicts nothing, and a dishonest owner would have it like this
 VERDICTS = (DIFFER, NO_RECORD, CUT, NO_RECEIPT, UNTOLD, AGREE)  # worst first
-# Question, part and attempt, as coordinators name reads, and what an owner adds to a name that is chosen by others.
-_PART = re.compile(r"([0-9a-f]{16})\.([A-Za-z0-9_]+)\.([0-9]+)(?:\.[0-9a-f]+)?")
+# Question, part (as f0, or of several owners f0.north, f0.north.1, f0.1) and attempt, as coordinators name reads, and
+# what an owner adds to a name that is chosen by others: longer than any attempt's number, as it may have digits alone.
+_PART = re.compile(r"([0-9a-f]{16})\.([A-Za-z0-9_.-]+)\.([0-9]{1,3})(?:\.[0-9a-f]{4,})?")
 _INTERRUPTED = "interrupted"
 _ATTEMPTS = 2  # that a coordinator makes at most, for each part
 _APART = 300.0  # seconds: two clocks, a receipt that is told again, an end that is noticed after its process (a minute)
