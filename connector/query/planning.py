@@ -14,6 +14,8 @@ from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, 
 from policies.columns import fold
 from policies.enforce.rewrite import every
 
+_SITE_MAX = 32  # letters of an owner's name, in ids that stand with others in the 64 of a read's name: a DID has more
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -216,7 +218,7 @@ class Planning:
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
             one_participant(*infos)
-            site = "" if ":" in share.owner else f".{share.owner}"  # a DID is too long for an id
+            site = f".{share.owner}" if len(share.owner) <= _SITE_MAX and ":" not in share.owner else ""
             part = site + (f".{number}" if not site or owners.count(share.owner) > 1 else "")
             yield Fragment(
                 id=draft.table + (part if len(owners) > 1 else ""),

@@ -288,7 +288,7 @@ class _Exchange:
         (endpoint, ticket, _), *others = found
         wire = {
             "fq": 1,
-            "query_id": f"{request.query_id}.{fragment.id}.{attempt}"[:64],
+            "query_id": f"{request.query_id}.{fragment.id}.{attempt}",
             "fragment": fragment.id,
             "agreement": "",
             "purpose": request.purpose,

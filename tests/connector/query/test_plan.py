@@ -78,6 +78,16 @@ def test_datasets_of_two_participants_are_never_one_owners(sql: str, mode: Mode)
     assert caught.value.code == "owner_ambiguous"
 
 
+def test_the_parts_of_owners_with_long_names_have_names_of_their_own() -> None:
+    """That of a read has 64 letters for question, part and attempt: what is cut off there is missed in an audit."""
+    owners = ["north", *("n" * 62 + letter for letter in "ab")]
+    tables = {(owner, "p"): TableInfo(owner, "p", _ID, owner, f"did:web:{owner}", rows=10) for owner in owners}
+    found = [one.id for one in plan('SELECT count(*) FROM "all".p', tables).fragments]
+    assert len(set(found)) == 3
+    assert "f0.north" in found
+    assert max(len(f"{'0' * 16}.{one}.2") for one in found) <= 64
+
+
 @pytest.mark.parametrize("sql", _SHARED)
 def test_what_names_do_not_tell_apart_identifiers_do(sql: str) -> None:
     prices = replace(_PRICES, owner="did:web:rival")
