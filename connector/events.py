@@ -166,9 +166,9 @@ class DataRemoved(Event):
 
 class QueryCoordinated(Event):
     """A federated query as its consumer saw it, one under each of its agreements. `detail`: rows of the whole question,
-    owners, rows and bytes per fragment. Where there are several agreements, the first has all fragments and
-    `agreements`; the others have the fragments under theirs, and in `whole` that first agreement and how many there
-    are."""
+    owners, rows (none where it failed before they were counted) and bytes per fragment. Where there are several
+    agreements, the first has all fragments and `agreements`; the others have the fragments under theirs, and in `whole`
+    that first agreement and how many there are."""
 
 
 class LogRead(Event):

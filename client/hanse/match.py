@@ -251,7 +251,8 @@ def _parts(
                     yield _told(UNTOLD, reader, owner, end, None, _rows(end), why)
             elif any(reader.parties.get(one) in owners for one in part["agreements"]):
                 said = {**question, "agreement": part["agreements"][0], "dataset": ""}
-                yield from _part(reader, owner, said, int(part.get("rows") or 0), asked.pop((name, fragment), []))
+                came = int(part["rows"] or 0) if "rows" in part else None
+                yield from _part(reader, owner, said, came, asked.pop((name, fragment), []))
     for ends in asked.values():  # of a question that failed, or went on without it
         if left := sum(map(_rows, ends)):
             why = reader.lacks("QueryCoordinated", ends[0])  # the record under its agreement
@@ -273,31 +274,39 @@ def _by_part(records: Sequence[Body]) -> dict[str, tuple[Body, Mapping[str, Any]
     return found
 
 
-def _part(reader: _Log, owner: _Log, question: Body, came: int, records: Sequence[Body]) -> Iterator[Read]:
-    """One part. Of several attempts the last is the one that was had: what left in others nobody has counted."""
+def _part(reader: _Log, owner: _Log, question: Body, came: int | None, records: Sequence[Body]) -> Iterator[Read]:
+    """One part. Of several attempts the last is the one that was had: what left in others nobody has counted. Nor has
+    anybody (`came` is None) where the question failed before that."""
     if not records:
-        if came:
+        if came != 0:
             why = owner.lacks("ReadEnded", question)
             verdict, why = (UNTOLD, why) if why else (NO_RECORD, "their log has no such part of a question")
             yield _told(verdict, reader, owner, question, came, None, why)
         return
-
-    def likely(one: Body) -> tuple[bool, bool, bool, int]:
-        return _attempt(one) <= _ATTEMPTS, _rows(one) == came, _may_be_more(one, came), _rows(one)
-
-    had = max(records, key=likely)
-    left = _rows(had)
-    differ = f"{left:,} rows left, {came:,} came"
-    verdict, why = (AGREE, "") if left == came else (DIFFER, differ)
-    if _may_be_more(had, came):
-        verdict, why = CUT, _cut(left, came)
-    yield _told(verdict, reader, owner, had, came, left, why)
+    had = None if came is None else _had(records, came)
+    if had is not None and came is not None:
+        left = _rows(had)
+        differ = f"{left:,} rows left, {came:,} came"
+        verdict, why = (AGREE, "") if left == came else (DIFFER, differ)
+        if _may_be_more(had, came):
+            verdict, why = CUT, _cut(left, came)
+        yield _told(verdict, reader, owner, had, came, left, why)
+    uncounted = "another attempt, which nobody has counted" if had else "the question failed before anybody counted it"
     for one in records:
         if one is not had and _attempt(one) > _ATTEMPTS:
             why = f"their log has an attempt {_attempt(one)}, of at most {_ATTEMPTS}"
             yield _told(DIFFER, reader, owner, one, None, _rows(one), why)
         elif one is not had and _rows(one):
-            yield _told(NO_RECEIPT, reader, owner, one, None, _rows(one), "another attempt, which nobody has counted")
+            yield _told(NO_RECEIPT, reader, owner, one, None, _rows(one), uncounted)
+
+
+def _had(records: Sequence[Body], came: int) -> Body:
+    """The attempt of which so many rows came, as far as the records tell."""
+
+    def likely(one: Body) -> tuple[bool, bool, bool, int]:
+        return _attempt(one) <= _ATTEMPTS, _rows(one) == came, _may_be_more(one, came), _rows(one)
+
+    return max(records, key=likely)
 
 
 def _may_be_more(record: Body, came: int) -> bool:

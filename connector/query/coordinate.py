@@ -237,11 +237,12 @@ def _told_under(agreements: Sequence[str], progress: Progress, answers: Sequence
 
 
 def _part(answer: Answered) -> dict[str, Any]:
+    """What a fragment brought; no rows where nobody had counted them yet when the question failed."""
     return {
         "owner": answer.fragment.owner,
         "fragment": answer.fragment.id,
         "agreements": list(answer.fragment.agreements),
-        "rows": answer.rows,
+        **({} if answer.unread else {"rows": answer.rows}),
         "bytes": answer.nbytes,
     }
 

@@ -48,11 +48,11 @@ def came(rows: int, *, read: str = "r1", receipt: str = "a", second: int = 11, *
     )
 
 
-def asked(rows: int, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT) -> dict[str, Any]:
-    """A question's record under an agreement, with parts `of` one."""
+def asked(rows: int | None, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT) -> dict[str, Any]:
+    """A question's record under an agreement, with parts `of` one; None: it failed before their rows were counted."""
+    counted = {} if rows is None else {"rows": rows}
     parts = [
-        {"owner": "north", "fragment": one, "agreements": [of], "rows": rows, "bytes": 9}
-        for one in fragments or ("f0",)
+        {"owner": "north", "fragment": one, "agreements": [of], **counted, "bytes": 9} for one in fragments or ("f0",)
     ]
     return record("QueryCoordinated", 12, actor="job", agreement=agreement, process=QUESTION, detail={"owners": parts})
 
@@ -109,6 +109,10 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("a part of a question to all with other rows", [asked(5, "f0.north")],
      [left(6, read=f"{QUESTION}.f0.north.1.00ff")], {DIFFER: 1}),
     ("a part of a question to all without a record", [asked(5, "f0.north")], [], {NO_RECORD: 1}),
+    ("a part that nobody had counted when its question failed", [asked(None)], [left(5, read=f"{QUESTION}.f0.1")],
+     {NO_RECEIPT: 1}),
+    ("such a part with an attempt more than are made", [asked(None)], [left(5, read=f"{QUESTION}.f0.3")], {DIFFER: 1}),
+    ("such a part without a record", [asked(None)], [], {NO_RECORD: 1}),
     ("a part asked for twice", [asked(5)], [left(2, read=f"{QUESTION}.f0.1"), left(5, read=f"{QUESTION}.f0.2")],
      {AGREE: 1, NO_RECEIPT: 1}),
     ("a part with an attempt more than are made", [asked(5)], [left(5, read=f"{QUESTION}.f0.1"),

@@ -190,6 +190,21 @@ async def test_the_log_has_a_record_with_totals_under_each_agreement_and_the_fil
     assert list(asked.folder.iterdir()) == []
 
 
+async def test_the_record_of_a_question_that_failed_has_no_rows_that_nobody_had_counted(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None at all would contradict what the owners' logs say, and do so of honest ones."""
+
+    def late(*_: Any, **__: Any) -> Any:
+        raise Limited("it took too long", code="time_limit")
+
+    monkeypatch.setattr(Pool, "run", late)
+    with pytest.raises(Limited):
+        await asked.rows(COUNTS)
+    (event,) = asked.recorded
+    assert [(one["bytes"] > 0, "rows" in one) for one in event.detail["owners"]] == [(True, False)] * 3
+
+
 BROKEN = [
     ("down", PeerUnreachable, "peer_unreachable", "asking"),
     ("cut", PeerNonsense, "peer_nonsense", "checking"),
