@@ -10,7 +10,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -257,8 +257,9 @@ class Loader:
         seen = self.throughput = Throughput()  # ours, whatever iteration begins meanwhile
         self.error = None
         revoked: list[AccessRevoked] = []
-        source = self._pieces(order, share, memory, revoked, seen)
-        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
+        reading = set[Stream]()
+        source = self._pieces(order, share, memory, revoked, seen, reading)
+        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=lambda: _close(reading))
         told = _Told(seen, **self._to_tell(share)) if self._progress else None
         after = share
         try:
@@ -322,15 +323,23 @@ class Loader:
             yield run.slices, after
 
     def _pieces(
-        self, order: Order, share: Share, memory: Memory | None, revoked: list[AccessRevoked], seen: Throughput
+        self,
+        order: Order,
+        share: Share,
+        memory: Memory | None,
+        revoked: list[AccessRevoked],
+        seen: Throughput,
+        reading: set[Stream],
     ) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in. `revoked` and `seen` get to know at once
-        what their reader hears after all that waits."""
+        what their reader hears after all that waits; `reading` has the streams that are open."""
         permutation = order.permutation()
         left = [] if share.ended else share.places(order.blocks)
         todo = [(self._locate(permutation[place]), mark) for place, mark in left]
         feeds = [
-            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen)
+            _Feed(
+                dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen, reading
+            )
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
@@ -458,8 +467,9 @@ class _Feed:
         loader: Loader,
         memory: Memory | None,
         seen: Throughput,
+        reading: set[Stream],
     ) -> None:
-        self._source = self._batches(dataset, plan, blocks, loader, memory, seen)
+        self._source = self._batches(dataset, plan, blocks, loader, memory, seen, reading)
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
@@ -485,18 +495,34 @@ class _Feed:
         loader: Loader,
         memory: Memory | None,
         seen: Throughput,
+        reading: set[Stream],
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
             found = dataset.read(
                 plan, [block for block, _ in run], after=mark.cursor, before=mark.cursor_row, **loader._options
             )
-            with found as stream:
+            with found as stream, _open_in(reading, stream):
                 if memory is not None:
                     stream.into(memory)
                 for batch in _counted(stream, seen):
                     place = stream.place or {}
                     yield place["block"], batch, place["cursor"], stream.held + _beside(batch)
+
+
+@contextmanager
+def _open_in(reading: set[Stream], stream: Stream) -> Iterator[None]:
+    reading.add(stream)
+    try:
+        yield
+    finally:
+        reading.discard(stream)
+
+
+def _close(reading: set[Stream]) -> None:
+    """From another thread than the one that reads them."""
+    for stream in tuple(reading):
+        stream.close()
 
 
 def _counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:

@@ -15,12 +15,18 @@ _END_SECONDS = 5.0  # a thread that reads has something to read by then, or is n
 _RUNNING: dict[threading.Thread, _Queue] = {}
 
 
-def ahead(source: Iterator[T], *, nbytes: int, size: Callable[[T], int]) -> Generator[T, None, None]:
+def _nothing() -> None: ...
+
+
+def ahead(
+    source: Iterator[T], *, nbytes: int, size: Callable[[T], int], wake: Callable[[], None] = _nothing
+) -> Generator[T, None, None]:
     """The items of `source` in order, read in a thread until `nbytes` are waiting. Closing stops the thread.
 
-    An item that is larger than `nbytes` waits alone. What `source` raises is raised after the items before it.
+    An item that is larger than `nbytes` waits alone. What `source` raises is raised after the items before it. `wake`
+    ends what the thread waits for where it is to stop: an owner may say nothing for long.
     """
-    queue = _Queue(nbytes)
+    queue = _Queue(nbytes, wake)
     thread = threading.Thread(target=_fill, args=(source, queue, size), daemon=True, name="hanse-prefetch")
     _RUNNING[thread] = queue
     try:
@@ -68,8 +74,9 @@ def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> N
 
 
 class _Queue:
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, wake: Callable[[], None]) -> None:
         self._most, self._held, self._closed = most, 0, False
+        self._wake = wake
         self._items: deque[tuple[Any, int]] = deque()
         self._changed = threading.Condition()
 
@@ -101,3 +108,4 @@ class _Queue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._wake()

@@ -416,6 +416,24 @@ def test_going_on_reads_no_more_than_the_batch_that_the_state_was_in(owner: Owne
     assert found <= ended.detail["rows"] < found + 60_000
 
 
+@pytest.mark.parametrize("how", ["broken off", "end of the process"])
+def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(large: Dataset, link: Link, how: str) -> None:
+    batches = iter(large.loader(batch_size=1_000_000, prefetch_bytes=2**30))
+    next(batches)
+    link.hang()
+    time.sleep(0.5)  # what was on its way has come, and is waited for no longer
+    begun = time.monotonic()
+    try:
+        if how == "broken off":
+            batches.close()
+        else:
+            prefetch._end_all()
+        assert time.monotonic() - begun < prefetch._END_SECONDS / 2
+    finally:
+        link.resume()
+        batches.close()
+
+
 def test_every_later_epoch_is_whole(numbers: Dataset) -> None:
     loader = numbers.loader(columns=["id"], seed=1)
     batches = iter(loader)
