@@ -70,6 +70,10 @@ class Space:
         self._made = partial(Api, url, token, seconds=seconds)
         self._api, self._process = self._made(), os.getpid()
 
+    def __repr__(self) -> str:
+        """What a notebook shows: where, and never the token."""
+        return f"<Space {self._made.args[0]}>"
+
     @property
     def api(self) -> Api:
         """The management API. A forked process gets connections of its own."""

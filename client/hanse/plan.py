@@ -46,6 +46,11 @@ class Plan:
     where: str = ""
     shown: str = ""
 
+    def __repr__(self) -> str:
+        """What a notebook shows: of thousands of blocks how many there are."""
+        about = "" if self.exact else "about "
+        return f"<Plan of {about}{self.rows:,} rows in {len(self.blocks):,} blocks, snapshot {self.snapshot[:80]}>"
+
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, columns: Sequence[str], where: str) -> Plan:
         """The plan in an owner's answer; Broken for another form, and for one that contradicts itself."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 END = b"hanse.end"
 AT = b"hanse.at"
 _CURSOR_MAX = 1024  # letters; those of our owners have 80, and readers keep some of each batch that waits
+_SHOWN = 10  # columns that are named to people
 _OUT = re.compile("out of (range|bounds)")  # as Python and Arrow say it of a day or a moment
 
 Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
@@ -91,6 +92,14 @@ class Stream:
         self._receipts = receipts
         self._receipt: Receipt | None = None
         self._take(answer)
+
+    def __repr__(self) -> str:
+        """What a notebook shows: of which dataset, which columns, how far."""
+        of = f" {self._about[0]}" if self._about else ""
+        names = self.schema.names if self.schema is not None else []
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        told = "complete" if self.end.get("status") == "complete" else "closed" if self._closed else "open"
+        return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {told}, {self.rows:,} rows came>"
 
     def _take(self, answer: Answer) -> None:
         """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and

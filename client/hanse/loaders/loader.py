@@ -126,6 +126,12 @@ class Loader:
         self._prefetch_bytes = prefetch_bytes
         self._progress = progress
 
+    def __repr__(self) -> str:
+        """What a notebook shows: of which datasets, how much, which reader of how many."""
+        names, about = ", ".join(one.name for one in self.datasets), "" if self._exact else "about "
+        size = f"{about}{self.rows:,} rows in {self._order.blocks:,} blocks"
+        return f"<Loader {names}, {size}, reader {self._part} of {self._parts}, epoch {self.epoch}>"
+
     @property
     def epoch(self) -> int:
         return self._order.epoch

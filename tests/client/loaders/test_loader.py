@@ -133,6 +133,21 @@ def test_who_has_not_installed_an_extra_is_told_which(
     assert str(caught.value.name).split(".")[0] == library
 
 
+def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
+    with numbers.stream(columns=["id"]) as stream:
+        shown = f"<Stream {numbers.name}, columns id"
+        assert repr(stream) == f"{shown}, open, 0 rows came>"
+        stream.to_arrow()
+        assert repr(stream) == f"{shown}, complete, 210,000 rows came>"
+    loader = numbers.loader(part=1, parts=2, epoch=4)
+    assert repr(loader) == f"<Loader {numbers.name}, 210,000 rows in 3 blocks, reader 1 of 2, epoch 4>"
+    found = numbers.plan(where="id < 5")
+    assert repr(found) == f"<Plan of about {found.rows:,} rows in 3 blocks, snapshot {found.snapshot}>"
+    space = numbers._space
+    assert repr(space) == f"<Space {space.api.url}>"
+    assert space.api.token not in "".join(map(repr, (space, numbers, stream, loader, found)))
+
+
 def test_editors_know_each_option_of_a_loader() -> None:
     named = list(inspect.signature(Loader.__init__).parameters)[2:]
     assert sorted(known.ForLoader.__annotations__) == sorted(named)
