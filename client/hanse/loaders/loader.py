@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,7 +108,7 @@ class Loader:
             raise BadInput(f"expected prefetch_bytes of at least 0, came {prefetch_bytes}")
         if window and seed is None:
             raise BadInput("expected a seed beside window: without one nothing is permuted")
-        self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
+        self.datasets = _datasets(datasets)
         self.plans = tuple(one.plan(columns=columns, where=where, patience=patience) for one in self.datasets)
         self.schema = _one_schema(self.plans)
         if window:
@@ -606,6 +606,14 @@ def _exactly(batch: pa.RecordBatch) -> int:
 def _beside(batch: pa.RecordBatch) -> int:
     """About the bytes that a batch takes beside its buffers: of one of few rows that is most."""
     return 2048 + 512 * int(batch.num_columns)
+
+
+def _datasets(given: Any) -> tuple[Dataset, ...]:
+    """BadInput for what is no dataset, as its name or a stream of it."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | Stream) else (given,)
+    if strange := [one for one in found if not isinstance(one, Dataset)]:
+        raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, came {strange[0]!r}")
+    return found
 
 
 def _one_schema(plans: Sequence[Plan]) -> pa.Schema:

@@ -148,6 +148,15 @@ def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
     assert space.api.token not in "".join(map(repr, (space, numbers, stream, loader, found)))
 
 
+def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
+    with numbers.stream() as stream:
+        for given in ("north/numbers", stream, [stream], [numbers, "north/numbers"], None):
+            with pytest.raises(
+                BadInput, match=r"^expected a dataset as `agree` .*, came ('north/numbers'|<Stream|None)"
+            ):
+                Loader(given)
+
+
 def test_editors_know_each_option_of_a_loader() -> None:
     named = list(inspect.signature(Loader.__init__).parameters)[2:]
     assert sorted(known.ForLoader.__annotations__) == sorted(named)
