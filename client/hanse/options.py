@@ -83,10 +83,8 @@ def check(options: Mapping[str, Any], known: type) -> None:
 def unfit(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
     """For a column of a type that a library does not have."""
     others = [name for name in schema.names if name != column.name]
-    return BadInput(
-        f"expected columns of types that {library} has, came {column.name} of {column.type}: leave it out with "
-        f"columns={others}"
-    )
+    todo = f"leave it out with columns={others}" if others else "there is no other in it"  # [] would be all of them
+    return BadInput(f"expected columns of types that {library} has, came {column.name} of {column.type}: {todo}")
 
 
 @contextmanager

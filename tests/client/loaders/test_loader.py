@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -146,6 +147,12 @@ def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
     space = numbers._space
     assert repr(space) == f"<Space {space.api.url}>"
     assert space.api.token not in "".join(map(repr, (space, numbers, stream, loader, found)))
+
+
+@pytest.mark.parametrize(("names", "todo"), [("ab", r"leave it out with columns=\['b'\]"), ("a", "there is no other")])
+def test_a_column_that_a_library_does_not_have_is_never_left_out_with_all(names: str, todo: str) -> None:
+    schema = pa.schema([(name, pa.int64()) for name in names])
+    assert re.search(f"came a of int64: {todo}", str(known.unfit("a library", schema, schema.field("a"))))
 
 
 def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
