@@ -17,6 +17,7 @@ from connector.query import tree as trees
 from connector.query.planning import Planning
 from policies.columns import fold
 from policies.enforce.caps import DEFAULT
+from policies.enforce.merged import Merged, Merging, shown
 from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
 
@@ -51,11 +52,14 @@ def refusal() -> QueryInvalid:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a SELECT reads and gives: the columns of its sources, by alias; the names of its outputs, as they are
-    written; and of names that are given by AS, the place of the last output called so."""
+    """What a SELECT reads and gives: the columns of its sources, by alias; which of these a join only tests, and what
+    USING makes one of; the names of its outputs, as they are written; and of names that are given by AS, the place of
+    the last output called so."""
 
     select: exp.Select
     sources: Mapping[str, Names]
+    tested: frozenset[str]
+    merged: Sequence[Merged]
     names: Names
     called: Mapping[str, int]
 
@@ -87,15 +91,19 @@ class Reckoned:
     def _select(self, select: exp.Select, known: Mapping[str, Names]) -> Names:
         sources = {fold(one.alias_or_name): self._source(one, known) for one in trees.sources(select)}
         columns = {name for names in sources.values() for name in names}
+        joins = select.args.get("joins") or ()
+        tested = frozenset(fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS)
+        merged = _merged(joins, sources)
         named: dict[str, int] = {}  # the sizes of outputs with a name
         plain: dict[str, int] = {}  # of those whose name is no column's
         called: dict[str, int] = {}
         outputs: list[tuple[str, int]] = []
         for output in select.expressions:
             if output.is_star:
-                shown = _shown(output, sources, select.args.get("joins") or ())
-                self._show(len(shown))
-                outputs += [(name, _STAR) for name in shown]
+                table = fold(output.table) if isinstance(output, exp.Column) else ""
+                stars = sources.get(table, ()) if table else [name for _, name, _ in shown(sources, tested, merged)]
+                self._show(len(stars))
+                outputs += [(name, _STAR) for name in stars]
                 continue
             found = self._size(output.unalias(), plain, known)
             outputs.append((fold(output.output_name), found))
@@ -107,13 +115,13 @@ class Reckoned:
         for name in _CLAUSES:
             if (clause := select.args.get(name)) is not None:
                 self._size(clause, named if name in _AFTER else plain, known)
-        for join in select.args.get("joins") or ():
+        for join in joins:
             if (on := join.args.get("on")) is not None:
                 self._size(on, plain, known)
         if (group := select.args.get("group")) is not None:
             self._group(group, [found for _, found in outputs])
         names = [name for name, _ in outputs]
-        self.selects.append(Block(select, sources, names, called))
+        self.selects.append(Block(select, sources, tested, merged, names, called))
         return names
 
     def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
@@ -173,14 +181,12 @@ class Reckoned:
             raise refusal()
 
 
-def _shown(star: exp.Expr, sources: Mapping[str, Names], joins: Sequence[exp.Expr]) -> Names:
-    """What `*` or `t.*` stands for: what USING merges once, and nothing of what a join only tests."""
-    if isinstance(star, exp.Column) and star.table:
-        return sources.get(fold(star.table), ())
-    merged = {fold(name.name) for join in joins for name in join.args.get("using") or ()}
-    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
-    shown: list[str] = []
-    for alias, names in sources.items():
-        if alias not in hidden:
-            shown += [name for name in names if not (name in merged and name in shown)]
-    return shown
+def _merged(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Merged, ...]:
+    """What USING makes one of."""
+    if not any(join.args.get("using") for join in joins):
+        return ()
+    first, *others = sources
+    merging = Merging(first, sources)
+    for join, alias in zip(joins, others, strict=False):  # one alias twice is for the binder to refuse
+        merging.join(join, alias)
+    return merging.merged

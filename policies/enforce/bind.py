@@ -16,7 +16,8 @@ from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
 from policies.columns import fold
-from policies.enforce import nodes
+from policies.enforce import merged, nodes
+from policies.enforce.merged import Merged, Merging
 from policies.enforce.statement import refuse, refused
 from policies.errors import QueryRefused
 
@@ -49,7 +50,7 @@ class Bound:
 
 @dataclass(slots=True)
 class _Scope:
-    """The sources of one SELECT: alias -> columns; `merged` are those joined by USING.
+    """The sources of one SELECT: alias -> columns; `merged` are those that USING makes one.
 
     `own`: of each source that is a table its own columns by what they are called here, folded, and those read so far.
     """
@@ -58,7 +59,7 @@ class _Scope:
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
-    merged: set[str] = field(default_factory=set)
+    merged: tuple[Merged, ...] = ()
     aliases: set[str] = field(default_factory=set)
     keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
     outer: _Scope | None = None
@@ -160,10 +161,12 @@ class _Binder:
         joins = node.args.get("joins") or ()
         if first is None:
             return
-        self._add(first.this, ctes, scope)
+        merging = Merging(self._add(first.this, ctes, scope), scope.folded)
         for join in joins:
             before = tuple(scope.sources)
             alias = self._add(join.this, ctes, scope)
+            merging.join(join, alias)
+            scope.merged = merging.merged
             for column in join.args.get("using") or ():
                 self._using(column.name, before, alias, scope)
             if join.args.get("on") is not None:
@@ -225,7 +228,6 @@ class _Binder:
         left = any(fold(column) in scope.folded[source] for source in before)
         if not left or fold(column) not in scope.folded[alias]:
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
-        scope.merged.add(fold(column))
         for source in (*before, alias):
             _read_one(fold(column), source, scope)
 
@@ -262,7 +264,7 @@ class _Binder:
         named = False
         while around is not None:
             found = _holders(folded, around, on=on)
-            plain = named or folded in around.merged or (key and folded in around.keys)
+            plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
             if len(found) > 1 and not plain:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
             for alias in found:
@@ -347,18 +349,7 @@ def _star(scope: _Scope) -> list[str]:
 
 def _star_of(scope: _Scope) -> list[str]:
     """The columns of all sources, in their order; those that are merged once."""
-    shown: list[str] = []
-    merged: set[str] = set()
-    for alias, columns in scope.sources.items():
-        if alias in scope.hidden:
-            continue
-        for name in columns:
-            if fold(name) in merged:
-                continue
-            shown.append(name)
-            if fold(name) in scope.merged:
-                merged.add(fold(name))
-    return shown
+    return [name for _, name, _ in merged.shown(scope.sources, scope.hidden, scope.merged)]
 
 
 def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:

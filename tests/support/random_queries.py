@@ -111,7 +111,12 @@ class Questions:
             word = self.pick(["JOIN", "JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "SEMI JOIN",
                               "ANTI JOIN", "CROSS"])  # fmt: skip
             if word == "CROSS":
-                source, outs = f"{source} CROSS JOIN {other}", outs + more
+                source, outs = f"{source}{self.pick([' CROSS JOIN', ','])} {other}", outs + more
+                continue
+            if self.chance(0.15) and (shared := _shared(outs, more)):
+                one = self.pick(shared)
+                source = f"{source} {word} {other} USING ({one.sql})"
+                outs = [one, *outs] + (more if word not in ("SEMI JOIN", "ANTI JOIN") else [])
                 continue
             on = self.join_condition(outs, more)
             if self.chance(0.3):
@@ -134,7 +139,7 @@ class Questions:
         chain = self.chain(shown) if self.chance(0.12) and not _named_like_outputs(outs) else []
         shown += chain
         listed = _listed(shown) if depth or chain else self.alike(_listed(shown))
-        if depth == 0 and self.chance(0.05):
+        if depth == 0 and self.chance(0.3 if " USING (" in source else 0.05):
             listed, shown = "*", []
         distinct = "DISTINCT " if self.chance(0.2) else ""
         if not distinct and self.chance(0.05):
@@ -494,6 +499,12 @@ _FUNCTIONS: dict[str, list[tuple[str, str]]] = {
 
 def _listed(shown: list[Out]) -> str:
     return ", ".join(f"{one.sql} AS c{number}" for number, one in enumerate(shown))
+
+
+def _shared(left: list[Out], right: list[Out]) -> list[Out]:
+    """Columns that both sides of a join have by one name and of one kind."""
+    here, there = ({Out(one.sql.rpartition(".")[2], one.kind) for one in side} for side in (left, right))
+    return sorted((one for one in here & there if one.kind in _JOINED), key=lambda one: one.sql)
 
 
 def _named_like_outputs(outs: list[Out]) -> bool:

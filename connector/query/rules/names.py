@@ -14,11 +14,12 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
 from connector.errors import QueryInvalid
-from connector.query import growth
+from connector.query import growth, using
 from connector.query import tree as trees
 from connector.query.planning import Planning
 from connector.query.rules import exists
 from policies.columns import fold
+from policies.enforce.merged import Merged
 from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
 
@@ -33,7 +34,6 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The bound tree, or QueryInvalid that names what is unknown or ambiguous."""
     exists.drop_stars(tree)
     for select in trees.selects(tree):
-        _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
         _written_outputs(select)
@@ -44,8 +44,9 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
     for block in reckoned.selects:
-        _columns_first(block.select, block.sources)
+        _columns_first(block)
         _one_column(block)
+    using.write_out(reckoned.selects)
     blocks = {id(block.select): block for block in reckoned.selects}
     for source, names in reckoned.renamed:
         _keys_by_place(source.this, blocks[id(trees.first_select(source.this))])
@@ -63,7 +64,6 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for source, names in reckoned.renamed:
         _check_names(source, names)
     nodes = every(bound)
-    _of_one_side(nodes)
     for node in nodes:
         if isinstance(node, exp.Select):
             _group(node)
@@ -71,20 +71,6 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
             _order(node, order)
     _forget(nodes)
     return rename(bound)
-
-
-def _of_one_side(nodes: Iterable[exp.Expr]) -> None:
-    """What USING merges is the column of the side that keeps its rows, in its type; of a FULL JOIN alone it is of both.
-    The binder writes COALESCE of both always, which nobody has written: it has no place in the text."""
-    for node in nodes:
-        if not isinstance(node, exp.Coalesce):
-            continue
-        columns = [node.this, *node.expressions]
-        if all(isinstance(one, exp.Column) and not one.this.meta for one in columns):
-            select = node.parent_select
-            sides = {trees.side(join) for join in (select.args.get("joins") if select is not None else None) or ()}
-            if "FULL" not in sides:
-                trees.put(columns[-1 if "RIGHT" in sides else 0], node)
 
 
 def _forget(nodes: Iterable[exp.Expr]) -> None:
@@ -118,16 +104,6 @@ def _units(said: str, tree: exp.Expr, planning: Planning) -> str:
 def _words(error: SqlglotError) -> str:
     text = str(error).splitlines()[0].partition(". Line: ")[0].rstrip(".")
     return text[:1].lower() + text[1:]
-
-
-def _plain_using(select: exp.Select) -> None:
-    joins = select.args.get("joins") or ()
-    merges = len(joins) > 1 and any(join.args.get("using") for join in joins)
-    if merges and any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
-        raise QueryInvalid(
-            "USING beside RIGHT or FULL JOIN in one FROM is not planned; write ON with both columns instead",
-            code="syntax_not_allowed",
-        )
 
 
 def _written_alias(source: exp.Expr) -> None:
@@ -195,54 +171,53 @@ def _apart(tree: exp.Expr, planning: Planning) -> None:
         _Aliases(columns).query(tree, {})
 
 
-def _columns_first(select: exp.Select, columns: Mapping[str, Sequence[str]]) -> None:
+def _columns_first(block: growth.Block) -> None:
     """In an expression of ORDER BY, and in HAVING, the engine takes a name for a column's before an output's."""
+    select = block.select
     clauses = [clause for name in ("having", "order") if (clause := select.args.get(name)) is not None]
     if not clauses:
         return
     outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
-    joins = select.args.get("joins") or ()
-    merged = _merged(joins)
     grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
     keys = _keys(select)
     for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
         if inside and name in outputs and (name in keys or not grouped):
-            there = _there_is(name, columns, joins)
-            if name in merged and keys.get(name):
-                there = [keys[name]]
-            if len(there) == 1:
+            one = using.meant(name, block.merged)
+            there = [keys[name]] if one is not None and keys.get(name) else _there_is(name, block)
+            if one is not None and len(there) != 1:
+                trees.put(using.value(one), column)
+            elif len(there) == 1:
                 column.set("table", exp.to_identifier(there[0]))
-            elif there and name in merged:
-                _put_merged(column, there)
 
 
 def _one_column(block: growth.Block) -> None:
     """A key of ORDER BY that several outputs are called, none of them by AS, is a column: written out, lest it be taken
     for one of them."""
-    order, joins = block.select.args.get("order"), block.select.args.get("joins") or ()
-    full = "FULL" in {trees.side(join) for join in joins}
+    order = block.select.args.get("order")
     for column in _outputs_named(order) if order is not None else ():
         name = fold(column.name)
         if (count := block.names.count(name)) < 2:
             continue
+        one = using.meant(name, block.merged)
+        full = one is not None and not one.value
         if name not in block.called:
-            _of_sources(column, block)
-        elif name in _merged(joins) and full and any(isinstance(one, exp.Star) for one in block.select.expressions):
+            _of_sources(column, one, block)
+        elif full and any(isinstance(output, exp.Star) for output in block.select.expressions):
             raise _several(name, count)  # `*` calls what is merged by AS, as it were: which one is last?
 
 
-def _of_sources(column: exp.Column, block: growth.Block) -> None:
+def _of_sources(column: exp.Column, one: Merged | None, block: growth.Block) -> None:
     """Put the source that has it to a name, or what USING merges; of several, one cannot be told."""
-    name, joins = fold(column.name), block.select.args.get("joins") or ()
-    there = _there_is(name, block.sources, joins)
-    if "FULL" in {trees.side(join) for join in joins}:
+    name = fold(column.name)
+    there = _there_is(name, block)
+    if one is not None and not one.value:
         there = _shown_alone(name, block) or there
     if len(there) == 1:
         column.set("table", exp.to_identifier(there[0]))
-    elif there and name in _merged(joins):
-        _put_merged(column, there)
+    elif one is not None:
+        trees.put(using.value(one), column)
     elif there:
         raise _several(name, block.names.count(name))
 
@@ -284,20 +259,9 @@ def _outputs_named(order: exp.Expr) -> list[exp.Column]:
     return [one for one in names if not isinstance(one.parent, exp.Ordered) or one.parent.parent is order]
 
 
-def _there_is(name: str, sources: Mapping[str, Sequence[str]], joins: Sequence[exp.Expr]) -> list[str]:
+def _there_is(name: str, block: growth.Block) -> list[str]:
     """The sources that have a column, but for those that a join only tests."""
-    hidden = {fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS}
-    return [alias for alias, names in sources.items() if name in names and alias not in hidden]
-
-
-def _merged(joins: Sequence[exp.Expr]) -> set[str]:
-    return {fold(name.name) for join in joins for name in join.args.get("using") or ()}
-
-
-def _put_merged(column: exp.Column, there: Sequence[str]) -> None:
-    """What USING merges: the first that is there, whichever side a join fills with NULL."""
-    first, *others = [trees.column(fold(column.name), alias) for alias in there]
-    trees.put(exp.Coalesce(this=first, expressions=others), column)
+    return [alias for alias, names in block.sources.items() if name in names and alias not in block.tested]
 
 
 def _keys(select: exp.Select) -> dict[str, str]:

@@ -37,3 +37,8 @@ SELECT drugs.drug IN (SELECT t.drug FROM south.trials AS t) AS tried, COUNT(*) A
 SELECT j.* FROM (SELECT * FROM north.makers a JOIN north.makers b ON b.country = a.country) j WHERE j.maker = 1;
 -- here
 SELECT j.maker, j.country, j.maker_1, j.country_1 FROM (SELECT a.maker AS maker, a.country AS country, b.maker AS maker_1, b.country AS country_1 FROM north.makers AS a JOIN north.makers AS b ON b.country = a.country) AS j WHERE j.maker = 1;
+
+-- A comma begins another FROM: USING compares, and a name means, what stands on one side of it.
+SELECT patient, x.cost FROM north.visits x, south.trials t JOIN north.visits v USING (patient);
+-- here
+SELECT t.patient, x.cost FROM north.visits AS x, south.trials AS t JOIN north.visits AS v ON t.patient = v.patient;

@@ -330,10 +330,22 @@ REFUSED = [
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
-        "SELECT 1 FROM north.drugs JOIN south.trials USING (drug) FULL JOIN north.codes ON code = 1",
+        "SELECT 1 FROM north.drugs FULL JOIN south.trials USING (drug) JOIN north.drugs d USING (drug)",
         QueryInvalid,
         "syntax_not_allowed",
         "write ON",
+    ),
+    (
+        "SELECT 1 FROM north.drugs, north.makers JOIN south.trials USING (drug)",
+        QueryInvalid,
+        "column_unknown",
+        "a comma begins another FROM; write ON",
+    ),
+    (
+        "SELECT drug FROM north.drugs JOIN south.trials USING (drug), north.drugs a JOIN south.trials b USING (drug)",
+        QueryInvalid,
+        "column_unknown",
+        "write drugs.drug or a.drug",
     ),
 ]
 

@@ -94,6 +94,8 @@ VISITS = ("id", "person_id", "ward", "remark", "code")
         ("select p.*, 1 as one from people p", (*PEOPLE, "one")),
         ("select id, count(*), sum(age) s, age + 1 from people group by id, age", ("id", "COUNT(*)", "s", "age + 1")),
         ("select * from visits a join visits b using (id)", (*VISITS, *VISITS[1:])),
+        ("select * from visits a join visits b using (id), visits c", (*VISITS, *VISITS[1:], *VISITS)),
+        ("select * from visits c, visits a join visits b using (id)", (*VISITS, *VISITS, *VISITS[1:])),
         ("select * from visits v semi join people p on p.id = v.id", VISITS),
         ("select id as x from people union select id from visits", ("x",)),
         ("with w(a, b) as (select id, age from people) select * from w", ("a", "b")),

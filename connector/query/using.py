@@ -1,0 +1,144 @@
+"""USING is written out before names are bound: as a condition, in `*`, and where a name means what it merges.
+
+The binder would take `b, a JOIN c USING (k)` for a join of b's k, and the k of whatever stands beside it for merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sqlglot import exp
+
+from connector.errors import QueryInvalid
+from connector.query import tree as trees
+from connector.query.growth import Block
+from policies.columns import fold
+from policies.enforce.merged import Merged, Merging, shown
+from policies.enforce.nodes import QUERIES
+
+_QUERIES = (*QUERIES, exp.Subquery)
+_AFTER = ("having", "qualify")  # where an output's name goes before a column's
+
+
+def write_out(blocks: Sequence[Block]) -> None:
+    """Write out what is merged in any of the SELECTs, those inside of others first."""
+    known = {id(block.select): block for block in blocks}
+    for block in blocks:
+        joins = block.select.args.get("joins") or ()
+        if any(join.args.get("using") for join in joins):
+            _block(block, joins, known)
+
+
+def value(one: Merged) -> exp.Expr:
+    """What is merged, in the type of the side that keeps its rows; of a FULL JOIN alone it is of both."""
+    if one.value:
+        return trees.column(one.name, one.value)
+    first, *others = [trees.column(one.name, alias) for alias in one.sources]
+    return exp.Coalesce(this=first, expressions=others)
+
+
+def meant(name: str, merged: Sequence[Merged]) -> Merged | None:
+    """What of the merged a name means; QueryInvalid if it may be two."""
+    found = [one for one in merged if one.name == name]
+    if len(found) > 1:
+        told = " or ".join(f"{one.value or one.sources[0]}.{name}" for one in found)
+        raise QueryInvalid(f"{name} is merged twice by USING; write {told}", code="column_unknown")
+    return found[0] if found else None
+
+
+def _block(block: Block, joins: Sequence[exp.Expr], known: Mapping[int, Block]) -> None:
+    first, *others = block.sources
+    merging = Merging(first, block.sources)
+    for join, alias in zip(joins, others, strict=False):
+        if pairs := merging.join(join, alias):
+            join.set("on", trees.conjoin([_equal(alias, name, left) for name, left in pairs]))
+            join.set("using", None)
+        elif (on := join.args.get("on")) is not None:
+            _names([*_free(on, known)], merging.merged)
+    _stars(block)
+    for clause, part in _parts(block.select):
+        if clause != "joins":
+            _names([one for one in _free(part, known) if not _is_output(one, clause, block)], block.merged)
+
+
+def _equal(alias: str, name: str, left: Merged | None) -> exp.Expr:
+    if left is None:
+        raise QueryInvalid(
+            f"USING ({name}): expected one column of that name before {alias}, and one of {alias}, as a comma begins "
+            "another FROM; write ON with both columns instead",
+            code="column_unknown",
+        )
+    if not left.value:
+        raise QueryInvalid(
+            f"USING ({name}) after a FULL JOIN on it is not planned; write ON with both columns instead",
+            code="syntax_not_allowed",
+        )
+    return exp.EQ(this=value(left), expression=trees.column(name, alias))
+
+
+def _stars(block: Block) -> None:
+    """`*` is each of its columns, by the name that it has there."""
+    found: list[exp.Expr] = []
+    for output in block.select.expressions:
+        if isinstance(output, exp.Star):
+            found += [trees.named(value(one), name) if one is not None else trees.column(name, alias)
+                      for alias, name, one in shown(block.sources, block.tested, block.merged)]  # fmt: skip
+        else:
+            found.append(output)
+    block.select.set("expressions", found)
+
+
+def _names(columns: Sequence[exp.Column], merged: Sequence[Merged]) -> None:
+    for column in columns:
+        one = meant(fold(column.name), merged)
+        if one is None:
+            continue
+        if isinstance(column.parent, exp.Select):  # an output of its own name
+            column.replace(trees.named(value(one), column.name))
+        else:
+            trees.put(value(one), column)
+
+
+def _is_output(column: exp.Column, clause: str, block: Block) -> bool:
+    """Whether a name of a clause is an output's, before it is a column's."""
+    name = fold(column.name)
+    if clause == "order" and isinstance(column.parent, exp.Ordered):
+        return name in block.names and column.parent.parent is block.select.args["order"]
+    return clause in _AFTER and name in block.called
+
+
+def _free(node: exp.Expr, known: Mapping[int, Block]) -> Iterator[exp.Column]:
+    """The names below a node that no source of a query there has, and no output that is called so."""
+    stack = [node]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, exp.Column):
+            if not one.table:
+                yield one
+        elif isinstance(one, exp.Select):
+            yield from _beyond(known[id(one)], known)
+        elif isinstance(one, _QUERIES):  # their ORDER BY names outputs
+            stack += [part for part in (one.this, one.args.get("expression")) if part is not None]
+        else:
+            stack.extend(one.iter_expressions())
+
+
+def _beyond(block: Block, known: Mapping[int, Block]) -> Iterator[exp.Column]:
+    """The names in a query inside that are of those around it."""
+    own = {name for names in block.sources.values() for name in names}
+    for clause, part in _parts(block.select):
+        for column in _free(part, known):
+            name = fold(column.name)
+            called = own if clause == "expressions" else block.called
+            if name not in own and name not in called and not _is_output(column, clause, block):
+                yield column
+
+
+def _parts(select: exp.Select) -> Iterator[tuple[str, exp.Expr]]:
+    """The expressions and clauses of a SELECT, but for what it reads."""
+    for name, values in list(select.args.items()):
+        for value in list(values) if isinstance(values, list) else [values]:
+            if isinstance(value, exp.Join) and (on := value.args.get("on")) is not None:
+                yield name, on
+            elif isinstance(value, exp.Expr) and name not in ("from_", "joins", "with_"):
+                yield name, value
