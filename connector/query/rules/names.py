@@ -128,7 +128,9 @@ def _written_outputs(select: exp.Select) -> None:
         if isinstance(output, exp.Alias):
             output.meta[_CALLED] = True
         elif isinstance(output, exp.Subquery):
-            output.replace(trees.named(output.copy(), f"_col_{place}"))
+            called = trees.named(exp.Null(), f"_col_{place}")
+            output.replace(called)
+            called.set("this", output)  # itself, and no copy: what is inside is looked at after it
 
 
 def _call_unnamed(tree: exp.Expr) -> None:
