@@ -65,6 +65,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         _check_names(source, names)
     nodes = every(bound)
     for node in nodes:
+        if isinstance(node, exp.TableColumn):  # its rows as structs: of which columns, pruning would decide
+            raise QueryInvalid(f"{node.name} is a table here and no column; name its columns", code="column_unknown")
         if isinstance(node, exp.Select):
             _group(node)
         if isinstance(node, _NESTED) and (order := node.args.get("order")) is not None:

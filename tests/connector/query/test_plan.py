@@ -327,6 +327,8 @@ REFUSED = [
         "column_unknown",
         "expected one output of that name, came 2",
     ),
+    ("SELECT t, t.dose FROM south.trials t JOIN north.drugs d USING (drug)", QueryInvalid, "column_unknown", "a table"),
+    ("SELECT dose AS t, t FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
