@@ -41,6 +41,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         if isinstance(node, exp.Ordered | exp.Group):
             _bare_keys(node)
     _call_unnamed(tree)
+    _each_once(tree)
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
     for block in reckoned.selects:
@@ -145,6 +146,26 @@ def _call_unnamed(tree: exp.Expr) -> None:
                 number += 1
             taken.add(name)
             source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+
+
+def _each_once(tree: exp.Expr) -> None:
+    """Sources of one FROM that are called alike get names of their own, or QueryInvalid where one of them is named: the
+    binder would take it for whichever comes first."""
+    for select in trees.selects(tree):
+        named = {fold(column.table) for column in trees.columns(select)}
+        taken = {*named, *(fold(source.alias_or_name) for source in trees.sources(select))}
+        met: set[str] = set()
+        for source in trees.sources(select):
+            name = fold(source.alias_or_name)
+            if name in met:
+                if name in named:
+                    raise QueryInvalid(f"{name} stands twice in one FROM; give one of them an alias", code="name_taken")
+                name = trees.free(name, taken)
+                alias = source.args.get("alias") or exp.TableAlias()
+                alias.set("this", exp.to_identifier(name))
+                source.set("alias", alias)
+                taken.add(name)
+            met.add(name)
 
 
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
