@@ -17,7 +17,6 @@ from policies.enforce.merged import Merged, Merging, shown
 from policies.enforce.nodes import QUERIES
 
 _QUERIES = (*QUERIES, exp.Subquery)
-_AFTER = ("having", "qualify")  # where an output's name goes before a column's
 
 
 def write_out(blocks: Sequence[Block]) -> None:
@@ -100,11 +99,14 @@ def _names(columns: Sequence[exp.Column], merged: Sequence[Merged]) -> None:
 
 
 def _is_output(column: exp.Column, clause: str, block: Block) -> bool:
-    """Whether a name of a clause is an output's, before it is a column's."""
+    """Whether a name of a clause is an output's, before it is a column's: as a key of ORDER BY, and in HAVING but for
+    its aggregates."""
     name = fold(column.name)
     if clause == "order" and isinstance(column.parent, exp.Ordered):
         return name in block.names and column.parent.parent is block.select.args["order"]
-    return clause in _AFTER and name in block.called
+    return clause == "having" and name in block.called and isinstance(
+        column.find_ancestor(exp.AggFunc, exp.Having), exp.Having
+    )
 
 
 def _free(node: exp.Expr, known: Mapping[int, Block]) -> Iterator[exp.Column]:
