@@ -208,13 +208,23 @@ def _columns_first(block: growth.Block) -> None:
     for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
-        if inside and name in outputs and (name in keys or not grouped):
+        if inside and name in outputs and (name in keys or not grouped or _in_key(column, select)):
             one = using.meant(name, block.merged)
             there = [keys[name]] if one is not None and keys.get(name) else _there_is(name, block)
             if one is not None and len(there) != 1:
                 trees.put(using.value(one), column)
             elif len(there) == 1:
                 column.set("table", exp.to_identifier(there[0]))
+
+
+def _in_key(column: exp.Column, select: exp.Select) -> bool:
+    """Whether a name stands in an expression that rows are grouped by."""
+    keys, above = trees.group_keys(select), column.parent
+    while above is not None and not isinstance(above, exp.Ordered | exp.Having):
+        if above in keys:
+            return True
+        above = above.parent
+    return False
 
 
 def _one_column(block: growth.Block) -> None:
