@@ -104,8 +104,10 @@ def _is_output(column: exp.Column, clause: str, block: Block) -> bool:
     name = fold(column.name)
     if clause == "order" and isinstance(column.parent, exp.Ordered):
         return name in block.names and column.parent.parent is block.select.args["order"]
-    return clause == "having" and name in block.called and isinstance(
-        column.find_ancestor(exp.AggFunc, exp.Having), exp.Having
+    return (
+        clause == "having"
+        and name in block.called
+        and isinstance(column.find_ancestor(exp.AggFunc, exp.Having), exp.Having)
     )
 
 

@@ -261,7 +261,7 @@ class _Binder:
         if key and folded in scope.aliases:
             return  # of all names the output's is the first there
         around: _Scope | None = scope
-        named = False
+        named = table = False
         while around is not None:
             found = _holders(folded, around, on=on)
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
@@ -270,12 +270,16 @@ class _Binder:
             for alias in found:
                 _read_one(folded, alias, around)
             if found:
-                return
+                break
+            table = table or folded in around.sources
             # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
             named = named or folded in around.aliases
             around = around.outer
-        if not named:
+        if around is None and not named:
             raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
+        if table and not _in_having(node):
+            # The engine would take the table, and so what is left of all its columns.
+            refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
 
     def _level(self, alias: str, scope: _Scope, *, on: bool = False) -> _Scope:
         """The scope, this one or one around it, that has a source of this name."""
@@ -296,6 +300,11 @@ class _Binder:
         more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
         told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
         return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
+
+
+def _in_having(node: exp.Expr) -> bool:
+    """Whether a name stands in HAVING outside of aggregates, where a table is no group and an output may be."""
+    return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 
 def _folded(names: tuple[str, ...]) -> frozenset[str]:

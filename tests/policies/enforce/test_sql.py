@@ -151,6 +151,38 @@ def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
     }
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 1 as people, people from people",
+        "select 1 as x, x from people as x(a, b, c)",
+        "select age as x, count(x) from people as x group by age",
+        "select age as x from people x order by x is null",
+        "select age as x, max(age) from people x group by age having max(x) is not null",
+        "select age as x from people x qualify rank() over (order by x) = 1",
+        "select age as x from people where exists (select 1 from visits as x(a) where x is not null)",
+        "select x.age from people x where exists (select 1 as v, v from visits as v(a) where v.ward = x.name)",
+    ],
+)
+def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) -> None:
+    """The engine takes `x` for the table, before an output: all columns would leave, and none be told."""
+    with pytest.raises(QueryRefused, match="is a table here, too") as refused:
+        bench.prepare(sql)
+    assert refused.value.code == "column_unknown"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select age as x, name from people x order by x, name",
+        "select country, count(*) as people from people group by country having people > 0",
+        "select age from people as age order by age",
+    ],
+)
+def test_an_output_may_be_called_as_a_table(bench: gate.Bench, sql: str) -> None:
+    assert bench.ask(sql)
+
+
 def test_names_that_callers_make_up_are_not_kept() -> None:
     made = gate.Bench()
     made.connection.execute(f"CREATE TABLE src AS SELECT {', '.join(f'{i} AS column_{i}' for i in range(300))}")
