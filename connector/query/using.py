@@ -1,4 +1,5 @@
-"""USING is written out before names are bound: as a condition, in `*`, and where a name means what it merges.
+"""USING is written out before names are bound: as a condition, in `*`, and where a name means what it merges. So are
+names in queries inside, which are of those around them.
 
 The binder would take `b, a JOIN c USING (k)` for a join of b's k, and the k of whatever stands beside it for merged.
 """
@@ -26,6 +27,18 @@ def write_out(blocks: Sequence[Block]) -> None:
         joins = block.select.args.get("joins") or ()
         if any(join.args.get("using") for join in joins):
             _block(block, joins, known)
+        _from_inside(block, known)
+
+
+def _from_inside(block: Block, known: Mapping[int, Block]) -> None:
+    """Names that queries inside have for columns of this one say so: the binder leaves them as they are in HAVING."""
+    for clause, part in _parts(block.select):
+        for query in trees.nested_queries(part):
+            for column in _free(query, known):
+                there = [alias for alias, names in block.sources.items() if fold(column.name) in names
+                         and (clause == "joins" or alias not in block.tested)]  # fmt: skip
+                if len(there) == 1:
+                    column.set("table", exp.to_identifier(there[0]))
 
 
 def value(one: Merged) -> exp.Expr:
