@@ -116,7 +116,15 @@ def _refuse_argument(node: exp.Expr, name: str) -> NoReturn:
     if isinstance(node, exp.Column):
         refuse("syntax_not_allowed", f"{shown(node.sql())}: write table.column; a struct is read whole", "syntax")
     filled = name.rstrip("_").replace("_", " ").upper()
-    refuse("syntax_not_allowed", f"{_word(node)} with {filled} is not allowed here", "syntax")
+    instead = _INSTEAD.get((type(node), name), "")
+    refuse("syntax_not_allowed", f"{_word(node)} with {filled} is not allowed here{instead}", "syntax")
+
+
+_INSTEAD: dict[tuple[type[exp.Expr], str], str] = {
+    (exp.Star, "except_"): "; name the columns that you want after SELECT",
+    (exp.Distinct, "on"): "; write QUALIFY row_number() OVER (PARTITION BY ... ORDER BY ...) = 1",
+    (exp.Union, "by_name"): "; name the columns of both sides in the same order",
+}
 
 
 def _refuse_node(node: exp.Expr) -> NoReturn:

@@ -100,6 +100,20 @@ def _only_names(tokens: list[Token], index: int) -> None:
         index += 1
 
 
+_INSTEAD = {  # what is asked for most of what is not on the lists, and what to write in its place
+    "NATURAL": "JOIN ... USING (...)",
+    "LATERAL": "a subquery in SELECT, or a join with ON",
+    "VALUES": "SELECTs with UNION ALL",
+    "PIVOT": "an aggregate with FILTER (WHERE ...) for each value",
+    "UNPIVOT": "SELECTs with UNION ALL",
+    "ANY": "IN (SELECT ...)",
+    "SOME": "IN (SELECT ...)",
+    "WINDOW": "OVER (...) in each place",
+    "COLLATE": "lower(...)",
+    "ASOF": "QUALIFY row_number() OVER (...) = 1 over a join with ON",
+}
+
+
 def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
     word = text[:1].isalpha()
     if before is not None and before.token_type is TokenType.DCOLON:
@@ -107,6 +121,8 @@ def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
     if word and opens:
         refuse("function_not_allowed", f"the function {shown(text)} is not allowed here", "functions")
     advice = "; if it is the name of a column, write it in double quotes" if word else ""
+    if instead := _INSTEAD.get(text.upper()):
+        advice = f"; write {instead}{advice.replace('; if', ', or, if')}"
     refuse("syntax_not_allowed", f"{shown(text)} is not allowed here{advice}", "syntax")
 
 

@@ -60,7 +60,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # folded already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
-        said = f"{_words(error)}; {_units(str(error), tree, planning)}{_there(schema)}"
+        told = f"{_units(str(error), tree, planning)}{_beside(str(error), tree)}{_there(schema)}"
+        said = f"{_words(error)}; {told}"
         raise QueryInvalid(said, code="column_unknown") from None
     for source, names in reckoned.renamed:
         _check_names(source, names)
@@ -102,6 +103,14 @@ def _units(said: str, tree: exp.Expr, planning: Planning) -> str:
     missed = {grid.entity for grid in grids if grid and grid.entity and f"'{fold(grid.entity)}'" in fold(said)}
     names = ", ".join(sorted(missed))
     return f"{names} leaves no owner; each counts its own, asked alone (`Dataset.query` in Python); " if names else ""
+
+
+def _beside(said: str, tree: exp.Expr) -> str:
+    """Where a derived table reads what stands beside it in FROM: what to write instead."""
+    named = re.search(r"for table: '([^']*)'", said)
+    if named is None or named[1] not in trees.aliases(tree):
+        return ""
+    return f"a derived table does not see {named[1]} beside it, write that condition in ON or WHERE; "
 
 
 def _words(error: SqlglotError) -> str:

@@ -327,6 +327,12 @@ REFUSED = [
         "column_unknown",
         "expected one output of that name, came 2",
     ),
+    (
+        "SELECT d.drug FROM north.drugs d, (SELECT dose FROM south.trials t WHERE t.drug = d.drug) q",
+        QueryInvalid,
+        "column_unknown",
+        "does not see d beside it, write that condition in ON",
+    ),
     ("SELECT x.drug FROM north.drugs x, south.trials x", QueryInvalid, "name_taken", "give one of them an alias"),
     ("SELECT t, t.dose FROM south.trials t JOIN north.drugs d USING (drug)", QueryInvalid, "column_unknown", "a table"),
     ("SELECT dose AS t, t FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),

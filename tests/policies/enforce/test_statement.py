@@ -189,3 +189,19 @@ def test_a_field_of_a_struct_is_refused_with_the_reason(sql: str) -> None:
     with pytest.raises(QueryRefused, match="a struct is read whole") as refused:
         statement.parse(sql)
     assert refused.value.code == "syntax_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("sql", "instead"),
+    [
+        ("select * exclude (a) from t", "name the columns"),
+        ("select distinct on (a) a, b from t", "QUALIFY row_number"),
+        ("select 1 from t natural join u", "USING"),
+        ("select sum(a) over w from t window w as (order by a)", "OVER"),
+        ("select a from t where a = any (select b from u)", "IN"),
+        ("select a from t union by name select a from u", "same order"),
+    ],
+)
+def test_what_is_asked_for_most_is_refused_with_what_to_write_instead(sql: str, instead: str) -> None:
+    with pytest.raises(QueryRefused, match=f"not allowed here; .*{instead}"):
+        statement.parse(sql)
