@@ -326,7 +326,9 @@ def _group(select: exp.Select) -> None:
         plain = [key for key in plain if trees.free_tables(key)]  # ALL is of what varies: a number would be a place
         group = exp.Group(expressions=plain) if plain else None
         select.set("group", group)
-    for key in trees.group_keys(select):
+    for key in trees.group_keys(select) if group is not None else ():
+        while isinstance(key.parent, exp.Paren) and key not in outputs:
+            key = key.parent
         if trees.has_query(key) and key in outputs:
             key.replace(exp.Literal.number(outputs.index(key) + 1))
 
