@@ -330,7 +330,18 @@ def _group(select: exp.Select) -> None:
         while isinstance(key.parent, exp.Paren) and key not in outputs:
             key = key.parent
         if trees.has_query(key) and key in outputs:
+            if (having := select.args.get("having")) is not None and key in trees.in_block(having):
+                raise _inside_of_key("HAVING")
             key.replace(exp.Literal.number(outputs.index(key) + 1))
+
+
+def _inside_of_key(clause: str) -> QueryInvalid:
+    """The engine would not see that a copy of a subquery is the key."""
+    return QueryInvalid(
+        f"a subquery that rows are grouped by cannot be named in an expression of {clause}; "
+        "compute it in a derived table, and group by its column",
+        code="syntax_not_allowed",
+    )
 
 
 def _order(query: exp.Expr, order: exp.Expr) -> None:
@@ -346,7 +357,12 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
         if place := column.meta.get(_PLACE):
             trees.put(outputs[place - 1].unalias(), column)
         elif same and not isinstance(column.parent, exp.Ordered):
-            trees.put(outputs[_meant(same, outputs) - 1].unalias(), column)
+            place = _meant(same, outputs)
+            if exp.Literal.number(place) in trees.group_keys(trees.first_select(query)) and trees.has_query(
+                outputs[place - 1]
+            ):
+                raise _inside_of_key("ORDER BY")
+            trees.put(outputs[place - 1].unalias(), column)
         elif len(same) > 1:
             column.replace(exp.Literal.number(_meant(same, outputs)))
 

@@ -333,6 +333,20 @@ REFUSED = [
         "column_unknown",
         "does not see d beside it, write that condition in ON",
     ),
+    (
+        "SELECT drug IN (SELECT t.drug FROM south.trials t) AS tried, count(*) FROM north.drugs GROUP BY tried "
+        "HAVING tried",
+        QueryInvalid,
+        "syntax_not_allowed",
+        "compute it in a derived table",
+    ),
+    (
+        "SELECT drug IN (SELECT t.drug FROM south.trials t) AS tried, count(*) FROM north.drugs GROUP BY tried "
+        "ORDER BY tried IS NULL",
+        QueryInvalid,
+        "syntax_not_allowed",
+        "compute it in a derived table",
+    ),
     ("SELECT x.drug FROM north.drugs x, south.trials x", QueryInvalid, "name_taken", "give one of them an alias"),
     ("SELECT t, t.dose FROM south.trials t JOIN north.drugs d USING (drug)", QueryInvalid, "column_unknown", "a table"),
     ("SELECT dose AS t, t FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
