@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
+from collections.abc import Iterable
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from string import ascii_lowercase, ascii_uppercase
@@ -47,6 +49,19 @@ def fold(name: str) -> str:
     `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
     """
     return name.lower() if name.isascii() else name.translate(_SMALL)
+
+
+def apart(names: Iterable[str]) -> list[str]:
+    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
+    found: dict[str, str] = {}
+    times = Counter[str]()
+    for name in names:
+        own = name
+        while fold(own) in found:
+            times[fold(name)] += 1
+            own = f"{name}_{times[fold(name)]}"
+        found[fold(own)] = own
+    return list(found.values())
 
 
 def quoted(name: str) -> str:

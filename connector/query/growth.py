@@ -15,7 +15,7 @@ from sqlglot import exp
 from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.planning import Planning
-from policies.columns import fold
+from policies.columns import apart, fold
 from policies.enforce.caps import DEFAULT
 from policies.enforce.merged import Merged, Merging, shown
 from policies.enforce.nodes import QUERIES, SETS
@@ -140,7 +140,7 @@ class Reckoned:
         if not given and len(set(called)) == len(called):
             return names
         found = [*given, *names[len(given) :]]
-        found = trees.apart([name or f"_col_{place}" for place, name in enumerate(found)])
+        found = apart([name or f"_col_{place}" for place, name in enumerate(found)])
         self.renamed.append((source, found))
         return found
 

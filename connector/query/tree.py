@@ -6,8 +6,7 @@ without a look at scopes. Must not know plans.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 from sqlglot import exp
 
@@ -287,19 +286,6 @@ def first_select(query: exp.Expr) -> exp.Select:
 
 def output_names(query: exp.Expr) -> list[str]:
     return [output.alias_or_name for output in first_select(query).expressions]
-
-
-def apart(names: Sequence[str]) -> list[str]:
-    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
-    found: dict[str, None] = {}
-    times = Counter[str]()
-    for name in names:
-        own = name
-        while own in found:
-            times[name] += 1
-            own = f"{name}_{times[name]}"
-        found[own] = None
-    return list(found)
 
 
 def is_place(key: exp.Expr) -> bool:

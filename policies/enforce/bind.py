@@ -15,7 +15,7 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
-from policies.columns import fold
+from policies.columns import apart, fold
 from policies.enforce import merged, nodes
 from policies.enforce.merged import Merged, Merging
 from policies.enforce.statement import refuse, refused
@@ -184,7 +184,9 @@ class _Binder:
             alias = node.alias or node.name
             columns, entry = self._table(node, ctes)
             _alias(node, alias)
-        shown = _renamed(columns, node.args.get("alias"))
+        named = node.args.get("alias")
+        plain = entry is not None and not (named is not None and named.args.get("columns"))
+        shown = columns if plain else _renamed(columns, named)  # a dataset's own are apart already, and many
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
@@ -362,11 +364,11 @@ def _star_of(scope: _Scope) -> list[str]:
 
 
 def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
-    """Columns under the names that `alias(a, b)` gives them."""
+    """Columns under the names that `alias(a, b)` gives them, each another: as the engine calls them."""
     given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
     if len(given) > len(columns):
         refuse("column_unknown", "an alias names more columns than there are", "columns")
-    return (*given, *columns[len(given) :])
+    return tuple(apart((*given, *columns[len(given) :])))
 
 
 def _alias(node: exp.Expr, name: str) -> None:

@@ -100,6 +100,9 @@ VISITS = ("id", "person_id", "ward", "remark", "code")
         ("select id as x from people union select id from visits", ("x",)),
         ("with w(a, b) as (select id, age from people) select * from w", ("a", "b")),
         ("select * from (select id, age from people) x(k)", ("k", "age")),
+        ("select * from (select id, ID, age, id_1 from (select id, age id_1, age from people)) x",
+         ("id", "ID_1", "age", "id_1_1")),
+        ("with w(age) as (select id, age from people) select age_1, age from w order by all", ("age_1", "age")),
     ],
 )  # fmt: skip
 def test_the_columns_of_the_answer_are_known_before_it_runs(
