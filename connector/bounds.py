@@ -21,6 +21,7 @@ from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -29,6 +30,7 @@ from connector import pieces
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 _HEAD_TOO_LARGE = f"Expected a head of at most {HEAD_MAX} bytes."
+_INVALID = "Invalid HTTP request received."
 _FRAMING = 4  # bytes of a field beside its name and value: a colon, a space, an end of line
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
 HEAD_SECONDS = 30.0  # as long as a connection may rest
@@ -84,6 +86,7 @@ class Bounded(HttpToolsProtocol):
     """uvicorn's protocol on httptools; nothing that is asked is endless."""
 
     _pieces = _body = 0  # of the body that comes: its pieces, and their bytes
+    _plain = b""  # the head of a request that offers to go on with another protocol, without the offer
     _wrong = ""  # what is wrong with what came, where the parser does not know it
     _refused = False  # the request that comes: its rest is read away
     _unfinished = 0  # bytes that came since anything of a request was whole, or it was refused
@@ -209,7 +212,7 @@ class Bounded(HttpToolsProtocol):
             if self._unfinished > REST:
                 self.transport.close()
             return
-        super().data_received(data)
+        self._parse(data)
         if len(self.pipeline) > WAITING_MAX:  # each answer lets more of them in than it takes out
             self.pipeline.clear()
             self.transport.close()
@@ -219,6 +222,27 @@ class Bounded(HttpToolsProtocol):
             self.send_400_response(_HEAD_TOO_LARGE)
         elif self._rests and self._late is None:  # what came is no beginning of a request
             self._expect(HEAD_SECONDS)
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's, but where a request offers to go on with another protocol. None is taken up here, so its body
+        is one, and what comes after it is HTTP (RFC 9110, 7.8): the parser has no body then, and would take that for
+        requests that nobody has sent."""
+        self._unset_keepalive_if_required()
+        left: list[bytes | memoryview] = [memoryview(data)]
+        while left:
+            part = left.pop()
+            try:
+                self.parser.feed_data(part)
+            except HttpParserUpgrade as offer:
+                left += part[offer.args[0] :], self._plain
+                self._plain = b""
+                self.parser = HttpRequestParser(self)  # the other one may read nothing more
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except HttpParserError:
+                self._plain = b""
+                self.logger.warning(_INVALID)
+                self.send_400_response(_INVALID)
+                return
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's, which closes at once. Here some of what is still to come is taken, and not looked at, so that
@@ -264,10 +288,27 @@ class Bounded(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + _FRAMING for name, value in self.headers) > HEAD_MAX:
             self._wrong = _HEAD_TOO_LARGE
             raise ValueError(self._wrong)
+        if self.parser.should_upgrade():
+            self._plain = self._without_offer()
+            return
         self._unfinished = self._pieces = self._body = 0
         self._expect(SILENCE_SECONDS)
         self.scope["headers"] = once_each(self.headers)
         super().on_headers_complete()
+
+    def _without_offer(self) -> bytes:
+        """The head that has come, as of a request that offers no other protocol. Of CONNECT nothing would be left."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise ValueError("expected a request for something here, came one for a tunnel")
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            kept = value
+            if name == b"connection":
+                kept = b",".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, kept))
+        return b"\r\n".join((*lines, b"", b""))
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn's. Of one in crumbs no more is taken: the parser stops at our error, and the answer is 400."""
@@ -281,6 +322,8 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """As uvicorn's."""
+        if self._plain:
+            return
         self._unfinished = 0
         self._expect_nothing()
         super().on_message_complete()

@@ -661,6 +661,40 @@ async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: 
     assert (few.count(b"HTTP/1.1 200 "), many) == (bounds.WAITING_MAX + 1, b"")
 
 
+OFFERS = {
+    "h2c": b"upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nsec-websocket-version: 13\r\n",
+}
+
+
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+async def test_the_body_of_a_request_that_offers_another_protocol_is_no_request(http: Any, offer: bytes) -> None:
+    """Clients in Java offer one of each first request. Behind a proxy, the answer to what a body has would be another
+    client's."""
+    inner = b"GET /inner HTTP/1.1\r\n\r\n"
+    bodies = {
+        b"content-length: %d\r\n\r\n" % len(inner): inner,
+        b"transfer-encoding: chunked\r\n\r\n": b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner),
+    }
+    last = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+    async with served(counting, http=http) as port:
+        for length, body in bodies.items():
+            head = b"POST / HTTP/1.1\r\n" + offer + length
+            for sent in ((head, body, last), (head[:40], head[40:] + body + last), (head + body[:9], body[9:], last)):
+                answers = (await told(port, *sent, pause=0.05)).split(b"HTTP/1.1 200 OK")
+                assert [int(one[-8:]) for one in answers[1:]] == [len(inner), 0]
+
+
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+async def test_a_request_that_offers_another_protocol_is_answered_as_any(http: Any) -> None:
+    closing = b"GET / HTTP/1.1\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n"
+    async with served(counting, http=http) as port:
+        assert (await told(port, closing)).startswith(b"HTTP/1.1 200 ")
+        assert (await told(port, closing * 2)).count(b"HTTP/1.1 ") == 1
+        assert (await told(port, b"CONNECT a:1 HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
 async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endless_heads() -> None:
     close = b"connection: close\r\n"
     head = b"POST /?0 HTTP/1.1\r\na: " + b"b" * 200_000 + b"\r\n" + close
