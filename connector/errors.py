@@ -55,6 +55,11 @@ def harmless(text: str) -> str:
     return _LOGIN.sub("***@", signs)
 
 
+def commands(text: str) -> bool:
+    """Whether it has such signs: of what is compared with something, and no words for people, none is made harmless."""
+    return _COMMANDING.search(text) is not None
+
+
 def typed(name: str) -> str:
     """A name that somebody typed, as a refusal repeats it: nothing where it may be an address or words of a login."""
     return "***" if any(sign in name for sign in "@:=") else name[:100]

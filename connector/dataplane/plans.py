@@ -50,6 +50,9 @@ class Wanted:
     purpose: str = ""
     application: str = ""
 
+    def __post_init__(self) -> None:
+        ask.check_declared(purpose=self.purpose, application=self.application)
+
 
 class Plans:
     """The plans of one provider. `relation_of` gives the engine's view of a version."""

@@ -205,6 +205,8 @@ BAD_REQUESTS = {
     ),
     "hidden function": ("GET", ROWS, {"where": "getenv('HOME') = 'x'"}, "", 400, None),
     "wrong method": ("PUT", ROWS, {}, "", 400, "method_not_allowed"),
+    "purpose that no database takes": ("GET", ROWS, {"purpose": "\0"}, "", 400, "bad_input"),
+    "application that no database takes": ("GET", ROWS, {"application": "a\0"}, "", 400, "bad_input"),
 }
 
 
@@ -313,7 +315,10 @@ BAD_ENVELOPES: dict[str, Any] = {
     "file function": {"fq": 1, "sql": "SELECT * FROM read_csv('/etc/passwd')"},
     "two statements": {"fq": 1, "sql": 'SELECT id FROM "clinic".numbers; SELECT 2'},
     "not a query": {"fq": 1, "sql": "DROP TABLE numbers"},
-}
+    **{f"a sign that no database takes in its {name}": {"sql": "SELECT id FROM numbers", name: "a\0"}
+       for name in ("purpose", "application", "fragment")},
+    "a sign that commands a terminal": {"sql": "SELECT id FROM numbers", "application": "\x1b[2J"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(BAD_ENVELOPES))
