@@ -35,6 +35,7 @@ from connector.store.tables import Transfer
 from connector.telemetry import logger
 from connector.usage.held import EXPIRED
 from policies.errors import PolicyError
+from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
 _RENEWALS = 3  # in the life of a ticket
@@ -83,7 +84,7 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
             tickets=(_ticket(transfer, addresses),),
             sql=asked.rows_sql((owner, held.dataset.name)),
             action=asked.STREAM,
-            purpose=transfer.purpose,
+            purpose=expand(transfer.purpose),
             plain_scan=True,
             unfiltered=True,
             transport="push",

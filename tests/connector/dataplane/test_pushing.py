@@ -65,6 +65,7 @@ async def sent(
     policy: Policy = OPEN,
     name: str = DATASET,
     path: Path | None = None,
+    purpose: str = "",
     allow: tuple[str, ...] = ("127.0.0.1",),
     **net: float,
 ) -> None:
@@ -73,6 +74,7 @@ async def sent(
     number = agreement.rsplit(":", 1)[-1]
     transfer = await provider.store.read(lambda tx: tx.transfers.peek(f"urn:transfer:{number}"))
     assert isinstance(transfer, Transfer)
+    transfer.purpose = purpose
     wire = Net(Guard(allow=allow, insecure_http=True), timeout=net.get("timeout", 60.0), max_bytes=2**20)
     try:
         await push(transfer, to=to, addresses=provider.addresses, reads=provider.reads, net=wire, owner=OWNER)
@@ -101,6 +103,15 @@ async def test_what_is_pushed_is_what_is_there(provider: Provider, consumer: Rec
     assert (ended.outcome, ended.detail["rows"]) == ("ok", known.rows)
     started = provider.of_kind("ReadStarted")[-1]
     assert (started.detail["transport"], started.detail["to"]) == ("push", consumer.url)
+
+
+@pytest.mark.parametrize("purpose", ["dpv:ScientificResearch", "https://w3id.org/dpv#ScientificResearch"])
+async def test_a_purpose_may_be_said_in_short(provider: Provider, consumer: Receiver, purpose: str) -> None:
+    policy = signed(atom("odrl:purpose", "eq", "https://w3id.org/dpv#ScientificResearch"), action="odrl:use")
+    pid = await consumer.transfer(f"urn:uuid:for:{len(purpose)}")
+    await sent(provider, target(consumer, pid), policy=policy, purpose=purpose)
+    assert await consumer.known(pid) is not None
+    assert provider.of_kind("ReadStarted")[-1].purpose == "https://w3id.org/dpv#ScientificResearch"
 
 
 async def test_a_private_address_is_pushed_to_only_where_the_operator_lists_it(
