@@ -8,10 +8,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from connector.errors import Busy, harmless
+from connector.errors import BadInput, Busy, harmless
 from connector.recent import keep
 from connector.telemetry import logger
 
@@ -30,9 +30,12 @@ class Failures:
         self._last: OrderedDict[str, float] = OrderedDict()  # when each cause came last
 
     def refusal(self, error: Exception) -> Exception:
-        """What whoever asked is told: Busy where it is the database's, else the error itself."""
+        """What whoever asked is told: Busy where it is the database's, BadInput where it was not even asked, as no
+        PostgreSQL has such a text, else the error itself."""
         if not isinstance(error, DBAPIError | PoolTimeout):
             return error
+        if isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) is None:
+            return BadInput("expected text without NUL characters, which no database takes; leave them out")
         self._tell(cause_of(error))
         failed = error.orig if isinstance(error, DBAPIError) else error
         why = type(failed).__name__

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DataError, OperationalError
 from structlog.testing import capture_logs
 
-from connector.errors import Busy
+from connector.errors import BadInput, Busy
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.failures import Failures, cause_of
 from tests.conftest import DATABASES
@@ -70,6 +70,20 @@ async def test_the_details_are_nothing_for_the_log(postgres_cluster: Any) -> Non
                 await opened.write(lambda tx, raises=raises: tx.session.execute(text(raises)))
         opened.close()
     assert [line["why"] for line in logs] == ["OutOfMemory 53200: of a", "DataException 22000"]
+
+
+@on_postgres
+@pytest.mark.parametrize("name", ["\0", "urn:uuid:1\0"])
+async def test_a_name_that_no_database_has_is_the_askers_mistake(postgres_cluster: Any, name: str) -> None:
+    """As an id in an address; whoever asks so has nobody believe that the database is away."""
+    with migrated.postgresql(postgres_cluster) as url, capture_logs() as logs:
+        opened = Store(url, pool_size=1)
+        with pytest.raises(BadInput, match="NUL"):
+            await opened.read(lambda tx: tx.reads.has(name, consumer="did:web:lab.example"))
+        with pytest.raises(BadInput, match="NUL"):
+            await opened.write(lambda tx: tx.transfers.get(name))
+        opened.close()
+    assert not logs
 
 
 @on_postgres
