@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,8 @@ class Wanted:
 
 
 class Plans:
-    """The plans of one provider. `relation_of` gives the engine's view of a version."""
+    """The plans of one provider. `relation_of` gives the engine's view of a version; `looking` is a consumer's turn to
+    ask a worker, and until when it waits for one."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Plans:
         secret: bytes,
         relation_of: Callable[[DatasetVersion], Relation],
         judging: Judging,
+        looking: Callable[[str], AbstractAsyncContextManager[float]],
     ) -> None:
         self._grants = grants
         self._pool = pool
@@ -73,15 +77,14 @@ class Plans:
         self._secret = secret
         self._relation_of = relation_of
         self._judging = judging
+        self._looking = looking
         self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
         self._schemas: OrderedDict[Any, str] = OrderedDict()  # by version, contract and what is wanted of it
 
     async def plan(self, ticket: Ticket, wanted: Wanted) -> dict[str, Any]:
         """Snapshot, schema and blocks of a read, or the reason why there may be none."""
         held, contract = await self._admitted(ticket, wanted)
-        known = self._cached.get(_key(held))  # now: they may have gone when we have looked
-        found = await self._look(held, contract, ticket, wanted, groups=known is None)
-        blocks = self._cut(held, found["groups"]) if known is None else known
+        blocks, schema = await self._look(held, contract, ticket, wanted)
         exact = contract.row_filter is None and not wanted.where.strip()
         width = _width(contract, self._relation_of(held.version).row_bytes)
         snapshot = splits.snapshot_of(held.version.digest)
@@ -91,7 +94,7 @@ class Plans:
             "shown": splits.shown_mark(self._cursor_key(ticket, snapshot, shown(contract))),
             "dataset": held.dataset.id,
             "name": held.dataset.name,
-            "schema": found["schema"],
+            "schema": schema,
             "exact": exact,
             "rows": _rows(sum(block.rows for block in blocks), contract),
             "expires": int(ticket.expires),
@@ -118,7 +121,7 @@ class Plans:
         check_snapshot(snapshot or current, held)
         found = self._cached.get(_key(held))
         if found is None:
-            found = self._cut(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
+            found, _ = await self._look(held, contract, ticket, wanted)
         view = shown(contract)
         key = self._cursor_key(ticket, current, view)
         if as_shown and as_shown != splits.shown_mark(key):
@@ -168,18 +171,30 @@ class Plans:
         return held, contract
 
     async def _look(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
-    ) -> dict[str, Any]:
-        known = (*_key(held), to_json(contract), wanted, ticket.purpose)
-        schema = self._schemas.get(known)
-        if not groups and schema is not None and await still_unchanged(held.version.source["files"]):
-            return {"groups": None, "schema": schema}
-        found = await self._looked(held, contract, ticket, wanted, groups=groups)
-        keep(self._schemas, known, found["schema"], most=_CACHED_MAX)
-        return found
+        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted
+    ) -> tuple[tuple[Block, ...], str]:
+        """The blocks of a version, and the schema of what is wanted of it. Where a worker has to look, in the
+        consumer's turn: it reads for others at the same time."""
+        key = (*_key(held), to_json(contract), wanted, ticket.purpose)
+        if (known := await self._known(held, key)) is not None:
+            return known
+        async with self._looking(ticket.consumer) as until:
+            if (known := await self._known(held, key)) is not None:  # others have asked the same
+                return known
+            blocks = self._cached.get(_key(held))
+            seconds = until - time.monotonic()
+            found = await self._looked(held, contract, ticket, wanted, groups=blocks is None, seconds=seconds)
+            keep(self._schemas, key, found["schema"], most=_CACHED_MAX)
+            return self._cut(held, found["groups"]) if blocks is None else blocks, found["schema"]
+
+    async def _known(self, held: Held, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
+        blocks, schema = self._cached.get(_key(held)), self._schemas.get(key)  # they may have gone when we have looked
+        if blocks is None or schema is None or not await still_unchanged(held.version.source["files"]):
+            return None
+        return blocks, schema
 
     async def _looked(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
+        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool, seconds: float
     ) -> dict[str, Any]:
         relation = new_name()
         work = partial(self._gated, held, contract, ticket, wanted, relation)
@@ -194,7 +209,7 @@ class Plans:
             consumer=ticket.consumer,
             shared=True,
         )
-        found: dict[str, Any] = await self._pool.ask(job)
+        found: dict[str, Any] = await self._pool.ask(job, seconds=seconds)
         return found
 
     def _gated(self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str) -> Prepared:

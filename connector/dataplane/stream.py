@@ -102,7 +102,13 @@ class Reads:
         self._mask_secret = mask_secret
         self.judging = Judging()
         self.plans = plans.Plans(
-            grants, pool, name=name, secret=mask_secret, relation_of=version_relation, judging=self.judging
+            grants,
+            pool,
+            name=name,
+            secret=mask_secret,
+            relation_of=version_relation,
+            judging=self.judging,
+            looking=self._looking,
         )
         self._most = Limits(seconds=seconds, memory_mb=memory_mb, temp_mb=temp_mb)
         self._streams_max = streams_max

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -99,6 +100,30 @@ async def test_a_plan_names_snapshot_schema_and_blocks(running: Provider) -> Non
     other = (await reader.plan(columns=["id"])).json()
     assert other["plan"] != plan["plan"]
     assert (await reader.plan(columns=["name", "id"])).json()["plan"] == plan["plan"]
+
+
+async def test_of_many_plans_of_one_consumer_a_few_are_looked_at_at_once(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams of all consumers share the worker that looks. And who asks the same as others at once waits for these."""
+    ask, asking, most, asked = running.pool.ask, 0, 0, 0
+
+    async def counted(job: Any, **how: Any) -> Any:
+        nonlocal asking, most, asked
+        asking, asked = asking + 1, asked + 1
+        most = max(most, asking)
+        try:
+            return await ask(job, **how)
+        finally:
+            asking -= 1
+
+    monkeypatch.setattr(running.pool, "ask", counted)
+    reader = Reader(running, await running.agree())
+    plans = await asyncio.gather(*(reader.plan(where=f"id > {number}") for number in range(20)))
+    assert ({one.status_code for one in plans}, asked, most <= 4) == ({200}, 20, True)
+    asked = 0
+    plans = await asyncio.gather(*(reader.plan(where="id > 20") for _ in range(20)))
+    assert ({one.status_code for one in plans}, asked <= 4) == ({200}, True)
 
 
 async def test_what_is_known_may_go_while_the_files_are_looked_at(
