@@ -131,13 +131,13 @@ class _Transport:
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
-        given = await self._given(exchange, ticket)
+        given, columns = await self._given(exchange, ticket)
         held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
         wanted = Wanted(
-            columns=_columns(given),
+            columns=columns,
             where=given.get("where", ""),
             purpose=expand(given.get("purpose", "")[:1024]),
             application=given.get("application", "")[:1024],
@@ -162,13 +162,16 @@ class _Transport:
             ),
         )
 
-    async def _given(self, exchange: Exchange, ticket: Ticket) -> dict[str, str]:
+    async def _given(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
+        """The parameters, and the columns that they name. Letters that are escaped take their time."""
         if exchange.scope["method"] == "GET":
-            return exchange.query(_ROWS_PARAMETERS)
+            return _parameters(exchange)
         async with self._bodies.turn(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
                 raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
-            return exchange.query(_ROWS_PARAMETERS, body)
+            if exchange.small:
+                return _parameters(exchange, body)
+            return await asyncio.to_thread(_parameters, exchange, body)
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
         """The blocks of the ticket's dataset, without a row of it."""
@@ -269,6 +272,11 @@ def accepted_codec(accept: str) -> str:
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
+
+
+def _parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
+    given = exchange.query(_ROWS_PARAMETERS, form)
+    return given, _columns(given)
 
 
 def _columns(given: Mapping[str, str]) -> tuple[str, ...]:

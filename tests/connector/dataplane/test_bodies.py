@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from connector.dataplane import http
+from connector.dataplane import exchange, http
 from connector.dataplane.asked import Brought
 from policies import strictjson
 from policies.enforce import statement
@@ -26,6 +26,7 @@ from tests.support import data, provider
 from tests.support.provider import Provider
 
 COUNT = 'SELECT count(*) AS n FROM "clinic".numbers'
+FORM = "application/x-www-form-urlencoded"
 LARGE = {"fq": 1, "sql": COUNT, "application": "x"}
 
 
@@ -162,6 +163,10 @@ async def test_what_takes_long_to_read_is_read_in_a_thread(tmp_path: Path, monke
                 assert answer.status_code == 200
             padded = json.dumps({"where": "id > 5"}).encode() + b" " * 100_000
             assert (await session.post("/data/v1/streams", content=padded)).status_code == 200
+            monkeypatch.setattr(exchange, "parse_qsl", noting("form", exchange.parse_qsl))
+            escaped = {"content": b"columns=" + b"%69%64%2c" * 100_000, "headers": {"content-type": FORM}}
+            answer = await session.post("/data/v1", **escaped)
+            assert (answer.status_code, answer.json()["code"]) == (400, "query_invalid")
         assert await send(running, ticket, seconds=60) == 200
-    assert {name for name, _ in read} == {"SQL", "JSON"}
+    assert {name for name, _ in read} == {"SQL", "JSON", "form"}
     assert not any(in_loop for _, in_loop in read)
