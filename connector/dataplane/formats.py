@@ -38,6 +38,7 @@ _BY_MEDIA = {
     "text/csv": "csv",
 }
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_ACCEPT_MAX = 8_192
 _TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
 
 
@@ -87,6 +88,8 @@ async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str,
 def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
     """The best in `Accept` of what is offered (RFC 9110, 12.5.1); Arrow where it says nothing. NotAcceptable where it
     takes none of it: an answer that nobody can use would be a read all the same."""
+    if len(accept) > _ACCEPT_MAX:  # of all that a head may have, it would be looked at for a tenth of a second
+        raise NotAcceptable(f"expected an Accept of at most {_ACCEPT_MAX} characters, came {len(accept)}")
     liked: dict[str, float] = {}
     for entry in accept.split(","):
         media, *parameters = (word.strip().lower() for word in entry.split(";"))

@@ -76,7 +76,11 @@ def test_the_format_is_the_one_asked_for(given: dict[str, str], accept: str, exp
 
 
 @module
-@pytest.mark.parametrize("accept", ["application/json", f"{ARROW};q=0", f"{CSV};q=0.0", "text/html, image/*"])
+@pytest.mark.parametrize(
+    "accept",
+    ["application/json", f"{ARROW};q=0", f"{CSV};q=0.0", "text/html, image/*", ",".join([ARROW] * 1_000)],
+    ids=["JSON", "no Arrow", "no CSV", "pages", "too much"],
+)
 async def test_whoever_takes_no_format_of_ours_is_told(running: Provider, accept: str) -> None:
     agreement = await running.agree()
     headers = {"authorization": f"Bearer {running.ticket(agreement)}", "accept": accept}
