@@ -303,17 +303,17 @@ class Desk:
             return await self._rows(wanted, tickets)
         if "envelope" in wanted:
             text = wanted["envelope"]
-            return await self._looked_at(tickets, len(text), partial(self._enveloped, text, tickets))
+            return await self.looked_at(tickets, len(text), partial(self._enveloped, text, tickets))
         sql, values = wanted["sql"], wanted["values"]
         size = len(sql) + sum(len(text) for _, text in values)
         return Asked(
             tickets=tickets,
-            sql=await self._looked_at(tickets, size, partial(parameters.bound, sql, values)),
+            sql=await self.looked_at(tickets, size, partial(parameters.bound, sql, values)),
             action=ask.ACTIONS[wanted["action"]],
             **_declared(wanted),
         )
 
-    async def _looked_at(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
+    async def looked_at(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
         """What `work` finds in a text of such a size. As the gate's where it is long: hostile text takes its time."""
         return work() if size <= _SHORT else await self._reads.judging.judge(tickets[0].consumer, work)
 

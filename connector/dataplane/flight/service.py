@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -153,7 +154,7 @@ class Service:
             _no_transaction(told)
             return await self._stated(asker, raw, protobuf.text(told, 1) or "", [])
         if name == _PREPARED:
-            return await self._stated(asker, raw, *commands.unhandle(protobuf.octets(told, 1)))
+            return await self._stated(asker, raw, *await self._unhandled(asker, protobuf.octets(told, 1)))
         _known(dict.fromkeys((_STATEMENT, _PREPARED, *commands.CATALOGUE)), name)
         inner = protobuf.octets(protobuf.read(command), 2) or b""
         schema = await self._tables.catalogue_schema(asker.consumer, name, inner)
@@ -170,6 +171,10 @@ class Service:
             return await self._described(asker, raw, stated_of(asker, sql, values))
         schema = _schema_of(constant)
         return _info(schema, raw, [(commands.pack(_STATEMENT, [(1, sql)]), None)], rows=1), schema
+
+    async def _unhandled(self, asker: Asker, raw: bytes | None) -> tuple[str, list[list[str]]]:
+        """See `commands.unhandle`: a handle is as long as whoever made it likes."""
+        return await self._desk.looked_at(asker.tickets, len(raw or b""), partial(commands.unhandle, raw))
 
     async def _constant(self, asker: Asker, sql: str) -> bytes | None:
         """What a statement that reads nothing gives, for whoever may read something."""
@@ -203,7 +208,7 @@ class Service:
         if name != _PREPARED:
             more = "; a SELECT takes one row of parameters at a time (execute, not executemany)" * (name == _UPDATE)
             raise Unimplemented(f"{name or 'this'}; here data is read, not written{more}")
-        sql, _ = commands.unhandle(protobuf.octets(command, 1))
+        sql, _ = await self._unhandled(asker, protobuf.octets(command, 1))
         await self._desk.tables(asker, schemas=False)  # who may read nothing has nothing unfolded: of 30 kB, gigabytes
         stream = b"".join(
             encapsulated(header, protobuf.octets(one, 1000) or b"")
