@@ -26,6 +26,7 @@
     │   ├── PeerUnreachable          no answer in time
     │   │   └── NameUnknown          a host name that does not resolve
     │   ├── PeerRefused              an answer, and it is no
+    │   │   └── PeerBusy (503)       for now: later it may be another
     │   └── PeerNonsense             an answer that is not the protocol
     └── Busy (503)                   no capacity now, or the log cannot be written
         └── EngineFailed (500)       a query that the engine could not finish; code only, never its text
@@ -240,6 +241,11 @@ INWARD = (AddressPrivate, NameUnknown)
 
 class PeerRefused(PeerFailed):
     code = "peer_refused"
+
+
+class PeerBusy(PeerRefused):
+    status = 503
+    code = "peer_busy"
 
 
 class PeerNonsense(PeerFailed):

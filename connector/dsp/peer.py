@@ -21,6 +21,7 @@ from connector.errors import (
     Busy,
     HanseError,
     MessageInvalid,
+    PeerBusy,
     PeerFailed,
     PeerNonsense,
     PeerRefused,
@@ -84,11 +85,13 @@ class Peer:
         return await self._call("GET", url, audience=audience)
 
     async def fetch(self, method: str, url: str, *, audience: str, message: Json | None = None) -> Answer:
-        """As `get` and `post`, for callers who need the answer: PeerRefused with its reason where it is no."""
+        """As `get` and `post`, for callers who need the answer: PeerRefused with its reason where it is no, PeerBusy
+        where it is no for now, as from a connector that has just started."""
         body = None if message is None else json.dumps(message).encode()
         answer = await self._call(method, url, audience=audience, body=body)
         if not answer.accepted:
-            raise PeerRefused(
+            kind = PeerBusy if answer.status in (429, 503) else PeerRefused
+            raise kind(
                 f"{audience} answered {answer.status} to {method} {urlsplit(url).path}: "
                 f"{answer.reason or 'no reason given'}",
                 peer_status=answer.status,

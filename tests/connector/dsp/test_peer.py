@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.peer import Peer, segment
-from connector.errors import Busy, MessageInvalid, PeerNonsense, PeerRefused
+from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
 from connector.net import Guard, Reply
 
 ROOT = "https://198.51.100.7"
@@ -73,6 +73,14 @@ async def test_a_refusal_carries_the_reason_that_was_given() -> None:
     calling, _ = peer(Reply(403, {}, b"<html>"))
     with pytest.raises(PeerRefused, match="403"):
         await calling.fetch("GET", f"{ROOT}/x", audience="p")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_refusal_for_now_is_one_for_those_who_ask_us_too(status: int) -> None:
+    calling, _ = peer(Reply(status, {}, b'{"reason": "signed before this connector started"}'))
+    with pytest.raises(PeerBusy, match=f"answered {status}.*signed before") as refused:
+        await calling.fetch("POST", f"{ROOT}/x", audience="p", message={})
+    assert refused.value.status == 503
 
 
 async def test_the_version_document_leads_to_the_base_and_is_asked_for_once() -> None:
