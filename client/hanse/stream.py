@@ -76,7 +76,7 @@ class Stream:
         self._due = due
         self._about = about
         self._table: pa.Table | None = None
-        self._started = self._closed = False
+        self._started = self._closed = self._whole = False
         self._process = os.getpid()
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
@@ -98,7 +98,7 @@ class Stream:
         of = f" {self._about[0]}" if self._about else ""
         names = self.schema.names if self.schema is not None else []
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        told = "complete" if self.end.get("status") == "complete" else "closed" if self._closed else "open"
+        told = "complete" if self._whole else "failed" if self.error else "closed" if self._closed else "open"
         return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {told}, {self.rows:,} rows came>"
 
     def _take(self, answer: Answer) -> None:
@@ -164,6 +164,7 @@ class Stream:
                 if self._receipt is not None:
                     self._receipt.rows += batch.num_rows
                 yield batch
+            self._whole = True
         except HanseError as error:
             self._end_receipt(error)
             self.error = error if self._about is None else error.about(*self._about)

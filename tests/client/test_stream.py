@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,18 @@ def test_lists_of_the_end_record_that_are_none_are_broken(name: str, value: Any)
     stream = read(chunked(ipc(BATCHES, complete(ROWS, **{name: value}))))
     with pytest.raises(errors.Broken, match=f"expected a list of {name}"):
         getattr(stream, name)
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [(complete(ROWS), "complete"), (complete(9999), "failed"), ({"status": "complete"}, "failed"), (None, "failed")],
+)
+def test_a_stream_is_shown_as_complete_only_where_it_was(end: Any, told: str) -> None:
+    with connector({("GET", "/"): chunked(ipc(BATCHES, end))}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        with suppress(errors.HanseError):
+            stream.to_arrow()
+    assert repr(stream) == f"<Stream, columns age, name, {told}, {ROWS} rows came>"
 
 
 def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None:
