@@ -91,10 +91,12 @@ class _Queue:
             return not self._closed
 
     def end(self, last: Any) -> None:
-        """Let the last one follow, room or none: whatever went wrong here, its reader does not wait for ever."""
+        """Let the last one follow, room or none: whatever went wrong here, its reader does not wait for ever. Where
+        nobody takes any more, as at the end of the process, what was broken off by that is told to nobody."""
         with self._changed:
-            self._items.append((last, 0))
-            self._changed.notify_all()
+            if not self._closed:
+                self._items.append((last, 0))
+                self._changed.notify_all()
 
     def take(self) -> Any:
         with self._changed:

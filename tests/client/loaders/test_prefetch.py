@@ -83,6 +83,37 @@ def test_at_the_end_all_are_told_at_once_and_waited_for_together(monkeypatch: py
     assert not prefetch._RUNNING
 
 
+def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
+    """Not to a thread that the interpreter takes down with itself, which would show it as an error of the program."""
+    woken = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        woken.wait(60)
+        raise StreamFailed("closed")
+
+    told: list[Any] = []
+
+    def reading() -> None:
+        try:
+            told.extend(ahead(source(), nbytes=1, size=lambda _: 1, wake=woken.set))
+        except StreamFailed as error:
+            told.append(error)
+
+    reader = threading.Thread(target=reading, daemon=True)
+    reader.start()
+    settled(lambda: len(told), least=0)
+    ((filling, queue),) = prefetch._RUNNING.items()
+    prefetch._end_all()
+    reader.join(0.3)
+    alive, items = reader.is_alive(), list(queue._items)
+    queue._items.append((None, 0))  # let it go
+    with queue._changed:
+        queue._changed.notify_all()
+    reader.join()
+    assert (alive, items, filling.is_alive(), told) == (True, [], False, [0])
+
+
 def test_items_come_in_order_and_the_error_after_them() -> None:
     found = ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
     assert [next(found) for _ in range(50)] == list(range(50))
