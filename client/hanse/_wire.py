@@ -12,10 +12,10 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -66,17 +66,60 @@ class Request:
         return f"{host}:{port}"
 
 
+class Waits:
+    """What one thread waits for, for another that `end`s it: streams, answers to come, and pauses between attempts.
+    Whatever it would wait for after that is at its end at once. A connection that is not made yet is waited for."""
+
+    def __init__(self) -> None:
+        self._ended = False
+        self._changed = threading.Condition()  # no Event: the collector may end it in mid-pause
+        self._last: Plain | None = None  # one is asked for at a time, and then is a stream's
+        self._streams = set[Closing]()
+
+    def end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for one in (*self._streams.copy(), *([self._last] if self._last is not None else [])):
+            one.close()
+
+    def connected(self, made: Plain) -> None:
+        self._last = made
+        if self._ended:  # looked at after it is there, as it is set before that is looked at
+            made.close()
+
+    @contextmanager
+    def reading(self, stream: Closing) -> Iterator[None]:
+        self._streams.add(stream)
+        if self._ended:
+            stream.close()
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+
+    def pause(self, seconds: float) -> None:
+        with self._changed:
+            ended = self._changed.wait_for(lambda: self._ended, seconds)
+        if ended:
+            raise BadInput("the rows were not waited for any more; open another stream or iterator to go on")
+
+
+class Closing(Protocol):
+    def close(self) -> None: ...
+
+
 class Wire:
     """A connected socket with a scratch buffer for what comes before and between payloads."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, waits: Waits | None = None) -> None:
         scheme, host, port = _address(request.url)
         self.where = request.where
         self._scratch = bytearray(_SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = self._stop = 0
         self._seconds = request.idle_seconds  # until there is a socket that knows
-        self._socket = self._told(lambda: _connect(scheme, host, port, request.idle_seconds))
+        self._socket = self._told(lambda: _connect(scheme, host, port, request.idle_seconds, waits))
 
     def send(self, data: bytes) -> None:
         self._told(lambda: self._socket.sendall(data))
@@ -176,24 +219,27 @@ def _address(url: str) -> tuple[str, str, int]:
     raise Broken(f"expected an address http(s)://host/..., came {url[:200]!r}")
 
 
-def _connect(scheme: str, host: str, port: int, seconds: float) -> Plain | Tls:
+def _connect(scheme: str, host: str, port: int, seconds: float, waits: Waits | None) -> Plain | Tls:
     if scheme == "http":
-        return _plain(host, port, seconds)
+        return _plain(host, port, seconds, waits)
     before = trusted()
     try:
-        return _encrypted(host, port, seconds)
+        return _encrypted(host, port, seconds, waits)
     except ssl.SSLCertVerificationError:
         if not renewed(before):
             raise
-        return _encrypted(host, port, seconds)
+        return _encrypted(host, port, seconds, waits)
 
 
-def _plain(host: str, port: int, seconds: float) -> Plain:
-    return Plain(socket.create_connection((host, port), timeout=seconds), seconds)
+def _plain(host: str, port: int, seconds: float, waits: Waits | None) -> Plain:
+    made = Plain(socket.create_connection((host, port), timeout=seconds), seconds)
+    if waits is not None:
+        waits.connected(made)
+    return made
 
 
-def _encrypted(host: str, port: int, seconds: float) -> Tls:
-    plain = _plain(host, port, seconds)
+def _encrypted(host: str, port: int, seconds: float, waits: Waits | None) -> Tls:
+    plain = _plain(host, port, seconds, waits)
     try:
         return Tls(plain, host)
     except BaseException:
@@ -343,9 +389,9 @@ class Answer:
     body: Body
 
 
-def ask(request: Request) -> Answer:
+def ask(request: Request, waits: Waits | None = None) -> Answer:
     """Send a request and read the head of its answer: an Arrow stream. Any other answer is raised as its error."""
-    wire = Wire(request)
+    wire = Wire(request, waits)
     try:
         headers = _good(wire, request)
         _expect_stream(wire, headers)

@@ -321,12 +321,14 @@ class Dataset:
         codec: str = "",
         idle_seconds: float = IDLE_SECONDS,
         patience: float = SECONDS,
+        waits: _wire.Waits | None = None,
     ) -> Stream:
         """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
         More than an owner takes at once are asked for one request after the other, each a read of its own.
 
         Broken where others come, and where they have other rows than an exact plan says. `before`: how many rows of
-        the first block lie before the cursor; they are not counted where it is not said.
+        the first block lie before the cursor; they are not counted where it is not said. `waits`: what
+        another thread may end.
         """
         wanted = {
             **_named(plan.columns),
@@ -347,6 +349,7 @@ class Dataset:
             due=due,
             snapshot=plan.snapshot,
             start={"cursor": after} if after else None,
+            waits=waits,
         )
 
     # What the next five take, and what of it is not known, `hanse.options` says.
@@ -422,6 +425,7 @@ class Dataset:
         due: Due | None = None,
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
+        waits: _wire.Waits | None = None,
     ) -> Stream:
         """A stream that reads on after its last place, from `start` on. `asked` gives the parameters of a request.
 
@@ -435,14 +439,15 @@ class Dataset:
                 given |= {"after": place["cursor"], "snapshot": kept["snapshot"]}
             query = urlencode({name: value for name, value in given.items() if value not in (None, "")})
             if len(query) <= _QUERY_MAX:
-                answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
+                answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence, waits=waits)
             else:
-                answer = self._asked("POST", "", body=query.encode(), media=_FORM, idle_seconds=waiting.silence)
+                body, silence = query.encode(), waiting.silence
+                answer = self._asked("POST", "", body=body, media=_FORM, idle_seconds=silence, waits=waits)
             before = snapshot if place is None else kept["snapshot"]  # of rows that were given, where there are any
             kept["snapshot"] = before or answer.headers.get("hanse-snapshot", "")
             return answer
 
-        waiting = Patience(patience, idle=idle_seconds)
+        waiting = Patience(patience, idle=idle_seconds, sleep=time.sleep if waits is None else waits.pause)
 
         def begun() -> Stream:
             return Stream(
@@ -473,13 +478,20 @@ class Dataset:
         return Stream(answer, about=self._about, receipts=self._receipts)
 
     def _asked(
-        self, method: str, path: str, *, body: bytes = b"", media: str = "application/json", idle_seconds: float
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        media: str = "application/json",
+        idle_seconds: float,
+        waits: _wire.Waits | None = None,
     ) -> Answer:
         """Ask the owner's data plane for a stream."""
 
         def act(endpoint: str, ticket: str) -> Answer:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
-            return _wire.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds))
+            return _wire.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
 
         return self._ticketed(act)
 

@@ -10,7 +10,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hanse._sockets import here
 from hanse._values import kinds
-from hanse._wire import Memory
+from hanse._wire import Memory, Waits
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
 from hanse.loaders import order as orders
@@ -263,9 +263,9 @@ class Loader:
         seen = self.throughput = Throughput()  # ours, whatever iteration begins meanwhile
         self.error = None
         revoked: list[AccessRevoked] = []
-        reading = set[Stream]()
-        source = self._pieces(order, share, memory, revoked, seen, reading)
-        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=lambda: _close(reading))
+        waits = Waits()
+        source = self._pieces(order, share, memory, revoked, seen, waits)
+        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=waits.end)
         told = _Told(seen, **self._to_tell(share)) if self._progress else None
         after = share
         try:
@@ -335,17 +335,15 @@ class Loader:
         memory: Memory | None,
         revoked: list[AccessRevoked],
         seen: Throughput,
-        reading: set[Stream],
+        waits: Waits,
     ) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in. `revoked` and `seen` get to know at once
-        what their reader hears after all that waits; `reading` has the streams that are open."""
+        what their reader hears after all that waits; `waits` is what they wait for."""
         permutation = order.permutation()
         left = [] if share.ended else share.places(order.blocks)
         todo = [(self._locate(permutation[place]), mark) for place, mark in left]
         feeds = [
-            _Feed(
-                dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen, reading
-            )
+            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen, waits)
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
@@ -473,9 +471,9 @@ class _Feed:
         loader: Loader,
         memory: Memory | None,
         seen: Throughput,
-        reading: set[Stream],
+        waits: Waits,
     ) -> None:
-        self._source = self._batches(dataset, plan, blocks, loader, memory, seen, reading)
+        self._source = self._batches(dataset, plan, blocks, loader, memory, seen, waits)
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
@@ -501,34 +499,18 @@ class _Feed:
         loader: Loader,
         memory: Memory | None,
         seen: Throughput,
-        reading: set[Stream],
+        waits: Waits,
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
-            found = dataset.read(
-                plan, [block for block, _ in run], after=mark.cursor, before=mark.cursor_row, **loader._options
-            )
-            with found as stream, _open_in(reading, stream):
+            asked, after, row = [block for block, _ in run], mark.cursor, mark.cursor_row
+            found = dataset.read(plan, asked, after=after, before=row, **loader._options, waits=waits)
+            with found as stream, waits.reading(stream):
                 if memory is not None:
                     stream.into(memory)
                 for batch in _counted(stream, seen):
                     place = stream.place or {}
                     yield place["block"], batch, place["cursor"], stream.held + _beside(batch)
-
-
-@contextmanager
-def _open_in(reading: set[Stream], stream: Stream) -> Iterator[None]:
-    reading.add(stream)
-    try:
-        yield
-    finally:
-        reading.discard(stream)
-
-
-def _close(reading: set[Stream]) -> None:
-    """From another thread than the one that reads them."""
-    for stream in tuple(reading):
-        stream.close()
 
 
 def _counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:

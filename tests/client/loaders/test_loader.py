@@ -465,6 +465,38 @@ def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(large: Datas
         batches.close()
 
 
+@pytest.mark.parametrize("how", ["does not answer", "cannot be reached"])
+def test_who_leaves_while_a_stream_is_opened_waits_for_no_answer_and_no_pause(
+    numbers: Dataset, link: Link, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("hanse.patience.random.uniform", lambda *_: 100.0)  # a first pause of five seconds
+    batches = iter(numbers.loader(patience=60))
+    reading = threading.Thread(target=lambda: list(batches), daemon=True)
+    before = link.connections
+    if how == "does not answer":
+        link.hang()
+    else:
+        link.cut_after = 0
+    reading.start()
+    try:
+        until = time.monotonic() + 30
+        while link.connections == before and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        (prefetching,) = prefetch._RUNNING
+        asked, begun = link.connections, time.monotonic()
+        prefetch._end_all()
+        assert time.monotonic() - begun < prefetch._END_SECONDS / 2
+        assert not prefetching.is_alive()
+        link.cut_after = None
+        link.resume()
+        time.sleep(0.5)
+        assert link.connections == asked  # nobody asks on for who has left
+    finally:
+        link.cut_after = None
+        link.resume()
+
+
 def test_every_later_epoch_is_whole(numbers: Dataset) -> None:
     loader = numbers.loader(columns=["id"], seed=1)
     batches = iter(loader)
