@@ -47,6 +47,8 @@ def _end(running: Mapping[threading.Thread, _Queue]) -> None:
         running[thread].close()
     until = time.monotonic() + _END_SECONDS
     for thread in alive:
+        if thread is threading.current_thread():  # the collector found a forgotten iterator in its own reading
+            continue
         thread.join(timeout=max(0.0, until - time.monotonic()))
     for thread in running:
         _RUNNING.pop(thread, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -112,6 +113,33 @@ def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
         queue._changed.notify_all()
     reader.join()
     assert (alive, items, filling.is_alive(), told) == (True, [], False, [0])
+
+
+def test_an_iterator_that_the_collector_finds_in_its_own_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", strange.append)
+    forgotten, collected = threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        forgotten.wait(60)
+        gc.collect()
+        collected.set()
+        yield 1
+
+    circle: list[Any] = [ahead(source(), nbytes=1, size=lambda _: 1)]
+    assert next(circle[0]) == 0
+    ((thread, _),) = prefetch._RUNNING.items()
+    circle.append(circle)
+    gc.disable()
+    try:
+        del circle
+        forgotten.set()
+        assert collected.wait(60)
+    finally:
+        gc.enable()
+    thread.join(60)
+    assert (strange, thread.is_alive(), dict(prefetch._RUNNING)) == ([], False, {})
 
 
 def test_items_come_in_order_and_the_error_after_them() -> None:
