@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -591,11 +591,16 @@ def _beside(batch: pa.RecordBatch) -> int:
 
 
 def _datasets(given: Any) -> tuple[Dataset, ...]:
-    """BadInput for what is no dataset, as its name or a stream of it."""
-    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | Stream) else (given,)
-    if strange := [one for one in found if not isinstance(one, Dataset)]:
-        raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, came {strange[0]!r}")
-    return found
+    """BadInput for what is no dataset, as its name, or a stream or a loader of it: no row of these is read for that."""
+    several = isinstance(given, Collection | Iterator) and not isinstance(given, str)
+    found: list[Dataset] = []
+    for one in given if several else (given,):
+        if not isinstance(one, Dataset):
+            named = one is None or isinstance(one, str | Stream | Loader)  # of others it could be rows
+            came = repr(one) if named else f"a {type(one).__name__}"
+            raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, came {came}")
+        found.append(one)
+    return tuple(found)
 
 
 def _one_schema(plans: Sequence[Plan]) -> pa.Schema:

@@ -155,6 +155,18 @@ def test_a_column_that_a_library_does_not_have_is_never_left_out_with_all(names:
     assert re.search(f"came a of int64: {todo}", str(known.unfit("a library", schema, schema.field("a"))))
 
 
+def test_what_is_given_in_place_of_a_dataset_is_told_without_a_row_of_it(owner: Owner, numbers: Dataset) -> None:
+    first = numbers.loader()
+    before = len(owner.provider.of_kind("ReadStarted"))
+    rows = pa.table({"id": [4711]})
+    for given, told in ((first, "<Loader"), ([first], "<Loader"), (rows, "a Table$"), (rows.to_batches(), "a Rec.*h$")):
+        with pytest.raises(BadInput, match=f"^expected a dataset as `agree` .*, came {told}"):
+            Loader(given)
+    assert len(owner.provider.of_kind("ReadStarted")) == before
+    for several in ((numbers,), {"a": numbers}.values(), iter([numbers]), {numbers}):
+        assert Loader(several).datasets == (numbers,)
+
+
 def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
     with numbers.stream() as stream:
         for given in ("north/numbers", stream, [stream], [numbers, "north/numbers"], None):
