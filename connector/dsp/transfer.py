@@ -43,6 +43,7 @@ from connector.errors import (
     PeerNonsense,
     PeerUnreachable,
     Refused,
+    commands,
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
@@ -533,6 +534,9 @@ class Transfers(Exchange[Transfer]):
     # For the machinery.
 
     def _new(self, tx: Transaction, role: str, agreement: Agreement, format: str, purpose: str) -> Transfer:
+        """BadInput for a purpose that no read could declare: its tickets, or its push, would be under it."""
+        if commands(purpose):
+            raise BadInput(f"expected a purpose without control characters, came {purpose[:40]!r}")
         return Transfer(
             id=new_pid(),
             role=role,

@@ -118,6 +118,7 @@ BAD: dict[str, Json] = {
     "a push to nowhere": pushed(""),
     "an unusable callback": {"callbackAddress": "ftp://203.0.113.9"},
     "no format": {"format": ""},
+    "a purpose that no read can declare": {"odrl:purpose": "a\x1b[2J"},
     "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
     "an authorization of two headers": pushed(authorization="a\r\nX-Other: y"),
     "more properties than anybody reads": pushed(**{f"p{index}": "x" for index in range(51)}),
@@ -235,6 +236,8 @@ async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_nev
         assert refused.code == "purpose_not_agreed"
         assert refused.reason.startswith("refused (4")  # whose word it is stands beside it
         assert "purpose" in refused.reason
+        with pytest.raises(BadInput, match="control characters"):
+            await two.south.transfers.request(agreement_id=agreement_id, purpose="a\x1b[2J", by="test")
 
 
 async def test_an_agreement_whose_time_is_over_starts_nothing_more(tmp_path: Path) -> None:
