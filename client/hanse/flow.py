@@ -264,7 +264,7 @@ def _started(
     access = Access(found.name, found.dataset_id, agreement, "", purpose, found.provider)
     rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
     for row in rows:
-        same = row.get("agreement_id") == agreement and row.get("purpose", "") == purpose
+        same = row.get("agreement_id") == agreement and iri(str(row.get("purpose") or "")) == purpose
         if same and row.get("state") == "STARTED":
             return replace(access, transfer_id=str(row["id"]))
     body = {"agreement_id": agreement, "format": FORMAT, **({"purpose": purpose} if purpose else {})}

@@ -43,7 +43,9 @@ class NewTransfer(BaseModel):
 
     agreement_id: str = Field(max_length=255)
     format: str = Field("HttpData-PULL", max_length=64)
-    purpose: str = Field("", max_length=1_024, description="Declared purpose (IRI) that the ticket is bound to.")
+    purpose: str = Field(
+        "", max_length=1_024, description="What the ticket is bound to: IRI or short name (dpv:ScientificResearch)."
+    )
     data_address: Address | None = Field(
         None, description="For push formats: where to; without one, to this connector (`/transfers/{id}/received`)."
     )

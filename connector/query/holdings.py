@@ -288,7 +288,7 @@ def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
 
     Where none fits it is the newest: its owner refuses what it is not for, and says what it is for.
     """
-    wanted = [one for one in transfers if (one.purpose == purpose if purpose else one.purpose)]
+    wanted = [one for one in transfers if (expand(one.purpose) == purpose if purpose else one.purpose)]
     return (wanted or [one for one in transfers if not one.purpose] or transfers)[0]
 
 

@@ -77,8 +77,11 @@ def test_without_an_agreement_it_negotiates_and_starts() -> None:
     ]
 
 
-def test_a_started_transfer_under_an_agreement_that_holds_is_used_again() -> None:
-    access, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[STARTED]]})
+@pytest.mark.parametrize("purpose", [RESEARCH, "dpv:ScientificResearch"])
+def test_a_started_transfer_under_an_agreement_that_holds_is_used_again(purpose: str) -> None:
+    """However its purpose was typed."""
+    started = {**STARTED, "purpose": purpose}
+    access, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[started]]})
     assert access.transfer_id == "trf:1"
     assert not any(call.startswith("POST") for call in said)
 

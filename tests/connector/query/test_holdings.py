@@ -107,6 +107,7 @@ RESEARCH, MARKETING = expand("dpv:ScientificResearch"), expand("dpv:Marketing")
         (["", RESEARCH], "", RESEARCH),  # what came without a purpose does not break what was asked before
         (["", RESEARCH], "dpv:ScientificResearch", RESEARCH),
         ([MARKETING, RESEARCH], RESEARCH, RESEARCH),
+        (["dpv:Marketing", "dpv:ScientificResearch"], RESEARCH, "dpv:ScientificResearch"),  # as it was typed
         ([MARKETING, "", RESEARCH], "dpv:Advertising", ""),  # it is declared with the request
         ([MARKETING, RESEARCH], "dpv:Advertising", MARKETING),  # its owner says no, and what for
         ([MARKETING, RESEARCH], "", MARKETING),
