@@ -179,6 +179,7 @@ class Plans:
         if (known := await self._known(held, key)) is not None:
             return known
         async with self._looking(ticket.consumer) as until:
+            await self._admitted(ticket, wanted)  # it may have ended meanwhile
             if (known := await self._known(held, key)) is not None:  # others have asked the same
                 return known
             blocks = self._cached.get(_key(held))

@@ -25,6 +25,7 @@ from connector.dataplane.plans import Wanted, asked_of
 from connector.datasets import counts, splits, threads
 from connector.errors import Busy
 from connector.events import listed
+from connector.query.turns import Turns
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -124,6 +125,24 @@ async def test_of_many_plans_of_one_consumer_a_few_are_looked_at_at_once(
     asked = 0
     plans = await asyncio.gather(*(reader.plan(where="id > 20") for _ in range(20)))
     assert ({one.status_code for one in plans}, asked <= 4) == ({200}, True)
+
+
+async def test_who_waits_for_his_turn_is_told_nothing_of_what_ends_meanwhile(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns(1, waiting=8, wait_seconds=60)
+    monkeypatch.setattr(running.reads, "_looks", turns)
+    agreement = await running.agree()
+    reader = Reader(running, agreement)
+    await turns.take("somebody else")
+    plan = asyncio.create_task(reader.plan(where="id > 30"))
+    async with asyncio.timeout(30):
+        while not turns.waiting:
+            await asyncio.sleep(0.01)
+    await running.revoke(agreement, "no longer")
+    turns.give_back()
+    answer = await plan
+    assert (answer.status_code, answer.json()["code"]) == (403, "agreement_ended")
 
 
 async def test_what_is_known_may_go_while_the_files_are_looked_at(
