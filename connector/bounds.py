@@ -240,8 +240,9 @@ class Bounded(HttpToolsProtocol):
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             except HttpParserError:
                 self._plain = b""
-                self.logger.warning(_INVALID)
-                self.send_400_response(_INVALID)
+                if not self.transport.is_closing():
+                    self.logger.warning(_INVALID)
+                    self.send_400_response(_INVALID)
                 return
 
     def send_400_response(self, msg: str) -> None:
@@ -272,7 +273,10 @@ class Bounded(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def on_message_begin(self) -> None:
-        """As uvicorn's."""
+        """As uvicorn's. A packet has thousands: of too many none is looked at, and the parser stops at our error."""
+        if len(self.pipeline) > WAITING_MAX:
+            self.transport.close()
+            raise ValueError(f"expected at most {WAITING_MAX} requests that wait, came more")
         super().on_message_begin()
         self._expect(HEAD_SECONDS)
 

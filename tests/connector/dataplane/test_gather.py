@@ -661,6 +661,21 @@ async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: 
     assert (few.count(b"HTTP/1.1 200 "), many) == (bounds.WAITING_MAX + 1, b"")
 
 
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+@pytest.mark.parametrize("offer", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "offering"])
+async def test_of_thousands_of_requests_in_one_packet_a_few_are_looked_at(http: Any, offer: bytes) -> None:
+    heads: list[bytes] = []
+
+    class Noting(http):  # type: ignore[misc]
+        def on_message_complete(self) -> None:
+            heads.append(self.url)
+            super().on_message_complete()
+
+    async with served(counting, http=Noting) as port:
+        assert await told(port, b"GET / HTTP/1.1\r\n%s\r\n" % offer * 3_000) == b""
+    assert len(heads) < 4 * bounds.WAITING_MAX
+
+
 OFFERS = {
     "h2c": b"upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\n",
     "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nsec-websocket-version: 13\r\n",
