@@ -279,7 +279,7 @@ class _Binder:
             around = around.outer
         if around is None and not named:
             raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
-        if table and not _in_having(node):
+        if table and not (folded in scope.aliases and _in_having(node)):
             # The engine would take the table, and so what is left of all its columns.
             refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
 
@@ -305,7 +305,7 @@ class _Binder:
 
 
 def _in_having(node: exp.Expr) -> bool:
-    """Whether a name stands in HAVING outside of aggregates, where a table is no group and an output may be."""
+    """Whether a name stands in HAVING outside of aggregates, where an output is looked for before a table."""
     return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 

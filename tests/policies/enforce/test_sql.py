@@ -165,6 +165,8 @@ def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
         "select age as x from people x qualify rank() over (order by x) = 1",
         "select age as x from people where exists (select 1 from visits as x(a) where x is not null)",
         "select x.age from people x where exists (select 1 as v, v from visits as v(a) where v.ward = x.name)",
+        "select 1 as x from people x where exists "
+        "(select max(age) from (select code as age, ward from visits) group by ward having cast(x as text) > '3')",
     ],
 )
 def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) -> None:
@@ -180,6 +182,7 @@ def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) 
         "select age as x, name from people x order by x, name",
         "select country, count(*) as people from people group by country having people > 0",
         "select age from people as age order by age",
+        "select age from people x where exists (select count(*) as x from visits group by ward having x > 0)",
     ],
 )
 def test_an_output_may_be_called_as_a_table(bench: gate.Bench, sql: str) -> None:
