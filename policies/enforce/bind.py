@@ -63,6 +63,7 @@ class _Scope:
     aliases: set[str] = field(default_factory=set)
     keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
     outer: _Scope | None = None
+    beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
 
 
 _DIALECT = DuckDB()
@@ -178,7 +179,7 @@ class _Binder:
         """Put one source into the scope; its folded alias."""
         entry: Entry | None = None
         if isinstance(node, exp.Subquery):
-            columns = self.query(node, ctes, scope.outer)
+            columns = self.query(node, ctes, _beside(scope))
             alias = node.alias or f" {len(scope.sources)}"
         else:
             alias = node.alias or node.name
@@ -266,6 +267,8 @@ class _Binder:
         named = table = False
         while around is not None:
             found = _holders(folded, around, on=on)
+            if found and around.beside:
+                raise _unseen(found[0])
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
             if len(found) > 1 and not plain:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
@@ -288,6 +291,8 @@ class _Binder:
         level: _Scope | None = scope
         while level is not None:
             if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
+                if level.beside:
+                    raise _unseen(alias)
                 return level
             level = level.outer
         if _holders(fold(alias), scope, on=on):
@@ -302,6 +307,21 @@ class _Binder:
         more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
         told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
         return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
+
+
+def _beside(scope: _Scope) -> _Scope | None:
+    """What is around a derived table: what stands before it in its FROM, then what is around that."""
+    if not scope.sources:
+        return scope.outer
+    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, beside=True)
+
+
+def _unseen(alias: str) -> QueryRefused:
+    """The engine would read that column, and the name may stand for another of a query around."""
+    told = f"{alias} beside it" if alias.strip() else "what stands beside it"
+    return refused(
+        "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
+    )
 
 
 def _in_having(node: exp.Expr) -> bool:

@@ -140,6 +140,8 @@ def test_the_columns_of_the_answer_are_known_before_it_runs(
         ("select id as salary from people order by salary + 1", "id salary", None),
         ("select id from people where id in (select ward age from visits union select 1 order by age)", "id", "ward"),
         ("select id from people where (select 1 age from (select 1 one) m having max(age) > 3) = 1", "id age", None),
+        ("select (select max(z) from visits semi join people on true join (select age as z) q on true) from people",
+         "age", ""),
         ("select (select 1 as age from visits qualify max(age) over () > 3 limit 1) q from people", "age", ""),
     ],
 )  # fmt: skip
@@ -187,6 +189,23 @@ def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) 
 )
 def test_an_output_may_be_called_as_a_table(bench: gate.Bench, sql: str) -> None:
     assert bench.ask(sql)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "people p, (select age as z from visits v) q",
+        "people p, (select p.age as z from visits v) q",
+        "people p join (select id as i from visits) i on true left join (select age as z from visits v) q on true",
+        "people p, (with w as (select age as z from visits v) select 1 as z union all select z from w) q",
+        "(select age from people), (select z from (select (select age) as z from visits v)) q",
+    ],
+)
+def test_a_derived_table_reads_nothing_of_what_stands_beside_it(bench: gate.Bench, read: str) -> None:
+    """The engine takes the `age` of people there, and of the query around it the owner was told."""
+    with pytest.raises(QueryRefused, match="a derived table does not see") as refused:
+        bench.prepare(f"select (select max(z) from {read}) from (select code as age from visits) p")
+    assert refused.value.code == "column_unknown"
 
 
 def test_names_that_callers_make_up_are_not_kept() -> None:
