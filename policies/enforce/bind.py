@@ -58,7 +58,7 @@ class _Scope:
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
-    hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
+    hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
     merged: tuple[Merged, ...] = ()
     aliases: set[str] = field(default_factory=set)
     keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
@@ -171,7 +171,7 @@ class _Binder:
             for column in join.args.get("using") or ():
                 self._using(column.name, before, alias, scope)
             if join.args.get("on") is not None:
-                self._walk(join.args["on"], ctes, scope, on=True)
+                self._walk(join.args["on"], ctes, scope)
             if str(join.args.get("kind") or "").upper() in ("SEMI", "ANTI"):
                 scope.hidden.add(alias)
 
@@ -236,14 +236,14 @@ class _Binder:
 
     # columns
 
-    def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope, *, on: bool = False) -> None:
+    def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope) -> None:
         """Bind every column below `root`; subqueries see this scope from inside."""
         stack = [root]
         while stack:
             node = stack.pop()
             kind = type(node)
             if kind is exp.Column:
-                self._column(node, scope, on=on)  # type: ignore[arg-type]  # its kind says so
+                self._column(node, scope)  # type: ignore[arg-type]  # its kind says so
             elif kind in _NESTED:
                 self.query(node, ctes, scope)
             elif kind not in _LEAVES:
@@ -251,11 +251,11 @@ class _Binder:
                     _select_one(node.this)
                 stack.extend(node.iter_expressions())
 
-    def _column(self, node: exp.Column, scope: _Scope, *, on: bool) -> None:
+    def _column(self, node: exp.Column, scope: _Scope) -> None:
         name, table = node.name, node.args.get("table")
         folded = fold(name)
         if table is not None and (table := table.name):
-            level = self._level(table, scope, on=on)
+            level = self._level(table, scope)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
             _read_one(folded, fold(table), level)
@@ -266,7 +266,7 @@ class _Binder:
         around: _Scope | None = scope
         named = table = False
         while around is not None:
-            found = _holders(folded, around, on=on)
+            found = _holders(folded, around)
             if found and around.beside:
                 raise _unseen(found[0])
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
@@ -286,18 +286,18 @@ class _Binder:
             # The engine would take the table, and so what is left of all its columns.
             refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
 
-    def _level(self, alias: str, scope: _Scope, *, on: bool = False) -> _Scope:
+    def _level(self, alias: str, scope: _Scope) -> _Scope:
         """The scope, this one or one around it, that has a source of this name."""
         level: _Scope | None = scope
         while level is not None:
-            if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
+            if fold(alias) in level.sources and fold(alias) not in level.hidden:
                 if level.beside:
                     raise _unseen(alias)
                 return level
             level = level.outer
-        if _holders(fold(alias), scope, on=on):
+        if _holders(fold(alias), scope):
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
-        told = ", ".join(one for one in scope.sources if one.strip()) or "none"
+        told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
@@ -366,9 +366,9 @@ def _read_all(alias: str, scope: _Scope) -> None:
         read.update(*own.values())
 
 
-def _holders(name: str, scope: _Scope, *, on: bool) -> list[str]:
+def _holders(name: str, scope: _Scope) -> list[str]:
     """The sources that have a column of this name."""
-    return [alias for alias, columns in scope.folded.items() if name in columns and (on or alias not in scope.hidden)]
+    return [alias for alias, columns in scope.folded.items() if name in columns and alias not in scope.hidden]
 
 
 def _star(scope: _Scope) -> list[str]:

@@ -140,6 +140,10 @@ def test_the_columns_of_the_answer_are_known_before_it_runs(
         ("select id as salary from people order by salary + 1", "id salary", None),
         ("select id from people where id in (select ward age from visits union select 1 order by age)", "id", "ward"),
         ("select id from people where (select 1 age from (select 1 one) m having max(age) > 3) = 1", "id age", None),
+        ("select (select count(*) from visits v semi join people p on p.id = v.id join (select 1 as one) on note > 'a')"
+         " from (select ward as note from visits) t", "id", "id ward"),
+        ("select id from people p where exists (select 1 from (select 1) a semi join (select ward note from visits) v"
+         " on true join (select 2 as two) b on note > 'a')", "id note", "ward"),
         ("select (select max(z) from visits semi join people on true join (select age as z) q on true) from people",
          "age", ""),
         ("select (select 1 as age from visits qualify max(age) over () > 3 limit 1) q from people", "age", ""),
