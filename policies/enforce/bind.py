@@ -289,13 +289,18 @@ class _Binder:
     def _level(self, alias: str, scope: _Scope) -> _Scope:
         """The scope, this one or one around it, that has a source of this name."""
         level: _Scope | None = scope
+        column = False
         while level is not None:
             if fold(alias) in level.sources and fold(alias) not in level.hidden:
                 if level.beside:
                     raise _unseen(alias)
+                if column:
+                    # Of a struct the engine would take its field.
+                    refuse("column_unknown", f"{alias} is a column here, too; call the table otherwise", "columns")
                 return level
+            column = column or bool(_holders(fold(alias), level))
             level = level.outer
-        if _holders(fold(alias), scope):
+        if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
         told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")

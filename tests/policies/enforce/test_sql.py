@@ -212,6 +212,23 @@ def test_a_derived_table_reads_nothing_of_what_stands_beside_it(bench: gate.Benc
     assert refused.value.code == "column_unknown"
 
 
+def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
+    """Of a struct the engine takes its field there, and `o` would be told of in its place."""
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_o AS SELECT 1 AS k, 100 AS f")
+    made.connection.execute("CREATE TABLE src_i AS SELECT 1 AS k, {'f': 7} AS a")
+    for name in ("o", "i"):
+        made.add("clinic", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
+    for inside in (
+        "select max(a.f) from i",
+        "select 1 from i where (select count(*) from (select 1 as one) where a.f = 7) = 1",
+    ):
+        with pytest.raises(QueryRefused, match="a is a column here, too; call the table otherwise"):
+            made.prepare(f"select ({inside}) from o a, (select 1 as a) q where q.a = 1")
+    assert made.ask("select (select max(x.f + i.k) from i) from o x") == [(101,)]
+    made.connection.close()
+
+
 def test_names_that_callers_make_up_are_not_kept() -> None:
     made = gate.Bench()
     made.connection.execute(f"CREATE TABLE src AS SELECT {', '.join(f'{i} AS column_{i}' for i in range(300))}")
