@@ -18,6 +18,7 @@ from policies.enforce.merged import Merged, Merging, shown
 from policies.enforce.nodes import QUERIES
 
 _QUERIES = (*QUERIES, exp.Subquery)
+WRITTEN = "written"  # noted at sources: what they were called before they got other names
 
 
 def write_out(blocks: Sequence[Block]) -> None:
@@ -25,9 +26,27 @@ def write_out(blocks: Sequence[Block]) -> None:
     known = {id(block.select): block for block in blocks}
     for block in blocks:
         joins = block.select.args.get("joins") or ()
+        _no_table(block, known)
         if any(join.args.get("using") for join in joins):
             _block(block, joins, known)
         _from_inside(block, known)
+
+
+def _no_table(block: Block, known: Mapping[int, Block]) -> None:
+    """QueryInvalid where a name is a source's: the engine takes its rows as structs, before an output or what is
+    around, and the binder would not."""
+    sources = {fold(source.meta.get(WRITTEN, source.alias_or_name)) for source in trees.sources(block.select)}
+    tables = sources.difference(*block.sources.values())
+    for clause, part in _parts(block.select) if tables else ():
+        for column in _free(part, known):
+            if fold(column.name) in tables and not _is_output(column, clause, block):
+                raise is_table(column.name)
+
+
+def is_table(name: str) -> QueryInvalid:
+    return QueryInvalid(
+        f"{name} is a table here and no column; name its columns, or call the output otherwise", code="column_unknown"
+    )
 
 
 def _from_inside(block: Block, known: Mapping[int, Block]) -> None:

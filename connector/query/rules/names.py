@@ -68,7 +68,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     nodes = every(bound)
     for node in nodes:
         if isinstance(node, exp.TableColumn):  # its rows as structs: of which columns, pruning would decide
-            raise QueryInvalid(f"{node.name} is a table here and no column; name its columns", code="column_unknown")
+            raise using.is_table(node.name)
         if isinstance(node, exp.Select):
             _group(node)
         if isinstance(node, _NESTED) and (order := node.args.get("order")) is not None:
@@ -413,6 +413,7 @@ class _Aliases:
         for source in trees.sources(select):
             old = fold(source.alias_or_name)
             names[old] = self._fresh(old)
+            source.meta.setdefault(using.WRITTEN, old)
             alias = source.args.get("alias") or exp.TableAlias()
             alias.set("this", exp.to_identifier(names[old]))
             source.set("alias", alias)

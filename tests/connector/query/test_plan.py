@@ -350,6 +350,21 @@ REFUSED = [
     ("SELECT x.drug FROM north.drugs x, south.trials x", QueryInvalid, "name_taken", "give one of them an alias"),
     ("SELECT t, t.dose FROM south.trials t JOIN north.drugs d USING (drug)", QueryInvalid, "column_unknown", "a table"),
     ("SELECT dose AS t, t FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
+    ("SELECT dose AS t, t + 1 AS u FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
+    ("SELECT dose AS t FROM south.trials t WHERE CAST(t AS TEXT) > 'a'", QueryInvalid, "column_unknown", "a table"),
+    (
+        "SELECT q.t FROM (SELECT dose AS t FROM south.trials t QUALIFY rank() OVER (ORDER BY t) = 1) q",
+        QueryInvalid,
+        "column_unknown",
+        "a table",
+    ),
+    (
+        "SELECT q.t FROM (SELECT dose AS t FROM south.trials) q "
+        "WHERE EXISTS (SELECT 1 FROM north.drugs t WHERE t IS NULL)",
+        QueryInvalid,
+        "column_unknown",
+        "a table",
+    ),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
