@@ -6,7 +6,7 @@ The binder would take `b, a JOIN c USING (k)` for a join of b's k, and the k of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlglot import exp
 
@@ -35,12 +35,19 @@ def write_out(blocks: Sequence[Block]) -> None:
 def _no_table(block: Block, known: Mapping[int, Block]) -> None:
     """QueryInvalid where a name is a source's: the engine takes its rows as structs, before an output or what is
     around, and the binder would not."""
-    sources = {fold(source.meta.get(WRITTEN, source.alias_or_name)) for source in trees.sources(block.select)}
-    tables = sources.difference(*block.sources.values())
-    for clause, part in _parts(block.select) if tables else ():
+    written = {fold(one.alias_or_name): one.meta.get(WRITTEN, one.alias_or_name) for one in trees.sources(block.select)}
+    here = [alias for alias in block.sources if alias not in block.tested]
+    every, seen = _tables(block.sources, written, block), _tables(here, written, block)
+    for clause, part in _parts(block.select) if every or seen else ():
         for column in _free(part, known):
-            if fold(column.name) in tables and not _is_output(column, clause, block):
+            if fold(column.name) in (every if clause == "joins" else seen) and not _is_output(column, clause, block):
                 raise is_table(column.name)
+
+
+def _tables(aliases: Iterable[str], written: Mapping[str, str], block: Block) -> set[str]:
+    """What sources are called in the text, where none of them has a column of that name."""
+    aliases = [*aliases]
+    return {fold(written[one]) for one in aliases}.difference(*(block.sources[one] for one in aliases))
 
 
 def is_table(name: str) -> QueryInvalid:

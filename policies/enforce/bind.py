@@ -276,7 +276,7 @@ class _Binder:
                 _read_one(folded, alias, around)
             if found:
                 break
-            table = table or folded in around.sources
+            table = table or (folded in around.sources and folded not in around.hidden)
             # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
             named = named or folded in around.aliases
             around = around.outer

@@ -359,6 +359,12 @@ REFUSED = [
         "a table",
     ),
     (
+        "SELECT u FROM (SELECT 1 AS t, t AS u FROM south.trials t ANTI JOIN (SELECT 1 AS t, 2 AS d) d ON dose = d) q",
+        QueryInvalid,
+        "column_unknown",
+        "a table",
+    ),
+    (
         "SELECT q.t FROM (SELECT dose AS t FROM south.trials) q "
         "WHERE EXISTS (SELECT 1 FROM north.drugs t WHERE t IS NULL)",
         QueryInvalid,

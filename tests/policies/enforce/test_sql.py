@@ -188,6 +188,7 @@ def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) 
         "select age as x, name from people x order by x, name",
         "select country, count(*) as people from people group by country having people > 0",
         "select age from people as age order by age",
+        "select age as v from people semi join visits v on v.id = people.id where v > 0",
         "select age from people x where exists (select count(*) as x from visits group by ward having x > 0)",
     ],
 )
