@@ -223,19 +223,23 @@ class _GroupWriter:
 
     def _loop(self) -> None:
         while (first := self._waiting.get()) is not None:
-            group = [first]
-            stop = False
-            while len(group) < _GROUP_MAX and not self._waiting.empty():
-                more = self._waiting.get_nowait()
-                if more is None:
-                    stop = True
-                    break
-                group.append(more)
-            self._commit_or_tell(group)
-            del first, group  # what they were asked for, which may be megabytes, while nothing comes
+            stop = self._together(first)
+            del first  # what it was asked for, which may be megabytes and hold files open, while nothing comes
             if stop:
                 break
         self._give_back()
+
+    def _together(self, first: tuple[Work[Any], Future[Any]]) -> bool:
+        """Commit it with those that wait behind it; whether nothing comes any more."""
+        group, over = [first], False
+        while not over and len(group) < _GROUP_MAX and not self._waiting.empty():
+            more = self._waiting.get_nowait()
+            if more is None:
+                over = True
+            else:
+                group.append(more)
+        self._commit_or_tell(group)
+        return over
 
     def _commit_or_tell(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
         """Whatever goes wrong, nobody of the group waits for ever, and those after it have a writer."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import warnings
+import weakref
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
 from tests.support import migrated
+from tests.support.waiting import until
 
 
 def token(name: str) -> ApiToken:
@@ -569,6 +572,31 @@ async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
         opened.close()
         with pytest.raises(Busy, match="shutting down"):
             await do(wait)
+
+
+async def test_of_units_that_were_kept_together_nothing_is_held_afterwards(sqlite_store: Store) -> None:
+    """As of the end of a read: what went wrong in it, and so the files that it read."""
+    go_on, begun = threading.Event(), threading.Event()
+
+    def wait(_: Transaction) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    class Held:
+        """What a unit refers to."""
+
+    async def waiting() -> list[weakref.ref[Held]]:
+        held = [Held() for _ in range(3)]
+        first = asyncio.ensure_future(sqlite_store.write(wait))
+        await asyncio.to_thread(begun.wait, 60)
+        units = [asyncio.ensure_future(sqlite_store.write(lambda _, one=one: repr(one))) for one in held]
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, *units)
+        return list(map(weakref.ref, held))
+
+    left = await waiting()
+    await until(lambda: gc.collect() >= 0 and not any(one() for one in left))
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
