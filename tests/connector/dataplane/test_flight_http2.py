@@ -124,6 +124,8 @@ async def asked(running: Provider, front: Front, ticket: str, *path: str, **enve
 
     sealed, table = await asyncio.to_thread(go)
     await settled(running)
+    if path:  # from then on its messages are those of the file, which stays open
+        await until(lambda: running.reads.origin.prepared)
     message = b"\x0a" + _varint(len(sealed)) + sealed
     async with wired(front, INITIAL_WINDOW=HUGE, MAX_FRAME=2**24 - 1) as wire:
         wire.grant(HUGE - frames.WINDOW)
@@ -727,15 +729,8 @@ async def test_the_end_of_the_front_ends_everybody(
             while await asyncio.get_running_loop().sock_recv(silent, 1000):
                 pass
     await settled(running)
-
-    def rested() -> bool:
-        kept = running.reads.origin.prepared
-        assert kept is not None
-        kept.drop(lambda _: True)  # the index of the owner's file, which may have been made meanwhile
-        gc.collect()  # what was raised and its frames refer to each other, and to files
-        return asyncio.all_tasks() <= tasks and descriptors() <= open_before
-
-    await until(rested)
+    # What was raised and its frames refer to each other, and to files.
+    await until(lambda: gc.collect() >= 0 and asyncio.all_tasks() <= tasks and descriptors() <= open_before)
 
 
 @asynccontextmanager
