@@ -197,12 +197,13 @@ async def test_no_frame_is_larger_than_settings_that_were_acknowledged_before_it
 
 @pytest.mark.parametrize("kind", ["memory", "files"])
 async def test_a_small_call_is_answered_while_a_large_one_runs(place: Place, answers: Answers, kind: str) -> None:
-    async with wired(place, buffer=4096, INITIAL_WINDOW=HUGE) as wire:
+    async with wired(place, buffer=4096, INITIAL_WINDOW=SIZE - 1) as wire:  # the last of it waits for us
         wire.grant(HUGE - frames.WINDOW)
         large = wire.ask(kind, b"")
         await wire.until(lambda: wire.answers[large].data)
         small = wire.ask("small", b"")
         await wire.until(lambda: wire.answers[small].over)
         assert not wire.answers[large].ended
+        wire.grant(SIZE, large)
         await wire.whole(large, generous=False)
         assert wire.answers[large].messages() == [answers.raw]
