@@ -5,8 +5,10 @@ Bodies are sent as pure ASGI: no middleware may wrap or copy them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
@@ -33,6 +35,7 @@ from policies.errors import PolicyError
 BODY_MAX = 32 * 2**20
 _SMALL = 64 * 2**10  # bodies up to here are read at once
 _log = logger("dataplane")
+_T = TypeVar("_T")
 
 
 class Exchange:
@@ -82,6 +85,10 @@ class Exchange:
     def small(self) -> bool:
         """Whether the body is said to be small."""
         return self.length is not None and self.length <= _SMALL
+
+    async def looked_at(self, work: Callable[[], _T]) -> _T:
+        """What `work` makes of the body: in a thread, unless it is small."""
+        return work() if self.small else await asyncio.to_thread(work)
 
     async def body(self) -> bytes:
         """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""

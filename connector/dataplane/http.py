@@ -119,14 +119,14 @@ class _Transport:
         """One SELECT under one or several agreements."""
         formats.accepted(exchange.headers.get("accept", ""), formats.ARROW_ONLY)
         async with self._bodies.turn(exchange, ticket.consumer) as body:
-            envelope = parse_envelope(body) if exchange.small else await asyncio.to_thread(parse_envelope, body)
+            envelope = await exchange.looked_at(partial(parse_envelope, body))
         del body  # megabytes, which the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
                 f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
             )
         tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
-        asked = asked_of(envelope, tickets) if exchange.small else await asyncio.to_thread(asked_of, envelope, tickets)
+        asked = await exchange.looked_at(partial(asked_of, envelope, tickets))
         await self._deliver(exchange, asked)
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
@@ -169,14 +169,12 @@ class _Transport:
         async with self._bodies.turn(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
                 raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
-            if exchange.small:
-                return _parameters(exchange, body)
-            return await asyncio.to_thread(_parameters, exchange, body)
+            return await exchange.looked_at(partial(_parameters, exchange, body))
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
         """The blocks of the ticket's dataset, without a row of it."""
         async with self._bodies.turn(exchange, ticket.consumer) as body:
-            form = parsed(PlanForm, body) if exchange.small else await asyncio.to_thread(parsed, PlanForm, body)
+            form = await exchange.looked_at(partial(parsed, PlanForm, body))
         wanted = Wanted(
             columns=tuple(form.columns),
             where=form.where,
