@@ -56,11 +56,6 @@ def harmless(text: str) -> str:
     return _LOGIN.sub("***@", signs)
 
 
-def commands(text: str) -> bool:
-    """Whether it has such signs: of what is compared with something, and no words for people, none is made harmless."""
-    return _COMMANDING.search(text) is not None
-
-
 def typed(name: str) -> str:
     """A name that somebody typed, as a refusal repeats it: nothing where it may be an address or words of a login."""
     return "***" if any(sign in name for sign in "@:=") else name[:100]
@@ -120,6 +115,13 @@ def unfit(problems: Sequence[Mapping[str, Any]]) -> BadInput:
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
     fields = [{"field": ".".join(map(str, one["loc"])), "problem": one["msg"]} for one in problems[:20]]
     return BadInput(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", fields=fields)
+
+
+def check_harmless(**declared: str) -> None:
+    """BadInput where one of these texts, which stand in logs and are compared as they came, has signs that command."""
+    for name, text in declared.items():
+        if _COMMANDING.search(text):
+            raise BadInput(f"expected {name} without control characters, came {text[:40]!r}")
 
 
 class MessageInvalid(BadInput):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, QueryInvalid, commands
+from connector.errors import BadInput, QueryInvalid, check_harmless
 from connector.query.job import TRAILER_ROOM, Ranges
 from connector.usage.held import EXPIRED, REVOKED
 from policies.columns import fold, quoted
@@ -119,7 +119,7 @@ class Asked:
         for name, number in (("rows", self.rows), ("bytes", self.nbytes), ("batch_rows", self.batch_rows)):
             if number is not None and number < 1:
                 raise BadInput(f"expected {name} to be at least 1, came {number}")
-        check_declared(purpose=self.purpose, application=self.application, fragment=self.fragment)
+        check_harmless(purpose=self.purpose, application=self.application, fragment=self.fragment)
 
     @property
     def consumer(self) -> str:
@@ -129,14 +129,6 @@ class Asked:
     def position(self) -> str:
         """The column of positions that is read and does not leave; empty where there is none."""
         return self.split.only.position if self.split else ""
-
-
-def check_declared(**declared: str) -> None:
-    """BadInput where a text that a reader declares has control characters: it stands in its owner's log, and among the
-    reads under way, as it came."""
-    for name, text in declared.items():
-        if commands(text):
-            raise BadInput(f"expected {name} without control characters, came {text[:40]!r}")
 
 
 def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:

@@ -24,7 +24,7 @@ from connector.datasets import counts, splits
 from connector.datasets.sources import divisible, misleading
 from connector.datasets.splits import Block, Place
 from connector.datasets.threads import still_unchanged
-from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged
+from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.recent import keep
@@ -53,7 +53,7 @@ class Wanted:
     application: str = ""
 
     def __post_init__(self) -> None:
-        ask.check_declared(purpose=self.purpose, application=self.application)
+        check_harmless(purpose=self.purpose, application=self.application)
 
 
 class Plans:

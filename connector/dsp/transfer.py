@@ -43,7 +43,7 @@ from connector.errors import (
     PeerNonsense,
     PeerUnreachable,
     Refused,
-    commands,
+    check_harmless,
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
@@ -535,8 +535,7 @@ class Transfers(Exchange[Transfer]):
 
     def _new(self, tx: Transaction, role: str, agreement: Agreement, format: str, purpose: str) -> Transfer:
         """BadInput for a purpose that no read could declare: its tickets, or its push, would be under it."""
-        if commands(purpose):
-            raise BadInput(f"expected a purpose without control characters, came {purpose[:40]!r}")
+        check_harmless(purpose=purpose)
         return Transfer(
             id=new_pid(),
             role=role,
