@@ -51,17 +51,33 @@ def refusal() -> QueryInvalid:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """A join of a FROM with USING in it: what it is joined with, what its own USING compares (see `Merging.join`), and
+    what is merged from then on."""
+
+    join: exp.Expr
+    alias: str
+    pairs: Sequence[tuple[str, Merged | None]]
+    merged: Sequence[Merged]
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
-    """What a SELECT reads and gives: the columns of its sources, by alias; which of these a join only tests, and what
-    USING makes one of; the names of its outputs, as they are written; and of names that are given by AS, the place of
-    the last output called so."""
+    """What a SELECT reads and gives: the columns of its sources, by alias; which of these a join only tests, and its
+    joins where USING is among them; the names of its outputs, as they are written; and of names that are given by AS,
+    the place of the last output called so."""
 
     select: exp.Select
     sources: Mapping[str, Names]
     tested: frozenset[str]
-    merged: Sequence[Merged]
+    joined: Sequence[Joined]
     names: Names
     called: Mapping[str, int]
+
+    @property
+    def merged(self) -> Sequence[Merged]:
+        """What USING makes one of."""
+        return _last(self.joined)
 
 
 class Reckoned:
@@ -93,7 +109,7 @@ class Reckoned:
         columns = {name for names in sources.values() for name in names}
         joins = select.args.get("joins") or ()
         tested = frozenset(fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS)
-        merged = _merged(joins, sources)
+        joined = _joined(joins, sources)
         named: dict[str, int] = {}  # the sizes of outputs with a name
         plain: dict[str, int] = {}  # of those whose name is no column's
         called: dict[str, int] = {}
@@ -101,7 +117,9 @@ class Reckoned:
         for output in select.expressions:
             if output.is_star:
                 table = fold(output.table) if isinstance(output, exp.Column) else ""
-                stars = sources.get(table, ()) if table else [name for _, name, _ in shown(sources, tested, merged)]
+                stars = (
+                    sources.get(table, ()) if table else [name for _, name, _ in shown(sources, tested, _last(joined))]
+                )
                 self._show(len(stars))
                 outputs += [(name, _STAR) for name in stars]
                 continue
@@ -121,7 +139,7 @@ class Reckoned:
         if (group := select.args.get("group")) is not None:
             self._group(group, [found for _, found in outputs])
         names = [name for name, _ in outputs]
-        self.selects.append(Block(select, sources, tested, merged, names, called))
+        self.selects.append(Block(select, sources, tested, joined, names, called))
         return names
 
     def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
@@ -181,12 +199,17 @@ class Reckoned:
             raise refusal()
 
 
-def _merged(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Merged, ...]:
-    """What USING makes one of."""
+def _joined(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Joined, ...]:
     if not any(join.args.get("using") for join in joins):
         return ()
     first, *others = sources
     merging = Merging(first, sources)
-    for join, alias in zip(joins, others, strict=False):  # one alias twice is for the binder to refuse
-        merging.join(join, alias)
-    return merging.merged
+    # One alias twice is for the binder to refuse.
+    return tuple(
+        Joined(join, alias, merging.join(join, alias), merging.merged)
+        for join, alias in zip(joins, others, strict=False)
+    )
+
+
+def _last(joined: Sequence[Joined]) -> Sequence[Merged]:
+    return joined[-1].merged if joined else ()

@@ -14,7 +14,7 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.growth import Block
 from policies.columns import fold
-from policies.enforce.merged import Merged, Merging, shown
+from policies.enforce.merged import Merged, shown
 from policies.enforce.nodes import QUERIES
 
 _QUERIES = (*QUERIES, exp.Subquery)
@@ -25,10 +25,9 @@ def write_out(blocks: Sequence[Block]) -> None:
     """Write out what is merged in any of the SELECTs, those inside of others first."""
     known = {id(block.select): block for block in blocks}
     for block in blocks:
-        joins = block.select.args.get("joins") or ()
         _no_table(block, known)
-        if any(join.args.get("using") for join in joins):
-            _block(block, joins, known)
+        if block.joined:
+            _block(block, known)
         _from_inside(block, known)
 
 
@@ -84,15 +83,13 @@ def meant(name: str, merged: Sequence[Merged]) -> Merged | None:
     return found[0] if found else None
 
 
-def _block(block: Block, joins: Sequence[exp.Expr], known: Mapping[int, Block]) -> None:
-    first, *others = block.sources
-    merging = Merging(first, block.sources)
-    for join, alias in zip(joins, others, strict=False):
-        if pairs := merging.join(join, alias):
-            join.set("on", trees.conjoin([_equal(alias, name, left) for name, left in pairs]))
-            join.set("using", None)
-        elif (on := join.args.get("on")) is not None:
-            _names([*_free(on, known)], merging.merged)
+def _block(block: Block, known: Mapping[int, Block]) -> None:
+    for one in block.joined:
+        if one.pairs:
+            one.join.set("on", trees.conjoin([_equal(one.alias, name, left) for name, left in one.pairs]))
+            one.join.set("using", None)
+        elif (on := one.join.args.get("on")) is not None:
+            _names([*_free(on, known)], one.merged)
     _stars(block)
     for clause, part in _parts(block.select):
         if clause != "joins":
