@@ -12,15 +12,16 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from hanse._sockets import Plain, Tls, renewed, trusted, untrusted
+from hanse._waits import Waits
 from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
 from hanse.patience import seconds_of
 
@@ -64,49 +65,6 @@ class Request:
         """Host and port, as errors name them."""
         _, host, port = _address(self.url)
         return f"{host}:{port}"
-
-
-class Waits:
-    """What one thread waits for, for another that `end`s it: streams, answers to come, and pauses between attempts.
-    Whatever it would wait for after that is at its end at once. A connection that is not made yet is waited for."""
-
-    def __init__(self) -> None:
-        self._ended = False
-        self._changed = threading.Condition()  # no Event: the collector may end it in mid-pause
-        self._last: Plain | None = None  # one is asked for at a time, and then is a stream's
-        self._streams = set[Closing]()
-
-    def end(self) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-        for one in (*self._streams.copy(), *([self._last] if self._last is not None else [])):
-            one.close()
-
-    def connected(self, made: Plain) -> None:
-        self._last = made
-        if self._ended:  # looked at after it is there, as it is set before that is looked at
-            made.close()
-
-    @contextmanager
-    def reading(self, stream: Closing) -> Iterator[None]:
-        self._streams.add(stream)
-        if self._ended:
-            stream.close()
-        try:
-            yield
-        finally:
-            self._streams.discard(stream)
-
-    def pause(self, seconds: float) -> None:
-        with self._changed:
-            ended = self._changed.wait_for(lambda: self._ended, seconds)
-        if ended:
-            raise BadInput("the rows were not waited for any more; open another stream or iterator to go on")
-
-
-class Closing(Protocol):
-    def close(self) -> None: ...
 
 
 class Wire:

@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 
 from hanse import _wire, flow
 from hanse._http import Api, ask_at
+from hanse._waits import Waits
 from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
@@ -321,7 +322,7 @@ class Dataset:
         codec: str = "",
         idle_seconds: float = IDLE_SECONDS,
         patience: float = SECONDS,
-        waits: _wire.Waits | None = None,
+        waits: Waits | None = None,
     ) -> Stream:
         """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
         More than an owner takes at once are asked for one request after the other, each a read of its own.
@@ -425,7 +426,7 @@ class Dataset:
         due: Due | None = None,
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
-        waits: _wire.Waits | None = None,
+        waits: Waits | None = None,
     ) -> Stream:
         """A stream that reads on after its last place, from `start` on. `asked` gives the parameters of a request.
 
@@ -485,7 +486,7 @@ class Dataset:
         body: bytes = b"",
         media: str = "application/json",
         idle_seconds: float,
-        waits: _wire.Waits | None = None,
+        waits: Waits | None = None,
     ) -> Answer:
         """Ask the owner's data plane for a stream."""
 

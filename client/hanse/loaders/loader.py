@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from hanse._sockets import here
 from hanse._values import kinds
-from hanse._wire import Memory, Waits
+from hanse._waits import Waits
+from hanse._wire import Memory
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
 from hanse.loaders import order as orders
