@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from policies.enforce.sql import Prepared
 
 _log = logger("dataplane")
+_QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
 _EXPIRED = "the time of the ticket, or what was asked for, has ended; renew the ticket and go on from here"
 
 
@@ -253,3 +255,26 @@ async def why_ended(error: BaseException, grants: Sequence[Grant], by: Grants) -
     if ended_by(grants) is None and lease_left(grants) > 0:
         return error
     return await why_over(grants, by)
+
+
+async def settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:
+    """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
+    if not prepared.aggregate:
+        return
+    found = await stream.peek()
+    await quantised(begun)
+    if not found and prepared.min_group is not None:
+        more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
+        raise Refused(
+            f"no group of at least {prepared.min_group}, in all and in each of its figures, fits the question; ask for "
+            f"larger groups{more}",
+            code="min_group_size",
+            rule=next(
+                (path for d in prepared.datasets for name, path in d.contract.reasons if "group" in name.lower()), ""
+            ),
+        )
+
+
+async def quantised(begun: float) -> None:
+    """Wait until the time since `begun` is a multiple of the quantum."""
+    await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)

@@ -22,9 +22,9 @@ import hmac
 import math
 import secrets
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,11 +32,21 @@ from weakref import WeakSet
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, STREAM, Asked, End, Split
-from connector.dataplane.governed import GovernedStream, lease_left, watch, why_ended, why_over
+from connector.dataplane.governed import (
+    GovernedStream,
+    lease_left,
+    quantised,
+    settled_groups,
+    watch,
+    why_ended,
+    why_over,
+)
 from connector.dataplane.jobs import gated, job_of, needed, version_relation
 from connector.dataplane.judging import Judging
 from connector.dataplane.origin import Origin
+from connector.dataplane.owed import Owed
 from connector.dataplane.prepared import PreparedStreams
+from connector.dataplane.present import Present
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
@@ -62,16 +72,13 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
 _T = TypeVar("_T")
 _log = logger("dataplane")
 PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
-_QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _LONGEST = 24 * 3600.0
 _END_SECONDS = 30.0  # how long a read waits for the record of its end where the database is away
-_END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
 _COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown under one contract
 _DISPLACED = "the connector did not answer for a minute, and the end of this read is recorded already; ask again"
 _ELSEWHERE = "this read runs in another process of this connector, and is renewed by that one; ask again to come to it"
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long one who asks what a read would give waits, and how many do
-_OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
 
 
 class Reads:
@@ -115,24 +122,20 @@ class Reads:
         self._metrics = metrics
         self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
-        self._ids = Counter[str]()  # of those, of reads that have not begun yet, and of ends that are owed
-        self._waited = Counter[str]()  # those whose reader waits until they have begun
+        self._ids = Present()  # of those, of reads that have not begun yet, and of ends that are owed
+        self._waited = Present()  # those whose reader waits until they have begun
+        self._owed = Owed(store, self._ids, later=self._spawn, leaving=lambda: bool(self.draining))
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
-        self._running: dict[str, int] = {}
+        self._running = Present()  # consumers, for each of their reads
+        self._lookers = Present()  # and for each look at what a read would give
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._owed: set[asyncio.Task[bool]] = set()  # ends that are not recorded yet
         self._noting: asyncio.Task[None] | None = None
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
-        self._quiet = asyncio.Event()
-        self._quiet.set()
         looks = max(2, streams_max // 2)
         self._looks = Turns(
             looks, each=looks // 2, waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS, what="turn to describe a read"
         )
-        self._lookers: dict[str, int] = {}
-        self._looked = asyncio.Event()  # nobody looks what a read would give
-        self._looked.set()
         self.draining = ""  # the reason, once no new reads are taken
         self.clock: Callable[[], float] = time.time
 
@@ -159,7 +162,7 @@ class Reads:
         grants: list[Grant] = []
         beginning: asyncio.Task[Charged | None] | None = None
         try:
-            with self._place(asked.consumer), _named(self._ids, asked.query_id):
+            with self._place(asked.consumer), self._ids.named(asked.query_id):
                 grants = await self._admit(asked)  # 1
                 self._check_open()  # whoever drains has stopped those that were admitted by then
                 plans.check_versions(asked.versions, [grant.held for grant in grants])
@@ -180,7 +183,7 @@ class Reads:
                 await self._tell_refused(asked, error, grants)
             self._told.add(error)  # or it is in the record of its end
             if refused or passed[0].aggregate:
-                await _quantised(begun)
+                await quantised(begun)
             raise
         finally:
             self.grants.forget(grants)
@@ -242,7 +245,7 @@ class Reads:
                 return await self._described(job, seconds=until - time.monotonic())
         except (HanseError, PolicyError) as error:
             await self._tell_refused(asked, error, grants)
-            await _quantised(begun)
+            await quantised(begun)
             raise
 
     async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
@@ -349,10 +352,9 @@ class Reads:
         self.grants.stop_all(reason, code="shutting_down")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._quiet.wait()
-                await self._looked.wait()
-                if self._owed:
-                    await asyncio.wait(self._owed)
+                await self._running.nobody()
+                await self._lookers.nobody()
+                await self._owed.all()
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
         """Let a running read go on with a fresh ticket of the same transfer. NotFound for anybody else's, Refused
@@ -377,17 +379,17 @@ class Reads:
     def _check_open(self) -> None:
         if self.draining:
             raise Busy("the connector is stopping; try again later", code="shutting_down")
-        if len(self._owed) >= _OWED_MAX:
+        if self._owed.full:
             raise Busy("the database has not taken the ends of many reads yet; try again in a moment")
 
-    def _place(self, consumer: str) -> _Place:
+    def _place(self, consumer: str) -> AbstractContextManager[None]:
         self._check_open()
-        total, most = sum(self._running.values()), max(1, self._streams_max // 2)
+        total, most = len(self._running), max(1, self._streams_max // 2)
         if total >= self._streams_max:
             raise Limited(f"{total} reads are running, as many as there may be; try again later", code="streams_max")
-        if self._running.get(consumer, 0) >= most:
+        if self._running.times(consumer) >= most:
             raise Limited(f"{most} of your reads are running, as many as may be; end one", code="streams_of_consumer")
-        return _Place(self._running, consumer, self._quiet)
+        return self._running.named(consumer)
 
     @asynccontextmanager
     async def _looking(self, consumer: str) -> AsyncIterator[float]:
@@ -399,7 +401,7 @@ class Reads:
         await self._looks.take(consumer)
         try:
             self._check_open()
-            with _Place(self._lookers, consumer, self._looked):
+            with self._lookers.named(consumer):
                 yield until
         finally:
             self._looks.give_back(of=consumer)
@@ -459,7 +461,7 @@ class Reads:
             charged = None
             # How much may be sent, and how much noise there is, is known once the read has begun.
             if prepared.private is not None or any(grant.contract.limits.rationed for grant in grants):
-                with _named(self._waited, asked.query_id):
+                with self._waited.named(asked.query_id):
                     charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
@@ -469,7 +471,7 @@ class Reads:
                 self._live[asked.query_id] = stream
                 if self._noting is None or self._noting.done():
                     self._noting = asyncio.get_running_loop().create_task(self._note_progress())
-                await _settled_groups(stream, prepared, begun)
+                await settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
             failure = await why_ended(error, grants, self.grants)
@@ -530,7 +532,7 @@ class Reads:
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
-        return job_of(asked, grants, prepared, keys, most=self._most, running=sum(self._running.values()))
+        return job_of(asked, grants, prepared, keys, most=self._most, running=len(self._running))
 
     async def _record_end(
         self,
@@ -568,40 +570,12 @@ class Reads:
             elif not again and not unknown:  # else it has committed before, or never begun
                 unfinished.end_again(tx, *told())
 
-        recording = self._owe(asked.query_id, work)
+        recording = self._owed.record(asked.query_id, work)
         if unknown:  # nobody waits for a database that is away
             return
         await asyncio.wait([recording], timeout=_END_SECONDS)
         if not recording.done() or not recording.result():
             raise Busy("the database does not answer now, and the end of this read waits for it")
-
-    def _owe(self, read_id: str, work: Callable[[bool, Transaction], None]) -> asyncio.Task[bool]:
-        """The record of an end, which waits for the database for as long as we live. Whether it was kept."""
-        task = self._spawn(self._recorded(read_id, work))
-        self._owed.add(task)
-        task.add_done_callback(self._owed.discard)
-        return task
-
-    async def _recorded(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
-        """Until it is known nobody else has the read's id: they would get this end."""
-        with suppress(Busy), _named(self._ids, read_id):  # the next start looks for what is left
-            await self._written(work)
-            return True
-        return False
-
-    async def _written(self, work: Callable[[bool, Transaction], None]) -> None:
-        """Reads end where their database goes away: their ends wait for it, until we end ourselves. `work` may be done
-        twice, and is told whether it may have been done."""
-        pause, again = _END_PAUSE, False
-        while True:
-            try:
-                return await self._store.write(partial(work, again))
-            except Busy:
-                if self.draining:
-                    raise
-            again = True
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _END_PAUSE_MAX)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -612,26 +586,6 @@ class Reads:
     async def _kept(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do what must be done although our caller may be cancelled: the record of an end is never lost."""
         return await asyncio.shield(self._spawn(work))
-
-
-class _Place:
-    """A consumer's place among the running reads, or among those who look."""
-
-    def __init__(self, running: dict[str, int], consumer: str, quiet: asyncio.Event) -> None:
-        self._running, self._consumer, self._quiet = running, consumer, quiet
-
-    def __enter__(self) -> None:
-        self._quiet.clear()
-        self._running[self._consumer] = self._running.get(self._consumer, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        left = self._running[self._consumer] - 1
-        if left:
-            self._running[self._consumer] = left
-        else:
-            del self._running[self._consumer]
-        if not self._running:
-            self._quiet.set()
 
 
 def _taken(asked: Asked) -> BadInput:
@@ -645,37 +599,3 @@ def _unused(asked: Asked, grants: Sequence[Grant], end: End | None) -> bool:
         return True
     left = end is not None and (end.batches > 0 or end.status == COMPLETE)
     return asked.unfiltered and not left
-
-
-@contextmanager
-def _named(ids: Counter[str], read_id: str) -> Iterator[None]:
-    """The id is one read's alone, until the block ends."""
-    ids[read_id] += 1
-    try:
-        yield
-    finally:
-        ids[read_id] -= 1
-        if not ids[read_id]:
-            del ids[read_id]
-
-
-async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:
-    """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
-    if not prepared.aggregate:
-        return
-    found = await stream.peek()
-    await _quantised(begun)
-    if not found and prepared.min_group is not None:
-        more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
-        raise Refused(
-            f"no group of at least {prepared.min_group}, in all and in each of its figures, fits the question; ask for "
-            f"larger groups{more}",
-            code="min_group_size",
-            rule=next(
-                (path for d in prepared.datasets for name, path in d.contract.reasons if "group" in name.lower()), ""
-            ),
-        )
-
-
-async def _quantised(begun: float) -> None:
-    await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)

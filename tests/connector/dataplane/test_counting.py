@@ -414,7 +414,7 @@ async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_n
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
     asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"owed {agreement}")
     monkeypatch.setattr("connector.dataplane.stream._END_SECONDS", 0.0)
-    monkeypatch.setattr("connector.dataplane.stream._OWED_MAX", 1)
+    monkeypatch.setattr("connector.dataplane.owed._MOST", 1)
 
     async def away(_: Any) -> Any:
         raise Busy("the database does not answer now")
@@ -561,7 +561,7 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
         await read(work)
         tried.set()
 
-    monkeypatch.setattr(running.reads, "_written", partial(ended, running.reads._written))
+    monkeypatch.setattr(running.reads._owed, "_written", partial(ended, running.reads._owed._written))
     await owed()
     monkeypatch.setattr(running.store, "write", told)
     async with other.open(asked) as stream:
