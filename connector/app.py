@@ -27,10 +27,11 @@ from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
 from connector.dataplane.exchange import BODY_MAX
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
+from connector.dataplane.landing import arriving
 from connector.dataplane.owner import OwnersView
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.pushing import Target, push
-from connector.dataplane.receiving import Receiving, Room, arriving
+from connector.dataplane.receiving import Receiving, Room
 from connector.dataplane.stream import Reads
 from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers

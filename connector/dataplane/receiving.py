@@ -13,10 +13,8 @@ Whatever fails leaves nothing but its event. Knows no transport.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from connector import whole
+from connector.dataplane import landing
 from connector.dataplane.addresses import ENDPOINT_TYPE, PATH
 from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, unforeseen
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
@@ -51,7 +49,6 @@ _REMOVE_AGAIN = 60.0  # seconds
 _CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
 _CHECK_SECONDS = 60.0  # and beside them
 _CHECK_WAIT = 120.0  # seconds to wait for others' checks: shorter than senders wait for an answer (`pushing`)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _T = TypeVar("_T")
 _log = logger("receiving")
 
@@ -111,7 +108,7 @@ class Receiving:
         self.room = room
         self._store, self._pool = store, pool
         self._secret, self._endpoint, self._memory_mb = secret, root_url + PUSHED, memory_mb
-        self._arriving, self._kept = arriving(folder), folder / "kept"
+        self._arriving, self._kept = landing.arriving(folder), folder / "kept"
         self._coming: dict[str, Coming] = {}
         self._checks = Turns(1, waiting=_AT_ONCE, wait_seconds=_CHECK_WAIT)
         self._held = 0  # bytes in files, of what is kept and of what comes
@@ -178,7 +175,7 @@ class Receiving:
             del self._coming[coming.transfer.id]
         if not coming.over:
             coming.over = True
-            if await _in_thread(_cleared, coming.path):
+            if await landing.in_thread(landing.cleared, coming.path):
                 self._held -= coming.size
             else:
                 _log.error("left_over", transfer=coming.transfer.id, bytes=coming.size)
@@ -246,7 +243,7 @@ class Receiving:
                 f"expected a push within {self.room.seconds:g} s, came a slower one", code="too_slow"
             ) from None
         except OSError as error:
-            raise _unwritten(error) from error
+            raise landing.unwritten(error) from error
         except HanseError:
             raise
         except Exception as error:
@@ -260,13 +257,13 @@ class Receiving:
         the next push takes its place, or the next start removes it; until that one counts, it is kept beside it.
         """
         target, before = self._file(coming.transfer.id), coming.path.with_suffix(".before")
-        had_one = await asyncio.to_thread(_publish, coming.path, target, before)
+        had_one = await asyncio.to_thread(landing.publish, coming.path, target, before)
         try:
             row = await self._store.write(lambda tx: _keep(tx, coming, found))
         except Exception as error:
             coming.over = True
             if not isinstance(error, Busy) or error.code != UNKNOWN:
-                await asyncio.to_thread(_take_back, target, before)
+                await asyncio.to_thread(landing.take_back, target, before)
                 coming.over = False
             raise
         else:
@@ -275,20 +272,20 @@ class Receiving:
         finally:
             if had_one:
                 with suppress(OSError):  # it stays counted, until the next start removes it
-                    self._held -= await asyncio.to_thread(_unlinked, before)
+                    self._held -= await asyncio.to_thread(landing.unlinked, before)
 
     async def _spool(self, coming: Coming, ask: Ask) -> None:
         """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
         held = bytearray()
-        with _opened(coming.path) as file:
+        with landing.opened(coming.path) as file:
             while (piece := await self._next(coming, ask)) is not None:
                 self._make_room(coming, len(piece))
                 held += piece
                 if len(held) >= _WRITE:
-                    await _in_thread(_write, file.fileno(), held)
+                    await landing.in_thread(landing.write, file.fileno(), held)
                     held = bytearray()
-            await _in_thread(_write, file.fileno(), held)
-            await _in_thread(os.fsync, file.fileno())
+            await landing.in_thread(landing.write, file.fileno(), held)
+            await landing.in_thread(landing.to_disk, file.fileno())
 
     async def _next(self, coming: Coming, ask: Ask) -> bytes | None:
         """The next piece, for as long as something comes: our own disk's time is not the sender's."""
@@ -397,7 +394,7 @@ class Receiving:
     async def _let_go(self, transfer_id: str) -> bool:
         """Remove a file; whether it was here."""
         try:
-            size = await _in_thread(_unlinked, self._file(transfer_id))
+            size = await landing.in_thread(landing.unlinked, self._file(transfer_id))
         except OSError as error:
             raise Busy(
                 f"the file cannot be removed ({error.strerror}); its operator must make the data directory writable, "
@@ -413,7 +410,7 @@ class Receiving:
         """Remove what an earlier run has left unfinished, and count what is kept."""
         rows = await self._store.read(lambda tx: tx.received.kept())
         good = {self._file(row.transfer_id) for row, _ in rows}
-        self._held = await asyncio.to_thread(_swept, self._arriving, self._kept, good)
+        self._held = await asyncio.to_thread(landing.swept, self._arriving, self._kept, good)
         for row, transfer in rows:
             if _ended(transfer.state, transfer.code):
                 await self.remove(row.transfer_id, by="recovery")
@@ -458,13 +455,6 @@ class Receiving:
         return self._kept / f"{hashlib.sha256(transfer_id.encode()).hexdigest()[:40]}.arrows"
 
 
-def arriving(folder: Path) -> Path:
-    """Where files are until they are checked: all that workers see of what others sent."""
-    found = folder / "arriving"
-    found.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return found
-
-
 def _runs(known: Received | None) -> tuple[str, ...]:
     """The states of a transfer in which something may come for it: a repeat also where it is completed."""
     return _RUNS if known is None else (*_RUNS, "COMPLETED")
@@ -492,16 +482,6 @@ def judge(found: Mapping[str, Any]) -> None:
                 "why they differ, then it can be ordered again",
                 code="totals_differ",
             )
-
-
-def _unwritten(error: OSError) -> Busy:
-    full = error.errno in _NO_ROOM
-    what = "make room on" if full else "look at what it may open, and at"
-    return Busy(
-        f"the push cannot be written down at its consumer ({error.strerror}); its operator must {what} the disk of its "
-        "data directory",
-        code="disk_full" if full else "not_written",
-    )
 
 
 def _of_check(error: HanseError, coming: Coming) -> HanseError:
@@ -573,63 +553,3 @@ def _event(
         reason="" if error is None else error.message[:2_000],
         detail={"counterparty": transfer.counterparty, **detail},
     )
-
-
-def _opened(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
-
-
-def _write(number: int, held: bytearray) -> None:
-    view = memoryview(held)
-    while len(view):
-        view = view[os.write(number, view) :]
-
-
-def _publish(path: Path, target: Path, before: Path) -> bool:
-    """Give a file its place, for good. Whether one had it, which is at `before` then."""
-    if had_one := target.exists():
-        os.link(target, before)
-    path.replace(target)
-    whole.sync(target.parent)
-    return had_one
-
-
-def _take_back(target: Path, before: Path) -> None:
-    """Undo `_publish`."""
-    target.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        before.replace(target)
-
-
-def _swept(arriving: Path, kept: Path, good: set[Path]) -> int:
-    """Remove what nobody has a record of; the bytes of the rest."""
-    for path in (*arriving.iterdir(), *(path for path in kept.iterdir() if path not in good)):
-        path.unlink(missing_ok=True)
-    return sum(path.stat().st_size for path in kept.iterdir())
-
-
-def _unlinked(path: Path) -> int:
-    """Remove a file; the bytes that it had, none where somebody else has removed it."""
-    try:
-        size = path.stat().st_size
-        path.unlink()
-    except FileNotFoundError:
-        return 0
-    return size
-
-
-def _cleared(path: Path) -> bool:
-    """Remove a file where the disk lets us; whether none is there now."""
-    with suppress(OSError):  # a disk that takes no writes says so of a file that was never there, too
-        path.unlink(missing_ok=True)
-    return not path.exists()
-
-
-async def _in_thread(work: Callable[..., _T], *given: Any) -> _T:
-    """Its result. Who is cancelled waits, too: a file must not be closed under a thread that writes."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *given))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait((running,))
-        raise

@@ -15,7 +15,8 @@ import xxhash
 from fastapi import FastAPI
 
 from connector.dataplane.gather import Protocol
-from connector.dataplane.receiving import MEDIA, Receiving, Room, arriving
+from connector.dataplane.landing import arriving
+from connector.dataplane.receiving import MEDIA, Receiving, Room
 from connector.dataplane.receiving_http import routes
 from connector.events import Event
 from connector.query.job import TRAILER_KEY

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import landing
 from connector.dataplane import receiving as service
 from connector.errors import BadInput, Busy, NotFound
 from connector.query.codes import error_of
@@ -489,7 +490,7 @@ async def test_a_push_that_cannot_be_written_is_told_why_and_leaves_nothing(
     before = here.files()
     await here.transfer(pid)
     with monkeypatch.context() as patched:
-        patched.setattr(service, "os", _Disk(fails, call))
+        patched.setattr(landing, "os", _Disk(fails, call))
         answer = await here.push(pid, WHOLE)
     assert (answer.status_code, answer.json()["code"]) == (503, code)
     assert told in answer.json()["detail"]
@@ -512,7 +513,7 @@ def read_only(here: Receiver, call: str = "open") -> Iterator[list[Path]]:
         unlink(path, missing_ok)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(service, "os", _Disk(refused, call))
+        patched.setattr(landing, "os", _Disk(refused, call))
         patched.setattr(Path, "unlink", kept)
         yield wanted
 
@@ -728,8 +729,8 @@ async def test_what_comes_while_a_file_is_removed_is_counted(
     for one in (gone, come):
         await here.transfer(one)
     await here.push(gone, WHOLE)
-    unlinked = service._unlinked
-    monkeypatch.setattr(service, "_unlinked", lambda path: (may.wait(60), unlinked(path))[1])
+    unlinked = landing.unlinked
+    monkeypatch.setattr(landing, "unlinked", lambda path: (may.wait(60), unlinked(path))[1])
     removing = asyncio.ensure_future(here.receiving.remove(gone, by="somebody"))
     try:
         await asyncio.sleep(0.1)  # the disk takes its time
