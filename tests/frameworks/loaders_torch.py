@@ -29,7 +29,7 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge
-from hanse.loaders.loader import whole
+from hanse.loaders.joined import whole
 from hanse.loaders.lying import Came, Kinds, Layout
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors

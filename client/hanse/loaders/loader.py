@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from array import array
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,36 +21,17 @@ from hanse._waits import Waits
 from hanse._wire import Memory
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
+from hanse.loaders import joined
 from hanse.loaders import order as orders
+from hanse.loaders.joined import Slice
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
+from hanse.loaders.throughput import Throughput, Told, count, counted
 from hanse.patience import SECONDS
 from hanse.plan import PER_READ, Plan
 from hanse.stream import Stream
 
 _PREFETCH_BYTES = 32 * 2**20
-_LOOSE = 64 * 2**20  # bytes that may be held beside rows that are put together, before they are copied apart from them
-Slice = tuple[pa.RecordBatch, int, int]  # rows from one number to another
-
-
-@dataclass(slots=True)
-class Throughput:
-    """What has come so far in this iteration."""
-
-    rows: int = 0
-    nbytes: int = 0
-    batches: int = 0
-    reopened: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def __str__(self) -> str:
-        seconds = max(self.seconds, 1e-9)
-        rate = f"{self.rows / seconds:,.0f} rows/s, {self.nbytes / seconds / 1e6:,.1f} MB/s"
-        return f"{self.rows:,} rows, {rate}" + (f", {self.reopened} times reconnected" if self.reopened else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +247,7 @@ class Loader:
         waits = Waits()
         source = self._pieces(order, share, memory, revoked, seen, waits)
         pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=waits.end)
-        told = _Told(seen, **self._to_tell(share)) if self._progress else None
+        told = Told(seen, **self._to_tell(share)) if self._progress else None
         after = share
         try:
             for slices, after in self._joined(pieces, share):
@@ -275,7 +255,7 @@ class Loader:
                     raise revoked[0]
                 if order is self._order:  # else another epoch or state was set meanwhile, for the next iteration
                     self._share = after
-                _count(seen, slices)
+                count(seen, slices)
                 if told is not None:
                     told.tell(after.done)
                 yield slices
@@ -315,17 +295,17 @@ class Loader:
     def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
         """Pieces as batches of the size asked for, each with the share after its last row."""
         size = self.batch_size
-        run = _Run()
+        run = joined.Run()
         after = share
         for piece in pieces:
             start = 0
             while start < piece.batch.num_rows:
                 end = piece.batch.num_rows if size is None else min(piece.batch.num_rows, start + size - run.rows)
-                run.add(piece.batch, start, end, held=piece.held)
+                run.add(piece.batch, start, end, keeps=piece.held)
                 start, after = end, share.at(piece.done, piece.mark(end))
                 if size is None or run.rows == size:
                     yield run.slices, after
-                    run = _Run()
+                    run = joined.Run()
         if run.rows and not self.drop_last:
             yield run.slices, after
 
@@ -368,7 +348,7 @@ class Loader:
 
 def _ones(found: Generator[Sequence[Slice], None, None]) -> Generator[pa.RecordBatch, None, None]:
     with closing(found):
-        yield from map(one, found)
+        yield from map(joined.one, found)
 
 
 def _block(
@@ -384,7 +364,7 @@ def _block(
         shown = order.within(name, row // order.window, batch.num_rows)
         if shown is not None:
             batch = batch.take(_numbers(shown))
-            held = _held(batch) + _beside(batch)
+            held = joined.held(batch) + joined.beside(batch)
         yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
         emitted = 0
 
@@ -396,32 +376,6 @@ def _numbers(shown: Sequence[int]) -> pa.Array:
 
 # Rows, the row they begin at, the cursor before them and its row, and the memory that they keep.
 _Placed = tuple[pa.RecordBatch, int, str, int, int]
-
-
-class _Run:
-    """Rows that are put together. They keep little more memory than they need, whatever came with them."""
-
-    def __init__(self) -> None:
-        self.slices: list[Slice] = []
-        self.rows = 0
-        self._held, self._most = 0, _LOOSE
-
-    def add(self, batch: pa.RecordBatch, start: int, stop: int, *, held: int) -> None:
-        """Rows of a batch that keeps so much."""
-        self.slices.append((batch, start, stop))
-        self.rows += stop - start
-        self._held += held * (stop - start) // batch.num_rows
-        if self._held > self._most:
-            self._copy_what_is_loose()
-
-    def _copy_what_is_loose(self) -> None:
-        batches = [batch.slice(start, stop - start) for batch, start, stop in self.slices]
-        if sum(map(_exactly, batches)) < self._held // 4:
-            with suppress(pa.ArrowInvalid):  # too many bytes for one: whoever needs them as one is told
-                whole = pa.concat_batches([*batches, batches[0].slice(0, 0)])  # one alone would not be copied
-                self.slices = [(whole, 0, self.rows)]
-                self._held = _held(whole) + _beside(whole)
-        self._most = 2 * self._held + _LOOSE  # so that looking costs little
 
 
 def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str, int]], mark: Mark) -> Iterator[_Placed]:
@@ -444,7 +398,7 @@ def _emitting(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[
 
 def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
     """The same rows in runs of `window`, each with a cursor at or before its beginning."""
-    run = _Run()
+    run = joined.Run()
     first, cursor, cursor_row = 0, "", 0
     for batch, row, before, before_row, held in placed:
         start = 0
@@ -452,13 +406,13 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
             if not run.rows:
                 first, cursor, cursor_row = row + start, before, before_row
             end = min(batch.num_rows, start + window - run.rows)
-            run.add(batch, start, end, held=held)
+            run.add(batch, start, end, keeps=held)
             start = end
             if run.rows == window:
-                yield one(run.slices), first, cursor, cursor_row, held
-                run = _Run()
+                yield joined.one(run.slices), first, cursor, cursor_row, held
+                run = joined.Run()
     if run.rows:
-        yield one(run.slices), first, cursor, cursor_row, held
+        yield joined.one(run.slices), first, cursor, cursor_row, held
 
 
 class _Feed:
@@ -509,20 +463,9 @@ class _Feed:
             with found as stream, waits.reading(stream):
                 if memory is not None:
                     stream.into(memory)
-                for batch in _counted(stream, seen):
+                for batch in counted(stream, seen):
                     place = stream.place or {}
-                    yield place["block"], batch, place["cursor"], stream.held + _beside(batch)
-
-
-def _counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:
-    """The batches of a stream; each time that it is opened anew is counted with the next of them, or its end."""
-    counted = 0
-    try:
-        for batch in stream:
-            seen.reopened, counted = seen.reopened + stream.reopened - counted, stream.reopened
-            yield batch
-    finally:
-        seen.reopened += stream.reopened - counted
+                    yield place["block"], batch, place["cursor"], stream.held + joined.beside(batch)
 
 
 def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
@@ -533,62 +476,6 @@ def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
             found.append([])
         found[-1].append(one)
     return found
-
-
-def one(slices: Sequence[Slice]) -> pa.RecordBatch:
-    """The batch that slices make: without a copy where it is a single one."""
-    return whole([batch.slice(start, stop - start) for batch, start, stop in slices])
-
-
-def whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of batches as one: without a copy where it is a single one. BadInput where the type of a column cannot
-    have that many."""
-    if len(batches) == 1:
-        return batches[0]
-    try:
-        return pa.concat_batches(batches)
-    except pa.ArrowInvalid as error:
-        raise _too_many(batches, error) from error
-
-
-def _too_many(batches: Sequence[pa.RecordBatch], error: pa.ArrowInvalid) -> BadInput:
-    """Which column it was."""
-    rows = sum(batch.num_rows for batch in batches)
-    for number, column in enumerate(batches[0].schema):
-        if pa.types.is_primitive(column.type):  # numbers always can, and would be copied for nothing
-            continue
-        try:
-            pa.concat_arrays([batch.column(number) for batch in batches])
-        except pa.ArrowInvalid:
-            return BadInput(
-                f"expected no more in column {column.name} of a batch than {column.type} can hold (bytes and text have "
-                f"2 GiB); came {rows} rows that are more ({error}): use a smaller batch_size or window"
-            )
-    return BadInput(f"expected rows that can be one batch, came {rows} that cannot: {error}; use a smaller batch_size")
-
-
-def _count(seen: Throughput, slices: Sequence[Slice]) -> None:
-    seen.batches += 1
-    for batch, start, stop in slices:
-        seen.rows += stop - start
-        seen.nbytes += _held(batch) * (stop - start) // batch.num_rows
-
-
-def _held(batch: pa.RecordBatch) -> int:
-    """Bytes of memory that a batch as it came keeps; `nbytes` looks at every column for its exact ones."""
-    return int(batch.get_total_buffer_size())
-
-
-def _exactly(batch: pa.RecordBatch) -> int:
-    """Bytes of a batch's values. Arrow 26 looks for those of a union that came and is empty, also in lists that all
-    are, where there is nothing, and the process ends: then what it keeps."""
-    union = any("union<" in str(kind) for kind in batch.schema.types)
-    return _held(batch) if union else int(batch.nbytes)
-
-
-def _beside(batch: pa.RecordBatch) -> int:
-    """About the bytes that a batch takes beside its buffers: of one of few rows that is most."""
-    return 2048 + 512 * int(batch.num_columns)
 
 
 def _datasets(given: Any) -> tuple[Dataset, ...]:
@@ -640,29 +527,3 @@ def _identity(plans: Sequence[Plan]) -> str:
 
 def _shown(plans: Sequence[Plan]) -> str:
     return hashlib.sha256("\n".join(plan.shown for plan in plans).encode()).hexdigest()[:32]
-
-
-class _Told:
-    """A progress bar with the throughput, on standard error: of rows where it is known how many there are, of blocks
-    where it is not. `before`: rows that were read by another iteration."""
-
-    def __init__(self, seen: Throughput, *, rows: int, before: int, blocks: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._seen, self._before, self._by_blocks = seen, before, bool(blocks)
-        self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
-        self._task = self._bar.add_task("", total=blocks or rows, completed=before)
-        self._bar.start()
-
-    def tell(self, blocks: int) -> None:
-        """So many blocks are done."""
-        done = blocks if self._by_blocks else self._before + self._seen.rows
-        self._bar.update(self._task, completed=done, description=str(self._seen))
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._bar.update(self._task, completed=self._bar.tasks[0].total)
-
-    def close(self) -> None:
-        self._bar.stop()

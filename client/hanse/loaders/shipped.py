@@ -23,7 +23,7 @@ import torch
 from torch.utils.data._utils import collate
 
 from hanse.loaders.arena import Arena, Place
-from hanse.loaders.loader import Slice
+from hanse.loaders.joined import Slice
 from hanse.loaders.lying import ALIGNED, Came, Kinds, Layout, Lying, Part, found, rows_of
 from hanse.loaders.tensors import tensors
 

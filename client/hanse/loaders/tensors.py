@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from hanse._values import borders, bounded, told_by_column
 from hanse.errors import BadInput
-from hanse.loaders.loader import whole
+from hanse.loaders.joined import whole
 
 BLOBS = ("bytes", "tensors")
 _TENSOR = 512  # bytes of one, beside those that it is over

@@ -20,10 +20,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders.loader import Loader, Slice, Throughput, whole
+from hanse.loaders.joined import Slice, whole
+from hanse.loaders.loader import Loader
 from hanse.loaders.order import chosen, number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
+from hanse.loaders.throughput import Throughput
 from hanse.loaders.worker import end_with_the_loop, lose_nothing, told_whole
 from hanse.options import InBatches
 

@@ -30,8 +30,7 @@ import pytest
 from hanse import options as known
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpent, Unreachable
-from hanse.loaders import Loader, merge, prefetch
-from hanse.loaders import loader as loader_module
+from hanse.loaders import Loader, merge, prefetch, throughput
 from hanse.loaders.order import Order
 
 from connector.errors import Busy
@@ -551,7 +550,7 @@ def test_a_bar_goes_from_where_its_reader_is_to_where_its_share_ends(
         told.append((bar._bar.tasks[0].total, bar._bar.tasks[0].completed))
         bar._bar.stop()
 
-    monkeypatch.setattr(loader_module._Told, "close", close)
+    monkeypatch.setattr(throughput.Told, "close", close)
     options: dict[str, Any] = {"columns": ["id"], "batch_size": 1000, "progress": True, "part": 0, "parts": 2}
     loader = numbers.loader(**options)
     for _ in itertools.islice(iter(loader), 30):

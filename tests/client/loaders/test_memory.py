@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hanse import _messages
 from hanse.errors import BadInput, Broken
-from hanse.loaders import loader, prefetch
+from hanse.loaders import joined, prefetch
 
 from tests.client.support import Raw, chunked, complete, ipc, owned
 
@@ -79,15 +79,15 @@ def compressed() -> Iterator[bytes]:
 def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
     monkeypatch: pytest.MonkeyPatch, made: Any, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loader, "_LOOSE", SMALL)
+    monkeypatch.setattr(joined, "_LOOSE", SMALL)
     most = 0
 
-    def seen(batch: pa.RecordBatch, look: Any = loader._held) -> int:
+    def seen(batch: pa.RecordBatch, look: Any = joined.held) -> int:
         nonlocal most
         most = max(most, pa.total_allocated_bytes() - before)
         return int(look(batch))
 
-    monkeypatch.setattr(loader, "_held", seen)
+    monkeypatch.setattr(joined, "held", seen)
     with owned(chunked(list(made())), schema=NUMBERS, rows=[ROWS]) as dataset:
         before = pa.total_allocated_bytes()
         (batch,) = dataset.loader(prefetch_bytes=SMALL, **options)
@@ -125,9 +125,9 @@ def test_lists_of_unions_that_are_empty_are_counted() -> None:
     with pa.ipc.new_stream(sink, batch.schema) as written:
         written.write_batch(batch)
     (came,) = pa.ipc.open_stream(sink.getvalue())
-    assert loader._exactly(came) == loader._held(came)
+    assert joined.exactly(came) == joined.held(came)
     numbers = pa.record_batch({"n": range(1000)})
-    assert loader._exactly(numbers.slice(0, 10)) == 80
+    assert joined.exactly(numbers.slice(0, 10)) == 80
 
 
 def large(kind: pa.DataType) -> pa.RecordBatch:
@@ -143,16 +143,16 @@ def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_
     batch = large(kind)
     said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
     with pytest.raises(BadInput, match=said):
-        loader.whole([batch, batch])
+        joined.whole([batch, batch])
     with pytest.raises(BadInput, match=said):
-        loader.one([(batch, 0, 1), (batch, 0, 1)])
+        joined.one([(batch, 0, 1), (batch, 0, 1)])
 
 
 def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> None:
     batch = large(pa.binary())
-    run = loader._Run()
+    run = joined.Run()
     for held in (0, 10**10):  # of the second that much lies beside it
-        run.add(batch, 0, 1, held=held)
+        run.add(batch, 0, 1, keeps=held)
     assert [one is batch for one, _, _ in run.slices] == [True, True]
 
 
