@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from connector.app import Services, build
 from connector.audit.log import Sequencer, check_key
 from connector.audit.note import Signer
 from connector.dsp.states import PROVIDER
@@ -22,6 +21,7 @@ from connector.errors import Conflict
 from connector.events import DatabaseRestored, TokenRevoked
 from connector.forms import make_folder
 from connector.identity import keys
+from connector.parts import Services, build
 from connector.serve import alone
 from connector.settings import Settings
 from connector.store import Transaction

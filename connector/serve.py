@@ -23,7 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from connector import VERSION, bounds, whole
-from connector.app import Services, build, management_app, public_app
+from connector.app import management_app, public_app
 from connector.audit.log import Sequencer, check_key
 from connector.audit.mark import LogBroken
 from connector.dataplane.gather import Protocol
@@ -32,6 +32,7 @@ from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.forms import make_folder
 from connector.listening import Server
+from connector.parts import Services, build
 from connector.settings import Settings
 from connector.store.migrate import sqlite_file, upgrade
 from connector.telemetry import Observed, logger, set_up_logging

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from connector.app import Services, build
 from connector.errors import Conflict
 from connector.events import ServiceStarted
+from connector.parts import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
 from connector.store.tables import DatasetVersion

@@ -53,7 +53,8 @@ def document() -> dict[str, Any]:
 def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
     from catalogue.app import create_app
     from catalogue.settings import Settings as CatalogueSettings
-    from connector.app import build, management_app, public_app
+    from connector.app import management_app, public_app
+    from connector.parts import build
     from connector.settings import Settings
     from connector.store.migrate import upgrade
 

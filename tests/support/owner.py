@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.app import Profiles
 from connector.dataplane.jobs import version_relation
 from connector.datasets.outside import Outside
 from connector.datasets.registering import Registration
 from connector.datasets.registry import Registry
+from connector.parts import Profiles
 from connector.query.job import Job
 from connector.query.pool import Pool
 from connector.settings import Settings

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from connector.app import Profiles
 from connector.dataplane.versions import Versions
 from connector.datasets.registering import Registration
 from connector.datasets.registry import Registry
 from connector.errors import Conflict
+from connector.parts import Profiles
 from connector.settings import Settings
 from tests.connector.dataplane.test_http import ask
 from tests.connector.dataplane.test_versions import CELLS, COSTS, FIRST, view, written

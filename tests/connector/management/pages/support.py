@@ -11,9 +11,10 @@ from pathlib import Path
 
 import httpx2
 
-from connector.app import Services, build, management_app
+from connector.app import management_app
 from connector.events import RequestRefused
 from connector.management.auth import COOKIE
+from connector.parts import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer
