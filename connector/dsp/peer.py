@@ -111,10 +111,9 @@ class Peer:
             raise MessageInvalid(f"expected an address in ASCII (others as %XX), came {address[:200]!r}")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise MessageInvalid("expected an address without credentials, query and fragment")
-        secure = parts.scheme == "https"
         try:
-            await self._wire.guard.pin(parts.hostname, parts.port or (443 if secure else 80), secure=secure)
-        except (PeerFailed, ValueError) as error:
+            await self._wire.guard.check(address)
+        except PeerFailed as error:
             raise MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}") from error
         return address.removesuffix("/")
 
