@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from connector import allocator
 from connector.datasets.sources import divisible, misleading, source
-from connector.query import cutting, engine, foreign, profiling, ranges, scan, wide
+from connector.query import arrow_files, cutting, engine, footers, foreign, profiling, ranges, scan, wide
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
@@ -370,11 +370,11 @@ def profile(session: Session, job: Job) -> None:
     sizes = profiling.Sizes()
     if relation.kind in wire.PARQUET:
         folders = "guess_types" in relation.options  # of the kinds whose folders carry columns
-        sizes = profiling.parquet_sizes(files, union=union, folders=folders, reached=session.reached)
+        sizes = footers.sizes_of(files, union=union, folders=folders, reached=session.reached)
     if relation.kind == "arrow_ipc":
-        profiling.check_arrow(files, reached=session.reached)
-        profiling.check_arrow_values(files, reached=session.reached)
-        sizes = profiling.arrow_sizes(files)
+        arrow_files.check(files, reached=session.reached)
+        arrow_files.check_values(files, reached=session.reached)
+        sizes = arrow_files.sizes_of(files)
     con = opening.fence(session.worker.keeping.engine(), followed=True)
     engine.attach(con, name, relation, files)
 

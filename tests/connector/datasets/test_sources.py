@@ -1507,7 +1507,7 @@ _EMPTY_UNIONS = """
 import sys, duckdb, pyarrow as pa
 from connector.datasets.sources import arrow_ipc
 from connector.datasets.sources.arrow_scan import Stream
-from connector.query import engine, profiling
+from connector.query import arrow_files, engine
 from pathlib import Path
 from tests.support import data
 
@@ -1522,7 +1522,7 @@ for made in (pa.ipc.new_file, pa.ipc.new_stream):
     with duckdb.connect(":memory:") as con:
         if made is pa.ipc.new_file:
             files = engine.open_files(data.relation("arrow_ipc", Path(path), Path(path).parent), None)
-            assert profiling.arrow_sizes(files) is not None
+            assert arrow_files.sizes_of(files) is not None
             arrow_ipc.attach(con, "t", [path], {})
         else:
             con.register("t", Stream.at(path))

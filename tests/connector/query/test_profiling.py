@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.errors import SourceUnreadable
-from connector.query import engine, profiling
+from connector.query import arrow_files, engine, footers, profiling
 from tests.support import data
 
 ROWS = 100
@@ -37,7 +37,7 @@ def asked_of(path: Path, *, room: int = _ROOM) -> tuple[dict[str, Any], list[str
             asked.append(sql)
             return con.sql(sql).fetchall()[0]
 
-        sizes = profiling.parquet_sizes(files, reached=_heard)
+        sizes = footers.sizes_of(files, reached=_heard)
         return profiling.profile(con, "t", files, sizes=sizes, room=room, reached=_heard, ask=ask), asked
 
 
@@ -105,7 +105,7 @@ def test_an_arrow_file_of_version_4_is_looked_at_without_the_bytes_of_its_batche
     before = pa.default_memory_pool()
     pa.set_memory_pool(_COUNTING)
     try:
-        profiling.check_arrow(files, reached=_heard)
+        arrow_files.check(files, reached=_heard)
     finally:
         pa.set_memory_pool(before)
         files.close()
@@ -123,7 +123,7 @@ def test_an_arrow_file_of_version_4_whose_messages_are_damaged_is_refused(tmp_pa
     path.write_bytes(raw)
     files = engine.open_files(data.relation("arrow_ipc", path, tmp_path), None)
     with pytest.raises(SourceUnreadable, match=r"damaged one: 't\.arrow'"):
-        profiling.check_arrow(files, reached=_heard)
+        arrow_files.check(files, reached=_heard)
     files.close()
 
 
@@ -144,7 +144,7 @@ def test_widths_of_arrow_columns_are_those_of_their_values(tmp_path: Path) -> No
         with pa.ipc.new_file(tmp_path / f"{number:02}.arrow", table.schema) as out:
             out.write_table(table.slice(0, number * 5), max_chunksize=10)
     files = engine.open_files(data.relation("arrow_ipc", tmp_path, tmp_path), None)
-    found = profiling.arrow_sizes(files).widths
+    found = arrow_files.sizes_of(files).widths
     files.close()
     assert {name: round(width, -2) for name, width in found.items()} == {
         "text": 3000, "word": 3000, "view": 3000, "vector": 2800, "at": 0,
@@ -157,5 +157,5 @@ def test_widths_of_arrow_files_without_rows_are_not_known(tmp_path: Path) -> Non
             for batch in batches:
                 out.write_batch(batch)
     files = engine.open_files(data.relation("arrow_ipc", tmp_path, tmp_path), None)
-    assert not profiling.arrow_sizes(files).widths
+    assert not arrow_files.sizes_of(files).widths
     files.close()
