@@ -27,10 +27,13 @@ PUBLIC, MEMBERS, OPERATOR = "public", "members", "operator"
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Somebody who looks. `id` is a member's DID; `kind` is one of PUBLIC, MEMBERS, OPERATOR."""
+    """Somebody who looks. `id` is a member's DID, `role` and `country` what the register says of it; `kind` is one of
+    PUBLIC, MEMBERS, OPERATOR."""
 
     kind: str = PUBLIC
     id: str = ""
+    role: str = ""
+    country: str = ""
 
     @property
     def is_operator(self) -> bool:
@@ -83,8 +86,9 @@ class Access:
         if scheme.lower() == "bearer":  # any other is refused below
             await self._member(self._identity.claimed(f"{scheme} {text}"))  # or anybody had us call where a DID leads
         principal = await self._identity.authenticate(f"{scheme} {text}")
-        active = (await self._member(principal.id)).status == "active"
-        return Viewer(MEMBERS if active else PUBLIC, principal.id)
+        member = await self._member(principal.id)
+        kind = MEMBERS if member.status == "active" else PUBLIC
+        return Viewer(kind, principal.id, member.role, member.country)
 
     async def _member(self, did: str) -> Member:
         """The member with this DID. Unauthenticated where there is none."""

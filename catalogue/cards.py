@@ -1,19 +1,20 @@
 """Which renderings an entry has, and which one a viewer gets. The only place that decides what is visible. Pure.
 
-An entry may have offers for everybody, for members, and for named members. Each audience gets a rendering of its own
-(`Card`) that holds the offers it may see; the index keeps one document per rendering, so that neither hits nor counts
-nor facets tell anybody of what is for others.
+An entry may have offers for everybody, for members, for named members, and for those with a role or a country. Each
+audience gets a rendering of its own (`Card`) that holds the offers it may see; the index keeps one document per
+rendering, so that neither hits nor counts nor facets tell anybody of what is for others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from catalogue.access import MEMBERS, OPERATOR, PUBLIC, Viewer
 from catalogue.entry import Entry
 from catalogue.facets import Card
 from catalogue.freshness import EXPIRED, WITHDRAWN, entry_state
-from catalogue.offers import Offer
+from catalogue.offers import SOME, Offer, Party, fitting
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Json, Member, Source
 
@@ -22,13 +23,24 @@ _NAMED_MAX = 100  # members that one entry may name; more are treated as if no o
 _DID_MAX = 1024
 
 
-def cards_of(row: Row, member: Member | None, source: Source | None) -> list[Card]:
-    """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member."""
+_NO_PARTIES: Mapping[str, Party] = MappingProxyType({})
+
+
+def party_of(member: Member) -> Party:
+    """A member as offers ask about it."""
+    return Party(member.id, member.role, member.country)
+
+
+def cards_of(
+    row: Row, member: Member | None, source: Source | None, parties: Mapping[str, Party] = _NO_PARTIES
+) -> list[Card]:
+    """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member. `parties`:
+    the members by their DIDs."""
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return []
     entry = Entry.from_json(row.content)
-    named = _named(entry)
-    return [_card(entry, named, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *named])]
+    named = _named(entry, parties)
+    return [_card(entry, named, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *named], parties)]
 
 
 def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | None) -> Card | None:
@@ -36,9 +48,10 @@ def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | N
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return None
     entry = Entry.from_json(row.content)
-    named = _named(entry)
+    parties = {viewer.id: Party(viewer.id, viewer.role, viewer.country)} if viewer.kind == MEMBERS else _NO_PARTIES
+    named = _named(entry, parties)
     for view in views_of(viewer):
-        for one in _groups(entry, [view] if view in _GENERAL or view in named else []):
+        for one in _groups(entry, [view] if view in _GENERAL or view in named else [], parties):
             return _card(entry, named, *one, row, member, state)
     return None
 
@@ -51,13 +64,19 @@ def views_of(viewer: Viewer) -> tuple[str, ...]:
 
 
 def remembered(content: Json) -> Json:
-    """What a tombstone keeps of an entry's content: who saw it. Nothing is lost where it is done again."""
+    """What a tombstone keeps of an entry's content: who saw it, but for those who did by what they are. Nothing is lost
+    where it is done again."""
     names = {*content.get("audience", ()), *(name for offer in content.get("offers", ()) for name in offer["audience"])}
-    named = sorted(name for name in names - {PUBLIC, MEMBERS} if len(name) <= _DID_MAX)
+    named = sorted(name for name in names - {PUBLIC, MEMBERS, SOME} if len(name) <= _DID_MAX)
     return {
         "participant": content.get("participant", ""),
         "audience": [*sorted(names & {PUBLIC, MEMBERS}), *named[:_NAMED_MAX]],
     }
+
+
+def is_selective(content: Json) -> bool:
+    """Whether an entry has offers for some members by what they are."""
+    return any(SOME in offer["audience"] for offer in content["offers"])
 
 
 def saw(content: Json, viewer: Viewer) -> bool:
@@ -97,7 +116,9 @@ def _card(
     )
 
 
-def _groups(entry: Entry, views: Iterable[str]) -> list[tuple[tuple[Offer, ...], tuple[str, ...]]]:
+def _groups(
+    entry: Entry, views: Iterable[str], parties: Mapping[str, Party]
+) -> list[tuple[tuple[Offer, ...], tuple[str, ...]]]:
     """Each set of offers that some of these views have, with those views. It costs what the offers name, and what the
     views have: a hundred offers may each name the same hundred members."""
     viewers = {view: _viewer(view) for view in views}
@@ -106,9 +127,12 @@ def _groups(entry: Entry, views: Iterable[str]) -> list[tuple[tuple[Offer, ...],
     for place, offer in enumerate(entry.offers):
         for name in wanted.intersection(offer.audience):
             places.setdefault(name, []).append(place)
+    chosen = {place: fitting(offer) for place, offer in enumerate(entry.offers) if SOME in offer.audience}
     groups: dict[tuple[int, ...], list[str]] = {}
     for view, viewer in viewers.items():
         mine = {place for name in viewer.audiences for place in places.get(name, ())}
+        if (party := parties.get(view)) is not None:
+            mine |= {place for place, fits in chosen.items() if fits(party)}
         if viewer.is_operator or view == entry.participant:
             mine = set(range(len(entry.offers)))
         elif not mine and not viewer.audiences.intersection(entry.audience):
@@ -122,7 +146,11 @@ def _viewer(view: str) -> Viewer:
     return Viewer(view) if view in _GENERAL else Viewer(MEMBERS, view)
 
 
-def _named(entry: Entry) -> list[str]:
-    """Members with a rendering of their own: the owner where it sees more than others, and whom an offer names."""
+def _named(entry: Entry, parties: Mapping[str, Party]) -> list[str]:
+    """Members with a rendering of their own: the owner where it sees more than others, whom an offer names, and those
+    of the `parties` for whom one is by what they are."""
     audiences = set(entry.audience).union(*(offer.audience for offer in entry.offers))
-    return [entry.participant, *sorted(audiences - {*_GENERAL, entry.participant})[:_NAMED_MAX]]
+    named = [entry.participant, *sorted(audiences - {*_GENERAL, SOME, entry.participant})[:_NAMED_MAX]]
+    chosen = [fitting(offer) for offer in entry.offers if SOME in offer.audience]
+    others = parties.keys() - set(named) if chosen else ()
+    return [*named, *sorted(did for did in others if any(fits(parties[did]) for fits in chosen))]

@@ -23,7 +23,7 @@ from typing import Any
 import tantivy
 
 from catalogue.access import MEMBERS, Viewer
-from catalogue.cards import cards_of, views_of
+from catalogue.cards import cards_of, party_of, views_of
 from catalogue.counts import number, tally, terms_of
 from catalogue.facets import FACETS, THEMES, Card
 from catalogue.languages import tag_of
@@ -390,7 +390,8 @@ def _changes(tx: Transaction, *, at: tuple[int, str]) -> tuple[tuple[int, str], 
     """The next changed entries with their renderings, and the position after them."""
     rows = tx.entries.changed_after(*at, limit=_BATCH)
     position = (rows[-1][0].seq, rows[-1][0].id) if rows else at
-    return position, [(row.id, cards_of(row, member, source)) for row, member, source in rows]
+    parties = {member.id: party_of(member) for member in tx.members.all()} if rows else {}
+    return position, [(row.id, cards_of(row, member, source, parties)) for row, member, source in rows]
 
 
 def _document(card: Card, texts: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> tantivy.Document:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogue.cards import remembered
+from catalogue.cards import is_selective, remembered
 from catalogue.entry import READER, checked_id, digest_of, read_dataset, too_deep
 from catalogue.namespaces import PREFIX, Namespaces
 from catalogue.store import Transaction
@@ -216,6 +216,7 @@ def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally)
     if row.member_id != member.id:
         row.first_seen = now
     row.content, row.raw, row.reader = reading.content, reading.candidate.text, READER
+    row.selective = is_selective(reading.content)
     row.member_id, row.last_seen, row.misses = member.id, now, 0
     row.withdrawn_at, row.withdrawn_why = None, ""
     return differs
@@ -298,5 +299,6 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
         except (HanseError, RecursionError):  # the latter of the text itself
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
+        row.selective = is_selective(row.content)
         row.digest, row.seq = digest_of(row.content), seq
     return len(rows)

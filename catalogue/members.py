@@ -20,6 +20,7 @@ from connector.net import Net
 _STATUS = ("active", "suspended")
 _DOCUMENT_MAX = 64 * 2**10
 _TEXT_MAX = 300
+_ASKED_FOR = ("role", "country")  # what offers may ask of a member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class Members:
             tx.members.add(member)
             tx.members.add(_fresh_source(member.id, tx.now))
             tx.members.forget_etags()
+            tx.entries.touch_selective()
             tx.members.changed()
             return member
 
@@ -89,11 +91,14 @@ class Members:
 
         def work(tx: Transaction) -> Member:
             member = tx.members.of(key, lock=True)
+            differs = any(getattr(member, field) != changes.get(field, getattr(member, field)) for field in _ASKED_FOR)
             for field, value in changes.items():
                 setattr(member, field, value.rstrip("/") if field == "url" else value)
             member.changed_at = tx.now
             if "url" in changes:
                 tx.members.forget_etags()
+            elif differs:
+                tx.members.hold_sources()
             source = tx.members.source(member.id, lock=True)
             if source is not None:
                 source.next_at = tx.now
@@ -103,6 +108,8 @@ class Members:
                         Timing.of(self._settings), failures=failures, last_ok=source.last_ok, now=tx.now
                     )
             tx.entries.touch_all(member.id)
+            if differs:
+                tx.entries.touch_selective()
             tx.members.changed()
             return member
 

@@ -1,5 +1,7 @@
 """What an offer says, for people and for filters: sentences, classes, purposes, and who may know of it. Pure.
 
+Who may know of it is what its owner's connector would say to them: the policy is asked, with what is known of them.
+
 An offer that cannot be read or written, or that uses unknown words, is kept and shown as what it is, never guessed at;
 it is then for members only. Changing what is derived here means raising `entry.READER`.
 """
@@ -7,16 +9,19 @@ it is then for members only. Changing what is derived here means raising `entry.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from catalogue.texts import clean, is_writable, writable
 from policies import explain, jsonld, known, vocabulary
 from policies.errors import PolicyError
+from policies.evaluate import Facts, permits
 from policies.model import Atom, Kind, Policy, Rule
 from policies.vocabulary import Phase, compact
 
+SOME = "some"  # in an audience: members of whom more is asked than to be one; `fitting` says of whom
 _BYTES_MAX = 64 * 2**10
 _SENTENCE_MAX = 2 * _BYTES_MAX  # no sentence is cut: it would say something else
 
@@ -50,7 +55,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One offer. `audience` holds public, members, or DIDs; `policy` is the offer as it was sent."""
+    """One offer. `audience` holds public, members, DIDs, or SOME; `policy` is the offer as it was sent."""
 
     id: str
     policy: dict[str, Any]
@@ -80,6 +85,43 @@ class Offer:
         return cls(**{**content, **lists, "lines": tuple(Line(**line) for line in content["lines"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A member as the register tells of it, as far as offers ask."""
+
+    id: str
+    role: str = ""
+    country: str = ""
+
+    @property
+    def facts(self) -> Facts:
+        known = {"ds:participant": self.id, "ds:role": self.role, "ds:participantCountry": self.country}
+        return Facts.of({**_MEMBER, **{name: value for name, value in known.items() if value}}, source="register")
+
+
+def fitting(offer: Offer) -> Callable[[Party], bool]:
+    """Whom an offer for SOME is for. What its owner knows of them beyond the register, nobody knows here."""
+    if SOME not in offer.audience:
+        return lambda _: False
+    return _fitting(json.dumps({**offer.policy, "@id": "urn:offer"}))
+
+
+@lru_cache(maxsize=64)
+def _fitting(text: str) -> Callable[[Party], bool]:
+    """Members that are alike in what the policy asks are asked about once: there are few roles and countries."""
+    policy, judged = jsonld.read(json.loads(text), kind=Kind.OFFER), dict[Party, bool]()
+    rules = (*policy.permissions, *policy.prohibitions)
+    names = {value.text for rule in rules for atom in _atoms(rule) if _is_of_party(atom) for value in atom.right}
+
+    def fits(party: Party) -> bool:
+        alike = party if party.id in names else replace(party, id=_OTHER)
+        if alike not in judged:
+            judged[alike] = _shown(policy, alike.facts)
+        return judged[alike]
+
+    return fits
+
+
 def read_offer(raw: dict[str, Any]) -> Offer:
     """An offer of a catalogue, as far as its words are known."""
     offer_id = str(raw.get("@id", raw.get("uid", "")))[:1024]
@@ -99,7 +141,7 @@ def read_offer(raw: dict[str, Any]) -> Offer:
         tuple(sorted({*_classes(policy), *(["unknown-terms"] if unclear else [])})),
         tuple(sorted(set(_purposes(policy)))),
         tuple(sorted({compact(rule.action) for rule in policy.permissions})),
-        _audience(policy),
+        _as_worded(policy) if unclear or not policy.permissions else _audience(policy),
         _until(policy),
         clean(unclear[0], 500) if unclear else "",
     )
@@ -144,19 +186,74 @@ def _purposes(policy: Policy) -> Iterator[str]:
                 yield from (compact(vocabulary.expand(value.text)) for value in atom.right)
 
 
+_NOBODY = Facts()
+_MEMBER = {"ds:membership": "active"}
+_NAMING = ("eq", "isAnyOf")
+_RULES_MAX, _NAMES_MAX = 50, 100  # judged of one offer: each rule for each name takes its time from everybody's visits
+_OTHER = "did:web:other.invalid"  # who is not named
+
+
+def _shown(policy: Policy, facts: Facts) -> bool:
+    """Whether the catalogue of its owner would have the offer for whom this is known of: as `concludable` says, without
+    its reasons. No clock is looked at yet."""
+    return any(
+        permits(
+            policy, facts, action=rule.action, permission=f"/permission/{index}", phase=Phase.CATALOGUE, now=0.0
+        )
+        for index, rule in enumerate(policy.permissions)
+    )  # fmt: skip
+
+
 def _audience(policy: Policy) -> tuple[str, ...]:
-    """Who may know of the offer: everybody where some permission asks nothing of the party; else members or DIDs."""
+    """Who may know of the offer: everybody, members, those of them that it names, or whom more is asked of."""
+    if _shown(policy, _NOBODY):
+        return ("public",)
+    if _shown(policy, Facts.of(_MEMBER)):
+        return ("members",)
+    if len(policy.permissions) + len(policy.prohibitions) > _RULES_MAX:
+        return _as_worded(policy) if _is_plain(policy) else ()  # its owner's connector tells whom it is for
+    names = {
+        value.text
+        for rule in policy.permissions
+        for atom in _atoms(rule)
+        if _is_naming(atom)
+        for value in atom.right
+    }  # fmt: skip
+    named = [name for name in sorted(names)[:_NAMES_MAX] if _shown(policy, Party(name).facts)]
+    return tuple(named) if _is_plain(policy) else (*named, SOME)
+
+
+def _is_of_party(atom: Atom) -> bool:
+    return compact(atom.left) == "ds:participant"
+
+
+def _is_naming(atom: Atom) -> bool:
+    return _is_of_party(atom) and atom.operator in _NAMING
+
+
+def _is_plain(policy: Policy) -> bool:
+    """Whether the policy asks of the party nothing but to be a member, and one of those that it names."""
+    asked = [one for rule in policy.permissions for one in rule.constraints]
+    forbidden = (atom for rule in policy.prohibitions for atom in _atoms(rule))
+    return not any(map(_is_about_party, forbidden)) and all(
+        isinstance(one, Atom)
+        and (compact(one.left) == "ds:membership" or _is_naming(one) or not _is_about_party(one))
+        for one in asked
+    )  # fmt: skip
+
+
+def _as_worded(policy: Policy) -> tuple[str, ...]:
+    """The same of a policy that nobody here can judge, for its words or as it permits nothing: everybody where some
+    permission asks nothing of the party; else members or DIDs."""
     audience: set[str] = set()
     for rule in policy.permissions:
         party = [atom for atom in _atoms(rule) if _is_about_party(atom)]
         if not party:
             return ("public",)
-        named = [
-            atom for atom in rule.constraints
-            if isinstance(atom, Atom) and compact(atom.left) == "ds:participant" and atom.operator in ("eq", "isAnyOf")
-        ]  # fmt: skip
-        audience |= {value.text for value in named[0].right} if named else {"members"}
-    return ("members",) if "members" in audience or not audience else tuple(sorted(audience))
+        found = [atom for atom in rule.constraints if isinstance(atom, Atom) and _is_naming(atom)]
+        named = [{value.text for value in atom.right} for atom in found]
+        audience |= set.intersection(*named) if named else {"members"}
+    return ("members",) if "members" in audience or not policy.permissions else tuple(sorted(audience))
 
 
 def _is_about_party(atom: Atom) -> bool:

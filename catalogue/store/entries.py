@@ -108,6 +108,12 @@ class Entries:
         live = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
         self._session.execute(live.values(seq=self.next_seq()))
 
+    def touch_selective(self) -> None:
+        """Who a member is has changed: entries with offers for some members may be for others now. Who calls this holds
+        every source."""
+        live = update(Entry).where(Entry.selective, Entry.withdrawn_at.is_(None))
+        self._session.execute(live.values(seq=self.next_seq()))
+
     def seen_all(self, member_id: str, now: float) -> int:
         """The provider said that nothing changed: every entry that it listed last time is seen again."""
         touched = self._session.execute(

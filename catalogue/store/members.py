@@ -67,11 +67,13 @@ class Members:
     def sources(self) -> Sequence[Source]:
         return self._session.scalars(select(Source)).all()
 
+    def hold_sources(self) -> None:
+        """Wait for whoever changes entries, of whatever member, and have others wait. All lock in one order."""
+        self._session.execute(select(Source.member_id).order_by(Source.member_id).with_for_update())
+
     def forget_etags(self) -> None:
         """Read every catalogue anew at its next visit: what is taken of it depends on who the members are."""
-        self._session.execute(
-            select(Source.member_id).order_by(Source.member_id).with_for_update()
-        )  # all lock in order
+        self.hold_sources()
         self._session.execute(update(Source).values(etag=""))
 
     def due(self, now: float, *, limit: int) -> Sequence[Source]:

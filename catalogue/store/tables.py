@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -96,6 +96,7 @@ class Entry(Table):
     withdrawn_at: Mapped[float | None]
     withdrawn_why: Mapped[str]
     seq: Mapped[int]  # of its last change; of a tombstone, of its withdrawal
+    selective: Mapped[bool] = mapped_column(server_default=false())  # has an offer for some members, by what they are
 
     __table_args__ = (Index("ix_entry_seq", "seq"),)
 

@@ -170,6 +170,67 @@ async def test_offers_are_shown_to_those_whom_they_are_for(
     assert stub["offers"] == []
 
 
+def asking(*conditions: tuple[str, str, Any], **beside: Any) -> dict[str, Any]:
+    constraint = [{"leftOperand": left, "operator": op, "rightOperand": right} for left, op, right in conditions]
+    return {"permission": [{"action": "use", **({"constraint": constraint} if constraint else {})}], **beside}
+
+
+def forbidding(*condition: Any) -> dict[str, Any]:
+    return asking(prohibition=asking(condition)["permission"])
+
+
+async def test_offers_that_ask_more_of_a_member_are_shown_to_those_that_fit(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    """As its owner's connector would: who is left out by name, role or country meets nothing of it."""
+    us, operator = south.did, catalogue.parts.settings.did
+    either = {
+        "or": [{"leftOperand": "ds:participant", "operator": "eq", "rightOperand": did} for did in (us, operator)]
+    }
+    shown = {
+        "country": asking(("ds:participantCountry", "isPartOf", "EU")),
+        "role": asking(("ds:role", "isAnyOf", ["research", "operator"])),
+        "not-other": asking(("ds:participant", "neq", operator)),
+        "either": {"permission": [{"action": "use", "constraint": [either]}]},
+        "sanctions": forbidding("ds:participantCountry", "isAnyOf", ["RU"]),
+    }
+    hidden = {
+        "not-us": asking(("ds:participant", "neq", us)),
+        "none-of-us": asking(("ds:membership", "eq", "active"), ("ds:participant", "isNoneOf", [us])),
+        "not-country": asking(("ds:participantCountry", "neq", "DE")),
+        "not-role": asking(("ds:role", "isNoneOf", ["research"])),
+        "forbidden": forbidding("ds:participant", "eq", us),
+        "both": asking(("ds:participant", "isAnyOf", [us, operator]), ("ds:participant", "eq", operator)),
+        "level": asking(("ds:securityLevel", "gteq", "trust")),
+    }
+    north.datasets = [dataset(f"urn:hanse:north:{name}", policy=policy) for name, policy in (shown | hidden).items()]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    await catalogue.admit(south, "south", country="DE", role="research")  # later than they were listed
+
+    async def found() -> set[str]:
+        answer = await catalogue.search(headers={"authorization": south.token(operator)})
+        names = {hit["name"] for hit in answer["results"]}
+        assert answer["total"] == answer["facets"]["participant"]["values"][0]["count"] == len(names)
+        return names
+
+    assert await found() == set(shown)
+    for name in hidden:
+        header = {"authorization": south.token(operator)}
+        answer = await catalogue.http.get(f"/api/v1/datasets/urn:hanse:north:{name}", headers=header)
+        assert answer.status_code == 404, name
+    assert await catalogue.ids(headers={"accept": "*/*"}) == []
+    assert (await catalogue.search())["total"] == len(shown | hidden)
+    change = {"country": "US", "role": "marketing"}
+    await catalogue.http.patch("/api/v1/members/south", json=change, headers=catalogue.operator)
+    assert await found() == {"either", "sanctions", "not-other", "not-country", "not-role"}
+    north.datasets = []
+    for _ in range(3):
+        await catalogue.crawl("north")
+    header = {"authorization": south.token(operator)}
+    assert (await catalogue.http.get("/api/v1/datasets/urn:hanse:north:not-us", headers=header)).status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/api/v1/datasets/{id}", "/datasets/{id}", "/datasets/{id}/croissant",
                                   "/datasets/{id}/dcat.ttl", "/datasets/{id}/validation"])  # fmt: skip
 async def test_a_hidden_dataset_looks_like_none_everywhere(catalogue: Catalogue, north: Provider, path: str) -> None:

@@ -107,6 +107,15 @@ def constraint(left: str, right: Any, operator: str = "eq") -> dict[str, Any]:
 MEMBER = constraint("ds:membership", "active")
 
 
+def naming(*names: str, country: str = "") -> dict[str, Any]:
+    """A permission for the last of these, of those up to each."""
+    asked = [
+        constraint("ds:participant", [f"did:web:{one}" for one in names[place:]], "isAnyOf")
+        for place in range(len(names))
+    ]
+    return {"action": "use", "constraint": asked + ([constraint("ds:participantCountry", country)] if country else [])}
+
+
 @pytest.mark.parametrize(
     ("policy", "audience"),
     [
@@ -115,12 +124,15 @@ MEMBER = constraint("ds:membership", "active")
         (MEMBERS_ONLY, ("members",)),
         ({"permission": [*MEMBERS_ONLY["permission"], {"action": "use"}]}, ("public",)),
         ({"permission": [{"action": "use", "constraint": [{"or": [MEMBER, MEMBER]}]}]}, ("members",)),
-        ({"permission": [{"action": "use", "constraint": [constraint("ds:role", "research")]}]}, ("members",)),
+        ({"permission": [{"action": "use", "constraint": [constraint("ds:role", "research")]}]}, ("some",)),
         (
             {"permission": [{"action": "use", "constraint": [constraint("ds:participant", "did:web:a")]}]},
             ("did:web:a",),
         ),
         ({"permission": [{"action": "use", "constraint": [constraint("odrl:unheard", "x")]}]}, ("members",)),
+        ({"permission": [naming("a", "b")]}, ("did:web:b",)),
+        ({"permission": [naming(name) for name in "ab" * 30]}, ("did:web:a", "did:web:b")),  # many to ask one by one
+        ({"permission": [naming(name, country="DE") for name in "ab" * 30]}, ()),
         ({"prohibition": [{"action": "use"}]}, ("members",)),
         ({"permission": "nonsense"}, ("members",)),
     ],

@@ -64,8 +64,8 @@ def take(store: Store, owner: Member, names: list[str], *, more: Sequence[object
 
 
 def test_the_migration_makes_the_tables_of_the_program(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0001")
-    assert upgrade(database_url) == ("0001", "0001")
+    assert upgrade(database_url) == ("", "0002")
+    assert upgrade(database_url) == ("0002", "0002")
     store = Store(database_url)
     found = inspect(store.engine)
     for name, table in Table.metadata.tables.items():
