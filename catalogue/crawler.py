@@ -240,7 +240,7 @@ class Crawler:
         source.failures = 0 if good else source.failures + 1
         source.problem = clean(outcome.problem, _PROBLEM_MAX)
         source.etag = outcome.etag
-        if good:
+        if good or (source.last_ok or 0.0) > tx.now:  # the clock was set back: how old its entries are begins anew
             source.last_ok = tx.now
         pause = freshness.pause(self._timing, failures=source.failures, took=took, luck=self._luck())
         source.next_at = tx.now + pause

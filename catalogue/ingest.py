@@ -227,7 +227,7 @@ def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None
 
     So are those whose ids are another's by now. What is unfit for another reason is stale and not missing.
     """
-    unseen = ((row, tally.unfit.get(row.id)) for row in tx.entries.unseen_since(member_id, since))
+    unseen = ((row, tally.unfit.get(row.id)) for row in tx.entries.unseen_since(member_id, since, now=tx.now))
     missed = [(row, unfit) for row, unfit in unseen if unfit is None or unfit.foreign]
     seq = tx.entries.next_seq() if missed else 0
     for row, unfit in missed:
@@ -240,7 +240,7 @@ def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None
 
 def age(tx: Transaction, member_id: str, *, seconds: float, tally: Tally) -> None:
     """After a visit: what no visit has listed for so long, because they broke off or it is unfit, is withdrawn."""
-    rows = tx.entries.unseen_since(member_id, tx.now - seconds)
+    rows = [row for row in tx.entries.unseen_since(member_id, tx.now - seconds, now=tx.now) if row.last_seen < tx.now]
     seq = tx.entries.next_seq() if rows else 0
     for row in rows:
         why = _unfit(tally.unfit.get(row.id)) or f"no visit of its provider has listed it for {seconds / _DAY:g} days"

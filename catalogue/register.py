@@ -52,8 +52,9 @@ class Register:
 
     def _current(self, tx: Transaction) -> Signed:
         revision, kept = tx.members.revision(), self._signed
-        fresh_until = kept.signed_at + self._settings.register_seconds * _FRESH_PART if kept else 0.0
-        if kept is None or kept.revision != revision or tx.now >= fresh_until:
+        age = tx.now - kept.signed_at if kept else 0.0  # below 0: the clock was set back, and it would hold for long
+        fresh = 0 <= age < self._settings.register_seconds * _FRESH_PART
+        if kept is None or kept.revision != revision or not fresh:
             kept = self._sign([facts_of(member) for member in tx.members.all()], revision, tx.now)
             self._signed = kept
         return kept

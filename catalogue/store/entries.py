@@ -12,6 +12,7 @@ from catalogue.store.tables import DOUBTED, Entry, Member, Source
 from connector.errors import NotFound
 
 _SEQ = "entry"
+_SET_BACK = 3_600.0  # seconds; less may be while a visit lasts, and what that has seen is seen
 _CHUNK = 10_000  # ids in one statement: databases take some 32,000 variables
 _OWNED = (
     select(Entry, Member, Source)
@@ -124,11 +125,13 @@ class Entries:
         )
         return len(touched.all())
 
-    def unseen_since(self, member_id: str, since: float) -> Sequence[Entry]:
-        """Live entries of a member that were last seen before `since`; their texts are loaded only when asked for."""
+    def unseen_since(self, member_id: str, since: float, *, now: float) -> Sequence[Entry]:
+        """Live entries of a member that were last seen before `since`, or by a clock that has been set back since then;
+        their texts are loaded only when asked for."""
+        unseen = or_(Entry.last_seen < since, Entry.last_seen > now + _SET_BACK)
         return self._session.scalars(
             select(Entry)
-            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), Entry.last_seen < since)
+            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), unseen)
             .options(defer(Entry.raw), defer(Entry.content))
         ).all()
 

@@ -77,11 +77,12 @@ class Members:
         self._session.execute(update(Source).values(etag=""))
 
     def due(self, now: float, *, limit: int) -> Sequence[Source]:
-        """Connectors of active members that are to be visited now, longest due first."""
+        """Connectors of active members that are to be visited now, longest due first. One that was visited later than
+        now was so by a clock that went wrong, and so is when it was to be visited next."""
         return self._session.scalars(
             select(Source)
             .join(Member, Member.id == Source.member_id)
-            .where(Source.next_at <= now, Member.status == "active")
+            .where(or_(Source.next_at <= now, Source.last_try > now), Member.status == "active")
             .order_by(Source.next_at)
             .limit(limit)
         ).all()

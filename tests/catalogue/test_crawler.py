@@ -270,6 +270,38 @@ async def test_attempts_and_pauses_outlive_a_restart(catalogue: Catalogue, north
     assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock(), limit=9)))
 
 
+async def test_a_clock_that_was_set_back_keeps_nobody_from_being_visited_or_from_ageing(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    """It may have been a year ahead for one visit, as that of a machine without a battery is until it is set."""
+    north.datasets = [dataset("urn:hanse:north:kept"), dataset("urn:hanse:north:gone")]
+    await catalogue.admit(north, "north")
+    catalogue.clock.advance(365 * DAY)
+    await catalogue.crawl("north")
+    ahead = await catalogue.parts.register.current()
+    catalogue.clock.advance(-365 * DAY)
+
+    async def due() -> list[str]:
+        rows = await catalogue.parts.store.read(lambda tx: list(tx.members.due(tx.now, limit=9)))
+        return [row.member_id for row in rows]
+
+    assert await due() == [north.did]
+    north.datasets = north.datasets[:1]
+    for _ in range(3):
+        await catalogue.crawl("north")
+    assert await due() == []
+    assert await catalogue.ids() == ["urn:hanse:north:kept"]
+    assert (await catalogue.parts.register.current()).signed_at < ahead.signed_at
+    catalogue.clock.advance(365 * DAY)
+    await catalogue.crawl("north")
+    catalogue.clock.advance(-365 * DAY)
+    north.answer = lambda *_: Reply(status=503)
+    await catalogue.crawl("north")
+    catalogue.clock.advance(2 * DAY)
+    await catalogue.crawl("north")
+    assert (await catalogue.search())["results"][0]["state"] == "unreachable"
+
+
 async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue: Catalogue, north: Provider) -> None:
     """A visit under way may have passed the change already, so another one follows it."""
     entered, released = asyncio.Event(), asyncio.Event()
