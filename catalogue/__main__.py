@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from catalogue.settings import Settings
 from connector.errors import HanseError, NotFound
-from connector.forms import unfit
+from connector.forms import make_folder, unfit
 
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
@@ -29,6 +29,7 @@ def serve() -> None:
     import uvicorn
 
     from catalogue.app import create_app
+    from catalogue.store.claim import alone
     from connector.bounds import Bounded, raise_descriptors
     from connector.telemetry import set_up_logging
 
@@ -36,9 +37,15 @@ def serve() -> None:
     settings = _settings()
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     raise_descriptors()
-    app = _told(lambda: create_app(settings))
     host, port = settings.public_host, settings.public_port
-    uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+
+    def served() -> None:
+        make_folder(settings.data_dir, "HANSE_DATA_DIR")
+        with alone(settings.data_dir, settings.database):
+            app = create_app(settings)
+            uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+
+    _told(served)
 
 
 @commands.command()

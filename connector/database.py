@@ -90,7 +90,8 @@ def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sq
         ) from error
 
 
-def _connected(engine: Engine) -> Connection:
+def connected(engine: Engine) -> Connection:
+    """A connection; Busy, with what to look at, where there is none."""
     try:
         return engine.connect()
     except DBAPIError as error:
@@ -123,7 +124,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
 
     engine = open_engine(url, pool_size=1, patient=True)
     try:
-        with _connected(engine).execution_options(writing=True) as connection, connection.begin():
+        with connected(engine).execution_options(writing=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
             before = MigrationContext.configure(connection).get_current_revision() or ""

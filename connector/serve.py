@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import gc
 import os
 import signal
@@ -32,6 +31,7 @@ from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.forms import make_folder
 from connector.listening import Server
+from connector.locks import locked
 from connector.parts import Services, build
 from connector.settings import Settings
 from connector.store.migrate import sqlite_file, upgrade
@@ -264,26 +264,11 @@ def alone(settings: Settings) -> Iterator[TextIO]:
     for left over, and each other's files for their own, and hear nothing of what the other one revokes."""
     directory, database = settings.data_dir, sqlite_file(settings.database)
     with contextlib.ExitStack() as held:
-        own = held.enter_context(_locked(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
+        own = held.enter_context(locked(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
         if database is not None:
             lock = database.with_name(f"{database.name}.lock")
-            held.enter_context(_locked(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file"))
+            held.enter_context(locked(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file"))
         yield own
-
-
-def _locked(path: Path, setting: str, otherwise: str) -> TextIO:
-    with contextlib.ExitStack() as opened:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = opened.enter_context(path.open("a+"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Conflict(
-                f"{setting}: {path} cannot be locked ({error.strerror}), as where another connector serves from there; "
-                f"stop that one, or {otherwise} of its own"
-            ) from None
-        opened.pop_all()
-    return file
 
 
 def _follow(lock: TextIO, run: str) -> str:

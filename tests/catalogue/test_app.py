@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from catalogue.__main__ import commands
 from catalogue.app import build, create_app
 from catalogue.settings import Settings
+from catalogue.store.claim import alone
 from connector import bounds
 from connector.errors import BadInput, Conflict
 from tests.catalogue.conftest import Catalogue
@@ -96,6 +97,23 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
     assert await run("member", "list") == (0, "no members yet; `hanse catalogue member add DID NAME` admits one\n")
     assert (await run("member", "list", "--json"))[1] == "[]\n"
     assert (await run("member", "remove", "north"))[0] == 4
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each took the other's index for lost, and built it anew for ever."""
+    with alone(tmp_path / "data", database_url):
+        monkeypatch.setenv("HANSE_DATABASE_URL", database_url)
+        for directory, setting in (("data", "HANSE_DATA_DIR"), ("other", "HANSE_DATABASE_URL")):
+            monkeypatch.setenv("HANSE_DATA_DIR", str(tmp_path / directory))
+            result = CliRunner().invoke(commands, ["serve"])
+            assert result.exit_code == 1
+            assert result.output.startswith(f"error: {setting}: "), result.output
+            assert "another catalogue serves from" in result.output
+    with alone(tmp_path / "data", database_url):
+        pass
 
 
 @pytest.mark.parametrize("words", [["list"], ["add", "did:web:x.test", "x"], ["suspend", "x"], ["remove", "x"]])
