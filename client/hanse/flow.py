@@ -147,16 +147,24 @@ def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -
 
 
 def find(name: Name) -> Generator[Call, Any, Found]:
-    """The dataset in its owner's catalog. NotFound says what there is instead."""
+    """The dataset in its owner's catalog, by its id or the last part of it. NotFound says what there is instead,
+    BadInput which ids end in the same name: which of them stands first is nobody's choice of data."""
     asked = {"participant": name.participant, "dataset": name.dataset}  # it may have more than one answer lists
     catalog = yield Call("GET", "/catalog", asked, seconds=30)
     provider = catalog.get("participantId")
     if not isinstance(provider, str) or not provider:
         raise Broken(f"expected the catalog of {name.participant} with a participantId, came one without")
     datasets = [entry for entry in _list(catalog.get("dataset")) if isinstance(entry, dict)]
-    for entry in datasets:
-        if name.dataset in _names(entry):
-            return Found(name, provider, entry)
+    fitting = [entry for entry in datasets if name.dataset in _names(entry)]
+    exact = [entry for entry in fitting if entry.get("@id") == name.dataset]
+    if len(ids := {str(entry["@id"]): entry for entry in reversed(exact or fitting)}) > 1:
+        raise BadInput(
+            f"{name.participant} shows us {len(ids)} datasets called {name.dataset!r}; name the one that is meant by "
+            f"its id, as {name.participant}/<id>: {', '.join(sorted(ids)[:10])}",
+            code="dataset_ambiguous",
+        )
+    for entry in ids.values():
+        return Found(name, provider, entry)
     known = ", ".join(sorted(_names(entry)[-1] for entry in datasets)[:10]) or "nothing"
     raise NotFound(f"{name.participant} shows us no dataset {name.dataset!r}; it shows {known}", code="dataset_unknown")
 

@@ -105,6 +105,20 @@ def test_an_agreement_that_ended_or_is_for_something_else_is_not_used(row: dict[
     assert "POST /negotiations" in said
 
 
+def test_of_two_datasets_that_end_in_one_name_neither_is_taken_for_the_other() -> None:
+    """It was the first in the owner's list, which is in the order of ids."""
+    twice = [{"@id": f"urn:north:{group}:flights", "hasPolicy": [{"@id": f"offer:{group}"}]} for group in ("a", "b")]
+    catalog = {"GET /catalog": {**CATALOG, "dataset": twice}}
+    with pytest.raises(errors.BadInput, match="north/<id>: urn:north:a:flights, urn:north:b:flights") as caught:
+        play({**FRESH, **catalog})
+    assert caught.value.code == "dataset_ambiguous"
+    steps = flow.find(flow.name_of("north/urn:north:b:flights"))
+    next(steps)
+    with pytest.raises(StopIteration) as done:
+        steps.send(catalog["GET /catalog"])
+    assert done.value.value.dataset_id == "urn:north:b:flights"
+
+
 def test_a_transfer_for_another_purpose_is_not_used() -> None:
     other = {**STARTED, "purpose": DPV + "Marketing"}
     _, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[other]]})
