@@ -22,7 +22,7 @@ from hanse.errors import (
     Refused,
 )
 
-FORMAT = "HttpData-PULL"
+FORMAT, _PUSH = "HttpData-PULL", "-PUSH"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
 _WAIT_SECONDS = 20.0  # of one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
@@ -273,6 +273,7 @@ def _started(
     rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
     for row in rows:
         same = row.get("agreement_id") == agreement and iri(str(row.get("purpose") or "")) == purpose
+        same = same and not str(row.get("format", "")).endswith(_PUSH)  # nobody reads what the owner sends
         if same and row.get("state") == "STARTED":
             return replace(access, transfer_id=str(row["id"]))
     body = {"agreement_id": agreement, "format": FORMAT, **({"purpose": purpose} if purpose else {})}

@@ -105,6 +105,14 @@ def test_an_agreement_that_ended_or_is_for_something_else_is_not_used(row: dict[
     assert "POST /negotiations" in said
 
 
+def test_a_push_that_is_under_way_is_no_transfer_to_read_from() -> None:
+    """It has no address to read at."""
+    pushing = {**STARTED, "format": "HttpData-PUSH", "id": "trf:0"}
+    access, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[pushing]]})
+    assert access.transfer_id == "trf:1"
+    assert "POST /transfers" in said
+
+
 def test_of_two_datasets_that_end_in_one_name_neither_is_taken_for_the_other() -> None:
     """It was the first in the owner's list, which is in the order of ids."""
     twice = [{"@id": f"urn:north:{group}:flights", "hasPolicy": [{"@id": f"offer:{group}"}]} for group in ("a", "b")]
