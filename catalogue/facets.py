@@ -66,6 +66,14 @@ class Card:
     views: tuple[str, ...] = ()
     hidden_from: tuple[str, ...] = ()
 
+    @property
+    def path(self) -> str:
+        """How a program asks for the dataset: by its short name where that stands for this id, and for no other of its
+        owner's that ends in it, too."""
+        entry = self.entry
+        short = entry.id in (entry.name, f"urn:hanse:{self.owner}:{entry.name}")
+        return f"{self.owner}/{entry.name if short else entry.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facet:

@@ -116,7 +116,7 @@ def summary(card: Card, *, root: str, now: float) -> Json:
     return {
         "id": entry.id,
         "name": entry.name,
-        "path": f"{card.owner}/{entry.name}",
+        "path": card.path,
         "title": entry.title,
         "description": _short(entry.description, _DESCRIPTION_MAX),
         "participant": card.owner,

@@ -125,7 +125,7 @@ def snippet(card: Card) -> str:
         "# your own connector negotiates",
         "space = hanse.connect(url, token)",
         "data = space.agree(",
-        f"    {_literal(f'{card.owner}/{card.entry.name}')},",
+        f"    {_literal(card.path)},",
         f"    purpose={purpose},",
         ")",
     ]

@@ -257,7 +257,7 @@ def test_the_snippet_streams_where_rows_may_leave_and_queries_where_not() -> Non
 def test_whatever_a_member_calls_things_stays_one_text_of_the_snippet(text: str, action: str) -> None:
     purpose = {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": text}
     shown = card({"permission": [{"action": action, "constraint": [purpose]}]})
-    code = words.snippet(replace(shown, entry=replace(shown.entry, name=text)))
+    code = words.snippet(replace(shown, entry=replace(shown.entry, name=text, id=f"urn:hanse:north:{text}")))
     assert all(mark.isprintable() or mark == "\n" for mark in code)
     calls = [one for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Call)]
     assert not [one for one in calls if isinstance(one.func, ast.Name) and one.func.id != "print"]
@@ -265,6 +265,18 @@ def test_whatever_a_member_calls_things_stays_one_text_of_the_snippet(text: str,
     quoted = text.replace('"', '""')
     table = set() if action == "ds:stream" else {f'SELECT count(*) FROM "north"."{quoted}"'}
     assert given == {f"north/{text}"} | table
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "path"),
+    [("urn:hanse:north:a", "north/a"), ("a", "north/a"), ("urn:hanse:north:x:a", "north/urn:hanse:north:x:a"),
+     ("https://north.test/x/a", "north/https://north.test/x/a"),
+     (f"urn:hanse:north:{'a' * 150}", f"north/urn:hanse:north:{'a' * 150}")],
+)  # fmt: skip
+def test_a_path_leads_to_its_dataset_and_to_no_other_that_ends_alike(dataset_id: str, path: str) -> None:
+    shown = replace(card({}), entry=read_dataset(dataset(dataset_id), participant="did:web:n"))
+    assert shown.path == path
+    assert f'"{path}"' in words.snippet(shown)
 
 
 def test_rules_with_the_same_conditions_are_said_once() -> None:
