@@ -99,6 +99,14 @@ class Party:
         return Facts.of({**_MEMBER, **{name: value for name, value in known.items() if value}}, source="register")
 
 
+def uses(offer: Offer) -> list[tuple[str, str]]:
+    """What each permission of an offer lets one do, and a purpose that it is for ("" where it is for any)."""
+    if not offer.policy:
+        return []
+    rules = jsonld.read(offer.policy, kind=Kind.OFFER).permissions
+    return [(compact(rule.action), next(_purposes_of(rule), "")) for rule in rules]
+
+
 def fitting(offer: Offer) -> Callable[[Party], bool]:
     """Whom an offer for SOME is for. What its owner knows of them beyond the register, nobody knows here."""
     if SOME not in offer.audience:
@@ -181,9 +189,13 @@ def _classes(policy: Policy) -> Iterator[str]:
 
 def _purposes(policy: Policy) -> Iterator[str]:
     for rule in policy.permissions:
-        for atom in _atoms(rule):
-            if compact(atom.left) == "odrl:purpose" and atom.operator in ("eq", "isAnyOf", "isPartOf", "isA"):
-                yield from (compact(vocabulary.expand(value.text)) for value in atom.right)
+        yield from _purposes_of(rule)
+
+
+def _purposes_of(rule: Rule) -> Iterator[str]:
+    for atom in _atoms(rule):
+        if compact(atom.left) == "odrl:purpose" and atom.operator in ("eq", "isAnyOf", "isPartOf", "isA"):
+            yield from (compact(vocabulary.expand(value.text)) for value in atom.right)
 
 
 _NOBODY = Facts()

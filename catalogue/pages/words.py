@@ -13,11 +13,12 @@ from urllib.parse import quote, urlencode
 from markupsafe import Markup, escape
 
 from catalogue.facets import FACETS, POLICIES, Card
-from catalogue.offers import Line, Offer
+from catalogue.offers import Line, Offer, uses
 from catalogue.question import Question
 from connector.look.words import UNITS, ago, counted
 from policies.columns import quoted
 
+_ROWS = ("ds:stream", "ds:train", "odrl:read", "odrl:use")  # actions by which rows leave
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
 
 
@@ -117,8 +118,10 @@ def search_url(question: Question, **changes: Any) -> str:
 
 
 def snippet(card: Card) -> str:
-    """Python that gets at the data: rows where an offer lets rows leave, else an aggregate."""
-    purpose = _literal(next((purpose for offer in card.offers for purpose in offer.purposes), ""))
+    """Python that gets at the data: rows where an offer lets rows leave, for what it does, else an aggregate."""
+    allowed = [use for offer in card.offers for use in uses(offer)]
+    rows = [use for use in allowed if use[0] in _ROWS]
+    purpose = _literal(next((purpose for _, purpose in rows or allowed), ""))
     lines = [
         "import hanse",
         "",
@@ -129,8 +132,7 @@ def snippet(card: Card) -> str:
         f"    purpose={purpose},",
         ")",
     ]
-    actions = {action for offer in card.offers for action in offer.actions}
-    if actions & {"ds:stream", "ds:train", "odrl:read", "odrl:use"}:
+    if rows:
         return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
     table = ".".join(map(quoted, (card.owner, card.entry.name)))
     lines += [

@@ -252,6 +252,17 @@ def test_the_snippet_streams_where_rows_may_leave_and_queries_where_not() -> Non
     assert """'SELECT count(*) FROM "north"."patients"'""" in figures
 
 
+def test_the_snippet_is_for_what_lets_rows_leave_wherever_that_stands() -> None:
+    """It had the first purpose of all, for which the owner refuses rows."""
+    care = {**PURPOSE, "rightOperand": ["https://w3id.org/dpv#ServiceProvision"]}
+    figures, rows = {"action": "ds:query", "constraint": [care]}, {"action": "ds:stream", "constraint": [PURPOSE]}
+    apart = replace(card({}), offers=tuple(card({"permission": [one]}).offers[0] for one in (figures, rows)))
+    for shown in (card({"permission": [figures, rows]}), apart):
+        code = words.snippet(shown)
+        assert 'purpose="dpv:Marketing"' in code
+        assert "data.stream()" in code
+
+
 @pytest.mark.parametrize("action", ["ds:stream", "ds:query"])
 @pytest.mark.parametrize("text", ['x"+print(1)+"', "x'+print(1)+'", "a\\", '"."y"', "é\u202e\u2028\U000e0001", "\t\n"])
 def test_whatever_a_member_calls_things_stays_one_text_of_the_snippet(text: str, action: str) -> None:
