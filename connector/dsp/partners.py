@@ -19,6 +19,7 @@ from connector.errors import NotFound, PeerNonsense, PeerRefused
 # By name or DID; {} for who is no member, None where nobody knows.
 Member = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 _PAGES_MAX = 200
+_BYTES_MAX = 32 * 2**20  # of the pages of one catalogue, which take many times as much in memory
 _DCT, _DCAT = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#"
 
 
@@ -101,9 +102,14 @@ class Partners:
             with suppress(PeerRefused, PeerNonsense):
                 return {**whole, "dataset": [await self._dataset(partner, dataset)]}
         datasets: list[Any] = []
-        url = f"{partner.base}/catalog/request"
+        url, room = f"{partner.base}/catalog/request", _BYTES_MAX
         for _ in range(_PAGES_MAX):
             answer = await self._peer.fetch("POST", url, audience=partner.id, message=CatalogRequestMessage().to_wire())
+            if (room := room - answer.size) < 0:
+                raise PeerNonsense(
+                    f"expected a catalogue of at most {_BYTES_MAX} bytes from {partner.name or partner.id}, came more; "
+                    "ask for one dataset by its id, or for fewer"
+                )
             page = jsonld.node_of(answer.document)
             whole = {**page, **whole}
             datasets.extend(_datasets(page, partner.id))

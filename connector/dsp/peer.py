@@ -61,6 +61,7 @@ class Answer:
     reason: str = ""
     code: str = ""
     headers: Mapping[str, str] | None = None
+    size: int = 0  # bytes of the body
 
     @property
     def accepted(self) -> bool:
@@ -173,7 +174,7 @@ def _answer(reply: Reply) -> Answer:
         document = jsonld.parse(reply.body) if reply.body.strip() else None
     except MessageInvalid:
         document = None  # an acknowledgement need not have a body, and one that we cannot read is none
-    return Answer(reply.status, document, headers=reply.headers)
+    return Answer(reply.status, document, headers=reply.headers, size=len(reply.body))
 
 
 def _path_of(reply: Reply, root: str) -> str:

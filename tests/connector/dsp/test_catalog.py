@@ -12,12 +12,13 @@ import pytest
 from connector.dsp import jsonld
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.partners import Partner, Partners, next_page, read_dataset
-from connector.dsp.peer import Answer
+from connector.dsp.peer import Answer, Peer
 from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.net import Reply
 from connector.store import Transaction
 from policies.evaluate import Facts
 from tests.support.counterparty import Counterparty
-from tests.support.pair import USE, Json, Side, add_dataset, offer_row, pair
+from tests.support.pair import USE, Cable, Json, Side, add_dataset, offer_row, pair
 
 DS = "https://w3id.org/hanse/policy/1/"
 MEMBERS: Json = {
@@ -269,6 +270,25 @@ class Answering:
 
     async def fetch(self, *_: Any, **__: Any) -> Answer:
         return Answer(200, self._document)
+
+
+async def test_a_catalogue_that_does_not_end_takes_no_memory_without_end() -> None:
+    """Two hundred pages of eight megabytes, each with one dataset, were all kept."""
+    text = "x" * 2**22
+    asked: list[str] = []
+
+    class Endless(Cable):
+        async def call(self, method: str, url: str, **_: Any) -> Reply:
+            asked.append(url)
+            body = json.dumps({"@type": "Catalog", "dataset": [{"@id": f"urn:{len(asked)}", "dct:title": text}]})
+            link = f'<https://north.example/catalog/request?after={len(asked)}>; rel="next"'
+            return Reply(200, {"link": link}, body.encode())
+
+    peer = Peer(wire=Endless(), mint=str)
+    partners = Partners(peer=peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    with pytest.raises(PeerNonsense, match="expected a catalogue of at most 33554432 bytes from north"):
+        await partners.catalog(Partner("did:web:north", "https://north.example", "north"))
+    assert len(asked) == 8
 
 
 @pytest.mark.parametrize(
