@@ -1,8 +1,9 @@
 """Tells the data space's catalogue that what we offer has changed, so that it visits us now, not at its next time.
 
-A hint in the background, which may be lost: the catalogue visits every connector anyway, only later. So nothing waits
-for it, no command fails with it, and what stands in its way is in the log alone. It hears nothing of a dataset that was
-never offered: its name may tell what nobody is to know.
+A hint in the background, which ends with the process: the catalogue visits every connector anyway, only later. So
+nothing waits for it, no command fails with it, and what stands in its way is in the log alone. A catalogue that is down
+is told again: what its owner took back would be shown there until three visits have missed it. It hears nothing of a
+dataset that was never offered: its name may tell what nobody is to know.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Collection
 
-from connector.errors import HanseError
+from connector.errors import Busy, HanseError, PeerBusy, PeerUnreachable
 from connector.events import DatasetRemoved, DatasetVersioned, Event, OfferPublished, OfferWithdrawn
 from connector.identity.service import Identity
 from connector.net import Net
@@ -21,8 +22,9 @@ from connector.telemetry import logger
 _CHANGES = (OfferPublished, DatasetVersioned)
 _ENDS = (OfferWithdrawn, DatasetRemoved)
 _GATHER_SECONDS = 0.5  # what changes together is told at once
-_REST_SECONDS = 10.0  # between two words to the catalogue
-_MOST = 1000  # datasets that a catalogue lets a member take back in one word; visits notice the rest
+_REST_SECONDS = 10.0  # between two words to the catalogue; doubling while it does not answer, to
+_REST_SECONDS_MAX = 300.0
+_MOST = 1000  # datasets that a catalogue lets a member take back in one word
 _log = logger("announcing")
 
 
@@ -47,22 +49,33 @@ class Announcer:
 
     async def run(self) -> None:
         """Tell of what changes, until cancelled."""
+        rest = _REST_SECONDS
         while True:
             await self._news.wait()
             await asyncio.sleep(_GATHER_SECONDS)
             self._news.clear()
             changed, self._changed = self._changed, set()
             ended, self._ended = self._ended, set()
+            again = False
             try:
                 if not await self._tell(changed, ended):
                     continue
             except Exception as error:  # noqa: BLE001  # the next change is told of all the same
                 reason = error.message if isinstance(error, HanseError) else repr(error)
                 _log.warning("catalogue_not_told", reason=reason)
-            await asyncio.sleep(_REST_SECONDS)
+                again = isinstance(error, Busy | PeerBusy | PeerUnreachable)
+            if again:
+                self._later(changed, ended)
+            await asyncio.sleep(rest)
+            rest = min(2 * rest, _REST_SECONDS_MAX) if again else _REST_SECONDS
+
+    def _later(self, changed: Collection[str], ended: Collection[str]) -> None:
+        self._changed |= {*changed}
+        self._ended |= {*ended}
+        self._news.set()
 
     async def _tell(self, changed: Collection[str], ended: Collection[str]) -> bool:
-        """Whether there was something to tell."""
+        """Whether there was something to tell. PeerBusy where the catalogue says that it takes nothing now."""
         offered, withdrawn = await self._store.read(
             lambda tx: (_in_force(tx, {*changed, *ended}), _withdrawn(tx, ended))
         )
@@ -71,6 +84,10 @@ class Announcer:
         body = json.dumps({"withdrawn": withdrawn[:_MOST]}).encode()
         headers = {"authorization": self._identity.mint(self._operator), "content-type": "application/json"}
         reply = await self._net.call("POST", self._url, headers=headers, body=body)
+        if reply.status >= 500 or reply.status == 429:
+            raise PeerBusy(f"the catalogue answered {reply.status}")
+        if withdrawn[_MOST:]:
+            self._later((), withdrawn[_MOST:])
         if reply.status != 200:
             _log.warning("catalogue_not_told", reason=f"the catalogue answered {reply.status}")
         return True

@@ -106,8 +106,38 @@ async def test_of_what_is_not_offered_and_never_was_the_catalogue_hears_nothing(
         assert net.told == [[B], [], [B]]
 
 
+async def test_a_catalogue_that_is_down_is_told_until_it_answers(sqlite_store: Store) -> None:
+    """Else what was taken back meanwhile is shown there for a quarter of an hour."""
+    net = Listens(0, 503, 429)
+    async with announced(sqlite_store, net):
+        await sqlite_store.write(offered)
+        await net.until(4)
+        await asyncio.sleep(0.2)
+    assert net.told == [[B]] * 4
+
+
+async def test_of_many_that_are_withdrawn_at_once_each_is_told(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcing, "_MOST", 2)
+    ids = [f"{A}-{number}" for number in range(5)]
+
+    def work(tx: Transaction) -> None:
+        about = {"policy": {}, "form": "", "digest": "", "decide": "auto", "created_at": 0.0}
+        for dataset in ids:
+            tx.datasets.add(Offer(id=f"o-{dataset}", dataset_id=dataset, withdrawn_at=1.0, **about))
+            tx.publish(OfferWithdrawn(actor="x", dataset=dataset))
+
+    net = Listens()
+    async with announced(sqlite_store, net):
+        await sqlite_store.write(work)
+        await net.until(3)
+        await asyncio.sleep(0.2)
+    assert net.told == [ids[:2], ids[2:4], ids[4:]]
+
+
 async def test_a_catalogue_that_does_not_take_it_is_told_of_the_next_change(sqlite_store: Store) -> None:
-    net = Listens(0, 401)
+    net = Listens(404, 401)
     async with announced(sqlite_store, net):
         for count in (1, 2, 3):
             what = offered if count == 1 else lambda tx: tx.publish(OfferWithdrawn(actor="x", dataset=B))
