@@ -1,4 +1,4 @@
-"""The command line of the catalogue: `hanse catalogue serve | ready | migrate | member ...`."""
+"""The command line of the catalogue: `hanse catalogue serve | ready | migrate | token | member ...`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,17 @@ def migrate() -> None:
     typer.echo(f"schema {after} (was {before or 'empty'})")
 
 
+@commands.command()
+def token() -> None:
+    """Make a new token for the operator; the one before it, and every session in a browser, end at once."""
+    from catalogue.access import make_token
+
+    settings = _settings()
+    file = settings.admin_token_file
+    text = _told(lambda: _with_store(lambda store: store.write_now(lambda tx: make_token(tx, file))))
+    typer.echo(f"the operator's token is in {file}" if file else f"Operator's token (shown once): {text}")
+
+
 @member.command("add")
 def add(
     did: Annotated[str, typer.Argument(help="The participant's did:web; its document must resolve.")],
@@ -131,24 +142,33 @@ def _settings() -> Settings:
 def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
     """Run `work` on the members of the configured database; a running catalogue follows within seconds."""
     from catalogue.members import Members
-    from catalogue.store import Store
-    from catalogue.store.migrate import check_made, upgrade
     from connector.net import Guard, Net
 
-    async def run() -> Any:
+    async def run(store: Any) -> Any:
         settings = _settings()
-        check_made(settings.database)
-        upgrade(settings.database)
-        store = Store(settings.database)
         guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
         net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
         try:
             return await work(Members(store, net, settings))
         finally:
             await net.close()
-            store.close()
 
-    return _told(lambda: asyncio.run(run()))
+    return _told(lambda: _with_store(lambda store: asyncio.run(run(store))))
+
+
+def _with_store(work: Callable[[Any], Any]) -> Any:
+    """Run `work` on the configured database, which a catalogue has made."""
+    from catalogue.store import Store
+    from catalogue.store.migrate import check_made, upgrade
+
+    settings = _settings()
+    check_made(settings.database)
+    upgrade(settings.database)
+    store = Store(settings.database)
+    try:
+        return work(store)
+    finally:
+        store.close()
 
 
 def _told(work: Callable[[], Any]) -> Any:

@@ -58,18 +58,7 @@ class Access:
 
     async def first_token(self, file: Path | None) -> str | None:
         """Make the operator's token if there is none; its text, which stands in `file`, or is to be printed once."""
-        text = secrets.token_urlsafe(32)
-
-        def work(tx: Transaction) -> bool:
-            if tx.tokens.count():
-                return False
-            tx.tokens.add(Token(digest=_digest(text), name="admin", kind="token", created_at=tx.now, expires_at=None))
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                whole.write(file, text + "\n")  # inside the transaction: no token that nobody can read
-            return True
-
-        return text if await self._store.write(work) else None
+        return await self._store.write(lambda tx: None if tx.tokens.count() else make_token(tx, file))
 
     async def viewer(self, request: Request) -> Viewer:
         """Who looks. Unauthenticated for a token that does not hold."""
@@ -136,6 +125,17 @@ class Access:
 
     async def log_out(self, cookie: str) -> None:
         await self._store.write(lambda tx: tx.tokens.remove(_digest(cookie)))
+
+
+def make_token(tx: Transaction, file: Path | None) -> str:
+    """A token for the operator in place of all tokens and sessions; its text, which stands in `file`, if given."""
+    text = secrets.token_urlsafe(32)
+    tx.tokens.end_all()
+    tx.tokens.add(Token(digest=_digest(text), name="admin", kind="token", created_at=tx.now, expires_at=None))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole.write(file, text + "\n")  # inside the transaction: no token that nobody can read
+    return text
 
 
 def _refusal(viewer: Viewer) -> Unauthenticated | ScopeMissing:

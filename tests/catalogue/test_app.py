@@ -18,11 +18,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
+from catalogue.access import COOKIE
 from catalogue.app import build, create_app
 from catalogue.settings import Settings
 from catalogue.store.claim import alone
@@ -114,6 +116,38 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
             assert "another catalogue serves from" in result.output
     with alone(tmp_path / "data", database_url):
         pass
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_token_that_somebody_else_has_is_ended_by_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a running catalogue; there was no way but to change its database."""
+    settings = Settings()
+    parts = build(settings)
+    old = await parts.access.first_token(None)
+    assert old is not None
+    cookie = await parts.access.log_in(old)
+    app = create_app(settings, parts=parts)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://catalogue.test") as http:
+
+        async def status(**headers: str) -> int:
+            return (await http.get("/api/v1/members", headers=headers)).status_code
+
+        assert await status(authorization=f"Bearer {old}") == await status(cookie=f"{COOKIE}={cookie}") == 200
+        printed = await asyncio.to_thread(CliRunner().invoke, commands, ["token"])
+        assert printed.exit_code == 0
+        new = printed.output.rpartition(": ")[2].strip()
+        assert await status(authorization=f"Bearer {old}") == await status(cookie=f"{COOKIE}={cookie}") == 401
+        assert await status(authorization=f"Bearer {new}") == 200
+        monkeypatch.setenv("HANSE_ADMIN_TOKEN_FILE", str(tmp_path / "admin.token"))
+        told = await asyncio.to_thread(CliRunner().invoke, commands, ["token"])
+        assert told.output == f"the operator's token is in {tmp_path / 'admin.token'}\n"
+        assert await status(authorization=f"Bearer {new}") == 401
+        assert await status(authorization=f"Bearer {(tmp_path / 'admin.token').read_text().strip()}") == 200
+    await parts.net.close()
+    parts.search.close()
+    parts.store.close()
 
 
 @pytest.mark.parametrize("words", [["list"], ["add", "did:web:x.test", "x"], ["suspend", "x"], ["remove", "x"]])
