@@ -208,7 +208,7 @@ class Sender:
         """Claim what is due; how long to sleep."""
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
-            await self._store.write(_forget)
+            await self._store.write(self._tidy)
         full, asked = self._circles.full(), time.time()
         due, waiting, clock = await self._store.read(
             lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting(), tx.messages.clock())
@@ -226,6 +226,14 @@ class Sender:
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
+
+    def _tidy(self, tx: Transaction) -> None:
+        """Remove what nobody will ask for any more, and take up what waits longer than anything does: the clock was set
+        back since it was put off."""
+        tx.messages.forget_older(tx.now - _REMEMBER)
+        tx.admissions.forget_idle(tx.now)
+        now = self._at(tx.now)
+        tx.messages.bring_forward(now, beyond=now + self._cap + _FORGET_EVERY)
 
     def _compare(self, asked: float, clock: float) -> None:
         """How far the database's clock is ahead, where it answered soon enough to tell."""
@@ -334,9 +342,3 @@ class Sender:
         row.due_at = self._at(tx.now) + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
         row.lease_owner, row.lease_until = "", 0.0
         self._log.info("delivery_later", process=row.process, attempts=row.attempts, reason=outcome.why)
-
-
-def _forget(tx: Transaction) -> None:
-    """Remove what nobody will ask for any more."""
-    tx.messages.forget_older(tx.now - _REMEMBER)
-    tx.admissions.forget_idle(tx.now)

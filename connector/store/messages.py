@@ -98,6 +98,11 @@ class Messages:
         found: float | None = self._session.scalar(select(func.min(later)).where(_none_of(but)))
         return found
 
+    def bring_forward(self, now: float, *, beyond: float) -> None:
+        """What nobody has leased, and is due later than `beyond`, is due now, and as old as of now."""
+        late = update(Outbox).where(Outbox.due_at > beyond, Outbox.lease_owner == "")
+        self._session.execute(late.values(due_at=now, created_at=now))
+
     def waiting(self) -> int:
         return self._session.scalar(select(func.count()).select_from(Outbox)) or 0
 

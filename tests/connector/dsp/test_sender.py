@@ -439,6 +439,27 @@ async def test_a_configured_delay_comes_before_every_message(sqlite_store: Store
     assert loop.time() - start >= 0.15
 
 
+async def test_what_was_put_off_by_a_clock_that_is_set_back_is_delivered_all_the_same(sqlite_store: Store) -> None:
+    """It was due when the wrong clock said, a year later perhaps, and its process could send nothing else."""
+
+    def put_off(tx: Transaction) -> None:
+        row = message("one")
+        row.circle, row.host, row.lease_owner, row.lease_until = "strangers", "peer", "", 0.0
+        row.due_at = row.created_at = tx.now + 365 * 86_400
+        tx.messages.send(row)
+
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    await sqlite_store.write(put_off)
+    courier = Script(carry)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    async with asyncio.timeout(10):
+        await courier.until(1)
+    await made.stop()
+
+
 async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqlite_store: Store) -> None:
     def note(tx: Transaction) -> None:
         tx.messages.remember(sender="a", message_id="old", digest="", now=tx.now - 40 * 86_400)
