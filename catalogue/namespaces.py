@@ -47,8 +47,9 @@ def _spelled(text: str) -> str:
     text = text.lower()
     text = unquote(text.replace("%3a", "%253a") if text.startswith("did:") else text)
     if text.startswith(_WEB):
-        host, sign, path = text.removeprefix(_WEB).partition(":")
-        return f"{_WEB}{_ascii(host)}{sign}{path}"
+        server, sign, path = text.removeprefix(_WEB).partition(":")
+        name, mark, number = server.removesuffix("%3a443").partition("%3a")
+        return f"{_WEB}{_ascii(name.rstrip('.'))}{mark}{number}{sign}{path}"
     if text.startswith(_SCHEMES):
         text = text.replace("\\", "/")  # as browsers read it
     try:

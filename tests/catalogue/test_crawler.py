@@ -598,6 +598,8 @@ MEMBERS = [
         ("did:web:b\u00fccher.test:b:a", "bee"), ("urn:hanse%3anorth:a", "north"), ("https://hub.test/../..", "hub"),
         ("https:\\\\north.test\\a", "north"), ("https://hub.test/dsp\\south/a", "south"),
         ("did:web:north.test:a", "north"), ("DID:web:NORTH.test#a", "north"), ("did:web:hub.test:south:a", "south"),
+        ("did:web:north.test%3A443:a", "north"), ("did:web:north.test.:a", "north"),
+        ("did:web:north.test%3A80:a", None),
         ("did:web:hub.test:a", "hub"), ("did:web:hub.test%3a8443:a", "lab"), ("did:web:hub.test%3A9", None),
         ("urn:hanse:north:a", "north"), ("URN:Hanse:NORTH:a", "north"), ("urn:hanse:northern:a", "nobody"),
         ("urn:uuid:1", None), ("https://north.test:port/a", None), ("http://[", None), ("a", None),
