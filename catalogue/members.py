@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from catalogue.freshness import Timing, state_of
+from catalogue.namespaces import are_alike
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
@@ -152,7 +153,7 @@ class Members:
             url=url,
         )
         _check({field: getattr(made, field) for field in ("name", "title", "role", "country", "url")})
-        if application.name == self._settings.name or application.id == self._settings.did:
+        if application.name == self._settings.name or are_alike(application.id, self._settings.did):
             raise AlreadyExists("this is the operator itself, which is a member already")
         return made
 
@@ -184,6 +185,12 @@ def _refuse_taken(tx: Transaction, wanted: Application) -> None:
     for key in (wanted.id, wanted.name):
         if (other := tx.members.find(key)) is not None:
             raise AlreadyExists(f"{key} is a member already ({other.name}, {other.status}); change that one instead")
+    for other in tx.members.all():
+        if are_alike(other.id, wanted.id):
+            raise AlreadyExists(
+                f"{wanted.id} differs from {other.id} ({other.name}, {other.status}) in capitals or a default port "
+                "only; change that one instead, or have the new one take another DID"
+            )
 
 
 def _is_callable(url: str) -> bool:

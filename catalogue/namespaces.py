@@ -35,6 +35,11 @@ class Namespaces:
         return set() if text.startswith(PREFIX) else None
 
 
+def are_alike(one: str, other: str) -> bool:
+    """Whether two DIDs have one namespace: each of two members could list what is the other's."""
+    return _spelled(one) == _spelled(other)
+
+
 def _address(did: str) -> str:
     """Where a `did:web` has its document, without the document's own name."""
     rest = did.lower().removeprefix(_WEB)

@@ -63,6 +63,20 @@ async def test_a_did_and_a_name_are_taken_once(catalogue: Catalogue, north: Prov
     assert (await joining(catalogue, id=south.did, name="north"))[0] == 409
 
 
+async def test_a_did_that_is_anothers_but_for_capitals_is_taken(catalogue: Catalogue, north: Provider) -> None:
+    """On one host these are two tenants, and ids of the one were in the namespace of the other."""
+
+    def documents(_: Provider, request: Request) -> Reply:
+        return Reply.of({"id": ":".join([north.did, *request.path.removesuffix("/did.json").split("/")[1:]])})
+
+    north.answer = documents
+    assert (await joining(catalogue, id=f"{north.did}:clinic", name="clinic"))[0] == 201
+    status, says = await joining(catalogue, id=f"{north.did}:Clinic", name="other")
+    assert status == 409
+    assert "differs from" in says
+    assert (await joining(catalogue, id=f"{north.did}:clinic2", name="third"))[0] == 201
+
+
 async def test_without_a_url_the_dids_own_address_is_taken(catalogue: Catalogue, north: Provider) -> None:
     status, _ = await joining(catalogue, id=north.did, name="north")
     member = (await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)).json()
