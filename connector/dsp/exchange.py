@@ -314,7 +314,7 @@ class Exchange(ABC, Generic[Row]):
         theirs = message["consumerPid"] if message.get("providerPid") == row.process else message.get("providerPid")
         if not theirs:
             return False
-        known = await self._peer.get(f"{row.address}/{self.kind}s/{theirs}", audience=row.audience)
+        known = await self._peer.get(f"{row.address}/{self.kind}s/{segment(theirs)}", audience=row.audience)
         told = messages.status_of(known.document) if known.accepted else None
         current = await self._store.read(lambda tx: self._peek(tx, row.process))
         if told is None or current is None:

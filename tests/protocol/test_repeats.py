@@ -7,13 +7,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from connector.dsp import exchange, states
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.net import Reply
-from tests.support.counterparty import DATASET, OFFER_ID, PATHS, Counterparty, snapshot
+from connector.store import Transaction
+from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, PATHS, Counterparty, snapshot
 from tests.support.pair import Call, Pair, announced, emptied, pair, settled
 from tests.support.waiting import until
 
@@ -238,6 +240,40 @@ async def test_a_peer_that_forgets_ids_but_tells_its_state_is_believed(tmp_path:
         two.cable.tamper = forgetful
         row = await two.ask(OFFER_ID)
         await settled(two.south, "negotiation", row.id, "FINALIZED")
+
+
+@pytest.mark.parametrize("pid", ["https://north.example/negotiations/1?a#b", "urn:uuid:a b"])
+async def test_a_peer_whose_pids_are_addresses_is_asked_for_the_state_at_the_right_one(
+    tmp_path: Path, pid: str
+) -> None:
+    """It was asked where nothing is, and what it had taken in counted as refused."""
+    async with pair(tmp_path) as two:
+        other = Counterparty(two.south)
+        row = await other.negotiation(role="consumer", state="AGREED")
+
+        asked: list[str] = []
+        tries: list[int] = []
+
+        async def forgetful(call: Call) -> Reply:
+            if call.method == "GET":
+                asked.append(call.url)
+                state = {"@type": "ContractNegotiation", "consumerPid": row.id, "providerPid": pid, "state": "VERIFIED"}
+                return Reply(200, {}, json.dumps({"@context": CONTEXT, **state}).encode())
+            tries.append(1)
+            return Reply(502 if len(tries) == 1 else 400, {}, b"")
+
+        two.cable.tamper = forgetful
+        two.cable.apps[other.host] = two.north.app
+
+        def named(tx: Transaction) -> None:
+            found = tx.negotiations.get(row.id)
+            assert found is not None
+            found.peer_pid = pid
+
+        await two.south.store.write(named)
+        await two.south.negotiations.command(row.id, "verify", by="x")
+        await settled(two.south, "negotiation", row.id, "VERIFIED")
+        assert asked == [f"{other.address}/negotiations/{quote(pid, safe=':@')}"]
 
 
 async def test_a_reply_of_404_is_tried_a_few_times_and_then_counts_as_no(tmp_path: Path) -> None:
