@@ -35,11 +35,7 @@ def router(members: Members, crawler: Crawler, index: Index, store: Store, acces
     @routes.post("/members", tags=["members"], status_code=201, dependencies=[operator])
     async def join(wanted: NewMember) -> dict[str, Any]:
         """Admit a participant. Its DID document is fetched and must be its own."""
-        facts = wanted.model_dump(exclude={"status"})
-        member = await members.join(Application(**facts))
-        if wanted.status != "active":
-            member = await members.change(member.id, changes={"status": wanted.status})
-        return shapes.member(member)
+        return shapes.member(await members.join(Application(**wanted.model_dump())))
 
     @routes.get("/members/{key:path}", tags=["members"], dependencies=[operator])
     async def one(key: str) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from connector.net import Net
 _STATUS = ("active", "suspended")
 _DOCUMENT_MAX = 64 * 2**10
 _TEXT_MAX = 300
+_TOLD = ("id", "name", "title", "role", "country", "url", "status")
 _ASKED_FOR = ("role", "country")  # what offers may ask of a member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
-    """What a participant that wants to join says of itself. An empty `url` is the root of its DID's address."""
+    """What a participant that wants to join says of itself, and the operator of its `status`. An empty `url` is the
+    root of its DID's address."""
 
     id: str
     name: str
@@ -34,6 +36,7 @@ class Application:
     role: str = "participant"
     country: str = ""
     url: str = ""
+    status: str = "active"
 
 
 class Members:
@@ -66,8 +69,7 @@ class Members:
         def work(tx: Transaction) -> Member:
             _refuse_taken(tx, wanted)
             member = Member(
-                **{field: getattr(wanted, field) for field in ("id", "name", "title", "role", "country", "url")},
-                status="active",
+                **{field: getattr(wanted, field) for field in _TOLD},
                 reason="",
                 joined_at=tx.now,
                 changed_at=tx.now,
@@ -152,7 +154,7 @@ class Members:
             role=application.role[:_TEXT_MAX],
             url=url,
         )
-        _check({field: getattr(made, field) for field in ("name", "title", "role", "country", "url")})
+        _check({field: getattr(made, field) for field in _TOLD if field != "id"})
         if application.name == self._settings.name or are_alike(application.id, self._settings.did):
             raise AlreadyExists("this is the operator itself, which is a member already")
         return made

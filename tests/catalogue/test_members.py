@@ -77,6 +77,15 @@ async def test_a_did_that_is_anothers_but_for_capitals_is_taken(catalogue: Catal
     assert (await joining(catalogue, id=f"{north.did}:clinic2", name="third"))[0] == 201
 
 
+async def test_who_is_admitted_as_suspended_was_never_active(catalogue: Catalogue, north: Provider) -> None:
+    """A register of that moment would have been believed for minutes."""
+    assert (await joining(catalogue, id=north.did, name="north", url=north.url, status="suspended"))[0] == 201
+    assert await catalogue.parts.store.read(lambda tx: (tx.members.of("north").status, tx.members.revision())) == (
+        "suspended",
+        1,
+    )
+
+
 async def test_without_a_url_the_dids_own_address_is_taken(catalogue: Catalogue, north: Provider) -> None:
     status, _ = await joining(catalogue, id=north.did, name="north")
     member = (await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)).json()
