@@ -1,9 +1,9 @@
 """Tells the data space's catalogue that what we offer has changed, so that it visits us now, not at its next time.
 
-A hint in the background, which ends with the process: the catalogue visits every connector anyway, only later. So
-nothing waits for it, no command fails with it, and what stands in its way is in the log alone. A catalogue that is down
-is told again: what its owner took back would be shown there until three visits have missed it. It hears nothing of a
-dataset that was never offered: its name may tell what nobody is to know.
+A hint in the background: the catalogue visits every connector anyway, only later. So nothing waits for it, no command
+fails with it, and what stands in its way is in the log alone. A catalogue that is down is told again, and a process
+that starts tells what was taken back shortly before: it would be shown there until three visits have missed it. It
+hears nothing of a dataset that was never offered: its name may tell what nobody is to know.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _ENDS = (OfferWithdrawn, DatasetRemoved)
 _GATHER_SECONDS = 0.5  # what changes together is told at once
 _REST_SECONDS = 10.0  # between two words to the catalogue; doubling while it does not answer, to
 _REST_SECONDS_MAX = 300.0
+_BEFORE_SECONDS = 3_600.0  # by then visits have noticed what the process before this one did not tell
 _MOST = 1000  # datasets that a catalogue lets a member take back in one word
 _log = logger("announcing")
 
@@ -39,7 +40,8 @@ class Announcer:
         self._changed: set[str] = set()
         self._ended: set[str] = set()
         self._news = asyncio.Event()
-        if catalogue_url and operator:
+        self._told_of = bool(catalogue_url and operator)
+        if self._told_of:
             store.bus.subscribe(self._heard, own=True)
 
     def _heard(self, event: Event) -> None:
@@ -50,6 +52,7 @@ class Announcer:
     async def run(self) -> None:
         """Tell of what changes, until cancelled."""
         rest = _REST_SECONDS
+        await self._recall()
         while True:
             await self._news.wait()
             await asyncio.sleep(_GATHER_SECONDS)
@@ -68,6 +71,18 @@ class Announcer:
                 self._later(changed, ended)
             await asyncio.sleep(rest)
             rest = min(2 * rest, _REST_SECONDS_MAX) if again else _REST_SECONDS
+
+    async def _recall(self) -> None:
+        """What was withdrawn shortly before this process started: the one that did it may have told nobody."""
+        if not self._told_of:
+            return
+        try:
+            lately = await self._store.read(lambda tx: tx.datasets.withdrawn_since(tx.now - _BEFORE_SECONDS))
+        except HanseError as error:
+            _log.warning("catalogue_not_told", reason=error.message)
+            return
+        if lately:
+            self._later((), lately)
 
     def _later(self, changed: Collection[str], ended: Collection[str]) -> None:
         self._changed |= {*changed}

@@ -151,6 +151,10 @@ class Datasets:
             query = query.where(Offer.withdrawn_at.is_(None))
         return self._session.scalars(query).all()
 
+    def withdrawn_since(self, at: float) -> Sequence[str]:
+        """Ids of datasets of which an offer was withdrawn then or later."""
+        return self._session.scalars(select(Offer.dataset_id).where(Offer.withdrawn_at >= at).distinct()).all()
+
     def offered_now(self) -> int:
         """How many offers are in force."""
         query = select(func.count()).select_from(Offer).where(Offer.withdrawn_at.is_(None))

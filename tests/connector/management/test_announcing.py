@@ -116,6 +116,24 @@ async def test_a_catalogue_that_is_down_is_told_until_it_answers(sqlite_store: S
     assert net.told == [[B]] * 4
 
 
+async def test_what_the_process_before_took_back_is_told_at_the_next_start(sqlite_store: Store) -> None:
+    def before(tx: Transaction) -> None:
+        about = {"policy": {}, "form": "", "digest": "", "decide": "auto", "created_at": 0.0}
+        for dataset, ago in ((A, 20.0), (B, 90_000.0)):
+            tx.datasets.add(Offer(id=f"o-{dataset}", dataset_id=dataset, withdrawn_at=tx.now - ago, **about))
+
+    await sqlite_store.write(before)
+    net = Listens()
+    async with announced(sqlite_store, net):
+        await net.until(1)
+        await asyncio.sleep(0.1)
+    assert net.told == [[A]]
+    nobody = Listens()
+    async with announced(sqlite_store, nobody, catalogue_url=""):
+        await asyncio.sleep(0.1)
+    assert nobody.told == []
+
+
 async def test_of_many_that_are_withdrawn_at_once_each_is_told(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
