@@ -6,6 +6,7 @@ Of namespaces within each other the innermost counts; members that share one URL
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
@@ -47,10 +48,11 @@ def _address(did: str) -> str:
 
 
 def _spelled(text: str) -> str:
-    """Small letters, hosts in ASCII, nothing encoded but the colon of a DID's port; a URL with its port, without
+    """Small plain letters, hosts in ASCII, nothing encoded but the colon of a DID's port; a URL with its port, without
     dots or empty steps on its way, http as https."""
-    text = text.lower()
+    text = unicodedata.normalize("NFKC", text).lower()
     text = unquote(text.replace("%3a", "%253a") if text.startswith("did:") else text)
+    text = unicodedata.normalize("NFKC", text).lower()  # also of what was encoded
     if text.startswith(_WEB):
         server, sign, path = text.removeprefix(_WEB).partition(":")
         name, mark, number = server.removesuffix("%3a443").partition("%3a")

@@ -598,6 +598,7 @@ MEMBERS = [
         ("did:web:b\u00fccher.test:b:a", "bee"), ("urn:hanse%3anorth:a", "north"), ("https://hub.test/../..", "hub"),
         ("https:\\\\north.test\\a", "north"), ("https://hub.test/dsp\\south/a", "south"),
         ("did:web:north.test:a", "north"), ("DID:web:NORTH.test#a", "north"), ("did:web:hub.test:south:a", "south"),
+        ("urn:han\u017fe:north:a", "north"), ("urn\uff1ahanse\uff1anorth:a", "north"), ("urn:hanse:%4eorth:a", "north"),
         ("did:web:north.test%3A443:a", "north"), ("did:web:north.test.:a", "north"),
         ("did:web:north.test%3A80:a", None),
         ("did:web:hub.test:a", "hub"), ("did:web:hub.test%3a8443:a", "lab"), ("did:web:hub.test%3A9", None),
