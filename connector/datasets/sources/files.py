@@ -302,9 +302,9 @@ def _open(real: Path, asked: str) -> int:
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """The files below a directory. PathRefused for a folder that is a link: one may lead round and round, and rows
-    that others would find behind it must not be missing without a word."""
-    for directory, folders, names in os.walk(top, followlinks=False):
+    """The files below a directory. PathRefused for a folder that is a link, which may lead round and round, and for one
+    that we may not look into: rows that others would find there must not be missing without a word."""
+    for directory, folders, names in os.walk(top, followlinks=False, onerror=_unseen):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         if linked := [name for name in folders if os.path.islink(os.path.join(directory, name))]:
             raise PathRefused(
@@ -314,6 +314,13 @@ def _walk(top: Path) -> Iterator[Path]:
         for name in names:
             if not name.startswith((".", "_")):
                 yield Path(directory, name)
+
+
+def _unseen(error: OSError) -> None:
+    raise PathRefused(
+        f"expected folders that the connector may look into, came {error.filename!r} ({error.strerror}); check its "
+        "permissions, or move it elsewhere"
+    ) from error
 
 
 def _kind(mode: int) -> str:
