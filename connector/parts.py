@@ -10,7 +10,7 @@ from typing import Any
 
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.mark import Mark
-from connector.audit.note import Signer, origin_of
+from connector.audit.note import Signer, name_in, origin_of
 from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
@@ -188,7 +188,9 @@ def build(settings: Settings) -> Services:
     plugins.load()
     participant = settings.participant_id or did.did_of(settings.root_url)
     store = Store(settings.database, bus=Bus())
-    fresh, keyed = store.read_now(lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed()))
+    fresh, keyed, newest = store.read_now(
+        lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.checkpoint())
+    )
     key_dir = settings.data_dir / "keys"
     key = keys.participant_key(key_dir, new=fresh)
     mask_secret = keys.secret(key_dir, "mask", new=fresh)
@@ -320,7 +322,8 @@ def build(settings: Settings) -> Services:
     )
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
-    signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir, new=fresh))
+    log_name = name_in(newest.note) if newest else origin_of(settings.root_url, settings.name)
+    signer = Signer(log_name, keys.log_key(key_dir, new=fresh))
     former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
     log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
     sequencer = Sequencer(

@@ -55,6 +55,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     """
     await parts.store.read(partial(check_key, signer=parts.signer, former=parts.former))
     await parts.store.read(parts.log_mark.check)
+    await tell_of_another_self(parts)
     leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
@@ -98,6 +99,20 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         await asyncio.gather(sequencing, upkeep, counting, announcing, return_exceptions=True)
         await parts.net.close()
         parts.store.close()
+
+
+async def tell_of_another_self(parts: Services) -> None:
+    """Say which agreements are those of who we were: their other sides know us by another DID, and at its address."""
+    for before, count in sorted((await parts.store.read(lambda tx: tx.agreements.signed_as())).items()):
+        if before != parts.participant:
+            _log.warning(
+                "signed as another participant",
+                agreements=count,
+                signed_as=before,
+                now=parts.participant,
+                reason="to their other sides we are another one now, who has not signed; set HANSE_PUBLIC_URL (or "
+                "HANSE_PARTICIPANT_ID) to what it was, or agree anew (docs/operations.md)",
+            )
 
 
 async def _first_token(parts: Services) -> None:

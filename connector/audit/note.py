@@ -64,6 +64,11 @@ def head_of(note: str) -> tuple[str, int, bytes]:
     return origin, int(size), base64.b64decode(root, validate=True)
 
 
+def name_in(note: str) -> str:
+    """The log's name, as its head says it: that stays, or who has its verifier key would take it for another log."""
+    return note.partition("\n")[0]
+
+
 def proof(*, index: int, path: Sequence[bytes], note: str) -> str:
     """A `.tlog-proof`: that the record `index` is in the tree of the checkpoint `note`."""
     hashes = "".join(f"{_b64(step)}\n" for step in path)
@@ -71,7 +76,7 @@ def proof(*, index: int, path: Sequence[bytes], note: str) -> str:
 
 
 def origin_of(root_url: str, name: str) -> str:
-    """The log's name, by the address it is first served from: `host/audit/participant`."""
+    """What a log is called that has no head yet, by the address it is served from: `host/audit/participant`."""
     return f"{urlsplit(root_url).netloc}/audit/{name}"
 
 

@@ -208,6 +208,13 @@ class Agreements:
         held = (Agreement.role == role, _FINAL_OR_COMING, Agreement.ended_at.is_(None))
         return self._unit.session.scalars(select(Agreement.id).where(*held)).all()
 
+    def signed_as(self) -> dict[str, int]:
+        """How many hold, in either role, by the participant that we were as we signed them."""
+        ours = case((Agreement.role == "provider", Agreement.provider), else_=Agreement.consumer)
+        held = (_FINAL_OR_COMING, Agreement.ended_at.is_(None))
+        rows = self._unit.session.execute(select(ours, func.count()).where(*held).group_by(ours))
+        return {str(name): int(count) for name, count in rows}
+
     def datasets(self, agreement_ids: Collection[str]) -> dict[str, str]:
         """What each of these agreements is about."""
         about = select(Agreement.id, Agreement.dataset_id).where(Agreement.id.in_(agreement_ids))

@@ -6,22 +6,25 @@ import shutil
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from connector.audit.note import head_of
 from connector.errors import Conflict
 from connector.events import ServiceStarted
 from connector.parts import Services, build
+from connector.serve import tell_of_another_self
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.tables import DatasetVersion
+from connector.store.tables import Agreement, DatasetVersion
 from tests.support import migrated
 
 
-def started(folder: Path) -> Services:
+def started(folder: Path, **settings: str) -> Services:
     """The parts of a connector, where nothing runs. `parts.store` must be closed."""
     if not folder.exists():
         folder.mkdir()
         migrated.sqlite(folder / "connector.db")
-    return build(Settings(name="north", data_dir=folder, flight_port=1))
+    return build(Settings(**{"name": "north", "data_dir": folder, "flight_port": 1} | settings))
 
 
 def _used(tx: Transaction, version: str) -> None:
@@ -50,3 +53,44 @@ async def test_a_key_that_records_were_made_with_is_not_made_anew(tmp_path: Path
     assert names == ["flight.secret", "instance.secret", "log.key", "mask.secret", "participant.pem", "version.secret"]
     keyed = version.startswith("hmac-")
     assert refused == ["log.key", "mask.secret", "participant.pem", *(["version.secret"] if keyed else [])]
+
+
+@pytest.mark.parametrize("other", [{"public_url": "https://clinic.example"}, {"name": "south"}])
+async def test_the_log_keeps_its_name_where_the_connector_has_another_one(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    """Its verifier key has the name in it: an auditor's former key and files were told to be another log's."""
+    parts = started(tmp_path / "north", public_url="https://north.example")
+    await parts.store.write(lambda tx: tx.publish(ServiceStarted(actor="did:web:north.example")))
+    await parts.log.sequencer.settle()
+    parts.store.close()
+    after = started(tmp_path / "north", **({"public_url": "https://north.example"} | other))
+    await after.store.write(lambda tx: tx.publish(ServiceStarted(actor="did:web:north.example")))
+    await after.log.sequencer.settle()
+    head = await after.log.head()
+    after.store.close()
+    assert after.log.vkey == parts.log.vkey
+    assert head_of(head)[:2] == ("north.example/audit/north", 2)
+
+
+async def test_agreements_that_were_signed_as_another_participant_are_told(tmp_path: Path) -> None:
+    """To their other sides nothing holds any more, and here all of them were shown as in force."""
+    before, now = "did:web:north.example", "did:web:clinic.example"
+
+    def sign(tx: Transaction) -> None:
+        about = {"dataset_id": "d", "address": "https://lab.example", "policy": {}, "digest": "", "finalized": True}
+        for key, role, us, ended in (("a", "provider", before, None), ("b", "consumer", before, None),
+                                     ("c", "provider", now, None), ("d", "provider", before, 1.0)):  # fmt: skip
+            sides = dict(zip(("provider", "consumer"), (us, "did:web:lab.example"), strict=True))
+            sides = sides if role == "provider" else {"provider": sides["consumer"], "consumer": us}
+            row = Agreement(id=key, role=role, negotiation_id=key, signed_at=1.0, ended_at=ended, **sides, **about)
+            tx.agreements.add(row)
+
+    parts = started(tmp_path / "north", public_url="https://clinic.example")
+    try:
+        await parts.store.write(sign)
+        with capture_logs() as logs:
+            await tell_of_another_self(parts)
+    finally:
+        parts.store.close()
+    assert [(line["agreements"], line["signed_as"], line["now"]) for line in logs] == [(2, before, now)]
