@@ -347,6 +347,12 @@ def test_revoking_says_what_else_that_party_holds_under_the_offer(run: Run, serv
     assert "urn:uuid:other" in told
 
 
+def test_revoking_does_not_say_that_the_other_side_knows(run: Run, served: Connector) -> None:
+    """It may not be there, and is told later."""
+    served.routes["POST", "/agreements/one/revoke"] = AGREEMENT
+    assert "in the log here; the other side hears of it" in run("revoke", "one").err.replace("\n", " ")
+
+
 AS_JSON = [case for case in COMMANDS if case[0][0] in ("dataset", "offer", "negotiations", "agreements", "transfers",
            "pending", "approve", "search", "query") and case[2] is not None
            and case[0][:2] != ["offer", "templates"]]  # fmt: skip

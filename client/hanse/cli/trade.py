@@ -166,7 +166,10 @@ def revoke(
     if as_json:
         print_json(row or {"id": agreement})
         return
-    say(f"{agreement} is revoked ({(time.monotonic() - started) * 1000:.0f} ms); both sides have it in their logs")
+    say(
+        f"{agreement} is revoked ({(time.monotonic() - started) * 1000:.0f} ms), and in the log here; the other side "
+        "hears of it with the end of its transfers, once it can be reached"
+    )
     if others := (row or {}).get("others"):
         say(
             f"its consumer has {len(others)} more under the same offer, each to be revoked by itself: "
