@@ -308,6 +308,7 @@ def build(settings: Settings) -> Services:
         Profiles(pool, settings),
         name=settings.name,
         roots=settings.source_roots,
+        private=(*settings.own_places, converted),
         converted=converted,
         secret=version_secret,
         outside=outside,

@@ -289,6 +289,14 @@ class Settings(BaseSettings):
         return f"{self.root_url}/dsp/2025-1"
 
     @property
+    def own_places(self) -> tuple[Path, ...]:
+        """What is the connector's alone, also where data may lie around it: keys, records, what others sent."""
+        records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
+        names = ("keys", *records, "received", "outside", "queries", "streams", "work")
+        files = (self.admin_token_file, self.connections, self.tls_key)
+        return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
+
+    @property
     def database(self) -> str:
         """The SQLAlchemy URL in use."""
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'connector.db'}"

@@ -32,7 +32,7 @@ from connector.datasets.registering import (
 )
 from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
-from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
+from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, none_of, unchanged
 from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import (
     AlreadyExists,
@@ -105,7 +105,8 @@ _Stored = tuple[Dataset, DatasetVersion]
 
 
 class Registry:
-    """The datasets of one owner. `roots` are the directories that files may come from, `secret` keys their versions."""
+    """The datasets of one owner. `roots` are the directories that files may come from, `private` what of these is ours,
+    `secret` keys their versions."""
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Registry:
         roots: Sequence[Path],
         converted: Path,
         secret: bytes,
+        private: Sequence[Path] = (),
         outside: Outside | None = None,
     ) -> None:
         self._secret = secret
@@ -123,6 +125,7 @@ class Registry:
         self._engine = engine
         self._owner = name
         self._roots = tuple(roots)
+        self._private = tuple(private)
         self._folder = converted  # where converted files are kept
         self._making = Making(converted)
         self._letting_go: set[asyncio.Task[None]] = set()
@@ -339,7 +342,7 @@ class Registry:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
-        files = await at_files((), partial(source(kind).find, asked.path, roots=self._roots, options=options))
+        files = await at_files((), partial(self._at, kind, asked.path, options))
         before: tuple[FileRef, ...] = ()
         for _ in range(_LOOKS):
             if not fresh(files, since_ns=begun, before=before):
@@ -351,6 +354,9 @@ class Registry:
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",
         )
+
+    def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+        return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
 
     async def _converted(
         self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told

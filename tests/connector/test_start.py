@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from connector.audit.note import head_of
-from connector.errors import Conflict
+from connector.datasets.registering import Registration
+from connector.errors import Conflict, PathRefused
 from connector.events import ServiceStarted
 from connector.parts import Services, build
 from connector.serve import tell_of_another_self
@@ -19,7 +21,7 @@ from connector.store.tables import Agreement, DatasetVersion
 from tests.support import migrated
 
 
-def started(folder: Path, **settings: str) -> Services:
+def started(folder: Path, **settings: Any) -> Services:
     """The parts of a connector, where nothing runs. `parts.store` must be closed."""
     if not folder.exists():
         folder.mkdir()
@@ -94,3 +96,33 @@ async def test_agreements_that_were_signed_as_another_participant_are_told(tmp_p
     finally:
         parts.store.close()
     assert [(line["agreements"], line["signed_as"], line["now"]) for line in logs] == [(2, before, now)]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("north/keys/participant.pem", "csv"),
+        ("north/connector.db", "csv"),
+        ("admin.token", "csv"),
+        ("link.csv", "csv"),
+        ("connections.yaml", "jsonl"),
+        (".", "hive"),
+        ("north/received/whole/1.arrows", "parquet"),
+    ],
+)
+async def test_what_is_the_connectors_own_is_no_data_although_it_lies_under_a_root(
+    tmp_path: Path, path: str, kind: str
+) -> None:
+    """Whoever may register data would have its private key, and an administrator's token, for the asking."""
+    secrets = {"admin_token_file": tmp_path / "admin.token", "connections": tmp_path / "connections.yaml"}
+    parts = started(tmp_path / "north", source_roots=(tmp_path,), **secrets)
+    for place in (*secrets.values(), tmp_path / "rows.parquet", tmp_path / "north/prepared/1.parquet",
+                  tmp_path / "north/received/whole/1.arrows"):  # fmt: skip
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "admin.token")
+    try:
+        with pytest.raises(PathRefused, match="the connector's own"):
+            await parts.registry.register(Registration(name="d", path=str(tmp_path / path), kind=kind), by="owner")
+    finally:
+        parts.store.close()

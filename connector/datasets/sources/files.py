@@ -116,6 +116,20 @@ def resolve(path: str, *, roots: Sequence[Path]) -> Path:
     return real
 
 
+def none_of(places: Sequence[Path], files: tuple[FileRef, ...]) -> tuple[FileRef, ...]:
+    """The files. PathRefused for one that is, or lies under, one of these places of the connector's own: whoever may
+    register data would have its keys."""
+    real = [os.path.realpath(place) for place in places]
+    within = tuple(f"{place}/" for place in real)
+    for file in files:
+        if file.path.startswith(within) or file.path in real:
+            raise PathRefused(
+                f"expected files of data, came one of the connector's own: {file.path!r}; name a directory without "
+                "such, or let the operator keep HANSE_DATA_DIR and secrets outside of HANSE_SOURCE_ROOTS"
+            )
+    return files
+
+
 def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) -> tuple[FileRef, ...]:
     """Every data file below a directory, in the order of names; hidden ones and such as `_SUCCESS` are left out."""
     top = resolve(path, roots=roots)
