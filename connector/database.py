@@ -95,11 +95,18 @@ def connected(engine: Engine) -> Connection:
     try:
         return engine.connect()
     except DBAPIError as error:
-        said = str(error.orig).strip().partition("\n")[0]
-        shown = engine.url.render_as_string(hide_password=True)
         raise Busy(
-            f"the database {shown} cannot be opened ({said}); check that it runs, and HANSE_DATABASE_URL"
+            f"the database {_shown(engine)} cannot be opened ({_said(error)}); check that it runs, and "
+            "HANSE_DATABASE_URL"
         ) from error
+
+
+def _shown(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=True)
+
+
+def _said(error: DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
 
 
 def config(folder: Path, connection: Connection | None = None) -> Config:
@@ -116,7 +123,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
     """Bring a database to the newest schema in one transaction: the revisions before and after ("" for an empty one).
 
     `lock` lets one process at a time migrate a PostgreSQL that several share. Conflict for a schema nobody here knows,
-    Busy for a database that cannot be opened.
+    Busy for a database that cannot be opened, or takes none of it, in its own words.
     """
     from alembic import command
     from alembic.runtime.migration import MigrationContext
@@ -139,5 +146,11 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
             if before != head:
                 command.upgrade(config(folder, connection), "head")
             return before, head
+    except DBAPIError as error:  # of names alone: nothing of what is stored goes into these statements
+        raise Busy(
+            f"the database {_shown(engine)} cannot be brought to the schema of this program ({_said(error)}), and is "
+            "as it was; make room on its disk, or give the connector's user what it lacks there, and try again",
+            code="schema_refused",
+        ) from error
     finally:
         engine.dispose()

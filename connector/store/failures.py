@@ -16,6 +16,7 @@ from connector.recent import keep
 from connector.telemetry import logger
 
 _FULL = {sqlite3.SQLITE_FULL, "53100"}  # what SQLite and PostgreSQL call a full disk
+_READ_ONLY = {sqlite3.SQLITE_READONLY, "25006"}  # as of a file that is not ours to write, or of a standby
 _QUIET = 60.0  # seconds: what has not come for so long is over, and new when it comes again
 _CAUSES_MAX, _CAUSE_MAX = 64, 500  # how many are known, and characters of each
 _log = logger("store")
@@ -39,7 +40,14 @@ class Failures:
         self._tell(cause_of(error))
         failed = error.orig if isinstance(error, DBAPIError) else error
         why = type(failed).__name__
-        if _FULL & {getattr(failed, "sqlite_errorcode", None), getattr(failed, "sqlstate", None)}:
+        codes = {getattr(failed, "sqlite_errorcode", 0) & 0xFF, getattr(failed, "sqlstate", None)}  # of the first kind
+        if _READ_ONLY & codes:
+            return Busy(
+                "the connector's database takes no changes; the operator must make it one that the connector may write "
+                "to (its file, or a server that is no standby)",
+                private=why,
+            )
+        if _FULL & codes:
             return Busy(
                 "the connector's database cannot keep this, as there is no room on its disk; the operator must make "
                 "room there",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DataError, OperationalError
 from structlog.testing import capture_logs
 
+from connector import database
 from connector.errors import BadInput, Busy
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.failures import Failures, cause_of
+from connector.store.migrate import upgrade
 from tests.conftest import DATABASES
 from tests.support import migrated
 
@@ -58,6 +61,36 @@ def test_a_cause_is_told_once_until_it_has_not_come_for_a_minute() -> None:
         "DiskFull",
         "OperationalError:",
     ]
+
+
+@pytest.mark.parametrize(("pragma", "said"), [("max_page_count=8", "disk is full"), ("query_only=ON", "readonly")])
+def test_a_database_that_takes_no_schema_says_why(
+    tmp_path: Path, pragma: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start on a full disk ended with `failed unexpectedly (OperationalError)`."""
+    opened = database.open_engine
+
+    def small(url: str, **more: Any) -> Any:
+        engine = opened(url, **more)
+        event.listen(engine, "connect", lambda dbapi, _: dbapi.execute(f"PRAGMA {pragma}"))
+        return engine
+
+    monkeypatch.setattr(database, "open_engine", small)
+    with pytest.raises(Busy, match=said) as raised:
+        upgrade(f"sqlite:///{tmp_path}/c.db")
+    assert "as it was" in raised.value.message
+
+
+async def test_a_database_that_may_only_be_read_is_told_as_that(tmp_path: Path) -> None:
+    """Its operator was told to try again in a moment."""
+    opened = Store(migrated.sqlite(tmp_path / "c.db"), pool_size=1)
+    event.listen(opened.engine, "connect", lambda dbapi, _: dbapi.execute("PRAGMA query_only=ON"))
+    opened.engine.dispose()
+    try:
+        with pytest.raises(Busy, match="takes no changes"):
+            await opened.write(lambda tx: tx.session.execute(text("DELETE FROM offer")))
+    finally:
+        opened.close()
 
 
 @on_postgres
