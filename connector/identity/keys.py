@@ -98,25 +98,34 @@ def _bytes(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
     return data
 
 
+def _make(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Not by the process's number: in a container that is always the same, and a start that was killed leaves its draft.
+    draft = path.with_suffix(f".{os.urandom(8).hex()}.new")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was first: then its key is the key
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    whole.sync(path.parent)  # or the name is lost, and what was made with it is not
+
+
 def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
     """The bytes in `path`; made and stored for our eyes only where there are none. Whole or not there at all."""
     if not path.exists():
         if not new:
             raise Conflict(f"expected {path}, as there are records that were made with it, came nothing; {_help(new)}")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data = make()
-        draft = path.with_suffix(f".{os.getpid()}.new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # fails where another process was first: then its key is the key
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-        whole.sync(path.parent)  # or the name is lost, and what was made with it is not
+            _make(path, make())
+        except OSError as error:
+            raise BadInput(
+                f"{path} cannot be written ({error.strerror}); make room on its disk, or let the connector's user "
+                "write to its folder"
+            ) from None
     try:
         return path.read_bytes()
     except OSError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import itertools
 import json
+import os
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
@@ -544,6 +546,21 @@ def test_keys_are_made_once_and_readable_by_us_only(tmp_path: Any) -> None:
     assert (tmp_path / "keys" / "participant.pem").stat().st_mode & 0o077 == 0
     assert keys.secret(tmp_path / "keys", "mask") == keys.secret(tmp_path / "keys", "mask")
     assert len(keys.secret(tmp_path / "keys", "mask")) == 32
+
+
+def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the next process has the same number, and was held up by the draft of this one for ever."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(BadInput, match=r"mask\.secret cannot be written \(No space"):
+            keys.secret(tmp_path, "mask")
+    assert list(tmp_path.iterdir()) == []
+    tmp_path.joinpath(f"mask.{os.getpid()}.new").touch()  # of one that was killed
+    assert len(keys.secret(tmp_path, "mask")) == 32
 
 
 def test_a_secret_of_more_bytes_than_we_make_is_good(tmp_path: Path) -> None:
