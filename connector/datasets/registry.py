@@ -32,7 +32,15 @@ from connector.datasets.registering import (
 )
 from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
-from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, none_of, unchanged
+from connector.datasets.sources.files import (
+    LOOK_SECONDS,
+    FileRef,
+    fresh,
+    looked_at_again,
+    none_of,
+    others_under,
+    unchanged,
+)
 from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import (
     AlreadyExists,
@@ -88,6 +96,7 @@ class _Read:
     report: Mapping[str, Any] | None
     secret: bytes
     made: Path | None = None  # the file of ours that it was converted to
+    others: Sequence[str] = ()  # files of the directory that are left out for their endings
 
     @property
     def digest(self) -> str:
@@ -307,6 +316,7 @@ class Registry:
         by column."""
         kind = asked.kind or guess(asked.path)
         options, files = await self._found(kind, asked)
+        others = await self._others(kind, asked.path)
         one.files = len(files)
         report, made = None, None
         try:
@@ -322,7 +332,7 @@ class Registry:
                 profile = await self._engine.profile(
                     kind, [file.to_json() for file in files], options, told=one.reached
                 )
-            yield _Read(kind, options, files, profile, report, self._secret, made)
+            yield _Read(kind, options, files, profile, report, self._secret, made, others)
         except BaseException as error:
             if made is not None and not _may_be_stored(error, one):
                 await asyncio.to_thread(remove, [made])
@@ -357,6 +367,11 @@ class Registry:
 
     def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
         return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
+
+    async def _others(self, kind: str, path: str) -> list[str]:
+        if remote(kind) is not None:
+            return []
+        return await at_files((), partial(others_under, path, suffixes=source(kind).SUFFIXES))
 
     async def _converted(
         self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told
@@ -524,6 +539,7 @@ def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> 
         "asked_kind": asked.kind or guess(asked.path),
         "asked_options": dict(asked.options),
         "report": dict(read.report) if read.report is not None else None,
+        "others": {"count": len(read.others), "first": read.others[0]} if read.others else None,
     }
     profile = {key: read.profile[key] for key in ("rows", "bytes", "columns")}
     return DatasetVersion(

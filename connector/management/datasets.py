@@ -101,11 +101,18 @@ def view(row: Dataset, version: DatasetVersion, *, unchanged: bool | None = None
 
 
 def _note(version: DatasetVersion) -> str:
-    column = misleading(version.source["kind"], version.schema)
-    return column and (
-        f"a column is called {column}, as the engine calls a row's place: rows come as one stream that no loader "
-        "divides, and that begins anew after a lost connection; rename the column where that matters"
-    )
+    told = []
+    if column := misleading(version.source["kind"], version.schema):
+        told.append(
+            f"a column is called {column}, as the engine calls a row's place: rows come as one stream that no loader "
+            "divides, and that begins anew after a lost connection; rename the column where that matters"
+        )
+    if others := version.source.get("others"):
+        told.append(
+            f"left out of the directory for their endings, which are none of its kind: {others['count']}, the first of "
+            f"which is {others['first']!r}; where they are data, give them such an ending, or remove them"
+        )
+    return "; ".join(told)
 
 
 def _files(source: Mapping[str, Any]) -> list[str]:

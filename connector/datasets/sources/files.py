@@ -149,6 +149,13 @@ def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) ->
     return tuple(found)
 
 
+def others_under(path: str, *, suffixes: Sequence[str]) -> list[str]:
+    """The files below a directory that are none of a source's, as by their endings; none where `path` is a file."""
+    top = Path(os.path.realpath(path))
+    names = (os.fsencode(file.relative_to(top)).decode(errors="replace") for file in _walk(top)) if top.is_dir() else ()
+    return sorted(name for name in names if not name.lower().endswith(tuple(suffixes)))
+
+
 def _instead(top: Path) -> str:
     """What to do where a directory has no file of a kind: name the kind of those that it has."""
     from connector.datasets.sources import kinds_of  # which knows all kinds, and imports this

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from connector.errors import (
     SourceUnreadable,
 )
 from connector.events import RequestRefused
+from connector.management.datasets import view
 from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.store.tables import Agreement
@@ -292,6 +294,21 @@ async def test_only_files_that_changed_are_pinned_anew(owner: Owner) -> None:
     (place / "b.parquet").unlink()
     with pytest.raises(PathRefused):
         files.looked_at_again(seen, roots=roots, since_ns=since)
+
+
+async def test_files_of_other_endings_are_left_out_with_a_note(owner: Owner) -> None:
+    """A folder of `part-2.parq` alone was missing, with its value of the partition, and nobody was told."""
+    top = owner.folder / "data" / "endings"
+    for name in ("k=1/a.parquet", "k=1/part-0", "k=2/b.parq", "k=2/_SUCCESS", "k=2/.b.parq.crc"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"a": [1]}), top / name)
+    first = view(*await owner.registry.register(_asked("endings", top), by="ann"))
+    assert first.rows == 1
+    assert re.search(r"endings.*: 2, .*'k=1/part-0'", first.note)
+    for name in ("k=1/part-0", "k=2/b.parq"):
+        (top / name).rename(top / f"{name}.parquet")
+    second = view(*await owner.registry.renew("endings", "", by="ann"))
+    assert (second.rows, second.note) == (3, "")
 
 
 @pytest.mark.parametrize("ahead", [0, 86_400], ids=["now", "tomorrow"])
