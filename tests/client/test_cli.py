@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -345,6 +346,12 @@ def test_revoking_says_what_else_that_party_holds_under_the_offer(run: Run, serv
     served.routes["POST", "/agreements/one/revoke"] = {**AGREEMENT, "others": ["urn:uuid:other"]}
     assert "1 more under the same offer" in (told := run("revoke", "one").err)
     assert "urn:uuid:other" in told
+
+
+def test_a_name_that_is_no_utf_8_is_told_as_one(run: Run) -> None:
+    ran = run("dataset", "add", "d", os.fsdecode(b"/data/p\xe4.csv"))
+    assert ran.code == 1
+    assert "UTF-8" in ran.err
 
 
 def test_revoking_does_not_say_that_the_other_side_knows(run: Run, served: Connector) -> None:

@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from hanse.cli import access, audit, config, dataset, duty, fact, match, offer, policy, query, token, trade, transfer
 from hanse.cli.out import EXIT, complain, exit_code
-from hanse.errors import HanseError
+from hanse.errors import BadInput, HanseError
 
 _GROUP = "hanse.commands"
 _OF_SERVER = {
@@ -146,6 +146,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except OSError as error:
         complain(HanseError(f"{error.filename or 'a file'}: {error.strerror or error}", code="file"))
+        sys.exit(EXIT["failed"])
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 are half letters to Python
+        complain(BadInput("expected words and names in UTF-8, came one in another encoding; write, or rename, it anew"))
         sys.exit(EXIT["failed"])
     except Exception as error:
         if os.environ.get("HANSE_DEBUG"):

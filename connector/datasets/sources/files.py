@@ -78,6 +78,12 @@ def own_ref(path: str, *, folder: Path) -> FileRef:
 
 def _pinned(real: Path, asked: str, name: str, *, settled: int | None = None) -> FileRef:
     """Pin the file at a path without links, and under a root. `settled`: the device that was synced just now."""
+    try:
+        str(real).encode()
+    except UnicodeEncodeError:
+        raise PathRefused(
+            f"expected files and folders whose names are UTF-8, came {str(real)!r}, as of another encoding; rename it"
+        ) from None
     return _ref(str(real), _regular(real, asked, settled=settled), name or real.name)
 
 

@@ -1311,6 +1311,10 @@ REFUSED_PATHS = {
     "pipe": lambda root: os.mkfifo(root / "pipe") or root / "pipe",
     "socket": lambda root: _socket(root / "socket"),
     "device": lambda root: "/dev/zero",
+    "name that is no UTF-8": lambda root: _written(root / os.fsdecode(b"p\xe4.parquet")),
+    "folder whose name is no UTF-8": lambda root: _written(root / "t" / os.fsdecode(b"k=\xff") / "a.parquet").parents[
+        1
+    ],
     "folder without data": lambda root: (root / "none").mkdir() or root / "none",
     "folder holding a link out": lambda root: _folder_with_link(root, "b.parquet", "/etc/passwd"),
     "folder holding a linked folder": lambda root: _folder_with_link(root, "year=2023", "."),
@@ -1324,7 +1328,7 @@ def test_paths_that_must_not_be_read_are_refused(tmp_path: Path, name: str) -> N
     path = REFUSED_PATHS[name](root)
     with pytest.raises(PathRefused) as raised:
         source("parquet").find(str(path), roots=[root], options={})
-    assert len(str(raised.value)) > 20
+    assert len(str(raised.value).encode()) > 20
 
 
 def test_a_directory_of_other_files_than_its_kind_has_is_told_to_name_it(tmp_path: Path) -> None:
@@ -1463,6 +1467,12 @@ def test_every_kind_has_endings_and_helped_options(tmp_path: Path) -> None:
     assert guess("x.arrow") == "arrow_ipc"
     assert guess(str(tmp_path)) == "hive"
     assert (guess("s3://bucket/some/prefix"), guess("postgres://registry/t")) == ("s3", "postgres")
+
+
+def _written(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
 def _link(link: Path, target: str) -> Path:
