@@ -14,16 +14,18 @@ key works at once. Nothing of it is logged, shown or put into an error.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from connector.errors import BadInput, HanseError, SourceUnreadable, typed
 
 _FILE_MAX = 2**20
+_URL = re.compile(r"postgres(ql)?://\S+$|\w+ *=")  # or libpq's words: host=... dbname=...
 
 
 class Store(BaseModel):
@@ -54,6 +56,16 @@ class Database(BaseModel):
 
     url: SecretStr
     schemas: tuple[str, ...] = Field(("public",), min_length=1)
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, value: SecretStr) -> SecretStr:
+        if not _URL.match(value.get_secret_value()):
+            raise ValueError(
+                "expected postgresql://user:password@host:port/database, with other signs than letters and digits of a "
+                "password written as %40 and the like"
+            )
+        return value
 
 
 class _File(BaseModel):
@@ -135,7 +147,8 @@ def _parsed(text: bytes) -> _File:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"
-        raise SourceUnreadable(f"the file of HANSE_CONNECTIONS at {where}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise SourceUnreadable(f"the file of HANSE_CONNECTIONS at {where}: {said}") from None
     except yaml.YAMLError:
         raise SourceUnreadable("the file of HANSE_CONNECTIONS is not YAML; correct it") from None
 

@@ -296,6 +296,8 @@ async def test_a_rotated_key_works_at_once(s3: objectstore.Server, tmp_path: Pat
         ("stores: {a: {endpoint: 'https://u:pass@x', buckets: [b]}}", 0o600, "stores.a.endpoint"),
         ("stores: {a: {endpoint: 'https://x', buckets: []}}", 0o600, "stores.a.buckets"),
         ("stores: {a: {endpoint: 'https://x', buckets: [b], secret: canary}}", 0o600, "stores.a.secret"),
+        ("databases: {a: {url: 'mysql://u:canary@x/d'}}", 0o600, "databases.a.url: expected postgresql://"),
+        ("databases: {a: {url: 'postgresql://u:can ary@x/d'}}", 0o600, "databases.a.url"),
         ("stores: [", 0o600, "not YAML"),
         ("stores: {}", 0o644, "chmod 600"),
     ],
