@@ -7,12 +7,13 @@ so that an old program never writes into a new one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from connector.errors import Busy, Conflict
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
+_BEFORE_AT = re.compile(r"[^\s'\"]*@")
 LASTING = 2  # how much at once may keep a connection for minutes
 
 
@@ -63,7 +65,7 @@ def missing(url: str) -> str:
     return "" if path is None or path.exists() else str(path)
 
 
-def named(url: str) -> str:
+def named(url: str | URL) -> str:
     """A database as it may be shown: without a user's password, or whatever else stands behind a `?`."""
     parsed = make_url(url)
     return parsed.difference_update_query(list(parsed.query)).render_as_string(hide_password=True)
@@ -96,17 +98,14 @@ def connected(engine: Engine) -> Connection:
         return engine.connect()
     except DBAPIError as error:
         raise Busy(
-            f"the database {_shown(engine)} cannot be opened ({_said(error)}); check that it runs, and "
+            f"the database {named(engine.url)} cannot be opened ({_said(error)}); check that it runs, and "
             "HANSE_DATABASE_URL"
         ) from error
 
 
-def _shown(engine: Engine) -> str:
-    return engine.url.render_as_string(hide_password=True)
-
-
 def _said(error: DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]
+    """The first line, without what may be the end of a password that has an `@` in it."""
+    return _BEFORE_AT.sub("***@", str(error.orig).strip().partition("\n")[0])
 
 
 def config(folder: Path, connection: Connection | None = None) -> Config:
@@ -148,8 +147,8 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
             return before, head
     except DBAPIError as error:  # of names alone: nothing of what is stored goes into these statements
         raise Busy(
-            f"the database {_shown(engine)} cannot be brought to the schema of this program ({_said(error)}), and is "
-            "as it was; make room on its disk, or give the connector's user what it lacks there, and try again",
+            f"the database {named(engine.url)} cannot be brought to the schema of this program ({_said(error)}), and "
+            "is as it was; make room on its disk, or give the connector's user what it lacks there, and try again",
             code="schema_refused",
         ) from error
     finally:

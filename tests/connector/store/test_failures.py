@@ -81,6 +81,23 @@ def test_a_database_that_takes_no_schema_says_why(
     assert "as it was" in raised.value.message
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u@127.0.0.1:1/d?password=canary",
+        "postgresql+psycopg://u:p@127.0.0.1:1/d?sslpassword=canary",
+        "postgresql+psycopg://u:p@canary@127.0.0.1:1/d",
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_named_without_a_password(url: str) -> None:
+    """What stands behind the `?` of its address was printed at a start while it was away."""
+    with pytest.raises(
+        Busy, match=r"the database postgresql\+psycopg://\*\*\*@127\.0\.0\.1:1/d cannot be opened"
+    ) as raised:
+        upgrade(url)
+    assert "canary" not in raised.value.message
+
+
 async def test_a_database_that_may_only_be_read_is_told_as_that(tmp_path: Path) -> None:
     """Its operator was told to try again in a moment."""
     opened = Store(migrated.sqlite(tmp_path / "c.db"), pool_size=1)
