@@ -180,7 +180,10 @@ def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> st
 def _check_time(claims: dict[str, Any], now: float) -> None:
     issued, expires = _seconds(claims, "iat"), _seconds(claims, "exp")
     if not issued - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LIFE_MAX:
-        raise Unauthenticated(f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds")
+        raise Unauthenticated(
+            f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds; see that the clocks "
+            "of both sides are right"
+        )
     if "nbf" in claims and now < _seconds(claims, "nbf") - _LEEWAY:
         raise Unauthenticated("the token is not valid yet")
 

@@ -15,7 +15,17 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInvalid, Refused, unforeseen
+from connector.errors import (
+    Busy,
+    HanseError,
+    Limited,
+    NotFound,
+    PeerNonsense,
+    PeerRefused,
+    QueryInvalid,
+    Refused,
+    unforeseen,
+)
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.forms import NAME
 from connector.identity.service import Identity
@@ -396,9 +406,10 @@ def _json(reply: Reply, url: str) -> dict[str, Any]:
     if reply.status >= 500:
         raise Busy(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
     if reply.status != 200:
-        raise Refused(
-            str(body.get("detail", f"status {reply.status}"))[:1000],
-            code=str(body.get("code", "refused"))[:100],
-            rule=str(body.get("rule", ""))[:500],
-        )
+        detail, code = str(body.get("detail", f"status {reply.status}"))[:1000], str(body.get("code", "refused"))[:100]
+        if reply.status == 401:  # we are not believed, as where clocks are apart: that ends no agreement
+            raise PeerRefused(f"{origin(url)} does not believe who asks: {detail}", code=code)
+        if reply.status == 429:
+            raise Limited(detail, code=code)
+        raise Refused(detail, code=code, rule=str(body.get("rule", ""))[:500])
     return body

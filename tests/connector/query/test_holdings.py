@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Collection
 from types import SimpleNamespace
@@ -10,11 +11,20 @@ from typing import Any, NoReturn
 
 import pytest
 
-from connector.errors import HanseError, NotFound, PeerNonsense, PeerUnreachable, QueryInvalid, Refused
+from connector.errors import (
+    HanseError,
+    Limited,
+    NotFound,
+    PeerNonsense,
+    PeerRefused,
+    PeerUnreachable,
+    QueryInvalid,
+    Refused,
+)
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.net import Reply
 from connector.query.federation import Bearer
-from connector.query.holdings import Holdings, _json, address_of, table_of
+from connector.query.holdings import Holdings, _is_gone, _json, address_of, table_of
 from connector.store.agreements import Holding, Readable, Started
 from policies.contract import Dimension
 from policies.vocabulary import expand
@@ -316,6 +326,19 @@ async def test_what_nobody_foresaw_of_one_agreement_is_the_silence_of_its_owner(
 async def test_json_that_nobody_can_store_or_send_on_is_nonsense_of_its_sender(body: bytes) -> None:
     with pytest.raises(PeerNonsense, match="a JSON object from https://owner"):
         _json(Reply(200, {}, body), "https://owner/contract")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"), [(401, "unauthenticated", PeerRefused), (429, "streams_of_consumer", Limited)]
+)
+async def test_who_is_not_believed_or_told_to_wait_still_has_an_agreement(
+    status: int, code: str, kind: type[HanseError]
+) -> None:
+    """Where an owner's clock was off, its partners were told that they had no agreement, and to negotiate one."""
+    reply = Reply(status, {}, json.dumps({"detail": "the token is from the future", "code": code}).encode())
+    with pytest.raises(kind, match="from the future") as refused:
+        _json(reply, "https://owner/contract")
+    assert (refused.value.code, _is_gone(refused.value)) == (code, False)
 
 
 async def test_a_refusal_stands_whatever_signs_it_is_written_in() -> None:
