@@ -32,6 +32,7 @@ from policies.vocabulary import Phase
 PAGE = 100
 _BATCH = PAGE + 1  # a page, and the one more that says whether another page follows
 TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, columnCount, version
+_VALUES_MAX = jsonld.NODES_MAX - 10_000  # for columns of what is read as one document; the rest is the offers'
 _COLUMNS_BYTES = 64 * 2**10  # of one description on a page: a catalogue reads 8 MiB of a page, and 256 kB of each
 _LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
 _POLICIES_MAX = 2_048
@@ -96,7 +97,7 @@ class Catalog:
         found = await self._store.read(work)
         if not found:
             raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
-        return {"@context": [CONTEXT], **self._entry(found[0], {f"{TERMS}columns": _typed(found[0].version.schema)})}
+        return {"@context": [CONTEXT], **self._entry(found[0], _whole(found[0].version.schema))}
 
     def _collect(
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
@@ -190,6 +191,15 @@ class Catalog:
 
 def _typed(schema: Sequence[Mapping[str, Any]]) -> Json:
     return {"@list": [{f"{TERMS}name": column["name"], f"{TERMS}type": column["type"]} for column in schema]}
+
+
+def _whole(schema: Sequence[Mapping[str, Any]]) -> Json:
+    """The columns as a dataset alone has them: with their types, while a reader takes so many values (five of each);
+    of more the names alone, as `_described`."""
+    if len(schema) * 5 <= _VALUES_MAX:
+        return {f"{TERMS}columns": _typed(schema)}
+    count = {f"{TERMS}columnCount": len(schema)} if len(schema) > _VALUES_MAX else {}
+    return {f"{TERMS}columns": {"@list": [column["name"] for column in schema[:_VALUES_MAX]]}, **count}
 
 
 def _described(schema: Sequence[Mapping[str, Any]]) -> Json:

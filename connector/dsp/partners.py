@@ -83,6 +83,11 @@ class Partners:
         answer = await self._peer.fetch(
             "GET", f"{partner.base}/catalog/datasets/{segment(wanted)}", audience=partner.id
         )
+        if answer.document is None:
+            raise PeerNonsense(
+                f"{partner.name or partner.id} describes {wanted} in no JSON that can be read here, or in more than "
+                f"{jsonld.NODES_MAX} values; tell its people"
+            )
         node = jsonld.node_of(answer.document)
         if (came := read_dataset(node, jsonld.prefixes_of(node)).id) != wanted:
             raise PeerNonsense(
