@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import subprocess
@@ -352,6 +353,22 @@ def test_a_name_that_is_no_utf_8_is_told_as_one(run: Run) -> None:
     ran = run("dataset", "add", "d", os.fsdecode(b"/data/p\xe4.csv"))
     assert ran.code == 1
     assert "UTF-8" in ran.err
+
+
+def test_a_file_is_on_the_disk_when_it_has_its_name_and_a_full_disk_is_told_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hanse transfer receive --remove` removed the only other copy of what a power cut could take with it."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    with out.whole(tmp_path / "rows.arrows") as file:
+        file.write(b"rows")
+    assert synced == [str(tmp_path / ".rows.arrows.part"), str(tmp_path)]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.arrows"]
+    with pytest.raises(OSError, match="No space") as raised, out.whole(tmp_path / "rows.arrows"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(tmp_path / "rows.arrows")
+    assert (tmp_path / "rows.arrows").read_bytes() == b"rows"
 
 
 def test_revoking_does_not_say_that_the_other_side_knows(run: Run, served: Connector) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, moment, number_of, print_json, print_rows, progress, say, size
+from hanse.cli.out import AsJson, console, moment, number_of, print_json, print_rows, progress, say, size, whole
 from hanse.errors import BadInput, Broken, SignerUnknown, Unverified
 
 commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is_help=True)
@@ -110,20 +110,18 @@ def export(
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
-    draft = output.with_name(f".{output.name}.part")
     written = 0
     try:
-        with draft.open("wb") as file, progress(f"exporting to {output}", of="bytes") as advance:
-            for block, _ in space().api.blocks("/audit/export", **asked, since=since, until=until):
-                file.write(block)
-                written += len(block)
-                advance(len(block))
-        records = records_in(draft)
-        draft.replace(output)
+        with whole(output) as file:
+            with progress(f"exporting to {output}", of="bytes") as advance:
+                for block, _ in space().api.blocks("/audit/export", **asked, since=since, until=until):
+                    file.write(block)
+                    written += len(block)
+                    advance(len(block))
+            file.flush()
+            records = records_in(Path(file.name))
     except Bad as error:
         raise Broken(f"{space().api.url} sent no evidence file: {error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
     if not records:
         say(f"note: no record fits, and {output} is evidence of none; `hanse audit list` shows what there is")
     told = f"{number_of(records, 'record')}, {size(written)}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,6 +67,7 @@ _HINTS: Mapping[type[HanseError], str] = {
 }
 
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
@@ -196,6 +200,31 @@ def print_sentences(sentences: Iterable[Any]) -> None:
             console().print(f"  - {escape(text)}")
         for text in terms:
             console().print(f"      {escape(text)}")
+
+
+@contextmanager
+def whole(output: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which is there whole or not at all, and on the disk by then. A disk that takes no more is told
+    by the file's name."""
+    draft = output.with_name(f".{output.name}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
+        with suppress(OSError):  # a system that cannot sync the name alone
+            folder = os.open(output.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_DISKS:
+            error.filename = str(output)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def say(text: str) -> None:

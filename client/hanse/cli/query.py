@@ -29,6 +29,7 @@ from hanse.cli.out import (
     progress,
     say,
     size,
+    whole,
 )
 from hanse.errors import BadInput, HanseError
 
@@ -234,13 +235,8 @@ def _sink(output: Path | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    draft = output.with_name(f".{output.name}.part")
-    try:
-        with draft.open("wb") as file:
-            yield file
-        draft.replace(output)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(output) as file:
+        yield file
 
 
 def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], *, guard: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, meanwhile, print_one, progress, say, size
+from hanse.cli.out import AsJson, at, meanwhile, print_one, progress, say, size, whole
 from hanse.errors import BadInput, Refused
 from hanse.flow import FORMAT, awaited, iri, segment
 
@@ -74,15 +74,11 @@ def receive(
     """Fetch what was pushed to your connector: an Arrow stream (`pyarrow.ipc.open_stream` reads it)."""
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
-    connected, draft, written = space(), output.with_name(f".{output.name}.part"), 0
-    try:
-        with draft.open("wb") as file, progress(f"fetching {output}", of="bytes") as advance:
-            for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
-                written += file.write(block)
-                advance(len(block))
-        draft.replace(output)
-    finally:
-        draft.unlink(missing_ok=True)
+    connected, written = space(), 0
+    with whole(output) as file, progress(f"fetching {output}", of="bytes") as advance:
+        for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
+            written += file.write(block)
+            advance(len(block))
     if then_remove:
         connected.api.delete(f"/transfers/{segment(transfer)}/received")
     say(f"{output}: {size(written)}")
