@@ -151,7 +151,7 @@ def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) ->
         if len(found) > FILES_MAX:
             raise PathRefused(f"expected at most {FILES_MAX} files under {path!r}; merge small files first")
     if not found:
-        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}; {_instead(top)}")
+        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}; {_instead(top, suffixes)}")
     return tuple(found)
 
 
@@ -162,14 +162,17 @@ def others_under(path: str, *, suffixes: Sequence[str]) -> list[str]:
     return sorted(name for name in names if not name.lower().endswith(tuple(suffixes)))
 
 
-def _instead(top: Path) -> str:
-    """What to do where a directory has no file of a kind: name the kind of those that it has."""
-    from connector.datasets.sources import kinds_of  # which knows all kinds, and imports this
+def _instead(top: Path, suffixes: Sequence[str]) -> str:
+    """What to do where a directory has no file of a kind, which has these endings: name the kind of those that it has,
+    or give them one."""
+    from connector.datasets.sources import kinds_of, source  # which know all kinds, and import this
 
     names = [file.name for file in _walk(top)]
     if not names:
         return "it has no files at all, or hidden ones only; name a directory with data"
     kinds = kinds_of(names)
+    if kinds and all(suffixes == source(kind).SUFFIXES for kind in kinds):
+        return "give its files one of these endings"  # a file alone is of this kind with others, too
     return f"name the kind that its files are of{f', as by --kind {kinds[0]}' if kinds else ''}"
 
 

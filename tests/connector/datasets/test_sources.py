@@ -1360,6 +1360,14 @@ def test_a_folder_that_may_not_be_looked_into_is_refused_by_name(
         source(kind).find(str(tmp_path), roots=[tmp_path], options=read_options(kind, {}))
 
 
+def test_a_directory_of_json_is_not_told_to_take_the_kind_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}\n")
+    with pytest.raises(PathRefused, match="give its files one of these endings"):
+        source("jsonl").find(str(tmp_path), roots=[tmp_path], options=read_options("jsonl", {}))
+    with pytest.raises(PathRefused, match="--kind jsonl"):
+        source("hive").find(str(tmp_path), roots=[tmp_path], options=read_options("hive", {}))
+
+
 def test_nothing_is_read_where_no_root_is_configured(tmp_path: Path) -> None:
     with pytest.raises(PathRefused, match="HANSE_SOURCE_ROOTS"):
         files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[])
