@@ -248,7 +248,7 @@ class _Binder:
                 self.query(node, ctes, scope)
             elif kind not in _LEAVES:
                 if kind is exp.Exists:
-                    _select_one(node.this)
+                    _drop_stars(node.this)
                 stack.extend(node.iter_expressions())
 
     def _column(self, node: exp.Column, scope: _Scope) -> None:
@@ -429,9 +429,21 @@ def _order_all(node: exp.Expr, count: int) -> None:
     order.set("expressions", positions)
 
 
-def _select_one(query: exp.Expr) -> None:
-    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read."""
-    while isinstance(query, exp.Subquery):
+def _drop_stars(query: exp.Expr) -> None:
+    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read. Where the outputs decide on
+    the rows, or have places, `*` stays; and what other clauses may name is left as it is."""
+    while isinstance(query, exp.Subquery) and not query.args.get("order"):
         query = query.this
-    if isinstance(query, exp.Select) and any(shown.is_star for shown in query.expressions):
-        query.set("expressions", [exp.Literal.number(1)])
+    if not isinstance(query, exp.Select) or any(query.args.get(name) for name in _LOOKS_AT_OUTPUTS):
+        return
+    if any(shown.find(exp.AggFunc) for shown in query.expressions):
+        return
+    clauses = (query.args.get("from_"), *(query.args.get("joins") or ()))
+    sources = {fold(clause.this.alias_or_name) for clause in clauses if clause is not None}
+    for shown in query.expressions:
+        of_all = isinstance(shown, exp.Star)
+        if of_all or (isinstance(shown, exp.Column) and shown.is_star and fold(shown.table) in sources):
+            shown.replace(exp.Literal.number(1))
+
+
+_LOOKS_AT_OUTPUTS = ("distinct", "group", "having", "qualify", "order")

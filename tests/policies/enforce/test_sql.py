@@ -147,6 +147,7 @@ def test_the_columns_of_the_answer_are_known_before_it_runs(
         ("select (select max(z) from visits semi join people on true join (select age as z) q on true) from people",
          "age", ""),
         ("select (select 1 as age from visits qualify max(age) over () > 3 limit 1) q from people", "age", ""),
+        ("select age as id from people where exists (select *, code as age from visits where age > 3)", "age", "code"),
     ],
 )  # fmt: skip
 def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
@@ -228,6 +229,21 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
             made.prepare(f"select ({inside}) from o a, (select 1 as a) q where q.a = 1")
     assert made.ask("select (select max(x.f + i.k) from i) from o x") == [(101,)]
     made.connection.close()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "select distinct * from visits where id < 9 offset 1",
+        "select *, 7 as age from visits where age = 7",
+        "select * from visits order by 2",
+        "select *, sum(code) as age from visits group by all having age > 150",
+        "select *, rank() over (order by id) as age from visits qualify age > 2",
+    ],
+)
+def test_exists_with_a_star_asks_what_it_asks_without(bench: gate.Bench, asked: str) -> None:
+    """`*` is left out where nothing else looks at it; what stands beside it stays."""
+    assert len(bench.ask(f"select id from people where exists ({asked})")) == 400
 
 
 def test_names_that_callers_make_up_are_not_kept() -> None:
