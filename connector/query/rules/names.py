@@ -6,7 +6,7 @@ Sources are told apart by their alias over the whole tree, so later rules need n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -19,7 +19,7 @@ from connector.query import tree as trees
 from connector.query.planning import Planning
 from connector.query.rules import exists
 from policies.columns import fold
-from policies.enforce.merged import Merged
+from policies.enforce.merged import Merged, shown
 from policies.enforce.nodes import QUERIES, SETS
 from policies.enforce.rewrite import every
 
@@ -213,7 +213,7 @@ def _columns_first(block: growth.Block) -> None:
         return
     outputs = {fold(output.alias) for output in select.expressions if isinstance(output, exp.Alias)}
     grouped = select.args.get("group") is not None or bool(trees.aggregates(select))
-    keys = _keys(select)
+    keys = _keys(block)
     for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
@@ -308,14 +308,27 @@ def _there_is(name: str, block: growth.Block) -> list[str]:
     return [alias for alias, names in block.sources.items() if name in names and alias not in block.tested]
 
 
-def _keys(select: exp.Select) -> dict[str, str]:
+def _keys(block: growth.Block) -> dict[str, str]:
     """Columns that are keys of GROUP BY, with the source that the key names: by their names, by their places among the
     outputs, or as ALL says."""
-    group, outputs = select.args.get("group"), [output.unalias() for output in select.expressions]
-    keys = outputs if group is not None and group.args.get("all") else trees.group_keys(select)
+    group, outputs = block.select.args.get("group"), [*_written_out(block)]
+    keys = outputs if group is not None and group.args.get("all") else trees.group_keys(block.select)
     places = {str(place): output for place, output in enumerate(outputs, 1)}
     found = [places.get(key.name, key) if isinstance(key, exp.Literal) and key.is_int else key for key in keys]
     return {fold(key.name): fold(key.table) for key in found if isinstance(key, exp.Column)}
+
+
+def _written_out(block: growth.Block) -> Iterator[exp.Expr]:
+    """The outputs without what they are called, those that `*` stands for among them."""
+    for output in block.select.expressions:
+        if isinstance(output, exp.Star):
+            for alias, name, _ in shown(block.sources, block.tested, block.merged):
+                yield trees.column(name, alias)
+        elif output.is_star:
+            for name in block.sources.get(fold(output.table), ()):
+                yield trees.column(name, output.table)
+        else:
+            yield output.unalias()
 
 
 def _group(select: exp.Select) -> None:
