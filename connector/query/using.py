@@ -21,11 +21,13 @@ _QUERIES = (*QUERIES, exp.Subquery)
 WRITTEN = "written"  # noted at sources: what they were called before they got other names
 
 
-def write_out(blocks: Sequence[Block]) -> None:
-    """Write out what is merged in any of the SELECTs, those inside of others first."""
+def write_out(blocks: Sequence[Block], *, fields: bool) -> None:
+    """Write out what is merged in any of the SELECTs, those inside of others first. `fields`: a column may have them."""
     known = {id(block.select): block for block in blocks}
     for block in blocks:
         _no_table(block, known)
+        if fields:
+            _no_column(block, known)
         if block.joined:
             _block(block, known)
         _from_inside(block, known)
@@ -41,6 +43,30 @@ def _no_table(block: Block, known: Mapping[int, Block]) -> None:
         for column in _free(part, known):
             if fold(column.name) in (every if clause == "joins" else seen) and not _is_output(column, clause, block):
                 raise is_table(column.name)
+
+
+def _no_column(block: Block, known: Mapping[int, Block]) -> None:
+    """QueryInvalid where a name before a dot is a source's of this query, and a column's further in: of a struct the
+    engine takes the field there, and the binder would not."""
+    written = {fold(one.alias_or_name): one.meta.get(WRITTEN, one.alias_or_name) for one in trees.sources(block.select)}
+    stack = [(query, frozenset[str]()) for _, part in _parts(block.select) for query in trees.nested_queries(part)]
+    while stack:
+        node, met = stack.pop()
+        if isinstance(node, exp.Column):
+            if fold(node.table) in met:
+                word = written[fold(node.table)]
+                raise QueryInvalid(f"{word} is a column here, too; call the table otherwise", code="column_unknown")
+        elif isinstance(node, exp.Select):
+            within = known[id(node)]
+            for clause, part in _parts(node):
+                seen = [names for alias, names in within.sources.items()
+                        if clause == "joins" or alias not in within.tested]  # fmt: skip
+                here = {alias for alias, word in written.items() if any(fold(word) in names for names in seen)}
+                stack.append((part, met | here))
+            stack += [(source, met) for source in trees.sources(node) if isinstance(source, exp.Subquery)]
+            stack += [(cte, met) for cte in (node.args.get("with_") or exp.With()).args.get("expressions") or ()]
+        else:
+            stack += [(one, met) for one in node.iter_expressions()]
 
 
 def _tables(aliases: Iterable[str], written: Mapping[str, str], block: Block) -> set[str]:

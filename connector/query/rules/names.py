@@ -27,6 +27,7 @@ _NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
 _CALLED = "called"  # noted at outputs that have their name by AS, while names are bound
 _PLACE = "place"  # noted at names in ORDER BY: which output they mean, where it will have another name
+_OF_FIELDS = ("STRUCT", "UNION", "MAP", "JSON", "GEOMETRY")  # types of which the engine takes a field by its name
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
@@ -47,7 +48,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for block in reckoned.selects:
         _columns_first(block)
         _one_column(block)
-    using.write_out(reckoned.selects)
+    columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
+    using.write_out(reckoned.selects, fields=any(column.type.upper().startswith(_OF_FIELDS) for column in columns))
     blocks = {id(block.select): block for block in reckoned.selects}
     for source, names in reckoned.renamed:
         _keys_by_place(source.this, blocks[id(trees.first_select(source.this))])

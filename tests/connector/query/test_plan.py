@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pytest
 import sqlglot
 import yaml
@@ -459,6 +460,17 @@ def test_what_the_asker_knows_of_the_cut_lets_owners_join_their_shares() -> None
     assert {one.kind for one in plan(sql, plain, across_agreements=True).fragments} == {"scan"}
     known = Layout(cut=((("patients", "id"), ("visits", "patient")),)).over(plain)
     assert {one.kind for one in plan(sql, known, across_agreements=True).fragments} == {"join"}
+
+
+def test_a_table_of_the_query_around_is_not_called_as_a_struct_inside() -> None:
+    """The engine takes its field there."""
+    made = Federation("north")
+    made.add("north", "o", pa.table({"k": [1], "f": [100]}))
+    made.add("north", "i", pa.table({"k": [1], "a": [{"f": 7}]}))
+    with pytest.raises(QueryInvalid, match="a is a column here, too; call the table otherwise"):
+        made.ask("SELECT (SELECT max(a.f + i.k) FROM north.i) AS n FROM north.o a")
+    assert made.ask("SELECT (SELECT max(x.f + i.k) FROM north.i) AS n FROM north.o x").rows == [(101,)]
+    made.close()
 
 
 NAMES = [
