@@ -22,12 +22,13 @@ WRITTEN = "written"  # noted at sources: what they were called before they got o
 
 
 def write_out(blocks: Sequence[Block], *, fields: bool) -> None:
-    """Write out what is merged in any of the SELECTs, those inside of others first. `fields`: a column may have them."""
+    """Write out what is merged in any of the SELECTs, those inside of others first. `fields`: columns may have any."""
     known = {id(block.select): block for block in blocks}
     for block in blocks:
         _no_table(block, known)
         if fields:
             _no_column(block, known)
+        _no_doubt(block, known)
         if block.joined:
             _block(block, known)
         _from_inside(block, known)
@@ -67,6 +68,36 @@ def _no_column(block: Block, known: Mapping[int, Block]) -> None:
             stack += [(cte, met) for cte in (node.args.get("with_") or exp.With()).args.get("expressions") or ()]
         else:
             stack += [(one, met) for one in node.iter_expressions()]
+
+
+def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
+    """QueryInvalid where a name may be several sources', or is after a dot of one that a join only tests: the binder
+    would look for it around, or leave it as it is."""
+    sources = {alias: frozenset(names) for alias, names in block.sources.items()}
+    for place, join in enumerate(block.select.args.get("joins") or ()):
+        if (on := join.args.get("on")) is not None:
+            before = dict([*sources.items()][: place + 2])
+            _one_source(_free(on, known), before, block.joined[place].merged if block.joined else ())
+    seen = {alias: names for alias, names in sources.items() if alias not in block.tested}
+    order = block.select.args.get("order")
+    keys = {id(one.this) for one in order.expressions} if order is not None else set()
+    for clause, part in _parts(block.select):
+        if clause != "joins":
+            _one_source((one for one in _free(part, known) if id(one) not in keys), seen, block.merged)
+    for column in trees.in_block(block.select):
+        if isinstance(column, exp.Column) and fold(column.table) in block.tested:
+            raise QueryInvalid(
+                f"{column.table} is only tested by its JOIN; after it no column of it can be named",
+                code="column_unknown",
+            )
+
+
+def _one_source(names: Iterable[exp.Column], sources: Mapping[str, frozenset[str]], merged: Sequence[Merged]) -> None:
+    """QueryInvalid where several sources have a column of one of the names, and USING makes no one of them."""
+    for column in names:
+        name = fold(column.name)
+        if sum(name in there for there in sources.values()) > 1 and all(one.name != name for one in merged):
+            raise QueryInvalid(f"{column.name} stands in several sources; write table.{name}", code="column_unknown")
 
 
 def _tables(aliases: Iterable[str], written: Mapping[str, str], block: Block) -> set[str]:

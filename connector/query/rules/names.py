@@ -71,6 +71,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for node in nodes:
         if isinstance(node, exp.TableColumn):  # its rows as structs: of which columns, pruning would decide
             raise using.is_table(node.name)
+        if isinstance(node, exp.Dot) or (isinstance(node, exp.Column) and node.args.get("db")):
+            raise QueryInvalid("a struct is read whole, not by its fields", code="column_unknown")
         if isinstance(node, exp.Select):
             _group(node)
         if isinstance(node, _NESTED) and (order := node.args.get("order")) is not None:
@@ -341,6 +343,7 @@ def _group(select: exp.Select) -> None:
         plain = [key for key in plain if trees.free_tables(key)]  # ALL is of what varies: a number would be a place
         group = exp.Group(expressions=plain) if plain else None
         select.set("group", group)
+        _no_other(select)
     for key in trees.group_keys(select) if group is not None else ():
         while isinstance(key.parent, exp.Paren) and key not in outputs:
             key = key.parent
@@ -348,6 +351,22 @@ def _group(select: exp.Select) -> None:
             if (having := select.args.get("having")) is not None and key in trees.in_block(having):
                 raise _inside_of_key("HAVING")
             key.replace(exp.Literal.number(outputs.index(key) + 1))
+
+
+def _no_other(select: exp.Select) -> None:
+    """QueryInvalid where HAVING looks at a column that GROUP BY ALL does not show: the engine has it as a key."""
+    keys = trees.group_keys(select)
+    stack = [select.args["having"].this] if select.args.get("having") is not None else []
+    here = {fold(source.alias_or_name) for source in trees.sources(select)}
+    while stack:
+        node = stack.pop()
+        if isinstance(node, exp.Column) and fold(node.table) in here and node not in keys:
+            raise QueryInvalid(
+                f"HAVING: {node.name} is no output that GROUP BY ALL groups by; name it in GROUP BY, with the others",
+                code="column_unknown",
+            )
+        if not isinstance(node, exp.AggFunc | exp.Window) and node not in keys:
+            stack.extend(node.iter_expressions())
 
 
 def _inside_of_key(clause: str) -> QueryInvalid:

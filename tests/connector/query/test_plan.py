@@ -372,6 +372,31 @@ REFUSED = [
         "column_unknown",
         "a table",
     ),
+    (
+        "SELECT drug FROM north.drugs WHERE EXISTS (SELECT 1 FROM south.trials a, south.trials b WHERE drug = 1)",
+        QueryInvalid,
+        "column_unknown",
+        "drug stands in several sources; write table.drug",
+    ),
+    (
+        "SELECT a.drug AS drug, drug + 1 AS next FROM north.drugs a, south.trials b",
+        QueryInvalid,
+        "column_unknown",
+        "drug stands in several sources",
+    ),
+    (
+        "SELECT drug FROM north.drugs d SEMI JOIN south.trials t USING (drug) WHERE t.dose > 1",
+        QueryInvalid,
+        "column_unknown",
+        "t is only tested by its JOIN",
+    ),
+    (
+        "SELECT drug, count(*) AS n FROM south.trials GROUP BY ALL HAVING dose > 1",
+        QueryInvalid,
+        "column_unknown",
+        "dose is no output that GROUP BY ALL groups by",
+    ),
+    ("SELECT dose.mg FROM south.trials", QueryInvalid, "column_unknown", "a struct is read whole"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
