@@ -46,6 +46,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
     for block in reckoned.selects:
+        _no_query_named(block)
         _columns_first(block)
         _one_column(block)
     columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
@@ -207,6 +208,19 @@ def _apart(tree: exp.Expr, planning: Planning) -> None:
     sources = [source for node in nodes if type(node) is exp.Select for source in trees.sources(node)]
     if any(fold(source.alias_or_name) in columns for source in sources):
         _Aliases(columns).query(tree, {})
+
+
+def _no_query_named(block: growth.Block) -> None:
+    """QueryInvalid where an output names another that is a subquery, as the engine does; the binder would stumble."""
+    outputs = block.select.expressions
+    queries = {fold(one.alias) for one in outputs if isinstance(one, exp.Alias) and trees.has_query(one)}
+    for column in trees.in_block(exp.Select(expressions=[one.copy() for one in outputs])) if queries else ():
+        name = fold(column.name) if isinstance(column, exp.Column) and not column.table else ""
+        if name in queries and not _there_is(name, block):
+            raise QueryInvalid(
+                f"{name} is a subquery, which no other output can name; compute it in a derived table",
+                code="syntax_not_allowed",
+            )
 
 
 def _columns_first(block: growth.Block) -> None:

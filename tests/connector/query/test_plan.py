@@ -397,6 +397,12 @@ REFUSED = [
         "dose is no output that GROUP BY ALL groups by",
     ),
     ("SELECT dose.mg FROM south.trials", QueryInvalid, "column_unknown", "a struct is read whole"),
+    (
+        "SELECT (SELECT max(t.dose) FROM south.trials t) AS most, most FROM north.drugs ORDER BY 2",
+        QueryInvalid,
+        "syntax_not_allowed",
+        "most is a subquery, which no other output can name",
+    ),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
