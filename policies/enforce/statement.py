@@ -188,6 +188,11 @@ def _join(node: exp.Expr, caps: Caps) -> None:
         refuse("syntax_not_allowed", "only datasets and subqueries can be joined", "syntax")
 
 
+def _select(node: exp.Expr, caps: Caps) -> None:
+    if node.args.get("joins") and not node.args.get("from_"):
+        refuse("syntax_not_allowed", "JOIN follows a FROM; name there what is joined", "syntax")
+
+
 def _from(node: exp.Expr, caps: Caps) -> None:
     if not isinstance(node.this, exp.Table | exp.Subquery):
         refuse("syntax_not_allowed", "only datasets and subqueries can stand after FROM", "syntax")
@@ -340,6 +345,7 @@ _CHECKS: dict[type[exp.Expr], Callable[[Any, Caps], None]] = {
     exp.Star: _star,
     exp.Table: _table,
     exp.Join: _join,
+    exp.Select: _select,
     exp.From: _from,
     exp.Subquery: _subquery,
     exp.Limit: _limit,

@@ -403,6 +403,7 @@ REFUSED = [
         "syntax_not_allowed",
         "most is a subquery, which no other output can name",
     ),
+    ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
     (
