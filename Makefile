@@ -16,7 +16,7 @@ PACKAGES := connector catalogue policies client tests
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ fmt: setup-dev ## format the code
 
 random-queries: setup-dev ## 10,000 generated queries against planted secrets
 	@$(BIN)/python -m tests.load.random_checker 10000 7
+
+random-names: setup-dev ## N=20000 generated questions about names against plain DuckDB, and what is recorded of them (FIRST=0: the first seed)
+	@$(BIN)/python -m tests.load.random_names --count $(or $(N),20000) --first $(or $(FIRST),0)
 
 random-versions: setup-dev ## N=2000 random versions of random tables against whoever subtracts their figures (FIRST=0: the first seed)
 	@$(BIN)/python -m tests.load.random_versions $(or $(N),2000) $(or $(FIRST),0)

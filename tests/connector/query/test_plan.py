@@ -26,7 +26,7 @@ from connector.query.rules import RULES
 from policies.contract import Dimension
 from policies.enforce.caps import DEFAULT
 from tests.load.random_federated import Owners, check, wrong
-from tests.support import plan_cases, random_data, random_queries, tpch
+from tests.support import named, plan_cases, random_data, random_queries, tpch
 from tests.support.federation import Federation, difference
 from tests.support.federation_tpch import layout, written_for
 
@@ -142,6 +142,13 @@ def test_random_questions_are_answered_like_one_database_with_all_the_data(owner
     counted = Counter(word for seed in range(start, start + 20) for word in check(owners, seed))
     assert not counted["different"]
     assert counted["equal"] >= 15
+
+
+def test_random_questions_about_names_are_planned_as_the_engine_reads_them() -> None:
+    """`make random-names` asks many more."""
+    outcome = named.run([named.Owners()], range(400))
+    assert not outcome.found
+    assert outcome.ended["equal"] >= 40, outcome.ended
 
 
 ONCE_WRONG = yaml.safe_load((plan_cases.FOLDER / "once_wrong.yaml").read_text())
