@@ -159,8 +159,11 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
         output.set("alias", exp.to_identifier(name)) if isinstance(output, exp.Alias) else output.replace(
             trees.named(output.copy(), name)
         )
-    order = tree.args.get("order")
-    for column in [] if order is None else list(order.find_all(exp.Column)):
+    node, orders = tree, [tree.args.get("order")]
+    while node is not first:  # a side in brackets may have an order of its own
+        node = node.this
+        orders.append(node.args.get("order"))
+    for column in [column for order in orders if order is not None for column in order.find_all(exp.Column)]:
         if not column.table and column.name in new:
             column.replace(new[column.name].copy())
     return tree
