@@ -80,7 +80,8 @@ def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
             _one_source(_free(on, known), before, block.joined[place].merged if block.joined else ())
     seen = {alias: names for alias, names in sources.items() if alias not in block.tested}
     order = block.select.args.get("order")
-    keys = {id(one.this) for one in order.expressions} if order is not None else set()
+    ordered = [one.this for one in order.expressions] if order is not None else []
+    keys = {id(key) for key in ordered if fold(key.name) in block.names}  # which mean the output
     for clause, part in _parts(block.select):
         if clause != "joins":
             _one_source((one for one in _free(part, known) if id(one) not in keys), seen, block.merged)

@@ -396,6 +396,12 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
     """ORDER BY ALL as places; outputs named inside of expressions, written out; and the place of an output that is
     meant by a name which several have: of SELECT it is the last that is called so, of UNION the first."""
     outputs = trees.first_select(query).expressions
+    if isinstance(query, SETS) and (named := [one for one in trees.in_block(order) if isinstance(one, exp.Column)
+                                              and one.table]):  # fmt: skip
+        raise QueryInvalid(
+            f"ORDER BY after UNION, INTERSECT and EXCEPT names outputs; write {named[0].name} without its table",
+            code="column_unknown",
+        )
     first = order.expressions[0] if order.expressions else None
     if len(order.expressions) == 1 and isinstance(first, exp.Ordered) and _is_all(first.this):
         places = range(1, len(outputs) + 1)

@@ -410,6 +410,18 @@ REFUSED = [
         "syntax_not_allowed",
         "most is a subquery, which no other output can name",
     ),
+    (
+        "SELECT drug FROM north.drugs UNION SELECT drug FROM south.trials ORDER BY drugs.drug",
+        QueryInvalid,
+        "column_unknown",
+        "write drug without its table",
+    ),
+    (
+        "SELECT name FROM north.drugs WHERE 1 IN (SELECT a.dose FROM south.trials a, south.trials b ORDER BY drug)",
+        QueryInvalid,
+        "column_unknown",
+        "drug stands in several sources",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
