@@ -354,7 +354,8 @@ def _group(select: exp.Select) -> None:
     group, outputs = select.args.get("group"), [output.unalias() for output in select.expressions]
     if group is not None and group.args.get("all"):
         plain = [key.copy() for key in outputs if not trees.aggregates(exp.Select(expressions=[key.copy()]))]
-        plain = [key for key in plain if trees.free_tables(key)]  # ALL is of what varies: a number would be a place
+        here = {source.alias_or_name for source in trees.sources(select)}
+        plain = [key for key in plain if trees.free_tables(key) & here]  # of what varies: a number would be a place
         group = exp.Group(expressions=plain) if plain else None
         select.set("group", group)
         _no_other(select)
