@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.settings import Settings
 from connector.store import Relay, Store, Transaction
+from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import sources
@@ -308,7 +309,7 @@ def build(settings: Settings) -> Services:
         Profiles(pool, settings),
         name=settings.name,
         roots=settings.source_roots,
-        private=(*settings.own_places, converted),
+        private=(*settings.own_places, *_records(settings), converted),
         converted=converted,
         secret=version_secret,
         outside=outside,
@@ -404,6 +405,12 @@ def _location(settings: Settings) -> str:
         return ""
     scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
     return settings.flight_url or f"{scheme}://{settings.flight_host}:{settings.flight_port}"
+
+
+def _records(settings: Settings) -> Iterator[Path]:
+    """The files of an SQLite database, wherever it is."""
+    if (database := sqlite_file(settings.database)) is not None:
+        yield from (database.absolute().with_name(f"{database.name}{more}") for more in ("", "-wal", "-shm"))
 
 
 def _converted(settings: Settings, secret: bytes) -> Path:

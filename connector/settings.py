@@ -293,7 +293,7 @@ class Settings(BaseSettings):
         """What is the connector's alone, also where data may lie around it: keys, records, what others sent."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
-        files = (self.admin_token_file, self.connections, self.tls_key)
+        files = (self.admin_token_file, self.connections, self.tls_key or self.tls_certificate)  # the key's file
         return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
 
     @property

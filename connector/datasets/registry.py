@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +42,7 @@ from connector.datasets.sources.files import (
     none_of,
     others_under,
     unchanged,
+    within,
 )
 from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import (
@@ -141,6 +144,7 @@ class Registry:
         self._outside = outside  # object stores and databases
         self.effects: Effects = _no_effects  # what a new version does to offers and agreements
         self.under_way = UnderWay()
+        self.looking: asyncio.Task[None] | None = None  # for datasets that should be none
         store.bus.subscribe(self._heard)
 
     async def start(self) -> None:
@@ -150,10 +154,34 @@ class Registry:
         if left := await asyncio.to_thread(self._making.left):
             wanted = await self._store.read(kept.wanted)
             await asyncio.to_thread(remove, [path for path in left if path.name not in wanted])
+        self.looking = asyncio.create_task(self._look_for_ours())
+
+    async def _look_for_ours(self) -> None:
+        """Tell of datasets of before such were refused whose files are the connector's own; without a look at owners'
+        disks, and beside what is served, as there may be very many."""
+
+        def ours(page: Sequence[_Stored]) -> list[str]:
+            if not within(self._private, chain.from_iterable(_named_by(version.source) for _, version in page)):
+                return []
+            return [row.name for row, version in page if within(self._private, _named_by(version.source))]
+
+        after = ""
+        with suppress(Busy):  # the next start looks
+            while page := await self.page(after=after):
+                for name in await asyncio.to_thread(ours, page):
+                    _log.error(
+                        "the connector's own is a dataset",
+                        dataset=name,
+                        reason="its files are keys, records, or what is kept in HANSE_DATA_DIR; withdraw its offers, "
+                        "revoke its agreements, remove it, and take what others may have read for known to them",
+                    )
+                after = page[-1][0].id
 
     def close(self) -> None:
         """Let go of the files here; those that nobody reads are removed at the next start."""
         self._making.close()
+        if self.looking is not None:
+            self.looking.cancel()
 
     async def register(self, asked: Registration, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
         """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else.
@@ -359,7 +387,7 @@ class Registry:
                 return options, files
             await asyncio.sleep(LOOK_SECONDS)
             before, since, begun = files, begun, time.time_ns()
-            files = await at_files((), partial(looked_at_again, before, roots=self._roots, since_ns=since))
+            files = await at_files((), partial(self._again, before, since))
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",
@@ -367,6 +395,9 @@ class Registry:
 
     def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
         return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
+
+    def _again(self, before: tuple[FileRef, ...], since: int) -> tuple[FileRef, ...]:
+        return none_of(self._private, looked_at_again(before, roots=self._roots, since_ns=since))
 
     async def _others(self, kind: str, path: str) -> list[str]:
         if remote(kind) is not None:
@@ -439,6 +470,12 @@ class Registry:
             await self._store.write(lambda tx: tx.publish(refused))
         except Busy as why:
             _log.error("refusal_not_recorded", code=error.code, reason=error.message, why=why.message)
+
+
+def _named_by(source: Mapping[str, Any]) -> Iterator[str]:
+    """Where the owner's files of a version lie, and what it was registered by; what was made of that is ours."""
+    yield os.path.abspath(source.get("asked_path", ""))
+    yield from (file["path"] for file in source.get("files", ()) if not file.get("ours"))
 
 
 def published_schema(version: DatasetVersion) -> TableSchema:

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from connector.audit.note import head_of
+from connector.datasets import registry
 from connector.datasets.registering import Registration
 from connector.errors import Conflict, PathRefused
 from connector.events import ServiceStarted
@@ -17,7 +18,7 @@ from connector.parts import Services, build
 from connector.serve import tell_of_another_self
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.tables import Agreement, DatasetVersion
+from connector.store.tables import Agreement, Dataset, DatasetVersion
 from tests.support import migrated
 
 
@@ -126,3 +127,73 @@ async def test_what_is_the_connectors_own_is_no_data_although_it_lies_under_a_ro
             await parts.registry.register(Registration(name="d", path=str(tmp_path / path), kind=kind), by="owner")
     finally:
         parts.store.close()
+
+
+async def test_what_is_the_connectors_own_is_no_data_by_another_name_either(tmp_path: Path) -> None:
+    """A key that lies where a secret is mounted, one of two names, the key in a certificate's file, a database beside
+    the data: all were let through."""
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    certificate, database = tmp_path / "tls.pem", tmp_path / "log.db"
+    certificate.touch()
+    migrated.sqlite(database)
+    parts = started(
+        tmp_path / "north", source_roots=(tmp_path,), tls_certificate=certificate, database_url=f"sqlite:///{database}"
+    )
+    keys = tmp_path / "north" / "keys"
+    (keys / "participant.pem").rename(vault / "p.csv")
+    (keys / "participant.pem").symlink_to(vault / "p.csv")
+    (tmp_path / "one.csv").hardlink_to(keys / "log.key")
+    try:
+        for path in (vault / "p.csv", vault, tmp_path / "one.csv", certificate, database):
+            with pytest.raises(PathRefused, match="the connector's own"):
+                await parts.registry.register(Registration(name="d", path=str(path), kind="csv"), by="owner")
+    finally:
+        parts.store.close()
+
+
+async def test_a_file_that_becomes_a_link_to_the_connectors_own_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was just written is looked at twice: the second time it led to the key."""
+    parts = started(tmp_path / "north", source_roots=(tmp_path,))
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a\n1\n")
+
+    async def meanwhile(_: float) -> None:
+        rows.unlink()
+        rows.symlink_to(tmp_path / "north" / "keys" / "participant.pem")
+
+    monkeypatch.setattr(registry.asyncio, "sleep", meanwhile)
+    try:
+        with pytest.raises(PathRefused, match="the connector's own"):
+            await parts.registry.register(Registration(name="d", path=str(rows), kind="csv"), by="owner")
+    finally:
+        parts.store.close()
+
+
+async def test_a_dataset_of_before_that_is_the_connectors_own_is_told_at_a_start(tmp_path: Path) -> None:
+    parts = started(tmp_path / "north", source_roots=(tmp_path,))
+
+    def stored(tx: Transaction) -> None:
+        for name, asked, files in (
+            ("key", "north/keys/participant.pem", [{"path": f"{tmp_path}/north/prepared/1.parquet", "ours": True}]),
+            ("head", ".", [{"path": f"{tmp_path}/north/log.head"}]),
+            ("rows", "rows.csv", [{"path": f"{tmp_path}/north/prepared/2.parquet", "ours": True}]),
+        ):
+            source = {"asked_path": str(tmp_path / asked), "files": files, "report": None}
+            about = dict.fromkeys(("title", "description", "theme", "license"), "") | {"keywords": []}
+            tx.datasets.add(Dataset(id=name, name=name, version="v", created_at=0.0, **about))
+            tx.datasets.add(DatasetVersion(dataset_id=name, digest="v", source=source, schema=[], profile={},
+                                           created_at=0.0))  # fmt: skip
+
+    try:
+        await parts.store.write(stored)
+        with capture_logs() as logs:
+            await parts.registry.start()
+            assert parts.registry.looking is not None
+            await parts.registry.looking
+    finally:
+        parts.registry.close()
+        parts.store.close()
+    assert [line["dataset"] for line in logs] == ["head", "key"]

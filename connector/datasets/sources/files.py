@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -124,16 +124,52 @@ def resolve(path: str, *, roots: Sequence[Path]) -> Path:
 
 def none_of(places: Sequence[Path], files: tuple[FileRef, ...]) -> tuple[FileRef, ...]:
     """The files. PathRefused for one that is, or lies under, one of these places of the connector's own: whoever may
-    register data would have its keys."""
-    real = [os.path.realpath(place) for place in places]
-    within = tuple(f"{place}/" for place in real)
-    for file in files:
-        if file.path.startswith(within) or file.path in real:
-            raise PathRefused(
-                f"expected files of data, came one of the connector's own: {file.path!r}; name a directory without "
-                "such, or let the operator keep HANSE_DATA_DIR and secrets outside of HANSE_SOURCE_ROOTS"
-            )
+    register data would have its keys. By device and inode, too: a place may be mounted twice, and a file of it have
+    another name, or be a link to where it is kept."""
+    own = {_identity(inner) for place in places for inner in (place, *_inside(place))} - {None}
+    known: dict[Path, bool] = {}
+    path = within(places, (file.path for file in files)) or next(
+        (file.path for file in files if (file.dev, file.inode) in own or _lies_in(own, Path(file.path).parent, known)),
+        "",
+    )
+    if path:
+        raise PathRefused(
+            f"expected files of data, came one of the connector's own: {path!r}; name a directory without such, or let "
+            "the operator keep HANSE_DATA_DIR, HANSE_CONVERTED_DIR and secrets outside of HANSE_SOURCE_ROOTS"
+        )
     return files
+
+
+def within(places: Sequence[Path], paths: Iterable[str]) -> str:
+    """The first of these paths that is one of these places, or lies under it; empty for none. No disk of `paths` is
+    asked."""
+    real = [os.path.realpath(place) for place in places]
+    below = tuple(f"{place}/" for place in real)
+    return next((path for path in paths if path in real or path.startswith(below)), "")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a path leads to, whatever it is called; None where nobody can tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_ino else None
+
+
+def _inside(place: Path) -> list[Path]:
+    """Keys are few, and may be links to where they are kept. What else a place has is known by its folder."""
+    try:
+        return list(place.iterdir()) if place.name == "keys" else []
+    except OSError:
+        return []
+
+
+def _lies_in(own: Collection[tuple[int, int] | None], folder: Path, known: dict[Path, bool]) -> bool:
+    if folder not in known:
+        above = folder != folder.parent and _lies_in(own, folder.parent, known)
+        known[folder] = above or _identity(folder) in own
+    return known[folder]
 
 
 def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) -> tuple[FileRef, ...]:

@@ -1368,6 +1368,17 @@ def test_a_directory_of_json_is_not_told_to_take_the_kind_that_it_was_given(tmp_
         source("hive").find(str(tmp_path), roots=[tmp_path], options=read_options("hive", {}))
 
 
+def test_a_place_of_our_own_that_is_mounted_twice_is_known_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "received" / "whole").mkdir(parents=True)
+    (tmp_path / "received" / "whole" / "a.csv").touch()
+    (tmp_path / "again").symlink_to("received")  # as a second mount: another path, and the same folder
+    found = files.file_ref(str(tmp_path / "received" / "whole" / "a.csv"), roots=[tmp_path])
+    for path in (found.path, str(tmp_path / "again" / "whole" / "a.csv")):
+        with pytest.raises(PathRefused, match="the connector's own"):
+            files.none_of([tmp_path / "received"], (replace(found, path=path),))
+    assert files.none_of([tmp_path / "other", tmp_path / "received" / "wh"], (found,)) == (found,)
+
+
 def test_nothing_is_read_where_no_root_is_configured(tmp_path: Path) -> None:
     with pytest.raises(PathRefused, match="HANSE_SOURCE_ROOTS"):
         files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[])
