@@ -28,6 +28,7 @@ FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,
 _CHUNK = 2**20
 _GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE))  # or something else lies there
 PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")  # of the engine, and what ends a name or value to it
+_OF_DISKS = frozenset(("lost+found", "System Volume Information", "$RECYCLE.BIN"))  # a disk's own, and nobody's data
 _CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
 LOOK_SECONDS = 0.03  # longer than that
 
@@ -369,7 +370,8 @@ def _open(real: Path, asked: str) -> int:
 
 def _walk(top: Path) -> Iterator[Path]:
     """The files below a directory. PathRefused for a folder that is a link, which may lead round and round, and for one
-    that we may not look into: rows that others would find there must not be missing without a word."""
+    that we may not look into, unless it is a disk's own: rows that others would find there must not be missing without
+    a word."""
     for directory, folders, names in os.walk(top, followlinks=False, onerror=_unseen):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         if linked := [name for name in folders if os.path.islink(os.path.join(directory, name))]:
@@ -383,6 +385,8 @@ def _walk(top: Path) -> Iterator[Path]:
 
 
 def _unseen(error: OSError) -> None:
+    if os.path.basename(error.filename) in _OF_DISKS:
+        return
     raise PathRefused(
         f"expected folders that the connector may look into, came {error.filename!r} ({error.strerror}); check its "
         "permissions, or move it elsewhere"

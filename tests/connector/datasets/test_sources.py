@@ -1360,6 +1360,25 @@ def test_a_folder_that_may_not_be_looked_into_is_refused_by_name(
         source(kind).find(str(tmp_path), roots=[tmp_path], options=read_options(kind, {}))
 
 
+@pytest.mark.parametrize("name", ["lost+found", "System Volume Information"])
+def test_a_disk_is_registered_whole_although_its_own_folder_may_not_be_looked_into(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each disk has one that its administrator alone may look into: no dataset of its top could be read anew."""
+    (tmp_path / name).mkdir()
+    (tmp_path / "a.parquet").touch()
+    looked = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return looked(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = source("hive").find(str(tmp_path), roots=[tmp_path], options=read_options("hive", {}))
+    assert [file.name for file in found] == ["a.parquet"]
+
+
 def test_a_directory_of_json_is_not_told_to_take_the_kind_that_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}\n")
     with pytest.raises(PathRefused, match="give its files one of these endings"):
