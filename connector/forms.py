@@ -20,6 +20,8 @@ from pydantic_settings import NoDecode, SettingsError
 from connector.errors import BadInput
 
 NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
+# As SQLAlchemy parts it, to which the rest of a password with an `@` is the host and the database.
+_SERVER = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^\]@]*\]|[^/:?@]*)(?::\d*)?(?:/[^?@]*)?(?:\?|$)")
 _DATABASES = ("sqlite", "postgresql+psycopg")
 _DID = re.compile(r"did:[a-z0-9]+:\S+")
 # Errors of fields that hold a number, a yes or no, or one of a few words: what came may be shown.
@@ -130,6 +132,11 @@ def _database(value: str) -> str:
         )
     if scheme == "sqlite" and rest.lstrip("/").startswith("file:"):  # its file would be another one to us
         raise ValueError("expected sqlite:///path, came a URI of SQLite's own (file:); write its path alone")
+    if value and scheme != "sqlite" and not _SERVER.match(rest):
+        raise ValueError(
+            "expected postgresql+psycopg://user:password@host:port/database, came one whose host or port cannot be "
+            "read; write other signs than letters and digits of a password as %40 and the like"
+        )
     return value
 
 

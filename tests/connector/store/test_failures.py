@@ -10,12 +10,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DataError, OperationalError
 from structlog.testing import capture_logs
 
 from connector import database
 from connector.errors import BadInput, Busy
+from connector.settings import Settings
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.failures import Failures, cause_of
 from connector.store.migrate import upgrade
@@ -96,6 +98,17 @@ def test_a_database_that_cannot_be_opened_is_named_without_a_password(url: str) 
     ) as raised:
         upgrade(url)
     assert "canary" not in raised.value.message
+
+
+@pytest.mark.parametrize("rest", ["u:p@ca:nary@127.0.0.1:1/d", "u:p@canary/x@127.0.0.1:1/d", "u:p@canary@127.0.0.1/d"])
+def test_an_address_of_a_database_with_the_end_of_a_password_in_its_host_is_refused_at_once(rest: str) -> None:
+    """What followed the first `@` was shown as the host, or a start ended with `failed unexpectedly (ValueError)`."""
+    with pytest.raises(ValidationError) as refused:
+        Settings(name="north", database_url=f"postgresql+psycopg://{rest}")
+    assert "host or port cannot be read" in (said := refused.value.errors()[0]["msg"])
+    assert "nary" not in said
+    for good in ("u:p@h:5432/d", "h/d", "u@/d?host=/run/a", "u:p%40x@[::1]:5432/d", "u:a:b@h", "/d", "u:p@h?sslmode=a"):
+        Settings(name="north", database_url=f"postgresql+psycopg://{good}")
 
 
 async def test_a_database_that_may_only_be_read_is_told_as_that(tmp_path: Path) -> None:
