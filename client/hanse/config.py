@@ -47,9 +47,14 @@ def keep(url: str, token: str) -> Path:
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump({"url": url.rstrip("/"), "token": token}, out)
-    draft.replace(file)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            json.dump({"url": url.rstrip("/"), "token": token}, out)
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        error.filename = error.filename or str(file)  # of a full disk
+        raise
     return file
 
 

@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -369,6 +370,76 @@ def test_a_file_is_on_the_disk_when_it_has_its_name_and_a_full_disk_is_told_by_i
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert raised.value.filename == str(tmp_path / "rows.arrows")
     assert (tmp_path / "rows.arrows").read_bytes() == b"rows"
+
+
+def test_a_file_that_is_written_anew_stays_what_it_was(tmp_path: Path) -> None:
+    """What was its owner's alone was everybody's to read, and a link to another disk a file on this one."""
+    (tmp_path / "big").mkdir()
+    kept = tmp_path / "big" / "rows.csv"
+    kept.touch(mode=0o600)
+    (tmp_path / "rows.csv").symlink_to("big/rows.csv")
+    with out.whole(tmp_path / "rows.csv") as file:
+        file.write(b"rows")
+    assert kept.read_bytes() == b"rows"
+    assert (stat.S_IMODE(kept.stat().st_mode), [path.name for path in kept.parent.iterdir()]) == (0o600, ["rows.csv"])
+    assert (tmp_path / "rows.csv").is_symlink()
+
+
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path, run: Run) -> None:
+    """`--output /dev/null`, by who may, made a file of it for the whole machine; who read from a pipe waited on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with out.whole(pipe) as file:
+            file.write(b"rows")
+        assert os.read(reader, 10) == b"rows"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert "the name of a file" in run("audit", "export", "-o", str(pipe), "--force").err
+
+
+def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", none)
+    with out.whole(tmp_path / "rows") as file:
+        file.write(b"rows")
+    assert (tmp_path / "rows").read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize("writes", ["print(1, flush=True)", "with out.to_output() as sink: sink.write(bytes(10**6))"])
+def test_a_full_output_is_told_as_that(writes: str) -> None:
+    program = f"""
+from hanse import cli
+from hanse.cli import out
+def app(_):
+    {writes}
+cli.app = app
+cli.main([])
+"""
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert "standard output: No space left" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("signs", "told"), [("\udce4", "words and names in UTF-8"), ("\u2013", "the output is in latin-1")]
+)
+def test_an_output_in_another_encoding_is_no_fault_of_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signs: str, told: str
+) -> None:
+    def fails(_: Any) -> None:
+        signs.encode("latin-1")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_revoking_does_not_say_that_the_other_side_knows(run: Run, served: Connector) -> None:

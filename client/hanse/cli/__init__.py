@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by policy or contract; 4 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hanse.cli import access, audit, config, dataset, duty, fact, match, offer, policy, query, token, trade, transfer
-from hanse.cli.out import EXIT, complain, exit_code
+from hanse.cli.out import EXIT, complain, exit_code, place_of
 from hanse.errors import BadInput, HanseError
 
 _GROUP = "hanse.commands"
@@ -145,10 +146,14 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        complain(HanseError(f"{error.filename or 'a file'}: {error.strerror or error}", code="file"))
+        complain(HanseError(f"{place_of(error)}: {error.strerror or error}", code="file"))
         sys.exit(EXIT["failed"])
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 are half letters to Python
-        complain(BadInput("expected words and names in UTF-8, came one in another encoding; write, or rename, it anew"))
+    except UnicodeEncodeError as error:
+        if re.search("[\udc80-\udcff]", error.object[error.start : error.end]):  # bytes of the command line
+            said = "expected words and names in UTF-8, came one in another encoding; write, or rename, it anew"
+        else:
+            said = f"the output is in {error.encoding}, which lacks signs of what is to be said; set PYTHONUTF8=1"
+        complain(BadInput(said))
         sys.exit(EXIT["failed"])
     except Exception as error:
         if os.environ.get("HANSE_DEBUG"):

@@ -109,6 +109,8 @@ def export(
 
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
+    if output.exists() and not output.is_file():
+        raise BadInput(f"expected the name of a file, which is checked once it is written, came {output}")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
     written = 0
     try:

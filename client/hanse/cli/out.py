@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -204,27 +205,65 @@ def print_sentences(sentences: Iterable[Any]) -> None:
 
 @contextmanager
 def whole(output: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is there whole or not at all, and on the disk by then. A disk that takes no more is told
-    by the file's name."""
-    draft = output.with_name(f".{output.name}.part")
-    try:
-        with draft.open("wb") as file:
+    """A file to write, which is there whole or not at all, and on the disk by then; with the permissions of one whose
+    place it takes, where a link to that leads. Nothing takes the place of a pipe or a device: it is written to."""
+    if output.exists() and not output.is_file():
+        with told_by(str(output)), output.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(output)
-        with suppress(OSError):  # a system that cannot sync the name alone
-            folder = os.open(output.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        if error.filename is None and error.errno in _OF_DISKS:
-            error.filename = str(output)
-        raise
+        return
+    real = Path(os.path.realpath(output))
+    draft = real.with_name(f".{real.name}.part")
+    try:
+        with told_by(str(output)):
+            with draft.open("wb") as file:
+                if real.exists():
+                    os.chmod(draft, stat.S_IMODE(real.stat().st_mode))
+                yield file
+                file.flush()
+                _sync(file.fileno())
+            draft.replace(real)
+            with suppress(OSError):  # a system that cannot sync the name alone
+                folder = os.open(real.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def to_output() -> Iterator[IO[bytes]]:
+    """Standard output, for bytes."""
+    with told_by("standard output"):
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def told_by(name: str) -> Iterator[None]:
+    """A disk that takes no more says not which file was written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_DISKS:
+            error.filename = name
+        raise
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # of a file system that has no such thing
+            raise
+
+
+def place_of(error: OSError) -> str:
+    """Where it failed. Of a disk that takes no more, the error has a name but where standard output is on it."""
+    if error.filename:
+        return str(error.filename)
+    return "standard output" if error.errno in _OF_DISKS else "a file"
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say
+from hanse.cli.out import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say, told_by
 from hanse.errors import BadInput, NotFound
 
 commands = typer.Typer(help="Write, check, explain and try policies.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def new(
         return
     text = _template(template)
     try:
-        with output.open("x") as file:
+        with told_by(str(output)), output.open("x") as file:
             file.write(text)
     except FileExistsError:
         raise BadInput(f"{output} is there already; take another name") from None

@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ from hanse.cli.out import (
     progress,
     say,
     size,
+    to_output,
     whole,
 )
 from hanse.errors import BadInput, HanseError
@@ -229,14 +230,8 @@ def _counted(answer: Stream, advance: Callable[[float], None], *, most: int | No
             return
 
 
-@contextmanager
-def _sink(output: Path | None) -> Iterator[IO[bytes]]:
-    if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with whole(output) as file:
-        yield file
+def _sink(output: Path | None) -> AbstractContextManager[IO[bytes]]:
+    return to_output() if output is None else whole(output)
 
 
 def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], *, guard: bool = False) -> None:
