@@ -40,7 +40,7 @@ def serve() -> None:
     host, port = settings.public_host, settings.public_port
 
     def served() -> None:
-        make_folder(settings.data_dir, "HANSE_DATA_DIR")
+        make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
         with alone(settings.data_dir, settings.database):
             app = create_app(settings)
             uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)

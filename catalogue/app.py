@@ -62,7 +62,7 @@ class Parts:
 def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Parts:
     """Open the database and make every part. Migrates the database where that is needed. BadInput for a folder that
     cannot be used."""
-    make_folder(settings.data_dir, "HANSE_DATA_DIR")
+    make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
     if settings.admin_token_file is not None:
         make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     upgrade(settings.database)

@@ -7,9 +7,10 @@ so that an old program never writes into a new one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,23 @@ def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
         from connector.postgresql import open_server
 
         return open_server(parsed, pool_size=pool_size, overflow=pool_size + LASTING, patient=patient)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    file = sqlite_file(url)
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Busy(
+                f"the folder of the database {named(parsed)} cannot be made ({error.strerror}); check HANSE_DATA_DIR "
+                "and HANSE_DATABASE_URL, and what the user of this program may write to"
+            ) from None
     engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "do_connect")
+    def make(*_: Any) -> None:
+        """For our eyes only, as tokens are in it; what SQLite has beside it is as the file itself."""
+        if file is not None:
+            with suppress(OSError):  # there already, or connecting says why not
+                os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:

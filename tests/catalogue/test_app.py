@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -350,3 +351,11 @@ def test_the_heavy_libraries_are_not_loaded_at_start() -> None:
     code = "import sys, catalogue.app; print([m for m in ('duckdb','pyarrow','rdflib','sqlglot') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_folder_of_a_catalogue_is_its_own_to_look_into(tmp_path: Path) -> None:
+    """Its key, its index and its database are there."""
+    parts = build(Settings(public_url="https://catalogue.example", data_dir=tmp_path / "var" / "c"))
+    parts.store.close()
+    assert stat.S_IMODE((tmp_path / "var" / "c").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "var" / "c" / "catalogue.db").stat().st_mode) == 0o600

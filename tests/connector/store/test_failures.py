@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 
 from connector import database
 from connector.errors import BadInput, Busy
+from connector.locks import locked
 from connector.settings import Settings
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.failures import Failures, cause_of
@@ -208,3 +210,30 @@ async def test_who_has_no_writer_left_is_not_ready(sqlite_store: Store) -> None:
     for asked in (sqlite_store.check(), sqlite_store.write(lambda tx: tx.tokens.count())):
         with pytest.raises(Busy, match="start the connector anew"):
             await asyncio.wait_for(asked, 60)
+
+
+def _modes(file: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in file.parent.glob(f"{file.name}*")}
+
+
+async def test_a_database_in_a_file_is_for_our_eyes_only(tmp_path: Path) -> None:
+    """It has tokens, and beside the catalogue's in a folder of before everybody on the machine could read it."""
+    before = tmp_path / "before.db"
+    before.touch(mode=0o640)  # its operator lets a group read it, as for backups
+    for file, mode in ((tmp_path / "c.db", 0o600), (before, 0o640)):
+        upgrade(f"sqlite:///{file}")
+        opened = Store(f"sqlite:///{file}", pool_size=1)
+        try:
+            await opened.write(lambda tx: tx.session.execute(text("DELETE FROM offer")))
+            assert _modes(file) == {mode}
+        finally:
+            opened.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite:////proc/none/c.db", "sqlite:////proc/c.db"])
+def test_a_folder_that_takes_no_database_is_named_with_what_to_do(url: str) -> None:
+    with pytest.raises(Busy, match=r"HANSE_DATABASE_URL"):
+        upgrade(url)
+    lock = Path(url.removeprefix("sqlite:///") + ".lock")
+    with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: /proc/.* cannot be written"):
+        locked(lock, "HANSE_DATABASE_URL", "give this one a file")
