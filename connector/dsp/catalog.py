@@ -32,8 +32,9 @@ from policies.vocabulary import Phase
 PAGE = 100
 _BATCH = PAGE + 1  # a page, and the one more that says whether another page follows
 TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, columnCount, version
-_VALUES_MAX = jsonld.NODES_MAX - 10_000  # for columns of what is read as one document; the rest is the offers'
+_VALUES_MAX = jsonld.NODES_MAX - 100  # of what is read as one document, beside what stands around its datasets
 _COLUMNS_BYTES = 64 * 2**10  # of one description on a page: a catalogue reads 8 MiB of a page, and 256 kB of each
+_ALONE_BYTES = 4 * 2**20  # of one that is read alone, in an answer of 8 MiB
 _LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
 _POLICIES_MAX = 2_048
 _ASKED = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
@@ -81,10 +82,14 @@ class Catalog:
             return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=limit)
 
         found, reached = await self._store.read(work)
+        entries = self._fitting(found[::-1] if backwards else found)
+        if len(entries) < len(found):  # the next page has the rest
+            found = found[-len(entries) :] if backwards else found[: len(entries)]
+            reached = found[0 if backwards else -1].dataset.id
         first, last = (found[0].dataset.id, found[-1].dataset.id) if found else ("", "")
         if backwards:
-            return Page(self._document(found), self._links(next_after=last, previous_before=reached))
-        return Page(self._document(found), self._links(next_after=reached, previous_before=first if start else ""))
+            return Page(self._document(entries[::-1]), self._links(next_after=last, previous_before=reached))
+        return Page(self._document(entries), self._links(next_after=reached, previous_before=first if start else ""))
 
     async def dataset(self, dataset_id: str, caller: Principal) -> Json:
         """One dataset. NotFound for an unknown and for an invisible one alike."""
@@ -97,7 +102,11 @@ class Catalog:
         found = await self._store.read(work)
         if not found:
             raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
-        return {"@context": [CONTEXT], **self._entry(found[0], _whole(found[0].version.schema))}
+        entry = self._entry(found[0], {})
+        columns = _described(
+            found[0].version.schema, values=_VALUES_MAX - jsonld.values_in(entry), most_bytes=_ALONE_BYTES
+        )
+        return {"@context": [CONTEXT], **entry, **columns}
 
     def _collect(
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
@@ -147,7 +156,19 @@ class Catalog:
             keep(self._policies, offer.digest, known, most=_POLICIES_MAX)
         return known
 
-    def _document(self, found: Sequence[_Listed]) -> Json:
+    def _fitting(self, found: Sequence[_Listed]) -> list[Json]:
+        """The first of these, and as many more as a reader takes in one document."""
+        entries: list[Json] = []
+        room = _VALUES_MAX
+        for listed in found:
+            entry = self._entry(listed, _described(listed.version.schema))
+            room -= jsonld.values_in(entry)
+            if entries and room < 0:
+                break
+            entries.append(entry)
+        return entries
+
+    def _document(self, entries: Sequence[Json]) -> Json:
         document: Json = {
             "@context": [CONTEXT],
             "@id": f"{self._us}#catalog",
@@ -155,8 +176,8 @@ class Catalog:
             "participantId": self._us,
             "service": [self._service],
         }
-        if found:
-            document["dataset"] = [self._entry(entry, _described(entry.version.schema)) for entry in found]
+        if entries:
+            document["dataset"] = list(entries)
         return document
 
     def _entry(self, listed: _Listed, columns: Json) -> Json:
@@ -193,23 +214,16 @@ def _typed(schema: Sequence[Mapping[str, Any]]) -> Json:
     return {"@list": [{f"{TERMS}name": column["name"], f"{TERMS}type": column["type"]} for column in schema]}
 
 
-def _whole(schema: Sequence[Mapping[str, Any]]) -> Json:
-    """The columns as a dataset alone has them: with their types, while a reader takes so many values (five of each);
-    of more the names alone, as `_described`."""
-    if len(schema) * 5 <= _VALUES_MAX:
-        return {f"{TERMS}columns": _typed(schema)}
-    count = {f"{TERMS}columnCount": len(schema)} if len(schema) > _VALUES_MAX else {}
-    return {f"{TERMS}columns": {"@list": [column["name"] for column in schema[:_VALUES_MAX]]}, **count}
-
-
-def _described(schema: Sequence[Mapping[str, Any]]) -> Json:
-    """The columns as a page has them: with their types; of very many the names alone, by which they are looked for, as
-    many as have room, and how many there are where that is not all."""
-    if len(json.dumps(typed := _typed(schema))) <= _COLUMNS_BYTES:
+def _described(
+    schema: Sequence[Mapping[str, Any]], *, values: int = _VALUES_MAX, most_bytes: int = _COLUMNS_BYTES
+) -> Json:
+    """The columns with their types; of more than a reader takes, in values (five of each) or bytes, the names alone, by
+    which they are looked for, as many as have room, and how many there are where that is not all."""
+    if len(schema) * 5 <= values and len(json.dumps(typed := _typed(schema))) <= most_bytes:
         return {f"{TERMS}columns": typed}
-    room = _COLUMNS_BYTES
+    room = most_bytes
     names = []
-    for column in schema:
+    for column in schema[: max(values, 0)]:
         room -= len(json.dumps(column["name"])) + 2
         if room < 0:
             break

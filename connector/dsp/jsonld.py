@@ -70,6 +70,19 @@ def _check(value: Any) -> None:
             raise MessageInvalid("expected numbers that are finite")
 
 
+def values_in(value: Any) -> int:
+    """How many values a document has, as `parse` counts them."""
+    waiting, seen = [value], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if isinstance(node, dict):
+            waiting.extend(part for pair in node.items() for part in pair)
+        elif isinstance(node, list):
+            waiting.extend(node)
+    return seen
+
+
 def _storable(text: str) -> bool:
     return "\0" not in text and is_whole(text)
 

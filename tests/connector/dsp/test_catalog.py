@@ -362,6 +362,24 @@ def test_a_next_page_is_followed_only_on_the_same_server(link: str, expected: st
 TERMS = "https://w3id.org/hanse/catalog/1/"
 
 
+async def test_a_description_has_no_more_bytes_than_a_reader_takes(tmp_path: Path) -> None:
+    """Nested types, or long names, were more than the eight megabytes that a connector reads of an answer."""
+    wide = [{"name": f"c{number}", "type": f"STRUCT({'a' * 5_000} BIGINT)"} for number in range(2_000)]
+    long = [{"name": f"c{number}".ljust(250, "x"), "type": "DOUBLE"} for number in range(40_000)]
+    async with pair(tmp_path) as two:
+        (one,) = await seeded(two.north, 1)
+        for schema, listed in ((wide, 2_000), (long, 16_500)):
+
+            def widen(tx: Transaction, schema: list[dict[str, str]] = schema) -> None:
+                tx.datasets.current(tx.datasets.of(one)).schema = schema
+
+            await two.north.store.write(widen)
+            alone = await Counterparty(two.north).get(f"/catalog/datasets/{one}")
+            columns = read_dataset(jsonld.node_of(jsonld.parse(alone.body)), {}).columns
+            assert len(alone.body) < 5 * 2**20
+            assert abs(len(columns) - listed) < 500
+
+
 @pytest.mark.parametrize(
     ("count", "listed", "typed"), [(500, 500, True), (5_000, 5_000, False), (20_000, 7_400, False)]
 )
@@ -389,3 +407,32 @@ async def test_a_dataset_of_very_many_columns_has_a_description_that_is_bounded(
         assert len(json.loads(alone.body)[f"{TERMS}columns"]["@list"]) == count
         read = read_dataset(jsonld.node_of(jsonld.parse(alone.body)), {})  # or nobody could agree on it
         assert read.columns[7] == ("c7", "DOUBLE" if count <= 8_000 else "")
+
+
+async def test_a_page_has_as_many_datasets_as_a_reader_takes_and_the_next_one_the_rest(tmp_path: Path) -> None:
+    """Of sixty datasets with two hundred columns each, nobody could read the catalogue."""
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 60)
+
+        def widen(tx: Transaction) -> None:
+            for one in ids:
+                version = tx.datasets.current(tx.datasets.of(one))
+                version.schema = [{"name": f"c{number}", "type": "DOUBLE"} for number in range(200)]
+
+        await two.north.store.write(widen)
+        counterparty = Counterparty(two.north)
+        got: list[str] = []
+        path, backwards = "/catalog/request", ""
+        while path:
+            reply = await counterparty.post(path, REQUEST)
+            jsonld.parse(reply.body)  # what it refuses is no document to a connector
+            found, links = await page(counterparty, path)
+            got += found
+            path, backwards = links.get("next", ""), path if "next" not in links else ""
+        assert got == ids
+        _, links = await page(counterparty, backwards)
+        before, more = await page(counterparty, links["previous"])
+        assert before == ids[-len(before) - len(found) : -len(found)]
+        assert len(before) > 10
+        last, _ = await page(counterparty, more["next"])
+        assert last == found
