@@ -116,7 +116,11 @@ def _make(path: Path, data: bytes) -> None:
 
 def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
     """The bytes in `path`; made and stored for our eyes only where there are none. Whole or not there at all."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be looked for ({error.strerror}); let the connector's user look there") from None
+    if not there:
         if not new:
             raise Conflict(f"expected {path}, as there are records that were made with it, came nothing; {_help(new)}")
         try:

@@ -563,6 +563,17 @@ def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monk
     assert len(keys.secret(tmp_path, "mask")) == 32
 
 
+def test_a_folder_of_keys_that_may_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that root made: a start ended with `Permission denied` and no word on what to do."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(BadInput, match=r"mask\.secret cannot be looked for \(Permission denied\)"):
+        keys.secret(tmp_path, "mask")
+
+
 def test_a_secret_of_more_bytes_than_we_make_is_good(tmp_path: Path) -> None:
     (tmp_path / "mask.secret").write_bytes(b"ab" * 32)
     assert keys.secret(tmp_path, "mask", new=False) == b"ab" * 32
