@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from connector.errors import BadInput, HanseError, SourceUnreadable, typed
 
 _FILE_MAX = 2**20
-_URL = re.compile(r"postgres(ql)?://\S+$|\w+ *=")  # or libpq's words: host=... dbname=...
+_URL = re.compile(r"postgres(ql)?://\S*$|\w+\s*=")  # or libpq's words: host=... dbname=...
 
 
 class Store(BaseModel):
@@ -60,7 +60,7 @@ class Database(BaseModel):
     @field_validator("url")
     @classmethod
     def _readable(cls, value: SecretStr) -> SecretStr:
-        if not _URL.match(value.get_secret_value()):
+        if not _URL.match(value.get_secret_value().strip()):
             raise ValueError(
                 "expected postgresql://user:password@host:port/database, with other signs than letters and digits of a "
                 "password written as %40 and the like"

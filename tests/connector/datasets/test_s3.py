@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from connector.dataplane.jobs import version_relation
-from connector.datasets.connections import Connections
+from connector.datasets.connections import Connections, Database
 from connector.datasets.objects import Objects
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges
@@ -336,3 +337,8 @@ async def test_any_rows_of_any_object_can_be_read_by_their_place(s3: objectstore
     table = await archive.rows(version, "SELECT * FROM t", only=only)
     assert table["id"].to_pylist() == list(range(250, 650))
     assert set(table["p"].to_pylist()) == {1}
+
+
+@pytest.mark.parametrize("url", [" host=h dbname=d\n", "postgresql://u:p%40@h/d ", "postgres://", "host\t= h"])
+def test_an_address_that_a_server_can_be_reached_by_is_taken_with_what_is_around_it(url: str) -> None:
+    assert Database(url=SecretStr(url)).url.get_secret_value() == url
