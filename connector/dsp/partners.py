@@ -83,12 +83,7 @@ class Partners:
         answer = await self._peer.fetch(
             "GET", f"{partner.base}/catalog/datasets/{segment(wanted)}", audience=partner.id
         )
-        if answer.document is None:
-            raise PeerNonsense(
-                f"{partner.name or partner.id} describes {wanted} in no JSON that can be read here, or in more than "
-                f"{jsonld.NODES_MAX} values; tell its people"
-            )
-        node = jsonld.node_of(answer.document)
+        node = _node(answer, partner, wanted)
         if (came := read_dataset(node, jsonld.prefixes_of(node)).id) != wanted:
             raise PeerNonsense(
                 f"expected the dataset {wanted} of {partner.name or partner.id}, came {came[:255]}; ask for a "
@@ -115,13 +110,22 @@ class Partners:
                     f"expected a catalogue of at most {_BYTES_MAX} bytes from {partner.name or partner.id}, came more; "
                     "ask for one dataset by its id, or for fewer"
                 )
-            page = jsonld.node_of(answer.document)
+            page = _node(answer, partner, "its catalogue")
             whole = {**page, **whole}
             datasets.extend(_datasets(page, partner.id))
             url = next_page(answer, url)
             if not url or len(datasets) >= limit:
                 break
         return {**whole, "dataset": datasets[:limit]}
+
+
+def _node(answer: Answer, partner: Partner, what: str) -> Json:
+    if answer.document is None:
+        raise PeerNonsense(
+            f"{partner.name or partner.id} describes {what} in no JSON that can be read here, or in more than "
+            f"{jsonld.NODES_MAX} values; tell its people"
+        )
+    return jsonld.node_of(answer.document)
 
 
 def _datasets(catalog: Json, participant: str) -> Iterator[Json]:

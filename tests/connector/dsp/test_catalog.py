@@ -328,6 +328,18 @@ async def test_all_of_a_participants_datasets_are_found_in_its_catalogue(
     assert [entry["@id"] for entry in found["dataset"]] == expected
 
 
+async def test_a_catalogue_of_too_many_values_is_told_as_its_owners() -> None:
+    """As of a connector of before: `expected one JSON object as message` said nothing of whose it was."""
+
+    class Large(Cable):
+        async def call(self, *_: Any, **__: Any) -> Reply:
+            return Reply(200, {}, json.dumps({"dataset": [0] * 50_001}).encode())
+
+    partners = Partners(peer=Peer(wire=Large(), mint=str), member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    with pytest.raises(PeerNonsense, match=r"north describes its catalogue in .* more than 50000 values"):
+        await partners.catalog(Partner("did:web:north", "https://north.example", "north"))
+
+
 def test_a_dataset_of_another_is_read_in_prefixed_form() -> None:
     node = {
         "@type": "dcat:Dataset",
