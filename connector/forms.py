@@ -45,7 +45,8 @@ def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
     except OSError as error:
         raise BadInput(f"{setting}: expected a folder to write to, came {folder} ({error.strerror})") from None
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from catalogue.settings import Settings as CatalogueSettings
-from connector.forms import unfit
+from connector.errors import BadInput
+from connector.forms import make_folder, unfit
 from connector.settings import Settings
 
 FIT: list[dict[str, str]] = [
@@ -85,3 +90,14 @@ def test_what_is_empty_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatc
     plain = Settings()
     given(monkeypatch, dict.fromkeys(EMPTY, ""))
     assert Settings() == plain
+
+
+@pytest.mark.parametrize(("flags", "said"), [(os.ST_RDONLY, "Read-only file system"), (0, "Permission denied")])
+def test_a_folder_that_takes_nothing_is_told_with_the_reason(
+    tmp_path: Path, flags: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose disk was read-only looked for permissions."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, came .* \\({said}\\)"):
+        make_folder(tmp_path, "HANSE_DATA_DIR")
