@@ -71,11 +71,11 @@ def migrate() -> None:
 @commands.command()
 def token() -> None:
     """Make a new token for the operator; the one before it, and every session in a browser, end at once."""
-    from catalogue.access import make_token
+    from catalogue.access import another_token
 
     settings = _settings()
     file = settings.admin_token_file
-    text = _told(lambda: _with_store(lambda store: store.write_now(lambda tx: make_token(tx, file))))
+    text = _told(lambda: _with_store(lambda store: store.write_now(lambda tx: another_token(tx, file))))
     typer.echo(f"the operator's token is in {file}" if file else f"Operator's token (shown once): {text}")
 
 

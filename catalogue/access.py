@@ -18,7 +18,7 @@ from fastapi import Request
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Token
 from connector import whole
-from connector.errors import ScopeMissing, Unauthenticated
+from connector.errors import Conflict, ScopeMissing, Unauthenticated
 from connector.identity.service import Identity
 
 COOKIE = "hanse_catalogue"
@@ -109,11 +109,15 @@ class Access:
 
     async def log_in(self, text: str) -> str:
         """A browser session for the operator's token; its cookie value."""
+        refused = Unauthenticated("this token is not the operator's; the first start of the catalogue printed it, once")
         if not await self._operator(text):
-            raise Unauthenticated("this token is not the operator's; the first start of the catalogue printed it, once")
+            raise refused
         cookie = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
+            token = tx.tokens.by_digest(_digest(text), lock=True)
+            if token is None or token.kind != "token":  # ended meanwhile, with every session; or a session itself
+                raise refused
             until = tx.now + self._session_seconds
             tx.tokens.sweep(tx.now)
             tx.tokens.add(
@@ -125,6 +129,17 @@ class Access:
 
     async def log_out(self, cookie: str) -> None:
         await self._store.write(lambda tx: tx.tokens.remove(_digest(cookie)))
+
+
+def another_token(tx: Transaction, file: Path | None) -> str:
+    """A token in place of the one that there is, as `make_token`. Conflict where none is: a database with a token is
+    one whose catalogue has its key."""
+    if not tx.tokens.count():
+        raise Conflict(
+            "no catalogue has served from this database yet, so that there is no token to be replaced; the first start "
+            "makes one (HANSE_ADMIN_TOKEN_FILE says where it is put)"
+        )
+    return make_token(tx, file)
 
 
 def make_token(tx: Transaction, file: Path | None) -> str:

@@ -15,8 +15,9 @@ class Tokens:
     def add(self, token: Token) -> None:
         self._session.add(token)
 
-    def by_digest(self, digest: str) -> Token | None:
-        return self._session.get(Token, digest)
+    def by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
+        """`lock`: whoever ends it waits until the transaction ends."""
+        return self._session.get(Token, digest, with_for_update=lock)
 
     def count(self) -> int:
         """How many tokens there are, sessions not counted."""
@@ -27,6 +28,7 @@ class Tokens:
 
     def end_all(self) -> None:
         """Nobody is the operator by what was given out before."""
+        self._session.execute(delete(Token).where(Token.kind == "token"))  # waits for who begins a session by one
         self._session.execute(delete(Token))
 
     def sweep(self, now: float) -> None:

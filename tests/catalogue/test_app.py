@@ -30,7 +30,7 @@ from catalogue.app import build, create_app
 from catalogue.settings import Settings
 from catalogue.store.claim import alone
 from connector import bounds
-from connector.errors import BadInput, Conflict
+from connector.errors import BadInput, Conflict, Unauthenticated
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
 
@@ -146,6 +146,43 @@ async def test_a_token_that_somebody_else_has_is_ended_by_a_new_one(
         assert told.output == f"the operator's token is in {tmp_path / 'admin.token'}\n"
         assert await status(authorization=f"Bearer {new}") == 401
         assert await status(authorization=f"Bearer {(tmp_path / 'admin.token').read_text().strip()}") == 200
+    await parts.net.close()
+    parts.search.close()
+    parts.store.close()
+
+
+@pytest.mark.usefixtures("environment")
+def test_no_token_is_replaced_before_there_is_one() -> None:
+    """Its first start took a database with a token for one whose key is lost, and never came."""
+    assert CliRunner().invoke(commands, ["migrate"]).exit_code == 0
+    told = CliRunner().invoke(commands, ["token"])
+    assert (told.exit_code, "the first start makes one" in told.output) == (1, True)
+    parts = build(Settings())
+    parts.search.close()
+    parts.store.close()
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_session_that_begins_while_its_token_is_ended_is_none(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANSE_DATABASE_URL", database_url)
+    parts = build(Settings())
+    old = await parts.access.first_token(None)
+    assert old is not None
+    cookie = await parts.access.log_in(old)
+    with pytest.raises(Unauthenticated):
+        await parts.access.log_in(cookie)  # or a session would go on for ever
+    held = parts.access._operator
+
+    async def ended(text: str) -> bool:
+        was = await held(text)
+        assert (await asyncio.to_thread(CliRunner().invoke, commands, ["token"])).exit_code == 0
+        return was
+
+    monkeypatch.setattr(parts.access, "_operator", ended)
+    with pytest.raises(Unauthenticated):
+        await parts.access.log_in(old)
     await parts.net.close()
     parts.search.close()
     parts.store.close()
