@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,17 +23,22 @@ from typing import Any
 import httpx2
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import Connection, Engine, text
 from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
 from catalogue.access import COOKIE
 from catalogue.app import build, create_app
 from catalogue.settings import Settings
+from catalogue.store import claim
 from catalogue.store.claim import alone
 from connector import bounds
-from connector.errors import BadInput, Conflict, Unauthenticated
+from connector.database import open_engine
+from connector.errors import BadInput, Busy, Conflict, Unauthenticated
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
+from tests.conftest import DATABASES
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +123,52 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
             assert "another catalogue serves from" in result.output
     with alone(tmp_path / "data", database_url):
         pass
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+def test_a_database_that_was_started_again_is_still_the_one_catalogues(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end had ended the lock: a second catalogue was let in, and neither knew."""
+    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    ended: list[str] = []
+    with (
+        request.getfixturevalue("postgres_cluster").database() as url,
+        open_engine(url, pool_size=1).connect() as other,
+    ):
+        holder = text("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                      "(SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
+
+        def cut() -> int:
+            pid = other.scalar(holder)
+            other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            other.commit()
+            return int(pid)
+
+        claimed = claim._claimed
+
+        def late(engine: Engine) -> Connection:
+            if threading.current_thread() is not threading.main_thread():
+                raise Busy("the first one is slower to come back")
+            return claimed(engine)
+
+        def held() -> int | None:
+            found = other.scalar(holder)
+            other.commit()
+            return found
+
+        with alone(tmp_path / "one", url, lost=lambda: ended.append("one")):
+            before = cut()
+            eventually(lambda: held() not in (None, before))
+            with pytest.raises(Conflict, match="another catalogue serves"), alone(tmp_path / "two", url):
+                pass
+            monkeypatch.setattr(claim, "_claimed", late)
+            cut()
+            with alone(tmp_path / "two", url, lost=lambda: ended.append("two")):
+                monkeypatch.setattr(claim, "_claimed", claimed)
+                eventually(lambda: ended == ["one"])
+        eventually(lambda: held() is None)
+        other.engine.dispose()
 
 
 @pytest.mark.usefixtures("environment")
