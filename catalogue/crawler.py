@@ -200,8 +200,9 @@ class Crawler:
         candidates = await asyncio.to_thread(sift, datasets, member)
         known = await self._store.read(lambda tx: ingest.known_texts(tx, member, candidates))
         page = await asyncio.to_thread(partial(ingest.read, tally=tally), candidates, known, member)
+        begun: dict[str, Any] = {"seq": basis.seq, "since": basis.at}
         most = self._settings.crawl_entries_max
-        await self._store.write(lambda tx: ingest.take(tx, member, page, seq=basis.seq, most=most, tally=tally))
+        await self._store.write(lambda tx: ingest.take(tx, member, page, **begun, most=most, tally=tally))
 
     def _conclude(self, tx: Transaction, *, basis: _Basis, why: str, outcome: _Outcome, tally: Tally) -> Run:
         member, stands = basis.member, tx.members.stands(basis.member)

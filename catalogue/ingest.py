@@ -152,9 +152,13 @@ def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, 
     return page
 
 
-def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally) -> None:
-    """Store a page of a visit that began at the change number `seq`: what was withdrawn after that stays so. Limited
-    when the member lists more than `most` datasets, Forbidden where it is one no longer, or has another address."""
+def take(
+    tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally, since: float = 0.0
+) -> None:
+    """Store a page of a visit that began at `since`, and the change number `seq`: what was withdrawn after that stays
+    so. Limited when the member lists more than `most` datasets, Forbidden where it is one no longer, or has another
+    address."""
+    seen = max(tx.now, since)  # a clock that is set back meanwhile has seen it before the visit
     if not tx.members.stands(member):
         raise Forbidden(
             f"{member.name} is suspended, has moved, or is a member no longer; nothing more of its catalogue is taken"
@@ -177,10 +181,10 @@ def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, ta
             continue
         tally.datasets += 1
         row = row or Row(id=reading.candidate.id, first_seen=tx.now, digest="", misses=0)
-        if _store(row, reading, member, tx.now, tally):
+        if _store(row, reading, member, tx.now, seen, tally):
             changed.append(row)
     seq = tx.entries.next_seq() if changed else 0  # one number for the page: it becomes visible as one
-    tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
+    tally.datasets += tx.entries.seen(member.id, page.same, seen)
     for row in changed:
         row.seq = seq
         tx.entries.add(row)
@@ -205,7 +209,7 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally) -> bool:
+def _store(row: Row, reading: Reading, member: Member, now: float, seen: float, tally: Tally) -> bool:
     """Put a reading into its row; whether anybody who looks would see a difference."""
     differs = row.misses != 0 or row.withdrawn_at is not None or row.member_id != member.id
     if row.digest != reading.digest:
@@ -217,7 +221,7 @@ def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally)
         row.first_seen = now
     row.content, row.raw, row.reader = reading.content, reading.candidate.text, READER
     row.selective = is_selective(reading.content)
-    row.member_id, row.last_seen, row.misses = member.id, now, 0
+    row.member_id, row.last_seen, row.misses = member.id, seen, 0
     row.withdrawn_at, row.withdrawn_why = None, ""
     return differs
 

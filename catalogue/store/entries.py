@@ -128,7 +128,7 @@ class Entries:
     def unseen_since(self, member_id: str, since: float, *, now: float) -> Sequence[Entry]:
         """Live entries of a member that were last seen before `since`, or by a clock that has been set back since then;
         their texts are loaded only when asked for."""
-        unseen = or_(Entry.last_seen < since, Entry.last_seen > now + _SET_BACK)
+        unseen = or_(Entry.last_seen < since, Entry.last_seen > max(now, since) + _SET_BACK)
         return self._session.scalars(
             select(Entry)
             .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), unseen)

@@ -270,6 +270,29 @@ async def test_attempts_and_pauses_outlive_a_restart(catalogue: Catalogue, north
     assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock(), limit=9)))
 
 
+@pytest.mark.parametrize("seconds", [2, 7_200, 365 * DAY])
+async def test_a_clock_that_is_set_back_during_a_visit_makes_nothing_missing(
+    catalogue: Catalogue, north: Provider, seconds: float
+) -> None:
+    """What it came to at once was last seen before the visit began: what was listed, all of it, was stale."""
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+
+    def setting(provider: Provider, request: Request) -> Reply:
+        catalogue.clock.advance(-seconds if request.path.endswith("/catalog/request") else 0)
+        return providers.good(provider, request)
+
+    catalogue.clock.advance(600)
+    north.answer = setting
+    assert (await catalogue.crawl("north"))["missing"] == 0
+    north.answer, north.datasets = providers.good, north.datasets[:1]
+    for _ in range(3):
+        catalogue.clock.advance(300)
+        await catalogue.crawl("north")
+    assert await catalogue.ids() == ["urn:hanse:north:a"]
+
+
 async def test_a_clock_that_was_set_back_keeps_nobody_from_being_visited_or_from_ageing(
     catalogue: Catalogue, north: Provider
 ) -> None:
