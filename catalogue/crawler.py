@@ -232,7 +232,7 @@ class Crawler:
             ingest.miss(tx, source.member_id, since=basis.at, tally=tally)
         if outcome.outcome == "unchanged":
             tally.datasets = tx.entries.seen_all(source.member_id, tx.now)
-        self._note(tx, source, outcome, took=tx.now - basis.at)
+        self._note(tx, source, outcome, took=min(tx.now - basis.at, self._settings.crawl_wall_seconds))
         self._age(tx, source, outcome, since=basis.at, tally=tally)
 
     def _note(self, tx: Transaction, source: Source, outcome: _Outcome, *, took: float) -> None:
@@ -250,9 +250,9 @@ class Crawler:
     def _age(self, tx: Transaction, source: Source, outcome: _Outcome, *, since: float, tally: Tally) -> None:
         """What visits did not come to ages as it would with a connector that is silent, and makes room for the rest."""
         if outcome.outcome == "partial":
-            tx.entries.doubt(source.member_id, before=tx.now - self._timing.unreachable)
+            tx.entries.doubt(source.member_id, before=min(since, tx.now - self._timing.unreachable))
         if source.state != freshness.EXPIRED:  # a connector that is silent keeps its entries, out of the search
-            ingest.age(tx, source.member_id, seconds=self._timing.expired, tally=tally)
+            ingest.age(tx, source.member_id, since=since, seconds=self._timing.expired, tally=tally)
         if outcome.outcome != "unchanged":
             ingest.bound(tx, source.member_id, since=since, most=self._settings.crawl_entries_max, tally=tally)
 

@@ -242,9 +242,11 @@ def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None
         row.seq = seq
 
 
-def age(tx: Transaction, member_id: str, *, seconds: float, tally: Tally) -> None:
-    """After a visit: what no visit has listed for so long, because they broke off or it is unfit, is withdrawn."""
-    rows = [row for row in tx.entries.unseen_since(member_id, tx.now - seconds, now=tx.now) if row.last_seen < tx.now]
+def age(tx: Transaction, member_id: str, *, since: float, seconds: float, tally: Tally) -> None:
+    """After a visit that began at `since`: what neither it nor another one has listed for so long, because they broke
+    off or it is unfit, is withdrawn."""
+    before = min(since, tx.now - seconds)  # the clock may have been put forward meanwhile
+    rows = [row for row in tx.entries.unseen_since(member_id, before, now=tx.now) if row.last_seen < tx.now]
     seq = tx.entries.next_seq() if rows else 0
     for row in rows:
         why = _unfit(tally.unfit.get(row.id)) or f"no visit of its provider has listed it for {seconds / _DAY:g} days"

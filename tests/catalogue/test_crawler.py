@@ -293,6 +293,29 @@ async def test_a_clock_that_is_set_back_during_a_visit_makes_nothing_missing(
     assert await catalogue.ids() == ["urn:hanse:north:a"]
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_a_clock_that_is_set_right_during_a_visit_ends_nothing_that_it_lists(
+    catalogue: Catalogue, north: Provider, breaks: bool
+) -> None:
+    """As where a machine without a battery starts: what came before that was withdrawn as of years ago, and the next
+    visit was due years later, as this one had taken so long."""
+
+    def setting(provider: Provider, request: Request) -> Reply:
+        if "page=2" in request.path:
+            catalogue.clock.advance(3_650 * DAY)
+            return Reply(500) if breaks else pages(2, provider, request)
+        return pages(2, provider, request)
+
+    north.answer = setting
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert (run["withdrawn"], run["missing"]) == (0, 0)
+    assert {hit["state"] for hit in (await catalogue.search())["results"]} == {"active"}
+    source = await catalogue.parts.store.read(lambda tx: tx.members.source(north.did))
+    assert source is not None
+    assert source.next_at - catalogue.clock.now < DAY
+
+
 async def test_a_clock_that_was_set_back_keeps_nobody_from_being_visited_or_from_ageing(
     catalogue: Catalogue, north: Provider
 ) -> None:
