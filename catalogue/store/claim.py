@@ -34,7 +34,7 @@ def alone(directory: Path, url: str, *, lost: Callable[[], None] = _end) -> Iter
     when the server starts again. So it is looked after, and taken anew; `lost` is called where it is another's by then.
     """
     with ExitStack() as held:
-        own, other = directory / "serve.lock", "give this one a directory"
+        own, other = directory / "catalogue.lock", "give this one a directory"  # a connector may have it as well
         held.enter_context(closing(locked(own, "HANSE_DATA_DIR", other, who="catalogue")))
         if (file := sqlite_file(url)) is not None:
             lock = file.with_name(f"{file.name}.lock")

@@ -32,7 +32,8 @@ from catalogue.app import build, create_app
 from catalogue.settings import Settings
 from catalogue.store import claim
 from catalogue.store.claim import alone
-from connector import bounds
+from connector import bounds, serve
+from connector import settings as connector
 from connector.database import open_engine
 from connector.errors import BadInput, Busy, Conflict, Unauthenticated
 from tests.catalogue.conftest import Catalogue
@@ -122,6 +123,12 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
             assert result.output.startswith(f"error: {setting}: "), result.output
             assert "another catalogue serves from" in result.output
     with alone(tmp_path / "data", database_url):
+        pass
+
+
+def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> None:
+    """They have no file in common, and did; the second of them no longer started."""
+    with serve.alone(connector.Settings(name="north", data_dir=tmp_path)), alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}"):
         pass
 
 
