@@ -143,6 +143,10 @@ def checked_id(raw: Mapping[str, Any]) -> str:
     fits = isinstance(found, str) and 0 < len(found.encode("utf-8", "replace")) <= _ID_BYTES_MAX
     if not isinstance(found, str) or not fits or clean(found, _ID_BYTES_MAX) != found or found.split() != [found]:
         raise MessageInvalid(f"expected an @id without spaces, at most {_ID_BYTES_MAX} bytes, came {str(found)[:80]!r}")
+    if found in (".", ".."):  # however written, clients go to the folder instead: to another page, or nowhere
+        raise MessageInvalid(
+            f"expected an @id that can stand in an address, came {found!r}; its provider must rename it"
+        )
     return found
 
 

@@ -152,9 +152,7 @@ def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, 
     return page
 
 
-def take(
-    tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally, since: float = 0.0
-) -> None:
+def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally, since: float = 0.0) -> None:
     """Store a page of a visit that began at `since`, and the change number `seq`: what was withdrawn after that stays
     so. Limited when the member lists more than `most` datasets, Forbidden where it is one no longer, or has another
     address."""

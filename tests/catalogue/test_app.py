@@ -128,7 +128,10 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
 
 def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> None:
     """They have no file in common, and did; the second of them no longer started."""
-    with serve.alone(connector.Settings(name="north", data_dir=tmp_path)), alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}"):
+    with (
+        serve.alone(connector.Settings(name="north", data_dir=tmp_path)),
+        alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}"),
+    ):
         pass
 
 

@@ -309,3 +309,12 @@ async def test_a_hostile_offer_is_shown_as_unreadable_and_to_members_only(
     assert await catalogue.ids(headers={"accept": "application/json"}) == []
     classes = {hit["name"]: hit["offers"][0]["classes"] for hit in (await catalogue.search())["results"]}
     assert classes == {name: ["unknown-terms" if name == "unknown" else "unreadable"] for name in policies}
+
+
+async def test_an_id_that_is_a_step_on_a_path_is_not_taken(catalogue: Catalogue, north: Provider) -> None:
+    """Whoever followed its link came to the folder above: to another page, or to none."""
+    north.datasets = [dataset("."), dataset(".."), dataset("...")]
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert [one["dataset"] for one in run["skipped_datasets"]] == [".", ".."]
+    assert await catalogue.ids() == ["..."]
