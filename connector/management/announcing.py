@@ -91,29 +91,30 @@ class Announcer:
 
     async def _tell(self, changed: Collection[str], ended: Collection[str]) -> bool:
         """Whether there was something to tell. PeerBusy where the catalogue says that it takes nothing now."""
+        some = sorted(ended)[:_MOST]
+        if rest := {*ended}.difference(some):  # looked up when it is their turn, or each word would take as long as all
+            self._later((), rest)
         offered, withdrawn = await self._store.read(
-            lambda tx: (_in_force(tx, {*changed, *ended}), _withdrawn(tx, ended))
+            lambda tx: (any(_is_in_force(tx, one) for one in (*some, *changed)), _withdrawn(tx, some))
         )
         if not (offered or withdrawn):
             return False
-        body = json.dumps({"withdrawn": withdrawn[:_MOST]}).encode()
+        body = json.dumps({"withdrawn": withdrawn}).encode()
         headers = {"authorization": self._identity.mint(self._operator), "content-type": "application/json"}
         reply = await self._net.call("POST", self._url, headers=headers, body=body)
         if reply.status >= 500 or reply.status == 429:
             raise PeerBusy(f"the catalogue answered {reply.status}")
-        if withdrawn[_MOST:]:
-            self._later((), withdrawn[_MOST:])
         if reply.status != 200:
             _log.warning("catalogue_not_told", reason=f"the catalogue answered {reply.status}")
         return True
 
 
-def _in_force(tx: Transaction, datasets: Collection[str]) -> list[str]:
-    """Those of the datasets that an offer in force is for."""
-    return [one for one in datasets if tx.datasets.offers(dataset_id=one, withdrawn=False, limit=1)]
+def _is_in_force(tx: Transaction, dataset: str) -> bool:
+    """Whether an offer in force is for the dataset."""
+    return bool(tx.datasets.offers(dataset_id=dataset, withdrawn=False, limit=1))
 
 
 def _withdrawn(tx: Transaction, datasets: Collection[str]) -> list[str]:
     """Those that were offered once, and are not now. The offers of a removed dataset are kept."""
-    once = [one for one in sorted(datasets) if tx.datasets.offers(dataset_id=one, limit=1)]
-    return sorted({*once} - {*_in_force(tx, once)})
+    once = (one for one in datasets if tx.datasets.offers(dataset_id=one, limit=1))
+    return [one for one in once if not _is_in_force(tx, one)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from operator import methodcaller
 from typing import Any
@@ -16,6 +17,7 @@ from connector.events import DatasetRemoved, DatasetVersioned, NegotiationAdvanc
 from connector.management import announcing
 from connector.net import Reply
 from connector.store import Store, Transaction
+from connector.store.datasets import Datasets
 from connector.store.tables import Offer
 
 CATALOGUE = "http://catalogue"
@@ -146,12 +148,21 @@ async def test_of_many_that_are_withdrawn_at_once_each_is_told(
             tx.datasets.add(Offer(id=f"o-{dataset}", dataset_id=dataset, withdrawn_at=1.0, **about))
             tx.publish(OfferWithdrawn(actor="x", dataset=dataset))
 
+    looked = Counter[str]()
+    offers = Datasets.offers
+
+    def counted(of: Datasets, **about: Any) -> Sequence[Offer]:
+        looked[about["dataset_id"]] += 1
+        return offers(of, **about)
+
+    monkeypatch.setattr(Datasets, "offers", counted)
     net = Listens()
     async with announced(sqlite_store, net):
         await sqlite_store.write(work)
         await net.until(3)
         await asyncio.sleep(0.2)
     assert net.told == [ids[:2], ids[2:4], ids[4:]]
+    assert len(set(looked.values())) == 1  # each once: for each word all that waited was looked up anew
 
 
 async def test_a_catalogue_that_does_not_take_it_is_told_of_the_next_change(sqlite_store: Store) -> None:
