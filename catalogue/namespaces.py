@@ -55,8 +55,10 @@ def _spelled(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).lower()  # also of what was encoded
     if text.startswith(_WEB):
         server, sign, path = text.removeprefix(_WEB).partition(":")
-        name, mark, number = server.removesuffix("%3a443").partition("%3a")
-        return f"{_WEB}{_ascii(name.rstrip('.'))}{mark}{number}{sign}{path}"
+        name, _, number = server.partition("%3a")
+        plain = number.lstrip("0")
+        mark = "" if plain in ("", "443") else f"%3a{plain}"
+        return f"{_WEB}{_ascii(name.rstrip('.'))}{mark}{sign}{path}"
     if text.startswith(_SCHEMES):
         text = text.replace("\\", "/")  # as browsers read it
     try:
