@@ -18,7 +18,7 @@ from catalogue.offers import Offer
 from catalogue.texts import clean
 from connector.errors import MessageInvalid
 
-READER = 5  # version of this reading; entries read by another version are read again from their raw text
+READER = 6  # version of this reading; entries read by another version are read again from their raw text
 
 _TITLE_MAX, _TEXT_MAX, _WORD_MAX = 300, 20_000, 100
 _KEYWORDS_MAX, _THEMES_MAX, _OFFERS_MAX, _COLUMNS_MAX = 50, 20, 100, 10_000

@@ -3,7 +3,8 @@
 Who may know of it is what its owner's connector would say to them: the policy is asked, with what is known of them.
 
 An offer that cannot be read or written, or that uses unknown words, is kept and shown as what it is, never guessed at;
-it is then for members only. Changing what is derived here means raising `entry.READER`.
+it is then for members only, but for those whom its known words leave out. Changing what is derived here means raising
+`entry.READER`.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def fitting(offer: Offer) -> Callable[[Party], bool]:
 @lru_cache(maxsize=64)
 def _fitting(text: str) -> Callable[[Party], bool]:
     """Members that are alike in what the policy asks are asked about once: there are few roles and countries."""
-    policy, judged = jsonld.read(json.loads(text), kind=Kind.OFFER), dict[Party, bool]()
+    policy, judged = _clear_part(jsonld.read(json.loads(text), kind=Kind.OFFER)), dict[Party, bool]()
     rules = (*policy.permissions, *policy.prohibitions)
     names = {value.text for rule in rules for atom in _atoms(rule) if _is_of_party(atom) for value in atom.right}
 
@@ -149,7 +150,7 @@ def read_offer(raw: dict[str, Any]) -> Offer:
         tuple(sorted({*_classes(policy), *(["unknown-terms"] if unclear else [])})),
         tuple(sorted(set(_purposes(policy)))),
         tuple(sorted({compact(rule.action) for rule in policy.permissions})),
-        _as_worded(policy) if unclear or not policy.permissions else _audience(policy),
+        _as_far_as_known(policy) if unclear else _audience(policy) if policy.permissions else _as_worded(policy),
         _until(policy),
         clean(unclear[0], 500) if unclear else "",
     )
@@ -202,6 +203,7 @@ _NOBODY = Facts()
 _MEMBER = {"ds:membership": "active"}
 _NAMING = ("eq", "isAnyOf")
 _RULES_MAX, _NAMES_MAX = 50, 100  # judged of one offer: each rule for each name takes its time from everybody's visits
+_USE = vocabulary.expand("odrl:use")
 _OTHER = "did:web:other.invalid"  # who is not named
 
 
@@ -266,6 +268,43 @@ def _as_worded(policy: Policy) -> tuple[str, ...]:
         named = [{value.text for value in atom.right} for atom in found]
         audience |= set.intersection(*named) if named else {"members"}
     return ("members",) if "members" in audience or not policy.permissions else tuple(sorted(audience))
+
+
+def _as_far_as_known(policy: Policy) -> tuple[str, ...]:
+    """The same of one with words that nobody here knows, but for whom those that are known leave out."""
+    worded, clear = _as_worded(policy), _clear_part(policy)
+    if _is_plain(clear):
+        return worded
+    if len(policy.permissions) + len(policy.prohibitions) > _RULES_MAX:
+        return ()
+    named = [name for name in worded if name not in ("public", "members")][:_NAMES_MAX]
+    return (*(name for name in named if _shown(clear, Party(name).facts)), SOME)
+
+
+def _clear_part(policy: Policy) -> Policy:
+    """What is known of a policy: conditions with other words count as met, and what is forbidden by them alone as not.
+    Who it is shown to sees no more than the rest of it lets them."""
+    unclear = {one.path for one in known.unclear(policy)}
+    if not unclear:
+        return policy
+
+    def cleared(rule: Rule, path: str) -> Rule:
+        conditions = tuple(
+            one
+            for number, one in enumerate(rule.constraints)
+            if unclear.isdisjoint(place for place, _ in known.atoms_of(one, f"{path}/constraint/{number}"))
+        )
+        return Rule(_USE if f"{path}/action" in unclear else rule.action, conditions)
+
+    permissions = [cleared(rule, f"/permission/{index}") for index, rule in enumerate(policy.permissions)]
+    prohibitions = [cleared(rule, f"/prohibition/{index}") for index, rule in enumerate(policy.prohibitions)]
+    return replace(
+        policy,
+        profile="",
+        obligations=(),
+        permissions=tuple(permissions),
+        prohibitions=tuple(rule for rule in prohibitions if any(map(_is_about_party, _atoms(rule)))),
+    )
 
 
 def _is_about_party(atom: Atom) -> bool:

@@ -193,6 +193,7 @@ async def test_offers_that_ask_more_of_a_member_are_shown_to_those_that_fit(
         "not-other": asking(("ds:participant", "neq", operator)),
         "either": {"permission": [{"action": "use", "constraint": [either]}]},
         "sanctions": forbidding("ds:participantCountry", "isAnyOf", ["RU"]),
+        "odd": asking(("x:odd", "eq", "1"), ("ds:participant", "neq", operator)),
     }
     hidden = {
         "not-us": asking(("ds:participant", "neq", us)),
@@ -202,6 +203,11 @@ async def test_offers_that_ask_more_of_a_member_are_shown_to_those_that_fit(
         "forbidden": forbidding("ds:participant", "eq", us),
         "both": asking(("ds:participant", "isAnyOf", [us, operator]), ("ds:participant", "eq", operator)),
         "level": asking(("ds:securityLevel", "gteq", "trust")),
+        "odd-not-us": asking(("x:odd", "eq", "1"), ("ds:participant", "neq", us)),
+        "odd-forbidden": asking(
+            ("x:odd", "eq", "1"), prohibition=forbidding("ds:participant", "eq", us)["prohibition"]
+        ),
+        "odd-act": {**asking(("ds:role", "neq", "research")), "obligation": [{"action": "x:dance"}]},
     }
     north.datasets = [dataset(f"urn:hanse:north:{name}", policy=policy) for name, policy in (shown | hidden).items()]
     await catalogue.admit(north, "north")
@@ -223,7 +229,7 @@ async def test_offers_that_ask_more_of_a_member_are_shown_to_those_that_fit(
     assert (await catalogue.search())["total"] == len(shown | hidden)
     change = {"country": "US", "role": "marketing"}
     await catalogue.http.patch("/api/v1/members/south", json=change, headers=catalogue.operator)
-    assert await found() == {"either", "sanctions", "not-other", "not-country", "not-role"}
+    assert await found() == {"either", "sanctions", "not-other", "not-country", "not-role", "odd", "odd-act"}
     north.datasets = []
     for _ in range(3):
         await catalogue.crawl("north")
