@@ -19,7 +19,11 @@ from connector.locks import locked
 from connector.telemetry import logger
 
 _SERVES = 0x48414E44  # beside the number that migrations lock
-_LOOK_SECONDS = 5.0
+_HOLDER = text(
+    "SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database() "
+    "WHERE locktype = 'advisory' AND classid = 0 AND objid = :key AND granted"
+)
+_LOOK_SECONDS, _RETAKE_SECONDS = 2.0, 0.2
 
 
 def _end() -> None:
@@ -49,25 +53,26 @@ def _kept(url: str, lost: Callable[[], None]) -> Iterator[None]:
     engine, over = open_engine(url, pool_size=1), threading.Event()
     try:
         first = _claimed(engine)
-        watch = threading.Thread(target=_watch, args=(engine, first, over, lost), name="catalogue-claim", daemon=True)
+        about = (engine, first, _name(first), over, lost)
+        watch = threading.Thread(target=_watch, args=about, name="catalogue-claim", daemon=True)
         watch.start()
         try:
             yield
         finally:
             over.set()
-            watch.join(_LOOK_SECONDS)
+            watch.join(5.0)
     finally:
         engine.dispose()
 
 
-def _watch(engine: Engine, held: Connection, over: threading.Event, lost: Callable[[], None]) -> None:
-    """Look after the lock until it is `over`. A database that is away is nobody else's either."""
+def _watch(engine: Engine, held: Connection, ours: int, over: threading.Event, lost: Callable[[], None]) -> None:
+    """Look after the lock until it is `over`. A database that is away is nobody else's either. `ours`: what the server
+    calls the connection."""
     connection: Connection | None = held
-    while not over.wait(_LOOK_SECONDS):
+    while not over.wait(_RETAKE_SECONDS if connection is None else _LOOK_SECONDS):
         try:
-            if connection is None:
-                connection = _claimed(engine)
-            connection.execute(text("SELECT 1"))
+            connection = connection or _claimed(engine, before=ours)
+            ours = _name(connection)
         except Conflict as error:
             logger("claim").error("database_taken", reason=error.message)
             lost()
@@ -78,11 +83,17 @@ def _watch(engine: Engine, held: Connection, over: threading.Event, lost: Callab
     _closed(connection)
 
 
-def _claimed(engine: Engine) -> Connection:
-    """A connection that has the lock. Conflict where another one has it."""
+def _name(connection: Connection) -> int:
+    """What the server calls the connection."""
+    return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+def _claimed(engine: Engine, *, before: int = 0) -> Connection:
+    """A connection that has the lock. Conflict where another one has it; Busy where that is the one that we had
+    `before`, in which the server believes for some seconds yet."""
     connection = connected(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
-        _claim(connection)
+        _claim(connection, before)
     except BaseException:
         _closed(connection)
         raise
@@ -97,12 +108,15 @@ def _closed(connection: Connection | None) -> None:
             connection.close()
 
 
-def _claim(connection: Connection) -> None:
+def _claim(connection: Connection, before: int) -> None:
     connection.execute(
         text("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     )  # between two looks there may be more
-    if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVES}):
-        raise Conflict(
-            "HANSE_DATABASE_URL: another catalogue serves from this database; stop that one, or give this one a "
-            "database of its own"
-        )
+    if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVES}):
+        return
+    if before and connection.scalar(_HOLDER, {"key": _SERVES}) == before:
+        raise Busy("the database is still ours by a connection that is gone")
+    raise Conflict(
+        "HANSE_DATABASE_URL: another catalogue serves from this database; stop that one, or give this one a database "
+        "of its own"
+    )

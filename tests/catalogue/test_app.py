@@ -157,10 +157,10 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
 
         claimed = claim._claimed
 
-        def late(engine: Engine) -> Connection:
+        def late(engine: Engine, **before: int) -> Connection:
             if threading.current_thread() is not threading.main_thread():
                 raise Busy("the first one is slower to come back")
-            return claimed(engine)
+            return claimed(engine, **before)
 
         def held() -> int | None:
             found = other.scalar(holder)
@@ -179,6 +179,45 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
                 eventually(lambda: ended == ["one"])
         eventually(lambda: held() is None)
         other.engine.dispose()
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server believes in it for some seconds after the network has lost it."""
+    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    ended: list[str] = []
+    refused: list[Exception] = []
+    lost: list[Connection] = []
+    taken: list[Connection] = []
+    claimed, name = claim._claimed, claim._name
+
+    def noted(engine: Engine, **before: int) -> Connection:
+        try:
+            taken.append(claimed(engine, **before))
+        except (Busy, Conflict) as error:
+            refused.append(error)
+            raise
+        return taken[0]
+
+    def unheard(connection: Connection) -> int:
+        if lost:
+            return name(connection)
+        lost.append(connection)
+        raise Busy("the network has lost it")
+
+    with request.getfixturevalue("postgres_cluster").database() as url:
+        with alone(tmp_path / "one", url, lost=lambda: ended.append("one")):
+            monkeypatch.setattr(claim, "_closed", lambda _: None)
+            monkeypatch.setattr(claim, "_claimed", noted)
+            monkeypatch.setattr(claim, "_name", unheard)
+            eventually(lambda: len(refused) > 2)
+            lost[0].invalidate()
+            eventually(lambda: taken)
+            monkeypatch.undo()
+        assert {type(one) for one in refused} == {Busy}
+        assert ended == []
 
 
 @pytest.mark.usefixtures("environment")
