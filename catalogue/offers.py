@@ -115,7 +115,7 @@ def fitting(offer: Offer) -> Callable[[Party], bool]:
     return _fitting(json.dumps({**offer.policy, "@id": "urn:offer"}))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)  # more than an entry has offers
 def _fitting(text: str) -> Callable[[Party], bool]:
     """Members that are alike in what the policy asks are asked about once: there are few roles and countries."""
     policy, judged = _clear_part(jsonld.read(json.loads(text), kind=Kind.OFFER)), dict[Party, bool]()

@@ -20,6 +20,7 @@ from catalogue.access import Viewer
 from catalogue.cards import card_for, cards_of, views_of
 from catalogue.entry import read_dataset
 from catalogue.index import Index
+from catalogue.offers import Party, _fitting
 from catalogue.question import Question
 from catalogue.store import Store
 from catalogue.store.migrate import upgrade
@@ -323,6 +324,16 @@ def test_every_viewer_gets_exactly_one_rendering_with_its_offers_or_none(policie
             one for one in cards if own in one.views or (kind in one.views and viewer.id not in one.hidden_from)
         ]
         assert len(matching) == (1 if offers else 0)
+
+
+def test_each_offer_of_an_entry_is_read_once_for_all_members() -> None:
+    """With more of them than were kept each was read for every look at it."""
+    _fitting.cache_clear()
+    parties = {did: Party(did, "r7") for did in DIDS}
+    row = row_of(0, [asking(("ds:role", "eq", f"r{number}")) for number in range(100)])
+    shown = [card for card in cards_of(row, *owner(), parties) if "did:web:a" in card.views]
+    assert [[offer.id for offer in card.offers] for card in shown] == [["urn:o:0:7"]]
+    assert _fitting.cache_info().misses == 100
 
 
 def test_renderings_cost_what_the_description_holds_and_not_its_square() -> None:
