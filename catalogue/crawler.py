@@ -249,6 +249,7 @@ class Crawler:
 
     def _age(self, tx: Transaction, source: Source, outcome: _Outcome, *, since: float, tally: Tally) -> None:
         """What visits did not come to ages as it would with a connector that is silent, and makes room for the rest."""
+        tx.entries.set_right(source.member_id, since, now=tx.now)
         if outcome.outcome == "partial":
             tx.entries.doubt(source.member_id, before=min(since, tx.now - self._timing.unreachable))
         if source.state != freshness.EXPIRED:  # a connector that is silent keeps its entries, out of the search

@@ -135,6 +135,13 @@ class Entries:
             .options(defer(Entry.raw), defer(Entry.content))
         ).all()
 
+    def set_right(self, member_id: str, since: float, *, now: float) -> None:
+        """Live entries of a member that were last seen by a clock that has been set back since then, and not by the
+        visit that began at `since`: how old they are begins anew, just before that."""
+        live = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+        ahead = live.where(Entry.last_seen > max(now, since) + _SET_BACK)
+        self._session.execute(ahead.values(last_seen=min(now, since) - 1.0))
+
     def doubt(self, member_id: str, *, before: float) -> None:
         """Live entries of a member that were last seen before then are stale."""
         self._session.execute(

@@ -316,6 +316,28 @@ async def test_a_clock_that_is_set_right_during_a_visit_ends_nothing_that_it_lis
     assert source.next_at - catalogue.clock.now < DAY
 
 
+async def test_what_a_clock_that_was_set_back_saw_last_ages_where_visits_break_off_too(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    """It counted as seen until that clock's time came."""
+    north.answer = partial(pages, 2)
+    await catalogue.admit(north, "north")
+    catalogue.clock.advance(365 * DAY)
+    await catalogue.crawl("north")
+    catalogue.clock.advance(-365 * DAY)
+
+    def breaking(provider: Provider, request: Request) -> Reply:
+        return Reply(500) if "page=2" in request.path else pages(2, provider, request)
+
+    north.answer = breaking
+    withdrawn = []
+    for _ in range(33):
+        withdrawn.append((await catalogue.crawl("north"))["withdrawn"])
+        catalogue.clock.advance(DAY)
+    assert (withdrawn[0], sum(withdrawn)) == (0, 1)
+    assert await catalogue.ids() == ["urn:hanse:north:d1"]
+
+
 async def test_a_clock_that_was_set_back_keeps_nobody_from_being_visited_or_from_ageing(
     catalogue: Catalogue, north: Provider
 ) -> None:
