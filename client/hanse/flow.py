@@ -147,8 +147,9 @@ def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -
 
 
 def find(name: Name) -> Generator[Call, Any, Found]:
-    """The dataset in its owner's catalog, by its id or the last part of it. NotFound says what there is instead,
-    BadInput which ids end in the same name: which of them stands first is nobody's choice of data."""
+    """The dataset in its owner's catalog, by its id (`urn:hanse:north:flights` is that of `north/flights`) or the last
+    part of it. NotFound says what there is instead, BadInput which ids end in the same name: which of them stands first
+    is nobody's choice of data."""
     asked = {"participant": name.participant, "dataset": name.dataset}  # it may have more than one answer lists
     catalog = yield Call("GET", "/catalog", asked, seconds=30)
     provider = catalog.get("participantId")
@@ -156,7 +157,8 @@ def find(name: Name) -> Generator[Call, Any, Found]:
         raise Broken(f"expected the catalog of {name.participant} with a participantId, came one without")
     datasets = [entry for entry in _list(catalog.get("dataset")) if isinstance(entry, dict)]
     fitting = [entry for entry in datasets if name.dataset in _names(entry)]
-    exact = [entry for entry in fitting if entry.get("@id") == name.dataset]
+    whole = f"urn:hanse:{name.participant}:{name.dataset}"  # whoever asks for the name means this one, if there is one
+    exact = [entry for entry in fitting if entry.get("@id") in (name.dataset, whole)]
     if len(ids := {str(entry["@id"]): entry for entry in reversed(exact or fitting)}) > 1:
         raise BadInput(
             f"{name.participant} shows us {len(ids)} datasets called {name.dataset!r}; name the one that is meant by "

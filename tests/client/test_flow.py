@@ -127,6 +127,27 @@ def test_of_two_datasets_that_end_in_one_name_neither_is_taken_for_the_other() -
     assert done.value.value.dataset_id == "urn:north:b:flights"
 
 
+@pytest.mark.parametrize(
+    ("ids", "meant"),
+    [
+        (["https://north.test/flights", "urn:hanse:north:flights"], "urn:hanse:north:flights"),
+        (
+            ["urn:hanse:south:flights", "urn:hanse:north:a:flights", "urn:hanse:north:flights"],
+            "urn:hanse:north:flights",
+        ),
+        (["flights", "https://north.test/flights"], "flights"),
+        (["flights", "urn:hanse:north:flights"], ""),
+    ],
+)
+def test_a_name_is_that_of_the_dataset_whose_path_it_is_whatever_else_ends_in_it(ids: list[str], meant: str) -> None:
+    """The catalogue shows it as the path of this one; where an owner answers with its whole list it was refused."""
+    steps = flow.find(flow.name_of("north/flights"))
+    next(steps)
+    with pytest.raises(StopIteration if meant else errors.BadInput) as done:
+        steps.send({**CATALOG, "dataset": [{"@id": one} for one in ids]})
+    assert not meant or done.value.value.dataset_id == meant
+
+
 def test_a_transfer_for_another_purpose_is_not_used() -> None:
     other = {**STARTED, "purpose": DPV + "Marketing"}
     _, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[other]]})
