@@ -6,13 +6,14 @@ import asyncio
 import gc
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from catalogue.settings import Settings
-from connector.errors import HanseError, NotFound
+from connector.errors import Conflict, HanseError, NotFound
 from connector.forms import make_folder, unfit
 
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
@@ -39,11 +40,27 @@ def serve() -> None:
     raise_descriptors()
     host, port = settings.public_host, settings.public_port
 
+    servers: list[uvicorn.Server] = []
+    lost: list[Conflict] = []
+
+    def end(why: Conflict) -> None:
+        lost.append(why)
+        for server in servers:
+            server.should_exit = True
+
     def served() -> None:
         make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
-        with alone(settings.data_dir, settings.database):
+        with alone(settings.data_dir, settings.database, lost=end):
             app = create_app(settings)
-            uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+            made = uvicorn.Config(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+            servers.append(server := uvicorn.Server(made))
+            if not lost:
+                with suppress(KeyboardInterrupt):  # it has ended as it should
+                    server.run()
+        if lost:  # an exit that supervisors take for a failure: this one is wanted again when the other one is gone
+            raise lost[0]
+        if not server.started:
+            raise typer.Exit(3)  # its log says why
 
     _told(served)
 

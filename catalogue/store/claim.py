@@ -3,8 +3,6 @@ twice."""
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -26,12 +24,8 @@ _HOLDER = text(
 _LOOK_SECONDS, _RETAKE_SECONDS = 2.0, 0.2
 
 
-def _end() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @contextmanager
-def alone(directory: Path, url: str, *, lost: Callable[[], None] = _end) -> Iterator[None]:
+def alone(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Iterator[None]:
     """Keep both this process's alone for as long as the block lasts. Conflict where one is another's.
 
     In PostgreSQL that is a lock of a connection's: it is free seconds after its process or its machine is gone, and
@@ -49,7 +43,7 @@ def alone(directory: Path, url: str, *, lost: Callable[[], None] = _end) -> Iter
 
 
 @contextmanager
-def _kept(url: str, lost: Callable[[], None]) -> Iterator[None]:
+def _kept(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
     engine, over = open_engine(url, pool_size=1), threading.Event()
     try:
         first = _claimed(engine)
@@ -65,7 +59,9 @@ def _kept(url: str, lost: Callable[[], None]) -> Iterator[None]:
         engine.dispose()
 
 
-def _watch(engine: Engine, held: Connection, ours: int, over: threading.Event, lost: Callable[[], None]) -> None:
+def _watch(
+    engine: Engine, held: Connection, ours: int, over: threading.Event, lost: Callable[[Conflict], None]
+) -> None:
     """Look after the lock until it is `over`. A database that is away is nobody else's either. `ours`: what the server
     calls the connection."""
     connection: Connection | None = held
@@ -75,7 +71,7 @@ def _watch(engine: Engine, held: Connection, ours: int, over: threading.Event, l
             ours = _name(connection)
         except Conflict as error:
             logger("claim").error("database_taken", reason=error.message)
-            lost()
+            lost(error)
             return
         except (Busy, SQLAlchemyError):
             _closed(connection)

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 from typer.testing import CliRunner
@@ -114,7 +115,7 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each took the other's index for lost, and built it anew for ever."""
-    with alone(tmp_path / "data", database_url):
+    with alone(tmp_path / "data", database_url, lost=print):
         monkeypatch.setenv("HANSE_DATABASE_URL", database_url)
         for directory, setting in (("data", "HANSE_DATA_DIR"), ("other", "HANSE_DATABASE_URL")):
             monkeypatch.setenv("HANSE_DATA_DIR", str(tmp_path / directory))
@@ -122,7 +123,7 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
             assert result.exit_code == 1
             assert result.output.startswith(f"error: {setting}: "), result.output
             assert "another catalogue serves from" in result.output
-    with alone(tmp_path / "data", database_url):
+    with alone(tmp_path / "data", database_url, lost=print):
         pass
 
 
@@ -130,7 +131,7 @@ def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> No
     """They have no file in common, and did; the second of them no longer started."""
     with (
         serve.alone(connector.Settings(name="north", data_dir=tmp_path)),
-        alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}"),
+        alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}", lost=print),
     ):
         pass
 
@@ -167,14 +168,14 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             other.commit()
             return found
 
-        with alone(tmp_path / "one", url, lost=lambda: ended.append("one")):
+        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
             before = cut()
             eventually(lambda: held() not in (None, before))
-            with pytest.raises(Conflict, match="another catalogue serves"), alone(tmp_path / "two", url):
+            with pytest.raises(Conflict, match="another catalogue serves"), alone(tmp_path / "two", url, lost=print):
                 pass
             monkeypatch.setattr(claim, "_claimed", late)
             cut()
-            with alone(tmp_path / "two", url, lost=lambda: ended.append("two")):
+            with alone(tmp_path / "two", url, lost=lambda _: ended.append("two")):
                 monkeypatch.setattr(claim, "_claimed", claimed)
                 eventually(lambda: ended == ["one"])
         eventually(lambda: held() is None)
@@ -208,7 +209,7 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
         raise Busy("the network has lost it")
 
     with request.getfixturevalue("postgres_cluster").database() as url:
-        with alone(tmp_path / "one", url, lost=lambda: ended.append("one")):
+        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
             monkeypatch.setattr(claim, "_closed", lambda _: None)
             monkeypatch.setattr(claim, "_claimed", noted)
             monkeypatch.setattr(claim, "_name", unheard)
@@ -218,6 +219,31 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
             monkeypatch.undo()
         assert {type(one) for one in refused} == {Busy}
         assert ended == []
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("early", [True, False])
+def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    """A supervisor that starts again what has failed took it for one that was told to end."""
+    losing: list[Callable[[], None]] = []
+    ends: list[bool] = []
+
+    @contextmanager
+    def taken(*_: object, lost: Callable[[Conflict], None]) -> Iterator[None]:
+        losing.append(lambda: lost(Conflict("it is another's by now")))
+        if early:
+            losing[0]()
+        yield
+
+    def run(server: uvicorn.Server) -> None:
+        losing[0]()
+        ends.append(server.should_exit)
+
+    monkeypatch.setattr(claim, "alone", taken)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    result = CliRunner().invoke(commands, ["serve"])
+    assert (result.exit_code, result.output) == (1, "error: it is another's by now\n")
+    assert ends == ([] if early else [True])
 
 
 @pytest.mark.usefixtures("environment")
