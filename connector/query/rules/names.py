@@ -41,6 +41,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for node in trees.nodes(tree):
         if isinstance(node, exp.Ordered | exp.Group):
             _bare_keys(node)
+        if isinstance(node, SETS) and node.args.get("order") is not None:
+            _written_keys(node)
     _call_unnamed(tree)
     _each_once(tree)
     _apart(tree, planning)
@@ -137,6 +139,30 @@ def _bare_keys(clause: exp.Expr) -> None:
     """Keys of ORDER BY and GROUP BY out of brackets, which the engine does not see: `(1)` is a place."""
     for key in [one for one in clause.iter_expressions() if isinstance(one, exp.Paren)]:
         key.replace(key.unnest())
+
+
+def _written_keys(query: exp.Expr) -> None:
+    """Keys of a set operation's order that are written as an output of one of its sides is: its place."""
+    sides = [side.expressions for side in _sides(query) if not any(output.is_star for output in side.expressions)]
+    for ordered in query.args["order"].expressions:
+        key = ordered.this
+        if isinstance(key, exp.Literal) or (isinstance(key, exp.Column) and not key.table):
+            continue
+        places = [place for outputs in sides for place, output in enumerate(outputs, 1) if output.unalias() == key]
+        if places:
+            key.replace(exp.Literal.number(places[0]))
+
+
+def _sides(query: exp.Expr) -> list[exp.Select]:
+    """The SELECTs of a set operation, in their order."""
+    found, stack = [], [query]
+    while stack:
+        side = stack.pop()
+        if isinstance(side, exp.Select):
+            found.append(side)
+        else:
+            stack += [one for one in (side.args.get("expression"), side.this) if one is not None]
+    return found
 
 
 def _written_outputs(select: exp.Select) -> None:
@@ -397,12 +423,8 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
     """ORDER BY ALL as places; outputs named inside of expressions, written out; and the place of an output that is
     meant by a name which several have: of SELECT it is the last that is called so, of UNION the first."""
     outputs = trees.first_select(query).expressions
-    if isinstance(query, SETS) and (named := [one for one in trees.in_block(order) if isinstance(one, exp.Column)
-                                              and one.table]):  # fmt: skip
-        raise QueryInvalid(
-            f"ORDER BY after UNION, INTERSECT and EXCEPT names outputs; write {named[0].name} without its table",
-            code="column_unknown",
-        )
+    if isinstance(query, SETS):
+        _names_outputs(query, order)
     first = order.expressions[0] if order.expressions else None
     if len(order.expressions) == 1 and isinstance(first, exp.Ordered) and _is_all(first.this):
         places = range(1, len(outputs) + 1)
@@ -420,6 +442,24 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
             trees.put(outputs[place - 1].unalias(), column)
         elif len(same) > 1:
             column.replace(exp.Literal.number(_meant(same, outputs)))
+
+
+def _names_outputs(query: exp.Expr, order: exp.Expr) -> None:
+    """QueryInvalid where the order of a set operation names what is no output: the first side's in an expression, any
+    side's alone."""
+    first, *others = [{fold(output.alias_or_name) for output in side.expressions} for side in _sides(query)]
+    every_side = first.union(*others)
+    unnamed = any(name.startswith("_col_") for name in every_side)  # the engine has names for those without
+    for node in trees.in_block(order):
+        column, alone = isinstance(node, exp.Column), isinstance(node.parent, exp.Ordered)
+        known = every_side if alone else first
+        if trees.is_aggregate(node) or (column and fold(node.name) not in known and not (alone and unnamed)):
+            told = f"{node.sql(dialect='duckdb')} is none; call it by AS, or write its place"
+        elif column and node.args.get("table"):
+            told = f"write {node.name} without its table"
+        else:
+            continue
+        raise QueryInvalid(f"ORDER BY after UNION, INTERSECT and EXCEPT names outputs; {told}", code="column_unknown")
 
 
 def _meant(places: Sequence[int], outputs: Sequence[exp.Expr]) -> int:

@@ -422,6 +422,12 @@ REFUSED = [
         "column_unknown",
         "drug stands in several sources",
     ),
+    (
+        "SELECT name FROM north.drugs UNION SELECT dose AS name FROM south.trials ORDER BY dose",
+        QueryInvalid,
+        "column_unknown",
+        "names outputs; dose is none",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
