@@ -29,6 +29,7 @@ def write_out(blocks: Sequence[Block], *, fields: bool) -> None:
         if fields:
             _no_column(block, known)
         _no_doubt(block, known)
+        _none_beside(block, known)
         if block.joined:
             _block(block, known)
         _from_inside(block, known)
@@ -91,6 +92,26 @@ def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
                 f"{column.table} is only tested by its JOIN; after it no column of it can be named",
                 code="column_unknown",
             )
+
+
+def _none_beside(block: Block, known: Mapping[int, Block]) -> None:
+    """QueryInvalid where a derived table has a name from what stands before it in FROM: the engine looks there."""
+    before: dict[str, frozenset[str]] = {}
+    for source in trees.sources(block.select):
+        if isinstance(source, exp.Subquery):
+            for column in _free(source, known):
+                beside = [alias for alias, names in before.items() if fold(column.name) in names]
+                if beside:
+                    raise unseen(beside[0])
+        alias = fold(source.alias_or_name)
+        if alias not in block.tested:
+            before[alias] = frozenset(block.sources[alias])
+
+
+def unseen(alias: str) -> QueryInvalid:
+    return QueryInvalid(
+        f"a derived table does not see {alias} beside it, write that condition in ON or WHERE", code="column_unknown"
+    )
 
 
 def _one_source(names: Iterable[exp.Column], sources: Mapping[str, frozenset[str]], merged: Sequence[Merged]) -> None:
@@ -216,7 +237,8 @@ def _free(node: exp.Expr, known: Mapping[int, Block]) -> Iterator[exp.Column]:
         elif isinstance(one, exp.Select):
             yield from _beyond(known[id(one)], known)
         elif isinstance(one, _QUERIES):  # their ORDER BY names outputs
-            stack += [part for part in (one.this, one.args.get("expression")) if part is not None]
+            parts = one.this, one.args.get("expression"), one.args.get("with_")
+            stack += [part for part in parts if part is not None]
         else:
             stack.extend(one.iter_expressions())
 
@@ -224,12 +246,25 @@ def _free(node: exp.Expr, known: Mapping[int, Block]) -> Iterator[exp.Column]:
 def _beyond(block: Block, known: Mapping[int, Block]) -> Iterator[exp.Column]:
     """The names in a query inside that are of those around it."""
     own = {name for names in block.sources.values() for name in names}
+    before: set[str] = set()  # what outputs are called that others may name
     for clause, part in _parts(block.select):
         for column in _free(part, known):
             name = fold(column.name)
-            called = own if clause == "expressions" else block.called
+            called = before if clause == "expressions" else block.called if _sees_outputs(column, clause) else ()
             if name not in own and name not in called and not _is_output(column, clause, block):
                 yield column
+        if clause == "expressions" and isinstance(part, exp.Alias):
+            before.add(fold(part.alias))
+    derived = [source for source in trees.sources(block.select) if isinstance(source, exp.Subquery)]
+    for query in (block.select.args.get("with_"), *derived):
+        yield from _free(query, known) if query is not None else ()
+
+
+def _sees_outputs(column: exp.Column, clause: str) -> bool:
+    """Whether an output is meant before a column of a query around: not in QUALIFY, nor in an aggregate of HAVING."""
+    return clause != "qualify" and (
+        clause != "having" or isinstance(column.find_ancestor(exp.AggFunc, exp.Having), exp.Having)
+    )
 
 
 def _parts(select: exp.Select) -> Iterator[tuple[str, exp.Expr]]:

@@ -1,8 +1,8 @@
 """A derived table that only joins, computes and filters is read as part of the block around it.
 
 Its sources can then go to their owners together with those of the block. One with aggregates, DISTINCT, LIMIT or
-windows stays, as does one whose outputs are constants or subqueries, one that an outer join adds, and one whose
-outputs are named so often that the question would become very long.
+windows stays, as does one whose outputs are constants, subqueries or columns of queries around alone, one that an outer
+join adds, and one whose outputs are named so often that the question would become very long.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _fits(select: exp.Select, source: exp.Subquery) -> bool:
         inner = query.args.get("joins") or ()
         if not trees.is_inner(place) or place.args.get("on") is not None or not all(map(_plain_join, inner)):
             return False
-    values = [output.unalias() for output in query.selects]
-    return all(value.find(exp.Column) is not None and not trees.has_query(value) for value in values)
+    values, here = [output.unalias() for output in query.selects], trees.aliases(query)
+    return all(trees.column_tables(value) & here and not trees.has_query(value) for value in values)
 
 
 def _plain_join(join: exp.Expr) -> bool:

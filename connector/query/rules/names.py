@@ -45,6 +45,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
             _written_keys(node)
     _call_unnamed(tree)
     _each_once(tree)
+    _none_beside(tree)
     _apart(tree, planning)
     reckoned = growth.check(tree, planning)
     for block in reckoned.selects:
@@ -206,6 +207,19 @@ def _each_once(tree: exp.Expr) -> None:
                 source.set("alias", alias)
                 taken.add(name)
             met.add(name)
+
+
+def _none_beside(tree: exp.Expr) -> None:
+    """QueryInvalid where a derived table names what stands before it in FROM: the engine looks there, before it takes
+    another that is called so around."""
+    for select in trees.selects(tree):
+        before: set[str] = set()
+        for source in trees.sources(select):
+            if isinstance(source, exp.Subquery):
+                for table in trees.free_tables(source):
+                    if fold(table) in before:
+                        raise using.unseen(table)
+            before.add(fold(source.alias_or_name))
 
 
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:

@@ -428,6 +428,18 @@ REFUSED = [
         "column_unknown",
         "names outputs; dose is none",
     ),
+    (
+        "SELECT drug AS d FROM north.drugs WHERE 1 IN (SELECT q.x FROM south.trials t, (SELECT dose AS x) q)",
+        QueryInvalid,
+        "column_unknown",
+        "does not see t beside it",
+    ),
+    (
+        "SELECT t.drug FROM north.drugs t WHERE 1 IN (SELECT x FROM south.trials t, (SELECT t.drug AS x) q)",
+        QueryInvalid,
+        "column_unknown",
+        "does not see t beside it",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
