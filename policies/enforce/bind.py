@@ -64,6 +64,7 @@ class _Scope:
     keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
     outer: _Scope | None = None
     beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
+    grouped: exp.Select | None = None  # while its HAVING is bound
 
 
 _DIALECT = DuckDB()
@@ -134,6 +135,7 @@ class _Binder:
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
             clause = node.args.get(name)
             if clause is not None:
+                scope.grouped = node if name == "having" else None
                 self._walk(clause, ctes, scope)
         return columns
 
@@ -258,6 +260,7 @@ class _Binder:
             level = self._level(table, scope)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
+            _no_other(node, [fold(table)], level)
             _read_one(folded, fold(table), level)
             return
         key = _is_key(node)
@@ -275,6 +278,8 @@ class _Binder:
             for alias in found:
                 _read_one(folded, alias, around)
             if found:
+                if folded not in around.aliases:
+                    _no_other(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
             # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
@@ -327,6 +332,61 @@ def _unseen(alias: str) -> QueryRefused:
     return refused(
         "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
     )
+
+
+def _no_other(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
+    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source that is called as its
+    own is: the engine would read that one's."""
+    around = scope.outer
+    while around is not None and around.sources.keys().isdisjoint(aliases):
+        around = around.outer
+    if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
+        refuse(
+            "column_unknown",
+            f"HAVING: {node.name} is no key of GROUP BY; name it there, or call the tables apart",
+            "columns",
+        )
+
+
+def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
+    """Whether a column in HAVING is one that rows are grouped by, or stands in such an expression or an aggregate."""
+    above: list[exp.Expr] = [node]
+    while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
+        above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
+    direct = not any(type(one) in _NESTED for one in above)
+    if direct and any(isinstance(one, exp.AggFunc | exp.Filter | exp.WithinGroup) for one in above):
+        return True
+    for key in _keys(select, scope):
+        if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
+            return True
+        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
+            if fold(key.table) in aliases or (not key.table and _holders(fold(key.name), scope) == aliases):
+                return True
+        elif any(one == key for one in above):
+            return True
+    return False
+
+
+def _keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
+    """What rows are grouped by: places and outputs' names as what they stand for."""
+    group, outputs = select.args.get("group"), select.expressions
+    if group is None:
+        return []
+    if group.args.get("all"):
+        return [output.unalias() for output in outputs]
+    called = {fold(output.alias): output.unalias() for output in outputs if isinstance(output, exp.Alias)}
+    found, stack = [], list(group.iter_expressions())
+    while stack:
+        key = stack.pop()
+        if isinstance(key, exp.Rollup | exp.Cube | exp.GroupingSets | exp.Tuple | exp.Paren):
+            stack += key.iter_expressions()
+        elif isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(outputs):
+            found.append(outputs[int(key.name) - 1].unalias())
+        elif isinstance(key, exp.Column) and not key.table and not _holders(fold(key.name), scope):
+            found.append(called.get(fold(key.name), key))
+        else:
+            found.append(key)
+    return found
 
 
 def _in_having(node: exp.Expr) -> bool:

@@ -232,6 +232,38 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
 
 
 @pytest.mark.parametrize(
+    "having",
+    [
+        "having cast(x.id as text) > '3'",
+        "group by x.ward having x.id > 3",
+        "group by ward, x.code having id in (select 3)",
+        "group by all having exists (select 1 from people y where y.id = x.id)",
+    ],
+)
+def test_in_having_a_column_is_of_no_table_around_that_is_called_alike(bench: gate.Bench, having: str) -> None:
+    """The engine takes the `id` of the one around for it, where rows are not grouped by it."""
+    with pytest.raises(QueryRefused, match="HAVING: id is no key of GROUP BY") as refused:
+        bench.prepare(f"select name from people x where exists (select max(x.code) from visits x {having})")
+    assert refused.value.code == "column_unknown"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "select x.id from visits x group by x.id having x.id > 3",
+        "select id from visits x group by all having id > 3",
+        "select id + 1 from visits x group by 1 having id + 1 > 3",
+        "select id as a from visits x group by a having x.id > 3",
+        "select id as a from visits x group by rollup (id) having x.id > 3",
+        "select max(id) from visits x having count(*) filter (where id > 3) > 1 and sum(x.id) > 3",
+        "select count(*) as id from visits x group by code having id > 3",
+    ],
+)
+def test_what_rows_are_grouped_by_is_in_having_of_the_table_inside(bench: gate.Bench, asked: str) -> None:
+    bench.prepare(f"select name from people x where id in ({asked})")
+
+
+@pytest.mark.parametrize(
     "asked",
     [
         "select distinct * from visits where id < 9 offset 1",
