@@ -398,7 +398,9 @@ def _group(select: exp.Select) -> None:
         plain = [key for key in plain if trees.free_tables(key) & here]  # of what varies: a number would be a place
         group = exp.Group(expressions=plain) if plain else None
         select.set("group", group)
-        _no_other(select)
+        _no_other(select, outputs, "no output that GROUP BY ALL groups by; name it in GROUP BY, with the others")
+    elif select.args.get("having") is not None:
+        _no_other(select, outputs, "no key of GROUP BY, and in no aggregate; name it in GROUP BY")
     for key in trees.group_keys(select) if group is not None else ():
         while isinstance(key.parent, exp.Paren) and key not in outputs:
             key = key.parent
@@ -408,20 +410,24 @@ def _group(select: exp.Select) -> None:
             key.replace(exp.Literal.number(outputs.index(key) + 1))
 
 
-def _no_other(select: exp.Select) -> None:
-    """QueryInvalid where HAVING looks at a column that GROUP BY ALL does not show: the engine has it as a key."""
-    keys = trees.group_keys(select)
-    stack = [select.args["having"].this] if select.args.get("having") is not None else []
-    here = {fold(source.alias_or_name) for source in trees.sources(select)}
+def _no_other(select: exp.Select, outputs: Sequence[exp.Expr], told: str) -> None:
+    """QueryInvalid where HAVING looks at a column that rows are not grouped by, which the engine has as a key, or looks
+    for around."""
+    keys = [outputs[int(key.name) - 1] if trees.is_place(key) else key for key in trees.group_keys(select)]
+    having = select.args.get("having")
+    stack = [(having.this, _sources_named(select))] if having is not None else []
     while stack:
-        node = stack.pop()
+        node, here = stack.pop()
         if isinstance(node, exp.Column) and fold(node.table) in here and node not in keys:
-            raise QueryInvalid(
-                f"HAVING: {node.name} is no output that GROUP BY ALL groups by; name it in GROUP BY, with the others",
-                code="column_unknown",
-            )
-        if not isinstance(node, exp.AggFunc | exp.Window) and node not in keys:
-            stack.extend(node.iter_expressions())
+            raise QueryInvalid(f"HAVING: {node.name} is {told}", code="column_unknown")
+        if isinstance(node, exp.Select):  # what is called so inside is its own
+            here = here - _sources_named(node)
+        if not isinstance(node, exp.AggFunc | exp.Filter | exp.WithinGroup | exp.Window) and node not in keys:
+            stack += [(one, here) for one in node.iter_expressions()]
+
+
+def _sources_named(select: exp.Select) -> frozenset[str]:
+    return frozenset(fold(source.alias_or_name) for source in trees.sources(select))
 
 
 def _inside_of_key(clause: str) -> QueryInvalid:

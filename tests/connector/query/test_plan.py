@@ -440,6 +440,12 @@ REFUSED = [
         "column_unknown",
         "does not see t beside it",
     ),
+    (
+        "SELECT drug FROM north.drugs t WHERE 1 IN (SELECT max(t.dose) FROM south.trials t HAVING t.drug > 1)",
+        QueryInvalid,
+        "column_unknown",
+        "HAVING: drug is no key of GROUP BY",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
