@@ -65,6 +65,7 @@ class _Scope:
     outer: _Scope | None = None
     beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
     grouped: exp.Select | None = None  # while its HAVING is bound
+    joined: frozenset[str] = frozenset()  # while an ON is bound: what is joined there, since the last comma
 
 
 _DIALECT = DuckDB()
@@ -165,15 +166,20 @@ class _Binder:
         if first is None:
             return
         merging = Merging(self._add(first.this, ctes, scope), scope.folded)
+        begun = 0  # the place of the source behind the last comma
         for join in joins:
             before = tuple(scope.sources)
             alias = self._add(join.this, ctes, scope)
+            if not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using")):
+                begun = len(before)
             merging.join(join, alias)
             scope.merged = merging.merged
             for column in join.args.get("using") or ():
                 self._using(column.name, before, alias, scope)
             if join.args.get("on") is not None:
+                scope.joined = frozenset((*before, alias)[begun:])
                 self._walk(join.args["on"], ctes, scope)
+                scope.joined = frozenset()
             if str(join.args.get("kind") or "").upper() in ("SEMI", "ANTI"):
                 scope.hidden.add(alias)
 
@@ -299,7 +305,8 @@ class _Binder:
             if fold(alias) in level.sources and fold(alias) not in level.hidden:
                 if level.beside:
                     raise _unseen(alias)
-                if column:
+                nearer = level.joined if fold(alias) not in level.joined else ()
+                if column or any(fold(alias) in level.folded[one] for one in nearer):
                     # Of a struct the engine would take its field.
                     refuse("column_unknown", f"{alias} is a column here, too; call the table otherwise", "columns")
                 return level

@@ -278,6 +278,20 @@ def test_exists_with_a_star_asks_what_it_asks_without(bench: gate.Bench, asked: 
     assert len(bench.ask(f"select id from people where exists ({asked})")) == 400
 
 
+def test_before_a_comma_no_table_is_called_as_a_struct_behind_it() -> None:
+    """In ON, the engine takes the field of what is joined there."""
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_o AS SELECT 1 AS k, 100 AS f")
+    made.connection.execute("CREATE TABLE src_i AS SELECT 1 AS k, {'f': 7} AS a")
+    for name in ("o", "i"):
+        made.add("north", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
+    with pytest.raises(QueryRefused, match="a is a column here, too; call the table otherwise"):
+        made.prepare("select count(*) from o a, o x join i on i.k = a.f")
+    assert made.ask("select count(*) from o a, o x join i on i.k = x.k") == [(1,)]
+    assert made.ask("select count(*) from o x join o a on true join i on i.k = a.k") == [(1,)]
+    made.connection.close()
+
+
 def test_names_that_callers_make_up_are_not_kept() -> None:
     made = gate.Bench()
     made.connection.execute(f"CREATE TABLE src AS SELECT {', '.join(f'{i} AS column_{i}' for i in range(300))}")
