@@ -79,8 +79,9 @@ def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
 
 
 def _reads_only(select: exp.Select, tables: set[int]) -> bool:
-    clauses = (select.args["from_"], *(select.args.get("joins") or ()))
-    return all(id(clause.this) in tables for clause in clauses)
+    first = select.args.get("from_")
+    clauses = (first, *(select.args.get("joins") or ())) if first is not None else ()
+    return bool(clauses) and all(id(clause.this) in tables for clause in clauses)
 
 
 def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:

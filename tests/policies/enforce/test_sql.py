@@ -292,6 +292,10 @@ def test_before_a_comma_no_table_is_called_as_a_struct_behind_it() -> None:
     made.connection.close()
 
 
+def test_a_query_without_from_may_group(bench: gate.Bench) -> None:
+    assert len(bench.ask("select id from people where exists (select 1 group by 1)")) == 400
+
+
 def test_names_that_callers_make_up_are_not_kept() -> None:
     made = gate.Bench()
     made.connection.execute(f"CREATE TABLE src AS SELECT {', '.join(f'{i} AS column_{i}' for i in range(300))}")
