@@ -29,6 +29,7 @@ def write_out(blocks: Sequence[Block], *, fields: bool) -> None:
         if fields:
             _no_column(block, known)
         _no_doubt(block, known)
+        _none_before(block)
         _none_beside(block, known)
         if block.joined:
             _block(block, known)
@@ -56,8 +57,7 @@ def _no_column(block: Block, known: Mapping[int, Block]) -> None:
         node, met = stack.pop()
         if isinstance(node, exp.Column):
             if fold(node.table) in met:
-                word = written[fold(node.table)]
-                raise QueryInvalid(f"{word} is a column here, too; call the table otherwise", code="column_unknown")
+                raise is_column(written[fold(node.table)])
         elif isinstance(node, exp.Select):
             within = known[id(node)]
             for clause, part in _parts(node):
@@ -92,6 +92,26 @@ def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
                 f"{column.table} is only tested by its JOIN; after it no column of it can be named",
                 code="column_unknown",
             )
+
+
+def _none_before(block: Block) -> None:
+    """QueryInvalid where a name before a dot in ON is a source's before a comma, and a column's behind it: the engine
+    takes that one's field."""
+    sources = trees.sources(block.select)
+    written = {fold(one.alias_or_name): fold(one.meta.get(WRITTEN, one.alias_or_name)) for one in sources}
+    aliases, begun = [*block.sources], 0
+    for place, join in enumerate(block.select.args.get("joins") or (), 1):
+        if not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using")):
+            begun = place
+        on, joined = join.args.get("on"), aliases[begun : place + 1]
+        for column in trees.columns(on) if on is not None and begun else ():
+            alias = fold(column.table)
+            if alias in aliases[:begun] and any(written[alias] in block.sources[one] for one in joined):
+                raise is_column(written[alias])
+
+
+def is_column(name: str) -> QueryInvalid:
+    return QueryInvalid(f"{name} is a column here, too; call the table otherwise", code="column_unknown")
 
 
 def _none_beside(block: Block, known: Mapping[int, Block]) -> None:

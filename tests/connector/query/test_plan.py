@@ -446,6 +446,12 @@ REFUSED = [
         "column_unknown",
         "HAVING: drug is no key of GROUP BY",
     ),
+    (
+        "SELECT 1 FROM north.makers drug, south.trials t JOIN north.drugs d ON d.maker = drug.maker",
+        QueryInvalid,
+        "column_unknown",
+        "drug is a column here, too",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
