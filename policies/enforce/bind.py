@@ -342,10 +342,10 @@ def _unseen(alias: str) -> QueryRefused:
 
 
 def _no_other(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
-    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source that is called as its
-    own is: the engine would read that one's."""
+    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source, or a struct, that is
+    called as its own source is: the engine would read that one's."""
     around = scope.outer
-    while around is not None and around.sources.keys().isdisjoint(aliases):
+    while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
         around = around.outer
     if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
         refuse(

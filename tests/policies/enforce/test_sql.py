@@ -287,6 +287,8 @@ def test_before_a_comma_no_table_is_called_as_a_struct_behind_it() -> None:
         made.add("north", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
     with pytest.raises(QueryRefused, match="a is a column here, too; call the table otherwise"):
         made.prepare("select count(*) from o a, o x join i on i.k = a.f")
+    with pytest.raises(QueryRefused, match="HAVING: f is no key of GROUP BY"):
+        made.prepare("select k from i where exists (select count(*) from o a having f > 3)")
     assert made.ask("select count(*) from o a, o x join i on i.k = x.k") == [(1,)]
     assert made.ask("select count(*) from o x join o a on true join i on i.k = a.k") == [(1,)]
     made.connection.close()
