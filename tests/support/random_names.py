@@ -8,7 +8,7 @@ output, windows give peers alike.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -43,6 +43,17 @@ class Scope:
     outputs: list[str] = field(default_factory=list)
     outer: Scope | None = None
 
+    def columns(self, kind: str = "") -> list[tuple[str, Out]]:
+        """The columns that can be named, of a kind or of any, each with what its source is called."""
+        return [(alias, out) for alias, outs in self.sources.items() for out in outs if kind in ("", out.kind)]
+
+    def out(self) -> Iterator[Scope]:
+        """This one and those around it."""
+        level: Scope | None = self
+        while level is not None:
+            yield level
+            level = level.outer
+
 
 class Names:
     """A stream of questions from one seed, over `tables`, of each the ways that it can be written in FROM."""
@@ -55,6 +66,8 @@ class Names:
     def question(self) -> str:
         if self.chance(self.odd):
             return self.unusual()
+        if self.chance(0.08):
+            return self.filled(self.pick(_ONCE_WRONG))
         return self.query(0, None, {})[0]
 
     # queries
@@ -93,7 +106,7 @@ class Names:
     ) -> tuple[str, list[Out]]:
         scope = Scope(outer=outer)
         source = self.sources(depth, scope, ctes)
-        grouped = self.chance(0.3)
+        grouped = self.chance(0.4 if depth else 0.3)
         shown, outs, known = self.outputs(depth, scope, ctes, outputs, grouped=grouped)
         scope.outputs = [out.name for out in outs]
         sql = f"SELECT {'DISTINCT ' if self.chance(0.06) else ''}{', '.join(shown)} FROM {source}"
@@ -140,7 +153,7 @@ class Names:
             else:
                 sql = self.value(depth, scope, ctes, windows=True)
             if self.chance(0.6):
-                name = self.pick([*scope.sources, *POOL]).strip(_NO_ALIAS + "0123") or "u"
+                name = self.pick([*scope.sources, *scope.sources, *POOL]).strip(_NO_ALIAS + "0123") or "u"
                 scope.outputs.append(name)
                 shown.append(f"{sql} {self.pick(['AS ', 'AS ', ''])}{self.cased(name)}")
             else:
@@ -175,7 +188,8 @@ class Names:
     def source(self, depth: int, scope: Scope, ctes: dict[str, list[Out]]) -> str:
         name = self.pick([*TABLES, *ctes, *ctes])
         if depth < _DEEPEST and self.chance(0.25):
-            beside = Scope(scope.sources, outer=scope.outer) if self.chance(0.15) else scope.outer
+            looks = scope.sources and self.chance(0.4 if scope.outer else 0.1)
+            beside = Scope(dict(scope.sources), outer=scope.outer) if looks else scope.outer
             inner, outs = self.query(depth + 1, beside, ctes)
             sql, alias = f"({inner})", f"{_NO_ALIAS}{len(scope.sources)}" if self.chance(0.15) else self.pick(POOL)
         else:
@@ -207,8 +221,9 @@ class Names:
         if depth < _DEEPEST and self.chance(0.25):
             return self.asked(depth, scope, ctes)
         if self.chance(0.1):
-            what = self.called(scope) if self.chance(0.4) else self.ref(scope, self.pick([NUMBER, STRUCT])).name
-            return f"{what} IS {self.pick(['', 'NOT '])}NULL"
+            return self.text(
+                self.called(scope) if self.chance(0.4) else self.ref(scope, self.pick([NUMBER, STRUCT])).name
+            )
         return f"{self.value(depth + 1, scope, ctes)} {self.pick(_COMPARED)} {self.value(depth + 1, scope, ctes)}"
 
     def asked(self, depth: int, scope: Scope, ctes: dict[str, list[Out]]) -> str:
@@ -219,11 +234,17 @@ class Names:
         return f"{self.ref(scope).name} {no}IN ({self.query(depth + 1, scope, ctes, 1)[0]})"
 
     def having(self, depth: int, scope: Scope, ctes: dict[str, list[Out]]) -> str:
-        if self.chance(0.15):
-            return f"{self.called(scope)} IS {self.pick(['', 'NOT '])}NULL"
+        if self.chance(0.35):
+            return self.text(self.called(scope, around=0.7))
         left = self.pick([self.aggregate(depth, scope, ctes), self.name(), self.pick(scope.outputs)])
         more = f" AND {self.condition(depth + 1, scope, ctes)}" if self.chance(0.25) else ""
         return f"{left} {self.pick(_COMPARED)} {self.pick([str(self.rng.randint(0, 6)), self.ref(scope).name])}{more}"
+
+    def text(self, what: str) -> str:
+        """A condition on anything, of whatever type."""
+        if self.chance(0.3):
+            return f"{what} IS {self.pick(['', 'NOT '])}NULL"
+        return f"CAST({what} AS TEXT) {self.pick(['', 'NOT '])}LIKE '%{self.rng.randint(0, 4)}%'"
 
     def value(self, depth: int, scope: Scope, ctes: dict[str, list[Out]], *, windows: bool = False) -> str:
         roll = self.rng.random()
@@ -273,20 +294,28 @@ class Names:
         level, inside = scope, True
         while level.outer is not None and (not level.sources or self.chance(0.3)):
             level, inside = level.outer, False
-        found = [(alias, out) for alias, outs in level.sources.items() for out in outs if out.kind == kind]
+        found = level.columns(kind)
         if not found:
             return Out(self.name(), NUMBER)
         alias, out = self.pick(found)
-        name = self.cased(out.name)
-        if alias[0] != _NO_ALIAS and self.chance(0.5 if inside else 0.65):
+        name, whole = self.cased(out.name), self.chance(0.5 if inside else 0.65)
+        if self.chance(0.95):  # as a rule no name is of several sources, nor a table's that is a column further in
+            whole = (whole and not _is_inside(alias, scope, level)) or _is_of_several(out.name, scope)
+        if alias[0] != _NO_ALIAS and whole:
             name = f"{self.cased(alias)}.{name}"
         return Out(name, kind)
 
-    def called(self, scope: Scope) -> str:
+    def called(self, scope: Scope, around: float = 0.25) -> str:
         """The name of a source or of an output, here or around, as if it were a column's."""
-        while scope.outer is not None and self.chance(0.25):
-            scope = scope.outer
-        names = [one for one in (*scope.sources, *scope.outputs) if one[0] != _NO_ALIAS]
+        level = scope
+        while level.outer is not None and self.chance(around):
+            level = level.outer
+        names = [one for one in (*level.sources, *level.outputs) if one[0] != _NO_ALIAS]
+        if self.chance(0.7):
+            names = [one for one in names if not _is_inside(one, scope, level)] or names
+            around = level.outer or Scope()
+            known = [one for one in level.sources if one in names and (one in level.outputs or _is_column(one, around))]
+            names = known or names
         return self.cased(self.pick(names)) if names else self.name()
 
     def name(self) -> str:
@@ -310,15 +339,40 @@ class Names:
 
     def unusual(self) -> str:
         """Syntax that looks for names in ways of its own: refused, or answered like anything else."""
-        one, two, three = (self.pick(POOL) for _ in range(3))
-        first, second = (self.pick(self.written[self.pick(list(TABLES))]) for _ in range(2))
-        return self.pick(_UNUSUAL).format(one=one, two=two, three=three, first=first, second=second)
+        return self.filled(self.pick(_UNUSUAL))
+
+    def filled(self, shape: str) -> str:
+        """A question of a shape, with names and tables for the words in it."""
+        names = {word: self.pick(POOL) for word in ("one", "two", "three", "four")}
+        tables = {word: self.pick(self.written[self.pick(list(TABLES))]) for word in ("first", "second", "third")}
+        return shape.format(**names, **tables)
 
     def pick(self, values: Sequence[T]) -> T:
         return self.rng.choice(values)
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
+
+
+def _is_column(name: str, scope: Scope) -> bool:
+    """Whether a name is a column's, in this scope or around it."""
+    return any(out.name == name for level in scope.out() for _, out in level.columns())
+
+
+def _is_inside(name: str, scope: Scope, last: Scope) -> bool:
+    """Whether a name is a column's in one of the scopes up to the last."""
+    for level in scope.out():
+        if any(out.name == name for _, out in level.columns()):
+            return True
+        if level is last:
+            break
+    return False
+
+
+def _is_of_several(name: str, scope: Scope) -> bool:
+    """Whether the first scope that has a column of this name has several."""
+    counts = [sum(out.name == name for _, out in level.columns()) for level in scope.out()]
+    return next((count for count in counts if count), 0) > 1
 
 
 _JOINS = ("JOIN", "JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "SEMI JOIN", "ANTI JOIN")
@@ -348,4 +402,27 @@ _UNUSUAL = (
     "SELECT {one} FROM {first} SELECT {two}",
     "SELECT {one} FROM {first} {two} GROUP BY GROUPING SETS (({one}), ())",
     "SELECT #1 FROM {first} ORDER BY #1",
+)
+_ONCE_WRONG = (  # shapes in which names once meant one thing here and another in the engine
+    "SELECT (SELECT max({two}) FROM {first} {three}, (SELECT {one} AS {two} FROM {second}) {four}) FROM {third}",
+    "SELECT {one} FROM {third} {three} WHERE EXISTS (SELECT 1 FROM {first} {three} JOIN "
+    "(SELECT {three}.{four} AS {two} FROM {second}) t ON true WHERE {two} > 1)",
+    "SELECT (SELECT max({two}) FROM (SELECT {one} AS {two} FROM {first}) {three}, {second} {four}) FROM {third}",
+    "SELECT 1 AS {one} FROM {first} {one} WHERE EXISTS "
+    "(SELECT count(*) FROM {second} GROUP BY {two} HAVING CAST({one} AS TEXT) LIKE '%2%')",
+    "SELECT {three} AS {one} FROM {first} {one} WHERE {three} IN "
+    "(SELECT max({four}) FROM {second} {two} HAVING CAST({one} AS TEXT) LIKE '%2%')",
+    "SELECT {one} FROM {first} {two} WHERE EXISTS (SELECT max({three}) FROM {second} {two} HAVING {two}.{four} > 1)",
+    "SELECT {one} FROM {first} {two} WHERE EXISTS (SELECT max({two}.{three}) FROM {second} {two} GROUP BY {one} "
+    "HAVING {four} IN (SELECT {four} FROM {third}))",
+    "SELECT {one} FROM {first} WHERE EXISTS (SELECT *, {three} AS {four} FROM {second} WHERE {four} > 1)",
+    "SELECT {one} FROM {first} WHERE EXISTS "
+    "(SELECT {two} AS {three}, {three} + 1 AS {four} FROM {second} WHERE {four} > 2)",
+    "SELECT {one} FROM {first} WHERE EXISTS "
+    "(SELECT {two} AS {three} FROM {second} QUALIFY {three} > 1 AND rank() OVER (ORDER BY {two}) > 1)",
+    "SELECT {one}, (SELECT max({two}) FROM (SELECT {three} AS {two}, count(*) FROM {second} GROUP BY ALL)) "
+    "FROM {first}",
+    "SELECT {one} FROM {first} UNION SELECT {two} FROM {second} ORDER BY {three}",
+    "SELECT {one}, count(*) FROM {first} {two} GROUP BY ALL "
+    "HAVING count(*) > (SELECT min({three}.{four}) FROM {second} {three})",
 )
