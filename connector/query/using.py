@@ -79,6 +79,7 @@ def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
         if (on := join.args.get("on")) is not None:
             before = dict([*sources.items()][: place + 2])
             _one_source(_free(on, known), before, block.joined[place].merged if block.joined else ())
+            _not_behind([*_free(on, known)], before, sources)
     seen = {alias: names for alias, names in sources.items() if alias not in block.tested}
     order = block.select.args.get("order")
     ordered = [one.this for one in order.expressions] if order is not None else []
@@ -90,6 +91,19 @@ def _no_doubt(block: Block, known: Mapping[int, Block]) -> None:
         if isinstance(column, exp.Column) and fold(column.table) in block.tested:
             raise QueryInvalid(
                 f"{column.table} is only tested by its JOIN; after it no column of it can be named",
+                code="column_unknown",
+            )
+
+
+def _not_behind(
+    names: Iterable[exp.Column], before: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]
+) -> None:
+    """QueryInvalid where a name in ON is of what stands behind it alone: the engine looks for it around."""
+    for column in names:
+        name = fold(column.name)
+        if not any(name in there for there in before.values()) and any(name in there for there in sources.values()):
+            raise QueryInvalid(
+                f"ON does not see {column.name} of what is joined behind it; write the condition in WHERE",
                 code="column_unknown",
             )
 

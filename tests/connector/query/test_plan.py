@@ -452,6 +452,13 @@ REFUSED = [
         "column_unknown",
         "drug is a column here, too",
     ),
+    (
+        "SELECT drug FROM south.trials x WHERE 1 IN "
+        "(SELECT 1 FROM north.makers a JOIN north.makers b ON dose > 1, south.trials c)",
+        QueryInvalid,
+        "column_unknown",
+        "ON does not see dose of what is joined behind it",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
