@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ def locked(path: Path, setting: str, otherwise: str, *, who: str = "connector") 
             file = opened.enter_context(path.open("a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if not path.exists():  # nobody serves from there
+            if not os.path.exists(path):  # nobody serves from there; also of a folder that we may not look into
                 raise BadInput(
                     f"{setting}: {path} cannot be written ({error.strerror}); make room on its disk, or let the user "
                     "of this program write to its folder"

@@ -237,3 +237,9 @@ def test_a_folder_that_takes_no_database_is_named_with_what_to_do(url: str) -> N
     lock = Path(url.removeprefix("sqlite:///") + ".lock")
     with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: /proc/.* cannot be written"):
         locked(lock, "HANSE_DATABASE_URL", "give this one a file")
+
+
+def test_a_lock_that_cannot_even_be_looked_for_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """As in a folder that others keep for themselves; a name that is too long stands for it, as root looks anywhere."""
+    with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: .* cannot be written"):
+        locked(tmp_path / ("c" * 300), "HANSE_DATABASE_URL", "give this one a file")
