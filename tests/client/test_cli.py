@@ -397,7 +397,23 @@ def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path, run: Run)
     finally:
         os.close(reader)
     assert pipe.is_fifo()
-    assert "the name of a file" in run("audit", "export", "-o", str(pipe), "--force").err
+    for other in (str(pipe), "/dev/stdout"):
+        assert "the name of a file" in run("audit", "export", "-o", other, "--force").err
+
+
+def test_standard_output_by_its_name_is_added_to(tmp_path: Path) -> None:
+    """`--output /dev/stdout >> all.csv` put what it wrote in the place of all that was there."""
+    kept = tmp_path / "all.csv"
+    kept.write_text("before\n")
+    program = """
+from pathlib import Path
+from hanse.cli import out
+with out.whole(Path("/dev/stdout")) as file:
+    file.write(b"rows")
+"""
+    with kept.open("a") as opened:
+        subprocess.run([sys.executable, "-c", program], stdout=opened, check=True, timeout=60)
+    assert kept.read_text() == "before\nrows"
 
 
 def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

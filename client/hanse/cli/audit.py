@@ -10,7 +10,19 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, moment, number_of, print_json, print_rows, progress, say, size, whole
+from hanse.cli.out import (
+    STANDARD,
+    AsJson,
+    console,
+    moment,
+    number_of,
+    print_json,
+    print_rows,
+    progress,
+    say,
+    size,
+    whole,
+)
 from hanse.errors import BadInput, Broken, SignerUnknown, Unverified
 
 commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is_help=True)
@@ -109,7 +121,7 @@ def export(
 
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
-    if output.exists() and not output.is_file():
+    if output.exists() and (str(output) in STANDARD or not output.is_file()):
         raise BadInput(f"expected the name of a file, which is checked once it is written, came {output}")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
     written = 0

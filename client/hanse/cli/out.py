@@ -69,6 +69,7 @@ _HINTS: Mapping[type[HanseError], str] = {
 
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+STANDARD = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
@@ -206,7 +207,12 @@ def print_sentences(sentences: Iterable[Any]) -> None:
 @contextmanager
 def whole(output: Path) -> Iterator[IO[bytes]]:
     """A file to write, which is there whole or not at all, and on the disk by then; with the permissions of one whose
-    place it takes, where a link to that leads. Nothing takes the place of a pipe or a device: it is written to."""
+    place it takes, where a link to that leads. Nothing takes the place of a pipe, a device or standard output: it is
+    written to."""
+    if str(output) in STANDARD:  # as `>>` has opened it: what is in it stays
+        with to_output() as sink:
+            yield sink
+        return
     if output.exists() and not output.is_file():
         with told_by(str(output)), output.open("wb") as file:
             yield file
