@@ -82,7 +82,8 @@ class Catalog:
             return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=limit)
 
         found, reached = await self._store.read(work)
-        entries = self._fitting(found[::-1] if backwards else found)
+        counted = bool(asked.filter)  # by the reader, who goes on after as many as it has asked for
+        entries = self._fitting(found[::-1] if backwards else found, whole=counted)
         if len(entries) < len(found):  # the next page has the rest
             found = found[-len(entries) :] if backwards else found[: len(entries)]
             reached = found[0 if backwards else -1].dataset.id
@@ -156,14 +157,14 @@ class Catalog:
             keep(self._policies, offer.digest, known, most=_POLICIES_MAX)
         return known
 
-    def _fitting(self, found: Sequence[_Listed]) -> list[Json]:
-        """The first of these, and as many more as a reader takes in one document."""
+    def _fitting(self, found: Sequence[_Listed], *, whole: bool) -> list[Json]:
+        """The first of these, and as many more as a reader takes in one document; all of them if `whole`."""
         entries: list[Json] = []
         room = _VALUES_MAX
         for listed in found:
             entry = self._entry(listed, _described(listed.version.schema))
             room -= jsonld.values_in(entry)
-            if entries and room < 0:
+            if entries and room < 0 and not whole:
                 break
             entries.append(entry)
         return entries

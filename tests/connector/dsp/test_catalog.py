@@ -448,3 +448,5 @@ async def test_a_page_has_as_many_datasets_as_a_reader_takes_and_the_next_one_th
         assert len(before) > 10
         last, _ = await page(counterparty, more["next"])
         assert last == found
+        counted = [await page(counterparty, filter={"offset": offset, "limit": 50}) for offset in (0, 50)]
+        assert counted[0][0] + counted[1][0] == ids  # who counts itself would not see what a shorter page leaves out
