@@ -46,8 +46,8 @@ def alone(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Ite
 def _kept(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
     engine, over = open_engine(url, pool_size=1), threading.Event()
     try:
-        first = _claimed(engine)
-        about = (engine, first, _name(first), over, lost)
+        ours: set[int] = set()
+        about = (engine, _claimed(engine, ours), ours, over, lost)
         watch = threading.Thread(target=_watch, args=about, name="catalogue-claim", daemon=True)
         watch.start()
         try:
@@ -60,15 +60,15 @@ def _kept(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
 
 
 def _watch(
-    engine: Engine, held: Connection, ours: int, over: threading.Event, lost: Callable[[Conflict], None]
+    engine: Engine, held: Connection, ours: set[int], over: threading.Event, lost: Callable[[Conflict], None]
 ) -> None:
     """Look after the lock until it is `over`. A database that is away is nobody else's either. `ours`: what the server
-    calls the connection."""
+    calls the connection, and those since then that were lost before they said whether they have the lock."""
     connection: Connection | None = held
     while not over.wait(_RETAKE_SECONDS if connection is None else _LOOK_SECONDS):
         try:
-            connection = connection or _claimed(engine, before=ours)
-            ours = _name(connection)
+            connection = connection or _claimed(engine, ours)
+            ours = {_name(connection)}
         except Conflict as error:
             logger("claim").error("database_taken", reason=error.message)
             lost(error)
@@ -84,12 +84,13 @@ def _name(connection: Connection) -> int:
     return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
 
 
-def _claimed(engine: Engine, *, before: int = 0) -> Connection:
-    """A connection that has the lock. Conflict where another one has it; Busy where that is the one that we had
-    `before`, in which the server believes for some seconds yet."""
+def _claimed(engine: Engine, ours: set[int]) -> Connection:
+    """A connection that has the lock, which is one of `ours` from then on. Conflict where another one has it; Busy
+    where that is one of ours of before, in which the server believes for some seconds yet."""
     connection = connected(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
-        _claim(connection, before)
+        ours.add(_name(connection))
+        _claim(connection, ours)
     except BaseException:
         _closed(connection)
         raise
@@ -104,13 +105,13 @@ def _closed(connection: Connection | None) -> None:
             connection.close()
 
 
-def _claim(connection: Connection, before: int) -> None:
+def _claim(connection: Connection, ours: set[int]) -> None:
     connection.execute(
         text("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     )  # between two looks there may be more
     if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVES}):
         return
-    if before and connection.scalar(_HOLDER, {"key": _SERVES}) == before:
+    if connection.scalar(_HOLDER, {"key": _SERVES}) in ours:
         raise Busy("the database is still ours by a connection that is gone")
     raise Conflict(
         "HANSE_DATABASE_URL: another catalogue serves from this database; stop that one, or give this one a database "

@@ -158,10 +158,10 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
 
         claimed = claim._claimed
 
-        def late(engine: Engine, **before: int) -> Connection:
+        def late(engine: Engine, ours: set[int]) -> Connection:
             if threading.current_thread() is not threading.main_thread():
                 raise Busy("the first one is slower to come back")
-            return claimed(engine, **before)
+            return claimed(engine, ours)
 
         def held() -> int | None:
             found = other.scalar(holder)
@@ -194,9 +194,9 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
     taken: list[Connection] = []
     claimed, name = claim._claimed, claim._name
 
-    def noted(engine: Engine, **before: int) -> Connection:
+    def noted(engine: Engine, ours: set[int]) -> Connection:
         try:
-            taken.append(claimed(engine, **before))
+            taken.append(claimed(engine, ours))
         except (Busy, Conflict) as error:
             refused.append(error)
             raise
@@ -218,6 +218,37 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
             eventually(lambda: taken)
             monkeypatch.undo()
         assert {type(one) for one in refused} == {Busy}
+        assert ended == []
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no_other_ones(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that goes away while the lock is taken anew left it to a connection that nobody here knew."""
+    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    ended: list[str] = []
+    unheard: list[Connection] = []
+    tried: list[Connection] = []
+    take, closed = claim._claim, claim._closed
+
+    def cut(connection: Connection, *more: Any) -> None:
+        tried.append(connection)
+        take(connection, *more)
+        if not unheard:
+            unheard.append(connection)
+            raise Busy("the network has lost it")
+
+    with request.getfixturevalue("postgres_cluster").database() as url:
+        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
+            monkeypatch.setattr(claim, "_closed", lambda one: None if one in unheard else closed(one))
+            monkeypatch.setattr(claim, "_claim", cut)
+            with open_engine(url, pool_size=1).connect() as other:
+                other.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
+                other.engine.dispose()
+            eventually(lambda: len(tried) > 2 or ended)
+            unheard[0].invalidate()
+            monkeypatch.undo()
         assert ended == []
 
 
