@@ -737,6 +737,7 @@ def test_a_loader_goes_on_after_its_owner_could_not_ask_whether_it_may(
         return await there(work)
 
     monkeypatch.setattr(owner.provider.store, "read", read)
+    monkeypatch.setattr(grants, "_POLL_SECONDS", 0.01)  # in half a second all may be on its way
     loader = large.loader(batch_size=100_000, prefetch_bytes=1)
     seen = []
     for one in loader:
@@ -748,6 +749,7 @@ def test_a_loader_goes_on_after_its_owner_could_not_ask_whether_it_may(
             deadline = time.monotonic() + 60
             while not under_way.over and time.monotonic() < deadline:
                 time.sleep(0.01)
+            monkeypatch.setattr(grants, "_BLIND_SECONDS", 5.0)
             away.clear()
     assert np.array_equal(np.concatenate(seen), np.arange(_LARGE))
     assert loader.throughput.reopened >= 1
