@@ -132,6 +132,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("No PostgreSQL on this machine: every store test ran on SQLite only.")
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    said = f"{item.nodeid} has set up logging for every test after it in this process"
+    assert not structlog.get_config()["cache_logger_on_first_use"], said
+
+
 def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(20_000, 20, 20)  # as Python has it, looking for garbage takes a sixth of a test with many values
     settings.register_profile("hanse", deadline=None)  # a busy machine is no finding

@@ -110,7 +110,14 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
     assert (await run("member", "remove", "north"))[0] == 4
 
 
-@pytest.mark.usefixtures("environment")
+@pytest.fixture
+def served_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that runs in this process leaves its logging and its limits as they are."""
+    monkeypatch.setattr("connector.telemetry.set_up_logging", lambda **_: None)
+    monkeypatch.setattr("connector.bounds.raise_descriptors", lambda: None)
+
+
+@pytest.mark.usefixtures("environment", "served_here")
 def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +259,7 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
         assert ended == []
 
 
-@pytest.mark.usefixtures("environment")
+@pytest.mark.usefixtures("environment", "served_here")
 @pytest.mark.parametrize("early", [True, False])
 def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
     """A supervisor that starts again what has failed took it for one that was told to end."""
