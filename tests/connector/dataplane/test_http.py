@@ -415,8 +415,9 @@ async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
     async with endless(running, running.ticket(agreement)) as answer:
         (known,) = await running.store.read(lambda tx: unfinished.running(tx, agreement=agreement, limit=10))
         assert (known.transport, known.under[0].transfer) == ("http", name)
+        streams = [*running.reads.live.values()]  # by the time that one is over it may be gone
         await running.store.write(suspend)
-        while not any(stream.over for stream in running.reads.live.values()):
+        while not any(stream.over for stream in streams):
             await asyncio.sleep(0.01)
         record = parse(await rest(answer))[1]
     assert (record["status"], record["code"], record["reason"]) == (*end, reason)
