@@ -14,7 +14,7 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.growth import Block
 from policies.columns import fold
-from policies.enforce.merged import Merged, shown
+from policies.enforce.merged import Merged, is_comma, shown
 from policies.enforce.nodes import QUERIES
 
 _QUERIES = (*QUERIES, exp.Subquery)
@@ -115,7 +115,7 @@ def _none_before(block: Block) -> None:
     written = {fold(one.alias_or_name): fold(one.meta.get(WRITTEN, one.alias_or_name)) for one in sources}
     aliases, begun = [*block.sources], 0
     for place, join in enumerate(block.select.args.get("joins") or (), 1):
-        if not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using")):
+        if is_comma(join):
             begun = place
         on, joined = join.args.get("on"), aliases[begun : place + 1]
         for column in trees.columns(on) if on is not None and begun else ():

@@ -170,7 +170,7 @@ class _Binder:
         for join in joins:
             before = tuple(scope.sources)
             alias = self._add(join.this, ctes, scope)
-            if not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using")):
+            if merged.is_comma(join):
                 begun = len(before)
             merging.join(join, alias)
             scope.merged = merging.merged

@@ -42,7 +42,7 @@ class Merging:
         several, or the joined source has none."""
         side, kind, using = _word(join, "side"), _word(join, "kind"), join.args.get("using") or ()
         tests = kind in ("SEMI", "ANTI")
-        if not (using or side or kind or join.args.get("on") is not None):
+        if is_comma(join):
             self._before, self._here, self._sources = self.merged, (), []
         pairs = [(name, self._left(name, alias)) for name in dict.fromkeys(fold(one.name) for one in using)]
         for name, left in pairs:
@@ -73,6 +73,11 @@ def shown(
             if one is None or id(one) not in done:
                 yield alias, name, one
             done.add(id(one))
+
+
+def is_comma(join: exp.Expr) -> bool:
+    """Whether what is joined stands behind a comma, which begins another FROM."""
+    return not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using"))
 
 
 def _word(join: exp.Expr, name: str) -> str:
