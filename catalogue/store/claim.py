@@ -22,6 +22,7 @@ _HOLDER = text(
     "WHERE locktype = 'advisory' AND classid = 0 AND objid = :key AND granted"
 )
 _LOOK_SECONDS, _RETAKE_SECONDS = 2.0, 0.2
+_TRIES = 10
 
 
 @contextmanager
@@ -109,9 +110,12 @@ def _claim(connection: Connection, ours: set[int]) -> None:
     connection.execute(
         text("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     )  # between two looks there may be more
-    if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVES}):
-        return
-    if connection.scalar(_HOLDER, {"key": _SERVES}) in ours:
+    for _ in range(_TRIES):
+        if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVES}):
+            return
+        if (holder := connection.scalar(_HOLDER, {"key": _SERVES})) is not None:  # else it was let go of in between
+            break
+    if holder in ours:
         raise Busy("the database is still ours by a connection that is gone")
     raise Conflict(
         "HANSE_DATABASE_URL: another catalogue serves from this database; stop that one, or give this one a database "

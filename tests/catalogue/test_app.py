@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -226,6 +226,25 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
             monkeypatch.undo()
         assert {type(one) for one in refused} == {Busy}
         assert ended == []
+
+
+def test_a_lock_that_is_let_go_of_before_it_is_asked_whose_it_is_is_no_other_catalogue_s() -> None:
+    """A catalogue whose own lost connection the server gave up in between ended for it."""
+
+    class Server:
+        said: ClassVar[list[Any]] = [False, None, True]  # the lock, who has it, the lock
+
+        def execute(self, *_: Any) -> None: ...
+
+        def scalar(self, *_: Any) -> Any:
+            return self.said.pop(0)
+
+    server: Any = Server()
+    claim._claim(server, {7})
+    assert server.said == []
+    server.said[:] = [False, 8]
+    with pytest.raises(Conflict, match="another catalogue serves"):
+        claim._claim(server, {7})
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
