@@ -252,6 +252,7 @@ def build(settings: Settings) -> Services:
         temp_mb=settings.worker_temp_mb,
         seconds=settings.query_seconds,
         streams_max=settings.streams_max,
+        queue_seconds=settings.queue_seconds,
         metrics=metrics,
         instance=instance,
         prepared=prepared,
@@ -388,8 +389,10 @@ def build(settings: Settings) -> Services:
             tables_for=holdings.tables,
             ticket=holdings.ticket,
             seconds=settings.query_seconds,
+            queue_seconds=settings.queue_seconds,
             memory_mb=settings.worker_memory_mb,
             temp_mb=settings.worker_temp_mb,
+            metrics=metrics,
         ),
     )
 

@@ -221,6 +221,13 @@ class Settings(BaseSettings):
         10_240, ge=1, description="Most that one push to us may bring, in MB; its provider is told."
     )
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
+    queue_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="Seconds that a read or a question waits for its turn where as many run as may, before it is "
+        "refused with 429 and Retry-After. 0: refused at once.",
+    )
 
     upkeep_seconds: float = Field(
         30.0,

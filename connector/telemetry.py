@@ -100,6 +100,11 @@ class Metrics:
         self.rows = Counter("hanse_rows_out_total", "Rows that left", registry=self.registry)
         self.bytes = Counter("hanse_bytes_out_total", "Arrow bytes that left", registry=self.registry)
         self.streams = Gauge("hanse_streams_live", "Reads running now", registry=self.registry)
+        self.streams_waiting = Gauge("hanse_streams_waiting", "Reads that wait for their turn", registry=self.registry)
+        self.queries = Gauge("hanse_queries_live", "Questions over several owners running now", registry=self.registry)
+        self.queries_waiting = Gauge(
+            "hanse_queries_waiting", "Questions over several owners that wait for their turn", registry=self.registry
+        )
         self.outbox = Gauge("hanse_outbox_waiting", "Protocol messages not delivered yet", registry=self.registry)
         self.query_seconds = Histogram("hanse_query_seconds", "Time of one read, to its end", registry=self.registry)
 

@@ -24,7 +24,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,7 +53,7 @@ from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited,
 from connector.events import ReadRefused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
-from connector.query.turns import Turns
+from connector.query.turns import Turns, pause_after
 from connector.recent import keep
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
@@ -78,6 +78,7 @@ _COLUMNS_MAX = 128  # datasets whose columns are remembered, as they are shown u
 _DISPLACED = "the connector did not answer for a minute, and the end of this read is recorded already; ask again"
 _ELSEWHERE = "this read runs in another process of this connector, and is renewed by that one; ask again to come to it"
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})  # busy is what one dataset lies on
+_MOMENT = 0.05  # seconds that a read has at least, once it runs
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long one who asks what a read would give waits, and how many do
 
 
@@ -96,6 +97,7 @@ class Reads:
         temp_mb: int = 0,
         seconds: float = 60.0,
         streams_max: int = 16,
+        queue_seconds: float = 5.0,
         metrics: Metrics | None = None,
         instance: str = "",
         prepared: PreparedStreams | None = None,
@@ -119,6 +121,9 @@ class Reads:
         )
         self._most = Limits(seconds=seconds, memory_mb=memory_mb, temp_mb=temp_mb)
         self._streams_max = streams_max
+        self._queue_seconds = queue_seconds
+        # As many wait as run: each holds its request, which may have megabytes of keys.
+        self._turns = Turns(streams_max, each=max(1, streams_max // 2), waiting=streams_max, wait_seconds=queue_seconds)
         self._metrics = metrics
         self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
@@ -127,6 +132,7 @@ class Reads:
         self._owed = Owed(store, self._ids, later=self._spawn, leaving=lambda: bool(self.draining))
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
+            metrics.streams_waiting.set_function(lambda: self._turns.waiting)
         self._running = Present()  # consumers, for each of their reads
         self._lookers = Present()  # and for each look at what a read would give
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -162,7 +168,7 @@ class Reads:
         grants: list[Grant] = []
         beginning: asyncio.Task[Charged | None] | None = None
         try:
-            with self._place(asked.consumer), self._ids.named(asked.query_id):
+            async with self._place(asked) as asked:
                 grants = await self._admit(asked)  # 1
                 self._check_open()  # whoever drains has stopped those that were admitted by then
                 plans.check_versions(asked.versions, [grant.held for grant in grants])
@@ -382,14 +388,43 @@ class Reads:
         if self._owed.full:
             raise Busy("the database has not taken the ends of many reads yet; try again in a moment")
 
-    def _place(self, consumer: str) -> AbstractContextManager[None]:
+    @asynccontextmanager
+    async def _place(self, asked: Asked) -> AsyncIterator[Asked]:
+        """The read's id and a place among the reads that run; the read with the time that is left to it.
+
+        Waits for a place in turn with other consumers. Limited where none becomes free in time; nothing was done for
+        the read by then.
+        """
         self._check_open()
-        total, most = len(self._running), max(1, self._streams_max // 2)
-        if total >= self._streams_max:
-            raise Limited(f"{total} reads are running, as many as there may be; try again later", code="streams_max")
+        consumer, begun = asked.consumer, time.monotonic()
+        with self._ids.named(asked.query_id):
+            await self._take_turn(asked)
+            try:
+                self._check_open()
+                with self._running.named(consumer):
+                    yield _later(asked, time.monotonic() - begun)
+            finally:
+                self._turns.give_back(of=consumer)
+
+    async def _take_turn(self, asked: Asked) -> None:
+        try:
+            await self._turns.take(asked.consumer, seconds=min(self._queue_seconds, asked.seconds or math.inf))
+        except Busy:
+            raise self._no_place(asked.consumer) from None
+
+    def _no_place(self, consumer: str) -> Limited:
+        pause, most = pause_after(self._queue_seconds), max(1, self._streams_max // 2)
         if self._running.times(consumer) >= most:
-            raise Limited(f"{most} of your reads are running, as many as may be; end one", code="streams_of_consumer")
-        return self._running.named(consumer)
+            return Limited(
+                f"expected at most {most} reads of yours at once, got one more; end one, or ask again in {pause} s",
+                code="streams_of_consumer",
+                retry_after=pause,
+            )
+        return Limited(
+            f"expected one of {self._streams_max} places for reads to become free, got none; ask again in {pause} s",
+            code="streams_max",
+            retry_after=pause,
+        )
 
     @asynccontextmanager
     async def _looking(self, consumer: str) -> AsyncIterator[float]:
@@ -586,6 +621,11 @@ class Reads:
     async def _kept(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do what must be done although our caller may be cancelled: the record of an end is never lost."""
         return await asyncio.shield(self._spawn(work))
+
+
+def _later(asked: Asked, waited: float) -> Asked:
+    """A read that has waited: its own time began before."""
+    return asked if asked.seconds is None else replace(asked, seconds=max(_MOMENT, asked.seconds - waited))
 
 
 def _taken(asked: Asked) -> BadInput:

@@ -104,7 +104,7 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
                  responses={200: {"content": {MEDIA: {}, "application/json": {}}}})  # fmt: skip
     async def ask(asked: Asked, request: Request, caller: Caller = consumer) -> Response:
         if asked.explain is True:
-            return JSONResponse(await _explained(coordinator, asked, caller))
+            return JSONResponse(await unless_gone(request, _explained(coordinator, asked, caller)))
         answer = await unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
         if asked.explain == "analyze":
             return JSONResponse(await _analyzed(answer))

@@ -21,24 +21,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from connector.errors import HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
+from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
 from connector.events import QueryCoordinated, together
 from connector.net import Net
+from connector.query.deadline import Deadline
 from connector.query.federation import ALL, Known, Plan, Silent, Tables
 from connector.query.job import TRAILER_KEY
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.remote import Answered, Remote, Ticket, told_by
 from connector.query.shapes import Shapes
+from connector.query.turns import Turns, pause_after
 from connector.query.work import END_OF_STREAM, Answer, Means, Work, filled
 from connector.recent import keep
 from connector.store import Store, Transaction
+from connector.telemetry import Metrics
 
 if TYPE_CHECKING:
     from sqlglot import exp
 
 MEDIA = "application/vnd.apache.arrow.stream"
 _KEPT = 200
+_WAITING_MAX = 512  # questions of at most 64 KB; one asker has half of them
+_STAGES = 3  # that follow the wait: planning, asking, merging
+
+_WHY_NO_TURN = {"queue_full": "too many questions wait already", "queue_timeout": "the questions before it take long"}
 
 Name = tuple[str, str]
 
@@ -49,8 +56,16 @@ class TablesFor(Protocol):
     def __call__(self, names: Collection[Name], purpose: str, *, fresh: bool = False) -> Awaitable[Known]: ...
 
 
+class _NoTurn(Limited):
+    """A question that was refused before anything was done for it."""
+
+
 class Coordinator:
-    """Asks questions over several owners. `tables_for` and `ticket` speak for our agreements as a consumer."""
+    """Asks questions over several owners. `tables_for` and `ticket` speak for our agreements as a consumer.
+
+    At most `queries_max` questions run at once. Others wait for their turn, at most `queue_seconds` and within their
+    own deadline; askers take turns, so that many questions of one asker do not delay another's.
+    """
 
     def __init__(
         self,
@@ -66,11 +81,15 @@ class Coordinator:
         temp_mb: int = 2048,
         bytes_max: int = 4 * 2**30,
         queries_max: int = 8,
+        queue_seconds: float = 5.0,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._tables_for = tables_for
         self._seconds = seconds
         self._queries_max = queries_max
+        self._queue_seconds = queue_seconds
+        self._turns = Turns(queries_max, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
         self._means = Means(
             pool=pool,
             remote=Remote(net, pool, ticket),
@@ -82,24 +101,29 @@ class Coordinator:
             plan=self._plan,
             ended=self._ended,
         )
+        self._waiting: dict[str, Progress] = {}
         self._known: OrderedDict[str, Progress] = OrderedDict()
         self._running: set[str] = set()
-        self._explaining = 0  # of which only the plan is asked
+        self._explaining = 0  # questions of which only the plan is asked
+        if metrics is not None:
+            metrics.queries.set_function(lambda: len(self._running) + self._explaining)
+            metrics.queries_waiting.set_function(lambda: self._turns.waiting)
         shutil.rmtree(work_dir, ignore_errors=True)  # what a crash has left
         work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def progress(self, query_id: str) -> Progress | None:
-        """A running or recent question."""
-        return self._known.get(query_id)
+        """A question that waits, runs or ran recently."""
+        return self._waiting.get(query_id) or self._known.get(query_id)
 
     def recent(self) -> list[Progress]:
-        """Running and recent questions, newest first."""
-        return list(reversed(self._known.values()))
+        """Questions that wait, then those that run or ran recently; each newest first."""
+        return [*reversed(self._waiting.values()), *reversed(self._known.values())]
 
     def cancel(self, query_id: str) -> bool:
-        """Stop a running question; its owners' work stops with it. Whether it was running."""
-        found = self._known.get(query_id)
-        if found is None or query_id not in self._running or found.task is None:
+        """Stop a question that runs or waits; its owners' work stops with it. Whether there was one to stop."""
+        found = self.progress(query_id)
+        under_way = query_id in self._running or query_id in self._waiting
+        if found is None or found.task is None or not under_way:
             return False
         found.code = "cancelled"
         found.task.cancel()
@@ -108,46 +132,75 @@ class Coordinator:
     async def plan(self, question: Question, *, by: str) -> Plan:
         """The plan alone; nothing is asked of an owner but what its agreement shows. Counts among the questions that
         run, and has their time. Refusals are recorded."""
-        self._check_room()
+        deadline = Deadline(question.seconds or self._seconds)
+        await self._take_turn(by, deadline)
         self._explaining += 1
         try:
-            return await self._plan_in_time(question, self._progress(question, by))
+            return await self._plan_in_time(question, self._progress(question, by), deadline)
         except HanseError as error:
             await self._record(self._progress(question, by), None, (), "refused", error)
             raise
         finally:
             self._explaining -= 1
+            self._turns.give_back()
 
     async def ask(self, question: Question, *, by: str) -> Answer:
         """Plan, ask, and start merging. Raises before the first byte whatever stands in the way."""
-        self._check_room()
-        if question.query_id in self._known:
+        if self.progress(question.query_id) is not None:
             raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
         progress = self._progress(question, by)
-        keep(self._known, progress.query_id, progress, most=_KEPT)
-        self._running.add(progress.query_id)
         progress.task = asyncio.current_task()
         work = Work(self._means, question, progress, seconds=question.seconds or self._seconds)
         try:
+            await self._wait(work)
             return await work.begin()
+        except _NoTurn:  # counted
+            raise
         except BaseException as error:
             await asyncio.shield(work.end(_outcome(error, work.asked), error))
             if isinstance(error, asyncio.CancelledError) and progress.code == "cancelled":
                 raise Refused("the question was cancelled", code="cancelled") from None
             raise
 
-    async def _plan_in_time(self, question: Question, progress: Progress) -> Plan:
-        seconds = question.seconds or self._seconds
+    async def _plan_in_time(self, question: Question, progress: Progress, deadline: Deadline) -> Plan:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(deadline.left()):
                 return await self._plan(question, progress, False)
         except TimeoutError:
-            raise Limited(f"planning took longer than {seconds:g} s; ask for less", code="time_limit") from None
+            raise Limited(
+                f"planning took longer than {deadline.seconds:g} s; ask for less", code="time_limit"
+            ) from None
 
-    def _check_room(self) -> None:
-        running = len(self._running) + self._explaining
-        if running >= self._queries_max:
-            raise Limited(f"{running} questions are running, as many as may be; wait", code="queries_max")
+    async def _wait(self, work: Work) -> None:
+        """Wait until a question may run. Meanwhile it is known as one that waits, afterwards as one that runs or ran.
+        One that was refused is known no more: its id may be used again."""
+        progress = work.progress
+        self._waiting[progress.query_id] = progress
+        try:
+            await self._take_turn(progress.by, work.deadline)
+        finally:
+            del self._waiting[progress.query_id]
+        self._running.add(progress.query_id)
+        keep(self._known, progress.query_id, progress, most=_KEPT)
+
+    async def _take_turn(self, by: str, deadline: Deadline) -> None:
+        """Wait until the question may run, before any work is done for it.
+
+        A refusal costs no database write: the log has the number of them (decision 35).
+        """
+        try:
+            await self._turns.take(by, seconds=min(self._queue_seconds, deadline.left(later=_STAGES)))
+        except Busy as full:
+            pause = pause_after(self._queue_seconds)
+            refused = _NoTurn(
+                f"expected one of {self._queries_max} places for questions to become free, got none: "
+                f"{_WHY_NO_TURN[full.code]}; ask again in {pause} s",
+                code="queries_max",
+                retry_after=pause,
+            )
+            counted = QueryCoordinated(actor=by, outcome="refused", code=refused.code)
+            self._store.refusals.count(counted, time.monotonic())
+            raise refused from None
 
     def _progress(self, question: Question, by: str) -> Progress:
         query_id = question.query_id or secrets.token_hex(8)
@@ -168,7 +221,9 @@ class Coordinator:
         return found
 
     async def _ended(self, work: Work, outcome: str, error: BaseException | None) -> None:
-        self._running.discard(work.progress.query_id)
+        if work.progress.query_id in self._running:
+            self._running.discard(work.progress.query_id)
+            self._turns.give_back()
         await self._record(work.progress, work.plan, work.answers, outcome, error)
 
     async def _record(

@@ -67,14 +67,14 @@ class Missing:
 
 @dataclass(slots=True)
 class Progress:
-    """A question's state, for those who ask about it: planning, asking, merging, then how it ended."""
+    """A question's state, for those who ask about it: waiting, planning, asking, merging, then how it ended."""
 
     query_id: str
     by: str
     sql: str
     purpose: str
     started_at: float
-    state: str = "planning"
+    state: str = "waiting"
     owners: list[dict[str, Any]] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     fragments: tuple[Fragment, ...] = ()

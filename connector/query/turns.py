@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 
 from connector.errors import Busy
 from connector.lines import Lines
+
+
+def pause_after(wait_seconds: float) -> int:
+    """Whole seconds for `Retry-After` of a request that was refused after a wait of at most `wait_seconds`."""
+    return max(1, math.ceil(wait_seconds))
 
 
 class Turns:

@@ -19,6 +19,7 @@ from connector.management.auth import Caller
 from connector.management.pages.chart import chart
 from connector.management.pages.desk import Desk, Form, form_of
 from connector.management.queries import Streamed
+from connector.management.waiting import unless_gone
 from connector.query.coordinate import END_OF_STREAM, Answer, Coordinator, Question
 from connector.query.federation import TableInfo
 from connector.query.holdings import Holdings
@@ -85,11 +86,12 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
         asked = Asked()
         try:
             if said.get("do") == "explain":
-                asked.plan = await _explained(coordinator, _question(said), caller)
+                asked.plan = await unless_gone(request, _explained(coordinator, _question(said), caller))
             elif said.get("do") == "export":
-                return await _exported(coordinator, _question(said, form=_known(said.get("format"))), caller)
+                question = _question(said, form=_known(said.get("format")))
+                return await unless_gone(request, _exported(coordinator, question, caller))
             else:
-                await _answered(coordinator, _question(said), caller, asked)
+                await unless_gone(request, _answered(coordinator, _question(said), caller, asked))
         except HanseError as failed:
             asked.error = failed
         return await _page(request, fields, asked)

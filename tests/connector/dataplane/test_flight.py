@@ -388,6 +388,8 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
     running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running.reads, "_streams_max", 2)
+    monkeypatch.setattr(running.reads, "_queue_seconds", 0.0)
+    monkeypatch.setattr(running.reads, "_turns", Turns(2, each=1, waiting=2, wait_seconds=0.0))
     ticket = running.ticket(await running.agree())
 
     def go() -> None:
@@ -405,7 +407,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_reads(
     running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.reads, "_streams_max", 2)
+    monkeypatch.setattr(running.reads, "_turns", Turns(2, each=1, waiting=0, wait_seconds=60))
     monkeypatch.setattr(running.reads, "_looks", Turns(1, waiting=256, wait_seconds=60))
     ticket = running.ticket(await running.agree())
     names: list[Any] = []

@@ -691,7 +691,8 @@ async def test_concurrent_streams_share_a_worker(running: Provider) -> None:
     assert running.pool.processes <= 2
 
 
-async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider) -> None:
+async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.reads, "_queue_seconds", 0.0)
     ticket = running.ticket(await running.agree())
     async with client(running, ticket) as session:
         held = [session.stream("GET", ROWS, params={"batch_rows": 256}) for _ in range(8)]
@@ -701,6 +702,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider) -> N
         for stream in held:
             await stream.__aexit__(None, None, None)
     assert (answer.status_code, answer.json()["code"]) == (429, "streams_of_consumer")
+    assert answer.headers["retry-after"] == "1"
 
 
 async def test_what_nobody_foresaw_is_a_problem_without_its_words(

@@ -18,10 +18,12 @@ from connector.management import problems, queries
 from connector.management.auth import Tokens
 from connector.query.coordinate import Coordinator
 from connector.query.pool import Pool
+from connector.query.turns import Turns
 from connector.store import Store
 from tests.support.admin import issued
 from tests.support.asking import read
 from tests.support.owners import Owners
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -181,10 +183,10 @@ async def test_a_running_question_is_seen_and_cancelled(asker: Asker) -> None:
     assert (await asker.http.get("/queries/nothing")).status_code == 404
 
 
-async def test_a_client_that_leaves_ends_the_work_at_the_owners(asker: Asker) -> None:
-    asker.owners.break_("north", "slow")
-    body, left = json.dumps({"sql": SQL}).encode(), asyncio.Event()
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+def request(asker: Asker, **asked: Any) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """A request under way, and what is set when its client leaves."""
+    left = asyncio.Event()
+    messages = [{"type": "http.request", "body": json.dumps({"sql": SQL, **asked}).encode(), "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if messages:
@@ -200,10 +202,41 @@ async def test_a_client_that_leaves_ends_the_work_at_the_owners(asker: Asker) ->
         "query_string": b"", "root_path": "", "scheme": "http", "server": ("t", 80), "client": ("c", 1),
         "headers": [(b"authorization", f"Bearer {asker.token}".encode()), (b"content-type", b"application/json")],
     }  # fmt: skip
-    request = asyncio.ensure_future(asker.app(scope, receive, send))
+    return asyncio.create_task(asker.app(scope, receive, send)), left
+
+
+async def test_a_client_that_leaves_ends_the_work_at_the_owners(asker: Asker) -> None:
+    asker.owners.break_("north", "slow")
+    asking, left = request(asker)
     await asker.owners.of["north"].waiting.wait()
     left.set()
     async with asyncio.timeout(60):
-        await asyncio.gather(request, return_exceptions=True)
+        await asyncio.gather(asking, return_exceptions=True)
     assert asker.owners.of["north"].cancelled == 1
     assert asker.coordinator.recent()[0].state == "broken"
+
+
+async def test_a_question_without_a_place_is_told_when_to_ask_again(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asker.coordinator, "_turns", Turns(0, waiting=0, wait_seconds=5))
+    for explain in (False, True):
+        full = await asker.ask(explain=explain)
+        told = full.json()
+        assert (full.status_code, full.headers["retry-after"], told["code"]) == (429, "5", "queries_max")
+        assert told["retry_after"] == 5
+
+
+@pytest.mark.parametrize("explain", [False, True])
+async def test_a_client_that_leaves_while_its_question_waits_waits_no_more(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch, explain: bool
+) -> None:
+    turns = Turns(0, waiting=8, wait_seconds=60)
+    monkeypatch.setattr(asker.coordinator, "_turns", turns)
+    monkeypatch.setattr(asker.coordinator, "_queue_seconds", 60.0)
+    asking, left = request(asker, explain=explain)
+    await until(lambda: turns.waiting == 1)
+    left.set()
+    async with asyncio.timeout(60):
+        await asyncio.gather(asking, return_exceptions=True)
+    assert turns.waiting == 0

@@ -537,21 +537,6 @@ async def test_where_every_owner_withholds_its_groups_the_refusal_stands(asked: 
     assert (small.value.code, small.value.rule) == ("min_group_size", "/permission/0")
 
 
-async def test_a_question_too_many_waits_outside(asked: Asked) -> None:
-    asked.owners.break_("north", "slow")
-    running = [asyncio.ensure_future(asked.rows(COUNTS)) for _ in range(8)]
-    await asked.owners.of["north"].crowded.wait()
-    with pytest.raises(Limited) as full:
-        await asked.rows(COUNTS)
-    assert full.value.code == "queries_max"
-    with pytest.raises(Limited) as explained:
-        await asked.coordinator.plan(Question(sql=COUNTS), by="tests")
-    assert explained.value.code == "queries_max"
-    for one in running:
-        one.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-
-
 async def test_a_plan_that_takes_too_long_is_given_up(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(coordinate, "_planned", lambda *_: go_on.wait(30))
