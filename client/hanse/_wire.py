@@ -437,7 +437,10 @@ def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
         problem = json.loads(_small(wire, headers, _PROBLEM_MAX))
     except (ValueError, RecursionError):
         problem = None
-    return of_problem(status, problem if isinstance(problem, dict) else {}, where=wire.where)
+    if not isinstance(problem, dict):  # of a proxy, whose only hint is its header
+        told = headers.get("retry-after", "")
+        problem = {"retry_after": int(told)} if told.isascii() and told.isdecimal() and len(told) < 10 else {}
+    return of_problem(status, problem, where=wire.where)
 
 
 def _small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:

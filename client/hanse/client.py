@@ -26,7 +26,7 @@ from hanse import _wire, flow
 from hanse._http import Api, ask_at
 from hanse._waits import Waits
 from hanse._wire import Answer, Request
-from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
+from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
 from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RENEW_BEFORE = 60.0
+_QUEUE_PATIENCE = 60.0  # seconds that a question is asked again while too many run
 _PAGE_MAX = 100  # results that the catalogue gives at once,
 _FOUND_MAX = 10_000  # and altogether
 _QUERY_MAX = 4096  # letters in an address: with more, servers and proxies on the way refuse it
@@ -135,6 +136,7 @@ class Space:
         idle_seconds: float = IDLE_SECONDS,
         query_id: str = "",
         partial: bool = False,
+        patience: float = _QUEUE_PATIENCE,
     ) -> Stream:
         """One SQL question over datasets of any owners that we have agreements with, named `"owner".dataset`.
 
@@ -142,14 +144,15 @@ class Space:
         that it may take of `seconds`, `rows` and `bytes`. `epsilon`: where answers carry noise, what each owner's may
         cost of its agreement's budget. `query_id`: sixteen hex digits of your choice, to call `progress` with from
         another thread meanwhile. `partial`: where owners are down or late, the answer about the others, if that means
-        something; `Stream.missing` lists who is missing.
+        something; `Stream.missing` lists who is missing. `patience`: for how many seconds it is asked again where too
+        many questions run at the connector (Busy, `queries_max`).
         """
         body = _query_body(
             sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, query_id=query_id, partial=partial
         )
         headers = {**self.api.headers, "content-type": "application/json"}
         request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
-        return Stream(_wire.ask(request))
+        return Stream(_in_turn(lambda: _wire.ask(request), patience))
 
     def progress(self, query_id: str) -> dict[str, Any]:
         """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
@@ -165,11 +168,13 @@ class Space:
         epsilon: float | None = None,
         analyze: bool = False,
         partial: bool = False,
+        patience: float = _QUEUE_PATIENCE,
     ) -> Explained:
-        """What would run where and what would travel; with `analyze` it runs, and the figures are real."""
+        """What would run where and what would travel; with `analyze` it runs, and the figures are real. `patience`: as
+        of `query`."""
         body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, partial=partial)
         call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=IDLE_SECONDS)
-        return Explained(self.api.do(call))
+        return Explained(_in_turn(lambda: self.api.do(call), patience))
 
     def drive(self, steps: Any) -> Any:
         """Carry out a flow's calls, one after the other; its result."""
@@ -553,6 +558,19 @@ def _entry(hit: Mapping[str, Any]) -> Entry:
         sentences=tuple(sentences),
         raw=hit,
     )
+
+
+def _in_turn(ask: Callable[[], T], patience: float) -> T:
+    """What `ask` returns, asked again while the connector refuses it because too many questions run: nothing was done
+    for it by then."""
+    waiting = Patience(patience)
+    while True:
+        try:
+            return ask()
+        except Busy as error:
+            if error.code != "queries_max":
+                raise
+            waiting.bear(error)
 
 
 def _query_body(

@@ -46,6 +46,13 @@ def passes(error: HanseError) -> bool:
     return isinstance(error, Broken) and error.code in _PASSING_CODES
 
 
+def _retry_after(error: HanseError) -> float:
+    """The seconds that a server asks for before the next attempt (`Retry-After`, RFC 9110 section 10.2.3); 0 where it
+    does not say."""
+    told = error.facts.get("retry_after")
+    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) and told > 0 else 0.0
+
+
 def seconds_of(name: str, value: Any) -> float:
     """A number of seconds, whatever library it is of. BadInput where it is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -55,9 +62,10 @@ def seconds_of(name: str, value: Any) -> float:
 
 @dataclass(slots=True)
 class Patience:
-    """Waits between attempts, longer each time, until `seconds` have gone without a row: since something failed, or
-    since the silence began that was the failure. One attempt bears a silence of `idle` seconds, and no longer than
-    there is patience left; without any, of `idle`."""
+    """Waits between attempts, longer each time and at least as long as the server asks.
+
+    Until `seconds` have gone without a row: since something failed, or since the silence began that was the failure.
+    One attempt bears a silence of `idle` seconds, and no longer than there is patience left; without any, of `idle`."""
 
     seconds: float = SECONDS
     idle: float = IDLE_SECONDS
@@ -80,7 +88,9 @@ class Patience:
         self._crashes += error.code == _CRASHED
         if not passes(error) or now - self._since >= self.seconds or self._crashes >= _CRASHES_MAX:
             raise error
-        self.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  so that many do not come back at once
+        spread = random.uniform(0.5, 1.0)  # noqa: S311  so that many do not come back at once
+        pause = max(self._pause * spread, _retry_after(error) * (1.5 - spread / 2))
+        self.sleep(min(pause, max(self.seconds - (now - self._since), _FIRST)))
         self._pause = min(2 * self._pause, _MOST)
 
     def outlast(self, act: Callable[[], T]) -> T:

@@ -8,15 +8,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import hanse
 import pyarrow as pa
 import pytest
-from hanse import errors
+from hanse import client, errors
 from hanse._http import ask_at
 from hanse.client import Dataset, Space
 from hanse.flow import DPV, Access, Name
+from hanse.patience import Patience
 from hanse.plan import Block, Plan
 
 from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, dripping, ipc
@@ -295,6 +297,42 @@ def test_a_dataset_answers_a_query_of_its_own(served: Connector, space: Space) -
     served.routes["POST", "/data/v1/query"] = chunked(STREAM)
     assert dataset.query("SELECT 1").to_arrow().num_rows == 3
     assert served.asked[-1].body == {"sql": "SELECT 1", "purpose": RESEARCH, "agreement": "agr"}
+
+
+def _full(code: str) -> tuple[int, dict[str, Any]]:
+    return 429, {"code": code, "detail": "ask again in 3 s", "retry_after": 3}
+
+
+def test_a_question_that_finds_no_place_is_asked_again_after_the_pause_that_the_connector_names(
+    served: Connector, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(client, "Patience", partial(Patience, sleep=pauses.append, now=lambda: 0.0))
+    answers = [chunked(ipc([batch(1)], complete(1))), _full("queries_max"), _full("queries_max")]
+    served.routes["POST", "/queries"] = lambda _: answers.pop()
+    assert space.query("SELECT 1").to_arrow().num_rows == 1
+    answers += [{"text": "plan"}, _full("queries_max")]
+    assert space.explain("SELECT 1")["text"] == "plan"
+    assert len(pauses) == 3
+    assert all(3.0 <= pause <= 3.75 for pause in pauses)
+
+
+def test_a_question_is_asked_once_where_the_limit_is_another_or_there_is_no_patience(
+    served: Connector, space: Space
+) -> None:
+    for code, patience in (("time_limit", 60.0), ("queries_max", 0.0)):
+        served.routes["POST", "/queries"] = _full(code)
+        with pytest.raises(errors.Busy):
+            space.query("SELECT 1", patience=patience)
+    assert served.calls() == ["POST /queries"] * 2
+
+
+def test_the_pause_that_a_proxy_asks_for_is_in_the_error(served: Connector, space: Space) -> None:
+    page = b"HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 4\r\n\r\nbusy"
+    served.routes["POST", "/queries"] = Raw(page)
+    with pytest.raises(errors.Busy) as busy:
+        space.query("SELECT 1")
+    assert busy.value.facts == {"retry_after": 7}
 
 
 def test_a_question_to_many_owners_says_what_each_sent(served: Connector, space: Space) -> None:

@@ -77,6 +77,18 @@ def test_what_ends_its_process_each_time_is_given_up_on() -> None:
         patience.bear(crashed)
 
 
+@pytest.mark.parametrize(
+    ("told", "least", "most"), [(5, 5.0, 6.25), (0, 0.0, 0.05), ("5", 0.0, 0.05), (True, 0.0, 0.05), (1e9, 100, 100)]
+)
+def test_a_pause_is_as_long_as_the_server_asks_and_no_longer_than_the_patience(
+    told: Any, least: float, most: float
+) -> None:
+    pauses: list[float] = []
+    refused = of_problem(429, {"code": "queries_max", "detail": "later", "retry_after": told}, where="owner")
+    Patience(100, sleep=pauses.append, now=lambda: 0.0).bear(refused)
+    assert least <= pauses[0] <= most
+
+
 def test_who_has_no_patience_still_waits_for_an_answer() -> None:
     assert Patience(0.0, idle=120.0).silence == 120
 
