@@ -31,10 +31,11 @@ POLICY = {"permission": [{"action": "use"}]}
 class Failed(Exception):
     """An answer that is not a success."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, *, retry_after: int = 0) -> None:
         super().__init__(f"{status}: {body[:300]!r}")
         self.status = status
         self.body = body
+        self.retry_after = retry_after  # seconds; 0 where the answer does not say
 
 
 class Client:
@@ -68,7 +69,7 @@ class Client:
             raise
         self._used = time.monotonic()
         if not 200 <= reply.status < 300:
-            raise Failed(reply.status, reply.read())
+            raise Failed(reply.status, reply.read(), retry_after=int(reply.headers.get("retry-after", "0")))
         return reply
 
     def get(self, path: str) -> Any:
