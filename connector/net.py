@@ -12,6 +12,7 @@ too, and the loop is given back between them.
 from __future__ import annotations
 
 import asyncio
+import csv
 import ipaddress
 import json
 import socket
@@ -19,6 +20,8 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,12 +34,11 @@ from connector.resolving import Names
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Ranges that Python 3.11's `is_global` calls public although nobody's server is there (measured: 9 of 27 probes).
-_NEVER = tuple(
-    ipaddress.ip_network(text)
-    for text in ("192.88.99.0/24", "224.0.0.0/4", "240.0.0.0/4", "::/8", "2002::/16", "2001::/32", "fec0::/10",
-                 "ff00::/8", "100::/64")  # ::/8 has IPv4 addresses in four forms besides the mapped one
-)  # fmt: skip
+# Python's `is_global` depends on its version and calls some of these blocks public, so the registries are data here.
+_SPECIAL_PURPOSE = Path(__file__).parent / "special_purpose.csv"
+# Outside the registries: the only unicast block of IPv6 that IANA has given out, and the multicast block of IPv4.
+_IPV6_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+_IPV4_MULTICAST = ipaddress.IPv4Network("224.0.0.0/4")
 _RESOLVED_MAX = 16
 _CONNECTIONS_MAX = 512  # of a scheme: more than deliveries, pushes and DID documents may be at once, all together
 # As much as the event loop takes from a socket at once: with the 64 KB of the library each of these is cut in four, and
@@ -69,10 +71,32 @@ class Reply:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet; mapped IPv4 addresses are unwrapped first."""
-    plain: Address = getattr(address, "ipv4_mapped", None) or address
-    in_never = any(plain in network for network in _NEVER if network.version == plain.version)
-    return plain.is_global and not plain.is_multicast and not in_never
+    """Whether an address belongs to the public internet, by IANA's special-purpose registries.
+
+    An IPv4-mapped address counts as the IPv4 address within. No other form that holds an IPv4 address is public
+    (NAT64, 6to4, Teredo, IPv4-compatible): a private address could stand within.
+    """
+    plain = _unmapped(address)
+    for block, globally_reachable in _special_blocks()[plain.version]:
+        if plain in block and not globally_reachable:
+            return False
+        if plain in block:
+            break
+    return plain in _IPV6_GIVEN_OUT if plain.version == 6 else plain not in _IPV4_MULTICAST
+
+
+def _unmapped(address: Address) -> Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@cache
+def _special_blocks() -> Mapping[int, Sequence[tuple[Network, bool]]]:
+    """IANA's blocks by IP version, the most specific first, each with whether it is globally reachable."""
+    lines = _SPECIAL_PURPOSE.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    blocks = [(ipaddress.ip_network(row["block"]), row["globally_reachable"] == "True") for row in rows]
+    blocks.sort(key=lambda entry: -entry[0].prefixlen)
+    return {version: [entry for entry in blocks if entry[0].version == version] for version in (4, 6)}
 
 
 class Guard:
@@ -91,7 +115,7 @@ class Guard:
 
     def listed(self, host: str, address: Address) -> bool:
         """Whether the operator named this host or a network that holds this address."""
-        plain: Address = getattr(address, "ipv4_mapped", None) or address
+        plain = _unmapped(address)
         in_network = any(plain in network for network in self._networks if network.version == plain.version)
         return in_network or host.lower() in self._hosts
 

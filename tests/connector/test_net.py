@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import ipaddress
+import random
 import socket
 import ssl
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
+import connector.net
+from connector.errors import AddressPrivate, AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.net import Guard, Net, is_public
 from tests.support.certificates import self_signed, server_side
 
@@ -21,9 +24,15 @@ PRIVATE = [
     "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "239.255.255.250",
     "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
     "::10.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b:1::a00:1", "2001:db8::1", "2002:7f00:1::",
-    "fc00::1", "fe80::1", "fec0::1", "ff02::1",
+    "fc00::1", "fe80::1", "fec0::1", "ff02::1", "ff0e::1", "5f00::1", "3fff::1", "3fff:fff::1", "100:0:0:1::1",
+    "192.0.0.8", "192.0.0.11", "192.0.0.170", "192.0.0.255", "::ffff:192.0.0.8", "64:ff9b::8.8.8.8", "64:ff9b:1::1",
+    "2002:808:808::1", "2001::1", "2001:0:808:808::1", "4000::1", "1fff::1", "fbff::1", "fe80::1%eth0",
 ]  # fmt: skip
-PUBLIC = ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"]
+PUBLIC = [
+    "1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "192.0.0.9", "192.0.0.10", "::ffff:192.0.0.9",
+    "192.0.1.0", "223.255.255.255", "100.63.255.255", "100.128.0.0", "2001:1::1", "2001:200::1", "2003::1",
+    "3ffe:ffff::1", "3fff:1000::1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", PRIVATE)
@@ -34,6 +43,56 @@ def test_addresses_of_nobody_on_the_internet_are_not_public(text: str) -> None:
 @pytest.mark.parametrize("text", PUBLIC)
 def test_addresses_of_the_internet_are_public(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
+
+
+REGISTRY = [
+    (ipaddress.ip_network(row["block"]), row["globally_reachable"])
+    for row in csv.DictReader(
+        line
+        for line in (Path(connector.net.__file__).parent / "special_purpose.csv").read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    )
+]
+
+
+def expected_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """A second reading of the registries: every block that holds the address, and the smallest of them decides."""
+    if isinstance(address, ipaddress.IPv6Address) and int(address) >> 32 == 0xFFFF:
+        return expected_of(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    around = [(block.num_addresses, said) for block, said in REGISTRY if address in block]
+    unicast = int(address) >> 125 == 1 if address.version == 6 else int(address) >> 28 != 14
+    return unicast and (not around or min(around)[1] == "True")
+
+
+@pytest.mark.parametrize("block", [block for block, _ in REGISTRY], ids=str)
+def test_the_edges_of_every_special_block_are_as_the_registry_says(
+    block: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> None:
+    first, last = int(block[0]), int(block[-1])
+    for number in {first - 1, first, (first + last) // 2, last, last + 1}:
+        if 0 <= number < 2**block.max_prefixlen:
+            address = type(block[0])(number)
+            assert is_public(address) == expected_of(address), address
+
+
+def test_the_registries_are_whole_and_plain() -> None:
+    assert {said for _, said in REGISTRY} == {"True", "False"}
+    assert len({block for block, _ in REGISTRY}) == len(REGISTRY)
+    assert {block.version for block, _ in REGISTRY} == {4, 6}
+
+
+@pytest.mark.parametrize("bits", [32, 128])
+def test_any_address_is_public_as_the_registry_says(bits: int) -> None:
+    chance, kind = random.Random(bits), ipaddress.IPv4Address if bits == 32 else ipaddress.IPv6Address
+    for _ in range(2_000):
+        address = kind(chance.getrandbits(bits))
+        assert is_public(address) == expected_of(address), address
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+async def test_an_address_that_is_not_public_is_never_pinned(text: str) -> None:
+    with pytest.raises(AddressPrivate):
+        await Guard().pin(text, 443, secure=True)
 
 
 @pytest.mark.parametrize(
