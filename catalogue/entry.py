@@ -17,6 +17,7 @@ from catalogue.languages import tag_of
 from catalogue.offers import Offer
 from catalogue.texts import clean
 from connector.errors import MessageInvalid
+from connector.urls import read_base
 
 READER = 6  # version of this reading; entries read by another version are read again from their raw text
 
@@ -175,9 +176,16 @@ def _endpoint(distributions: list[dict[str, Any]]) -> str:
     for one in distributions:
         for service in _many(one.get("accessService")):
             address = service.get("endpointURL") if isinstance(service, dict) else None
-            if isinstance(address, str) and address.startswith(("https://", "http://")):
-                return clean(address, 2000)
+            if isinstance(address, str) and _is_base(address):
+                return address
     return ""
+
+
+def _is_base(address: str) -> bool:
+    try:
+        return bool(read_base(address))
+    except ValueError:
+        return False
 
 
 def _text(raw: Mapping[str, Any], term: str, limit: int) -> str:

@@ -198,7 +198,7 @@ def _refuse_taken(tx: Transaction, wanted: Application) -> None:
 def _is_callable(url: str) -> bool:
     """Whether a visit can call what lies under this URL."""
     try:
-        return bool(address(url)) and url.isascii() and not {"?", "#"} & set(url)
+        return bool(address(url))
     except ValueError:
         return False
 

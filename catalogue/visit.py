@@ -29,6 +29,7 @@ from connector.dsp.peer import Peer
 from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
+from connector.urls import check_endpoint, read_url
 
 _REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
@@ -269,7 +270,10 @@ def _next_link(headers: Mapping[str, str], url: str) -> str | None:
 def _same_origin(address: str, home: str) -> bool:
     """Whether an address, which may be relative to `home`, is one at the same server."""
     try:
-        return address.isascii() and address.isprintable() and _server(urljoin(home, address)) == _server(home)
+        check_endpoint(address)  # the text itself, too: joining drops line ends
+        joined = urljoin(home, address)
+        read_url(joined)
+        return _server(joined) == _server(home)
     except ValueError:
         return False
 

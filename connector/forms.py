@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import NoDecode, SettingsError
 
+from connector import urls
 from connector.errors import BadInput
 
 NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
@@ -66,16 +67,7 @@ def address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
     """A URL to which paths can be added, its scheme in small letters; empty stays empty. ValueError for any other."""
     if not value:
         return value
-    expected = f"expected a URL such as {schemes[-1]}://host or {schemes[-1]}://host:port"
-    try:
-        parts = urlsplit(value)
-        whole = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, a bracket alone
-        whole = False
-    if not whole or re.search(r"\s", value) or not value.isprintable():
-        raise ValueError(f"{expected}, came {value!r}")
-    if parts.query or parts.fragment or parts.username or parts.password:
-        raise ValueError(f"{expected}, with nothing but a path behind it, came {value.rpartition('@')[2]!r}")
+    parts = urls.read_url(value, schemes=schemes, query=False, longest=urls.BASE_MAX)
     return parts.scheme + value[len(parts.scheme) :]
 
 

@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpcore2
 
-from connector import pieces, streams
+from connector import pieces, streams, urls
 from connector.errors import AddressPrivate, AddressRefused, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.resolving import Names
 
@@ -172,17 +172,11 @@ def _expected_https(host: str) -> AddressRefused:
 
 
 def parts_of(url: str) -> SplitResult:
-    """The parts of an absolute http(s) URL that can be called, wherever it is; AddressRefused says what it is not."""
+    """The parts of an http(s) URL that can be called, wherever it is; AddressRefused says what is wrong with it."""
     try:
-        parts = urlsplit(url)
-        plain = parts.port != 0 and parts.hostname and not (parts.username or parts.password)
-    except ValueError:  # a port that is no number, half an IPv6 address
-        raise AddressRefused(f"expected a host, perhaps with a port, in the URL, came {url[:200]!r}") from None
-    if parts.scheme not in ("http", "https") or not plain:
-        raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
-    if not url.isascii():
-        raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")
-    return parts
+        return urls.read_url(url)
+    except ValueError as error:
+        raise AddressRefused(str(error)) from None
 
 
 class _GuardedBackend(httpcore2.AsyncNetworkBackend):

@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from connector.errors import BadInput, HanseError, SourceUnreadable, typed
+from connector.urls import read_base
 
 _FILE_MAX = 2**20
 _URL = re.compile(r"postgres(ql)?://\S*$|\w+\s*=")  # or libpq's words: host=... dbname=...
@@ -41,6 +42,12 @@ class Store(BaseModel):
     buckets: tuple[str, ...] = Field(min_length=1)
     bucket_in_host: bool = False  # https://bucket.endpoint instead of https://endpoint/bucket
     insecure_http: bool = False
+
+    @field_validator("endpoint")
+    @classmethod
+    def _callable(cls, value: str) -> str:
+        read_base(value)
+        return value
 
     @model_validator(mode="after")
     def _secure(self) -> Store:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from connector import urls
 from connector.dsp import jsonld
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.errors import MessageInvalid, harmless
@@ -268,7 +269,7 @@ def _field(name: str, found: Json, prefixes: Mapping[str, str]) -> Any:
     if name in ("offer", "agreement"):
         return _object(value, wire)
     if name == "data_address":
-        return _within(_address(_object(value, wire), prefixes))
+        return checked(_address(_object(value, wire), prefixes))
     text = _text(value, wire, longest=ID_MAX if name in _IDS else _TEXT_MAX)
     return jsonld.local(text, prefixes) if name in ("event_type", "state", "format") else text
 
@@ -306,8 +307,8 @@ def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
     )
 
 
-def _within(address: DataAddress) -> DataAddress:
-    """The address, of a size that may be kept as long as its transfer; MessageInvalid for a larger one."""
+def checked(address: DataAddress) -> DataAddress:
+    """The address, if its endpoint can be one and its size may be kept as long as its transfer; else MessageInvalid."""
     size = len(address.endpoint) + sum(len(name) + len(value) for name, value in address.properties)
     for came, most, what in (
         (len(address.endpoint), _ENDPOINT_MAX, "characters in its endpoint"),
@@ -316,12 +317,17 @@ def _within(address: DataAddress) -> DataAddress:
     ):
         if came > most:
             raise MessageInvalid(f"expected a dataAddress of at most {most} {what}, came {came}")
+    try:
+        for endpoint in {address.endpoint, address.http} - {""}:
+            urls.check_endpoint(endpoint)
+    except ValueError as error:
+        raise MessageInvalid(f"dataAddress: {error}") from None
     return address
 
 
 def given(wire: Json) -> DataAddress | None:
     """A data address as somebody else gives it; None for an empty one, MessageInvalid for one that is no address."""
-    return _within(_address(wire, {})) if wire else None
+    return checked(_address(wire, {})) if wire else None
 
 
 def address_of(wire: Json) -> DataAddress | None:

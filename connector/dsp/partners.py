@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from connector.dsp import jsonld
 from connector.dsp.catalog import TERMS
@@ -15,6 +14,7 @@ from connector.dsp.jsonld import Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.peer import Answer, Peer, segment
 from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.urls import read_url
 
 # By name or DID; {} for who is no member, None where nobody knows.
 Member = Callable[[str], Awaitable[Mapping[str, Any] | None]]
@@ -174,7 +174,10 @@ def next_page(answer: Answer, asked: str) -> str:
         target, _, parameters = part.strip().partition(">")
         if target.startswith("<") and 'rel="next"' in parameters.replace("'", '"'):
             url = target[1:]
-            same = urlsplit(url)[:2] == urlsplit(asked)[:2]  # our token goes to nobody else
+            try:
+                same = read_url(url)[:2] == read_url(asked)[:2]  # our token goes to no other server
+            except ValueError:
+                return ""
             return url if same and url != asked else ""
     return ""
 

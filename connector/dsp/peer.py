@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
+from connector import urls
 from connector.dsp import jsonld, messages
 from connector.dsp.jsonld import Json
 from connector.errors import (
@@ -31,7 +32,6 @@ from connector.net import Guard, Reply
 from connector.recent import keep
 
 VERSION = "2025-1"
-_ADDRESS_MAX = 2_000
 _VERSIONS_SECONDS = 300.0
 _VERSIONS_MAX = 1_024
 
@@ -103,15 +103,9 @@ class Peer:
     async def check(self, address: str) -> str:
         """A base URL that we could call, without its trailing slash. MessageInvalid says why we could not."""
         try:
-            parts = urlsplit(address)
-        except ValueError:  # half an IPv6 address
-            raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}") from None
-        if len(address) > _ADDRESS_MAX or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}")
-        if not address.isascii():
-            raise MessageInvalid(f"expected an address in ASCII (others as %XX), came {address[:200]!r}")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise MessageInvalid("expected an address without credentials, query and fragment")
+            urls.read_base(address)
+        except ValueError as error:
+            raise MessageInvalid(str(error)) from None
         try:
             await self._wire.guard.check(address)
         except PeerFailed as error:
@@ -146,6 +140,10 @@ class Peer:
             return known
         reply = await self._wire.call("GET", f"{root}/.well-known/dspace-version", max_bytes=64 * 2**10)
         base = root + _path_of(reply, root)
+        try:
+            urls.read_base(base)
+        except ValueError as error:
+            raise PeerNonsense(f"the version document of {root} names no address that can be called: {error}") from None
         keep(self._bases, root, (now, base), most=_VERSIONS_MAX)
         return base
 

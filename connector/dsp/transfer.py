@@ -393,6 +393,8 @@ class Transfers(Exchange[Transfer]):
         """
         if address:
             address = await self._peer.check(address)
+        if data_address is not None:
+            messages.checked(data_address)
 
         def work(tx: Transaction) -> tuple[Transfer, Outbox]:
             agreement = tx.agreements.of(agreement_id, role=CONSUMER)

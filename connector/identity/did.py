@@ -24,6 +24,7 @@ from connector.forms import port_hint
 from connector.net import Net
 from connector.places import Places
 from connector.recent import keep
+from connector.urls import read_url
 
 DID_MAX = 255  # characters: what the database has room for
 _CACHE_SECONDS = 300.0
@@ -55,7 +56,12 @@ def address_of(did: str, *, insecure_http: bool = False) -> str:
     if not (did.isascii() and host.isascii() and host.isprintable()):
         raise Unauthenticated(f"expected a did:web in ASCII (a host's xn-- form), came {did[:200]!a}")
     path = "/".join(quote(segment) for segment in segments) if segments else ".well-known"
-    return f"{'http' if insecure_http else 'https'}://{host}/{path}/did.json"
+    url = f"{'http' if insecure_http else 'https'}://{host}/{path}/did.json"
+    try:
+        read_url(url)
+    except ValueError as error:
+        raise Unauthenticated(f"the DID {did[:200]!a} has no address that can be called: {error}") from None
+    return url
 
 
 def host_of(did: str) -> str:

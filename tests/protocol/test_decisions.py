@@ -105,6 +105,9 @@ BAD_REQUESTS: dict[str, Json] = {
     "no callback address": {"callbackAddress": ""},
     "a callback address that is no URL": {"callbackAddress": "nowhere"},
     "a callback address with credentials": {"callbackAddress": "http://a:b@203.0.113.9/dsp"},
+    "a callback address with a line end": {"callbackAddress": "http://203.0.113.9/dsp\r\n"},
+    "a callback address with a tab": {"callbackAddress": "http://203.0.113.9/d\tsp"},
+    "a callback address with a zero-width space": {"callbackAddress": "http://203.0.113.9/d\u200bsp"},
     "a callback address on a private network": {"callbackAddress": "http://10.0.0.1/dsp"},
     "a callback address of another scheme": {"callbackAddress": "file:///etc/passwd"},
 }

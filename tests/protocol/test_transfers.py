@@ -22,6 +22,7 @@ from connector.errors import (
     Conflict,
     IllegalStep,
     Limited,
+    MessageInvalid,
     NotFound,
     PeerRefused,
     PeerUnreachable,
@@ -117,6 +118,15 @@ BAD: dict[str, Json] = {
     "a push without an address": {"format": "HttpData-PUSH"},
     "a push to nowhere": pushed(""),
     "an unusable callback": {"callbackAddress": "ftp://203.0.113.9"},
+    "a callback with a line end": {"callbackAddress": "https://203.0.113.9/dsp\r\n"},
+    "a callback with a blank": {"callbackAddress": "https://203.0.113.9/d sp"},
+    "an endpoint with a line end": pushed("https://203.0.113.2/sink\r\n"),
+    "an endpoint with a tab, of a format that needs none": {
+        "dataAddress": {"endpointType": "t", "endpoint": "https://203.0.113.2/\tsink"}
+    },
+    "an endpoint of another transport with a line end": {
+        "dataAddress": {"endpointType": "t", "endpoint": "grpc+tls://203.0.113.2\n:8815"}
+    },
     "no format": {"format": ""},
     "a purpose that no read can declare": {"odrl:purpose": "a\x1b[2J"},
     "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
@@ -141,7 +151,9 @@ TOLD: dict[str, tuple[str, str]] = {
     "no URL": ("somewhere", "expected an absolute http(s) URL"),
     "a login": ("https://u:p@203.0.113.2/sink", "without credentials"),
     "no ASCII": ("https://203.0.113.2/\u00fc", "in ASCII"),
-    "no port": ("https://203.0.113.2:99999/", "perhaps with a port"),
+    "no port": ("https://203.0.113.2:99999/", "expected a port from 1 to 65535"),
+    "a line end": ("https://203.0.113.2/sink\r\n", "line ends"),
+    "a zero-width space": ("https://203.0\u200b.113.2/sink", "with '\\u200b' at position 13"),
     "http where https is expected": ("http://8.8.8.8/sink", "expected https for 8.8.8.8"),
 }
 
@@ -156,6 +168,20 @@ async def test_what_is_wrong_with_where_it_wants_a_push_its_consumer_is_told(
         reply = await peer.post("/transfers/request", asking(peer, agreement_id, **pushed(endpoint)))
         assert reply.status == 400
         assert said in json.loads(reply.body)["reason"][0]
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://203.0.113.2/sink\r\n", "https://203.0.113.2/a b", "https://u:p@203.0.113.2/"]
+)
+async def test_a_push_is_not_asked_for_to_an_address_that_cannot_be_called(tmp_path: Path, endpoint: str) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+        before = await snapshot(two.south)
+        with pytest.raises(MessageInvalid, match="dataAddress: expected"):
+            await two.south.transfers.request(
+                agreement_id=agreement_id, format="HttpData-PUSH", data_address=DataAddress("t", endpoint), by="test"
+            )
+        assert await snapshot(two.south) == before
 
 
 async def test_pushes_tell_nobody_which_names_there_are_in_our_network(

@@ -150,7 +150,11 @@ async def test_410_says_that_nobody_is_there_any_more(sqlite_store: Store) -> No
     assert [body["detail"]["state"] for body in bodies] == ["AGREED", "VERIFIED"]
 
 
-@pytest.mark.parametrize("url", ["http://198.51.100.7/x", "https://10.0.0.1/x", "nowhere", "https://169.254.169.254"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://198.51.100.7/x", "https://10.0.0.1/x", "nowhere", "https://169.254.169.254", "https://198.51.100.7/x\n",
+     "https://198.51.100.7/\tx", "https://198.51.100.7/a b", "\u200bhttps://198.51.100.7/x"],
+)  # fmt: skip
 async def test_addresses_that_we_do_not_call_are_refused(sqlite_store: Store, url: str) -> None:
     async with hooks(sqlite_store, Receiver()) as webhooks:
         with pytest.raises(MessageInvalid):
