@@ -2,7 +2,7 @@
 
 What `verify` checks, in this order; the numbers stand beside the code:
 1. size, shape, one of the allowed algorithms, a `kid` that belongs to a did:web;
-2. iss, sub, aud, jti, iat and exp are there; iss = sub = the kid's DID; aud is us;
+2. iss, sub, aud, jti, iat and exp are there; iss = sub = the kid's DID; aud is us and no other party;
 3. the time: not expired, not from the future, no life longer than the longest that we accept;
 4. the signature, with a key that the issuer's document lists under capabilityInvocation;
 5. jti was not seen from this issuer before, and cannot have been by an earlier process of ours.
@@ -160,7 +160,8 @@ def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> str:
     issuer, audiences = claims.get("iss"), claims.get("aud")
-    listed = audiences if isinstance(audiences, list) else [audiences]
+    # A token for several receivers is good once at each: any of them could use it at the others.
+    only = audiences[0] if isinstance(audiences, list) and len(audiences) == 1 else audiences
     if (
         not isinstance(issuer, str)
         or claims.get("sub") != issuer
@@ -170,8 +171,10 @@ def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> st
         raise Unauthenticated(
             f"expected a self-issued token: iss, sub and the kid's DID are the same, of at most {DID_MAX} characters"
         )
-    if audience not in listed:
-        raise Unauthenticated(f"expected a token for {audience}, came one for somebody else")
+    if isinstance(only, list):
+        raise Unauthenticated(f"expected a token for {audience} alone, got {len(only)} audiences; sign one for each")
+    if only != audience:
+        raise Unauthenticated(f"expected a token for {audience}, got one for another audience")
     if not isinstance(claims.get("jti"), str) or not 0 < len(claims["jti"]) <= 255:
         raise Unauthenticated("expected a token with a jti of at most 255 characters")
     return issuer

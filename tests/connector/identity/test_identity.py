@@ -190,6 +190,12 @@ WRONG: dict[str, Any] = {
     "no issuer": lambda: token(iss=None),
     "a subject that is not the issuer": lambda: token(sub="did:web:evil.example"),
     "another audience": lambda: token(aud="did:web:else.example"),
+    "a second audience": lambda: token(aud=[US, "did:web:else.example"]),
+    "we as second audience": lambda: token(aud=["did:web:else.example", US]),
+    "us twice": lambda: token(aud=[US, US]),
+    "an empty list of audiences": lambda: token(aud=[]),
+    "an audience in a list in a list": lambda: token(aud=[[US]]),
+    "an object as audience": lambda: token(aud={US: US}),
     "no audience": lambda: token(aud=None),
     "no jti": lambda: token(jti=None),
     "a jti that is a number": lambda: token(jti=7),
@@ -207,6 +213,20 @@ WRONG: dict[str, Any] = {
     "valid from when no float can be": lambda: token(nbf=10**400),
     "valid from a text on": lambda: token(nbf="0"),
 }
+
+
+async def test_a_token_for_several_audiences_is_good_at_none_of_them() -> None:
+    text = token(aud=[US, "did:web:else.example"])
+    for audience in (US, "did:web:else.example"):
+        with pytest.raises(Unauthenticated, match=f"expected a token for {audience} alone, got 2 audiences"):
+            sitoken.claimed_issuer(text, audience=audience)
+
+
+async def test_a_list_of_one_audience_is_as_that_audience() -> None:
+    replays, text = Replays(), token(aud=[US])
+    assert (await verify(text, replays))["iss"] == THEM
+    with pytest.raises(Unauthenticated, match="used before"):
+        await verify(text, replays)
 
 
 @pytest.mark.parametrize("name", WRONG)
