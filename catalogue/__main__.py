@@ -7,7 +7,7 @@ import gc
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -16,11 +16,20 @@ from catalogue.settings import Settings
 from connector.errors import Conflict, HanseError, NotFound
 from connector.forms import make_folder, unfit
 
+if TYPE_CHECKING:
+    import uvicorn
+
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
 commands.add_typer(member, name="member")
 
 _SHOWN = ("name", "status", "role", "country", "id", "url")
+
+
+def _run(server: uvicorn.Server) -> None:
+    """Serve until a signal ends it."""
+    with suppress(KeyboardInterrupt):  # it has ended as it should
+        server.run()
 
 
 @commands.command()
@@ -55,8 +64,7 @@ def serve() -> None:
             made = uvicorn.Config(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
             servers.append(server := uvicorn.Server(made))
             if not lost:
-                with suppress(KeyboardInterrupt):  # it has ended as it should
-                    server.run()
+                _run(server)
         if lost:  # an exit that supervisors take for a failure: this one is wanted again when the other one is gone
             raise lost[0]
         if not server.started:

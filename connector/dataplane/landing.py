@@ -52,7 +52,8 @@ def publish(path: Path, target: Path, before: Path) -> bool:
 
 def take_back(target: Path, before: Path) -> None:
     """Undo `publish`."""
-    target.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(target)
     with suppress(FileNotFoundError):
         before.replace(target)
 
@@ -60,7 +61,8 @@ def take_back(target: Path, before: Path) -> None:
 def swept(arriving: Path, kept: Path, good: set[Path]) -> int:
     """Remove what nobody has a record of; the bytes of the rest."""
     for path in (*arriving.iterdir(), *(path for path in kept.iterdir() if path not in good)):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
     return sum(path.stat().st_size for path in kept.iterdir())
 
 
@@ -68,7 +70,7 @@ def unlinked(path: Path) -> int:
     """Remove a file; the bytes that it had, none where somebody else has removed it."""
     try:
         size = path.stat().st_size
-        path.unlink()
+        os.unlink(path)
     except FileNotFoundError:
         return 0
     return size
@@ -77,7 +79,7 @@ def unlinked(path: Path) -> int:
 def cleared(path: Path) -> bool:
     """Remove a file where the disk lets us; whether none is there now."""
     with suppress(OSError):  # a disk that takes no writes says so of a file that was never there, too
-        path.unlink(missing_ok=True)
+        os.unlink(path)
     return not path.exists()
 
 

@@ -86,11 +86,8 @@ class Objects:
         """Bytes `start` to `stop` of exactly the pinned object; VersionChanged when it is another one now."""
         bucket, key = split(ref.path)
         _, client = self._client(store, bucket)
-        import obstore
-
-        options: dict[str, Any] = {"range": (start, stop), "if_match": ref.etag}
         try:
-            got = await obstore.get_async(client, key, options=options)  # type: ignore[arg-type]  # a plain dict
+            got = await _get(client, key, {"range": (start, stop), "if_match": ref.etag})
             if not _same(ref, got.meta):  # a store that does not know If-Match
                 raise VersionChanged("an object of this version has changed since it was registered")
             body = memoryview(await got.bytes_async())
@@ -124,6 +121,12 @@ def _open(store: Store, bucket: str) -> Any:
             config[field] = secret
     client = {"allow_http": store.insecure_http, "connect_timeout": _CONNECT, "timeout": _READ}
     return S3Store(bucket, config=config, client_options=client, retry_config={"max_retries": 3})  # type: ignore[arg-type]  # plain dicts
+
+
+async def _get(client: Any, key: str, options: dict[str, Any]) -> Any:
+    import obstore
+
+    return await obstore.get_async(client, key, options=options)  # type: ignore[arg-type]  # a plain dict
 
 
 async def _head(client: Any, key: str) -> Mapping[str, Any]:

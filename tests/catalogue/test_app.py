@@ -297,7 +297,7 @@ def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pyt
         ends.append(server.should_exit)
 
     monkeypatch.setattr(claim, "alone", taken)
-    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr("catalogue.__main__._run", run)
     result = CliRunner().invoke(commands, ["serve"])
     assert (result.exit_code, result.output) == (1, "error: it is another's by now\n")
     assert ends == ([] if early else [True])

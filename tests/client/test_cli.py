@@ -29,6 +29,7 @@ from rich.console import Console
 from connector.audit.log import Filter
 from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, complete, connector, ipc
 from tests.connector.audit.support import exported, logged, reads
+from tests.support.own_name import changed
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
 KEY = (CASES / "log.vkey").read_text().strip()
@@ -361,7 +362,8 @@ def test_a_file_is_on_the_disk_when_it_has_its_name_and_a_full_disk_is_told_by_i
 ) -> None:
     """`hanse transfer receive --remove` removed the only other copy of what a power cut could take with it."""
     synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    noted = changed(os, fsync=lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(out, "os", noted)
     with out.whole(tmp_path / "rows.arrows") as file:
         file.write(b"rows")
     assert synced == [str(tmp_path / ".rows.arrows.part"), str(tmp_path)]
@@ -420,7 +422,7 @@ def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.Mon
     def none(_: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(os, "fsync", none)
+    monkeypatch.setattr(out, "os", changed(os, fsync=none))
     with out.whole(tmp_path / "rows") as file:
         file.write(b"rows")
     assert (tmp_path / "rows").read_bytes() == b"rows"

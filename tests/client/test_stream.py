@@ -24,6 +24,7 @@ from hanse.patience import Patience
 from hanse.stream import Stream
 
 from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, dripping, ipc, recut
+from tests.support.own_name import changed
 
 BATCHES = [batch(1, 2, 3), batch(*range(10, 500)), batch(7)]
 ROWS = sum(one.num_rows for one in BATCHES)
@@ -57,7 +58,7 @@ def test_a_batch_in_one_chunk_is_read_without_a_copy() -> None:
 @pytest.mark.parametrize("huge", [True, False])
 def test_memory_for_what_stays_is_apart_and_each_goes_by_itself(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
     if not huge:
-        monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+        monkeypatch.setattr(_wire, "mmap", changed(mmap, without=["MADV_HUGEPAGE"]))
     sizes = [0, 1, 65, 3_000_000, 2 * 2**20, 100_000_000, 5]
     buffers = [_wire.kept(size) for size in sizes]
     for number, buffer in enumerate(buffers):

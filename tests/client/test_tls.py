@@ -21,6 +21,7 @@ from hanse.stream import Stream
 
 from tests.client.support import batch, chunked, complete, ipc, listening
 from tests.support.certificates import self_signed, server_side
+from tests.support.own_name import changed
 
 BATCHES = [batch(*range(50_000)), batch(1)]
 ANSWER = chunked(ipc(BATCHES, complete(50_001))).data
@@ -102,8 +103,12 @@ def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkey
     file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     loaded: list[ssl.SSLContext] = []
-    load = ssl.create_default_context
-    monkeypatch.setattr(ssl, "create_default_context", lambda **given: loaded.append(load(**given)) or loaded[-1])
+
+    def load(**given: Any) -> ssl.SSLContext:
+        loaded.append(ssl.create_default_context(**given))
+        return loaded[-1]
+
+    monkeypatch.setattr(_sockets, "ssl", changed(ssl, create_default_context=load))
     for _ in range(2):
         with owner(file, whole) as url:
             Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from catalogue.settings import Settings as CatalogueSettings
+from connector import forms
 from connector.errors import BadInput
 from connector.forms import make_folder, unfit
 from connector.settings import Settings
+from tests.support.own_name import changed
 
 FIT: list[dict[str, str]] = [
     {"PUBLIC_URL": "https://connector.example"},
@@ -101,7 +103,7 @@ def test_a_folder_that_takes_nothing_is_told_with_the_reason(
     tmp_path: Path, flags: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose disk was read-only looked for permissions."""
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    closed = changed(os, access=lambda *_: False, statvfs=lambda _: SimpleNamespace(f_flag=flags))
+    monkeypatch.setattr(forms, "os", closed)
     with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, came .* \\({said}\\)"):
         make_folder(tmp_path, "HANSE_DATA_DIR")

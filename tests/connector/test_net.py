@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 import connector.net
+from connector import resolving
 from connector.errors import AddressPrivate, AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.net import Guard, Net, is_public
 from tests.support.certificates import self_signed, server_side
+from tests.support.own_name import changed
 
 PRIVATE = [
     "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1", "192.0.0.1",
@@ -135,7 +137,7 @@ async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_
         kinds = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         return [(*kinds, ("8.8.8.8", 443)), (*kinds, ("10.0.0.1", 443))]
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=resolve))
     with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
         await Guard().pin("rebind.example", 443, secure=True)
 
@@ -149,7 +151,7 @@ async def test_a_name_that_no_server_knows_is_told_from_servers_that_do_not_know
     def resolve(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(said, "as it says")
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=resolve))
     with pytest.raises(PeerUnreachable) as caught:
         await Guard().pin("them.example", 443, secure=True)
     assert type(caught.value) is kind
@@ -163,7 +165,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(monkeypatc
         return answers.pop(0)  # a second look-up would fail with IndexError
 
     async with server(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), host="127.0.0.2") as port:
-        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=resolve))
         net = Net(Guard(allow=["127.0.0.2"], insecure_http=True), timeout=60, max_bytes=1000)
         assert (await net.call("GET", f"http://peer.example:{port}/")).body == b"ok"
         await net.close()

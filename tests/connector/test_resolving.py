@@ -18,6 +18,7 @@ from connector import resolving
 from connector.errors import Busy
 from connector.net import Guard
 from connector.resolving import Names
+from tests.support.own_name import changed
 from tests.support.waiting import until
 
 SLOW = "slow.example"
@@ -34,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
             answers.wait()
         return [THERE]
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     yield answers
     answers.set()
     while _threads():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from connector.settings import Settings
 from connector.store import Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion
 from tests.support import migrated
+from tests.support.own_name import changed
 
 
 def started(folder: Path, **settings: Any) -> Services:
@@ -159,12 +163,14 @@ async def test_a_file_that_becomes_a_link_to_the_connectors_own_is_no_data(
     parts = started(tmp_path / "north", source_roots=(tmp_path,))
     rows = tmp_path / "rows.csv"
     rows.write_text("a\n1\n")
+    ahead = time.time() + 3600  # as of a file that is being written, however long the machine takes to look at it
+    os.utime(rows, (ahead, ahead))
 
     async def meanwhile(_: float) -> None:
         rows.unlink()
         rows.symlink_to(tmp_path / "north" / "keys" / "participant.pem")
 
-    monkeypatch.setattr(registry.asyncio, "sleep", meanwhile)
+    monkeypatch.setattr(registry, "asyncio", changed(asyncio, sleep=meanwhile))
     try:
         with pytest.raises(PathRefused, match="the connector's own"):
             await parts.registry.register(Registration(name="d", path=str(rows), kind="csv"), by="owner")

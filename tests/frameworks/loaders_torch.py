@@ -42,6 +42,7 @@ from tests.suites import loaders
 from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, WIDTH, Case, Rows, sequence
 from tests.support import served
 from tests.support.gate import agreement, atom
+from tests.support.own_name import changed
 from tests.support.served import Owner
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -559,6 +560,13 @@ def test_ranks_with_workers_have_as_many_blocks_each_as_can_be(training: Dataset
     assert sorted(parts[0] + parts[1]) == list(range(ROWS))
 
 
+def begin_group(monkeypatch: pytest.MonkeyPatch, *, rank: int, world: int) -> None:
+    """Have the loader find a process group, in which this process has that rank."""
+    group = {"is_initialized": lambda: True, "get_rank": lambda: rank, "get_world_size": lambda: world}
+    distributed = changed(torch.distributed, **group)
+    monkeypatch.setattr("hanse.loaders.torch.torch", changed(torch, distributed=distributed))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_dataset_that_is_made_before_its_rank_is_known_is_of_that_rank(
@@ -568,9 +576,7 @@ def test_a_dataset_that_is_made_before_its_rank_is_known_is_of_that_rank(
     made = pickle.dumps(training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        begin_group(monkeypatch, rank=rank, world=2)
         context = method if workers else None
         loader = DataLoader(pickle.loads(made), batch_size=None, num_workers=workers, multiprocessing_context=context)
         parts.append(ids(loader))
@@ -590,9 +596,7 @@ def test_workers_of_a_group_have_its_ranks_where_the_environment_counts_nodes(
     made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6)
     parts = []
     for rank in range(4):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        begin_group(monkeypatch, rank=rank, world=4)
         parts.append(ids(DataLoader(made, batch_size=None, num_workers=1, multiprocessing_context=method)))
     assert sorted(itertools.chain(*parts)) == list(range(ROWS))
 
@@ -613,9 +617,7 @@ def test_a_group_of_one_has_all_rows(training: Dataset, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    begin_group(monkeypatch, rank=0, world=1)
     assert ids(made) == sequence(6)
 
 

@@ -28,6 +28,7 @@ from tests.load import bench_federated as bench
 from tests.load import trace
 from tests.support import tpch
 from tests.support.federation_tpch import written_for
+from tests.support.own_name import changed
 from tests.support.processes import Process
 
 MODULE = "tests.load.trace_question"
@@ -133,7 +134,7 @@ def connector() -> None:
 
     traced = {trace.FILE: os.environ[trace.FILE], "PYTHONPATH": str(Path.cwd())}
     with (
-        mock.patch.object(asyncio, "create_subprocess_exec", spawned),
+        mock.patch("connector.query.pool.asyncio", changed(asyncio, create_subprocess_exec=spawned)),
         mock.patch("connector.query.pool.environment", lambda **more: environment(**more) | traced),
     ):
         run_loop(serve(Settings()))

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connector import resolving
 from connector.dsp import states, terms
 from connector.dsp.admission import Limits
 from connector.dsp.states import CONSUMER, PROVIDER
@@ -27,6 +28,7 @@ from connector.store import Store, refusals
 from policies.evaluate import Facts
 from tests.support import migrated
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
+from tests.support.own_name import changed
 from tests.support.pair import Pair, pair, side
 
 Begin = Callable[[Counterparty, str], Awaitable[Reply]]
@@ -120,7 +122,7 @@ async def test_nobody_is_told_what_our_network_calls_by_which_name(
             return inside
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         peer = await arranged(two)
         await begin(peer, pid())  # a transfer needs its agreement
@@ -142,7 +144,7 @@ async def test_a_strangers_names_that_hang_keep_no_partner_waiting(
             answers.wait()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         partner = await arranged(two)
         await partner.negotiation(role=PROVIDER, state=states.FINALIZED)

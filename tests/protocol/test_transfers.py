@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from connector import resolving
 from connector.dataplane.access import Renewal
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
@@ -34,6 +35,7 @@ from connector.usage.grants import is_started
 from connector.usage.held import Over
 from policies.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
+from tests.support.own_name import changed
 from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
 
 RESEARCH, MARKETING = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Marketing"
@@ -192,7 +194,7 @@ async def test_pushes_tell_nobody_which_names_there_are_in_our_network(
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.20.30.40", 443))]
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         peer, answers = Counterparty(two.north), set()
         agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id

@@ -7,9 +7,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.support.own_name import changed
 
 
 def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -28,14 +31,13 @@ async def until(look: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-def removed_by(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The threads that remove folders from now on: while the loop's does, everybody waits."""
+def removed_by(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[threading.Thread]:
+    """The threads in which `module` removes folders from now on. In the loop's thread that would hold up every task."""
     found: list[threading.Thread] = []
-    remove: Any = shutil.rmtree
 
     def noted(*given: Any, **named: Any) -> None:
         found.append(threading.current_thread())
-        remove(*given, **named)
+        shutil.rmtree(*given, **named)
 
-    monkeypatch.setattr(shutil, "rmtree", noted)
+    monkeypatch.setattr(module, "shutil", changed(shutil, rmtree=noted))
     return found

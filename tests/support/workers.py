@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from connector.query import pool, running
+from tests.support.own_name import changed
 
 _LONG = 60.0
 _STARTED = ("-m", "connector.query.worker")
@@ -50,7 +51,7 @@ def resting(seconds: float) -> AbstractContextManager[None]:
 @contextmanager
 def running_as(program: str) -> Iterator[None]:
     """Workers that are started meanwhile run this program, which is to end with `worker.main()`."""
-    start = asyncio.create_subprocess_exec
+    start = pool.asyncio.create_subprocess_exec
 
     async def started(executable: str, *arguments: str, **more: Any) -> asyncio.subprocess.Process:
         if arguments[:2] == _STARTED:
@@ -58,5 +59,5 @@ def running_as(program: str) -> Iterator[None]:
         return await start(executable, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "create_subprocess_exec", started)
+        patch.setattr(pool, "asyncio", changed(pool.asyncio, create_subprocess_exec=started))
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.own_name import changed
 from tests.tck import run, script
 from tests.tck.script import Change, Player, Step
 
@@ -65,7 +66,7 @@ async def test_each_step_is_played_once_and_in_order(
 
 def _maven(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     done = subprocess.CompletedProcess(["mvn"], 1, stdout=said, stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(run, "subprocess", changed(subprocess, run=lambda *_, **__: done))
 
 
 def test_a_kit_that_no_registry_carries_is_not_reachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

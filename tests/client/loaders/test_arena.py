@@ -17,6 +17,8 @@ from hanse.errors import Broken
 from hanse.loaders import arena
 from hanse.loaders.arena import Arena
 
+from tests.support.own_name import changed
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no memory files")
 
 
@@ -294,7 +296,7 @@ def test_a_file_that_cannot_be_as_large_is_closed(monkeypatch: pytest.MonkeyPatc
     def truncated(*_: object) -> None:
         raise OSError("file too large")
 
-    monkeypatch.setattr(os, "ftruncate", truncated)
+    monkeypatch.setattr(arena, "os", changed(os, ftruncate=truncated))
     before = len(os.listdir("/proc/self/fd"))
     arenas = [Arena() for _ in range(3)]
     assert ([one.room(1) for one in arenas], len(os.listdir("/proc/self/fd"))) == ([None] * 3, before)
@@ -378,7 +380,7 @@ def test_whatever_is_held_and_forgotten_in_whichever_order_stays_as_it_was() -> 
 
 
 def test_without_memory_to_share_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(arena, "os", changed(os, without=["memfd_create"]))
     shared = Arena()
     assert (shared.room(1), shared.place(0, 1), shared.memory(2**20).size) == (None, None, 2**20)
 

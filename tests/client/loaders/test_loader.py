@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import re
 import signal
 import sys
@@ -39,6 +40,7 @@ from tests.client.support import batch, chunked, ipc, owned
 from tests.support import gate, served
 from tests.support.gate import atom
 from tests.support.link import Link
+from tests.support.own_name import changed
 from tests.support.served import Owner
 
 ROWS = 210_000
@@ -480,7 +482,8 @@ def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(large: Datas
 def test_who_leaves_while_a_stream_is_opened_waits_for_no_answer_and_no_pause(
     numbers: Dataset, link: Link, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("hanse.patience.random.uniform", lambda *_: 100.0)  # a first pause of five seconds
+    long = changed(random, uniform=lambda *_: 100.0)
+    monkeypatch.setattr("hanse.patience.random", long)  # a first pause of five seconds
     batches = iter(numbers.loader(patience=60))
     reading = threading.Thread(target=lambda: list(batches), daemon=True)
     before = link.connections

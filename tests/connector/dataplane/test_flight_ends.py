@@ -26,7 +26,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from connector.dataplane import senders
-from connector.dataplane.flight import commands, http2, messages, protobuf, rpc
+from connector.dataplane.flight import commands, framing, http2, messages, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.http2 import Call, Connection, Connections
 from connector.dataplane.flight.messages import Message
@@ -36,6 +36,7 @@ from connector.errors import Busy, Refused
 from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
 from tests.support.flying import flyer
+from tests.support.own_name import changed
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -313,14 +314,15 @@ async def test_what_was_to_be_said_meanwhile_is_said_after_a_call_that_was_given
 
 
 async def test_a_frame_is_filled_up_without_a_look_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, loop, pread = tmp_path / "large", threading.get_ident(), os.pread
+    path, loop = tmp_path / "large", threading.get_ident()
     path.write_bytes(b"x" * 2**20)
 
     def read(*given: int) -> bytes:
         assert threading.get_ident() != loop, "everybody waits for this disk"
-        return pread(*given)
+        return os.pread(*given)
 
-    monkeypatch.setattr(messages.os, "pread", read)
+    for module in (messages, framing):
+        monkeypatch.setattr(module, "os", changed(os, pread=read))
 
     async def first(call: Call) -> None:
         call.begin([OK])

@@ -21,7 +21,7 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
-from connector.dataplane import gather, senders
+from connector.dataplane import gather, senders, sending
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
@@ -33,6 +33,7 @@ from policies.vocabulary import expand
 from tests.support import data, flying, gate, provider
 from tests.support.flying import flyer
 from tests.support.gate import atom, mask
+from tests.support.own_name import changed
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -277,7 +278,7 @@ async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
 def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.Event]]:
     """Have a sender wait that looks at the file which is named, or reads from it to the Flight process: until the event
     that comes back."""
-    over, preadv, fstat = threading.Event(), os.preadv, os.fstat
+    over = threading.Event()
     names: set[str] = set()
 
     def wait(number: int) -> None:
@@ -286,18 +287,18 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.
 
     def looked(number: int) -> os.stat_result:
         wait(number)
-        return fstat(number)
+        return os.fstat(number)
 
     def read(number: int, *given: Any) -> int:
         wait(number)
-        return preadv(number, *given)
+        return os.preadv(number, *given)
 
     def hang(path: str) -> threading.Event:
         names.add(path)
         return over
 
-    monkeypatch.setattr(spans.os, "preadv", read)
-    monkeypatch.setattr(gather.os, "fstat", looked)
+    for module in (spans, gather, sending):
+        monkeypatch.setattr(module, "os", changed(os, preadv=read, fstat=looked))
     yield hang
     over.set()
 

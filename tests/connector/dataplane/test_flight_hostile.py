@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ from connector.query.sandbox import memory_of
 from tests.support import flying, provider
 from tests.support.certificates import self_signed
 from tests.support.flying import flyer
+from tests.support.own_name import changed
 from tests.support.provider import Provider
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -225,7 +227,7 @@ async def test_it_listens_where_it_is_told(running: Provider, host: str, reached
 async def test_with_as_many_connections_as_each_listener_has_the_process_can_open_files(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds.resource, "getrlimit", lambda which: (1024, 1024))
+    monkeypatch.setattr(bounds, "resource", changed(resource, getrlimit=lambda which: (1024, 1024)))
     async with flying.flying(running) as front:
         public, management, flight = bounds.connections_max(), bounds.connections_max(), front.connections_max
         assert public + management + flight + bounds.OUR_DESCRIPTORS <= 1024

@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import pytest
+from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
@@ -103,12 +104,27 @@ def test_any_frames_cut_anywhere_do_what_they_do_in_the_library(chosen: list[str
     alike(chosen, size)
 
 
-def test_what_only_grows_never_comes_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, _ = begun(States)
-    before = states.outbound_flow_control_window
-    monkeypatch.setattr(H2Connection, "receive_data", None)
+class _Counted(H2Connection):
+    """The library, which counts how often it is given data."""
+
+    given = 0
+
+    def receive_data(self, data: bytes) -> list[events.Event]:
+        self.given += 1
+        return super().receive_data(data)
+
+
+class _StatesOverCounted(States, _Counted):
+    """Our states, whose `super()` is the library that counts."""
+
+
+def test_what_only_grows_never_comes_to_the_library() -> None:
+    states, _ = begun(_StatesOverCounted)
+    assert isinstance(states, _Counted)
+    before, given = states.outbound_flow_control_window, states.given
+    assert given > 0
     assert len(states.receive_data(grown(0, 10) + grown(1, 20) + grown(3, 30))) == 1
-    assert states.outbound_flow_control_window == before + 10
+    assert (states.outbound_flow_control_window, states.given) == (before + 10, given)
 
 
 @pytest.mark.parametrize("begin", ["nothing", "a part of a head"])

@@ -20,6 +20,7 @@ from connector.dataplane.flight.tables import Tables
 from connector.errors import BadInput, Busy, HanseError
 from connector.query.sandbox import memory_of
 from tests.support import waiting
+from tests.support.own_name import changed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -386,7 +387,7 @@ async def test_a_process_that_cannot_be_started_is_started_with_the_next_questio
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "create_subprocess_exec", fails)
+        patched.setattr("connector.dataplane.flight.tables.asyncio", changed(asyncio, create_subprocess_exec=fails))
         for asked in (fresh.parameters("lab", [""] * 1), fresh.values("lab", put(ONE))):
             with pytest.raises(Busy):
                 await asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import provider
+from tests.support.own_name import changed
 from tests.support.provider import Provider
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -72,7 +74,7 @@ async def test_large_values_come_each_time(
     running: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """On a machine of two processors, where a lone reader has both, and each of several has one."""
-    monkeypatch.setattr("connector.dataplane.jobs.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("connector.dataplane.jobs.os", changed(os, cpu_count=lambda: 2))
     kind, write = CASES[case]
     write(path := tmp_path / "large")
     alone = [await ends(running, case, path, kind) for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from policies import compile as compiler
 from policies.contract import DataContract
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
+from tests.support.own_name import changed
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -379,7 +381,8 @@ async def test_a_read_is_not_disturbed_where_nothing_can_be_written(
     if lacking == "file":
         monkeypatch.setattr(prepared, "_folder", tmp_path / "gone")
     else:  # it went in between
-        monkeypatch.setattr(prepared_streams.shutil, "disk_usage", lambda _: os.statvfs(tmp_path / "gone"))
+        gone = changed(shutil, disk_usage=lambda _: os.statvfs(tmp_path / "gone"))
+        monkeypatch.setattr(prepared_streams, "shutil", gone)
     with capture_logs() as logs:
         answers = [await read(running, ticket, **parameters) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]

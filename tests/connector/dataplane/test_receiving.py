@@ -7,7 +7,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.store import UNKNOWN
 from tests.support import data
+from tests.support.own_name import changed
 from tests.support.receiver import Receiver, running, stream
 from tests.support.waiting import until
 
@@ -41,16 +42,6 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Receiv
 @pytest.fixture
 def pid() -> str:
     return f"urn:uuid:{os.urandom(8).hex()}"
-
-
-class _Disk:
-    """The module `os` with one call that fails."""
-
-    def __init__(self, full: Callable[..., int], call: str) -> None:
-        self._full, self._call = full, call
-
-    def __getattr__(self, name: str) -> Any:
-        return self._full if name == self._call else getattr(os, name)
 
 
 class Sender:
@@ -490,7 +481,7 @@ async def test_a_push_that_cannot_be_written_is_told_why_and_leaves_nothing(
     before = here.files()
     await here.transfer(pid)
     with monkeypatch.context() as patched:
-        patched.setattr(landing, "os", _Disk(fails, call))
+        patched.setattr(landing, "os", changed(os, **{call: fails}))
         answer = await here.push(pid, WHOLE)
     assert (answer.status_code, answer.json()["code"]) == (503, code)
     assert told in answer.json()["detail"]
@@ -501,20 +492,16 @@ async def test_a_push_that_cannot_be_written_is_told_why_and_leaves_nothing(
 def read_only(here: Receiver, call: str = "open") -> Iterator[list[Path]]:
     """The disk lets nothing go, and makes no `call`, until this ends; what somebody wanted to remove meanwhile."""
     wanted: list[Path] = []
-    unlink = Path.unlink
 
     def refused(*_: Any) -> int:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    def kept(path: Path, missing_ok: bool = False) -> None:
-        if path.is_relative_to(here.folder):
-            wanted.append(path)
-            refused()
-        unlink(path, missing_ok)
+    def kept(path: Path) -> None:
+        wanted.append(path)
+        refused()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(landing, "os", _Disk(refused, call))
-        patched.setattr(Path, "unlink", kept)
+        patched.setattr(landing, "os", changed(os, **{call: refused, "unlink": kept}))
         yield wanted
 
 

@@ -18,6 +18,7 @@ from connector.datasets import blocks as cache
 from connector.datasets.blocks import BLOCK, Blocks
 from connector.datasets.outside import Outside
 from connector.datasets.sources.files import FileRef
+from tests.support.own_name import changed
 
 REF = FileRef("s3://b/k", 0, 0, 3, 0, etag="e")
 
@@ -148,7 +149,8 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Non
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     real: Any = os.fdopen
-    monkeypatch.setattr(cache.os, "fdopen", lambda one, mode: (Written if mode == "wb" else real)(one, mode))
+    opening = changed(os, fdopen=lambda one, mode: (Written if mode == "wb" else real)(one, mode))
+    monkeypatch.setattr(cache, "os", opening)
     return lambda nbytes: room.__setitem__(0, nbytes)
 
 

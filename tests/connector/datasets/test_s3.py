@@ -21,6 +21,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from connector.dataplane.jobs import version_relation
+from connector.datasets import objects
 from connector.datasets.connections import Connections, Database
 from connector.datasets.objects import Objects
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
@@ -274,7 +275,7 @@ async def test_what_the_store_does_not_give_is_no_damaged_file(
     async def fails(*_: Any, **__: Any) -> Any:
         raise getattr(obstore.exceptions, kind)("no")
 
-    monkeypatch.setattr(obstore, "get_async", fails)
+    monkeypatch.setattr(objects, "_get", fails)
     with pytest.raises(HanseError) as raised:
         await archive.add("refusing", path)
     assert raised.value.code == code

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -56,6 +56,7 @@ from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
 from tests.suites import sources as suite
 from tests.support import data
+from tests.support.own_name import changed
 
 worker = pytest.mark.asyncio(loop_scope="module")
 
@@ -1339,6 +1340,19 @@ def test_a_directory_of_other_files_than_its_kind_has_is_told_to_name_it(tmp_pat
         source(kind).find(str(tmp_path / "rows"), roots=[tmp_path], options={})
 
 
+def _walk_denied(name: str) -> Callable[..., Iterator[tuple[str, list[str], list[str]]]]:
+    """`os.walk` that may not look into folders of this name, as the system says it to users other than root."""
+
+    def walk(top: Path, *, onerror: Callable[[OSError], None], **given: Any) -> Iterator[Any]:
+        for directory, folders, names in os.walk(top, onerror=onerror, **given):
+            yield directory, folders, names
+            if name in folders:
+                folders.remove(name)
+                onerror(PermissionError(errno.EACCES, "Permission denied", os.path.join(directory, name)))
+
+    return walk
+
+
 @pytest.mark.parametrize("kind", ["hive", "parquet", "csv", "jsonl", "arrow_ipc"])
 def test_a_folder_that_may_not_be_looked_into_is_refused_by_name(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -1348,14 +1362,7 @@ def test_a_folder_that_may_not_be_looked_into_is_refused_by_name(
         (tmp_path / year).mkdir()
         for ending in ("parquet", "csv", "jsonl", "arrow"):
             (tmp_path / year / f"a.{ending}").touch()
-    looked = os.scandir
-
-    def scandir(path: str) -> Any:  # as the system says it to who is not root
-        if Path(path).name == "year=2024":
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return looked(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(files, "os", changed(os, walk=_walk_denied("year=2024")))
     with pytest.raises(PathRefused, match=r"year=2024.*permissions"):
         source(kind).find(str(tmp_path), roots=[tmp_path], options=read_options(kind, {}))
 
@@ -1367,14 +1374,7 @@ def test_a_disk_is_registered_whole_although_its_own_folder_may_not_be_looked_in
     """Each disk has one that its administrator alone may look into: no dataset of its top could be read anew."""
     (tmp_path / name).mkdir()
     (tmp_path / "a.parquet").touch()
-    looked = os.scandir
-
-    def scandir(path: str) -> Any:
-        if Path(path).name == name:
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return looked(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(files, "os", changed(os, walk=_walk_denied(name)))
     found = source("hive").find(str(tmp_path), roots=[tmp_path], options=read_options("hive", {}))
     assert [file.name for file in found] == ["a.parquet"]
 
@@ -1438,7 +1438,7 @@ def test_only_a_file_that_is_gone_is_told_as_changed(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, call, failing)
+        patched.setattr(files, "os", changed(os, **{call: failing}))
         with pytest.raises(expected) as raised:
             files.open_pinned(found)
     assert raised.value.code == code
@@ -1531,17 +1531,33 @@ def _folder_with_link(root: Path, name: str, target: str) -> Path:
     return root / "data"
 
 
-def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+_ROWS_WITHOUT_A_MAP = """
+import sys
+import duckdb
+import pyarrow as pa
+from connector.datasets.sources import Rows, arrow_ipc
+path = sys.argv[1]
+
+def memory_map(*_):
+    raise AssertionError("the file was mapped")
+
+pa.memory_map = memory_map  # this process has nothing else to do
+assert arrow_ipc.groups([path])[0][0][0] == 10
+with duckdb.connect(":memory:") as con:
+    arrow_ipc.attach_rows(con, "t", [path], {}, Rows(0, 5, 25))
+    assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
+"""
+
+
+def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path) -> None:
     """A map of the whole file counts against a worker's address space, so a large file could not be read at all."""
     table, path = pa.table({"id": range(40)}), tmp_path / "rows.arrow"
     with pa.ipc.new_file(path, table.schema) as out:
         for at in range(0, 40, 10):
             out.write_table(table.slice(at, 10))
-    monkeypatch.setattr(pa, "memory_map", lambda *_: pytest.fail("the file was mapped"))
-    assert arrow_ipc.groups([str(path)])[0][0][0] == 10
-    with duckdb.connect(":memory:") as con:
-        arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 5, 25))
-        assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
+    command = [sys.executable, "-c", _ROWS_WITHOUT_A_MAP, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_condition_on_folders_does_not_change_which_file_rows_are_of(tmp_path: Path) -> None:
@@ -1615,7 +1631,7 @@ def test_a_file_of_our_own_is_pinned_without_waiting_for_the_disk(
     written.write_bytes(b"rows")
     elsewhere.write_bytes(b"rows")
     waited: list[int] = []
-    monkeypatch.setattr(files.os, "fsync", waited.append)
+    monkeypatch.setattr(files, "os", changed(os, fsync=waited.append))
     assert files.own_ref(str(written), folder=tmp_path / "ours") == (pinned := _pinned_by_hand(written))
     assert not waited
     assert files.file_ref(str(written), roots=[tmp_path]) == pinned

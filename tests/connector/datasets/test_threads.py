@@ -23,6 +23,7 @@ from connector.datasets.sources import files
 from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import Busy
 from tests.support import data, provider
+from tests.support.own_name import changed
 from tests.support.provider import Provider
 from tests.support.waiting import until
 
@@ -38,15 +39,15 @@ async def few() -> None:
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have whoever opens the file that is named wait from then on."""
-    over, open_ = threading.Event(), os.open
+    over = threading.Event()
     hung: set[str] = set()
 
     def opened(path: Any, *given: Any, **named: Any) -> int:
         if str(path) in hung:
             over.wait()
-        return open_(path, *given, **named)
+        return os.open(path, *given, **named)
 
-    monkeypatch.setattr(files.os, "open", opened)
+    monkeypatch.setattr(files, "os", changed(os, open=opened))
     yield hung.add
     over.set()
 

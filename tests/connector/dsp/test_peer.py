@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from connector import resolving
 from connector.dsp.peer import Peer, segment
 from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
 from connector.net import Guard, Reply
+from tests.support.own_name import changed
 
 ROOT = "https://198.51.100.7"
 
@@ -147,7 +149,7 @@ async def test_which_callback_addresses_are_taken(address: str, usable: str | No
 async def test_what_an_address_is_not_is_told_before_anybody_looks_it_up(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", None)  # who calls it fails
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=None))  # who calls it fails
     with pytest.raises(MessageInvalid, match="expected"):
         await peer()[0].check_theirs(address)
 
@@ -159,7 +161,7 @@ async def test_what_came_of_looking_up_their_address_is_not_for_them(
     def look_up(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     for url, check in ((f"https://{host}", peer()[0].check_theirs), (f"https://{host}/?x=1", peer()[0].check_sink)):
         with pytest.raises(MessageInvalid) as caught:
             await check(url)
@@ -171,7 +173,7 @@ async def test_where_no_name_server_answers_their_address_may_be_good_later(monk
     def look_up(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
     with pytest.raises(Busy):
         await peer()[0].check_theirs("https://them.example/dsp")
 

@@ -36,6 +36,7 @@ from connector.identity.service import Identity
 from connector.identity.sitoken import Replays
 from connector.identity.trust import Trust
 from connector.net import Guard, Reply
+from tests.support.own_name import changed
 
 US = "did:web:us.example"
 THEM = "did:web:them.example"
@@ -575,7 +576,7 @@ def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
+        patched.setattr(keys, "os", changed(os, fsync=full))
         with pytest.raises(BadInput, match=r"mask\.secret cannot be written \(No space"):
             keys.secret(tmp_path, "mask")
     assert list(tmp_path.iterdir()) == []
@@ -583,15 +584,17 @@ def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monk
     assert len(keys.secret(tmp_path, "mask")) == 32
 
 
-def test_a_folder_of_keys_that_may_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Denied(type(Path())):  # type: ignore[misc]  # `Path` itself has no subclasses before Python 3.12
+    """A path in a folder that the user may not look into."""
+
+    def exists(self, **_: Any) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+
+def test_a_folder_of_keys_that_may_not_be_looked_into_is_told(tmp_path: Path) -> None:
     """As one that root made: a start ended with `Permission denied` and no word on what to do."""
-
-    def denied(path: Path) -> bool:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    monkeypatch.setattr(Path, "exists", denied)
     with pytest.raises(BadInput, match=r"mask\.secret cannot be looked for \(Permission denied\)"):
-        keys.secret(tmp_path, "mask")
+        keys.secret(_Denied(tmp_path), "mask")
 
 
 def test_a_secret_of_more_bytes_than_we_make_is_good(tmp_path: Path) -> None:

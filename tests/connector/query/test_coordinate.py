@@ -432,7 +432,7 @@ async def test_an_owner_whose_versions_change_all_the_time_is_an_error_that_says
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked.owners.break_("south", "changing")
-    by = removed_by(monkeypatch)
+    by = removed_by(monkeypatch, work)
     with pytest.raises(VersionChanged) as changed:
         await asked.rows(COUNTS)
     assert (changed.value.code, changed.value.facts["owner"]) == ("snapshot_changed", "south")

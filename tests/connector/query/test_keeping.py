@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from connector.query import keeping, pool
 from connector.query.job import Limits
 from connector.query.keeping import Keeping, Memory
 from connector.query.sandbox import environment
+from tests.support.own_name import changed
 
 MB = 2**20
 
@@ -152,7 +154,7 @@ def test_what_the_engine_has_set_aside_and_never_touched_takes_nothing_from_a_st
 def test_a_small_job_does_not_find_its_memory_taken_by_what_the_engine_has_freed(
     monkeypatch: pytest.MonkeyPatch, most: int, asked: int
 ) -> None:
-    monkeypatch.setattr(keeping.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(keeping, "resource", changed(resource, setrlimit=lambda *_: None))
     freed = Freed(monkeypatch, 150)
     for jobs in ([], [(0, False)], [(most, False)]):
         empty().limit(jobs)
@@ -164,7 +166,8 @@ def test_a_statement_has_half_of_its_memory_however_much_is_mapped(
     monkeypatch: pytest.MonkeyPatch, mapped: int, more: int
 ) -> None:
     limits: list[int] = []
-    monkeypatch.setattr(keeping.resource, "setrlimit", lambda _, both: limits.append(both[0] // MB))
+    noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
+    monkeypatch.setattr(keeping, "resource", noted)
     monkeypatch.setattr(keeping.allocator, "unused", lambda: 0)
     one = empty()
     one.resting = Memory(*[(100 + mapped) * MB] * 2, 100 * MB, 200 * MB)
@@ -176,7 +179,8 @@ def test_a_scan_has_address_space_for_what_arrow_sets_aside_beside_large_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits: list[int] = []
-    monkeypatch.setattr(keeping.resource, "setrlimit", lambda _, both: limits.append(both[0] // MB))
+    noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
+    monkeypatch.setattr(keeping, "resource", noted)
     monkeypatch.setattr(keeping.allocator, "unused", lambda: 0)
     one = empty()
     one.resting = Memory(400 * MB, 100 * MB, 100 * MB, 200 * MB)

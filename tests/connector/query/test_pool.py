@@ -25,12 +25,15 @@ import xxhash
 from connector.dataplane.jobs import _scan_mb
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query import job as wire
+from connector.query import pool as pools
+from connector.query import ring
 from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
 from connector.query.opening import readers
 from connector.query.pool import Pool
 from connector.query.running import Result, Worker
 from tests.support import data
 from tests.support.clocks import hands
+from tests.support.own_name import changed
 from tests.support.waiting import removed_by, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -123,7 +126,7 @@ async def test_nobody_waits_while_what_a_worker_has_left_is_removed(
 ) -> None:
     async with Pool(tmp_path, size=1, warm=1) as pool:
         await until(lambda: pool._idle)
-        folder, by = pool._idle[0].folder, removed_by(monkeypatch)
+        folder, by = pool._idle[0].folder, removed_by(monkeypatch, pools)
     assert by
     assert threading.main_thread() not in by
     assert not folder.exists()
@@ -262,7 +265,7 @@ async def test_a_start_that_fails_ends_nothing_else(
             raise failure
 
         with monkeypatch.context() as patched:
-            patched.setattr(asyncio, "create_subprocess_exec", fails)
+            patched.setattr(pools, "asyncio", changed(asyncio, create_subprocess_exec=fails))
             pool._idle[0].kill("worker_crashed")
             await until(lambda: len(tried) > 2)
             with pytest.raises(Busy, match=f"to start, it did not.*{said}"):
@@ -281,17 +284,23 @@ async def test_a_job_for_which_there_are_no_descriptors_costs_nobody_a_worker(
     def full(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
+    def lack(patched: pytest.MonkeyPatch) -> None:
+        if fails == "socketpair":
+            patched.setattr(pools, "socket", changed(socket, socketpair=full))
+        else:
+            patched.setattr(ring, "os", changed(os, memfd_create=full))
+
     async with Pool(tmp_path, size=1, warm=1, wait_seconds=5) as pool:
         await until(lambda: pool._idle)
         (worker,) = pool._idle
         with monkeypatch.context() as patched:
-            patched.setattr(socket if fails == "socketpair" else os, fails, full)
+            lack(patched)
             for _ in range(2):
                 with pytest.raises(Busy, match=r"open more files \(Too many open files\)$"):
                     await read(pool, job)
         async with pool.run(replace(job, shared=True)) as result:
             with monkeypatch.context() as patched:
-                patched.setattr(socket if fails == "socketpair" else os, fails, full)
+                lack(patched)
                 with pytest.raises(Busy, match="open more files"):
                     await read(pool, replace(job, shared=True))
             assert len([frame async for frame in result]) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from connector.query.codes import Coded
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
 from tests.support import data
+from tests.support.own_name import changed
 
 ROWS = 20_000
 NUMBERS = np.random.default_rng(1).random((20, ROWS), np.float32)
@@ -245,9 +247,14 @@ def test_a_footer_that_contradicts_itself_is_the_engines(tmp_path: Path, number:
 
 def test_a_row_group_without_all_of_its_rows_ends_the_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cursor counts them: what follows would be taken for others."""
-    path, read = str(tmp_path / "t.parquet"), pq.ParquetFile.read_row_group
+    path = str(tmp_path / "t.parquet")
     pq.write_table(FLOATS, path, row_group_size=5000)
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *given, **more: read(*given, **more).slice(1))
+
+    class Short(pq.ParquetFile):  # type: ignore[misc]  # the library has no types
+        def read_row_group(self, *given: Any, **more: Any) -> pa.Table:
+            return super().read_row_group(*given, **more).slice(1)
+
+    monkeypatch.setattr(scan, "pq", changed(pq, ParquetFile=Short))
     spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=1000, target=2**20, threads=False)
     with pytest.raises(Coded, match="engine_failed"):
         list(next(spans))
@@ -316,10 +323,13 @@ def test_whoever_stops_leaves_no_thread_and_no_row_group_is_made_for_nobody(
 ) -> None:
     path, made = str(tmp_path / "t.parquet"), []
     pq.write_table(FLOATS, path, row_group_size=1000)
-    read = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, group, **given: made.append(group) or read(self, group, **given)
-    )
+
+    class Counted(pq.ParquetFile):  # type: ignore[misc]  # the library has no types
+        def read_row_group(self, group: int, **given: Any) -> pa.Table:
+            made.append(group)
+            return super().read_row_group(group, **given)
+
+    monkeypatch.setattr(scan, "pq", changed(pq, ParquetFile=Counted))
     before = threading.active_count()
     spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=500, target=2**16, threads=False)
     batches = next(spans)
@@ -333,13 +343,14 @@ def test_columns_of_a_row_group_that_contradict_each_other_end_the_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread makes some at a time."""
-    path, read = str(tmp_path / "t.parquet"), pq.ParquetFile.read_row_group
+    path = str(tmp_path / "t.parquet")
     pq.write_table(FLOATS, path, row_group_size=5000)
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda self, group, columns, **more: read(self, group, columns=columns, **more).slice(len(columns) == 5),
-    )
+
+    class Uneven(pq.ParquetFile):  # type: ignore[misc]  # the library has no types
+        def read_row_group(self, group: int, columns: list[str], **more: Any) -> pa.Table:
+            return super().read_row_group(group, columns=columns, **more).slice(len(columns) == 5)
+
+    monkeypatch.setattr(scan, "pq", changed(pq, ParquetFile=Uneven))
     spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=1000, target=2**20, threads=False)
     with pytest.raises(Coded, match="engine_failed"):
         list(next(spans))

@@ -20,6 +20,7 @@ from connector.query.desk import Desk
 from connector.query.job import Job
 from connector.query.keeping import Memory
 from connector.query.session import Session, Worker
+from tests.support.own_name import changed
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if which == resource.RLIMIT_DATA:
             told.append(pair[0] // 2**20)
 
-    monkeypatch.setattr(keeping.resource, "setrlimit", setrlimit)
+    monkeypatch.setattr(keeping, "resource", changed(resource, setrlimit=setrlimit))
     return told
 
 
@@ -92,16 +93,16 @@ def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
 ) -> None:
     one = worker()
     one.sessions = jobs(0, plain=False)  # it has come, and nobody knows its limits yet
-    known, getrlimit = threading.Thread(target=one._limit_memory), resource.getrlimit
+    known = threading.Thread(target=one._limit_memory)
 
     def meanwhile(which: int) -> tuple[int, int]:
         if threading.current_thread() is threading.main_thread() and not known.ident:
             one.sessions[0].memory_mb = 512
             known.start()
             known.join(0.3)
-        return getrlimit(which)
+        return resource.getrlimit(which)
 
-    monkeypatch.setattr(keeping.resource, "getrlimit", meanwhile)
+    monkeypatch.setattr(keeping, "resource", changed(keeping.resource, getrlimit=meanwhile))
     one._limit_memory()  # by the thread of the job before
     known.join()
     assert limits[-1] > 512
