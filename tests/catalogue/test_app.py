@@ -143,7 +143,7 @@ def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> No
         pass
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 def test_a_database_that_was_started_again_is_still_the_one_catalogues(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
         other.engine.dispose()
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +247,7 @@ def test_a_lock_that_is_let_go_of_before_it_is_asked_whose_it_is_is_no_other_cat
         claim._claim(server, {7})
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs a server")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no_other_ones(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def in_pieces(peer: Any) -> None:
         time.sleep(0.0005)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there does anybody wait")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does a reader wait for much to arrive")
 def test_a_reader_sleeps_until_there_is_much(connect: Connect) -> None:
     with connect(in_pieces, seconds=60) as reader:
         data, calls = taken(reader, MUCH)

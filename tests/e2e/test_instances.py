@@ -22,7 +22,7 @@ from tests.conftest import DATABASES
 from tests.support.ports import free_range
 from tests.support.processes import POLICY, Client, Process
 
-pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 KIND = "OfferPublished"
 
 

@@ -13,7 +13,7 @@ from tests.conftest import DATABASES
 from tests.support.ports import free_range
 from tests.support.processes import Process
 
-pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 SOON = "from connector import __main__, serve; serve._STOP_SECONDS = 3.0; __main__.commands(['serve'])"
 
 

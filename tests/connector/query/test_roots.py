@@ -116,7 +116,8 @@ async def test_a_disk_that_hangs_holds_up_no_job(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(
-    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8), reason="this kernel has no numbers of mounts"
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8),
+    reason="needs Linux 6.8, whose mounts have unique numbers",
 )
 def test_each_mount_has_its_number() -> None:
     """By which a disk that is mounted again, with the same device and inodes, is another."""

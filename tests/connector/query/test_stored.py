@@ -62,7 +62,7 @@ def tells(tmp_path: Path) -> None:
         with (tmp_path / "probe").open("rb") as file:
             os.preadv(file.fileno(), [bytearray(4)], 0, os.RWF_NOWAIT)
     except OSError as error:
-        pytest.skip(f"not on this file system: {error}")
+        pytest.skip(f"this file system does not say what is in memory: {error}")
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])

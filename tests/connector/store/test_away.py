@@ -22,7 +22,7 @@ from tests.conftest import DATABASES
 from tests.support import migrated
 from tests.support.link import Link
 
-pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 PATIENCE = 60
 
 

@@ -26,7 +26,7 @@ from connector.store.migrate import upgrade
 from tests.conftest import DATABASES
 from tests.support import migrated
 
-on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 FULL = OperationalError("INSERT", None, psycopg.errors.DiskFull("could not extend file"))
 
 

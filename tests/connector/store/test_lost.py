@@ -20,7 +20,7 @@ from connector.store.tables import ApiToken
 from tests.conftest import DATABASES
 from tests.support import migrated, postgres
 
-pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 Commit = Callable[[Any], None]
 

@@ -21,7 +21,7 @@ from tests.conftest import DATABASES
 from tests.support import migrated
 
 READ, PLACE, TILE, PENDING, GRANT = map(bare, (OpenRead, ReadPlace, AuditTile, AuditPending, Grant))
-on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 
 BODY: dict[str, Any] = {"text": "a 'quoted' % ? :name %(name)s ß 水", "list": [1, 2.5, None, True], "none": None}
 BYTES = bytes(range(256)) * 3

@@ -443,7 +443,7 @@ async def test_a_caller_that_goes_away_does_not_harm_the_store(store: Store) -> 
     assert (await store.read(lambda tx: tx.tokens.by_name("here"))) is not None
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 async def test_a_page_of_the_catalogue_reads_no_table_without_statistics(postgres_cluster: Any) -> None:
     """Right after many datasets came, PostgreSQL knows nothing of them, and would read all for a page."""
     with postgres_cluster.database() as url:
@@ -518,7 +518,7 @@ async def test_a_change_for_which_the_server_has_no_room_says_so(store: Store) -
     assert raised.value.code == "disk_full"
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 async def test_a_change_that_no_connection_is_free_for_is_busy(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,7 +535,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         opened.close()
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 @pytest.mark.parametrize("ask", ["read", "write"])
 async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
@@ -599,7 +599,7 @@ async def test_of_units_that_were_kept_together_nothing_is_held_afterwards(sqlit
     await until(lambda: gc.collect() >= 0 and not any(one() for one in left))
 
 
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 @pytest.mark.parametrize("ask", ["read", "write"])
 async def test_what_has_waited_for_long_is_busy_and_not_begun(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str

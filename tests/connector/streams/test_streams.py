@@ -435,7 +435,7 @@ async def test_a_handshake_that_ended_leaves_nothing_to_the_loop(monkeypatch: py
 async def test_a_stranger_is_refused_and_left(serve: Serve) -> None:
     async with serve(silent) as peer:
         if peer.trust is None:
-            pytest.skip("nobody shows a certificate here")
+            pytest.skip("a connection without TLS has no certificate to refuse")
         for context, name in ((ssl.create_default_context(), "127.0.0.1"), (peer.trust, "peer.example")):
             stream = await connect("127.0.0.1", peer.port, 30)
             with pytest.raises(httpcore2.ConnectError, match="verify failed"):
