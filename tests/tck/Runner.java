@@ -14,13 +14,19 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import org.eclipse.dataspacetck.core.spi.boot.Monitor;
+import org.eclipse.dataspacetck.core.system.ConsoleMonitor;
 import org.junit.platform.engine.FilterResult;
 import org.junit.platform.engine.TestExecutionResult;
+import org.junit.platform.engine.support.store.Namespace;
 import org.junit.platform.launcher.LauncherDiscoveryRequest;
+import org.junit.platform.launcher.LauncherSession;
+import org.junit.platform.launcher.LauncherSessionListener;
 import org.junit.platform.launcher.PostDiscoveryFilter;
 import org.junit.platform.launcher.TestExecutionListener;
 import org.junit.platform.launcher.TestIdentifier;
 import org.junit.platform.launcher.TestPlan;
+import org.junit.platform.launcher.core.LauncherConfig;
 import org.junit.platform.launcher.core.LauncherDiscoveryRequestBuilder;
 import org.junit.platform.launcher.core.LauncherFactory;
 
@@ -32,7 +38,8 @@ public class Runner {
         load(arguments[0]);
         var least = Integer.parseInt(arguments[1]);
         var count = new Count();
-        LauncherFactory.create().execute(request(arguments.length > 2 ? arguments[2] : ""), count);
+        var config = LauncherConfig.builder().addLauncherSessionListeners(new MonitorInStore()).build();
+        LauncherFactory.create(config).execute(request(arguments.length > 2 ? arguments[2] : ""), count);
         System.out.printf("%d passed, %d failed, %d skipped%n", count.passed, count.failed.size(), count.skipped);
         System.out.flush();
         // The kit leaves threads behind; exit does not wait for them.
@@ -56,6 +63,14 @@ public class Runner {
                 .selectors(selectPackage(CASES))
                 .filters(includeClassNamePatterns(".*Test"), wanted)
                 .build();
+    }
+
+    /** Puts the kit's monitor where kits since 1.0.0-RC7 look for it; RC6 makes its own and reads none. */
+    private static class MonitorInStore implements LauncherSessionListener {
+        @Override
+        public void launcherSessionOpened(LauncherSession session) {
+            session.getStore().put(Namespace.GLOBAL, Monitor.class.getName(), new ConsoleMonitor(false, false));
+        }
     }
 
     /** Counts cases, and prints one line for each as it ends. */

@@ -35,6 +35,7 @@ UNREACHABLE_WORDS = (
     "Could not find artifact",
     "Could not transfer",
     "Could not resolve",
+    "offline mode",
     "was not found in",
     "Unknown host",
 )
@@ -57,11 +58,11 @@ def tools() -> None:
             raise NotReachable(f"{' '.join(command)} failed")
 
 
-def class_path(directory: Path) -> tuple[str, str]:
-    """The newest version of the kit that can be had, and its class path."""
+def class_path(directory: Path, *options: str) -> tuple[str, str]:
+    """The newest version of the kit that can be had, and its class path. `options` are Maven's."""
     for version in VERSIONS:
         out = directory / "class.path"
-        command = ["mvn", "-B", "-q", "-U", "-f", str(HERE / "pom.xml"), f"-Dkit.version={version}"]
+        command = ["mvn", "-B", "-q", *options, "-f", str(HERE / "pom.xml"), f"-Dkit.version={version}"]
         done = subprocess.run(
             [*command, "dependency:build-classpath", f"-Dmdep.outputFile={out}"], capture_output=True, text=True
         )
@@ -72,6 +73,23 @@ def class_path(directory: Path) -> tuple[str, str]:
             raise RuntimeError(f"Maven failed, and not for want of artifacts:\n{text}")
         print(f"kit {version}: not reachable")
     raise NotReachable(f"none of {', '.join(VERSIONS)} can be resolved")
+
+
+def check_runner(classes: str, directory: Path) -> str:
+    """Run `MonitorTest.java`, what kits since 1.0.0-RC7 ask of the runner; its counts, or RuntimeError."""
+    compiled, properties = directory / "runner", directory / "runner.properties"
+    properties.touch()
+    kit = f"{compiled}{os.pathsep}{classes}"
+    said = ""
+    for command in (
+        ["javac", "-cp", classes, "-d", str(compiled), str(HERE / "MonitorTest.java")],
+        ["java", "-cp", kit, str(HERE / "Runner.java"), str(properties), "1", "RUNNER:"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stdout + done.stderr
+        if done.returncode:
+            raise RuntimeError(f"expected Runner.java to give the kit its monitor:\n{said}")
+    return said.strip().splitlines()[-1]
 
 
 async def once(version: str, classes: str, directory: Path, part: str) -> int:
@@ -122,11 +140,16 @@ def main() -> int:
     MARK.unlink(missing_ok=True)
     try:
         tools()
-        version, classes = class_path(directory)
+        version, classes = class_path(directory, "-U")
     except NotReachable as reason:
         MARK.touch()
         print(f"{reason}\nTCK NOT RUN: artifacts not reachable", flush=True)
         return NOT_REACHABLE
+    try:
+        print(f"runner: {check_runner(classes, directory)}", flush=True)
+    except RuntimeError as error:
+        print(error, flush=True)
+        return 2
     for number in range(arguments.times):
         place = Path(tempfile.mkdtemp(prefix=f"run{number}-", dir=directory))
         try:
