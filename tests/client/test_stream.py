@@ -25,6 +25,7 @@ from hanse.stream import Stream
 
 from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, dripping, ipc, recut
 from tests.support.own_name import changed
+from tests.support.stalls import in_real_time
 
 BATCHES = [batch(1, 2, 3), batch(*range(10, 500)), batch(7)]
 ROWS = sum(one.num_rows for one in BATCHES)
@@ -282,6 +283,7 @@ def test_what_is_no_stream_is_there_in_the_time_of_a_silence_however_it_comes(as
     assert caught.value.silent == 0.5
 
 
+@in_real_time
 def test_an_owner_that_seldom_has_a_batch_is_read_to_the_end() -> None:
     """Few bytes, each batch whole at once, and the mark of its chunk's end with it or later."""
     chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in WHOLE]

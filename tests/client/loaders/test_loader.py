@@ -461,7 +461,10 @@ def test_going_on_reads_no_more_than_the_batch_that_the_state_was_in(owner: Owne
 
 
 @pytest.mark.parametrize("how", ["broken off", "end of the process"])
-def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(large: Dataset, link: Link, how: str) -> None:
+def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(
+    large: Dataset, link: Link, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(prefetch, "_END_SECONDS", 120.0)  # no machine stands still for half of it
     batches = iter(large.loader(batch_size=1_000_000, prefetch_bytes=2**30))
     next(batches)
     link.hang()
@@ -483,6 +486,7 @@ def test_who_leaves_while_a_stream_is_opened_waits_for_no_answer_and_no_pause(
     numbers: Dataset, link: Link, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     long = changed(random, uniform=lambda *_: 100.0)
+    monkeypatch.setattr(prefetch, "_END_SECONDS", 120.0)  # no machine stands still for half of it
     monkeypatch.setattr("hanse.patience.random", long)  # a first pause of five seconds
     batches = iter(numbers.loader(patience=60))
     reading = threading.Thread(target=lambda: list(batches), daemon=True)
@@ -769,7 +773,7 @@ def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner, large
         for number, _ in enumerate(large.loader(batch_size=10_000, prefetch_bytes=1)):
             if number == 0:
                 owner.loop.call_soon_threadsafe(stop)
-                assert stopped.wait(10)
+                assert stopped.wait(60)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ async def test_a_process_learns_while_it_rests_that_its_log_is_not_there_any_mor
     await asyncio.sleep(0.1)
     await change(store)
     size = await store.read(lambda tx: tx.audit.size())
-    await asyncio.wait_for(sequencer.lost.wait(), timeout=10)
+    await asyncio.wait_for(sequencer.lost.wait(), timeout=60)
     await running
     head = (tmp_path / "head").read_text()
     assert SIGNER.has_signed(head)

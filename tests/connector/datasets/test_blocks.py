@@ -6,9 +6,9 @@ import asyncio
 import errno
 import fcntl
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,11 @@ async def first(blocks: Blocks) -> bytes:
     raise AssertionError
 
 
-def held(lock: Path, *, seconds: float) -> threading.Timer:
+def held(lock: Path) -> Callable[[], None]:
+    """Hold the lock as another process would, until the call that comes back."""
     descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    over = threading.Timer(seconds, os.close, (descriptor,))
-    over.start()
-    return over
+    return partial(os.close, descriptor)
 
 
 def folders(parent: Path) -> list[Path]:
@@ -56,14 +55,13 @@ async def test_readers_have_one_folder_and_nobody_waits_while_it_is_made(tmp_pat
     """Another process holds the lock for a moment, as it removes what a third has left."""
     (tmp_path / "cache-old").mkdir()
     (tmp_path / "cache-old" / "block").write_bytes(b"old")
-    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=1)
+    blocks, let_go = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock")
     left = asyncio.ensure_future(first(blocks))
     reading = [asyncio.ensure_future(first(blocks)) for _ in range(2)]
     await asyncio.sleep(0.05)
-    assert over.is_alive()
     left.cancel()
+    let_go()
     assert await asyncio.gather(*reading) == [b"abc"] * 2
-    over.join()
     (folder,) = folders(tmp_path)
     assert [path.name.endswith("-0") for path in folder.iterdir()] == [True]
     blocks.close()
@@ -82,11 +80,11 @@ async def test_where_the_folder_cannot_be_made_the_next_reader_tries_again(tmp_p
 
 
 async def test_a_cache_that_is_closed_while_its_folder_is_made_leaves_none(tmp_path: Path) -> None:
-    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=1)
+    blocks, let_go = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock")
     reading = asyncio.ensure_future(first(blocks))
     await asyncio.sleep(0.05)
-    assert over.is_alive()
     blocks.close()
+    let_go()
     with pytest.raises(OSError, match="closed"):
         await reading
     assert not folders(tmp_path)

@@ -409,7 +409,7 @@ async def test_what_is_replaced_while_a_registration_waits_for_it_is_read_as_it_
         con.execute(replacing.encode())
         work = asyncio.ensure_future(owner.add(name.replace(" ", "_"), f"postgres://registry/{path}"))
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hanse' AND wait_event_type = 'Lock'"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not _asked(url, waiting):
                 await asyncio.sleep(0.02)
     assert (await work).profile["rows"] == rows

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -821,18 +822,20 @@ async def test_a_long_question_beside_streams_is_not_begun_anew_for_each_who_wai
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["asked for", "taken in a thread"])
 async def test_a_reader_keeps_its_worker_since_the_last_batch_and_not_in_all_its_pauses_together(
-    pool: Pool, numbers: Relation, at_once: bool
+    pool: Pool, numbers: Relation, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr("connector.query.running.time", changed(time, monotonic=lambda: now[0]))
     async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", batch_rows=10)) as result:
         frame = await anext(result)
-        await asyncio.sleep(0.3)
-        assert result.unasked >= 0.3
+        now[0] += 0.3
+        assert result.unasked == pytest.approx(0.3)
         del frame
         if at_once:
             await until(lambda: result.at_once() is not None)
         else:
             await anext(result)
-        assert result.unasked < 0.3
+        assert result.unasked == 0
 
 
 @pytest.mark.parametrize("seconds", [1.0, 600.0], ids=["long for its size", "as long as it may"])
