@@ -149,12 +149,17 @@ class Catalog:
         return [_Listed(row, versions[row.id], tuple(by_dataset[row.id])) for row in shown if row.id in versions]
 
     def _policy(self, offer: Offer) -> tuple[Policy, Json]:
-        """An offer's policy, and its wire form without id: read once for all offers that say the same."""
-        if (known := self._policies.get(offer.digest)) is None:
+        """An offer's policy, and its wire form without id: read once for all offers with the same words.
+
+        Not once for a digest: that is the same for rules in another order or without `profile`, and an agreement has
+        the words of its own offer.
+        """
+        words = json.dumps({key: value for key, value in offer.policy.items() if key != "@id"})
+        if (known := self._policies.get(words)) is None:
             policy = terms.published(offer)
             wire = policy_jsonld.write(policy, in_catalog=True)
             known = (policy, {k: v for k, v in wire.items() if k != "@id"})
-            keep(self._policies, offer.digest, known, most=_POLICIES_MAX)
+            keep(self._policies, words, known, most=_POLICIES_MAX)
         return known
 
     def _fitting(self, found: Sequence[_Listed], *, whole: bool) -> list[Json]:

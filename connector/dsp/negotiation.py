@@ -82,7 +82,7 @@ class Negotiations(Exchange[Negotiation]):
         MessageInvalid for terms that cannot be read, and for an offer that is not there or not for this caller;
         Refused where the policy could not be enforced; Limited where the caller has or begins too many.
         """
-        asked = terms.read_offer(message.offer or {})
+        read = terms.read_asked(message.offer or {})
         address = await self._callback(message.callback_address, caller.id)
         facts = await self._facts_of(caller.id)
 
@@ -91,7 +91,8 @@ class Negotiations(Exchange[Negotiation]):
             if known is not None:
                 return Taken(known, fresh=False)
             self._admission.admit_negotiation(tx, caller.id, role=PROVIDER, facts=facts)
-            offer, verdict = _visible(tx, asked, facts)
+            offer, verdict = _visible(tx, read, facts)
+            asked = _in_published_words(read, message, offer, consumer=caller.id)
             wire = terms.taken_wire(asked, target=offer.dataset_id, beside=offer.policy)
             row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
@@ -160,7 +161,9 @@ class Negotiations(Exchange[Negotiation]):
         """The terms in a message, read before any lock is held."""
         if isinstance(message, ContractAgreementMessage):
             return terms.read_agreement(message.agreement or {})
-        if isinstance(message, ContractRequestMessage | ContractOfferMessage):
+        if isinstance(message, ContractRequestMessage):
+            return terms.read_asked(message.offer or {})
+        if isinstance(message, ContractOfferMessage):
             return terms.read_offer(message.offer or {})
         return None
 
@@ -178,6 +181,9 @@ class Negotiations(Exchange[Negotiation]):
         if isinstance(message, ContractRequestMessage | ContractOfferMessage) and read is not None:
             if read.target and read.target != row.dataset_id:
                 raise MessageInvalid(f"expected an offer for {row.dataset_id}, came one for {read.target}")
+            offer = tx.datasets.offer(row.offer_id) if isinstance(message, ContractRequestMessage) else None
+            if isinstance(message, ContractRequestMessage) and offer is not None:
+                read = _in_published_words(read, message, offer, consumer=row.counterparty)
             row.offer = terms.taken_wire(read, target=row.dataset_id, beside=row.offer)
         if isinstance(message, ContractAgreementMessage) and read is not None:
             self._sign(tx, row, message, read)
@@ -289,7 +295,7 @@ class Negotiations(Exchange[Negotiation]):
         return self._send(tx, row, event, f"{to}/events")
 
     def _offer(self, tx: Transaction, row: Negotiation, policy: Policy) -> Outbox:
-        row.offer = terms.offer_wire(policy, target=row.dataset_id)
+        row.offer = terms.offer_wire(policy, target=row.dataset_id, assigner=self._us)
         message = ContractOfferMessage(**self._pids(row), offer=row.offer)
         return self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/offers")
 
@@ -451,7 +457,7 @@ class Negotiations(Exchange[Negotiation]):
             offer = tx.datasets.offer(offer_id)
             if offer is None or offer.withdrawn_at is not None:
                 raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
-            wire = terms.offer_wire(terms.published(offer), target=offer.dataset_id)
+            wire = terms.offer_wire(terms.published(offer), target=offer.dataset_id, assigner=self._us)
             row = self._new(tx, PROVIDER, counterparty, address, offer.dataset_id, wire, offer.decide)
             row.offer_id = offer.id
             tx.negotiations.add(row)
@@ -612,6 +618,10 @@ def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms
     if not verdict.lacking or offer.decide == decisions.AUTO:
         raise _not_offered(asked)
     return offer, verdict
+
+
+def _in_published_words(read: Policy, message: ContractRequestMessage, offer: Offer, *, consumer: str) -> Policy:
+    return terms.as_published(read, message.offer or {}, published=terms.published(offer), consumer=consumer)
 
 
 def _not_offered(asked: Policy) -> MessageInvalid:

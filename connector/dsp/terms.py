@@ -5,12 +5,13 @@ signed. Decides on values; knows no state machine. What a policy means is the bu
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
@@ -21,7 +22,7 @@ from connector.store import Transaction
 from connector.store.tables import Offer
 from connector.usage.facts import PURPOSE, requested
 from policies import compile as compiler
-from policies import evaluate, jsonld, known
+from policies import evaluate, jsonld, known, strictjson
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
@@ -43,6 +44,36 @@ _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it give
 def read_offer(wire: Json) -> Policy:
     """The offer in a message, with its id, at least one rule, and no rule that is not understood as JSON."""
     return _read(wire, Kind.OFFER)
+
+
+def read_asked(wire: Json) -> Policy:
+    """The offer in a consumer's request. A list of values is read in the form of EDC 0.15, too."""
+    return read_offer(_with_lists(wire))
+
+
+_LIST_AS_TEXT = re.compile(r'\[\s*\{\s*"@value"')
+
+
+def _with_lists(wire: Any) -> Any:
+    """The offer with its lists of values as lists: EDC 0.15 sends `["a", "b"]` back as the one text
+    `[{"@value":"a"},{"@value":"b"}]`. What is no such text stays as it is."""
+    if isinstance(wire, list):
+        return [_with_lists(one) for one in wire]
+    if not isinstance(wire, dict):
+        return wire
+    return {key: _list_of(value) if key.endswith("rightOperand") else _with_lists(value) for key, value in wire.items()}
+
+
+def _list_of(right: Any) -> Any:
+    inner = right[0] if isinstance(right, list) and len(right) == 1 else right
+    text = inner.get("@value") if isinstance(inner, dict) else inner
+    if not isinstance(text, str) or not _LIST_AS_TEXT.match(text):
+        return right
+    try:
+        found = strictjson.loads(text)
+    except (ValueError, RecursionError):
+        return right
+    return found if all(isinstance(one, dict) and one.keys() <= {"@value", "@type"} for one in found) else right
 
 
 def readable(wires: Sequence[Json]) -> list[Policy]:
@@ -76,9 +107,25 @@ def _read(wire: Json, kind: Kind) -> Policy:
     return policy
 
 
-def offer_wire(policy: Policy, *, target: str) -> Json:
-    """An offer as a message carries it."""
-    return _write(replace(policy, kind=Kind.OFFER, target=target))
+def offer_wire(policy: Policy, *, target: str, assigner: str = "") -> Json:
+    """An offer as a message carries it. `assigner`: its provider, where the provider itself makes the offer."""
+    return _write(replace(policy, kind=Kind.OFFER, target=target, assigner=assigner or policy.assigner))
+
+
+def as_published(asked: Policy, wire: Json, *, published: Policy, consumer: str) -> Policy:
+    """A request for a published offer in the words that the agreement will have. `wire`: the request as it came.
+
+    Where the request has the published rules, these are the published words, in their order and with their profile: a
+    consumer such as EDC compares the agreement with the offer of the catalogue word for word, and does not send all of
+    it (EDC 0.15 leaves out `profile` and `odrl:conflict`). What a request does not say is as published. Other rules
+    stay in the consumer's words, with the published profile where they name none.
+    """
+    named = asked if asked.profile else replace(asked, profile=published.profile)
+    silent = not any(key.endswith("conflict") for key in wire)
+    filled = replace(named, conflict=published.conflict) if silent else named
+    if same_rules(filled, published, consumer=consumer):
+        return replace(published, id=asked.id)
+    return named
 
 
 def taken_wire(policy: Policy, *, target: str, beside: Json) -> Json:
