@@ -118,6 +118,10 @@ class Unverified(HanseError): ...
 class SignerUnknown(HanseError): ...
 
 
+class GroupsLeftOut(UserWarning):
+    """Owners leave small groups out of this answer, or may: its totals may be too low. Said once for each answer."""
+
+
 _BY_STATUS: Mapping[int, type[HanseError]] = {
     400: BadInput,
     401: Unauthenticated,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,7 +21,7 @@ from hanse._sockets import here
 from hanse._valid import Validator
 from hanse._values import bounded, kinds, told_by_column
 from hanse._wire import Answer, Memory, kept
-from hanse.errors import BadInput, Broken, Conflict, HanseError, StreamIncomplete, of_end
+from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
 from hanse.options import extra
 from hanse.patience import Patience
 from hanse.plan import Due
@@ -35,6 +36,12 @@ END = b"hanse.end"
 AT = b"hanse.at"
 _CURSOR_MAX = 1024  # letters; those of our owners have 80, and readers keep some of each batch that waits
 _SHOWN = 10  # columns that are named to people
+_WITHHELD = ("nothing", "possibly", "some")
+_OF_GROUPS = (
+    "groups of at least ",
+    "noise of epsilon ",
+)  # in the notes of owners that say no more of what they withhold
+_LEFT_OUT = "Small groups may be left out at the owners: totals and averages may be too low"
 _OUT = re.compile("out of (range|bounds)")  # as Python and Arrow say it of a day or a moment
 
 Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
@@ -108,6 +115,7 @@ class Stream:
         if self._memory is not None:
             self._body.into(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
+        self._told_withheld = {"withheld": answer.headers.get("hanse-withheld")}  # before the end record says it
         self._begin_receipt()
         self._rows_before = self.rows
         self._after = "" if self._from is None else self._from["cursor"]
@@ -258,6 +266,8 @@ class Stream:
             )
         if self._due is not None:
             self._due.end()
+        if (said := _sentences(end)) and self._reopen is None:
+            warnings.warn(f"{'. '.join(said)} (answer.complete is False)", GroupsLeftOut, stacklevel=2)
 
     def _told(self, act: Callable[[], Any]) -> Any:
         """Arrow's own complaints as ours. What the wire raised comes through Arrow unchanged."""
@@ -268,13 +278,39 @@ class Stream:
 
     @property
     def owners(self) -> list[dict[str, Any]]:
-        """What each owner sent (a federated query's): participant, dataset, rows, bytes, withheld. Reads to the end."""
+        """What each owner sent (a federated query's): participant, dataset, rows of data and
+        of results, bytes, withheld. Reads to the end."""
         return self._listed("owners", dict)
 
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
         return self._listed("missing", dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is about all that was asked: no group may be left out, and no owner is missing. Reads to
+        the end.
+
+            answer = space.query('SELECT count(*) AS n FROM "all".patients')
+            if not answer.complete:
+                print(answer.left_out, answer.missing)
+        """
+        return not self.missing and self.withheld == _WITHHELD[0]
+
+    @property
+    def withheld(self) -> str:
+        """`nothing`; `possibly`: owners leave out small groups, if there are any; `some`: an owner left out groups, or
+        gave none. Reads to the end."""
+        if not self.end:
+            self.to_arrow()
+        return _withheld(self.end)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which groups are left out at which owners, in sentences; empty where nothing is. Reads to the end."""
+        self._listed("left_out", str)
+        return _sentences(self.end)
 
     @property
     def policy(self) -> list[str]:
@@ -298,8 +334,17 @@ class Stream:
         """Everything as a table, kept: call it as often as you like."""
         if self._table is None:
             self.into(kept)  # memory that is made for what stays
-            self._table = pa.Table.from_batches(list(self), schema=self.schema)
+            table = pa.Table.from_batches(list(self), schema=self.schema)
+            self._table = table.replace_schema_metadata(notes) if (notes := self.notes()) else table
         return self._table
+
+    def notes(self) -> dict[str, str]:
+        """What a file of these rows should say of them in its metadata, as far as it is known by now: whether groups
+        are left out. Empty where none is."""
+        end = self.end or self._told_withheld
+        if not (said := _sentences(end)):
+            return {}
+        return {"hanse.withheld": _withheld(end), "hanse.left_out": ". ".join(said)}
 
     def to_reader(self) -> pa.RecordBatchReader:
         """A reader for libraries that take one; constant memory."""
@@ -347,6 +392,33 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def withheld_of(told: Mapping[str, Any]) -> str:
+    """What an end record, or its part about an owner, says of groups that are left out. Earlier versions say true or
+    false, and the notes of their policies tell of groups; what is unknown counts as `possibly`."""
+    said = told.get("withheld")
+    if said is None or isinstance(said, bool):
+        notes = told.get("policy")
+        grouped = isinstance(notes, list) and any(word in str(one) for one in notes for word in _OF_GROUPS)
+        return _WITHHELD[2] if said else _WITHHELD[1 if grouped else 0]
+    return said if isinstance(said, str) and said in _WITHHELD else _WITHHELD[1]
+
+
+def _withheld(end: Mapping[str, Any]) -> str:
+    """The strongest of what an end record says of the answer and of each owner."""
+    owners = end.get("owners")
+    each = [one for one in owners if isinstance(one, dict)] if isinstance(owners, list) else []
+    return max((withheld_of(one) for one in (end, *each)), key=_WITHHELD.index)
+
+
+def _sentences(end: Mapping[str, Any]) -> list[str]:
+    """What an end record says of groups that are left out; a sentence of ours where it has none."""
+    if _withheld(end) == _WITHHELD[0]:
+        return []
+    told = end.get("left_out")
+    said = [harmless(one[:1000]) for one in told if isinstance(one, str)] if isinstance(told, list) else []
+    return said or [_LEFT_OUT]
 
 
 def _made(column: pa.Array) -> pa.Array:

@@ -19,6 +19,7 @@ from connector.usage.held import EXPIRED, REVOKED
 from policies.columns import fold, quoted
 from policies.enforce.caps import DEFAULT
 from policies.model import HANSE
+from policies.withheld import Withheld
 
 QUERY, STREAM = HANSE + "query", HANSE + "stream"
 ACTIONS: Mapping[str, str] = {"query": QUERY, "stream": STREAM}
@@ -194,6 +195,8 @@ class End:
     reason: str = ""
     rule: str = ""
     policy: tuple[str, ...] = ()
+    withheld: Withheld = Withheld.NOTHING
+    left_out: tuple[str, ...] = ()  # what may be withheld, in sentences
     query: str = ""
     agreement: str = ""
     withdrawn: bool = False
@@ -215,6 +218,7 @@ class End:
             yield told | {"policy": [*notes[:count], f"{len(notes) - count} more, which had no room here"]}
         yield (told := told | {"policy": [], "reason": ""})
         yield told | {"rule": ""}
+        yield told | {"rule": "", "left_out": []}
 
     def to_json(self) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -224,6 +228,8 @@ class End:
             "bytes": self.nbytes,
             "digest": self.digest,
             "policy": list(self.policy)[:20],
+            "withheld": self.withheld.value,
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
             "query": self.query[:_ID_MAX],
         }
         extra = {"code": self.code, "reason": self.reason[:_REASON_MAX], "rule": self.rule[:200]}

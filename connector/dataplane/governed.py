@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from connector.dataplane import records
 from connector.dataplane.asked import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
 from connector.dataplane.blocks import Part, Passed, Source, Spread
 from connector.dataplane.mixed import Mixed
@@ -57,6 +58,7 @@ class GovernedStream:
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
+        self.withheld, self._left_out = records.withheld(prepared)
         self._first: Frame | Part | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
 
@@ -192,6 +194,8 @@ class GovernedStream:
             reason="" if why is None else why.message,
             rule="" if why is None else why.facts.get("rule", ""),
             policy=self._policy,
+            withheld=self.withheld,
+            left_out=self._left_out,
             query=self.id,
             agreement="" if why is None else why.facts.get("agreement", ""),
             withdrawn=isinstance(why, Withdrawn),

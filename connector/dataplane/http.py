@@ -232,6 +232,7 @@ class _Transport:
                     "cache-control": "no-store",
                     "x-content-type-options": "nosniff",
                     "hanse-read": stream.id,
+                    "hanse-withheld": stream.withheld.value,
                     **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
                 },
             )

@@ -18,6 +18,7 @@ from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, togeth
 from connector.usage.held import Grant
 from policies.contract import DataContract, bins_note
 from policies.errors import PolicyError
+from policies.withheld import Withheld, left_out, sentences
 
 if TYPE_CHECKING:
     from connector.dataplane.private import Charged
@@ -64,6 +65,14 @@ def _figures(contract: DataContract, charged: Charged | None) -> str:
     if contract.grid is None:
         return ""
     return charged.note() if charged is not None else f"groups of at least {contract.grid.min_group}"
+
+
+def withheld(prepared: Prepared) -> tuple[Withheld, tuple[str, ...]]:
+    """What the policies may leave out of this answer, and in sentences. It says nothing of the data."""
+    grids = [(one.name[0], one.contract.grid) for one in prepared.datasets if one.contract.grid is not None]
+    kinds = [(owner, left_out(one.min_group, one.entity, noise=one.privacy is not None)) for owner, one in grids]
+    said = sentences(kinds, owners=[owner for owner, _ in kinds])
+    return (Withheld.POSSIBLY if grids else Withheld.NOTHING), tuple(said)
 
 
 def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> list[ReadStarted]:
@@ -151,8 +160,13 @@ def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
         "code": end.code,
         "reason": end.reason,
         "rule": end.rule,
-        "detail": {"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest},
+        "detail": {"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest, **_gives(end)},
     }
+
+
+def _gives(end: End) -> dict[str, str]:
+    """Says where the rows that left are results: figures over groups, as an aggregate-only agreement gives them."""
+    return {} if end.withheld is Withheld.NOTHING else {"gives": "results"}
 
 
 def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> list[ReadRefused]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,27 +194,35 @@ def ask(story: Story) -> None:
     story.show.chapter("One SQL question over three owners")
     totals = {f"{piece.owner}.{piece.name}": piece.rows for piece in story.pieces}
     for title, sql in (
-        ("Survival by therapy: 686 patients of three clinics, who leave no rows", SURVIVAL),
+        (
+            "Survival by therapy at three clinics: figures over groups of five patients or more, and no row leaves",
+            SURVIVAL,
+        ),
         ("Delays in bad weather by maker of the aircraft: a join over three owners", DELAYS),
     ):
         with story.show.step(title):
             result = story.forge.query(sql, purpose=RESEARCH)
-            table = result.to_arrow()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", hanse.GroupsLeftOut)  # said under the table
+                table = result.to_arrow()
         story.show.expect(table.num_rows > 0, "an answer")
         story.show.table(table.column_names, [tuple(row.values()) for row in table.to_pylist()])
         story.show.table(
-            ("owner", "sent rows", "sent bytes", "stayed at home"),
+            ("owner", "rows of data sent", "result rows sent", "bytes sent", "rows that stayed", "withheld"),
             [
                 (
                     f"{part['owner']}.{part['dataset']}",
-                    part["rows"],
+                    part["data_rows"],
+                    part["result_rows"],
                     part["bytes"],
-                    f"{totals.get(part['owner'] + '.' + part['dataset'], 0) - part['rows']:,} rows"
-                    + (", small groups withheld" if part.get("withheld") else ""),
+                    totals[f"{part['owner']}.{part['dataset']}"] - part["data_rows"],
+                    {"possibly": "possibly some"}.get(part["withheld"], part["withheld"]),
                 )
                 for part in result.owners
             ],
         )
+        for sentence in result.left_out:
+            story.show.note(sentence)
 
 
 def train(story: Story) -> None:
@@ -311,7 +320,7 @@ def audit(story: Story) -> None:
         reads = [entry for entry in listed if entry["body"]["kind"] in ("ReadEnded", "ReadRefused")]
         step.say(f"{len(reads)} reads and refusals")
     story.show.table(
-        ("record", "who", "dataset", "purpose", "outcome", "rows", "why"),
+        ("record", "who", "dataset", "purpose", "outcome", "rows of data", "result rows", "why"),
         [
             (
                 entry["idx"],
@@ -319,7 +328,7 @@ def audit(story: Story) -> None:
                 entry["body"].get("dataset", "").rpartition(":")[2],
                 entry["body"].get("purpose", "").rpartition("#")[2],
                 entry["body"]["outcome"],
-                entry["body"].get("detail", {}).get("rows"),
+                *_rows_of(entry["body"]),
                 entry["body"].get("code", ""),
             )
             for entry in reads[:8]
@@ -337,6 +346,13 @@ def audit(story: Story) -> None:
         report = verify.verify(_tampered(path, folder / "tampered.zip"))
         story.show.expect(not report.ok and report.first_bad is not None, "a verifier that names the changed record")
         step.say(f"record {report.first_bad} does not fit: {report.problem}")
+
+
+def _rows_of(body: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """How many rows of data left with a read, and how many result rows."""
+    detail = body.get("detail", {})
+    rows = detail.get("rows")
+    return (0, rows) if detail.get("gives") == "results" else (rows, None if rows is None else 0)
 
 
 def _tampered(path: Path, copy: Path) -> Path:

@@ -146,7 +146,7 @@ async def _analyzed(answer: Answer) -> dict[str, Any]:
         report = answer.report()
     finally:
         await answer.close()
-    told = {name: report[name] for name in ("rows", "ms", "planning_ms", "partial", "missing")}
+    told = {name: report[name] for name in ("rows", "ms", "planning_ms", "withheld", "left_out", "partial", "missing")}
     return explain.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
 
 
@@ -157,6 +157,7 @@ class Streamed(Response):
     def __init__(self, answer: Answer, *, media: str = MEDIA, headers: Mapping[str, str] | None = None) -> None:
         self.status_code, self.media_type, self.background = 200, media, None
         about = {"cache-control": "no-store", "hanse-query": answer.query_id, "hanse-read": answer.query_id}
+        about["hanse-withheld"] = answer.report()["withheld"]  # all owners have answered by now
         self.init_headers(about | dict(headers or {}))  # nobody knows the length yet
         self._answer = answer
 

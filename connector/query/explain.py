@@ -7,6 +7,7 @@ from typing import Any
 
 from connector.query import picture
 from connector.query.federation import Fragment, Plan
+from policies.withheld import Withheld
 
 
 def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -17,6 +18,7 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Seque
     known = [fragment.nbytes for fragment in plan.fragments if fragment.nbytes is not None]
     if len(known) == len(plan.fragments):
         lines[0] += f"; about {picture.size(sum(known))} expected to travel"
+    lines += plan.left_out()
     for fragment in plan.fragments:
         lines += _fragment(fragment, figures.get(fragment.id))
     if missing:
@@ -31,17 +33,21 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Seque
 
 
 def _fragment(fragment: Fragment, actual: Mapping[str, Any] | None) -> list[str]:
-    shown = ", ".join(fragment.datasets)
+    shown, kind = ", ".join(fragment.datasets), "result row" if fragment.results else "row"
     head = f"{fragment.id} at {fragment.owner}: {fragment.kind} of {shown}, {_many(len(fragment.outputs), 'column')}"
     if fragment.rows is not None:
-        head += f", about {_many(_rounded(fragment.rows), 'row')} expected"
+        head += f", about {_many(_rounded(fragment.rows), kind)} expected"
     if actual is not None:
-        head += f"; came {_many(actual['rows'], 'row')}, {actual['bytes']:,} bytes in {actual['ms']} ms"
-        head += ", groups withheld" if actual.get("withheld") else ""
+        head += f"; came {_many(actual['rows'], kind)}, {actual['bytes']:,} bytes in {actual['ms']} ms"
+        head += ", no group given" if actual.get("withheld") == Withheld.SOME and not actual["rows"] else ""
     lines = [head, f"    {fragment.sql}"]
     lines += [f"    pushed: {'; '.join(fragment.pushed)}"] if fragment.pushed else []
     lines += [f"    keys: {key.column} from {key.source}.{key.output}" for key in fragment.keys]
-    lines += ["    only groups that are large enough at this owner"] if fragment.aggregate_only else []
+    lines += (
+        ["    only groups that are large enough at this owner; no row of data leaves it"]
+        if fragment.aggregate_only
+        else []
+    )
     lines += [f"    {one}" for one in fragment.bins]
     return lines
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from connector.errors import HanseError, QueryInvalid
 from policies.columns import fold
 from policies.contract import Dimension
+from policies.withheld import Withheld, left_out, sentences, strongest
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -67,6 +68,10 @@ class GridInfo:
     def least(self) -> str:
         """What its figures are over, in words."""
         return "with noise" if self.epsilon else f"over at least {self.min_group} {self.entity or 'rows'}"
+
+    def left_out(self) -> str:
+        """Which groups its answers leave out, in words."""
+        return left_out(self.min_group, self.entity, noise=self.epsilon is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,13 @@ class Fragment:
     reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
     counts: tuple[str, ...] = ()  # outputs that count rows
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
+    results: bool = False  # its rows are figures over groups, and no rows of data
+    left_out: str = ""  # which groups its agreement leaves out, in words
+
+    @property
+    def withheld(self) -> Withheld:
+        """What its agreement leaves out of its answer, whatever the data is."""
+        return Withheld.POSSIBLY if self.aggregate_only else Withheld.NOTHING
 
     @property
     def agreements(self) -> tuple[str, ...]:
@@ -257,6 +269,15 @@ class Plan:
         return tuple(dict.fromkeys(fragment.owner for fragment in self.fragments))
 
     @property
+    def withheld(self) -> Withheld:
+        """What agreements leave out of the answer, whatever the data is."""
+        return strongest(fragment.withheld for fragment in self.fragments)
+
+    def left_out(self) -> list[str]:
+        """Which groups are left out at which owners, in sentences."""
+        return sentences(((one.owner, one.left_out) for one in self.fragments), owners=self.owners())
+
+    @property
     def waves(self) -> dict[str, int]:
         """How many tables each table waits for, by the keys of its fragments."""
         return waves(
@@ -270,6 +291,8 @@ class Plan:
         """The plan for machines (federated-query, section 9.3)."""
         return {
             "mode": self.mode.value,
+            "withheld": self.withheld.value,
+            "left_out": self.left_out(),
             "columns": list(self.columns),
             "fragments": [
                 {
@@ -287,6 +310,8 @@ class Plan:
                     "bytes_estimate": one.nbytes,
                     "keys": [{"from": f"{key.source}.{key.output}", "column": key.column} for key in one.keys],
                     "aggregate_only": one.aggregate_only,
+                    "withheld": one.withheld.value,
+                    "gives": "results" if one.results else "rows",
                     "bins": list(one.bins),
                     "versions": dict(one.versions),
                 }

@@ -113,12 +113,16 @@ def _bytes(fragments: Sequence[Fragment], came: Sequence[Mapping[str, Any]]) -> 
 def _amount(fragments: Sequence[Fragment], came: Sequence[Mapping[str, Any]]) -> str:
     if came:
         rows, ms = sum(one["rows"] for one in came), max(one["ms"] for one in came)
-        withheld = ", groups withheld" if any(one.get("withheld") for one in came) else ""
-        return f"came {rows:,} rows, {size(sum(one['bytes'] for one in came))}, {ms} ms{withheld}"
+        return f"came {_rows(rows, fragments)}, {size(sum(one['bytes'] for one in came))}, {ms} ms"
     expected = _bytes(fragments, came)
     if expected is None or any(one.rows is None for one in fragments):
         return "the owner does not say how much it is"
-    return f"about {sum(one.rows or 0 for one in fragments):,} rows, {size(expected)} expected"
+    return f"about {_rows(sum(one.rows or 0 for one in fragments), fragments)}, {size(expected)} expected"
+
+
+def _rows(count: int, fragments: Sequence[Fragment]) -> str:
+    """How many rows, and whether they are results."""
+    return f"{count:,} {'result row' if all(one.results for one in fragments) else 'row'}{'s' * (count != 1)}"
 
 
 def _columns(count: int) -> str:

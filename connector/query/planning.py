@@ -214,6 +214,7 @@ class Planning:
         once = {id(share.statement): number for number, share in enumerate(draft.shares)}
         counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
         named_in = {tree: _names_in(draft.shares[number].statement) for tree, number in once.items()}
+        results = {tree: gives_results(draft.shares[number].statement) for tree, number in once.items()}
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
@@ -238,6 +239,8 @@ class Planning:
                 reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
                 counts=counts[id(share.statement)],
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
+                results=results[id(share.statement)] or any(info.aggregate_only for info in infos),
+                left_out=next((info.grid.left_out() for info in infos if info.grid is not None), ""),
             )
 
 
@@ -260,6 +263,50 @@ def _counts(statement: exp.Expr) -> tuple[str, ...]:
     return tuple(
         name for name, value in values if isinstance(value.this if isinstance(value, exp.Filter) else value, exp.Count)
     )
+
+
+# Aggregates whose result is a figure over many rows. Others (any_value, arg_max) give values of rows on.
+_FIGURES = (
+    exp.Count, exp.CountIf, exp.ApproxDistinct, exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Median, exp.Quantile,
+    exp.PercentileCont, exp.PercentileDisc, exp.ApproxQuantile, exp.Stddev, exp.StddevPop, exp.StddevSamp, exp.Variance,
+    exp.VariancePop, exp.Corr, exp.CovarPop, exp.CovarSamp, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg,
+    exp.BitwiseOrAgg, exp.BitwiseXorAgg,
+)  # fmt: skip
+
+
+def gives_results(statement: exp.Expr) -> bool:
+    """Whether each row of the answer has figures over a group. False where values of rows may leave as they are, as one
+    of several, or as groups without a figure."""
+    if isinstance(statement, exp.SetOperation):
+        return gives_results(statement.this) and gives_results(statement.expression)
+    if isinstance(statement, exp.Subquery):
+        return gives_results(statement.this)
+    if not isinstance(statement, exp.Select):
+        return False
+    found = [one for output in statement.expressions for one in _aggregates(output)]
+    if found:
+        return all(isinstance(one, _FIGURES) for one in found)
+    ctes = {fold(one.alias): one.this for one in statement.ctes}
+    joined = [join.this for join in statement.args.get("joins") or ()]
+    sources = [one for one in (_source(statement), *joined) if one is not None]
+    within = [ctes.get(fold(one.name)) if isinstance(one, exp.Table) and not one.db else one for one in sources]
+    return bool(within) and all(isinstance(one, exp.Query) and gives_results(one) for one in within)
+
+
+def _source(select: exp.Select) -> exp.Expr | None:
+    found = select.args.get("from_") or select.args.get("from")
+    return None if found is None else found.this
+
+
+def _aggregates(output: exp.Expr) -> Iterator[exp.Expr]:
+    """The aggregates in an output, but for those in subqueries and those of windows, which keep each row."""
+    if isinstance(output, exp.Query | exp.Subquery | exp.Window):
+        return
+    if isinstance(output, exp.AggFunc | exp.Anonymous):  # the parser does not know all aggregates
+        yield output
+        return
+    for part in output.iter_expressions():
+        yield from _aggregates(part)
 
 
 def _names_in(statement: exp.Expr) -> frozenset[str]:

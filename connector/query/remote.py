@@ -43,6 +43,7 @@ from connector.query.job import Job, Limits
 from connector.query.pool import Pool
 from connector.query.shapes import Shape
 from policies.columns import fold
+from policies.withheld import Withheld, strongest, withheld_of
 
 Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
 
@@ -123,8 +124,8 @@ class Small:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A whole, validated answer of one owner: an Arrow stream in a `file`, or a `small` one; neither where everything
-    was withheld. `unread`: it is neither validated nor known to be whole yet."""
+    """A whole, validated answer of one owner: an Arrow stream in a `file`, or a `small` one; neither where its owner
+    `refused` it, as no group was large enough. `unread`: it is neither validated nor known to be whole yet."""
 
     fragment: Fragment
     file: Path | None
@@ -133,12 +134,24 @@ class Answered:
     size: int = 0  # of its rows in memory
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
-    withheld: bool = False
+    refused: HanseError | None = None
     keys_sent: int = 0  # bytes of keys that went to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
     small: Small | None = None
     unread: bool = False
+
+    @property
+    def withheld(self) -> Withheld:
+        """What was left out, by the agreement and by the owner's own word: the stronger of the two."""
+        if self.refused is not None:
+            return Withheld.SOME
+        return strongest((self.fragment.withheld, withheld_of(self.end.get("withheld"))))
+
+    @property
+    def data_rows(self) -> int:
+        """Rows of data in it, as its owner holds them; the others are results."""
+        return 0 if self.fragment.results else self.rows
 
     @property
     def given(self) -> bool:
@@ -153,7 +166,6 @@ class Answered:
             rows=found["rows"],
             size=found["bytes"],
             end=end,
-            withheld=bool(end.get("suppressed")),
             distinct=distinct,
             unread=False,
         )
@@ -266,7 +278,7 @@ class _Exchange:
             if answer.status != 200:
                 error = await refusal(answer, endpoint)
                 if error.code == "min_group_size" and fragment.aggregate_only:
-                    return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
+                    return Answered(fragment, None, ms=_ms(self.begun), refused=error)
                 raise error
             self.stage = "answering"
             size, held = await _spool(answer, self.file, self.budget)

@@ -164,6 +164,8 @@ class _Ahead:
 
 
 def _format(job: Job, schema: pa.Schema) -> Format:
+    if notes := job.arguments.get("notes"):  # our own; what others note in a schema goes no further (decision 51)
+        schema = schema.with_metadata(notes)
     if job.format == wire.ARROW:
         return Messages(schema, codec=job.codec, digest=job.digest, trailer_room=job.trailer_room)
     from connector.query.written import Written

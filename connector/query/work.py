@@ -31,6 +31,7 @@ from connector.query.reading import Reading
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 from connector.query.running import Result
 from connector.query.shapes import Shape, Shapes
+from policies.withheld import Withheld, strongest
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
@@ -279,7 +280,7 @@ class Work:
             there = [by[one.id] for one in fragments]
             if any(answer.given for answer in there):
                 continue
-            refused = next((answer.end["refusal"] for answer in there if answer.withheld), None)
+            refused = next((answer.refused for answer in there if answer.refused is not None), None)
             if refused is None:
                 raise next(answer.missing for answer in there if answer.missing is not None)
             raise Refused(
@@ -323,7 +324,7 @@ class Work:
                 format=self.question.format,
                 codec=self.question.codec,
                 trailer_room=room,
-                arguments={"shapes": [shapes[name].to_json() for name in blobs]},
+                arguments={"shapes": [shapes[name].to_json() for name in blobs], "notes": self._notes()},
                 blobs=tuple(blobs.values()),
                 consumer="coordinator",
                 once=True,
@@ -404,13 +405,30 @@ class Work:
             "rows": self.progress.rows,
             "ms": self.progress.ms,
             "planning_ms": self.progress.planning_ms,
-            "withheld": any(answer.withheld for answer in self.answers),
+            "withheld": self._withheld().value,
+            "left_out": self._left_out(),
             "partial": bool(self.progress.missing),
             "missing": [one.to_json() for one in self.progress.missing],
             "owners": self.owners(),
             "stayed": [note.text() for note in self.plan.notes][:20] if self.plan else [],
             **more,
         }
+
+    def _withheld(self) -> Withheld:
+        planned = self.plan.withheld if self.plan else Withheld.NOTHING
+        return strongest((planned, *(answer.withheld for answer in self.answers)))
+
+    def _left_out(self) -> list[str]:
+        """What is left out, in sentences: by agreements, and by owners that refused their whole part."""
+        refused = dict.fromkeys(answer.fragment.owner for answer in self.answers if answer.refused is not None)
+        said = [f"{owner} gave no group: none is large enough, or none fits the question" for owner in refused]
+        return [*(self.plan.left_out() if self.plan else ()), *said]
+
+    def _notes(self) -> dict[str, str]:
+        """What the schema of the answer says of it: a file or table that is kept still says it."""
+        if self._withheld() is Withheld.NOTHING:
+            return {}
+        return {"hanse.withheld": self._withheld().value, "hanse.left_out": ". ".join(self._left_out())}
 
     def _cancel_reading(self) -> None:
         self._shapes.cancel()
@@ -528,10 +546,12 @@ def _told(answer: Answered) -> dict[str, Any]:
         "fragment": fragment.id,
         "sql": fragment.sql,
         "rows": answer.rows,
+        "data_rows": answer.data_rows,
+        "result_rows": answer.rows - answer.data_rows,
         "bytes": answer.nbytes,
         "keys_bytes": answer.keys_sent,
         "ms": answer.ms,
-        "withheld": answer.withheld,
+        "withheld": answer.withheld.value,
         "policy": _policy(answer.end),
     }
 

@@ -68,7 +68,8 @@ class _Parquet:
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
         kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
-        self._schema = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
+        fields = [field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)]
+        self._schema = pa.schema(fields, metadata=schema.metadata)
         try:
             self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), self._schema, compression="zstd")
         except pa.ArrowNotImplementedError:

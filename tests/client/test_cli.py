@@ -846,12 +846,31 @@ def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -
     assert 'partial: without "south" (f0.south: patients) while it was asked: it is down' in " ".join(ran.err.split())
 
 
+OLDER: list[tuple[dict[str, Any], str]] = [
+    ({"withheld": True}, "some"), ({"withheld": False}, "nothing"), ({}, "nothing"),
+    ({"withheld": False, "owners": [{"policy": ["t: groups of at least 5"]}]}, "possibly"),
+    ({"withheld": "nothing", "owners": [{"withheld": "possibly"}]}, "possibly"), ({"withheld": "so-so"}, "possibly"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "meant"), OLDER, ids=str)
+def test_an_answer_of_another_version_says_what_is_left_out(
+    run: Run, served: Connector, end: dict[str, Any], meant: str
+) -> None:
+    owners = [OWNERS[0] | one for one in end.get("owners", [{}])]
+    served.routes["POST", "/queries"] = chunked(ipc([batch(1)], complete(1, **{**end, "owners": owners})))
+    said = " ".join(run("query", "SELECT 1").err.split())
+    assert ("may be too low" in said) is (meant != "nothing")
+
+
 TOLD = [
     ({"state": "planning"}, "planning"),
     ({"state": "asking", "waiting": [{"owner": "north"}, {"owner": "west"}, {"owner": "north"}]},
      "asking: north ... · west ..."),
     ({"state": "asking", "owners": [{"owner": "north", "rows": 1200, "bytes": 5000}], "waiting": [{"owner": "west"}]},
      "asking: north 1,200 rows, 5.0 kB · west ..."),
+    ({"state": "asking", "owners": [{"owner": "north", "rows": 4, "data_rows": 0, "result_rows": 4, "bytes": 5000}]},
+     "asking: north 4 result rows, 5.0 kB"),
     ({"state": "asking", "missing": [{"owner": "south"}], "waiting": [{"owner": "west"}]},
      "asking: without south · west ..."),
 ]  # fmt: skip

@@ -62,12 +62,18 @@ def list_(
         "state": lambda row: (row["body"].get("detail") or {}).get("state"),
         "purpose": lambda row: row["body"].get("purpose", "").rpartition("#")[2] or row["body"].get("purpose"),
         "outcome": lambda row: row["body"].get("outcome"),
-        "rows": lambda row: (row["body"].get("detail") or {}).get("rows"),
+        "rows": _rows,
         "why": lambda row: row["body"].get("reason") or row["body"].get("code"),
     }
     print_rows(found["records"], shown, as_json=as_json)
     if found.get("next") is not None and not as_json:
         say(f"older records may fit as well: --limit has up to 1,000, and --before {found['next']} begins below these")
+
+
+def _rows(row: dict[str, Any]) -> Any:
+    """The rows of a record; figures over groups are named as what they are."""
+    detail = row["body"].get("detail") or {}
+    return f"{detail.get('rows')} results" if detail.get("gives") == "results" else detail.get("rows")
 
 
 @commands.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -32,7 +33,7 @@ from hanse.cli.out import (
     to_output,
     whole,
 )
-from hanse.errors import BadInput, HanseError
+from hanse.errors import BadInput, GroupsLeftOut, HanseError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,6 +107,8 @@ def query(
         return
     answer = _asked(connected, text, **asked)
     _deliver(answer, format_=format_, output=output, total=None)
+    for sentence in answer.left_out:
+        say(sentence)
     if answer.owners:
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
@@ -139,11 +142,19 @@ def _asked(connected: Space, sql: str, **more: Any) -> Stream:
 def told(progress: Mapping[str, Any]) -> str:
     """How a question fares, owner by owner, in one line."""
     owners = progress.get("owners", [])
-    parts = [f"{one['owner']} {number_of(one['rows'], 'row')}, {size(one['bytes'])}" for one in owners]
+    parts = [f"{one['owner']} {_came(one)}, {size(one['bytes'])}" for one in owners]
     parts += [f"without {one['owner']}" for one in progress.get("missing", [])]
     waiting = dict.fromkeys(str(one["owner"]) for one in progress.get("waiting", []))
     parts += [f"{owner} ..." for owner in waiting]
     return ": ".join(part for part in (str(progress.get("state", "")), " · ".join(parts)) if part)
+
+
+def _came(one: Mapping[str, Any]) -> str:
+    """How many rows an owner sent, rows of data apart from result rows; earlier versions do not tell these apart."""
+    if "result_rows" not in one:
+        return number_of(one["rows"], "row")
+    counts = ((one.get("data_rows"), "row"), (one["result_rows"], "result row"))
+    return ", ".join(number_of(count, what) for count, what in counts if count) or number_of(0, "row")
 
 
 def stream(
@@ -194,7 +205,8 @@ def _check_plan(got: Dataset, columns: list[str], where: str) -> None:
 
 def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
     """Write a stream batch by batch. A file is there only when it is whole."""
-    with progress("reading", total=total) as advance, answer:
+    with warnings.catch_warnings(), progress("reading", total=total) as advance, answer:
+        warnings.simplefilter("ignore", GroupsLeftOut)  # `query` says it in words of its own
         batches = _counted(answer, advance, most=total)
         if format_ == "table":
             _table(answer, batches)
@@ -202,7 +214,7 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
             if format_ in _CHECKS:
                 _CHECKS[format_](answer.schema)
             with _sink(output) as sink:
-                _WRITERS[format_](answer.schema, batches, sink)
+                _WRITERS[format_](answer.schema.with_metadata(answer.notes() or None), batches, sink)
                 _policy(answer)
     if output is not None:
         say(f"{output}: {number_of(answer.rows if total is None else min(answer.rows, total), 'row')}")
@@ -215,7 +227,7 @@ def _policy(answer: Stream) -> list[str]:
     owners: asked for before a file is there, as there is none of an answer that is not sound."""
     if not answer.end:
         return []
-    _ = answer.owners, answer.missing
+    _ = answer.owners, answer.missing, answer.left_out
     return answer.policy
 
 
@@ -286,7 +298,7 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     from hanse.cli import said
 
     kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
-    shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
+    shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], schema.metadata)
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
             bounded(one for one in batch.columns if "list_view" in named(one.type))  # Parquet has each list by itself
@@ -377,12 +389,22 @@ def _owner(row: dict[str, Any]) -> str:
     return f"{who}/{row['dataset']}" if row.get("dataset") else str(who)
 
 
+_WITHHELD = {"nothing": "nothing", "possibly": "possibly some", "some": "some"}
+
+
+def _withheld(row: dict[str, Any]) -> str:
+    from hanse.stream import withheld_of
+
+    return withheld_of(row)
+
+
 _OWNERS: dict[str, Any] = {
     "owner": _owner,
-    "sent rows": "rows",
+    "rows of data": lambda row: row.get("data_rows", row.get("rows")),
+    "result rows": "result_rows",
     "sent": lambda row: size(row["bytes"]) if isinstance(row.get("bytes"), int | float) else "",
     "ms": "ms",
-    "withheld": "withheld",
+    "withheld": lambda row: _WITHHELD[_withheld(row)],
 }
 
 

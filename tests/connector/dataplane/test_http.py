@@ -647,6 +647,25 @@ async def test_aggregate_only_answers_hide_small_groups(running: Provider) -> No
         assert (await session.get(ROWS)).status_code in (400, 403)
 
 
+async def test_an_answer_over_groups_says_that_small_ones_may_be_left_out_and_one_of_rows_does_not(
+    running: Provider,
+) -> None:
+    policy = gate.agreement(
+        atom("ds:minGroupSize", "gteq", "10"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use"
+    )
+    sql = 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap'
+    answer = await ask(running, running.ticket(await running.agree(policy)), sql)
+    _, end = parse(answer.content)
+    assert answer.headers["hanse-withheld"] == end["withheld"] == "possibly"  # whether any group is small or not
+    assert end["left_out"] == [
+        "Groups below 10 rows are left out at clinic: totals and averages may be too low",
+    ]
+    assert running.of_kind("ReadEnded")[-1].detail["gives"] == "results"
+    answer = await ask(running, running.ticket(await running.agree()), sql)
+    assert answer.headers["hanse-withheld"] == parse(answer.content)[1]["withheld"] == "nothing"
+    assert "gives" not in running.of_kind("ReadEnded")[-1].detail
+
+
 async def test_an_answer_says_of_bins_what_a_condition_on_them_compares(running: Provider) -> None:
     policy = gate.agreement(
         atom("ds:minGroupSize", "gteq", "10"), atom("ds:dimension/id", "eq", "1000"), action="odrl:use"

@@ -110,7 +110,7 @@ async def test_explain_asks_no_owner_and_analyze_gives_its_figures(asker: Asker)
     assert not asker.owners.of["north"].asked
     told = (await asker.ask(explain="analyze")).json()
     assert [one["rows"] for one in told["actual"]] == [2, 2]
-    assert "came 2 rows" in told["text"]
+    assert "came 2 result rows" in told["text"]
 
 
 WRONG = [

@@ -615,7 +615,7 @@ def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
         "filter d.price > 2",
         "at south: partial of trials",
         "partial SUM(t.dose)",
-        "came 3 rows, 4,000 bytes",
+        "came 3 result rows, 4,000 bytes",
         "keys: drug from f1.drug",
         "two_owners",
     ):
@@ -662,7 +662,7 @@ def test_the_plan_is_a_picture_of_owners_keys_and_figures() -> None:
         assert word in words
     assert told["bytes_estimate"] > 0
     ran = explain.to_json(made, actual=[{"fragment": "f0", "rows": 3, "bytes": 4000, "ms": 5}])
-    assert "came 3 rows, 4 kB, 5 ms" in ran["svg"]
+    assert "came 3 result rows, 4 kB, 5 ms" in ran["svg"]
 
 
 def test_planning_loads_neither_the_engine_nor_arrow() -> None:

@@ -1,0 +1,59 @@
+"""Whether an answer lacks groups that a policy leaves out, and the sentence that says so. Pure values.
+
+`POSSIBLY` depends on the agreement and the question alone, never on the data: it is the same whether a small group is
+there or not (decision 56).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+
+class Withheld(StrEnum):
+    """What policies left out of an answer; the later member is the stronger statement."""
+
+    NOTHING = "nothing"
+    POSSIBLY = "possibly"  # groups may be left out; whether any was, the owner does not say
+    SOME = "some"  # an owner refused its whole part, or has published that its groups leave something out
+
+
+_ORDER = tuple(Withheld)
+
+
+def strongest(values: Iterable[Withheld]) -> Withheld:
+    """The strongest of these statements; NOTHING where there is none."""
+    return max(values, key=_ORDER.index, default=Withheld.NOTHING)
+
+
+def withheld_of(value: object) -> Withheld:
+    """The statement in a record of a peer. Earlier versions said true or false; what is unknown counts as POSSIBLY."""
+    if value is None or isinstance(value, bool):
+        return Withheld.SOME if value else Withheld.NOTHING
+    known = {one.value: one for one in Withheld}
+    return known.get(value, Withheld.POSSIBLY) if isinstance(value, str) else Withheld.POSSIBLY
+
+
+def left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
+    """Which groups an agreement leaves out: `Groups below 5 patients`."""
+    if noise:
+        return "Groups that are small by a noisy count"
+    if entity is None:
+        return f"Groups below {min_group} rows"
+    plain = entity.isascii() and entity.isalpha() and not entity.endswith("s")
+    return f"Groups below {min_group} {entity}s" if plain else f"Groups below {min_group} different {entity[:64]}"
+
+
+def sentences(groups: Iterable[tuple[str, str]], *, owners: Sequence[str]) -> list[str]:
+    """One sentence for each kind of group that is left out. `groups`: an owner and its `left_out`, which may be empty.
+    `owners`: all owners of the question."""
+    at: dict[str, dict[str, None]] = {}
+    for owner, kind in groups:
+        if kind:
+            at.setdefault(kind, {})[owner] = None
+    everywhere = dict.fromkeys(owners)
+    return [
+        f"{kind} are left out at {'each owner' if len(named) > 1 and named == everywhere else ', '.join(named)}: "
+        "totals and averages may be too low"
+        for kind, named in at.items()
+    ]
