@@ -7,6 +7,7 @@ there or not (decision 56).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -19,6 +20,7 @@ class Withheld(StrEnum):
 
 
 _ORDER = tuple(Withheld)
+_STEP = 10  # per cent: the same for all data, as a step that follows the data would tell of it
 
 
 def strongest(values: Iterable[Withheld]) -> Withheld:
@@ -57,3 +59,52 @@ def sentences(groups: Iterable[tuple[str, str]], *, owners: Sequence[str]) -> li
         "totals and averages may be too low"
         for kind, named in at.items()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a grid keeps back of one version, in numbers. For its owner alone."""
+
+    rows: int
+    rows_lost: int
+    groups: int
+    groups_lost: int
+    rows_of_largest: int  # of the groups that are left out
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What an owner publishes of it: per cent of its rows and of its groups, each `low` to below `low + 10`."""
+
+    rows: int
+    groups: int
+
+    def sentence(self, owner: str) -> str:
+        """The share in words."""
+        rows, groups = (f"{low} to {low + _STEP} per cent" for low in (self.rows, self.groups))
+        return f"{owner} says that its groups leave out {rows} of all its rows, and {groups} of all its groups"
+
+
+def share_of(found: LeftOut, *, min_group: int) -> Share | None:
+    """The share that may be published. None where a single group decides about it: where any group that is left out
+    were not there, or one more were, the share would be another (decision 56)."""
+    share = _share(found.rows_lost, found.rows, found.groups_lost, found.groups)
+    largest = max(found.rows_of_largest, min_group)
+    more = _share(found.rows_lost + largest, found.rows + largest, found.groups_lost + 1, found.groups + 1)
+    if more != share:
+        return None
+    if found.groups_lost:
+        gone = found.rows_of_largest
+        less = _share(found.rows_lost - gone, found.rows - gone, found.groups_lost - 1, found.groups - 1)
+        if less != share:
+            return None
+    return share
+
+
+def _share(rows_lost: int, rows: int, groups_lost: int, groups: int) -> Share:
+    return Share(_low(rows_lost, rows), _low(groups_lost, groups))
+
+
+def _low(part: int, whole: int) -> int:
+    """The lower edge of the ten per cent that a part is in; all of it is in the last ones."""
+    return min(100 - _STEP, part * 100 // max(1, whole) // _STEP * _STEP)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -35,7 +37,7 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
                 purpose=ticket.purpose,
                 transfer=(ticket.transfer, ticket.generation),
             )
-        return summary(held, owner=owner)
+        return summary(held, owner=owner, left_out=await reads.grants.left_out(held))
 
     @routes.post("/tickets", summary="A fresh data address for a started transfer (bearer: self-issued token)")
     async def renewed(asked: Renewal, request: Request) -> dict[str, Any]:
@@ -45,8 +47,9 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
     return routes
 
 
-def summary(held: Held, *, owner: str) -> dict[str, Any]:
-    """One agreement for its consumer: nothing in it that the policy hides, nor how much that is."""
+def summary(held: Held, *, owner: str, left_out: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """One agreement for its consumer: nothing in it that the policy hides, nor how much that is, but for what its owner
+    has published of that (`left_out`, by permission)."""
     types = {column["name"]: column["type"] for column in held.version.schema}
     return {
         "agreement": held.agreement.id,
@@ -59,14 +62,15 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
         # Values that a consumer sends on to another owner, to narrow its answer, are distributed: each contract says
         # whether those that it shows may be. Being narrowed so tells nothing that the rows themselves would not.
         "contracts": [
-            _contract(contract, types) | {"shares_keys": contract.permission in held.passed_on}
+            _contract(contract, types, left_out.get(contract.permission))
+            | {"shares_keys": contract.permission in held.passed_on}
             for contract in held.contracts
         ],
         "takes_keys": all(contract.grid is None for contract in held.contracts),
     }
 
 
-def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
+def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None) -> dict[str, Any]:
     grid = contract.grid
     masked = {mask.column: str(mask.kind) for mask in contract.masks}
     types = types | dict.fromkeys(texts(contract.masks), "VARCHAR") | _edges(contract)
@@ -84,6 +88,7 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
             "entity": grid.entity,
             "dimensions": [{"column": d.column, "width": d.width} for d in grid.dimensions],
             "measures": [{"column": m.column, "low": m.low, "high": m.high} for m in grid.measures],
+            "left_out": left_out,
         },
         "limits": {
             "rows": contract.limits.rows,

@@ -19,7 +19,7 @@ from connector.dataplane.asked import new_name
 from connector.dataplane.jobs import version_relation
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, NotFound, Refused
+from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
 from connector.events import ReadEnded, ReadStarted
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
@@ -35,6 +35,7 @@ from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evalua
 from policies.masks import texts
 from policies.model import Policy
 from policies.vocabulary import Phase, expand
+from policies.withheld import LeftOut, share_of
 
 ROWS = 20
 _DIMENSIONS_MAX = 8
@@ -92,6 +93,39 @@ class OwnersView:
             "says": _loss(figures, grid),
         }
 
+    async def left_out(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> dict[str, Any]:
+        """The share that each aggregate-only contract keeps back of this version, as it may be published. PolicyInvalid
+        where a single group decides about it, or there is no such contract."""
+        found: dict[str, Any] = {}
+        for one in contracts:
+            if one.grid is None or one.grid.privacy is not None:
+                continue
+            share = share_of(await self._left_out(version, one), min_group=one.grid.min_group)
+            if share is None:
+                raise PolicyInvalid(
+                    "the share that the groups leave out cannot be published: one group more or less would change it, "
+                    "so it would tell of that group. Publish the offer without it, or with fewer or finer groups",
+                    code="left_out_tells",
+                    rule=one.permission,
+                )
+            found[one.permission] = {"rows": share.rows, "groups": share.groups}
+        if not found:
+            raise PolicyInvalid(
+                "expected an aggregate-only offer, as only its groups leave rows out; publish it without their share",
+                code="left_out_nothing",
+            )
+        return {"version": version.digest, "shares": found}
+
+    async def _left_out(self, version: DatasetVersion, contract: DataContract) -> LeftOut:
+        seen = await self._report(version, contract)
+        return LeftOut(
+            rows=seen["rows"],
+            rows_lost=seen["rows"] - seen["rows_shown"],
+            groups=seen["cells"],
+            groups_lost=seen["cells"] - seen["cells_shown"],
+            rows_of_largest=seen["rows_of_largest"],
+        )
+
     async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
         return await self.figures(version, replace(contract, grid=grid))
 
@@ -107,13 +141,16 @@ class OwnersView:
         found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
         return int(found["rows"][0][0])
 
-    async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+    async def _report(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import withheld
 
         prepared = withheld(Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner")
         found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
-        seen = dict(zip(found["columns"], found["rows"][0], strict=True))
+        return dict(zip(found["columns"], found["rows"][0], strict=True))
+
+    async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+        seen = await self._report(version, contract)
         return {
             "rows": seen["rows"],
             "rows_lost": seen["rows"] - seen["rows_shown"],

@@ -18,7 +18,7 @@ from connector.datasets.registry import published_schema
 from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.store.tables import Dataset, DatasetVersion, Json, Offer
 from policies import admission, author, compile, explain, jsonld, lint, report
 from policies.beside import Standing
 from policies.contract import DataContract
@@ -104,10 +104,12 @@ class Offers:
         decide: str = "",
         offer_id: str = "",
         accept: bool = False,
+        left_out: Json | None = None,
     ) -> tuple[Offer, Checked]:
         """Attach an offer to its dataset; from now on others see it, as far as the policy lets them.
 
-        `accept`: also with a purpose that nobody declares, as it is nearly one of the vocabulary, and none.
+        `accept`: also with a purpose that nobody declares, as it is nearly one of the vocabulary, and none. `left_out`:
+        what is published with it of what its groups leave out.
         """
         try:
             checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide, offer_id=offer_id)
@@ -115,7 +117,7 @@ class Offers:
                 _refuse_slips(checked.problems)
             identifier = offer_id or checked.policy.id or f"urn:uuid:{uuid.uuid4()}"
             named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
-            return await self._store.write(lambda tx: _insert(tx, named, checked, by)), checked
+            return await self._store.write(lambda tx: _insert(tx, named, checked, by, left_out)), checked
         except HanseError as error:
             await self._refused(error, by)
             raise
@@ -219,7 +221,7 @@ def _with_version(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion]:
     return row, tx.datasets.current(row)
 
 
-def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str) -> Offer:
+def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str, left_out: Json | None) -> Offer:
     if tx.datasets.offer(policy.id) is not None:
         raise AlreadyExists(f"an offer {policy.id!r} exists; withdraw it and give the new one another name")
     standing.check_offer(tx, checked.standing(policy.id), checked.version)
@@ -232,7 +234,9 @@ def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str) -> Offer
         decide=checked.decide,
         created_at=tx.now,
         withdrawn_at=None,
+        left_out=left_out,
     )
     tx.datasets.add(row)
-    tx.publish(OfferPublished(actor=by, dataset=row.dataset_id, detail={"offer": row.id, "policy": row.digest}))
+    detail = {"offer": row.id, "policy": row.digest, **({"left_out": left_out} if left_out else {})}
+    tx.publish(OfferPublished(actor=by, dataset=row.dataset_id, detail=detail))
     return row

@@ -37,6 +37,11 @@ class NewOffer(PolicyText):
     id: str = Field("", max_length=255, description="Identifier of the offer (IRI); empty: from the form, or made.")
     decide: str = Field("", max_length=16, description="Who answers a request: auto, manual or rules.")
     accept: bool = Field(False, description="Also with a purpose that is nearly one of the vocabulary, and none.")
+    publish_left_out: bool = Field(
+        False,
+        description="Tell those who agree which share of rows and of groups is left out, in steps of ten per cent. "
+        "Refused where a single group decides about it.",
+    )
 
 
 class Case(PolicyText):
@@ -79,6 +84,7 @@ class OfferView(BaseModel):
     decide: str
     created_at: float
     withdrawn_at: float | None
+    left_out: dict[str, Any] | None = Field(None, description="What is published of what its groups leave out.")
     sentences: list[dict[str, str]]
     report: list[dict[str, Any]]
     problems: list[dict[str, str]] = Field(default_factory=list)
@@ -101,6 +107,7 @@ def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
         decide=row.decide,
         created_at=row.created_at,
         withdrawn_at=row.withdrawn_at,
+        left_out=row.left_out,
         sentences=[] if read is None else sentences(read),
         report=[] if read is None else report.to_json(report.enforceability(read)),
         problems=found,
@@ -118,6 +125,10 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
 
     @routes.post("/offers", status_code=201, summary="Publish an offer for a dataset")
     async def publish(new: NewOffer, caller: Caller = owner) -> OfferView:
+        left_out = None
+        if new.publish_left_out:
+            meant = await offers.check(form=new.form, policy=new.policy, dataset=new.dataset, offer_id=new.id)
+            left_out = await view_of.left_out(meant.version, meant.contracts)
         row, checked = await offers.publish(
             by=caller.name,
             form=new.form,
@@ -126,6 +137,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
             decide=new.decide,
             offer_id=new.id,
             accept=new.accept,
+            left_out=left_out,
         )
         return view(row, [problem_json(problem) for problem in checked.problems])
 

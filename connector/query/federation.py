@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from connector.errors import HanseError, QueryInvalid
 from policies.columns import fold
 from policies.contract import Dimension
-from policies.withheld import Withheld, left_out, sentences, strongest
+from policies.withheld import Share, Withheld, left_out, sentences, strongest
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -64,6 +64,7 @@ class GridInfo:
     entity: str | None = None
     epsilon: float | None = None  # answers carry noise that spends this budget
     bins: tuple[Dimension, ...] = ()  # those of the dimensions whose values are in bins
+    share: Share | None = None  # what its owner has published of what it leaves out
 
     def least(self) -> str:
         """What its figures are over, in words."""
@@ -214,11 +215,17 @@ class Fragment:
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
     results: bool = False  # its rows are figures over groups, and no rows of data
     left_out: str = ""  # which groups its agreement leaves out, in words
+    share: Share | None = None  # what its owner has published of that
+    unfiltered: bool = False  # it asks for all groups
 
     @property
     def withheld(self) -> Withheld:
-        """What its agreement leaves out of its answer, whatever the data is."""
-        return Withheld.POSSIBLY if self.aggregate_only else Withheld.NOTHING
+        """What its agreement leaves out of its answer, as far as that follows from the agreement, the question and what
+        the owner has published."""
+        if not self.aggregate_only:
+            return Withheld.NOTHING
+        published = self.share is not None and (self.share.rows > 0 or self.share.groups > 0)
+        return Withheld.SOME if published and self.unfiltered else Withheld.POSSIBLY
 
     @property
     def agreements(self) -> tuple[str, ...]:
@@ -275,7 +282,9 @@ class Plan:
 
     def left_out(self) -> list[str]:
         """Which groups are left out at which owners, in sentences."""
-        return sentences(((one.owner, one.left_out) for one in self.fragments), owners=self.owners())
+        said = sentences(((one.owner, one.left_out) for one in self.fragments), owners=self.owners())
+        shares = (one.share.sentence(one.owner) for one in self.fragments if one.share is not None)
+        return [*said, *dict.fromkeys(shares)]
 
     @property
     def waves(self) -> dict[str, int]:

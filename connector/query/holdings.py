@@ -39,6 +39,7 @@ from policies.columns import fold
 from policies.contract import Dimension
 from policies.values import is_below
 from policies.vocabulary import expand
+from policies.withheld import Share
 
 _log = logger("query")
 _KEPT_SECONDS = 60.0
@@ -288,6 +289,7 @@ def _grid(told: Grid) -> GridInfo:
         min_group=told.min_group,
         entity=told.entity,
         epsilon=told.epsilon,
+        share=None if told.left_out is None else Share(told.left_out.rows, told.left_out.groups),
         bins=tuple(Dimension(one.column, one.width) for one in told.dimensions if one.width is not None),
     )
 

@@ -214,6 +214,7 @@ class Planning:
         once = {id(share.statement): number for number, share in enumerate(draft.shares)}
         counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
         named_in = {tree: _names_in(draft.shares[number].statement) for tree, number in once.items()}
+        unfiltered = {tree: _is_unfiltered(draft.shares[number].statement) for tree, number in once.items()}
         results = {tree: gives_results(draft.shares[number].statement) for tree, number in once.items()}
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
@@ -241,6 +242,8 @@ class Planning:
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
                 results=results[id(share.statement)] or any(info.aggregate_only for info in infos),
                 left_out=next((info.grid.left_out() for info in infos if info.grid is not None), ""),
+                share=next((info.grid.share for info in infos if info.grid is not None), None),
+                unfiltered=unfiltered[id(share.statement)],
             )
 
 
@@ -291,6 +294,13 @@ def gives_results(statement: exp.Expr) -> bool:
     sources = [one for one in (_source(statement), *joined) if one is not None]
     within = [ctes.get(fold(one.name)) if isinstance(one, exp.Table) and not one.db else one for one in sources]
     return bool(within) and all(isinstance(one, exp.Query) and gives_results(one) for one in within)
+
+
+def _is_unfiltered(statement: exp.Expr) -> bool:
+    """Whether every group that there is adds to the answer."""
+    return not any(
+        isinstance(node, exp.Where | exp.Having | exp.Limit | exp.Filter | exp.If) for node in every(statement)
+    )
 
 
 def _source(select: exp.Select) -> exp.Expr | None:

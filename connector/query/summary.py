@@ -43,6 +43,13 @@ class Axis(BaseModel):
     width: float | None = Field(None, allow_inf_nan=False)
 
 
+class Share(BaseModel):
+    """Which share of rows and of groups an owner says that its grid leaves out: the lower edges, in per cent."""
+
+    rows: Annotated[int, Field(ge=0, le=90, multiple_of=10)]
+    groups: Annotated[int, Field(ge=0, le=90, multiple_of=10)]
+
+
 class Grid(BaseModel):
     """What is answered where only figures over groups are."""
 
@@ -51,6 +58,7 @@ class Grid(BaseModel):
     min_group: _Count
     entity: str | None
     epsilon: float | None = Field(None, allow_inf_nan=False)
+    left_out: Share | None = None
 
 
 class Contract(BaseModel):

@@ -97,7 +97,8 @@ class DatasetVersion(Table):
 
 
 class Offer(Table):
-    """A policy attached to a dataset. `policy` is the ODRL offer; `form` the YAML it was written in."""
+    """A policy attached to a dataset. `policy` is the ODRL offer; `form` the YAML it was written in. `left_out`: the
+    share of one version that its grids leave out, where its owner publishes that."""
 
     __tablename__ = "offer"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -108,6 +109,7 @@ class Offer(Table):
     decide: Mapped[str] = mapped_column(String(16))  # auto | manual | rules
     created_at: Mapped[float]
     withdrawn_at: Mapped[float | None]
+    left_out: Mapped[Json | None]
 
 
 class Negotiation(Table):

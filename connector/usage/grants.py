@@ -22,10 +22,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
@@ -85,6 +85,13 @@ class Grants:
     async def hold(self, agreement_id: str, *, consumer: str) -> Held:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
         return self._compiled((await self._store.read(lambda tx: self._found(tx, agreement_id, consumer)))[0])
+
+    async def left_out(self, held: Held) -> Mapping[str, Any]:
+        """The share that the groups of an agreement leave out, by permission, as its owner has published it with the
+        offer and for the version that is read now; else nothing."""
+        offers = await self._store.read(lambda tx: tx.datasets.offers_of([held.dataset.id]))
+        said = (one.left_out for one in offers if one.digest == held.agreement.digest and one.left_out)
+        return next((one["shares"] for one in said if one["version"] == held.version.digest), {})
 
     def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
         """As `hold`, in a transaction that reads already."""

@@ -285,6 +285,7 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
         "rows": scalar(count_star(), table_named(total)),
         "rows_shown": scalar(count_star(), table_named(made.name)),
         "rows_with_unit": scalar(count_star(), table_named(made.base)),
+        "rows_of_largest": scalar(or_zero(exp.Max(this=column_named(IN_ROWS))), _withheld_cells(grid, made, maker)),
     }
     query = exp.select(*(named_as(value, name) for name, value in figures.items()), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
@@ -315,6 +316,19 @@ def cells_of(grid: Grid, table: str) -> exp.Select:
     """The cells in which the rows of a table lie."""
     shown = key_columns(grid) or [named_as(ONE.copy(), IN_ROWS)]
     return exp.select(*shown, copy=False).from_(table_named(table), copy=False)
+
+
+def _withheld_cells(grid: Grid, made: Layers, maker: Maker) -> exp.Expr:
+    """The cells that are withheld, with their rows."""
+    all_, shown = (_counted_cells(grid, table) for table in (made.base, made.name))
+    query = exp.Except(this=all_, expression=shown, distinct=True)
+    return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
+
+
+def _counted_cells(grid: Grid, table: str) -> exp.Select:
+    keys = key_columns(grid)
+    query = exp.select(*keys, named_as(count_star(), IN_ROWS), copy=False).from_(table_named(table), copy=False)
+    return query.group_by(*(column_named(one.column) for one in grid.dimensions), copy=False) if keys else query
 
 
 def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:

@@ -41,6 +41,10 @@ def add(
     accept: Annotated[
         bool, typer.Option("--accept", help="Also with a purpose that is nearly one of the vocabulary, and none.")
     ] = False,
+    left_out: Annotated[
+        bool,
+        typer.Option("--publish-left-out", help="Tell those who agree which share its groups leave out, rounded."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish an offer. From then on others may find the dataset and ask for it.
@@ -54,7 +58,7 @@ def add(
         watched = sys.stdin.isatty() and not yes
         if watched and any(one["rows_lost"] for one in lost) and not typer.confirm("Publish it all the same?"):
             raise typer.Exit(EXIT["failed"])
-    body = {**text, "decide": decide, "accept": accept}
+    body = {**text, "decide": decide, "accept": accept, "publish_left_out": left_out}
     row = space().api.post("/offers", {key: value for key, value in body.items() if value})
     if as_json:
         print_json(row)

@@ -475,6 +475,7 @@ def test_the_owner_is_told_what_the_grid_keeps_back() -> None:
         "rows": 1168,
         "rows_shown": 65,
         "rows_with_unit": 1137,
+        "rows_of_largest": 900,
     }
 
 
