@@ -6,7 +6,7 @@ there or not (decision 56).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -70,6 +70,17 @@ class LeftOut:
     groups: int
     groups_lost: int
     rows_of_largest: int  # of the groups that are left out
+
+    @classmethod
+    def of(cls, report: Mapping[str, int]) -> LeftOut:
+        """From the figures of `enforce.sql.withheld`."""
+        return cls(
+            rows=report["rows"],
+            rows_lost=report["rows"] - report["rows_shown"],
+            groups=report["cells"],
+            groups_lost=report["cells"] - report["cells_shown"],
+            rows_of_largest=report["rows_of_largest"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class OwnersView:
         for one in contracts:
             if one.grid is None or one.grid.privacy is not None:
                 continue
-            share = share_of(await self._left_out(version, one), min_group=one.grid.min_group)
+            share = share_of(LeftOut.of(await self._report(version, one)), min_group=one.grid.min_group)
             if share is None:
                 raise PolicyInvalid(
                     "the share that the groups leave out cannot be published: one group more or less would change it, "
@@ -115,16 +115,6 @@ class OwnersView:
                 code="left_out_nothing",
             )
         return {"version": version.digest, "shares": found}
-
-    async def _left_out(self, version: DatasetVersion, contract: DataContract) -> LeftOut:
-        seen = await self._report(version, contract)
-        return LeftOut(
-            rows=seen["rows"],
-            rows_lost=seen["rows"] - seen["rows_shown"],
-            groups=seen["cells"],
-            groups_lost=seen["cells"] - seen["cells_shown"],
-            rows_of_largest=seen["rows_of_largest"],
-        )
 
     async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
         return await self.figures(version, replace(contract, grid=grid))

@@ -104,9 +104,7 @@ def test_a_share_that_one_group_decides_is_not_published() -> None:
     assert share_of(_found(40, ()), min_group=5) == Share(0, 0)  # as where one or two are left out
     assert share_of(_found(40, (4, 4)), min_group=5) == Share(0, 0)
     assert share_of(LeftOut(1000, 400, 50, 7, 350), min_group=5) is None  # one large group makes the share of rows
-    assert (
-        share_of(LeftOut(1000, 60, 20, 2, 4), min_group=5) is None
-    )  # one fewer is below a tenth
+    assert share_of(LeftOut(1000, 60, 20, 2, 4), min_group=5) is None  # one fewer is below a tenth
     assert share_of(LeftOut(1000, 150, 100, 35, 4), min_group=5) == Share(10, 30)
     assert share_of(LeftOut(0, 0, 0, 0, 0), min_group=5) is None
 

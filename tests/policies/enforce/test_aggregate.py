@@ -16,6 +16,7 @@ import pytest
 from policies.contract import DataContract
 from policies.enforce.sql import Dataset, withheld
 from policies.errors import QueryRefused
+from policies.withheld import LeftOut, Share, share_of
 from tests.support import gate
 from tests.support.gate import atom
 
@@ -477,6 +478,41 @@ def test_the_owner_is_told_what_the_grid_keeps_back() -> None:
         "rows_with_unit": 1137,
         "rows_of_largest": 900,
     }
+
+
+def _published(*sizes: int) -> Share | None:
+    """The share that may be published of towns of so many persons."""
+    made = gate.Bench()
+    towns = ", ".join(f"({number}, {size})" for number, size in enumerate(sizes))
+    made.connection.execute(
+        "CREATE TABLE src AS SELECT row_number() OVER () AS id, town FROM "
+        f"(SELECT town, unnest(range(size)) FROM (VALUES {towns}) v(town, size))"
+    )
+    shape = (
+        atom("ds:minGroupSize", "gteq", str(K)),
+        atom("ds:entityKey", "eq", "id"),
+        atom("ds:dimension/town", "eq", "exact"),
+    )
+    made.add("clinic", "towns", "src", _contract(made, "src", *shape))
+    report = withheld(made.datasets[0], token=made.token, mask_key=gate.KEY)
+    figures = dict(zip(report.columns, made.run(report)[0], strict=True))
+    made.connection.close()
+    return share_of(LeftOut.of(figures), min_group=K)
+
+
+@pytest.mark.parametrize("victim", [1, K - 1])
+@pytest.mark.parametrize("small", range(0, 16, 3))
+def test_a_published_share_does_not_tell_whether_one_group_is_there(victim: int, small: int) -> None:
+    """The attack: who knows all other groups computes the share with and without the victim's and compares."""
+    others = (*[40] * 40, *[4] * small)
+    without, with_it = _published(*others), _published(*others, victim)
+    assert without is None or with_it is None or without == with_it
+
+
+def test_a_share_is_published_where_no_group_decides_about_it() -> None:
+    assert _published(*[40] * 40, *[4] * 7) == Share(0, 10)
+    assert _published(*[40] * 40, 4) == Share(0, 0)
+    assert _published(*[40] * 9, 4) is None
 
 
 def test_a_report_without_a_grid_is_an_error() -> None:
