@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from catalogue.settings import Settings
 from connector.errors import Conflict, HanseError, NotFound
-from connector.forms import make_folder, unfit
+from connector.setting_types import make_folder, unfit
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,8 +39,8 @@ def serve() -> None:
     import uvicorn
 
     from catalogue.app import create_app
-    from catalogue.store.claim import alone
-    from connector.bounds import Bounded, raise_descriptors
+    from catalogue.store.single_instance import alone
+    from connector.infra.http.http_limits import Bounded, raise_descriptors
     from connector.telemetry import set_up_logging
 
     gc.enable()
@@ -76,7 +76,7 @@ def serve() -> None:
 @commands.command()
 def ready() -> None:
     """Exit 0 where the catalogue that these settings are for is up and ready, as a supervisor asks; else 1."""
-    from connector.ready import why_not
+    from connector.infra.http.readiness_probe import why_not
 
     settings = _settings()
     if why := why_not(settings.public_host, settings.public_port, tls=False):
@@ -96,7 +96,7 @@ def migrate() -> None:
 @commands.command()
 def token() -> None:
     """Make a new token for the operator; the one before it, and every session in a browser, end at once."""
-    from catalogue.access import another_token
+    from catalogue.api.access import another_token
 
     settings = _settings()
     file = settings.admin_token_file
@@ -114,7 +114,7 @@ def add(
     url: Annotated[str, typer.Option(help="Root of its public listener; empty is the DID's address.")] = "",
 ) -> None:
     """Admit a participant."""
-    from catalogue.members import Application
+    from catalogue.members.members import Application
 
     wanted = Application(id=did, name=name, title=title, role=role, country=country, url=url)
     row = _with_members(lambda members: members.join(wanted))
@@ -166,8 +166,8 @@ def _settings() -> Settings:
 
 def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
     """Run `work` on the members of the configured database; a running catalogue follows within seconds."""
-    from catalogue.members import Members
-    from connector.net import Guard, Net
+    from catalogue.members.members import Members
+    from connector.infra.net.http_client import Guard, Net
 
     async def run(store: Any) -> Any:
         settings = _settings()

@@ -13,24 +13,26 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from catalogue import admin, api, feeds, health, ingest, pages, problems
-from catalogue.access import Access
-from catalogue.crawler import Crawler
-from catalogue.index import Index
-from catalogue.members import Members
-from catalogue.register import Register
-from catalogue.search import Search
+from catalogue import pages
+from catalogue.api import admin, error_pages, export_routes, health, routes
+from catalogue.api.access import Access
+from catalogue.crawl import ingest
+from catalogue.crawl.crawler import Crawler
+from catalogue.members.members import Members
+from catalogue.members.register import Register
+from catalogue.search.index import Index
+from catalogue.search.search_service import Search
 from catalogue.settings import Settings
 from catalogue.store import Store
 from catalogue.store.migrate import upgrade
-from connector import look
 from connector.errors import BadInput
-from connector.forms import make_folder
 from connector.identity.did import Resolver
+from connector.identity.identity_service import Identity
 from connector.identity.keys import participant_key
-from connector.identity.service import Identity
-from connector.look import reference
-from connector.net import Guard, Net
+from connector.infra import html
+from connector.infra.html import api_reference
+from connector.infra.net.http_client import Guard, Net
+from connector.setting_types import make_folder
 from connector.telemetry import logger
 
 _FOLLOW_SECONDS, _FOLLOW_SECONDS_MAX = 2.0, 60.0
@@ -101,19 +103,19 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     app.middleware("http")(built.metrics.observe)
     app.add_middleware(Heads)
     site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
-    problems.install(app, page=site.problem, headers=_HEADERS)
-    app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
+    error_pages.install(app, page=site.problem, headers=_HEADERS)
+    app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
     app.include_router(health.router(built.store, built.index, built.access, built.metrics))
-    app.include_router(feeds.router(built.search, built.access, settings, page=site.dataset))
+    app.include_router(export_routes.router(built.search, built.access, settings, page=site.dataset))
     app.include_router(site.router())
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """The API for people."""
-        return HTMLResponse(reference.page(app.openapi()))
+        return HTMLResponse(api_reference.page(app.openapi()))
 
-    app.mount("/static", StaticFiles(directory=look.FOLDER), name="static")
+    app.mount("/static", StaticFiles(directory=html.FOLDER), name="static")
     return app
 
 
@@ -182,7 +184,7 @@ def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[
         chunked = "transfer-encoding" in request.headers
         if chunked or not length.isdecimal() or int(length) > body_max:
             refused = BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
-            response: Response = problems.problem_response(refused)
+            response: Response = error_pages.problem_response(refused)
         else:
             response = await call_next(request)
         for name, value in _HEADERS.items():

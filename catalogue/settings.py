@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from connector.forms import Address, Database, Did, Name, Networks, Place
 from connector.identity.did import did_of
+from connector.setting_types import Address, Database, Did, Name, Networks, Place
 
 
 class Settings(BaseSettings):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from connector.errors import HanseError
-from connector.forms import unfit
+from connector.setting_types import unfit
 from connector.settings import Settings, misspelt
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
@@ -35,7 +35,7 @@ def serve() -> None:
     """Serve both listeners until told to stop (settings: environment, HANSE_...; list them with `settings`)."""
     settings = _settings()
     gc.disable()  # nothing of what is loaded now is garbage: looking for some takes a tenth of the time
-    from connector.serve import serve as run
+    from connector.server import serve as run
 
     gc.enable()
     try:
@@ -66,7 +66,7 @@ def restored(
 ) -> None:
     """Go on with a database that was put back from a copy: what is agreed, offered and let in ends, and the log goes on
     under another key. While nothing serves it."""
-    from connector.restored import go_on, place
+    from connector.recovery import go_on, place
 
     settings = _settings()
     where = place(settings)
@@ -90,7 +90,7 @@ def restored(
 @commands.command()
 def ready() -> None:
     """Exit 0 where the connector that these settings are for is up and ready, as a supervisor asks; else 1."""
-    from connector.ready import why_not
+    from connector.infra.http.readiness_probe import why_not
 
     settings = _settings()
     if why := why_not(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):

@@ -13,15 +13,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
-from connector import VERSION
-from connector.dataplane import access, receiving_http
-from connector.dataplane import http as data_http
-from connector.dataplane.exchange import BODY_MAX
-from connector.direct import Direct, bare
+from connector import VERSION, console
+from connector.console.page import HEADERS
+from connector.dataplane import contract_routes
+from connector.dataplane.http import routes as data_http
+from connector.dataplane.http.request_context import BODY_MAX
+from connector.dataplane.push import routes as push_routes
 from connector.dsp import routes as dsp_routes
 from connector.errors import HanseError
 from connector.identity import did, keys
-from connector.look import reference
+from connector.infra.html import api_reference
+from connector.infra.http import problem_json
+from connector.infra.http.fast_routes import Direct, bare
 from connector.management import (
     agreements,
     audit,
@@ -31,8 +34,6 @@ from connector.management import (
     facts,
     negotiations,
     offers,
-    pages,
-    problems,
     queries,
     receipts,
     registrations,
@@ -43,9 +44,8 @@ from connector.management import (
 from connector.management import (
     reads as reads_api,
 )
-from connector.management.pages.desk import HEADERS
-from connector.parts import Services
-from connector.usage.receipts import Receipts
+from connector.services import Services
+from connector.usage.receipt_log import Receipts
 
 
 class _Public(FastAPI):
@@ -74,7 +74,7 @@ def public_app(parts: Services) -> FastAPI:
     app = _Public(
         Direct(
             *data_http.routes(parts.reads, parts.addresses, owner=settings.name),
-            *receiving_http.routes(parts.receiving),
+            *push_routes.routes(parts.receiving),
             *bare(protocol.routes),
         ),
         title="Hanse connector, public",
@@ -84,10 +84,10 @@ def public_app(parts: Services) -> FastAPI:
         openapi_url=None,
         max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes keep the smaller one
     )
-    problems.install(app)
+    problem_json.install(app)
     app.include_router(protocol)
     app.include_router(dsp_routes.version_router())
-    app.include_router(access.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
+    app.include_router(contract_routes.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
@@ -105,7 +105,7 @@ def management_app(parts: Services) -> FastAPI:
         docs_url=None,  # its page has scripts from elsewhere, beside our session
         redoc_url=None,
     )
-    problems.install(app)
+    problem_json.install(app)
     # One below the other they would be matched once more a level; first comes what is asked most.
     for routes in (
         queries.router(parts.coordinator, tokens),
@@ -138,7 +138,7 @@ def management_app(parts: Services) -> FastAPI:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """The API for people."""
-        return HTMLResponse(reference.page(app.openapi()), headers=dict(HEADERS))
+        return HTMLResponse(api_reference.page(app.openapi()), headers=dict(HEADERS))
 
     return app
 
@@ -151,7 +151,7 @@ def _console(parts: Services) -> APIRouter:
         about = {"catalogue_url": settings.catalogue_url, "operator": settings.trust_anchor}
         return await search.ask(parts.net, parts.identity, query, **about)
 
-    return pages.router(
+    return console.router(
         settings=settings,
         participant=parts.participant,
         version=VERSION,

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from connector.forms import Address, Database, Did, Location, Name, Networks, Place, words
+from connector.setting_types import Address, Database, Did, Location, Name, Networks, Place, words
 
 
 def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from policies import values
+from policies.evaluation import values
 from policies.model import Atom, Connective, Duty, Group, Policy, Rule
 from policies.vocabulary import ds, expand, odrl
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from policies import lowering, masks, vocabulary
+from policies import vocabulary
+from policies.contracts import lowering, masks
 from policies.vocabulary import ENFORCERS, Operand, Tier, compact
 
 GROUP = "hanse.policy_terms"

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from catalogue.entry import Column
+from catalogue.crawl.entry import Column
+from catalogue.crawl.languages import tag_of
 from catalogue.exports import dcat, graph
 from catalogue.exports.dcat import About, iri_of
-from catalogue.facets import Card
-from catalogue.languages import tag_of
+from catalogue.search.facets import Card
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 MEDIA_TYPE = f'application/ld+json; profile="{CONFORMS_TO}"'

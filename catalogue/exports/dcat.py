@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from catalogue.crawl.languages import iri_of as language_iri
+from catalogue.crawl.languages import tag_of
+from catalogue.crawl.offer_terms import Offer
 from catalogue.exports.graph import Iri, Literal, Node
-from catalogue.facets import THEME_BASE, THEMES, Card, theme_code
-from catalogue.languages import iri_of as language_iri
-from catalogue.languages import tag_of
-from catalogue.offers import Offer
-from policies import jsonld as policy_jsonld
+from catalogue.search.facets import THEME_BASE, THEMES, Card, theme_code
 from policies.errors import PolicyError
 from policies.model import ODRL, Atom, Constraint, Duty, Group, Kind, Rule
+from policies.odrl import reader as policy_jsonld
 
 _EU = "http://publications.europa.eu/resource/authority/"
 _ARROW = "https://www.iana.org/assignments/media-types/application/vnd.apache.arrow.stream"

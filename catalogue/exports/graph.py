@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
 
-from catalogue.texts import writable
+from catalogue.crawl.sanitize import writable
 
 PREFIXES = {
     "adms": "http://www.w3.org/ns/adms#",

@@ -16,22 +16,22 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from catalogue import question as questions
-from catalogue.access import COOKIE, Access, Viewer
-from catalogue.api import filters_of
-from catalogue.crawler import Crawler
+from catalogue.api.access import COOKIE, Access, Viewer
+from catalogue.api.routes import filters_of
+from catalogue.crawl.crawler import Crawler
+from catalogue.crawl.description_quality import validate
 from catalogue.exports import EXPORTS
-from catalogue.facets import FACETS, Card
-from catalogue.members import Application, Members
-from catalogue.pages import words
-from catalogue.question import Question
-from catalogue.search import Search
+from catalogue.members.members import Application, Members
+from catalogue.pages import page_text
+from catalogue.search import search_query as questions
+from catalogue.search.facets import FACETS, Card
+from catalogue.search.search_query import Question
+from catalogue.search.search_service import Search
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run, Source
-from catalogue.validation import validate
 from connector.errors import BadInput, HanseError, Unauthenticated
-from connector.look.words import TIERS
+from connector.infra.html.wording import TIERS
 
 _FIELDS_MAX = 50
 _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits leads to, and how long they may take
@@ -75,9 +75,9 @@ class Site:
         self._pages = Environment(
             loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        self._pages.filters.update(words.FILTERS)
+        self._pages.filters.update(page_text.FILTERS)
         self._pages.globals.update(
-            settings=settings, search_url=words.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
+            settings=settings, search_url=page_text.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
         )
 
     async def problem(self, request: Request, error: HanseError) -> Response:
@@ -90,7 +90,7 @@ class Site:
 
     def dataset(self, card: Card, viewer: Viewer) -> Response:
         """One dataset."""
-        code, quality = words.snippet(card), validate(card)
+        code, quality = page_text.snippet(card), validate(card)
         return self._page("dataset.html", viewer, card=card, code=code, quality=quality, where="search")
 
     def router(self) -> APIRouter:
@@ -151,7 +151,7 @@ class Site:
             if time.monotonic() > until:
                 break
             if total := await self._search.count(one, viewer):
-                found.append((label, words.search_url(one), total))
+                found.append((label, page_text.search_url(one), total))
         return found
 
     # -- logging in and out

@@ -13,9 +13,9 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from catalogue.store.transaction import Transaction
-from connector.database import open_engine
 from connector.errors import BadInput, Busy
-from connector.threads import Threads
+from connector.infra.concurrency.thread_pool import Threads
+from connector.infra.database.database import open_engine
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from connector import database
 from connector.errors import NotFound
+from connector.infra.database import database
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x48414E43  # "HANC"

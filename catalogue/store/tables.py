@@ -86,7 +86,7 @@ class Entry(Table):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     member_id: Mapped[str] = mapped_column(_Id, index=True)
     raw: Mapped[str]  # as the provider sent it; empty in a tombstone
-    content: Mapped[Json]  # as catalogue.entry reads it; in a tombstone, who saw it (catalogue.cards)
+    content: Mapped[Json]  # as catalogue.crawl.entry reads it; in a tombstone, who saw it (catalogue.search.visibility)
     reader: Mapped[int]  # version of the reading
     digest: Mapped[str] = mapped_column(_Key)
     first_seen: Mapped[float]

@@ -22,24 +22,25 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from urllib.parse import urlencode
 
-from hanse import _wire, flow
-from hanse._http import Api, ask_at
-from hanse._waits import Waits
-from hanse._wire import Answer, Request
+from hanse import agreement as agreement_steps
+from hanse._transport import http_stream
+from hanse._transport.api import Api, ask_at
+from hanse._transport.cancellation import Waits
+from hanse._transport.http_stream import Answer, Request
+from hanse.agreement import Access, Call, segment
+from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
-from hanse.explained import Explained
-from hanse.flow import Access, Call, segment
+from hanse.explanation import Explained
 from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
-from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
-from hanse.receipts import Receipts
+from hanse.retry import IDLE_SECONDS, SECONDS, Patience
 from hanse.stream import Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from hanse.loaders import Loader
-    from hanse.loaders.torch import Batches
+    from hanse.loaders.torch.batches import Batches
 
 T = TypeVar("T")
 
@@ -121,8 +122,10 @@ class Space:
         answered within `timeout` seconds: call again later, the negotiation stays open. ApprovalNeeded where it is
         somebody here who has to. What somebody has said no to, for this purpose, is asked for anew with `again` only.
         """
-        wanted = flow.name_of(name)
-        steps = flow.agree(wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again)
+        wanted = agreement_steps.name_of(name)
+        steps = agreement_steps.agree(
+            wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again
+        )
         return Dataset(self, self.drive(steps))
 
     def query(
@@ -152,7 +155,7 @@ class Space:
         )
         headers = {**self.api.headers, "content-type": "application/json"}
         request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
-        return Stream(_in_turn(lambda: _wire.ask(request), patience))
+        return Stream(_in_turn(lambda: http_stream.ask(request), patience))
 
     def progress(self, query_id: str) -> dict[str, Any]:
         """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
@@ -373,7 +376,7 @@ class Dataset:
         return Loader(self, **options)
 
     def to_torch(self, **options: Unpack[ForTorch]) -> Batches:
-        """A PyTorch IterableDataset of batches: `hanse.loaders.torch.dataset`.
+        """A PyTorch IterableDataset of batches: `hanse.loaders.torch.batches.dataset`.
 
             DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=4)
 
@@ -383,9 +386,9 @@ class Dataset:
         """
         check(options, ForTorch)
         with extra("torch"):
-            from hanse.loaders import torch
+            from hanse.loaders.torch import batches
 
-        return torch.dataset(self, **options)
+        return batches.dataset(self, **options)
 
     def to_hf(self, **options: Unpack[ForHf]) -> Any:
         """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
@@ -497,7 +500,7 @@ class Dataset:
 
         def act(endpoint: str, ticket: str) -> Answer:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
-            return _wire.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
+            return http_stream.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
 
         return self._ticketed(act)
 

@@ -46,7 +46,7 @@ class ForLoader(InBatches, total=False):
 
 
 class ForTorch(InBatches, total=False):
-    """Of `hanse.loaders.torch.dataset`, where the parts follow from rank, world and workers."""
+    """Of `hanse.loaders.torch.batches.dataset`, where the parts follow from rank, world and workers."""
 
     form: Callable[..., Any] | None
     shapes: Mapping[str, tuple[int, ...]] | None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._messages import METADATA_MAX, Messages
+from hanse._arrow.message_limits import METADATA_MAX, Messages
 from hanse.errors import BadInput, Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows

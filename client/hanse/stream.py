@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
-from hanse._messages import Messages
-from hanse._sockets import here
-from hanse._valid import Validator
-from hanse._values import bounded, kinds, told_by_column
-from hanse._wire import Answer, Memory, kept
+from hanse._arrow.message_limits import Messages
+from hanse._arrow.validation import Validator
+from hanse._arrow.value_limits import bounded, kinds, told_by_column
+from hanse._transport.http_stream import Answer, Memory, kept
+from hanse._transport.sockets import here
+from hanse.audit.read_receipts import LEFT, Receipt, Receipts
 from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
 from hanse.options import extra
-from hanse.patience import Patience
 from hanse.plan import Due
-from hanse.receipts import LEFT, Receipt, Receipts
+from hanse.retry import Patience
 
 if TYPE_CHECKING:
     import duckdb

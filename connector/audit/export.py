@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from connector.audit import merkle, note
+from connector.audit import merkle, signed_note
+from connector.audit.head_file import Unit
 from connector.audit.log import AuditLog, Filter, record_from
-from connector.audit.mark import Unit
 from connector.audit.record import Record, canonical
 from connector.errors import Busy, NotFound
 
@@ -34,7 +34,7 @@ _ZIP64_ABOVE = 2**31 - 1
 _LINE_ESTIMATE = 16_384  # far above a line's length: decides only whether the container needs 64-bit sizes
 
 
-async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory: Path) -> IO[bytes]:
+async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, directory: Path) -> IO[bytes]:
     """An evidence file under the newest head, open at its start; it has no name, so it goes when it is closed.
 
     Busy where the directory cannot take it, and where others that are made leave no room. The caller has recorded who
@@ -61,12 +61,12 @@ async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory
         ) from error
 
 
-def write(file: IO[bytes], tx: Unit, *, signer: note.Signer, which: Filter) -> None:
+def write(file: IO[bytes], tx: Unit, *, signer: signed_note.Signer, which: Filter) -> None:
     """Write the evidence file for `which` from one snapshot. NotFound for a log without a record."""
     newest = tx.audit.checkpoint()
     if newest is None:
         raise NotFound("the log has no record yet, so there is nothing to export")
-    origin, size, root = note.head_of(newest.note)
+    origin, size, root = signed_note.head_of(newest.note)
     whole = not which.terms
     with ZipFile(file, "w", ZIP_STORED) as container:
         records = _write_events(container, tx, which=which, size=size, whole=whole)

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from connector.audit import merkle, note
-from connector.audit.mark import LogBroken, Mark, NotOurs, Unit, older
+from connector.audit import merkle, signed_note
+from connector.audit.head_file import LogBroken, Mark, NotOurs, Unit, older
 from connector.audit.record import SALT_BYTES, Record, record_of
 from connector.errors import BadInput, HanseError, NotFound
 from connector.events import OUTCOMES, Bus, Event, kinds
@@ -61,8 +61,8 @@ class Sequencer:
         self,
         database: Database,
         *,
-        signer: note.Signer,
-        former: Sequence[note.Signer] = (),
+        signer: signed_note.Signer,
+        former: Sequence[signed_note.Signer] = (),
         mark: Mark | None = None,
         takes_over: bool = False,
         round_seconds: float = 0.05,
@@ -201,13 +201,13 @@ class Sequencer:
             tx.audit.put_tile(level, n, data)
         total = size + len(records)
         head = merkle.root(lambda level, n: changed.get((level, n)) or tile(level, n), total)
-        self._signed = note.checkpoint(self._signer, size=total, root=head)
+        self._signed = signed_note.checkpoint(self._signer, size=total, root=head)
         tx.audit.put_checkpoint(total, self._signed, tx.now)  # 5
         tx.audit.settle([row.id for row in rows])  # 6
         return len(records)
 
 
-def check_key(tx: Unit, *, signer: note.Signer, former: Sequence[note.Signer] = ()) -> None:
+def check_key(tx: Unit, *, signer: signed_note.Signer, former: Sequence[signed_note.Signer] = ()) -> None:
     """NotOurs where the newest head is signed with another key: an auditor would take what follows for a forgery. With
     a `former` one, the database is from before that ended."""
     newest = tx.audit.checkpoint()
@@ -229,7 +229,7 @@ def check_head(tx: Unit) -> None:
         if size:
             raise LogBroken(f"the audit log holds {size} records and no signed head; {merkle.PUT_BACK}")
         return
-    _, signed, root = note.head_of(newest.note)
+    _, signed, root = signed_note.head_of(newest.note)
     try:
         sound = signed == size and merkle.root(tx.audit.tile, size) == root
     except merkle.TreeBroken as error:
@@ -345,7 +345,7 @@ class AuditLog:
                 raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
             path = merkle.inclusion_proof(tx.audit.tile, idx, newest.size)
             logged = merkle.leaf_at(tx.audit.tile, idx)
-            return Proven(record_from(row), logged, note.proof(index=idx, path=path, note=newest.note))
+            return Proven(record_from(row), logged, signed_note.proof(index=idx, path=path, note=newest.note))
 
         return await self.database.read(work)
 

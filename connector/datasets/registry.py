@@ -20,10 +20,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from connector.datasets import kept
-from connector.datasets.making import Making, remove
-from connector.datasets.outside import Outside
-from connector.datasets.registering import (
+from connector.datasets import version_retention
+from connector.datasets.external import Outside
+from connector.datasets.file_access import at_files, still_unchanged
+from connector.datasets.owned_files import Making, remove
+from connector.datasets.registration import (
     CONVERTING,
     STORING,
     Registering,
@@ -33,8 +34,7 @@ from connector.datasets.registering import (
     halted,
 )
 from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
-from connector.datasets.sources.convert import disk_full
-from connector.datasets.sources.files import (
+from connector.datasets.sources.source_files import (
     LOOK_SECONDS,
     FileRef,
     fresh,
@@ -44,7 +44,7 @@ from connector.datasets.sources.files import (
     unchanged,
     within,
 )
-from connector.datasets.threads import at_files, still_unchanged
+from connector.datasets.sources.to_parquet import disk_full
 from connector.errors import (
     AlreadyExists,
     BadInput,
@@ -61,7 +61,7 @@ from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
 from connector.telemetry import logger
-from policies.contract import Column, TableSchema
+from policies.contracts.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS = 100
@@ -152,7 +152,7 @@ class Registry:
         if self._outside is not None:
             await asyncio.to_thread(self._outside.sweep)
         if left := await asyncio.to_thread(self._making.left):
-            wanted = await self._store.read(kept.wanted)
+            wanted = await self._store.read(version_retention.wanted)
             await asyncio.to_thread(remove, [path for path in left if path.name not in wanted])
         self.looking = asyncio.create_task(self._look_for_ours())
 
@@ -214,7 +214,7 @@ class Registry:
         )
         before = {column["name"]: column["type"] for column in old.schema}
         async with self._begun(asked, by) as one, self._read(asked, one, before) as read:
-            under = await self._store.read(lambda tx: kept.asked_under(tx, row.id))
+            under = await self._store.read(lambda tx: version_retention.asked_under(tx, row.id))
             affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
@@ -268,7 +268,7 @@ class Registry:
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
             if any(agreement.ended_at is None for agreement, _ in tx.agreements.on(row.id)):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
-            kept.pass_over(tx, tx.datasets.current(row))
+            version_retention.pass_over(tx, tx.datasets.current(row))
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
 
@@ -285,7 +285,7 @@ class Registry:
     async def _let_go(self, dataset_id: str) -> None:
         """Reads that have opened a file go on with it. What cannot be removed now is at the next start."""
         try:
-            names = await self._store.read(partial(kept.let_go, dataset_id=dataset_id))
+            names = await self._store.read(partial(version_retention.let_go, dataset_id=dataset_id))
             await asyncio.to_thread(remove, [self._folder / name for name in names])
         except (HanseError, OSError) as error:
             _log.error("not_removed", dataset=dataset_id, reason=str(error))
@@ -330,7 +330,9 @@ class Registry:
             row, version = await asyncio.shield(writing)
         except asyncio.CancelledError:
             row, version = await writing
-        if read.made is not None and read.made.name not in kept.names([version]):  # it has a file of the same bytes
+        if read.made is not None and read.made.name not in version_retention.names(
+            [version]
+        ):  # it has a file of the same bytes
             await asyncio.to_thread(remove, [read.made])
         await self._gone()
         return row, version
@@ -449,8 +451,8 @@ class Registry:
     ) -> tuple[Dataset, DatasetVersion]:
         row = tx.datasets.of(dataset_id)
         if row.version != read.digest:
-            kept.pass_over(tx, tx.datasets.current(row))
-        version = _pinned(tx, row.id, asked, read, held=kept.held(tx, row))
+            version_retention.pass_over(tx, tx.datasets.current(row))
+        version = _pinned(tx, row.id, asked, read, held=version_retention.held(tx, row))
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
         detail = {"before": before, "rows": read.profile["rows"]} | _files(read)
@@ -532,7 +534,7 @@ def _check_still(tx: Transaction, dataset_id: str, old: DatasetVersion, under: f
     ends."""
     tx.datasets.hold(dataset_id)
     row = tx.datasets.of(dataset_id)
-    if row.version != old.digest or kept.asked_under(tx, dataset_id) - under:
+    if row.version != old.digest or version_retention.asked_under(tx, dataset_id) - under:
         raise Conflict(
             f"{row.name!r} has another version than the one that this was held against, or something was offered or "
             "agreed on it meanwhile; ask again",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from hanse import receipts
+from hanse.audit import read_receipts
 from rich.markup import escape
 
 from connector.demo.show import Show
@@ -62,7 +62,7 @@ def play(space: Space, *, once: bool, began: float = 0.0) -> int:
             )
         return 1
     finally:
-        receipts.leave()
+        read_receipts.leave()
         space.stop()
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hanse
-from hanse import verify
-from hanse.flow import segment
+from hanse.agreement import segment
+from hanse.audit import verify
 
-from connector.demo import training
+from connector.demo import training_job
 from connector.demo.data import Piece, prepare
 from connector.demo.show import Show, size
 from connector.demo.space import COUNTRIES, TITLES, Space, resident
 
 if TYPE_CHECKING:
-    from hanse._http import Api
+    from hanse._transport.api import Api
 
 _SECONDS = 60.0
 RESEARCH = "dpv:ScientificResearch"
@@ -229,7 +229,7 @@ def train(story: Story) -> None:
     story.show.chapter("A training job streams Arrow batches")
     flights = story.agreed["north/flights"]
     with story.show.step("A model learns batch by batch which flights arrive late", total=336_776) as step:
-        outcome = training.fit(flights, advance=step.advance)
+        outcome = training_job.fit(flights, advance=step.advance)
         step.say(
             f"{outcome.rows:,} rows in {outcome.batches} batches, {size(outcome.bytes)}; "
             f"log loss {outcome.loss:.3f} (always the mean: {outcome.base_loss:.3f}), "

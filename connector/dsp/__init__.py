@@ -19,7 +19,7 @@ How the parts are wired (all arguments by keyword; `connector/app.py` does this)
     api.include_router(management.events.router(feed=Feed(store.bus), webhooks=, tokens=, note=))
     await sender.start() once all is built and the store is migrated; await sender.stop() before the store closes
 
-`facts_of(participant id) -> policies.evaluate.Facts` is async (`connector.usage.facts.Known.of`).
+`facts_of(participant id) -> policies.evaluation.evaluate.Facts` is async (`connector.usage.fact_collector.Known.of`).
 `data_plane` is a `transfer.DataPlane`: `address(transfer, agreement) -> messages.DataAddress`, `stop(transfer_id,
 reason)`, `push(transfer, data_address)`, all async. `authenticate(header) -> Principal` and `mint(audience) -> header`
 are `identity.service.Identity`'s. The provider's row of a transfer has `state` STARTED only once the consumer has

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from connector.datasets import stored
+from connector.datasets import stored_policies
 from connector.dsp.negotiation import Negotiations
-from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers, revoked
 from connector.errors import Busy, Conflict, NotFound, Refused
+from connector.outbox.sender import Sender
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
 from connector.telemetry import logger
-from policies.contract import DataContract
+from policies.contracts.contract import DataContract
 from policies.model import Policy
 
 _log = logger("agreements")
@@ -175,11 +175,11 @@ class Agreements:
 
 def _meaning(row: Agreement, version: DatasetVersion | None) -> Meaning:
     try:
-        policy = stored.agreed(row)
+        policy = stored_policies.agreed(row)
     except Refused as refused:
         return Meaning(problem=refused.message)
     try:
-        return Meaning(policy, stored.contracts(row, policy, version) if version is not None else ())
+        return Meaning(policy, stored_policies.contracts(row, policy, version) if version is not None else ())
     except Refused as refused:
         return Meaning(policy, problem=refused.message)
 

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connector.dsp import jsonld, terms
+from connector.dsp import agreement_terms, jsonld
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
 from connector.errors import MessageInvalid, NotFound, Refused
 from connector.identity.principal import Principal
-from connector.recent import keep
+from connector.infra.concurrency.recent_keys import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
-from connector.usage.facts import FactsOf
-from policies import jsonld as policy_jsonld
-from policies.evaluate import Facts
+from connector.usage.fact_collector import FactsOf
+from policies.evaluation.evaluate import Facts
 from policies.model import Policy
+from policies.odrl import reader as policy_jsonld
 from policies.vocabulary import Phase
 
 PAGE = 100
@@ -140,7 +140,7 @@ class Catalog:
                     policy, _ = self._policy(offer)
                 except Refused:  # not understood any more: nobody sees it
                     continue
-                verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
+                verdict = agreement_terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
                 judged[offer.digest] = verdict.permitted
             if judged[offer.digest]:
                 by_dataset.setdefault(offer.dataset_id, []).append(offer)
@@ -156,7 +156,7 @@ class Catalog:
         """
         words = json.dumps({key: value for key, value in offer.policy.items() if key != "@id"})
         if (known := self._policies.get(words)) is None:
-            policy = terms.published(offer)
+            policy = agreement_terms.published(offer)
             wire = policy_jsonld.write(policy, in_catalog=True)
             known = (policy, {k: v for k, v in wire.items() if k != "@id"})
             keep(self._policies, words, known, most=_POLICIES_MAX)

@@ -1,7 +1,7 @@
 """Reading JSON that may be compact, prefixed or expanded JSON-LD, through the local copy of the contexts. Pure.
 
 Nothing is fetched. A member's name becomes the term that the protocol's context has for it; names that the context
-does not know stay absolute IRIs. Policies are left as they came: `policies.jsonld` reads all their spellings.
+does not know stay absolute IRIs. Policies are left as they came: `policies.odrl.reader` reads all their spellings.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 from connector.errors import MessageInvalid
-from policies import strictjson
-from policies.values import is_whole
+from policies.evaluation.values import is_whole
+from policies.odrl import strictjson
 
 Json: TypeAlias = dict[str, Any]
 

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from connector.datasets import standing
-from connector.dsp import decisions, messages, states, terms
-from connector.dsp.admission import partner
-from connector.dsp.exchange import Exchange, Taken, new_pid
+from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import (
     ContractAgreementMessage,
@@ -24,15 +21,18 @@ from connector.dsp.messages import (
     Message,
     Numbered,
 )
-from connector.dsp.peer import segment
-from connector.dsp.sender import Outcome
+from connector.dsp.process import Exchange, Taken, new_pid
+from connector.dsp.process_limits import partner
+from connector.dsp.protocol_client import segment
 from connector.dsp.states import CONSUMER, PROVIDER, Received
 from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refused
 from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
 from connector.identity.principal import Principal
+from connector.offers import offer_conflicts
+from connector.outbox.sender import Outcome
 from connector.store import Transaction
 from connector.store.tables import Agreement, Grant, Negotiation, Offer, Outbox
-from policies.evaluate import Facts
+from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.vocabulary import Phase
 
@@ -59,7 +59,7 @@ _THEIR_TURN = tuple(
     (role, state)
     for role in (PROVIDER, CONSUMER)
     for state in states.states(states.NEGOTIATION)
-    if state not in states.FINAL and not decisions.our_turn(decisions.NEGOTIATION, role=role, state=state)
+    if state not in states.FINAL and not auto_decisions.our_turn(auto_decisions.NEGOTIATION, role=role, state=state)
 )
 NOT_ANSWERED = "not_answered"
 WITHDRAWN = "request_withdrawn"  # its consumer's own end of what it asked for: nobody's no
@@ -82,7 +82,7 @@ class Negotiations(Exchange[Negotiation]):
         MessageInvalid for terms that cannot be read, and for an offer that is not there or not for this caller;
         Refused where the policy could not be enforced; Limited where the caller has or begins too many.
         """
-        read = terms.read_asked(message.offer or {})
+        read = agreement_terms.read_asked(message.offer or {})
         address = await self._callback(message.callback_address, caller.id)
         facts = await self._facts_of(caller.id)
 
@@ -93,7 +93,7 @@ class Negotiations(Exchange[Negotiation]):
             self._admission.admit_negotiation(tx, caller.id, role=PROVIDER, facts=facts)
             offer, verdict = _visible(tx, read, facts)
             asked = _in_published_words(read, message, offer, consumer=caller.id)
-            wire = terms.taken_wire(asked, target=offer.dataset_id, beside=offer.policy)
+            wire = agreement_terms.taken_wire(asked, target=offer.dataset_id, beside=offer.policy)
             row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
             self._repeated(tx, caller.id, message)
@@ -109,7 +109,7 @@ class Negotiations(Exchange[Negotiation]):
 
         Refused or Busy where only members make such offers; Limited where too many wait.
         """
-        policy = terms.read_offer(message.offer or {})
+        policy = agreement_terms.read_offer(message.offer or {})
         if not policy.target:
             raise MessageInvalid("expected the offer to have a target, came none")
         address = await self._callback(message.callback_address, caller.id)
@@ -120,8 +120,8 @@ class Negotiations(Exchange[Negotiation]):
             if known is not None:
                 return Taken(known, fresh=False)
             self._admission.admit_negotiation(tx, caller.id, role=CONSUMER, facts=facts)
-            wire = terms.taken_wire(policy, target=policy.target, beside={})
-            row = self._new(tx, CONSUMER, caller.id, address, policy.target, wire, decisions.AUTO)
+            wire = agreement_terms.taken_wire(policy, target=policy.target, beside={})
+            row = self._new(tx, CONSUMER, caller.id, address, policy.target, wire, auto_decisions.AUTO)
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
             self._repeated(tx, caller.id, message)
             tx.negotiations.add(row)
@@ -160,11 +160,11 @@ class Negotiations(Exchange[Negotiation]):
     def _read(self, message: Numbered) -> Policy | None:
         """The terms in a message, read before any lock is held."""
         if isinstance(message, ContractAgreementMessage):
-            return terms.read_agreement(message.agreement or {})
+            return agreement_terms.read_agreement(message.agreement or {})
         if isinstance(message, ContractRequestMessage):
-            return terms.read_asked(message.offer or {})
+            return agreement_terms.read_asked(message.offer or {})
         if isinstance(message, ContractOfferMessage):
-            return terms.read_offer(message.offer or {})
+            return agreement_terms.read_offer(message.offer or {})
         return None
 
     def _accept(
@@ -184,7 +184,7 @@ class Negotiations(Exchange[Negotiation]):
             offer = tx.datasets.offer(row.offer_id) if isinstance(message, ContractRequestMessage) else None
             if isinstance(message, ContractRequestMessage) and offer is not None:
                 read = _in_published_words(read, message, offer, consumer=row.counterparty)
-            row.offer = terms.taken_wire(read, target=row.dataset_id, beside=row.offer)
+            row.offer = agreement_terms.taken_wire(read, target=row.dataset_id, beside=row.offer)
         if isinstance(message, ContractAgreementMessage) and read is not None:
             self._sign(tx, row, message, read)
         follow = self._apply(tx, row, message, judged)
@@ -194,8 +194,10 @@ class Negotiations(Exchange[Negotiation]):
 
     def _sign(self, tx: Transaction, row: Negotiation, message: ContractAgreementMessage, read: Policy) -> None:
         """Check an agreement against what was agreed on, and keep it."""
-        agreed = terms.read_offer(row.offer)
-        terms.check_agreement(read, terms=agreed, target=row.dataset_id, assigner=row.counterparty, assignee=self._us)
+        agreed = agreement_terms.read_offer(row.offer)
+        agreement_terms.check_agreement(
+            read, terms=agreed, target=row.dataset_id, assigner=row.counterparty, assignee=self._us
+        )
         if row.counterparty != self._us and tx.agreements.get(read.id, role=PROVIDER) is not None:
             raise MessageInvalid(f"expected an agreement with an id of its own, came {read.id!r}, which we gave to one")
         row.agreement_id = read.id  # an id that is taken is refused by the table's key
@@ -216,8 +218,8 @@ class Negotiations(Exchange[Negotiation]):
                 consumer=consumer,
                 address=row.address,
                 policy=wire,
-                digest=terms.digest_of(policy),
-                signed_at=terms.signed_at(policy, now=tx.now),
+                digest=agreement_terms.digest_of(policy),
+                signed_at=agreement_terms.signed_at(policy, now=tx.now),
                 version=version,
                 ended_at=None,
             )
@@ -226,16 +228,16 @@ class Negotiations(Exchange[Negotiation]):
     # What follows by itself.
 
     def _answer(
-        self, tx: Transaction, row: Negotiation, *, asked: Policy, offer: Offer, verdict: terms.Verdict
+        self, tx: Transaction, row: Negotiation, *, asked: Policy, offer: Offer, verdict: agreement_terms.Verdict
     ) -> list[Outbox]:
         """A provider's answer to a request, where the offer lets it answer by itself."""
-        published = terms.published(offer)
-        same = terms.same_rules(asked, published, consumer=row.counterparty)
-        if not verdict.permitted and not (verdict.lacking and row.decide != decisions.AUTO):
+        published = agreement_terms.published(offer)
+        same = agreement_terms.same_rules(asked, published, consumer=row.counterparty)
+        if not verdict.permitted and not (verdict.lacking and row.decide != auto_decisions.AUTO):
             raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
         anew = _anew(tx, row, published)
-        case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted, anew=bool(anew))
-        move = decisions.next_message(decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
+        case = auto_decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted, anew=bool(anew))
+        move = auto_decisions.next_message(auto_decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
         if move == states.OFFER:
             return [self._offer(tx, row, published)]
         if move == states.AGREEMENT:
@@ -248,25 +250,25 @@ class Negotiations(Exchange[Negotiation]):
         self, tx: Transaction, row: Negotiation, read: Policy | None, earlier: Json, facts: Facts
     ) -> list[Outbox]:
         """Our next message after a later message of the counterparty, or the call for a person."""
-        if not decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state):
+        if not auto_decisions.our_turn(auto_decisions.NEGOTIATION, role=row.role, state=row.state):
             return []
         why = ""
         if row.role == PROVIDER and row.state in (states.REQUESTED, states.ACCEPTED):
             offer, verdict = _offer_of(tx, row, facts)
             if row.state == states.REQUESTED and read is not None:
                 return self._answer(tx, row, asked=read, offer=offer, verdict=verdict)
-            anew = _anew(tx, row, terms.read_offer(row.offer))
+            anew = _anew(tx, row, agreement_terms.read_offer(row.offer))
             why = anew or ("; ".join(verdict.reasons) if verdict.lacking else "")
-            case = decisions.Case(decide=row.decide, permitted=verdict.permitted, anew=bool(anew))
+            case = auto_decisions.Case(decide=row.decide, permitted=verdict.permitted, anew=bool(anew))
         elif row.role == PROVIDER:
             signed = tx.agreements.of(row.agreement_id, role=PROVIDER)
             why = _taken_back(tx, row, since=signed.signed_at + _WRITTEN)  # one that was kept for that is asked anew
-            case = decisions.Case(decide=row.decide, anew=bool(why))
+            case = auto_decisions.Case(decide=row.decide, anew=bool(why))
         else:
             same = read is None or row.state != states.OFFERED or _as_asked(read, earlier, self._us)
             why = "" if same else "other terms than we asked for"
-            case = decisions.Case(decide=row.decide, same_terms=same)
-        move = decisions.next_message(decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
+            case = auto_decisions.Case(decide=row.decide, same_terms=same)
+        move = auto_decisions.next_message(auto_decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
         if not move:
             self._ask_person(tx, row, why)
             return []
@@ -295,17 +297,17 @@ class Negotiations(Exchange[Negotiation]):
         return self._send(tx, row, event, f"{to}/events")
 
     def _offer(self, tx: Transaction, row: Negotiation, policy: Policy) -> Outbox:
-        row.offer = terms.offer_wire(policy, target=row.dataset_id, assigner=self._us)
+        row.offer = agreement_terms.offer_wire(policy, target=row.dataset_id, assigner=self._us)
         message = ContractOfferMessage(**self._pids(row), offer=row.offer)
         return self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/offers")
 
     def _agree(self, tx: Transaction, row: Negotiation) -> Outbox:
         """Sign what lies on the table, if all of it can be enforced."""
-        agreed = terms.read_offer(row.offer)
-        fits = terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        agreed = agreement_terms.read_offer(row.offer)
+        fits = agreement_terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
         if fits.exact:
-            standing.check_agreed(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
-        signed = terms.sign(
+            offer_conflicts.check_agreed(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
+        signed = agreement_terms.sign(
             agreed,
             agreement_id=new_pid(),
             target=row.dataset_id,
@@ -313,12 +315,12 @@ class Negotiations(Exchange[Negotiation]):
             assignee=row.counterparty,
             now=tx.now,
         )
-        wire = terms.agreement_wire(signed)
+        wire = agreement_terms.agreement_wire(signed)
         message = ContractAgreementMessage(**self._pids(row), agreement=wire)
         sent = self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/agreement")
         refused = tx.agreements.get(row.agreement_id, role=PROVIDER) if row.agreement_id else None
         if refused is not None:
-            refused.ended_at, refused.end_reason = tx.now, terms.REPLACED
+            refused.ended_at, refused.end_reason = tx.now, agreement_terms.REPLACED
         row.agreement_id = signed.id
         self._keep(tx, row, signed, wire, version=fits.version)
         return sent
@@ -384,7 +386,7 @@ class Negotiations(Exchange[Negotiation]):
         if row.state != states.TERMINATED or row.agreement_id or not theirs:
             return
         if not partner(tx, row.counterparty, role=row.role):
-            row.offer = terms.come_to_nothing(row.offer)
+            row.offer = agreement_terms.come_to_nothing(row.offer)
 
     # What time brings.
 
@@ -422,7 +424,7 @@ class Negotiations(Exchange[Negotiation]):
         dataset_id: str,
         offer: Json,
         others: Sequence[Json] = (),
-        decide: str = decisions.AUTO,
+        decide: str = auto_decisions.AUTO,
         purpose: str = "",
         by: str,
         correlation: str = "",
@@ -432,12 +434,12 @@ class Negotiations(Exchange[Negotiation]):
         Where it is known what for (`purpose`), on the first that is for it, of that and the `others` that may be asked
         for instead; Refused where none is.
         """
-        offers = terms.readable([{"@type": "Offer", **one} for one in (offer, *(others if purpose else ()))])
+        offers = agreement_terms.readable([{"@type": "Offer", **one} for one in (offer, *(others if purpose else ()))])
         address = await self._checked(address, decide)
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
-            policy = terms.first_for(purpose, offers, consumer=self._us, now=tx.now) if purpose else offers[0]
-            wire = terms.offer_wire(policy, target=dataset_id)
+            policy = agreement_terms.first_for(purpose, offers, consumer=self._us, now=tx.now) if purpose else offers[0]
+            wire = agreement_terms.offer_wire(policy, target=dataset_id)
             row = self._new(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
             row.offer_id, row.purpose, row.correlation = policy.id, purpose, correlation
             tx.negotiations.add(row)
@@ -451,13 +453,15 @@ class Negotiations(Exchange[Negotiation]):
 
     async def propose(self, *, counterparty: str, address: str, offer_id: str, by: str) -> Negotiation:
         """Make a published offer to a consumer that has not asked; the new negotiation."""
-        address = await self._checked(address, decisions.AUTO)
+        address = await self._checked(address, auto_decisions.AUTO)
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
             offer = tx.datasets.offer(offer_id)
             if offer is None or offer.withdrawn_at is not None:
                 raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
-            wire = terms.offer_wire(terms.published(offer), target=offer.dataset_id, assigner=self._us)
+            wire = agreement_terms.offer_wire(
+                agreement_terms.published(offer), target=offer.dataset_id, assigner=self._us
+            )
             row = self._new(tx, PROVIDER, counterparty, address, offer.dataset_id, wire, offer.decide)
             row.offer_id = offer.id
             tx.negotiations.add(row)
@@ -494,7 +498,7 @@ class Negotiations(Exchange[Negotiation]):
 
     def _carry_out(self, tx: Transaction, row: Negotiation, name: str, offer: Json | None) -> Outbox:
         if name == "approve":
-            row.decide = decisions.AUTO
+            row.decide = auto_decisions.AUTO
             name = _APPROVALS.get((row.role, row.state), name)
         if name not in COMMANDS:
             raise BadInput(f"expected one of {', '.join(COMMANDS)}, approve, terminate; came {name!r}")
@@ -504,7 +508,7 @@ class Negotiations(Exchange[Negotiation]):
         if name == "offer":
             return self._offer(tx, row, self._terms_of(tx, row, offer))
         if name == "counter":
-            row.offer = terms.offer_wire(self._terms_of(tx, row, offer), target=row.dataset_id)
+            row.offer = agreement_terms.offer_wire(self._terms_of(tx, row, offer), target=row.dataset_id)
             message = ContractRequestMessage(**self._pids(row), offer=row.offer)
             return self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/request")
         return self._move(tx, row, step)
@@ -512,12 +516,12 @@ class Negotiations(Exchange[Negotiation]):
     def _terms_of(self, tx: Transaction, row: Negotiation, offer: Json | None) -> Policy:
         """The terms of a command: those given, else the published ones (provider) or those on the table."""
         if offer:
-            return terms.read_offer({"@type": "Offer", "@id": row.offer_id or new_pid(), **offer})
+            return agreement_terms.read_offer({"@type": "Offer", "@id": row.offer_id or new_pid(), **offer})
         known = tx.datasets.offer(row.offer_id) if row.role == PROVIDER else None
-        return terms.published(known) if known is not None else terms.read_offer(row.offer)
+        return agreement_terms.published(known) if known is not None else agreement_terms.read_offer(row.offer)
 
     async def _checked(self, address: str, decide: str) -> str:
-        if decide not in (decisions.AUTO, decisions.MANUAL):
+        if decide not in (auto_decisions.AUTO, auto_decisions.MANUAL):
             raise BadInput(f"expected decide to be auto or manual, came {decide!r}")
         return await self._peer.check(address)
 
@@ -598,42 +602,44 @@ class Negotiations(Exchange[Negotiation]):
 
 def _code_of_end(row: Negotiation) -> str:
     """For machines, why a person here ends it: a no to what the other side says, or what we asked for taken back."""
-    ours = row.role == PROVIDER or decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state)
+    ours = row.role == PROVIDER or auto_decisions.our_turn(auto_decisions.NEGOTIATION, role=row.role, state=row.state)
     return "terminated" if ours else WITHDRAWN
 
 
-def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms.Verdict]:
+def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, agreement_terms.Verdict]:
     """The published offer that a request names, if this party may know of it. Otherwise it is as if not there."""
     offer = tx.datasets.offer(asked.id)
     if offer is None or offer.withdrawn_at is not None or asked.target not in ("", offer.dataset_id):
         raise _not_offered(asked)
     try:
-        policy = terms.published(offer)
+        policy = agreement_terms.published(offer)
     except Refused:
         raise _not_offered(asked) from None
-    verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
+    verdict = agreement_terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
     if verdict.permitted:
-        return offer, terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)
+        return offer, agreement_terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)
     # Where only a fact is missing, a person may know it: an offer that a person decides on is not hidden by that.
-    if not verdict.lacking or offer.decide == decisions.AUTO:
+    if not verdict.lacking or offer.decide == auto_decisions.AUTO:
         raise _not_offered(asked)
     return offer, verdict
 
 
 def _in_published_words(read: Policy, message: ContractRequestMessage, offer: Offer, *, consumer: str) -> Policy:
-    return terms.as_published(read, message.offer or {}, published=terms.published(offer), consumer=consumer)
+    return agreement_terms.as_published(
+        read, message.offer or {}, published=agreement_terms.published(offer), consumer=consumer
+    )
 
 
 def _not_offered(asked: Policy) -> MessageInvalid:
     return MessageInvalid(f"expected an offer of the catalogue, came {asked.id!r} for {asked.target!r}")
 
 
-def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, terms.Verdict]:
+def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, agreement_terms.Verdict]:
     """The published offer behind a negotiation, and what the facts say now."""
     offer = tx.datasets.offer(row.offer_id)
     if offer is None or offer.withdrawn_at is not None:
         raise Refused(f"the offer {row.offer_id!r} was withdrawn; look into the catalogue again", code="withdrawn")
-    return offer, terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
+    return offer, agreement_terms.judge(agreement_terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
 
 
 def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
@@ -645,7 +651,7 @@ def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
     if why := _taken_back(tx, row):
         return why
     who = row.counterparty
-    limited, private = terms.quantities(policy)
+    limited, private = agreement_terms.quantities(policy)
     if not limited:
         return ""
     tx.datasets.hold_offer(row.offer_id)  # two of its negotiations at once would both see no other
@@ -656,11 +662,13 @@ def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
 
 def _taken_back(tx: Transaction, row: Negotiation, *, since: float = 0.0) -> str:
     """That the owner revoked an agreement of this party under this offer, after `since`; empty where it did not."""
-    if not tx.agreements.taken_back(row.offer_id, consumer=row.counterparty, lapsed=terms.LAPSED, since=since):
+    if not tx.agreements.taken_back(
+        row.offer_id, consumer=row.counterparty, lapsed=agreement_terms.LAPSED, since=since
+    ):
         return ""
     return "an agreement of this party under this offer was revoked"
 
 
 def _as_asked(read: Policy, earlier: Json, us: str) -> bool:
     """Whether an offer has the terms that we asked for."""
-    return bool(earlier) and terms.same_rules(read, terms.read_offer(earlier), consumer=us)
+    return bool(earlier) and agreement_terms.same_rules(read, agreement_terms.read_offer(earlier), consumer=us)

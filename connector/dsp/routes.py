@@ -18,15 +18,15 @@ from starlette.requests import ClientDisconnect
 
 from connector.dsp import messages
 from connector.dsp.catalog import Catalog
-from connector.dsp.exchange import Taken, new_pid
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import Message, Numbered
 from connector.dsp.negotiation import Negotiations
-from connector.dsp.peer import VERSION
-from connector.dsp.sender import Sender
+from connector.dsp.process import Taken, new_pid
+from connector.dsp.protocol_client import VERSION
 from connector.dsp.transfer import Transfers
 from connector.errors import BadInput, Busy, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
 from connector.identity.principal import Principal
+from connector.outbox.sender import Sender
 from connector.store.tables import Outbox
 from connector.telemetry import logger
 

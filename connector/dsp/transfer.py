@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
-from connector.datasets import stored
-from connector.dsp import decisions, messages, states, terms
-from connector.dsp.admission import Limits
-from connector.dsp.exchange import Exchange, Parts, Taken, new_pid
+from connector.datasets import stored_policies
+from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import (
     DataAddress,
@@ -29,8 +27,9 @@ from connector.dsp.messages import (
     TransferSuspensionMessage,
 )
 from connector.dsp.negotiation import Negotiations
-from connector.dsp.peer import segment
-from connector.dsp.sender import Outcome, Result
+from connector.dsp.process import Exchange, Parts, Taken, new_pid
+from connector.dsp.process_limits import Limits
+from connector.dsp.protocol_client import segment
 from connector.dsp.states import CONSUMER, PROVIDER, Received
 from connector.errors import (
     AddressRefused,
@@ -47,16 +46,17 @@ from connector.errors import (
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
-from connector.net import fits_header, origin
+from connector.infra.net.http_client import fits_header, origin
+from connector.outbox.sender import Outcome, Result
 from connector.store import Transaction
-from connector.store.agreements import used_today
+from connector.store.queries.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
-from connector.usage.duties import fulfilled
-from connector.usage.facts import DECLARED, PURPOSE, USES, counted, requested
+from connector.usage.duty_ledger import fulfilled
+from connector.usage.fact_collector import DECLARED, PURPOSE, USES, counted, requested
 from connector.usage.grants import COMPLETING, HELD, PUSH_FAILED, SUSPENDING, over
-from connector.usage.held import Over
-from policies.evaluate import Facts
+from connector.usage.held_agreement import Over
+from policies.evaluation.evaluate import Facts
 from policies.vocabulary import Phase
 
 PULL, PUSH = "pull", "push"
@@ -267,8 +267,8 @@ class Transfers(Exchange[Transfer]):
 
     def _answer(self, tx: Transaction, row: Transfer, agreement: Agreement) -> list[Outbox]:
         negotiation = tx.negotiations.peek(agreement.negotiation_id)
-        case = decisions.Case(decide=negotiation.decide if negotiation is not None else decisions.MANUAL)
-        if decisions.next_message(decisions.TRANSFER, role=PROVIDER, state=row.state, case=case):
+        case = auto_decisions.Case(decide=negotiation.decide if negotiation is not None else auto_decisions.MANUAL)
+        if auto_decisions.next_message(auto_decisions.TRANSFER, role=PROVIDER, state=row.state, case=case):
             return [self._start(tx, row)]
         detail = {"role": row.role, "state": row.state, "counterparty": row.counterparty, "format": row.format}
         tx.publish(DecisionNeeded(actor=row.counterparty, process=row.id, agreement=row.agreement_id, detail=detail))
@@ -709,11 +709,11 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
     today = used_today(grant, day=int(tx.now // _DAY))
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
-    policy, later = stored.agreed(agreement), DECLARED - set(facts)
-    verdict = terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
+    policy, later = stored_policies.agreed(agreement), DECLARED - set(facts)
+    verdict = agreement_terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
     if not verdict.permitted and not verdict.waits_for(later):
-        undeclared = terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)
-        uncounted = terms.judge(policy, known.without(USES), phase=Phase.TRANSFER, now=tx.now)
+        undeclared = agreement_terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)
+        uncounted = agreement_terms.judge(policy, known.without(USES), phase=Phase.TRANSFER, now=tx.now)
         code = "count_spent" if uncounted.waits_for({USES, *later}) else "not_permitted"
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",

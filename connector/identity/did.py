@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from connector import resolving
 from connector.errors import AddressRefused, Busy, NameUnknown, PeerFailed, PeerUnreachable, Unauthenticated
-from connector.forms import port_hint
-from connector.net import Net
-from connector.places import Places
-from connector.recent import keep
+from connector.infra.concurrency.fair_semaphore import Places
+from connector.infra.concurrency.recent_keys import keep
+from connector.infra.net import resolver
+from connector.infra.net.http_client import Net
+from connector.setting_types import port_hint
 from connector.urls import read_url
 
 DID_MAX = 255  # characters: what the database has room for
@@ -178,7 +178,7 @@ class Resolver:
             raise Busy(f"many DID documents of {host} are asked for now; try again in a moment")
         try:
             async with asyncio.timeout(circle.seconds), circle.places.one(host):
-                with resolving.within(circle.name, host):
+                with resolver.within(circle.name, host):
                     kept = _Kept(time.monotonic(), _keys(await self._fetch(did, url), did))
         except TimeoutError as error:
             raise Busy(f"the DID document of {did} did not come in time; try again in a moment") from error

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from connector import whole
 from connector.errors import BadInput, Conflict
+from connector.infra import atomic_files
 
 _BYTES = 32  # of a secret, and of an Ed25519 key
 _RESTORE = (
@@ -71,7 +71,7 @@ def change_log_key(directory: Path, *, before: str) -> None:
     _kept(directory / f"log-{before}.key", now.read_bytes, new=True)
     after.chmod(now.stat().st_mode & 0o777)
     after.replace(now)
-    whole.sync(directory)
+    atomic_files.sync(directory)
 
 
 def secret(directory: Path, name: str, *, new: bool = True) -> bytes:
@@ -111,7 +111,7 @@ def _make(path: Path, data: bytes) -> None:
             os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    whole.sync(path.parent)  # or the name is lost, and what was made with it is not
+    atomic_files.sync(path.parent)  # or the name is lost, and what was made with it is not
 
 
 def _kept(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:

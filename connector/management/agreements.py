@@ -15,8 +15,8 @@ from connector.errors import ScopeMissing
 from connector.management.auth import Caller, Tokens
 from connector.management.offers import sentences
 from connector.store.tables import Agreement, Grant
-from policies import report
-from policies.contract import to_json
+from policies.contracts.contract import to_json
+from policies.review import report
 
 
 class Revocation(BaseModel):

@@ -19,8 +19,8 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from connector.audit.export import blocks, export
 from connector.audit.log import AuditLog, Filter
-from connector.audit.note import Signer
 from connector.audit.record import Record
+from connector.audit.signed_note import Signer
 from connector.errors import BadInput, NotFound
 from connector.events import LogRead
 from connector.management.auth import Caller, Tokens

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dataplane.owner import Asked, OwnersView
-from connector.datasets.registering import Description, Registration
+from connector.datasets.registration import Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, misleading, remote
 from connector.management.auth import Caller, Tokens
+from connector.management.notify.long_poll import unless_gone
 from connector.management.offers import a_party
-from connector.management.waiting import unless_gone
+from connector.offers.preview import Asked, OwnersView
 from connector.store.tables import Dataset, DatasetVersion
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dsp.ledger import Ledger
+from connector.dsp.duty_upkeep import Ledger
 from connector.dsp.routes import Authenticate
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing

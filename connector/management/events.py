@@ -15,11 +15,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector import events
-from connector.dsp.webhooks import EVERY, Webhooks
 from connector.errors import BadInput, Limited
 from connector.events import Bus, Event
 from connector.management.audit import reading
 from connector.management.auth import Caller, Tokens
+from connector.management.notify.webhooks import EVERY, Webhooks
 from connector.store.tables import Webhook
 
 _WAITING_MAX = 1_000  # events that a slow reader may be behind

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.errors import BadInput
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Attestation
-from connector.usage.facts import Known
+from connector.usage.fact_collector import Known
 from policies import vocabulary
-from policies.evaluate import Facts
-from policies.values import instant
+from policies.evaluation.evaluate import Facts
+from policies.evaluation.values import instant
 from policies.vocabulary import Counting, Phase
 from policies.vocabulary.terms import RULE
 

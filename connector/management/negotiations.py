@@ -9,21 +9,22 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from connector.dsp import decisions, states
+from connector.dsp import auto_decisions, states
 from connector.dsp.negotiation import Negotiations
-from connector.dsp.partners import Partner, Partners
+from connector.dsp.participants import Partner, Partners
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, NotFound, ScopeMissing
-from connector.management import waiting
+from connector.infra.http.strict_routes import StrictRoute
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
-from connector.management.strict import StrictRoute
+from connector.management.notify import long_poll
 from connector.store import Store
 from connector.store.tables import Negotiation
-from policies import explain, jsonld
 from policies.errors import PolicyError
+from policies.odrl import reader as policy_reader
+from policies.review import explain
 
-_OUR_TURN = tuple(decisions.NEGOTIATION)
+_OUR_TURN = tuple(auto_decisions.NEGOTIATION)
 State = Literal["", "REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED", "FINALIZED", "TERMINATED"]
 Command = Literal["offer", "agree", "finalize", "accept", "counter", "verify", "approve", "terminate"]
 
@@ -139,7 +140,7 @@ def _explained(rules: str) -> tuple[str, ...]:
     """A policy in plain words. Kept, because a process is looked at far more often than its terms change."""
     try:
         return tuple(
-            sentence.text for sentence in explain.sentences(jsonld.read({"@type": "Offer", **json.loads(rules)}))
+            sentence.text for sentence in explain.sentences(policy_reader.read({"@type": "Offer", **json.loads(rules)}))
         )
     except PolicyError:
         return ()
@@ -242,13 +243,13 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     @routes.get("/negotiations/{pid}", summary="One negotiation; `wait` for it to get somewhere")
     async def get(
         pid: str,
-        wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
+        wait: Annotated[float, Query(ge=0, le=long_poll.LONGEST)] = 0.0,
         until: State = "",
         _: Caller = reader,
     ) -> NegotiationView:
         if not wait:
             return view(await one(pid))
-        return view(await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait))
+        return view(await long_poll.until(store, pid, lambda: one(pid), state=until, seconds=wait))
 
     @routes.post("/negotiations/{pid}/{command}", summary="Send the next message of ours, or end it")
     async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> NegotiationView:

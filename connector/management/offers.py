@@ -8,17 +8,21 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dataplane.owner import OwnersView
-from connector.datasets import stored
-from connector.datasets.offers import Offers, problem_json
+from connector.datasets import stored_policies
 from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
+from connector.infra.http.strict_routes import StrictRoute
 from connector.management.auth import Caller, Tokens
-from connector.management.strict import StrictRoute
+from connector.offers.offers import Offers, problem_json
+from connector.offers.preview import OwnersView
 from connector.store.tables import Offer
-from connector.usage.facts import Known, counted, requested
-from policies import author, diff, evaluate, explain, jsonld, lint, report, vocabulary
+from connector.usage.fact_collector import Known, counted, requested
+from policies import vocabulary
+from policies.authoring import convert
 from policies.errors import PolicyError
+from policies.evaluation import evaluate
 from policies.model import Policy
+from policies.odrl import reader as policy_reader
+from policies.review import diff, explain, lint, report
 
 
 class PolicyText(BaseModel):
@@ -95,7 +99,7 @@ def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
     read: Policy | None = None
     found = list(problems or [])
     try:
-        read = stored.offered(row)
+        read = stored_policies.offered(row)
     except Refused as refused:
         path = str(refused.facts["rule"])
         found.append({"level": "error", "path": path, "code": refused.code, "message": refused.message})
@@ -198,8 +202,8 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         return {
             "sentences": sentences(policy),
             "report": report.to_json(report.enforceability(policy)),
-            "policy": jsonld.write(policy, in_catalog=True),
-            "form": author.write_form(author.from_policy(policy)),
+            "policy": policy_reader.write(policy, in_catalog=True),
+            "form": convert.write_form(convert.from_policy(policy)),
         }
 
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
@@ -242,7 +246,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
 
     @routes.get("/policies/templates", summary="Ready-made offers in the YAML form")
     async def templates(_: Caller = reader) -> dict[str, str]:
-        return {name: author.template(name) for name in author.TEMPLATES}
+        return {name: convert.template(name) for name in convert.TEMPLATES}
 
     return routes
 
@@ -257,14 +261,14 @@ def a_party(text: str) -> str:
 async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
     if (text is None) == (not offer):
         raise PolicyInvalid(f"expected either `{which}` or `{which}_offer`, came both or neither")
-    return stored.offered(await offers.get(offer)) if text is None else _policy(text)
+    return stored_policies.offered(await offers.get(offer)) if text is None else _policy(text)
 
 
 async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:
     """The policy of a case, and the id of its dataset where there is one here."""
     if case.offer:
         row = await offers.get(case.offer)
-        return stored.offered(row), row.dataset_id
+        return stored_policies.offered(row), row.dataset_id
     policy = _policy(case)
     return policy, await offers.dataset_id(case.dataset or policy.target)
 
@@ -273,5 +277,5 @@ def _policy(text: PolicyText) -> Policy:
     if bool(text.form) == (text.policy is not None):
         raise PolicyInvalid("expected either `form` (the YAML form) or `policy` (ODRL as JSON), came both or neither")
     if text.form:
-        return author.to_policy(author.read_form(text.form))
-    return jsonld.read({"@type": "Offer", **(text.policy or {})})
+        return convert.to_policy(convert.read_form(text.form))
+    return policy_reader.read({"@type": "Offer", **(text.policy or {})})

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from connector.errors import HanseError, NotFound
+from connector.federation.coordinator import MEDIA, Answer, Coordinator, Question
+from connector.federation.planner.model import Layout, Mode
 from connector.management.auth import Caller, Tokens
-from connector.management.waiting import unless_gone
-from connector.query.coordinate import MEDIA, Answer, Coordinator, Question
-from connector.query.federation import Layout, Mode
+from connector.management.notify.long_poll import unless_gone
 from policies.vocabulary.terms import expand
 
 
@@ -130,14 +130,14 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
 
 
 async def _explained(coordinator: Coordinator, asked: Asked, caller: Caller) -> dict[str, Any]:
-    from connector.query import explain
+    from connector.federation import plan_text
 
-    return explain.to_json(await coordinator.plan(asked.question(), by=caller.name))
+    return plan_text.to_json(await coordinator.plan(asked.question(), by=caller.name))
 
 
 async def _analyzed(answer: Answer) -> dict[str, Any]:
     """Run to the end, keep nothing but the figures."""
-    from connector.query import explain
+    from connector.federation import plan_text
 
     try:
         async with aclosing(answer.parts()) as parts:
@@ -147,7 +147,7 @@ async def _analyzed(answer: Answer) -> dict[str, Any]:
     finally:
         await answer.close()
     told = {name: report[name] for name in ("rows", "ms", "planning_ms", "withheld", "left_out", "partial", "missing")}
-    return explain.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
+    return plan_text.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
 
 
 class Streamed(Response):

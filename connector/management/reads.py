@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from connector.dataplane import unfinished
+from connector.dataplane import running_reads
 from connector.management.auth import Caller, Tokens
 from connector.store import Store
 
@@ -38,7 +38,7 @@ class ReadView(BaseModel):
     under: list[UnderView] = Field(description="One for each of its agreements.")
 
 
-def view(read: unfinished.Running) -> ReadView:
+def view(read: running_reads.Running) -> ReadView:
     return ReadView.model_validate(asdict(read))
 
 
@@ -53,7 +53,7 @@ def router(store: Store, tokens: Tokens) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[ReadView]:
-        found = await store.read(lambda tx: unfinished.running(tx, agreement=agreement, limit=limit, offset=offset))
+        found = await store.read(lambda tx: running_reads.running(tx, agreement=agreement, limit=limit, offset=offset))
         return [view(one) for one in found]
 
     return routes

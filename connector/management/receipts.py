@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.management.auth import Caller, Tokens
-from connector.usage import receipts
-from connector.usage.receipts import TOGETHER_MAX, Receipts
+from connector.usage import receipt_log
+from connector.usage.receipt_log import TOGETHER_MAX, Receipts
 
 _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
 _Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
@@ -43,9 +43,9 @@ class ReadOver(BaseModel):
     code: _Word = Field("", description="Why no end record came.")
     end: EndTold | None = None
 
-    def ended(self) -> receipts.Ended:
-        told = None if self.end is None else receipts.Told(**self.end.model_dump())
-        return receipts.Ended(**self.model_dump(exclude={"end"}), end=told)
+    def ended(self) -> receipt_log.Ended:
+        told = None if self.end is None else receipt_log.Told(**self.end.model_dump())
+        return receipt_log.Ended(**self.model_dump(exclude={"end"}), end=told)
 
 
 class ReadsOver(BaseModel):

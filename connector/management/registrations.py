@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from connector.datasets.registering import Registering
+from connector.datasets.registration import Registering
 from connector.datasets.registry import Registry
 from connector.errors import NotFound
 from connector.management.auth import Caller, Tokens

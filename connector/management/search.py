@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
-from connector.identity.service import Identity
+from connector.identity.identity_service import Identity
+from connector.infra.net.http_client import Net
 from connector.management.auth import Caller, Tokens
-from connector.net import Net
 
 _QUERY_MAX = 4096
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.identity.trust import Trust
+from connector.identity.member_register import Trust
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.settings import Settings
 

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dataplane.receiving import MEDIA, Receiving
+from connector.dataplane.push.push_receiver import MEDIA, Receiving
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
 from connector.dsp.transfer import Transfers
 from connector.errors import NotFound, ScopeMissing
-from connector.management import waiting
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
+from connector.management.notify import long_poll
 from connector.store import Store, Transaction
 from connector.store.tables import Received, Transfer
 from connector.usage.grants import HELD
@@ -182,11 +182,11 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
     @routes.get("/{pid}", summary="One transfer; `wait` for it to get somewhere")
     async def get(
         pid: str,
-        wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
+        wait: Annotated[float, Query(ge=0, le=long_poll.LONGEST)] = 0.0,
         until: State = "",
         _: Caller = reader,
     ) -> TransferView:
-        row = await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait) if wait else await one(pid)
+        row = await long_poll.until(store, pid, lambda: one(pid), state=until, seconds=wait) if wait else await one(pid)
         return (await views(store, receiving, lambda _: [row]))[0]
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")

@@ -6,7 +6,7 @@ A write is committed, durably, before `write` returns; then its events are deliv
 """
 
 from connector.store.engine import UNKNOWN, Store
-from connector.store.relay import Relay
+from connector.store.event_relay import Relay
 from connector.store.transaction import Transaction
 
 __all__ = ["UNKNOWN", "Relay", "Store", "Transaction"]

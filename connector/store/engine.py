@@ -23,15 +23,15 @@ from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from connector.database import LASTING, open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
-from connector.store.audit import mark
-from connector.store.failures import Failures
-from connector.store.refusals import Refusals
+from connector.infra.concurrency.thread_pool import WAITING_MAX, Threads
+from connector.infra.database.database import LASTING, open_engine, say
+from connector.store.error_mapping import Failures
+from connector.store.queries.audit import mark
+from connector.store.refusal_sampling import Refusals
 from connector.store.transaction import Transaction
 from connector.telemetry import logger
-from connector.threads import WAITING_MAX, Threads
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from connector import database
+from connector.infra.database import database
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x48414E53  # "HANS"

@@ -9,20 +9,20 @@ from sqlalchemy import Connection, String, func, select
 from sqlalchemy.orm import Session
 
 from connector.events import Event
-from connector.store.admissions import Admissions
-from connector.store.agreements import Agreements
-from connector.store.answers import PrivateAnswers
-from connector.store.audit import AuditRows
-from connector.store.datasets import Datasets
-from connector.store.messages import Messages
-from connector.store.prepared import Prepared, adding
-from connector.store.processes import Negotiations, Transfers
-from connector.store.reads import OpenReads
-from connector.store.received import ReceivedRows
+from connector.store.compiled_statements import Prepared, adding
+from connector.store.queries.agreements import Agreements
+from connector.store.queries.audit import AuditRows
+from connector.store.queries.datasets import Datasets
+from connector.store.queries.negotiations_transfers import Negotiations, Transfers
+from connector.store.queries.noised_answers import PrivateAnswers
+from connector.store.queries.outbox import Messages
+from connector.store.queries.process_counters import Admissions
+from connector.store.queries.pushed_data import ReceivedRows
+from connector.store.queries.reads import OpenReads
+from connector.store.queries.tokens import Tokens
+from connector.store.queries.usage import Attestations, Duties
 from connector.store.tables import AuditPending, bare
-from connector.store.tokens import Tokens
-from connector.store.unit import Unit
-from connector.store.usage import Attestations, Duties
+from connector.store.unit_of_work import Unit
 
 _STORE = adding(bare(AuditPending), "ts", "body", "origin")
 _STORE_LAST = adding(bare(AuditPending), "ts", "body", "origin", returning=func.txid_current())  # PostgreSQL's

@@ -27,16 +27,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from connector.datasets import stored
+from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.errors import Busy, HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.agreements import Looked, TransferState, used_today
+from connector.store.queries.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
-from connector.usage.counting import DAY, admit, keep_places, reserve
-from connector.usage.deciding import (
+from connector.usage.contract_choice import (
     against,
     check_still,
     chosen,
@@ -47,13 +46,14 @@ from connector.usage.deciding import (
     permitted_until,
     refusal_of,
 )
-from connector.usage.duties import fulfilled
-from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from connector.usage.held import NOT_STARTED, Grant, Held, Over, Own, Wanted
-from policies import bound
-from policies.contract import DataContract, TableSchema
-from policies.evaluate import Facts
-from policies.gate import Lease
+from connector.usage.duty_ledger import fulfilled
+from connector.usage.fact_collector import DECLARED, FactsOf, counted, requested
+from connector.usage.held_agreement import NOT_STARTED, Grant, Held, Over, Own, Wanted
+from connector.usage.quotas import DAY, admit, keep_places, reserve
+from policies.contracts import column_binding
+from policies.contracts.batch_gate import Lease
+from policies.contracts.contract import DataContract, TableSchema
+from policies.evaluation.evaluate import Facts
 
 _T = TypeVar("_T")
 _log = logger("usage")
@@ -410,8 +410,8 @@ class Grants:
         if isinstance(found, Held):
             return found
         agreement, dataset, version, signed, source = found
-        policy = stored.agreed(agreement)
-        contracts = stored.contracts(agreement, policy, version)
+        policy = stored_policies.agreed(agreement)
+        contracts = stored_policies.contracts(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, signed, dataset)
         held = Held(agreement, dataset, version, policy, contracts)
@@ -477,7 +477,7 @@ def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> T
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
     """Refused where a column that a rule looks at is of another kind than when it was agreed."""
-    if changed := bound.retyped(contract, signed):
+    if changed := column_binding.retyped(contract, signed):
         raise Refused(
             f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules were made "
             "for what it was; ask its owner to give it the types that it had, or negotiate a new agreement",

@@ -15,12 +15,12 @@ from fractions import Fraction
 
 from sqlglot import exp
 
-from policies import columns
-from policies.contract import DataContract, Dimension, Grid, Measure
-from policies.enforce import wrap
-from policies.enforce.wrap import Maker
-from policies.masks import texts
-from policies.values import plain
+from policies.contracts import columns
+from policies.contracts.contract import DataContract, Dimension, Grid, Measure
+from policies.contracts.masks import texts
+from policies.enforce import policy_view
+from policies.enforce.policy_view import Maker
+from policies.evaluation.values import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select
     shown = [named_as(_binned(contract, one, source, maker), one.column) for one in grid.dimensions]
     shown += [named_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]
     if grid.entity is not None:
-        shown.append(named_as(wrap.stored(grid.entity, source), grid.entity))
-    query = wrap.let_through(shown, relation, source, wrap.condition_of(contract, source, maker), maker)
+        shown.append(named_as(policy_view.stored(grid.entity, source), grid.entity))
+    query = policy_view.let_through(shown, relation, source, policy_view.condition_of(contract, source, maker), maker)
     if grid.entity is not None:
         query.where(exp.Not(this=_is_null(column_named(grid.entity))), copy=False)
     return query
@@ -74,7 +74,7 @@ def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select
 def type_seen(contract: DataContract, one: Dimension) -> str:
     """The type of a dimension's values as a query sees them: hashes and shortened values are texts, edges of bins
     numbers."""
-    type_ = wrap.type_of(contract, one.column)
+    type_ = policy_view.type_of(contract, one.column)
     if one.width is not None:
         return _of_edges(type_, one.width)
     return "VARCHAR" if one.column in texts(contract.masks) else type_
@@ -83,18 +83,18 @@ def type_seen(contract: DataContract, one: Dimension) -> str:
 def _of_edges(type_: str, width: float) -> str:
     """One number for each bin: two edges that are one DOUBLE would be one group."""
     if columns.family(type_) != columns.INTEGER or not float(width).is_integer():
-        return wrap.edges_in(type_, width) or "DOUBLE"
+        return policy_view.edges_in(type_, width) or "DOUBLE"
     return type_ if columns.extent(type_)[1] > columns.extent("BIGINT")[1] else "BIGINT"
 
 
 def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
-    value, type_ = wrap.masked(contract, one.column, source, maker), wrap.type_of(contract, one.column)
+    value, type_ = policy_view.masked(contract, one.column, source, maker), policy_view.type_of(contract, one.column)
     if one.width is None:
-        return wrap.one_zero(value, type_)
+        return policy_view.one_zero(value, type_)
     shown = _of_edges(type_, one.width)
-    edge = wrap.try_cast(wrap.binned(value, one.width, type_, maker), shown)
+    edge = policy_view.try_cast(policy_view.binned(value, one.width, type_, maker), shown)
     if columns.family(shown) == columns.FLOAT:
-        return wrap.one_zero(edge, type_)
+        return policy_view.one_zero(edge, type_)
     return _lowest(edge, value, type_, shown, one.width) or edge
 
 
@@ -104,7 +104,7 @@ def _lowest(edge: exp.Expr, value: exp.Expr, type_: str, shown: str, width: floa
     step, least = Fraction(str(width)), _least(shown)
     if Fraction(_least(type_)) // step * step >= Fraction(least):
         return None
-    lowest = wrap.try_cast(exp.Literal.string(plain(least)), shown)
+    lowest = policy_view.try_cast(exp.Literal.string(plain(least)), shown)
     there = exp.If(this=exp.Not(this=_is_null(value.copy())), true=lowest)
     return exp.Coalesce(this=edge, expressions=[exp.Case(ifs=[there])])
 
@@ -115,8 +115,8 @@ def _least(type_: str) -> Decimal:
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:
     """The measure within its bounds; NULL stays NULL (the engine's least and greatest would not keep it)."""
-    type_ = wrap.type_of(contract, one.column)
-    value = wrap.stored(one.column, source)
+    type_ = policy_view.type_of(contract, one.column)
+    value = policy_view.stored(one.column, source)
     ifs = []
     if columns.family(type_) == columns.FLOAT:
         ifs.append(exp.If(this=exp.Anonymous(this="isnan", expressions=[value.copy()]), true=exp.Null()))
@@ -131,7 +131,7 @@ def _bound(bound: float, type_: str, maker: Maker) -> exp.Expr:
     if columns.family(type_) == columns.FLOAT:
         return maker.parameters.add(bound)
     # Bounds are whole where the type is: a sum of whole numbers must stay one.
-    return wrap.try_cast(maker.parameters.add(int(bound) if bound.is_integer() else bound), type_)
+    return policy_view.try_cast(maker.parameters.add(int(bound) if bound.is_integer() else bound), type_)
 
 
 def _units(grid: Grid, base: str) -> exp.Select:
@@ -219,9 +219,9 @@ def _bounds(contract: DataContract, index: int, maker: Maker) -> list[exp.Expr]:
     """The bounds of a measure as they stand in clamped rows, zero for one that its type does not hold; but for zero, at
     which a value adds nothing anyway."""
     one = of(contract).measures[index]
-    type_ = wrap.type_of(contract, one.column)
+    type_ = policy_view.type_of(contract, one.column)
     given = [bound for bound in (one.low, one.high) if bound]
-    return [or_zero(wrap.try_cast(_bound(bound, type_, maker), "DOUBLE")) for bound in given]
+    return [or_zero(policy_view.try_cast(_bound(bound, type_, maker), "DOUBLE")) for bound in given]
 
 
 def none_or_many(units: exp.Expr, grid: Grid) -> exp.Expr:
@@ -247,7 +247,7 @@ def within_share(size: exp.Expr, dominance: float, maker: Maker, *, times: exp.E
     all of it. With nothing to sum there is no doubt. `times`: how often each contribution is there."""
     total = exp.Sum(this=size.copy() if times is None else exp.Mul(this=size.copy(), expression=times))
     part = exp.Mul(this=maker.parameters.add(dominance), expression=total)
-    finite = exp.LT(this=total.copy(), expression=wrap.try_cast(exp.Literal.string("inf"), "DOUBLE"))
+    finite = exp.LT(this=total.copy(), expression=policy_view.try_cast(exp.Literal.string("inf"), "DOUBLE"))
     within = exp.And(this=exp.LTE(this=exp.Max(this=size), expression=part), expression=finite)
     return exp.Coalesce(this=exp.Paren(this=within), expressions=[exp.Boolean(this=True)])
 
@@ -255,11 +255,11 @@ def within_share(size: exp.Expr, dominance: float, maker: Maker, *, times: exp.E
 def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
     left, right = f"{base}b", f"{base}c"
     names = [one.column for one in grid.measures] + ([grid.entity] if grid.entity is not None else [])
-    shown = [named_as(wrap.stored(one.column, right), one.column) for one in grid.dimensions]
-    shown += [named_as(wrap.stored(name, left), name) for name in names]
+    shown = [named_as(policy_view.stored(one.column, right), one.column) for one in grid.dimensions]
+    shown += [named_as(policy_view.stored(name, left), name) for name in names]
     shown = shown or [named_as(exp.Literal.number(1), IN_ROWS)]
-    shown += [named_as(wrap.stored(TOLD, right), TOLD)] if grid.entity is not None else []
-    query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
+    shown += [named_as(policy_view.stored(TOLD, right), TOLD)] if grid.entity is not None else []
+    query = exp.select(*shown, copy=False).from_(policy_view.relation_of(base, left), copy=False)
     return beside_cells(query, grid, left, cells, right)
 
 
@@ -270,9 +270,9 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     everything = maker.token()
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     filtered = exp.select(named_as(exp.Literal.number(1), IN_ROWS), copy=False).from_(
-        wrap.relation_of(relation, everything), copy=False
+        policy_view.relation_of(relation, everything), copy=False
     )
-    condition = wrap.condition_of(contract, everything, maker)
+    condition = policy_view.condition_of(contract, everything, maker)
     if condition is not None:
         filtered.where(condition, copy=False)
     total = maker.token()
@@ -295,10 +295,10 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
 def beside_cells(query: exp.Select, grid: Grid, left: str, cells: str, right: str) -> exp.Select:
     """With the one of these cells in which each row lies."""
     same: list[exp.Expr] = [
-        exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
+        exp.NullSafeEQ(this=policy_view.stored(one.column, left), expression=policy_view.stored(one.column, right))
         for one in grid.dimensions
     ]
-    join = exp.Join(this=wrap.relation_of(cells, right))
+    join = exp.Join(this=policy_view.relation_of(cells, right))
     if same:
         join.set("on", exp.and_(*same, copy=False))
     else:
@@ -387,7 +387,7 @@ def key_columns(grid: Grid) -> list[exp.Expr]:
 
 def _number(one: Measure) -> exp.Expr:
     """The value as DOUBLE: sums of whole numbers may be larger than any, and the smallest has no positive one."""
-    return wrap.try_cast(column_named(one.column), "DOUBLE")
+    return policy_view.try_cast(column_named(one.column), "DOUBLE")
 
 
 def or_zero(value: exp.Expr) -> exp.Expr:

@@ -14,12 +14,12 @@ from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 
-from policies.admission import reason
-from policies.columns import fold
-from policies.enforce.statement import refuse
+from policies.contracts.columns import fold
+from policies.contracts.coverage import reason
+from policies.sql.parse import refuse
 
 if TYPE_CHECKING:
-    from policies.enforce.sql import Dataset
+    from policies.enforce.gate import Dataset
 
 
 def check(tree: exp.Expr, used: Sequence[Dataset], *, brought: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from joserfc.jwk import ECKey
 
-from connector.identity import sitoken
+from connector.identity import self_issued_token
 from connector.identity.did import did_of, document
 from connector.identity.keys import public_jwk
 
@@ -66,7 +66,7 @@ class Provider:
 
     def token(self, audience: str) -> str:
         """An Authorization header of this participant."""
-        return f"Bearer {sitoken.mint(self.key, did=self.did, audience=audience, now=time.time())}"
+        return f"Bearer {self_issued_token.mint(self.key, did=self.did, audience=audience, now=time.time())}"
 
     def catalog(self, datasets: list[Json] | None = None, **more: object) -> Json:
         """A root catalogue in the protocol's form."""

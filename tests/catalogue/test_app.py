@@ -28,15 +28,16 @@ from sqlalchemy import Connection, Engine, text
 from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
-from catalogue.access import COOKIE
+from catalogue.api.access import COOKIE
 from catalogue.app import build, create_app
 from catalogue.settings import Settings
-from catalogue.store import claim
-from catalogue.store.claim import alone
-from connector import bounds, serve
+from catalogue.store import single_instance
+from catalogue.store.single_instance import alone
+from connector import server as connector_server
 from connector import settings as connector
-from connector.database import open_engine
 from connector.errors import BadInput, Busy, Conflict, Unauthenticated
+from connector.infra.database.database import open_engine
+from connector.infra.http import http_limits
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
 from tests.conftest import DATABASES
@@ -114,7 +115,7 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
 def served_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that runs in this process leaves its logging and its limits as they are."""
     monkeypatch.setattr("connector.telemetry.set_up_logging", lambda **_: None)
-    monkeypatch.setattr("connector.bounds.raise_descriptors", lambda: None)
+    monkeypatch.setattr("connector.infra.http.http_limits.raise_descriptors", lambda: None)
 
 
 @pytest.mark.usefixtures("environment", "served_here")
@@ -137,7 +138,7 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
 def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> None:
     """They have no file in common, and did; the second of them no longer started."""
     with (
-        serve.alone(connector.Settings(name="north", data_dir=tmp_path)),
+        connector_server.alone(connector.Settings(name="north", data_dir=tmp_path)),
         alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}", lost=print),
     ):
         pass
@@ -148,7 +149,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end had ended the lock: a second catalogue was let in, and neither knew."""
-    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(single_instance, "_LOOK_SECONDS", 0.05)
     ended: list[str] = []
     with (
         request.getfixturevalue("postgres_cluster").database() as url,
@@ -163,7 +164,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             other.commit()
             return int(pid)
 
-        claimed = claim._claimed
+        claimed = single_instance._claimed
 
         def late(engine: Engine, ours: set[int]) -> Connection:
             if threading.current_thread() is not threading.main_thread():
@@ -180,10 +181,10 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             eventually(lambda: held() not in (None, before))
             with pytest.raises(Conflict, match="another catalogue serves"), alone(tmp_path / "two", url, lost=print):
                 pass
-            monkeypatch.setattr(claim, "_claimed", late)
+            monkeypatch.setattr(single_instance, "_claimed", late)
             cut()
             with alone(tmp_path / "two", url, lost=lambda _: ended.append("two")):
-                monkeypatch.setattr(claim, "_claimed", claimed)
+                monkeypatch.setattr(single_instance, "_claimed", claimed)
                 eventually(lambda: ended == ["one"])
         eventually(lambda: held() is None)
         other.engine.dispose()
@@ -194,12 +195,12 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server believes in it for some seconds after the network has lost it."""
-    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(single_instance, "_LOOK_SECONDS", 0.05)
     ended: list[str] = []
     refused: list[Exception] = []
     lost: list[Connection] = []
     taken: list[Connection] = []
-    claimed, name = claim._claimed, claim._name
+    claimed, name = single_instance._claimed, single_instance._name
 
     def noted(engine: Engine, ours: set[int]) -> Connection:
         try:
@@ -217,9 +218,9 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
 
     with request.getfixturevalue("postgres_cluster").database() as url:
         with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
-            monkeypatch.setattr(claim, "_closed", lambda _: None)
-            monkeypatch.setattr(claim, "_claimed", noted)
-            monkeypatch.setattr(claim, "_name", unheard)
+            monkeypatch.setattr(single_instance, "_closed", lambda _: None)
+            monkeypatch.setattr(single_instance, "_claimed", noted)
+            monkeypatch.setattr(single_instance, "_name", unheard)
             eventually(lambda: len(refused) > 2)
             lost[0].invalidate()
             eventually(lambda: taken)
@@ -240,11 +241,11 @@ def test_a_lock_that_is_let_go_of_before_it_is_asked_whose_it_is_is_no_other_cat
             return self.said.pop(0)
 
     server: Any = Server()
-    claim._claim(server, {7})
+    single_instance._claim(server, {7})
     assert server.said == []
     server.said[:] = [False, 8]
     with pytest.raises(Conflict, match="another catalogue serves"):
-        claim._claim(server, {7})
+        single_instance._claim(server, {7})
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
@@ -252,11 +253,11 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that goes away while the lock is taken anew left it to a connection that nobody here knew."""
-    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(single_instance, "_LOOK_SECONDS", 0.05)
     ended: list[str] = []
     unheard: list[Connection] = []
     tried: list[Connection] = []
-    take, closed = claim._claim, claim._closed
+    take, closed = single_instance._claim, single_instance._closed
 
     def cut(connection: Connection, *more: Any) -> None:
         tried.append(connection)
@@ -267,8 +268,8 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
 
     with request.getfixturevalue("postgres_cluster").database() as url:
         with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
-            monkeypatch.setattr(claim, "_closed", lambda one: None if one in unheard else closed(one))
-            monkeypatch.setattr(claim, "_claim", cut)
+            monkeypatch.setattr(single_instance, "_closed", lambda one: None if one in unheard else closed(one))
+            monkeypatch.setattr(single_instance, "_claim", cut)
             with open_engine(url, pool_size=1).connect() as other:
                 other.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
                 other.engine.dispose()
@@ -296,7 +297,7 @@ def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pyt
         losing[0]()
         ends.append(server.should_exit)
 
-    monkeypatch.setattr(claim, "alone", taken)
+    monkeypatch.setattr(single_instance, "alone", taken)
     monkeypatch.setattr("catalogue.__main__._run", run)
     result = CliRunner().invoke(commands, ["serve"])
     assert (result.exit_code, result.output) == (1, "error: it is another's by now\n")
@@ -549,7 +550,7 @@ def test_a_head_without_an_end_is_not_kept(process: tuple[subprocess.Popen[bytes
     port = int(process[1].rpartition(":")[2])
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as asking, suppress(ConnectionError):
-        asking.sendall(b"GET / HTTP/1.1\r\na: " + b"b" * bounds.HEAD_MAX)
+        asking.sendall(b"GET / HTTP/1.1\r\na: " + b"b" * http_limits.HEAD_MAX)
         answer = asking.recv(4096)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+from hanse.agreement import Access, Name
 from hanse.client import Dataset, Space
-from hanse.flow import Access, Name
 
 ARROW = "application/vnd.apache.arrow.stream"
 _RECEIPTS = ("POST", "/receipts")  # which readers send when it suits them: only tests that are about them look at it

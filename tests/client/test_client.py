@@ -15,11 +15,11 @@ import hanse
 import pyarrow as pa
 import pytest
 from hanse import client, errors
-from hanse._http import ask_at
+from hanse._transport.api import ask_at
+from hanse.agreement import DPV, Access, Name
 from hanse.client import Dataset, Space
-from hanse.flow import DPV, Access, Name
-from hanse.patience import Patience
 from hanse.plan import Block, Plan
+from hanse.retry import Patience
 
 from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, dripping, ipc
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hanse import config
-from hanse._http import Api
+from hanse._transport.api import Api
 from hanse.errors import BadInput
 
 

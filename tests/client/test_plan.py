@@ -6,9 +6,9 @@ import base64
 from typing import Any
 
 import pytest
-from hanse import _http
+from hanse._transport import api
 from hanse.errors import BadInput, Broken, HanseError
-from hanse.loaders.order import place
+from hanse.loaders.epoch_order import place
 
 from tests.client.support import SCHEMA, connector, owned
 
@@ -61,11 +61,11 @@ def test_a_place_of_hugging_face_that_no_state_has_is_refused(wrong: tuple[Any, 
 def test_an_answer_of_too_many_values_is_not_taken_apart(
     monkeypatch: pytest.MonkeyPatch, value: str, status: int
 ) -> None:
-    monkeypatch.setattr(_http, "_VALUES_MAX", 1000)
+    monkeypatch.setattr(api, "_VALUES_MAX", 1000)
     answer = (status, f"[{value * 1000} 0]".encode())
     with connector({("POST", "/"): answer, ("GET", "/self"): answer}) as served:
         text = "more than 1000 values" if status == 200 else "status 500"  # its bytes are too few for as many
         with pytest.raises(HanseError, match=text):
-            _http.ask_at(served.url, "t", {}, seconds=5)
+            api.ask_at(served.url, "t", {}, seconds=5)
         with pytest.raises(HanseError, match="more than 1000 values"):
-            _http.Api(served.url, "t").get("/self")
+            api.Api(served.url, "t").get("/self")

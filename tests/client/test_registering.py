@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from hanse.cli import access, dataset, main, out
-from hanse.flow import Call
+from hanse.agreement import Call
+from hanse.cli import connection, dataset, main, output
 from rich.console import Console
 
 from tests.client.support import Asked, connector
@@ -31,8 +31,8 @@ def test_a_person_sees_how_many_files_are_done(
         looked.append(asked)
         return PROGRESS
 
-    monkeypatch.setattr(out, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(out, "console", lambda *, err=False: Console(stderr=err, force_terminal=err, width=120))
+    monkeypatch.setattr(output, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(output, "console", lambda *, err=False: Console(stderr=err, force_terminal=err, width=120))
     routes = {("POST", "/datasets"): slow, ("GET", "/registrations/parts"): look}
     with connector(routes) as served, pytest.raises(SystemExit):
         main(["--url", served.url, "--token", "t", "dataset", "add", "parts", "/data"])
@@ -49,9 +49,9 @@ def test_interrupted_it_stops_the_registration_and_says_so(
 ) -> None:
     routes = {("DELETE", "/registrations/parts"): None, ("GET", "/registrations/parts"): {"state": "stopped"}}
     with connector(routes) as served:
-        monkeypatch.setattr(access.GIVEN, "url", served.url)
-        monkeypatch.setattr(access.GIVEN, "token", "t")
-        space = access.space()
+        monkeypatch.setattr(connection.GIVEN, "url", served.url)
+        monkeypatch.setattr(connection.GIVEN, "token", "t")
+        space = connection.space()
         done = space.api.do
 
         def interrupted(call: Call) -> Any:

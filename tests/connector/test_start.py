@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from connector.audit.note import head_of
+from connector.audit.signed_note import head_of
 from connector.datasets import registry
-from connector.datasets.registering import Registration
+from connector.datasets.registration import Registration
 from connector.errors import Conflict, PathRefused
 from connector.events import ServiceStarted
-from connector.parts import Services, build
-from connector.serve import tell_of_another_self
+from connector.server import tell_of_another_self
+from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion

@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from catalogue.members import _is_callable
-from catalogue.visit import _same_origin
+from catalogue.crawl.visit import _same_origin
+from catalogue.members.members import _is_callable
 from connector.dsp import messages
-from connector.dsp.peer import Peer
+from connector.dsp.protocol_client import Peer
 from connector.errors import AddressRefused, MessageInvalid, Unauthenticated
-from connector.forms import address
 from connector.identity.did import address_of
-from connector.net import Guard, Net, parts_of
+from connector.infra.net.http_client import Guard, Net, parts_of
+from connector.setting_types import address
 from connector.urls import BASE_MAX, check_endpoint, read_base, read_url
 
 HOST = "https://198.51.100.7"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hanse import HanseError
-from hanse._http import Api
+from hanse._transport.api import Api
 
 from connector.demo.story import RESEARCH
 from tests.e2e.conftest import Running

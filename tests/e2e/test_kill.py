@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hanse._http import Api
+from hanse._transport.api import Api
 
 from connector.demo.story import RESEARCH
 from tests.e2e.conftest import Running

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from connector.demo import story
-from policies import author, lint
+from policies.authoring import convert
+from policies.review import lint
 from tests.e2e.conftest import Running
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -68,7 +69,7 @@ def test_the_readme_asks_for_nothing_that_the_demo_has_revoked() -> None:
 
 def test_the_offer_of_the_readme_is_one() -> None:
     (form,) = blocks("yaml")
-    policy = author.to_policy(author.read_form(form))
+    policy = convert.to_policy(convert.read_form(form))
     assert [problem for problem in lint.lint(policy) if problem.level == "error"] == []
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import hanse
 import pytest
+from hanse.agreement import Access, Name
+from hanse.audit.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, Match, match
 from hanse.cli import main
 from hanse.client import Dataset
-from hanse.flow import Access, Name
-from hanse.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, Match, match
 
-from connector.audit.note import Signer, origin_of
+from connector.audit.signed_note import Signer, origin_of
 from connector.identity import keys
 from tests.support.forged import Body, rewritten
 from tests.support.processes import Process, two

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from zipfile import ZipFile
 
 import pytest
-from hanse.verify import verify
+from hanse.audit.verify import verify
 
 from tests.support.ports import free_range
 from tests.support.processes import Client, Failed, Process, two

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from hanse.loaders.torch import dataset
+from hanse.loaders.torch.batches import dataset
 from torch.utils.data import DataLoader
 
 given, workers = pickle.loads(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])

@@ -29,11 +29,11 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge
-from hanse.loaders.joined import whole
-from hanse.loaders.lying import Came, Kinds, Layout
-from hanse.loaders.shipped import Columns, Way
-from hanse.loaders.tensors import BLOBS, tensors
-from hanse.loaders.torch import dataset as torch_dataset
+from hanse.loaders.row_slices import whole
+from hanse.loaders.torch.batches import dataset as torch_dataset
+from hanse.loaders.torch.shm_layout import Came, Kinds, Layout
+from hanse.loaders.torch.shm_transfer import Columns, Way
+from hanse.loaders.torch.tensors import BLOBS, tensors
 from hanse.options import ForTorch, InBatches
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -564,7 +564,7 @@ def begin_group(monkeypatch: pytest.MonkeyPatch, *, rank: int, world: int) -> No
     """Have the loader find a process group, in which this process has that rank."""
     group = {"is_initialized": lambda: True, "get_rank": lambda: rank, "get_world_size": lambda: world}
     distributed = changed(torch.distributed, **group)
-    monkeypatch.setattr("hanse.loaders.torch.torch", changed(torch, distributed=distributed))
+    monkeypatch.setattr("hanse.loaders.torch.batches.torch", changed(torch, distributed=distributed))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -784,7 +784,7 @@ def test_many_tensors_of_a_list_go_as_one_piece_whatever_is_beside_them() -> Non
 
 
 def test_columns_that_cannot_go_as_one_piece_go_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanse.loaders.shipped._shared", _refused)
+    monkeypatch.setattr("hanse.loaders.torch.shm_transfer._shared", _refused)
     assert _sent(Columns({"n": torch.tensor([7])})) == {"n": torch.tensor([7])}
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from hanse.loaders.torch import dataset
+from hanse.loaders.torch.batches import dataset
 from torch import distributed
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel

@@ -20,10 +20,10 @@ from typing import Any
 
 import httpx2
 
-from catalogue import ingest
 from catalogue.app import Parts, build, create_app
-from catalogue.ingest import Tally
-from catalogue.namespaces import Namespaces
+from catalogue.crawl import ingest
+from catalogue.crawl.ingest import Tally
+from catalogue.crawl.namespaces import Namespaces
 from catalogue.settings import Settings
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry, Member, Source

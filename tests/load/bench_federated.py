@@ -39,9 +39,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from connector.query import parse
-from connector.query.federation import Tables
-from connector.query.plan import plan
+from connector.federation.planner import sql_text
+from connector.federation.planner.model import Tables
+from connector.federation.planner.planner import plan
 from tests.load.plan_alone import Alone
 from tests.load.yardstick import yardstick
 from tests.support import tpch
@@ -302,8 +302,8 @@ def _say_planning(most: Ratio) -> None:
 def _planned(sql: str, tables: Tables) -> float:
     """Milliseconds of processor time for a plan, as a connector counts them."""
     begun = time.thread_time()
-    tree = parse.read(sql)
-    parse.datasets(tree)
+    tree = sql_text.read(sql)
+    sql_text.datasets(tree)
     plan(sql, tables, tree=tree, across_agreements=True)
     return (time.thread_time() - begun) * 1000
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from policies import compile as compiler
-from policies.gate import Lease, check
+from policies.contracts import compile as compiler
+from policies.contracts.batch_gate import Lease, check
 from tests.support import gate, tpch
 from tests.support.gate import atom
 

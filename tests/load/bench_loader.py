@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import hanse
+from hanse.agreement import Access, Name
 from hanse.client import Dataset
-from hanse.flow import Access, Name
 
 from tests.load.stream import ground
 from tests.load.stream.tables import Table, tables
@@ -104,7 +104,7 @@ def _read(
     way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], room: int, answer: Any
 ) -> None:
     """In a process of its own: one read, everything loaded before the clock runs."""
-    importlib.import_module("hanse.loaders.torch")  # not at the top: whoever measures needs no PyTorch
+    importlib.import_module("hanse.loaders.torch.batches")  # not at the top: whoever measures needs no PyTorch
 
     with hanse.connect(url, token) as space:
         multiprocessing.set_start_method("fork", force=True)  # as in a job: we were spawned, and it would be for us too

@@ -13,11 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from policies import author, compile, evaluate, jsonld, lint
-from policies.contract import Column, TableSchema
-from policies.facts import Facts
+from policies.authoring import convert
+from policies.contracts import compile
+from policies.contracts.contract import Column, TableSchema
+from policies.evaluation import evaluate
+from policies.evaluation.compiled_policy import Plan
+from policies.evaluation.facts import Facts
 from policies.model import Kind, Policy
-from policies.plan import Plan
+from policies.odrl import reader
+from policies.review import lint
 from policies.vocabulary import Phase, ds
 
 ROUNDS = 5
@@ -60,7 +64,7 @@ FACTS = Facts.of(
 def agreement() -> Policy:
     """An agreement with a dozen constraints, as a hospital would write it."""
     return replace(
-        author.to_policy(author.read_form(OFFER)),
+        convert.to_policy(convert.read_form(OFFER)),
         kind=Kind.AGREEMENT,
         assigner="did:web:p.example",
         assignee="did:web:c.example",
@@ -86,11 +90,11 @@ def _round(work: Callable[[], object]) -> float:
 def main() -> None:
     """Print the table."""
     policy, refused = agreement(), FACTS.without("ds:membership")
-    wire = jsonld.write(policy)
-    form = author.write_form(author.from_policy(policy))
+    wire = reader.write(policy)
+    form = convert.write_form(convert.from_policy(policy))
     action, phase = ds("query"), Phase.TRANSFER
     # One that is decided from facts alone, as in a catalogue of plain offers.
-    small = evaluate.as_if_agreed(author.to_policy(author.read_form(author.template("members-only"))))
+    small = evaluate.as_if_agreed(convert.to_policy(convert.read_form(convert.template("members-only"))))
 
     def decide(asked: Policy, facts: Facts, *, explained: bool) -> Callable[[], object]:
         decide_ = evaluate.evaluate if explained else evaluate.permits
@@ -105,10 +109,10 @@ def main() -> None:
         ("decision with explanation, members only", decide(small, FACTS, explained=True), "30,000/s"),
         ("facts of a request", lambda: Facts.of({key: FACTS[key].values for key in FACTS}), ""),
         ("policy to plan (first use)", lambda: Plan(policy), ""),
-        ("read from JSON-LD", lambda: jsonld.read(wire), ""),
-        ("write as JSON-LD", lambda: jsonld.write(policy), ""),
-        ("digest", lambda: jsonld.digest(policy), ""),
-        ("read the YAML form", lambda: author.read_form(form), ""),
+        ("read from JSON-LD", lambda: reader.read(wire), ""),
+        ("write as JSON-LD", lambda: reader.write(policy), ""),
+        ("digest", lambda: reader.digest(policy), ""),
+        ("read the YAML form", lambda: convert.read_form(form), ""),
         ("lint with a schema", lambda: lint.lint(policy, SCHEMA), ""),
         ("compile to contracts", lambda: compile.contracts(policy, SCHEMA), "50/s (20 ms)"),
     ]

@@ -27,11 +27,11 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from connector.audit.log import Sequencer
-from connector.audit.note import Signer
-from connector.dataplane import unfinished
+from connector.audit.signed_note import Signer
+from connector.dataplane import running_reads
+from connector.engine.pool.protocol import Relation
 from connector.events import ReadEnded, ReadStarted
-from connector.query.holdings import Holdings
-from connector.query.job import Relation
+from connector.federation.tables import Holdings
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Transfer
@@ -124,10 +124,10 @@ class Steps:
         told = {"actor": provider.CONSUMER, "dataset": "urn:hanse:clinic:n0", "process": os.urandom(16).hex()}
 
         def start(tx: Transaction) -> None:
-            unfinished.begin(tx, ReadStarted(**told, detail={"columns": ["c0", "c1"]}), instance="i")
+            running_reads.begin(tx, ReadStarted(**told, detail={"columns": ["c0", "c1"]}), instance="i")
 
         def end(tx: Transaction) -> None:
-            if unfinished.end(tx, ReadEnded(**told, detail={"rows": 10}), instance="i"):
+            if running_reads.end(tx, ReadEnded(**told, detail={"rows": 10}), instance="i"):
                 self._grants.end(tx, grants)
 
         grants = await self._timed(f"examine {name}", self._grants.examine(*map(provider.wanted, numbers)))

@@ -28,12 +28,12 @@ from unittest import mock
 
 import duckdb
 
-from connector.dataplane import governed, stream
-from connector.dataplane.asked import ACTIONS, Asked
+from connector.dataplane import admission, governed_stream
+from connector.dataplane.read_request import ACTIONS, Asked
 from connector.dataplane.tickets import Ticket
-from connector.query.job import Job, Recheck
-from connector.query.pool import Pool
-from connector.query.running import Frame
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Recheck
+from connector.engine.pool.worker_process import Frame
 from tests.load.bench_gate import FILTERS
 from tests.support import data, gate, provider, tpch
 
@@ -117,7 +117,7 @@ async def one_turn(
     return walls[0], walls[1], cpus[0], cpus[1]
 
 
-class _Ungated(governed.GovernedStream):
+class _Ungated(governed_stream.GovernedStream):
     """The same stream without what stands before each batch."""
 
     async def _pass(self, frame: Frame) -> str | None:
@@ -125,7 +125,7 @@ class _Ungated(governed.GovernedStream):
         return None
 
 
-class _Timed(governed.GovernedStream):
+class _Timed(governed_stream.GovernedStream):
     """The stream as it is, with the CPU time of what stands before each batch added up."""
 
     inside = 0.0
@@ -150,9 +150,11 @@ class Stream:
         self.running = running
         self.asked = Asked(tickets=(ticket,), sql=sql, action=ACTIONS["stream"], plain_scan=True)
 
-    async def once(self, kind: type[governed.GovernedStream]) -> tuple[float, float, governed.GovernedStream]:
+    async def once(
+        self, kind: type[governed_stream.GovernedStream]
+    ) -> tuple[float, float, governed_stream.GovernedStream]:
         await self.quiet()
-        with mock.patch.object(stream, "GovernedStream", kind):  # the only difference between the sides
+        with mock.patch.object(admission, "GovernedStream", kind):  # the only difference between the sides
             async with self.running.reads.open(self.asked) as read:
                 worker = read._result._worker.process.pid
                 wall, cpu = time.perf_counter(), _cpu(worker)
@@ -201,8 +203,8 @@ async def added_up(one: Stream) -> None:
 
 async def side_by_side(one: Stream, *, rounds: int) -> None:
     """The stream as it is against the bare one, and the bare one against itself."""
-    legs: dict[str, type[governed.GovernedStream]] = {
-        "gated": governed.GovernedStream, "bare": _Ungated, "again": _Ungated,
+    legs: dict[str, type[governed_stream.GovernedStream]] = {
+        "gated": governed_stream.GovernedStream, "bare": _Ungated, "again": _Ungated,
     }  # fmt: skip
     orders = itertools.cycle(itertools.permutations(legs))
     taken = [{leg: (await one.once(legs[leg]))[:2] for leg in next(orders)} for _ in range(rounds)]

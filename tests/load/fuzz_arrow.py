@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Limits
 from connector.errors import HanseError
-from connector.query.job import Job, Limits
-from connector.query.pool import Pool
 from tests.support import data
 
 CODES = {"read", "arrow_invalid", "worker_crashed", "memory_limit", "engine_failed", "time_limit"}

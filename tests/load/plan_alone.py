@@ -13,9 +13,9 @@ from typing import Any
 
 import duckdb
 
-from connector.query.engine import others_than_arrow
-from connector.query.federation import Fragment, Others, Partition, Plan, TableInfo
-from connector.query.plan import merge_sql, plan
+from connector.engine.worker.read.duckdb_engine import others_than_arrow
+from connector.federation.planner.model import Fragment, Others, Partition, Plan, TableInfo
+from connector.federation.planner.planner import merge_sql, plan
 from tests.support.federation import columns_of, ordered, values
 from tests.support.federation_tpch import CUT, KEYS, PUBLIC
 

@@ -22,8 +22,9 @@ from unittest import mock
 import duckdb
 
 from connector.errors import HanseError
-from connector.query.federation import Mode
-from connector.query.rules import eager, semi_joins
+from connector.federation.planner.model import Mode
+from connector.federation.planner.placement import eager_aggregation
+from connector.federation.planner.rules import semi_joins
 from tests.support.federation import Federation, difference
 from tests.support.random_data import federation
 from tests.support.random_queries import Questions
@@ -36,7 +37,7 @@ def daring(on: bool) -> Iterator[None]:
         yield
         return
     with (
-        mock.patch.object(eager, "_pays", return_value=True),
+        mock.patch.object(eager_aggregation, "_pays", return_value=True),
         mock.patch.object(semi_joins, "_MUCH", 1e9),
         mock.patch.object(semi_joins, "_SMALL", -1),
     ):

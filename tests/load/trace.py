@@ -49,7 +49,7 @@ class Span:
 
 def install(tell: Callable[..., None]) -> None:
     """Put the stopwatch around a connector's parts, from outside."""
-    from connector.net import Net
+    from connector.infra.net.http_client import Net
     from connector.store import Store
     from connector.telemetry import Observed
 
@@ -108,7 +108,7 @@ def _transactions(owner: type, name: str, tell: Callable[..., None]) -> None:
 def main() -> None:
     """`connector serve`, traced."""
     from connector.__main__ import run_loop
-    from connector.serve import serve
+    from connector.server import serve
     from connector.settings import Settings
 
     with Path(os.environ[FILE]).open("a", buffering=1) as file:

@@ -34,31 +34,37 @@ from tests.support.processes import Process
 MODULE = "tests.load.trace_question"
 # What is timed: module, the functions in it.
 CONNECTOR = {
-    "connector.query.coordinate": ("Coordinator.ask", "Coordinator._plan", "_read", "_planned", "Coordinator._record"),
-    "connector.query.holdings": ("Holdings.tables", "Holdings.ticket"),
-    "connector.query.remote": (
+    "connector.federation.coordinator": (
+        "Coordinator.ask",
+        "Coordinator._plan",
+        "_read",
+        "_planned",
+        "Coordinator._record",
+    ),
+    "connector.federation.tables": ("Holdings.tables", "Holdings.ticket"),
+    "connector.federation.owner_client": (
         "_Exchange._once",
         "_Exchange._envelope",
         "_Exchange._checked",
         "_spool",
         "Remote.read_together",
     ),
-    "connector.query.work": ("Work._merged", "Work._merge", "Work._distinct", "Work.end", "_residual"),
-    "connector.query.pool": ("Pool._begin", "Pool._started", "Pool._end"),
-    "connector.query.running": ("Result.next",),
-    "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
+    "connector.federation.execution": ("Work._merged", "Work._merge", "Work._distinct", "Work.end", "_residual"),
+    "connector.engine.pool.pool": ("Pool._begin", "Pool._started", "Pool._end"),
+    "connector.engine.pool.worker_process": ("Result.next",),
+    "connector.dataplane.admission": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
     "connector.usage.grants": ("Grants._examined",),
 }
 WORKER = {
-    "connector.query.session": (
+    "connector.engine.worker.session": (
         "read_job", "Worker._take", "Worker.ended", "Session._close",
     ),
-    "connector.query.keeping": ("Keeping.prepare",),
-    "connector.query.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
-    "connector.query.opening": ("Opening.pin", "Opening.fence", "Opening.ready"),
-    "connector.query.engine": ("attach", "load", "query", "batches"),
-    "connector.query.foreign": ("check", "read", "unite", "Unread.tables"),
-    "connector.query.frames": ("Frames.__init__", "Frames.write", "Frames.end"),
+    "connector.engine.worker.memory_limits": ("Keeping.prepare",),
+    "connector.engine.worker.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
+    "connector.engine.worker.read.job_files": ("Opening.pin", "Opening.fence", "Opening.ready"),
+    "connector.engine.worker.read.duckdb_engine": ("attach", "load", "query", "batches"),
+    "connector.engine.worker.inspect.untrusted_arrow": ("check", "read", "unite", "Unread.tables"),
+    "connector.engine.worker.write.arrow_stream": ("Frames.__init__", "Frames.write", "Frames.end"),
 }  # fmt: skip
 _SETTLED = 0.3  # seconds after an answer in which what it left to do is done
 
@@ -119,8 +125,8 @@ def _called(inner: Callable[..., Any], path: str, tell: Tell) -> Callable[..., A
 def connector() -> None:
     """`connector serve`, traced, with workers that are."""
     from connector.__main__ import run_loop
-    from connector.query.sandbox import environment
-    from connector.serve import serve
+    from connector.engine.pool.sandbox import environment
+    from connector.server import serve
     from connector.settings import Settings
 
     tell = teller("main")
@@ -129,20 +135,20 @@ def connector() -> None:
     spawn = asyncio.create_subprocess_exec
 
     async def spawned(*args: Any, **more: Any) -> Any:
-        changed = [MODULE if arg == "connector.query.worker" else arg for arg in args]
+        changed = [MODULE if arg == "connector.engine.worker" else arg for arg in args]
         return await spawn(*changed, **more | {"cwd": None})
 
     traced = {trace.FILE: os.environ[trace.FILE], "PYTHONPATH": str(Path.cwd())}
     with (
-        mock.patch("connector.query.pool.asyncio", changed(asyncio, create_subprocess_exec=spawned)),
-        mock.patch("connector.query.pool.environment", lambda **more: environment(**more) | traced),
+        mock.patch("connector.engine.pool.pool.asyncio", changed(asyncio, create_subprocess_exec=spawned)),
+        mock.patch("connector.engine.pool.pool.environment", lambda **more: environment(**more) | traced),
     ):
         run_loop(serve(Settings()))
 
 
 def worker() -> None:
     """A worker, traced."""
-    from connector.query import worker as inner
+    from connector.engine.worker import __main__ as inner
 
     install(WORKER, teller("worker"))
     inner.main()

@@ -9,10 +9,13 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from policies import author, diff, evaluate, explain, jsonld, lint, report, rowlang
+from policies.authoring import convert, row_filter
 from policies.errors import PolicyError
-from policies.facts import Facts
+from policies.evaluation import evaluate
+from policies.evaluation.facts import Facts
 from policies.model import Policy
+from policies.odrl import reader as policy_reader
+from policies.review import diff, explain, lint, report
 from policies.vocabulary import Phase, column_term, ds, odrl
 
 QUICK = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -107,9 +110,9 @@ def nearly(draw: st.DrawFn) -> dict[str, Any]:
 @example({"@context": [[]]})
 @example({"@type": "Offer", "permission": {"@set": [{"@list": []}]}})
 def test_any_json_is_read_or_refused(wire: Any) -> None:
-    refused = refusal(jsonld.read, wire)
+    refused = refusal(policy_reader.read, wire)
     if refused is None:
-        _handle(jsonld.read(wire))
+        _handle(policy_reader.read(wire))
     else:
         assert len(refused) > 20
 
@@ -125,7 +128,7 @@ def refusal(reader: Callable[[Any], object], text: Any) -> str | None:
 
 def _handle(policy: Policy) -> None:
     """Everything that may be done with a policy that was read."""
-    digest = jsonld.digest(policy)
+    digest = policy_reader.digest(policy)
     for action in (odrl("use"), ds("query"), ""):
         for phase in Phase:
             arguments = {"action": action, "phase": phase, "now": 1.8e9}
@@ -137,33 +140,33 @@ def _handle(policy: Policy) -> None:
     lint.lint(policy)
     assert diff.diff(policy, policy, now=1.8e9).same
     if policy.id and (policy.permissions or policy.prohibitions):
-        assert jsonld.digest(jsonld.read(jsonld.write(policy))) == digest
-        text = author.write_form(author.from_policy(policy))
+        assert policy_reader.digest(policy_reader.read(policy_reader.write(policy))) == digest
+        text = convert.write_form(convert.from_policy(policy))
         if ":" in policy.id:
-            assert jsonld.digest(author.to_policy(author.read_form(text))) == digest
+            assert policy_reader.digest(convert.to_policy(convert.read_form(text))) == digest
 
 
 @QUICK
 @given(st.text(max_size=60))
 def test_any_text_is_a_policy_a_form_a_filter_or_refused(text: str) -> None:
-    for reader in (jsonld.read, author.read_form, rowlang.parse):
+    for reader in (policy_reader.read, convert.read_form, row_filter.parse):
         assert refusal(reader, text) != ""
 
 
-FORM = author.template("health-data-permit") + author.template("clean-room").partition("\n")[2]
+FORM = convert.template("health-data-permit") + convert.template("clean-room").partition("\n")[2]
 
 
 @QUICK
 @given(st.integers(0, len(FORM)), st.integers(0, 12), st.text(alphabet="abn:{}[]#&*!|>'\",\n -0189", max_size=4))
 def test_a_form_with_a_slip_is_read_or_refused_and_what_is_read_is_a_policy(at: int, cut: int, put: str) -> None:
     text = FORM[:at] + put + FORM[at + cut :]
-    refused = refusal(author.read_form, text)
+    refused = refusal(convert.read_form, text)
     if refused is not None:
         assert "expected" in refused
         return
-    form = author.read_form(text)
-    policy = author.to_policy(form)
-    assert jsonld.rules_equal(author.to_policy(author.read_form(author.write_form(form))), policy)
+    form = convert.read_form(text)
+    policy = convert.to_policy(form)
+    assert policy_reader.rules_equal(convert.to_policy(convert.read_form(convert.write_form(form))), policy)
 
 
 @QUICK
@@ -188,6 +191,6 @@ def test_any_column_and_value_survive_the_row_filter_and_the_form(column: str, o
             }
         ],
     }
-    policy = jsonld.read(wire)
-    text = author.write_form(author.from_policy(policy))
-    assert jsonld.rules_equal(author.to_policy(author.read_form(text)), policy), text
+    policy = policy_reader.read(wire)
+    text = convert.write_form(convert.from_policy(policy))
+    assert policy_reader.rules_equal(convert.to_policy(convert.read_form(text)), policy), text

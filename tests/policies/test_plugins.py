@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from policies import columns, plugins
-from policies.masks import MASKS, MaskWord
+from policies import plugins
+from policies.contracts import columns
+from policies.contracts.masks import MASKS, MaskWord
 from policies.vocabulary import OPERANDS, Action, Operand, Phase, Tier, ValueType, odrl
 
 PLUGIN = '''
@@ -20,8 +21,8 @@ PLUGIN = '''
 from dataclasses import replace
 from sqlglot import exp
 from policies import columns
-from policies.evaluate import Fact
-from policies.masks import MaskWord
+from policies.evaluation.evaluate import Fact
+from policies.contracts.masks import MaskWord
 from policies.vocabulary import Operand, Phase, Tier, ValueType
 
 ROWS = Operand(name="https://x.example/sample", type=ValueType.INTEGER, ops=frozenset({"lteq"}), phase=Phase.QUERY,
@@ -65,10 +66,10 @@ import asyncio, json
 import duckdb
 from connector.usage import sources
 from policies import compile as compiler, jsonld, lint, plugins, words
-from policies.contract import Column, TableSchema
-from policies.evaluate import as_if_agreed, evaluate
+from policies.contracts.contract import Column, TableSchema
+from policies.evaluation.evaluate import as_if_agreed, evaluate
 from policies.vocabulary import OPERANDS, Phase, ds, expand
-from policies.enforce.sql import Dataset, prepare
+from policies.enforce.gate import Dataset, prepare
 
 loaded = plugins.load()
 found = sources.load()

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policies import author, evaluate, jsonld, values, vocabulary
-from policies.facts import Facts
+from policies import vocabulary
+from policies.authoring import convert
+from policies.evaluation import evaluate, values
+from policies.evaluation.facts import Facts
 from policies.model import Conflict, Group, Kind, Policy, Rule
+from policies.odrl import reader
 from policies.vocabulary import Phase, ds, odrl
 from tests.support import dsp_schemas
 from tests.support import policy_strategies as random
@@ -29,17 +32,17 @@ CONFLICTS = st.sampled_from(list(Conflict))
 @st.composite
 def spelled(draw: st.DrawFn) -> tuple[Policy, dict[str, Any]]:
     policy = draw(random.policies(conflict=CONFLICTS))
-    return policy, random.Spelling(draw).policy(jsonld.write(policy, in_message=True))
+    return policy, random.Spelling(draw).policy(reader.write(policy, in_message=True))
 
 
 @QUICK
 @given(spelled())
 def test_every_spelling_of_a_policy_has_one_digest(pair: tuple[Policy, dict[str, Any]]) -> None:
     policy, wire = pair
-    read = jsonld.read(wire)
-    assert jsonld.digest(read) == jsonld.digest(policy)
-    assert jsonld.rules_equal(read, policy)
-    assert jsonld.read([wire]) == read
+    read = reader.read(wire)
+    assert reader.digest(read) == reader.digest(policy)
+    assert reader.rules_equal(read, policy)
+    assert reader.read([wire]) == read
 
 
 def _less(policy: Policy) -> Iterator[Policy]:
@@ -87,7 +90,7 @@ def test_a_policy_without_one_of_its_parts_has_another_digest(policy: Policy) ->
     for less in _less(policy):
         grouped = any(isinstance(one, Group) for rule in _all_rules(policy) for one in rule.constraints)
         if _spoken(less) != _spoken(policy) and not grouped:
-            assert jsonld.digest(less) != jsonld.digest(policy)
+            assert reader.digest(less) != reader.digest(policy)
 
 
 def _all_rules(policy: Policy) -> tuple[Any, ...]:
@@ -97,10 +100,10 @@ def _all_rules(policy: Policy) -> tuple[Any, ...]:
 @QUICK
 @given(random.policies(conflict=CONFLICTS))
 def test_what_is_written_reads_back_and_fits_the_published_schema(policy: Policy) -> None:
-    message = jsonld.write(policy, in_message=True)
+    message = reader.write(policy, in_message=True)
     dsp_schemas.validate("negotiation/contract-offer-message-schema.json", dsp_schemas.offer_message(message))
-    assert jsonld.read(message) == policy
-    catalog = jsonld.write(policy, in_catalog=True)
+    assert reader.read(message) == policy
+    catalog = reader.write(policy, in_catalog=True)
     assert "target" not in catalog
     dsp_schemas.validate_definition("Offer", catalog)
     agreement = replace(
@@ -110,20 +113,20 @@ def test_what_is_written_reads_back_and_fits_the_published_schema(policy: Policy
         assignee="did:web:c.example",
         timestamp="2027-01-01T00:00:00Z",
     )
-    dsp_schemas.validate_definition("Agreement", jsonld.write(agreement))
-    assert jsonld.digest(agreement) == jsonld.digest(policy)
+    dsp_schemas.validate_definition("Agreement", reader.write(agreement))
+    assert reader.digest(agreement) == reader.digest(policy)
 
 
 @settings(QUICK, max_examples=40)
 @given(random.policies(conflict=CONFLICTS))
 def test_an_independent_json_ld_reader_finds_the_same_policy_in_a_message(policy: Policy) -> None:
-    message = dsp_schemas.offer_message(jsonld.write(policy, in_message=True))
-    assert jsonld.digest(jsonld.read(dsp_schemas.through_rdf(message, "offer"))) == jsonld.digest(policy)
+    message = dsp_schemas.offer_message(reader.write(policy, in_message=True))
+    assert reader.digest(reader.read(dsp_schemas.through_rdf(message, "offer"))) == reader.digest(policy)
 
 
 def test_an_independent_json_ld_reader_finds_the_parties_of_an_agreement() -> None:
     policy = replace(
-        author.to_policy(author.read_form(author.template("health-data-permit"))),
+        convert.to_policy(convert.read_form(convert.template("health-data-permit"))),
         kind=Kind.AGREEMENT,
         assigner="did:web:p.example",
         assignee="did:web:c.example",
@@ -133,10 +136,10 @@ def test_an_independent_json_ld_reader_finds_the_parties_of_an_agreement() -> No
         "@type": "ContractAgreementMessage",
         "providerPid": "urn:uuid:1",
         "consumerPid": "urn:uuid:2",
-        "agreement": jsonld.write(policy),
+        "agreement": reader.write(policy),
     }
-    read = jsonld.read(dsp_schemas.through_rdf(message, "agreement"))
-    assert jsonld.rules_equal(read, policy)
+    read = reader.read(dsp_schemas.through_rdf(message, "agreement"))
+    assert reader.rules_equal(read, policy)
     for name in ("kind", "id", "target", "assigner", "assignee", "timestamp", "profile"):
         assert getattr(read, name) == getattr(policy, name)
 
@@ -144,7 +147,7 @@ def test_an_independent_json_ld_reader_finds_the_parties_of_an_agreement() -> No
 @QUICK
 @given(random.policies())
 def test_only_names_that_the_context_expands_are_written(policy: Policy) -> None:
-    for name in _names(jsonld.write(policy, in_message=True)):
+    for name in _names(reader.write(policy, in_message=True)):
         assert name == "use" or name.startswith("odrl:") or "://" in name
 
 
@@ -160,7 +163,7 @@ def _names(node: Any) -> list[str]:
 @QUICK
 @given(random.policies(conflict=CONFLICTS), st.randoms(use_true_random=False))
 def test_order_never_matters_to_the_digest(policy: Policy, shuffle: Any) -> None:
-    assert jsonld.digest(_shuffled(policy, shuffle)) == jsonld.digest(policy)
+    assert reader.digest(_shuffled(policy, shuffle)) == reader.digest(policy)
 
 
 @DEEP
@@ -232,12 +235,12 @@ def test_one_more_prohibition_never_permits(
 @DEEP
 @given(random.policies(conflict=CONFLICTS))
 def test_a_policy_survives_the_short_form(policy: Policy) -> None:
-    form = author.from_policy(policy)
-    text = author.write_form(form)
-    read = author.read_form(text)
-    assert jsonld.rules_equal(author.to_policy(read), policy), text
-    assert author.to_policy(read).target == policy.target
-    assert author.write_form(author.from_policy(author.to_policy(read))) == text
+    form = convert.from_policy(policy)
+    text = convert.write_form(form)
+    read = convert.read_form(text)
+    assert reader.rules_equal(convert.to_policy(read), policy), text
+    assert convert.to_policy(read).target == policy.target
+    assert convert.write_form(convert.from_policy(convert.to_policy(read))) == text
 
 
 def _shuffled(policy: Policy, shuffle: Any) -> Policy:
@@ -262,10 +265,10 @@ def _mixed(one: Any, mixed: Any) -> Any:
     return replace(one, constraints=mixed(one.constraints)) if hasattr(one, "constraints") else one
 
 
-@pytest.mark.parametrize("name", author.TEMPLATES)
+@pytest.mark.parametrize("name", convert.TEMPLATES)
 def test_every_template_survives_both_ways(name: str) -> None:
-    form = author.read_form(author.template(name))
-    policy = author.to_policy(form)
-    assert author.from_policy(policy, decide=form.decide) == form
-    assert author.read_form(author.write_form(form)) == form
+    form = convert.read_form(convert.template(name))
+    policy = convert.to_policy(form)
+    assert convert.from_policy(policy, decide=form.decide) == form
+    assert convert.read_form(convert.write_form(form)) == form
     assert form.odrl is None

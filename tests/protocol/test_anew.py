@@ -10,7 +10,7 @@ import pytest
 
 from connector.dsp import states
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty
 from tests.support.pair import USE, Call, Json, Pair, emptied, pair, settled
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from connector.errors import Busy, HanseError, PeerUnreachable
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store.tables import Negotiation, Transfer
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import Call, Pair, Side, pair, side

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from tests.conftest import DATABASES
 from tests.support.counterparty import DATASET, OFFER_ID

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from connector.dsp import decisions, states
+from connector.dsp import auto_decisions, states
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.errors import Refused
-from policies.evaluate import Facts
+from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.pair import USE, Json, emptied, pair, settled
 
@@ -335,15 +335,15 @@ async def test_transfers_under_an_agreement_made_by_hand_wait_for_a_person(tmp_p
         await settled(two.south, "transfer", transfer.id, "STARTED")
 
 
-@pytest.mark.parametrize("table", [decisions.NEGOTIATION, decisions.TRANSFER])
+@pytest.mark.parametrize("table", [auto_decisions.NEGOTIATION, auto_decisions.TRANSFER])
 def test_every_decision_is_a_step_that_its_state_allows(table: Any) -> None:
-    machine = states.NEGOTIATION if table is decisions.NEGOTIATION else states.TRANSFER
+    machine = states.NEGOTIATION if table is auto_decisions.NEGOTIATION else states.TRANSFER
     for role, state in table:
-        for decide in (decisions.AUTO, decisions.RULES, decisions.MANUAL):
+        for decide in (auto_decisions.AUTO, auto_decisions.RULES, auto_decisions.MANUAL):
             for same in (True, False):
                 for permitted in (True, False):
-                    case = decisions.Case(decide=decide, same_terms=same, permitted=permitted)
-                    move = decisions.next_message(table, role=role, state=state, case=case)
+                    case = auto_decisions.Case(decide=decide, same_terms=same, permitted=permitted)
+                    move = auto_decisions.next_message(table, role=role, state=state, case=case)
                     if move:
-                        assert decide != decisions.MANUAL
+                        assert decide != auto_decisions.MANUAL
                         states.advance(machine, states.Step(state, move, role))

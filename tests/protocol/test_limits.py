@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connector import resolving
-from connector.dsp import states, terms
-from connector.dsp.admission import Limits
+from connector.dsp import agreement_terms, states
+from connector.dsp.process_limits import Limits
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.events import RefusalsCounted, RequestRefused
-from connector.net import Reply
-from connector.store import Store, refusals
-from policies.evaluate import Facts
+from connector.infra.net import resolver
+from connector.infra.net.http_client import Reply
+from connector.store import Store, refusal_sampling
+from policies.evaluation.evaluate import Facts
 from tests.support import migrated
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
 from tests.support.own_name import changed
@@ -122,7 +122,7 @@ async def test_nobody_is_told_what_our_network_calls_by_which_name(
             return inside
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
+    monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         peer = await arranged(two)
         await begin(peer, pid())  # a transfer needs its agreement
@@ -144,7 +144,7 @@ async def test_a_strangers_names_that_hang_keep_no_partner_waiting(
             answers.wait()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]
 
-    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
+    monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         partner = await arranged(two)
         await partner.negotiation(role=PROVIDER, state=states.FINALIZED)
@@ -169,7 +169,7 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is answered for what it is; the log has some of them, and how many more there were."""
-    monkeypatch.setattr(refusals, "EACH", 3)
+    monkeypatch.setattr(refusal_sampling, "EACH", 3)
     async with pair(tmp_path) as two:
         peer = await arranged(two)
         unknown = {"@context": CONTEXT, "@type": "TransferRequestMessage", "agreementId": "urn:agreement:none"}
@@ -290,7 +290,7 @@ async def test_where_there_is_a_register_only_members_and_partners_make_offers_u
 async def test_an_offer_of_others_may_not_be_much_larger_than_what_it_is_held_against(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terms, "_OFFER_MAX", 600)
+    monkeypatch.setattr(agreement_terms, "_OFFER_MAX", 600)
     names = [f"did:web:{number:03}.example" for number in range(100)]
     among = {"leftOperand": "ds:participant", "operator": "isAnyOf", "rightOperand": [*names, "did:web:other.example"]}
     large = {"permission": [{"action": "use", "constraint": [among]}]}

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from catalogue.entry import read_dataset
-from connector.dataplane.envelopes import parse_envelope
-from connector.dsp import messages, terms
+from catalogue.crawl.entry import read_dataset
+from connector.dataplane.http.schemas import parse_envelope
+from connector.dsp import agreement_terms, messages
 from connector.errors import HanseError, harmless
-from connector.identity import did, sitoken
-from policies import jsonld
+from connector.identity import did, self_issued_token
 from policies.errors import PolicyError
+from policies.odrl import reader
 
 _TIMES, _ROUNDS = 5, 3
 _RATIO = 4  # of the sizes
@@ -108,7 +108,7 @@ OTHERS: dict[str, tuple[Callable[[int], Any], Callable[[Any], object]]] = {
     "a query's members": (lambda n: twice(n), parse_envelope),
     "a query's text": (lambda n: json.dumps({"sql": "select" * 100 * n}).encode(), parse_envelope),
     "words with addresses": (lambda n: "https://a\x00" * n, harmless),
-    "a token": (lambda n: "." * (8 * n), lambda text: sitoken.claimed_issuer(text, audience="did:web:us")),
+    "a token": (lambda n: "." * (8 * n), lambda text: self_issued_token.claimed_issuer(text, audience="did:web:us")),
     "keys of a document": (
         lambda n: {"assertionMethod": many(n, "#"),
                    "verificationMethod": [{"id": one, "publicKeyJwk": KEY} for one in many(n, "#")]},
@@ -121,9 +121,9 @@ def judged(body: bytes) -> None:
     """A request as it is read and compared before anything is stored."""
     asked = messages.read(body, messages.ContractRequestMessage, messages.TransferRequestMessage)
     assert isinstance(asked, messages.ContractRequestMessage)
-    read = terms.read_offer(asked.offer or {})
-    jsonld.digest(read)
-    terms.taken_wire(read, target="t", beside={})
+    read = agreement_terms.read_offer(asked.offer or {})
+    reader.digest(read)
+    agreement_terms.taken_wire(read, target="t", beside={})
 
 
 def seconds(work: Callable[[Any], object], given: Any) -> float:
@@ -171,4 +171,4 @@ def test_a_name_stands_for_no_more_than_a_name_may_have() -> None:
         with pytest.raises(messages.MessageInvalid, match="prefixes"):
             messages.read(message(offer(), context), messages.ContractRequestMessage)
         with pytest.raises(PolicyError, match="prefixes"):
-            jsonld.read({"@context": context, **offer(permission=[use(1)])})
+            reader.read({"@context": context, **offer(permission=[use(1)])})

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import pytest
 
-from connector.dsp import exchange, states
+from connector.dsp import process, states
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, PATHS, Counterparty, snapshot
 from tests.support.pair import Call, Pair, announced, emptied, pair, settled
@@ -426,7 +426,7 @@ async def test_who_asks_for_the_state_before_its_answer_has_reached_us_is_told_b
         await answered.wait()
         provider = Counterparty(two.south, participant=two.north.participant)
         with monkeypatch.context() as patience:
-            patience.setattr(exchange, "_UNNUMBERED_SECONDS", 0.0)
+            patience.setattr(process, "_UNNUMBERED_SECONDS", 0.0)
             assert (await provider.get(f"/{kind}s/{row.id}")).status == 404
         asking = {asyncio.ensure_future(provider.get(f"/{kind}s/{row.id}")) for _ in range(6)}
         await until(lambda: sum(one.done() for one in asking) == 5)  # one waits, whoever else asks

@@ -11,19 +11,20 @@ import pytest
 from fastapi import FastAPI, Response
 
 from connector.demo import story
-from connector.dsp import states, terms
-from connector.dsp.peer import segment
+from connector.dsp import agreement_terms, states
+from connector.dsp.protocol_client import segment
 from connector.store import Transaction
 from connector.store.tables import Agreement, Offer
-from policies import author, jsonld
-from policies.evaluate import Facts
+from policies.authoring import convert
+from policies.evaluation.evaluate import Facts
 from policies.model import Kind
+from policies.odrl import reader
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty
 from tests.support.pair import Json, Pair, add_dataset, emptied, offer_row, pair, settled
 from tests.support.strict import request_of, tree
 
 READY_MADE = {
-    **{name: author.template(name) for name in author.TEMPLATES},
+    **{name: convert.template(name) for name in convert.TEMPLATES},
     **{path.stem: path.read_text() for path in sorted(story.OFFERS.glob("*.yaml"))},
 }
 TEXTS = ("person_id", "name", "email", "address", "phone", "region", "consent", "diagnosis", "patient", "horTh",
@@ -62,9 +63,9 @@ WORDINGS: dict[str, Json] = {"conflict perm": PERM, "lists and types": LISTS}
 
 def ready(text: str) -> tuple[str, Json, str]:
     """Dataset, policy as published, and who decides, of a ready-made offer."""
-    form = author.read_form(text)
-    policy = author.to_policy(form)
-    return policy.target, jsonld.write(policy, in_catalog=True), form.decide
+    form = convert.read_form(text)
+    policy = convert.to_policy(form)
+    return policy.target, reader.write(policy, in_catalog=True), form.decide
 
 
 async def publish(two: Pair, dataset: str, policy: Json, *, decide: str = "auto", offer_id: str = OFFER_ID) -> None:
@@ -136,8 +137,8 @@ async def check(two: Pair, dataset: str, policy: Json, *, decide: str = "auto", 
     row = await stored(two, agreement)
     assert row.policy == agreement, "what is stored is what was sent"
     (told,) = [event for event in two.north.events if event.kind == "AgreementConcluded"]
-    published = jsonld.read({"@type": "Offer", **policy}, kind=Kind.OFFER)
-    assert row.digest == told.detail["policy"] == jsonld.digest(published) == jsonld.digest(jsonld.read(agreement))
+    published = reader.read({"@type": "Offer", **policy}, kind=Kind.OFFER)
+    assert row.digest == told.detail["policy"] == reader.digest(published) == reader.digest(reader.read(agreement))
     return agreement
 
 
@@ -213,7 +214,7 @@ async def test_offers_that_mean_the_same_have_each_its_own_words(tmp_path: Path)
         peer = Strict(two.north)
         two.north.facts[peer.participant] = known(peer.participant)
         for name, policy in (("offer:one", LISTS), ("offer:two", turned)):
-            written = jsonld.write(jsonld.read({"@type": "Offer", "@id": name, **policy}), in_catalog=True)
+            written = reader.write(reader.read({"@type": "Offer", "@id": name, **policy}), in_catalog=True)
             assert await peer.copied(DATASET, name) == {**written, "assigner": two.north.participant}
         assert len(await two.north.store.read(digests)) == 1
 
@@ -229,14 +230,15 @@ def test_the_context_of_the_strict_reader_is_the_protocols() -> None:
 @pytest.mark.parametrize("unsaid", [("profile",), ("odrl:conflict",), ("profile", "odrl:conflict")], ids="+".join)
 def test_what_a_request_leaves_out_is_as_published_and_what_it_says_is_not(unsaid: tuple[str, ...]) -> None:
     offer = {"@type": "Offer", "@id": OFFER_ID, "profile": ["https://example.org/b", "https://example.org/a"], **PERM}
-    published = jsonld.read(offer)
+    published = reader.read(offer)
     left = {key: value for key, value in offer.items() if key not in unsaid}
     said = {**left, "profile": "https://example.org/c", "odrl:conflict": {"@id": "odrl:prohibit"}}
     words = [
-        terms.as_published(terms.read_asked(one), one, published=published, consumer="did:x") for one in (left, said)
+        agreement_terms.as_published(agreement_terms.read_asked(one), one, published=published, consumer="did:x")
+        for one in (left, said)
     ]
     assert words[0] == published
-    assert words[1] == jsonld.read(said)
+    assert words[1] == reader.read(said)
 
 
 @pytest.mark.parametrize(
@@ -248,4 +250,4 @@ def test_what_a_request_leaves_out_is_as_published_and_what_it_says_is_not(unsai
 def test_a_text_that_is_no_list_of_values_stays_a_text(text: str) -> None:
     atom = {"leftOperand": f"{DS}role", "operator": "eq", "rightOperand": text}
     offer = {"@type": "Offer", "@id": OFFER_ID, "permission": [{"action": "use", "constraint": [atom]}]}
-    assert terms.read_asked(offer) == terms.read_offer(offer)
+    assert agreement_terms.read_asked(offer) == agreement_terms.read_offer(offer)

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from connector import resolving
-from connector.dataplane.access import Renewal
+from connector.dataplane.contract_routes import Renewal
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
@@ -29,11 +28,12 @@ from connector.errors import (
     PeerUnreachable,
     Refused,
 )
-from connector.net import Reply
+from connector.infra.net import resolver
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from connector.usage.grants import is_started
-from connector.usage.held import Over
-from policies.evaluate import Facts
+from connector.usage.held_agreement import Over
+from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.own_name import changed
 from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
@@ -194,7 +194,7 @@ async def test_pushes_tell_nobody_which_names_there_are_in_our_network(
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.20.30.40", 443))]
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(resolving, "socket", changed(socket, getaddrinfo=look_up))
+    monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=look_up))
     async with pair(tmp_path) as two:
         peer, answers = Counterparty(two.north), set()
         agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hanse.cli import out
+from hanse.cli import output
 
-from connector.dsp.ledger import Ledger, Upkeep
+from connector.console.view import formatting
+from connector.dsp.duty_upkeep import Ledger, Upkeep
 from connector.errors import BadInput, Busy, Conflict, Limited, NotFound, Refused
 from connector.events import DutyChanged, NegotiationAdvanced
-from connector.management.pages import words
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from connector.store.tables import Agreement, Transfer
-from connector.usage import duties
-from policies.evaluate import Facts
+from connector.usage import duty_ledger
+from policies.evaluation.evaluate import Facts
 from tests.protocol.test_transfers import agreed, constrained, started
 from tests.support.counterparty import Counterparty
 from tests.support.pair import Json, Side, pair, settled
@@ -58,7 +58,7 @@ def in_an_hour() -> str:
 
 def two_hours_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the upkeep alone: what it sees as over, nobody else keeps from going on."""
-    monkeypatch.setattr("connector.dsp.ledger.time", SimpleNamespace(time=lambda: time.time() + 7_200))
+    monkeypatch.setattr("connector.dsp.duty_upkeep.time", SimpleNamespace(time=lambda: time.time() + 7_200))
 
 
 def reminders(side: Side) -> list[tuple[str, str]]:
@@ -122,7 +122,7 @@ async def test_an_agreement_of_another_calendar_that_is_kept_keeps_nobody_from_t
         ledger = Ledger(two.south.store, two.cable, lambda audience: "")
         assert [one.path for one in await ledger.of(agreement, role="consumer")] == ["/obligation/0"]
         await ledger.open()
-        for shown in (words.moment, words.day, words.instant, out.moment):
+        for shown in (formatting.moment, formatting.day, formatting.instant, output.moment):
             assert shown(signed_at)
 
 
@@ -136,8 +136,8 @@ async def test_what_is_not_done_in_time_is_overdue_and_stays_so(tmp_path: Path) 
         def later(tx: Transaction) -> list[str]:
             row = tx.agreements.of(agreement, role="provider")
             states = [
-                duties.look(tx, row, now=tx.now)[0].state,
-                duties.look(tx, row, now=tx.now + 40 * 86_400)[0].state,
+                duty_ledger.look(tx, row, now=tx.now)[0].state,
+                duty_ledger.look(tx, row, now=tx.now + 40 * 86_400)[0].state,
             ]
             return [str(state) for state in states]
 
@@ -211,7 +211,7 @@ async def test_reports_that_leave_a_duty_as_it_was_are_kept_once_and_not_without
 async def test_a_duty_that_falls_due_again_is_reported_as_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duties, "_UNCHANGED_MAX", 1)
+    monkeypatch.setattr(duty_ledger, "_UNCHANGED_MAX", 1)
     daily = [{"leftOperand": "ds:every", "operator": "eq", "rightOperand": "P1D"}]
     policy = {**LOG, "obligation": [{"action": "ds:log", "constraint": daily}]}
     async with pair(tmp_path) as two:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hanse.client import Dataset
 from hanse.errors import HanseError
-from hanse.loaders.order import Order
+from hanse.loaders.epoch_order import Order
 
 from tests.support.served import Owner
 

@@ -1,4 +1,4 @@
-"""What every kind of source must pass: one case per kind, run by tests/connector/datasets/test_sources.py."""
+"""What every kind of source must pass: one case per kind, run by tests/connector/datasets/sources/test_sources.py."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from connector.events import Event, QueryCoordinated
-from connector.query import work
-from connector.query.coordinate import Coordinator, Question
-from connector.query.deadline import Deadline
+from connector.federation import execution
+from connector.federation.coordinator import Coordinator, Question
+from connector.federation.deadline import Deadline
 from tests.support.clocks import hands
 from tests.support.owners import Owners
 
@@ -38,7 +38,7 @@ class Asked:
     async def late(self, sql: str, *, answered: int, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """As `rows`, where the time of one owner is over once this many others have answered: ten minutes in all."""
         with hands() as clock, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(work, "Deadline", partial(Deadline, clock=clock))
+            patch.setattr(execution, "Deadline", partial(Deadline, clock=clock))
             asking = asyncio.ensure_future(self.rows(sql, seconds=600.0, **more))
             while not asking.done() and all(len(one.owners) < answered for one in self.coordinator.recent()):
                 await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ from typing import Any
 from connector.dsp import states
 from connector.dsp.routes import PATH
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from connector.store.tables import Agreement, Grant, Negotiation, Transfer
 from tests.support.pair import USE, Json, Side, exchange

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connector.datasets.sources import read_options, source
-from connector.datasets.sources.files import own_ref
-from connector.query.job import IN_PLACE, Relation
+from connector.datasets.sources.source_files import own_ref
+from connector.engine.pool.protocol import IN_PLACE, Relation
 
 ROWS = 200_000
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xxhash
 
-from connector.query.job import Job
-from connector.query.pool import Pool
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job
 
 
 async def messages(pool: Pool, job: Job) -> list[bytes]:

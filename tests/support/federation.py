@@ -17,11 +17,11 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp, parse_one
 
-from connector.query.engine import others_than_arrow
-from connector.query.federation import Column, Fragment, Keys, Mode, Others, Plan, TableInfo
-from connector.query.plan import merge_sql, plan
-from policies.enforce import recheck
-from policies.enforce.functions import ENGINE_FUNCTIONS
+from connector.engine.worker.read.duckdb_engine import others_than_arrow
+from connector.federation.planner.model import Column, Fragment, Keys, Mode, Others, Plan, TableInfo
+from connector.federation.planner.planner import merge_sql, plan
+from policies.sql import engine_recheck
+from policies.sql.allowed_functions import ENGINE_FUNCTIONS
 from tests.support import data, gate
 
 
@@ -97,8 +97,8 @@ class Federation:
                 sent[fragment.id], rows[fragment.id] = len(data.stream(table)), table.num_rows
                 here.register(fragment.id, table)
             sql = merge_sql(made, others)
-            told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
-            recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
+            told = here.execute(engine_recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
+            engine_recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
             found = here.sql(sql)
             if made.passed:  # nobody would have run the residual
                 merged = found.to_arrow_table()

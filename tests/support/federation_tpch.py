@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 from sqlglot import exp, parse_one
 
-from connector.query.federation import Partition
+from connector.federation.planner.model import Partition
 from tests.support.federation import Federation
 
 PLACES = {"customer": "a", "orders": "a", "lineitem": "b", "part": "c", "partsupp": "c", "supplier": "c"}

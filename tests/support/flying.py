@@ -14,8 +14,8 @@ import adbc_driver_flightsql.dbapi
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from connector.dataplane.flight.desk import Desk
-from connector.dataplane.flight.front import Front, Listen
+from connector.dataplane.flight.flight_queries import Desk
+from connector.dataplane.flight.listener import Front, Listen
 from tests.support import provider
 from tests.support.provider import Provider
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
 
-from hanse.verify import MEMBERS, _Range
+from hanse.audit.verify import MEMBERS, _Range
 
-from connector.audit import note
+from connector.audit import signed_note
 from connector.audit.export import FORMAT, line
 from connector.audit.merkle import leaf_hash
-from connector.audit.note import Signer
 from connector.audit.record import Record, canonical
+from connector.audit.signed_note import Signer
 
 Body = dict[str, Any]
 
@@ -47,7 +47,7 @@ def write(path: Path, signer: Signer, bodies: Sequence[Body], *, terms: dict[str
     parts = {
         "events.jsonl": lines,
         "leaves": leaves,
-        "checkpoint": note.checkpoint(signer, size=size, root=root).encode(),
+        "checkpoint": signed_note.checkpoint(signer, size=size, root=root).encode(),
         "log.vkey": f"{signer.vkey}\n".encode(),
         "manifest.json": manifest.encode(),
         "manifest.sig": signer.sign(manifest).encode(),

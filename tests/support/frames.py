@@ -28,10 +28,10 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )  # fmt: skip
 
-from connector.dataplane.flight.front import Front, Listen
-from connector.dataplane.flight.front import _context as front_context
-from connector.dataplane.flight.http2 import Call, Connection, Connections
-from connector.listening import Door
+from connector.dataplane.flight.http2.http2_connection import Call, Connection, Connections
+from connector.dataplane.flight.listener import Front, Listen
+from connector.dataplane.flight.listener import _context as front_context
+from connector.infra.http.tls_server import Door
 from tests.support.flying import reached
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

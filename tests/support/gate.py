@@ -8,11 +8,11 @@ from typing import Any
 
 import duckdb
 
-from policies.compile import compile_contract
-from policies.contract import Column, DataContract, TableSchema
-from policies.enforce import recheck
-from policies.enforce.sql import Dataset, Keys, Prepared, prepare
+from policies.contracts.compile import compile_contract
+from policies.contracts.contract import Column, DataContract, TableSchema
+from policies.enforce.gate import Dataset, Keys, Prepared, prepare
 from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Literal, Policy, Rule
+from policies.sql import engine_recheck
 from policies.vocabulary.terms import expand
 
 QUERY = expand("ds:query")
@@ -97,9 +97,9 @@ class Bench:
         return prepare(sql, self.datasets, action=QUERY, purpose=purpose, token=self.token, mask_key=KEY, keys=keys)
 
     def recheck(self, prepared: Prepared) -> None:
-        found = self.connection.execute(recheck.RECHECK_SQL, [prepared.sql]).fetchone()
+        found = self.connection.execute(engine_recheck.RECHECK_SQL, [prepared.sql]).fetchone()
         assert found is not None
-        recheck.check(found[0], names=prepared.names, functions=prepared.functions)
+        engine_recheck.check(found[0], names=prepared.names, functions=prepared.functions)
 
     def run(self, prepared: Prepared) -> list[tuple[Any, ...]]:
         self.recheck(prepared)

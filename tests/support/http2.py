@@ -12,7 +12,7 @@ from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from connector.dataplane.flight.rpc import SERVICE
+from connector.dataplane.flight.grpc_call import SERVICE
 
 _PATIENCE = 120.0
 EMPTY = b"\0\0\0\0\0"  # a message of gRPC without fields

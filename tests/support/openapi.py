@@ -15,7 +15,7 @@ import yaml
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from connector.dataplane.envelopes import Envelope, PlanForm
+from connector.dataplane.http.schemas import Envelope, PlanForm
 
 DATA_PLANE = Path(__file__).with_name("data_plane.yaml")
 _PUBLIC = {"url": "https://connector.example", "description": "a connector's public listener"}
@@ -54,7 +54,7 @@ def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
     from catalogue.app import create_app
     from catalogue.settings import Settings as CatalogueSettings
     from connector.app import management_app, public_app
-    from connector.parts import build
+    from connector.services import build
     from connector.settings import Settings
     from connector.store.migrate import upgrade
 

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Any
 
-from policies import operators
+from policies.evaluation import operators
 from policies.model import Atom, Connective, Constraint, Duty
 from policies.vocabulary import column_of
 from policies.vocabulary.terms import expand

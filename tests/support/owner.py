@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.dataplane.jobs import version_relation
-from connector.datasets.outside import Outside
-from connector.datasets.registering import Registration
+from connector.dataplane.job_builder import version_relation
+from connector.datasets.external import Outside
+from connector.datasets.registration import Registration
 from connector.datasets.registry import Registry
-from connector.parts import Profiles
-from connector.query.job import Job
-from connector.query.pool import Pool
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job
+from connector.services import Profiles
 from connector.settings import Settings
 from connector.store import Store
 from connector.store.tables import DatasetVersion

@@ -1,6 +1,6 @@
 """Owners in memory for the consumer's side of a federated question: plain DuckDB behind the data plane's wire form.
 
-`Owners` takes the place of `connector.net.Net`: it answers `POST <owner>/query` from each owner's own database, as an
+`Owners` takes the place of `http_client.Net`: it answers `POST <owner>/query` from each owner's own database, as an
 Arrow stream with an end record, and counts what was sent. `break_` makes an owner fail in a chosen way. It checks
 what a real owner's gate checks first: the statement's syntax, and that each name has its ticket.
 """
@@ -20,9 +20,9 @@ import duckdb
 import pyarrow as pa
 
 from connector.errors import PeerUnreachable
-from connector.net import Answer
-from connector.query.federation import Bearer, Column, Known, Silent, TableInfo, Tables
-from policies.enforce import statement
+from connector.federation.planner.model import Bearer, Column, Known, Silent, TableInfo, Tables
+from connector.infra.net.http_client import Answer
+from policies.sql import parse
 
 _PIECE = 16_384
 NESTED = 960  # lists in lists: a worker can read them, and its caller has less of a stack
@@ -180,7 +180,7 @@ class Owners:
     def _unticketed(self, owner: Owner, envelope: Mapping[str, Any], tickets: set[str]) -> str:
         from sqlglot import exp
 
-        tree = statement.parse(envelope["sql"])  # what an owner's gate would not read fails here, loudly
+        tree = parse.parse(envelope["sql"])  # what an owner's gate would not read fails here, loudly
         ctes = {cte.alias for cte in tree.find_all(exp.CTE)} | {table["name"] for table in envelope["keys"]}
         names = {table.name for table in tree.find_all(exp.Table)} - ctes
         wanted = {f"ticket-{self._of(owner)[name].agreement}" for name in names}

@@ -17,24 +17,24 @@ from typing import Any
 from fastapi import FastAPI
 
 from connector.dsp import routes
-from connector.dsp.admission import Limits
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
-from connector.dsp.exchange import Parts
 from connector.dsp.messages import DataAddress
 from connector.dsp.negotiation import Negotiations
-from connector.dsp.peer import Peer
-from connector.dsp.sender import Sender
+from connector.dsp.process import Parts
+from connector.dsp.process_limits import Limits
+from connector.dsp.protocol_client import Peer
 from connector.dsp.transfer import Transfers
 from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
 from connector.identity.principal import Principal
-from connector.net import Guard, Reply
+from connector.infra.net.http_client import Guard, Reply
+from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
-from connector.usage.held import Over
-from policies import jsonld
-from policies.evaluate import Facts
+from connector.usage.held_agreement import Over
+from policies.evaluation.evaluate import Facts
+from policies.odrl import reader
 from tests.support import migrated, wire_check
 
 Json = dict[str, Any]
@@ -265,13 +265,13 @@ def add_dataset(tx: Transaction, dataset: str) -> None:
 
 
 def offer_row(offer_id: str, dataset: str, policy: Json, *, decide: str, now: float) -> Offer:
-    read = jsonld.read({"@type": "Offer", "@id": offer_id, **policy})
+    read = reader.read({"@type": "Offer", "@id": offer_id, **policy})
     return Offer(
         id=offer_id,
         dataset_id=dataset,
-        policy=jsonld.write(read, in_catalog=True),
+        policy=reader.write(read, in_catalog=True),
         form="",
-        digest=jsonld.digest(read),
+        digest=reader.digest(read),
         decide=decide,
         created_at=now,
         withdrawn_at=None,

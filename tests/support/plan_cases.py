@@ -18,11 +18,11 @@ from typing import Any
 from sqlglot import exp, parse_one
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
-from connector.query import parse
-from connector.query.federation import Column, GridInfo, Partition, TableInfo, Tables
-from connector.query.plan import plan
-from connector.query.planning import Planning
-from connector.query.rules import RULES, apply
+from connector.federation.planner import sql_text
+from connector.federation.planner.context import Planning
+from connector.federation.planner.model import Column, GridInfo, Partition, TableInfo, Tables
+from connector.federation.planner.planner import plan
+from connector.federation.planner.rules import RULES, apply
 
 FOLDER = Path(__file__).parent.parent / "cases" / "sql"
 
@@ -62,23 +62,23 @@ def outcome(case: Case) -> dict[str, str]:
     """What the planner makes of a case, in the same form."""
     tables = schema()
     if case.rule in (
-        "exists",
-        "all_owners",
-        "names",
-        "outputs",
+        "prune_exists",
+        "union_all_owners",
+        "qualify",
+        "name_outputs",
         "inline_ctes",
-        "conjuncts",
-        "implied",
-        "outer_to_inner",
-        "merge_derived",
-        "push_filters",
+        "flatten_conditions",
+        "infer_predicates",
+        "simplify_outer_joins",
+        "merge_subqueries",
+        "pushdown_predicates",
     ):
-        planning, tree = Planning(tables, across_agreements=True), parse.read(case.before)
+        planning, tree = Planning(tables, across_agreements=True), sql_text.read(case.before)
         for rule in RULES:
             tree = apply(rule, tree, planning)
             if rule == case.rule:
                 break
-        return {"here": parse.shown(tree)}
+        return {"here": sql_text.shown(tree)}
     made = plan(case.before, tables, across_agreements=True)
     return {"here": made.residual} | {one.id: one.sql for one in made.fragments}
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from policies import jsonld, values
+from policies.evaluation import values
 from policies.model import Kind, Policy
+from policies.odrl import reader
 
 FOLDER = Path(__file__).parent.parent / "cases" / "policies"
 USUAL = "2027-03-01T12:00:00Z"
@@ -54,7 +55,7 @@ def policy(entry: dict[str, Any]) -> Policy:
             wire[name] = entry[key]
     if "conflict" in entry:
         wire["odrl:conflict"] = {"@id": f"odrl:{entry['conflict']}"}
-    return jsonld.read(wire, kind=Kind.SET)
+    return reader.read(wire, kind=Kind.SET)
 
 
 def cases() -> Iterator[Case]:

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from connector.dsp import decisions, states
+from connector.dsp import auto_decisions, states
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
 _SHORT = {states.CONSUMER: "C", states.PROVIDER: "P"}
@@ -40,10 +40,12 @@ def turns() -> str:
         "| we are | state | decides | terms as published or asked for | other terms | not known to be permitted |",
         "|---|---|---|---|---|---|",
     ]
-    for noun, table in (("", decisions.NEGOTIATION), (" of a transfer", decisions.TRANSFER)):
+    for noun, table in (("", auto_decisions.NEGOTIATION), (" of a transfer", auto_decisions.TRANSFER)):
         for role, state in table:
-            rows = {decide: _moves(table, role, state, decide) for decide in (decisions.AUTO, decisions.RULES)}
-            same = rows[decisions.AUTO] == rows[decisions.RULES]
+            rows = {
+                decide: _moves(table, role, state, decide) for decide in (auto_decisions.AUTO, auto_decisions.RULES)
+            }
+            same = rows[auto_decisions.AUTO] == rows[auto_decisions.RULES]
             for decide, moves in rows.items():
                 who = "auto, rules" if same else decide
                 lines.append(f"| {role}{noun} | {state} | {who} | {' | '.join(moves)} |")
@@ -52,9 +54,9 @@ def turns() -> str:
     return "\n".join(lines)
 
 
-def _moves(table: decisions.Table, role: str, state: str, decide: str) -> list[str]:
-    cases = (decisions.Case(decide=decide, same_terms=same, permitted=permitted) for same, permitted in _CASES)
-    moves = (decisions.next_message(table, role=role, state=state, case=case) for case in cases)
+def _moves(table: auto_decisions.Table, role: str, state: str, decide: str) -> list[str]:
+    cases = (auto_decisions.Case(decide=decide, same_terms=same, permitted=permitted) for same, permitted in _CASES)
+    moves = (auto_decisions.next_message(table, role=role, state=state, case=case) for case in cases)
     return [_name(move) or "a person" for move in moves]
 
 

@@ -16,24 +16,25 @@ import uvicorn
 from fastapi import FastAPI
 from joserfc.jwk import ECKey
 
-from connector.dataplane import http, tickets
-from connector.dataplane.addresses import Addresses
-from connector.dataplane.gather import Protocol
-from connector.dataplane.prepared import PreparedStreams
-from connector.dataplane.stream import Reads
+from connector.dataplane import tickets
+from connector.dataplane.admission import Reads
+from connector.dataplane.cache.stream_cache import PreparedStreams
+from connector.dataplane.data_address import Addresses
+from connector.dataplane.http import routes
+from connector.dataplane.http.file_spans import InFiles
+from connector.dataplane.http.vectored_body import Protocol
 from connector.dataplane.tickets import Ticket
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Relation
 from connector.events import DatasetVersioned, Event
-from connector.query.job import Job, Relation
-from connector.query.pool import Pool
-from connector.query.spans import InFiles
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
-from connector.usage.facts import party_facts
+from connector.usage.fact_collector import party_facts
 from connector.usage.grants import Grants
-from connector.usage.held import Wanted
-from policies import jsonld
-from policies.evaluate import Facts
+from connector.usage.held_agreement import Wanted
+from policies.evaluation.evaluate import Facts
 from policies.model import Policy
+from policies.odrl import reader
 from policies.vocabulary import expand
 from tests.support import data, gate, migrated
 
@@ -154,7 +155,7 @@ async def running(
         addresses = Addresses(
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )
-        app = FastAPI(routes=http.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
+        app = FastAPI(routes=routes.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
         async with AsyncExitStack() as stack:
             address = await stack.enter_async_context(served(app, protocol))
             secure = await stack.enter_async_context(served(app, protocol, certificate)) if certificate else ""
@@ -197,7 +198,7 @@ def insert(
         tx.datasets.add(_version(tx, dataset_id, "v1", relation, profile))
     tx.agreements.add(
         Agreement(id=f"urn:agreement:{number}", role="provider", negotiation_id=number, dataset_id=dataset_id,
-                  provider=PROVIDER, consumer=consumer, address="", policy=jsonld.write(policy), digest=number,
+                  provider=PROVIDER, consumer=consumer, address="", policy=reader.write(policy), digest=number,
                   signed_at=tx.now, version="v1", finalized=True, ended_at=None)
     )  # fmt: skip
     tx.agreements.add(Grant(agreement_id=f"urn:agreement:{number}", revoked_at=None))

@@ -22,7 +22,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from connector.dataplane.flight import desk
+from connector.dataplane.flight import flight_queries
 from connector.usage import grants
 from policies.model import Atom, Literal
 from policies.vocabulary import expand
@@ -91,7 +91,7 @@ class Between(OverHttp):
         passes, at, change = self.rng.randint(2, 4), self.rng.randint(1, 3), self._change
         happened: Change | None = None
         self._endpoints: list[fl.Ticket] = []
-        with mock.patch.object(desk, "_PARTS", self.rng.choice((1, 4))):
+        with mock.patch.object(flight_queries, "_PARTS", self.rng.choice((1, 4))):
             for number in range(passes):
                 if number == min(at, passes - 1) and change is not None:
                     self.met = change.name

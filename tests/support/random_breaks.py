@@ -15,8 +15,8 @@ from unittest import mock
 
 import pyarrow as pa
 
-from connector.dataplane.flight import desk
-from policies import gate
+from connector.dataplane.flight import flight_queries
+from policies.contracts import batch_gate
 from tests.support import provider
 from tests.support.random_ends import REFUSED, Came, over_flight, over_http
 from tests.support.random_http import OverHttp
@@ -42,7 +42,7 @@ class Broken(OverHttp):
         yield self.met
 
     async def ask(self) -> str:
-        with mock.patch.object(desk, "_PARTS", 1):
+        with mock.patch.object(flight_queries, "_PARTS", 1):
             return await self._asked()
 
     async def _asked(self) -> str:
@@ -145,12 +145,12 @@ class Broken(OverHttp):
 @contextmanager
 def at_check(number: int, act: Callable[[], None]) -> Iterator[None]:
     """`act` once the gate is asked for that time; never for nought."""
-    left, check = iter(range(number, 0, -1)), gate.check
+    left, check = iter(range(number, 0, -1)), batch_gate.check
 
     def asked(*given: Any) -> str | None:
         if next(left, 0) == 1:
             act()
         return check(*given)
 
-    with mock.patch.object(gate, "check", asked):
+    with mock.patch.object(batch_gate, "check", asked):
         yield

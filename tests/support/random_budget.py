@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 from unittest import mock
 
-from connector.usage import counting
+from connector.usage import quotas
 from policies.model import Atom
 from tests.support import gate
 from tests.support.random_case import Case
@@ -78,8 +78,8 @@ class Budget(Case):
     async def ask(self) -> str:
         running = self.over.running
         with (
-            mock.patch.object(counting, "_CHUNK_ROWS", self.chunk),
-            mock.patch.object(counting, "_CHUNK_BYTES", self.chunk * 256),
+            mock.patch.object(quotas, "_CHUNK_ROWS", self.chunk),
+            mock.patch.object(quotas, "_CHUNK_BYTES", self.chunk * 256),
         ):
             if at_once := self.rng.random() < 0.5:
                 self.answers = list(await asyncio.gather(*(self._read() for _ in range(self.asked.readers + 1))))

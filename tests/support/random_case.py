@@ -12,7 +12,7 @@ from unittest import mock
 
 import pyarrow as pa
 
-from connector.dataplane import jobs
+from connector.dataplane import job_builder
 from policies.model import Atom
 from tests.support import random_reads, streamed
 from tests.support.provider import CONSUMER
@@ -98,7 +98,7 @@ class Case(ABC):
         """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
         await self.agree()
         self.over.running.reads.origin.prepared = self.over.prepared if self.asked.twice else None
-        with mock.patch.object(jobs, "_batch_bytes", return_value=self.asked.batch_bytes):
+        with mock.patch.object(job_builder, "_batch_bytes", return_value=self.asked.batch_bytes):
             return await self.ask()
 
     async def agree(self) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 
-from connector.query.federation import Partition
+from connector.federation.planner.model import Partition
 from tests.support.federation import Federation
 
 INTEGER, DOUBLE, DECIMAL, TEXT, DATE, BOOL = "int", "double", "decimal", "text", "date", "bool"

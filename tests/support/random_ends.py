@@ -18,7 +18,7 @@ import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from connector.dataplane.flight.front import Front
+from connector.dataplane.flight.listener import Front
 from tests.support import provider, streamed
 from tests.support.flying import flyer
 from tests.support.provider import Provider

@@ -17,9 +17,9 @@ from typing import Any
 import hanse
 import numpy as np
 import pyarrow as pa
+from hanse.agreement import Access, Name
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.flow import Access, Name
 from hanse.loaders import Loader, merge
 
 from tests.client.support import connector

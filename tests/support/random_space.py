@@ -24,21 +24,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from connector.dataplane import blocks, origin, prepared
-from connector.dataplane.flight import desk
-from connector.dataplane.flight.front import Front
-from connector.dataplane.mixed import Mixed
-from connector.dataplane.prepared import PreparedStreams
-from connector.datasets import splits
-from connector.datasets.outside import Outside
+from connector.dataplane import read_source
+from connector.dataplane.cache import cached_stream, stream_cache
+from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.cache.stream_cache import PreparedStreams
+from connector.dataplane.flight import flight_queries
+from connector.dataplane.flight.listener import Front
+from connector.dataplane.http.file_spans import Scattered
+from connector.datasets import block_layout
+from connector.datasets.external import Outside
 from connector.datasets.sources import postgres as sources_postgres
 from connector.datasets.sources import read_options, s3, source
+from connector.engine.pool.protocol import Job, Relation
+from connector.engine.worker.read.file_values import Stored
+from connector.engine.worker.read.late_columns import Placed
 from connector.errors import HanseError
 from connector.events import AgreementRevoked
-from connector.query.job import Job, Relation
-from connector.query.placed import Placed
-from connector.query.spans import Scattered
-from connector.query.stored import Stored
 from connector.store import Transaction
 from tests.support import data, objectstore, postgres, provider, random_postgres, random_reads, random_sources
 from tests.support.certificates import self_signed
@@ -78,7 +79,7 @@ class World:
         """The places of the rows of each block: rows of one file, of whole row groups unless these are large."""
         sizes = list(map(_batches if self.files.kind == "arrow_ipc" else _groups, self.files.paths))
         before = np.cumsum([0, *(sum(rows for rows, _ in one) for one in sizes)]).tolist()
-        found = ((before[one.file] + one.first, one.rows) for one in splits.cut(sizes))
+        found = ((before[one.file] + one.first, one.rows) for one in block_layout.cut(sizes))
         return [range(first, first + rows) for first, rows in found]
 
 
@@ -177,8 +178,8 @@ class Ways:
         with (
             mock.patch.object(running.pool, "run", asked),
             mock.patch.object(streams, "serve", served),
-            mock.patch.object(blocks, "Scattered", scattered),
-            mock.patch.object(origin, "Mixed", mixed),
+            mock.patch.object(cached_stream, "Scattered", scattered),
+            mock.patch.object(read_source, "Mixed", mixed),
         ):
             yield
 
@@ -348,12 +349,12 @@ async def space(folder: Path, kind: str = "") -> AsyncIterator[Space]:
     certificate = self_signed(folder / "certificate.pem")
     with (
         ExitStack() as stack,
-        mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
-        mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
-        mock.patch.object(splits, "BYTES_MIN", _BYTES),
-        mock.patch.object(origin, "BATCH_BYTES", 2**16),
-        mock.patch.object(prepared, "_SMALL", 2**16),
-        mock.patch.object(desk, "_PART_BYTES", 2**16),
+        mock.patch.object(block_layout, "ROWS_MIN", _ROWS[0]),
+        mock.patch.object(block_layout, "ROWS_MAX", _ROWS[1]),
+        mock.patch.object(block_layout, "BYTES_MIN", _BYTES),
+        mock.patch.object(read_source, "BATCH_BYTES", 2**16),
+        mock.patch.object(stream_cache, "_SMALL", 2**16),
+        mock.patch.object(flight_queries, "_PART_BYTES", 2**16),
         mock.patch.dict(os.environ, SSL_CERT_FILE=str(certificate)),
     ):
         elsewhere = Elsewhere(folder, stack)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from policies.enforce.sql import Dataset, changed
+from policies.enforce.gate import Dataset, changed
 from tests.support import gate
 from tests.support.gate import atom
 from tests.support.oracle import Row

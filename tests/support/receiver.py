@@ -14,13 +14,13 @@ import pyarrow as pa
 import xxhash
 from fastapi import FastAPI
 
-from connector.dataplane.gather import Protocol
-from connector.dataplane.landing import arriving
-from connector.dataplane.receiving import MEDIA, Receiving, Room
-from connector.dataplane.receiving_http import routes
+from connector.dataplane.http.vectored_body import Protocol
+from connector.dataplane.push.push_receiver import MEDIA, Receiving, Room
+from connector.dataplane.push.received_files import arriving
+from connector.dataplane.push.routes import routes
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import TRAILER_KEY
 from connector.events import Event
-from connector.query.job import TRAILER_KEY
-from connector.query.pool import Pool
 from connector.store import Store
 from connector.store.tables import Received, Transfer
 from tests.support import data, migrated

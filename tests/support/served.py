@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import hanse
+from hanse.agreement import Access, Name
 from hanse.client import Dataset
-from hanse.flow import Access, Name
 
 from policies.model import Policy
 from tests.client.support import connector

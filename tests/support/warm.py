@@ -22,7 +22,7 @@ from ctypes import CDLL
 from functools import cache
 from typing import Any
 
-_HAS = ("connector.serve", "catalogue.app", "alembic.command", "typer", "uvloop")
+_HAS = ("connector.server", "catalogue.app", "alembic.command", "typer", "uvloop")
 _MESSAGE_MAX = 2**17
 _ADOPTING = 36  # PR_SET_CHILD_SUBREAPER
 

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from connector.query import pool, running
+from connector.engine.pool import pool, worker_process
 from tests.support.own_name import changed
 
 _LONG = 60.0
-_STARTED = ("-m", "connector.query.worker")
+_STARTED = ("-m", "connector.engine.worker")
 # As the module itself begins; the libraries come after the process has shut itself in.
 _PROGRAM = """
-from connector.query import worker
+from connector.federation import worker
 confine = worker.confine
 
 def shut_in(**allowed):
     confine(**allowed)
-    from connector.query import keeping
+    from connector.federation import keeping
     keeping.REST = %s
 
 worker.confine = shut_in
@@ -38,7 +38,7 @@ def patient(*, in_stopping: bool = True) -> Iterator[None]:
     """Workers that are started meanwhile keep what they have for a minute, and have a minute to stop."""
     with resting(_LONG), pytest.MonkeyPatch.context() as patch:
         if in_stopping:
-            patch.setattr(running, "GRACE", _LONG)
+            patch.setattr(worker_process, "GRACE", _LONG)
         patch.setattr(pool, "_GIVEN_BACK", _LONG + 1)
         yield
 

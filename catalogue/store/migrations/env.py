@@ -1,4 +1,4 @@
-"""How Alembic runs our migrations: on the connection that `connector.database` hands it, in one transaction."""
+"""How Alembic runs our migrations: on the connection that `database` hands it, in one transaction."""
 
 from alembic import context
 

@@ -16,8 +16,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hanse.cli import access, audit, config, dataset, duty, fact, match, offer, policy, query, token, trade, transfer
-from hanse.cli.out import EXIT, complain, exit_code, place_of
+from hanse.cli import (
+    audit,
+    config,
+    connection,
+    dataset,
+    duty,
+    fact,
+    match,
+    negotiate,
+    offer,
+    policy,
+    query,
+    token,
+    transfer,
+)
+from hanse.cli.output import EXIT, complain, exit_code, place_of
 from hanse.errors import BadInput, HanseError
 
 _GROUP = "hanse.commands"
@@ -110,7 +124,7 @@ def options(
     _: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
     """Where to go; without these, the environment and `hanse login` say."""
-    access.GIVEN.url, access.GIVEN.token = url, secret
+    connection.GIVEN.url, connection.GIVEN.token = url, secret
 
 
 app.add_typer(dataset.commands, name="dataset")
@@ -122,7 +136,7 @@ match.register(audit.commands)
 app.add_typer(audit.commands, name="audit")
 app.add_typer(token.commands, name="token")
 app.add_typer(transfer.commands, name="transfer")
-for part in (config, trade, query):
+for part in (config, negotiate, query):
     part.register(app)
 
 

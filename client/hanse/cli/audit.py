@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from hanse.cli.access import space
-from hanse.cli.out import (
+from hanse.cli.connection import space
+from hanse.cli.output import (
     STANDARD,
     AsJson,
     console,
@@ -86,7 +86,7 @@ def show(
     Without --key the key is the one that the connector gives with the record, which shows no more than that it
     contradicts itself nowhere.
     """
-    from hanse.verify import Bad, verify_record
+    from hanse.audit.verify import Bad, verify_record
 
     given = key_of(key)
     record = space().api.get(f"/audit/events/{idx}")
@@ -123,7 +123,7 @@ def export(
 
     Keep each export of the whole log: `hanse audit verify NEW --after OLD` shows that no history was changed since.
     """
-    from hanse.verify import Bad, records_in
+    from hanse.audit.verify import Bad, records_in
 
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
@@ -167,7 +167,7 @@ def verify(
     """
     from dataclasses import asdict
 
-    from hanse import verify as offline
+    from hanse.audit import verify as offline
 
     report = offline.verify(file, key=key_of(key), after=after)
     if as_json:

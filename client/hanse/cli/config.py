@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hanse.cli import access
-from hanse.cli.out import AsJson, print_one, say
+from hanse.cli import connection
+from hanse.cli.output import AsJson, print_one, say
 from hanse.errors import NotFound
 
 
@@ -26,8 +26,8 @@ def login(
     from hanse.client import Space
     from hanse.config import found, keep
 
-    to = found(url=url or access.GIVEN.url, token="")
-    given = token or access.GIVEN.token
+    to = found(url=url or connection.GIVEN.url, token="")
+    given = token or connection.GIVEN.token
     if not given:
         given = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
     try:
@@ -56,6 +56,6 @@ def config(as_json: AsJson = False) -> None:
     """Where commands go, and where that was said. Never shows the token."""
     from hanse.config import path
 
-    to = access.where()
+    to = connection.where()
     row = {"url": to.url, "token": "set" if to.token else "missing", "token_from": to.source, "file": str(path())}
     print_one(row, {name: name for name in row}, as_json=as_json)

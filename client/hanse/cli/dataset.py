@@ -10,10 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import listed, space
-from hanse.cli.out import EXIT, AsJson, at, cell, counted, print_json, print_one, print_rows, print_sentences, say, size
+from hanse.agreement import Call, segment
+from hanse.cli.connection import listed, space
+from hanse.cli.output import (
+    EXIT,
+    AsJson,
+    at,
+    cell,
+    counted,
+    print_json,
+    print_one,
+    print_rows,
+    print_sentences,
+    say,
+    size,
+)
 from hanse.errors import BadInput, HanseError
-from hanse.flow import Call, segment
 
 commands = typer.Typer(help="Register, list and remove your datasets.", no_args_is_help=True)
 _SECONDS = 12 * 3600.0  # that a registration may take

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, print_json, print_rows, say
-from hanse.flow import segment
+from hanse.agreement import segment
+from hanse.cli.connection import space
+from hanse.cli.output import AsJson, at, print_json, print_rows, say
 
 commands = typer.Typer(help="What is owed under agreements, and evidence that it was done.", no_args_is_help=True)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hanse.cli.access import listed, space
-from hanse.cli.out import AsJson, at, moment, print_json, print_rows, say
+from hanse.cli.connection import listed, space
+from hanse.cli.output import AsJson, at, moment, print_json, print_rows, say
 
 commands = typer.Typer(help="What you know of participants, and vouch for.", no_args_is_help=True)
 

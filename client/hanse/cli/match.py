@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.audit import key_of
-from hanse.cli.out import AsJson, number_of, print_json, print_rows, say
+from hanse.cli.output import AsJson, number_of, print_json, print_rows, say
 from hanse.errors import BadInput, SignerUnknown, Unverified
 
 File = Annotated[Path, typer.Argument(help="An evidence file of one side.", show_default=False)]
@@ -36,8 +36,8 @@ def match(
     Both are verified first. Exit 6 where one does not hold, or they contradict each other. Exit 7 where they do not and
     no --key was given: who signed them is not known then.
     """
-    from hanse.match import UNPROVEN
-    from hanse.match import match as compared
+    from hanse.audit.match import UNPROVEN
+    from hanse.audit.match import match as compared
 
     trusted = {_verified(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
     if len(trusted) < 2:
@@ -71,7 +71,7 @@ def match(
 
 def _verified(path: Path, keys: list[str]) -> str:
     """The key of the log that a file is of. Unverified where it does not hold, or is of none of these."""
-    from hanse import verify
+    from hanse.audit import verify
 
     report = verify.verify(path)
     if not report.ok:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import listed, space
-from hanse.cli.out import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
+from hanse.agreement import segment
+from hanse.cli.connection import listed, space
+from hanse.cli.output import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
 from hanse.cli.policy import document, print_problems, print_withheld
-from hanse.flow import segment
 
 commands = typer.Typer(help="Publish, list and withdraw your offers.", no_args_is_help=True)
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from hanse.cli.access import space
-from hanse.cli.out import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say, told_by
+from hanse.cli.connection import space
+from hanse.cli.output import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say, told_by
 from hanse.errors import BadInput, NotFound
 
 commands = typer.Typer(help="Write, check, explain and try policies.", no_args_is_help=True)

@@ -17,8 +17,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hanse.cli.access import space
-from hanse.cli.out import (
+from hanse.cli.connection import space
+from hanse.cli.output import (
     AsJson,
     cell,
     console,
@@ -251,15 +251,15 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], 
     import pyarrow as pa
     from pyarrow import csv
 
-    from hanse.cli import said
+    from hanse.cli import cell_text
 
     alone = len(schema) == 1
-    shown = [kind if said.is_plain(kind) and not alone else pa.string() for kind in schema.types]
+    shown = [kind if cell_text.is_plain(kind) and not alone else pa.string() for kind in schema.types]
     names = [f"'{name}" if guard and re.match(_FORMULA, name) else name for name in schema.names]
     kinds = pa.schema(list(zip(names, shown, strict=True)))
     with csv.CSVWriter(sink, kinds) as writer:
         for batch in batches:
-            columns = [said.fields(one).cast(kind) for one, kind in zip(batch.columns, shown, strict=True)]
+            columns = [cell_text.fields(one).cast(kind) for one, kind in zip(batch.columns, shown, strict=True)]
             columns = [_guard(one, kind) for one, kind in zip(columns, schema.types, strict=True)] if guard else columns
             columns = [one.fill_null("") for one in columns] if alone else columns
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=kinds))
@@ -270,9 +270,9 @@ def _guard(shown: pa.Array, kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from hanse.cli import said
+    from hanse.cli import cell_text
 
-    if said.is_plain(kind) or pa.types.is_decimal(kind):
+    if cell_text.is_plain(kind) or pa.types.is_decimal(kind):
         return shown
     formula = pc.fill_null(pc.match_substring_regex(shown, _FORMULA), False)
     return pc.if_else(formula, pc.binary_join_element_wise("'", shown, ""), shown)
@@ -281,10 +281,10 @@ def _guard(shown: pa.Array, kind: pa.DataType) -> pa.Array:
 def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
     import json
 
-    from hanse.cli import said
+    from hanse.cli import cell_text
 
     for batch in batches:
-        for row in said.rows(batch):
+        for row in cell_text.rows(batch):
             line = json.dumps(dict(zip(schema.names, row, strict=True)), ensure_ascii=False)
             sink.write(f"{line}\n".encode())
 
@@ -294,15 +294,15 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
-    from hanse._values import bounded, named
-    from hanse.cli import said
+    from hanse._arrow.value_limits import bounded, named
+    from hanse.cli import cell_text
 
-    kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
+    kinds = [pa.timestamp("ms", kind.tz) if cell_text.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], schema.metadata)
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
             bounded(one for one in batch.columns if "list_view" in named(one.type))  # Parquet has each list by itself
-            columns = [said.milliseconds(one) if said.in_seconds(one.type) else one for one in batch.columns]
+            columns = [cell_text.milliseconds(one) if cell_text.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
 
@@ -364,7 +364,7 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
 
 def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     """The first rows as a table, and one at least; the rest is counted, as a screen is no place for it."""
-    from hanse.cli import said
+    from hanse.cli import cell_text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in answer.schema.names:
@@ -372,7 +372,7 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     held = came = letters = 0
     for batch in batches:
         came += batch.num_rows
-        for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held) if letters < _LETTERS_MAX else 0)):
+        for row in cell_text.rows(batch.slice(0, max(0, _SHOWN_MAX - held) if letters < _LETTERS_MAX else 0)):
             cells = [escape(cell(value)) for value in row]
             if held and letters + sum(map(len, cells)) > _LETTERS_MAX:
                 letters = _LETTERS_MAX

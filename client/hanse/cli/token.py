@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, console, moment, print_json, print_rows, say
-from hanse.flow import segment
+from hanse.agreement import segment
+from hanse.cli.connection import space
+from hanse.cli.output import AsJson, at, console, moment, print_json, print_rows, say
 
 commands = typer.Typer(help="Issue, list and end tokens of your connector.", no_args_is_help=True)
 

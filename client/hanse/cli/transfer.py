@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, meanwhile, print_one, progress, say, size, whole
+from hanse.agreement import FORMAT, awaited, iri, segment
+from hanse.cli.connection import space
+from hanse.cli.output import AsJson, at, meanwhile, print_one, progress, say, size, whole
 from hanse.errors import BadInput, Refused
-from hanse.flow import FORMAT, awaited, iri, segment
 
 if TYPE_CHECKING:
     from hanse.client import Space

@@ -7,8 +7,8 @@ for batch in loader:            # Arrow record batches
 
 from __future__ import annotations
 
+from hanse.loaders.epoch_order import merge
 from hanse.loaders.loader import Loader
-from hanse.loaders.order import merge
 from hanse.loaders.throughput import Throughput
 
 __all__ = ["Loader", "Throughput", "merge"]

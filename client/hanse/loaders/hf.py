@@ -25,15 +25,15 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, IterableDataset, Split
 from datasets.iterable_dataset import ExamplesIterable
 
-from hanse._values import bounded, told_by_column
+from hanse._arrow.value_limits import bounded, told_by_column
 from hanse.client import Dataset
 from hanse.errors import BadInput
+from hanse.loaders.epoch_order import count, place
 from hanse.loaders.loader import Loader
-from hanse.loaders.order import count, place
-from hanse.loaders.worker import end_with_the_loop, lose_nothing, told_whole
+from hanse.loaders.torch.worker import end_with_the_loop, lose_nothing, told_whole
 from hanse.options import unfit
-from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
+from hanse.retry import SECONDS
 
 
 def dataset(

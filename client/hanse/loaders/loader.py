@@ -15,20 +15,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._sockets import here
-from hanse._values import kinds
-from hanse._waits import Waits
-from hanse._wire import Memory
+from hanse._arrow.value_limits import kinds
+from hanse._transport.cancellation import Waits
+from hanse._transport.http_stream import Memory
+from hanse._transport.sockets import here
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
-from hanse.loaders import joined
-from hanse.loaders import order as orders
-from hanse.loaders.joined import Slice
-from hanse.loaders.order import Mark, Order, Progress, Share
+from hanse.loaders import epoch_order as orders
+from hanse.loaders import row_slices
+from hanse.loaders.epoch_order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
+from hanse.loaders.row_slices import Slice
 from hanse.loaders.throughput import Throughput, Told, count, counted
-from hanse.patience import SECONDS
 from hanse.plan import PER_READ, Plan
+from hanse.retry import SECONDS
 from hanse.stream import Stream
 
 _PREFETCH_BYTES = 32 * 2**20
@@ -295,7 +295,7 @@ class Loader:
     def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
         """Pieces as batches of the size asked for, each with the share after its last row."""
         size = self.batch_size
-        run = joined.Run()
+        run = row_slices.Run()
         after = share
         for piece in pieces:
             start = 0
@@ -305,7 +305,7 @@ class Loader:
                 start, after = end, share.at(piece.done, piece.mark(end))
                 if size is None or run.rows == size:
                     yield run.slices, after
-                    run = joined.Run()
+                    run = row_slices.Run()
         if run.rows and not self.drop_last:
             yield run.slices, after
 
@@ -348,7 +348,7 @@ class Loader:
 
 def _ones(found: Generator[Sequence[Slice], None, None]) -> Generator[pa.RecordBatch, None, None]:
     with closing(found):
-        yield from map(joined.one, found)
+        yield from map(row_slices.one, found)
 
 
 def _block(
@@ -364,7 +364,7 @@ def _block(
         shown = order.within(name, row // order.window, batch.num_rows)
         if shown is not None:
             batch = batch.take(_numbers(shown))
-            held = joined.held(batch) + joined.beside(batch)
+            held = row_slices.held(batch) + row_slices.beside(batch)
         yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
         emitted = 0
 
@@ -398,7 +398,7 @@ def _emitting(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[
 
 def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
     """The same rows in runs of `window`, each with a cursor at or before its beginning."""
-    run = joined.Run()
+    run = row_slices.Run()
     first, cursor, cursor_row = 0, "", 0
     for batch, row, before, before_row, held in placed:
         start = 0
@@ -409,10 +409,10 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
             run.add(batch, start, end, keeps=held)
             start = end
             if run.rows == window:
-                yield joined.one(run.slices), first, cursor, cursor_row, held
-                run = joined.Run()
+                yield row_slices.one(run.slices), first, cursor, cursor_row, held
+                run = row_slices.Run()
     if run.rows:
-        yield joined.one(run.slices), first, cursor, cursor_row, held
+        yield row_slices.one(run.slices), first, cursor, cursor_row, held
 
 
 class _Feed:
@@ -465,7 +465,7 @@ class _Feed:
                     stream.into(memory)
                 for batch in counted(stream, seen):
                     place = stream.place or {}
-                    yield place["block"], batch, place["cursor"], stream.held + joined.beside(batch)
+                    yield place["block"], batch, place["cursor"], stream.held + row_slices.beside(batch)
 
 
 def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:

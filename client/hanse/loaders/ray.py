@@ -14,10 +14,10 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hanse.client import Dataset
-from hanse.loaders.even import even
-from hanse.loaders.order import count
-from hanse.patience import SECONDS
+from hanse.loaders.epoch_order import count
+from hanse.loaders.rebatch import even
 from hanse.plan import Plan, parted
+from hanse.retry import SECONDS
 
 
 class Source(Datasource):  # type: ignore[misc]  # ray is not there when types are checked

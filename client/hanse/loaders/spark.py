@@ -21,10 +21,10 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 
 from hanse.client import Dataset
-from hanse.loaders.order import count
+from hanse.loaders.epoch_order import count
 from hanse.options import unfit
-from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
+from hanse.retry import SECONDS
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from hanse.loaders.joined import Slice, held
+from hanse.loaders.row_slices import Slice, held
 from hanse.stream import Stream
 
 

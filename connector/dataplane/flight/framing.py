@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from connector.dataplane.flight.messages import Message
-from connector.dataplane.flight.protobuf import varint
-from connector.dataplane.sending import Part, check_lengths, size_of
+from connector.dataplane.flight.http2.message_buffers import Message
+from connector.dataplane.flight.http2.protobuf import varint
+from connector.dataplane.http.file_sender import Part, check_lengths, size_of
+from connector.dataplane.http.file_spans import InFiles, Scattered, Span
 from connector.errors import EngineFailed, VersionChanged
-from connector.query.spans import InFiles, Scattered, Span
 
 _MARK = b"\xff\xff\xff\xff"
 _PREFIX = 8

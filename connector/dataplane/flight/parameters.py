@@ -14,8 +14,8 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, NoReturn
 
 from connector.errors import QueryInvalid
-from policies import columns
-from policies.columns import fold
+from policies.contracts import columns
+from policies.contracts.columns import fold
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
@@ -62,12 +62,12 @@ def kinds(sql: str, types: dict[str, str]) -> list[str]:
         return []
     from sqlglot import exp
 
-    from policies.enforce import statement
+    from policies.sql import parse
 
     many = len(places)
     found = [""] * many
     try:
-        tree = statement.unchecked(_written(sql, places, [("int", str(_MARK + number)) for number in range(many)]))
+        tree = parse.unchecked(_written(sql, places, [("int", str(_MARK + number)) for number in range(many)]))
     except PolicyError:  # it is told when it is asked
         return found
     shown = ChainMap(dict.fromkeys(_renamed(tree, types), ""), types)
@@ -155,10 +155,10 @@ def _places(sql: str) -> list[int]:
         return []
     from sqlglot.tokenizer_core import TokenType
 
-    from policies.enforce import statement, tokens
+    from policies.sql import parse, token_check
 
     marks = (TokenType.PLACEHOLDER, TokenType.QDCOLON)  # the latter is `?::`, before a type
-    found = [word.start for word in tokens.read(sql, statement.DEFAULT) if word.token_type in marks]
+    found = [word.start for word in token_check.read(sql, parse.DEFAULT) if word.token_type in marks]
     if len(found) > MOST:
         raise QueryInvalid(
             f"expected at most {MOST} parameters, came {len(found)}; bring a table along for long lists (over HTTP, "
@@ -193,9 +193,9 @@ def _literal(number: int, kind: str, text: str) -> str:
 
 def _text(number: int, text: str) -> str:
     """Of what the gate lets nobody write there is no literal."""
-    from policies.enforce import tokens
+    from policies.sql import token_check
 
-    if found := tokens.CONTROL.search(text):
+    if found := token_check.CONTROL.search(text):
         raise QueryInvalid(
             f"expected text without control characters as parameter {number}, came one with U+{ord(found[0]):04X}; "
             "bring such values along in a table (over HTTP, `keys`)",

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from connector.datasets.sources.files import FileRef
+from connector.datasets.sources.source_files import FileRef
 from connector.errors import BadInput, typed
 
 if TYPE_CHECKING:
-    from connector.datasets.outside import Outside
+    from connector.datasets.external import Outside
 
 SOURCES: Mapping[str, str] = {
     "parquet": "connector.datasets.sources.parquet",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import FileRef, file_ref, files_under, resolve
+from connector.datasets.sources.source_files import FileRef, file_ref, files_under, resolve
 from connector.errors import SourceUnreadable
 
 SUFFIXES = (".arrow", ".feather", ".ipc")
@@ -30,7 +30,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A pyarrow dataset under the name: the engine hands projections and simple filters down to it."""
-    from connector.datasets.sources.arrow_scan import Files
+    from connector.datasets.sources.arrow_dataset import Files
 
     con.register(name, Files.at(paths))
 
@@ -64,7 +64,7 @@ def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str,
     Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it. Columns
     stand as in the first file: the engine calls one without a name by its place.
     """
-    from connector.datasets.sources.arrow_scan import Within
+    from connector.datasets.sources.arrow_dataset import Within
 
     counts = [count for count, _ in groups([paths[rows.file]])[0]]
     con.register(name, Within.at(paths, rows, counts))

@@ -10,18 +10,8 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from connector import allocator
-from connector.datasets.sources import BEFORE, Option, mostly, texts
-from connector.datasets.sources.convert import (
-    check_gzip,
-    check_names,
-    may_be_repeated,
-    noted,
-    opened,
-    which,
-    write_parquet,
-)
-from connector.datasets.sources.dialect import (
+from connector.datasets.sources import BEFORE, Option, text_diagnostics, text_inference
+from connector.datasets.sources.csv_dialect import (
     ENCODINGS,
     LINE_MAX,
     NO_FORM,
@@ -42,9 +32,19 @@ from connector.datasets.sources.dialect import (
     read,
     typed,
 )
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
+from connector.datasets.sources.source_files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
+from connector.datasets.sources.to_parquet import (
+    check_gzip,
+    check_names,
+    may_be_repeated,
+    noted,
+    opened,
+    which,
+    write_parquet,
+)
 from connector.errors import BadInput, SourceUnreadable
-from policies import columns
+from connector.infra import jemalloc
+from policies.contracts import columns
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _COUNT = range(2**31)
@@ -170,7 +170,7 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths, advice=todo)
     report = write(read(written, given), target)
     check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
-    kept: Mapping[str, texts.Kept] = {}
+    kept: Mapping[str, text_inference.Kept] = {}
     before: Mapping[str, str] = {}
     if not options.get("all_text"):
         found = {column["name"]: column["type"] for column in report["columns"]}
@@ -183,12 +183,14 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
             given["allow_quoted_nulls"] = "False"
         if others or empty_texts or moments:
             # What is no moment by the owner's format is read as text first.
-            types = found | others | {name: texts.TEXT for name in moments if name in others}
+            types = found | others | {name: text_inference.TEXT for name in moments if name in others}
             report = write(_replaced(read(written, given | {"types": typed(types)}), moments), target)
     told = {name: one.note for name, one in kept.items()}
     told |= dict.fromkeys(before, "whole numbers, kept as in the version before")
     if not options.get("all_text"):
-        plain = [one["name"] for one in report["columns"] if one["type"] == texts.TEXT and not told.get(one["name"])]
+        plain = [
+            one["name"] for one in report["columns"] if one["type"] == text_inference.TEXT and not told.get(one["name"])
+        ]
         told |= _mostly(con, target, plain, _written(options))
     notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
     notes |= {name: "; ".join(filter(None, (notes.get(name), note))) for name, note in told.items()}
@@ -213,12 +215,12 @@ def _holds_exact(kind: str) -> bool:
 def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
     """How the engine makes moments where the owner gave a format: it takes that for all of them, and tells no zone."""
     told = {
-        name: f"CAST(trim({quote_name(name)}) AS {texts.MOMENT})"  # else the engine has its reader cast, by the format
+        name: f"CAST(trim({quote_name(name)}) AS {text_inference.MOMENT})"  # else its reader casts, by the format
         for name, kind in kept.items()
-        if kind == texts.MOMENT != found[name]
+        if kind == text_inference.MOMENT != found[name]
     }
     if "z" in _LETTER.findall(form):
-        zoned = (name for name, kind in kept.items() if kind == texts.MOMENT == found[name])
+        zoned = (name for name, kind in kept.items() if kind == text_inference.MOMENT == found[name])
         told |= {name: f"timezone('UTC', {quote_name(name)})" for name in zoned}
     return told
 
@@ -269,54 +271,54 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
 
 def _kept(
     con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any], found: Mapping[str, str]
-) -> tuple[dict[str, texts.Kept], bool]:
+) -> tuple[dict[str, text_inference.Kept], bool]:
     """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
     texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
     """
     written = _written(options)
-    kinds = {name: kind for name, kind in found.items() if kind in texts.KINDS}
+    kinds = {name: kind for name, kind in found.items() if kind in text_inference.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
-    as_text = {"types": typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
+    as_text = {"types": typed(dict.fromkeys(found, text_inference.TEXT)), "allow_quoted_nulls": str(quoted)}
     text = read(paths, {**given, **as_text})
-    plain = [name for name, kind in found.items() if kind == texts.TEXT]
+    plain = [name for name, kind in found.items() if kind == text_inference.TEXT]
     told = _asked(
         con,
         text,
         [f"bool_or({quote_name(name)} = '')" for name in found]
-        + [texts.usual(name, kind, written) for name, kind in kinds.items()]
+        + [text_inference.usual(name, kind, written) for name, kind in kinds.items()]
         + [f"bool_and({quote_name(name)} LIKE {_SINGLE})" for name in plain],
     )
     empty = {name for name, one in zip(found, told, strict=False) if one}
     strange = [name for name, usual in zip(kinds, told[len(found) :], strict=False) if usual is False]
-    questions = [texts.question(name, kinds[name], written) for name in strange]
+    questions = [text_inference.question(name, kinds[name], written) for name in strange]
     facts = _asked(con, text, questions, most=_QUESTIONS_MAX)
-    kept = {name: texts.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
+    kept = {name: text_inference.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
     single = (name for name, one in zip(reversed(plain), reversed(told), strict=False) if one)
     kept |= dict.fromkeys(
-        single, texts.Kept(texts.TEXT, "each has ' around it; where that is none of it, give quote='")
+        single, text_inference.Kept(text_inference.TEXT, "each has ' around it; where that is none of it, give quote='")
     )
-    words = {name for name in found if (kept[name].type if name in kept else found[name]) == texts.TEXT}
+    words = {name for name in found if (kept[name].type if name in kept else found[name]) == text_inference.TEXT}
     return kept, bool(empty) and empty <= words and not quoted
 
 
-def _written(options: Mapping[str, Any]) -> texts.Written:
-    formats = {"date_format": "DATE", "timestamp_format": texts.MOMENT}
-    return texts.Written(
+def _written(options: Mapping[str, Any]) -> text_inference.Written:
+    formats = {"date_format": "DATE", "timestamp_format": text_inference.MOMENT}
+    return text_inference.Written(
         point=options.get("decimal") or ".",
         thousands=options.get("thousands", ""),
-        given={kind: texts.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
+        given={kind: text_inference.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
     )
 
 
-def _mostly(con: Any, target: str, plain: Sequence[str], written: texts.Written) -> dict[str, str]:
+def _mostly(con: Any, target: str, plain: Sequence[str], written: text_inference.Written) -> dict[str, str]:
     """What is told of columns of text by their first values, a few columns at a time."""
     notes: dict[str, str] = {}
     for start in range(0, len(plain), _TOGETHER):
         names = plain[start : start + _TOGETHER]
-        shown = ", ".join(f"left({quote_name(name)}, {mostly.CHARACTERS})" for name in names)
-        rows = con.sql(f"SELECT {shown} FROM read_parquet({quote_text(target)}) LIMIT {mostly.ROWS}")  # noqa: S608  quoted
+        shown = ", ".join(f"left({quote_name(name)}, {text_diagnostics.CHARACTERS})" for name in names)
+        rows = con.sql(f"SELECT {shown} FROM read_parquet({quote_text(target)}) LIMIT {text_diagnostics.ROWS}")  # noqa: S608  quoted
         notes |= {
-            name: mostly.note_of(values, written)
+            name: text_diagnostics.note_of(values, written)
             for name, values in zip(names, zip(*rows.fetchall(), strict=True), strict=False)  # none of no rows
         }
     return notes
@@ -327,7 +329,7 @@ def _asked(con: Any, text: str, asked: Sequence[str], *, most: int = _ASKED_MAX)
     passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // most)
     found: list[Any] = []
     for _, some in passes:
-        allocator.give_back()  # the next columns could not take it: it is of other sizes
+        jemalloc.give_back()  # the next columns could not take it: it is of other sizes
         shown = ", ".join(one for one, _ in some)
         found += con.sql(f"SELECT {shown} FROM {text}").fetchall()[0]  # noqa: S608  quoted
     return found

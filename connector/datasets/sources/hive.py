@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import PATTERN, FileRef, alike, files_under, quote_list, quote_name
 from connector.datasets.sources.parquet import NUMBER, groups, view_of_rows
+from connector.datasets.sources.source_files import PATTERN, FileRef, alike, files_under, quote_list, quote_name
 from connector.errors import SourceUnreadable
 
 __all__ = ["NUMBER", "attach", "attach_rows", "convert", "find", "groups"]

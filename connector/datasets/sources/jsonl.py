@@ -11,8 +11,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, texts
-from connector.datasets.sources.convert import (
+from connector.datasets.sources import Option, text_inference
+from connector.datasets.sources.source_files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
+from connector.datasets.sources.to_parquet import (
     BAD_LINES_SHOWN,
     check_gzip,
     check_names,
@@ -24,7 +25,6 @@ from connector.datasets.sources.convert import (
     retyped,
     write_parquet,
 )
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -104,7 +104,7 @@ def _with_texts(con: Any, paths: Sequence[str], target: str, notes: Mapping[tupl
 
 
 def _leaf(words: Container[Sequence[str]], kind: Any, path: Sequence[str]) -> str:
-    return texts.TEXT if path in words else str(kind)
+    return text_inference.TEXT if path in words else str(kind)
 
 
 def _written(con: Any, table: str, paths: Sequence[str], target: str) -> dict[str, Any]:
@@ -184,13 +184,13 @@ def _other(value: Any, kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple
     form = str(kind.id)
     if isinstance(value, _Number):
         loose = form == "double" or str(kind) == "JSON"
-        if loose and not texts.holds(value):
+        if loose and not text_inference.holds(value):
             if not value.lstrip("-").isdecimal() and isfinite(float(value)):
                 yield path, ""
             elif form == "double":
                 yield path, "text, as no number keeps all digits"
     elif isinstance(value, str):
-        if not texts.means(value, form):
+        if not text_inference.means(value, form):
             yield path, f"text, as some of it is no plain {form.split()[0]}, or would lose digits or capitals"
     elif isinstance(value, list):
         name, child = kind.children[0] if form == "list" else ("", kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import FILE_BIT, Option, Rows
-from connector.datasets.sources.files import (
+from connector.datasets.sources.source_files import (
     FileRef,
     file_ref,
     files_under,

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connector.datasets.sources import Option
-from connector.datasets.sources.convert import disk_full, write_parquet
-from connector.datasets.sources.files import FileRef, alike, file_ref, quote_list, quote_name, quote_text
+from connector.datasets.sources.source_files import FileRef, alike, file_ref, quote_list, quote_name, quote_text
+from connector.datasets.sources.to_parquet import disk_full, write_parquet
 from connector.errors import BadInput, NotFound, SourceUnreadable
 
 if TYPE_CHECKING:
     import psycopg
 
     from connector.datasets.connections import Database
-    from connector.datasets.outside import Outside
+    from connector.datasets.external import Outside
 
 _DIGITS = 38  # of a decimal
 SUFFIXES: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Parquet objects in an S3-compatible store: one, or all below a prefix, whose folders may carry columns.
 
-Nothing is copied at registration. A worker borrows the blocks that it reads (`connector/query/lending.py`); each is
+Nothing is copied at registration. A worker borrows the blocks that it reads (`object_lender`); each is
 asked of the store on the condition that the object is still the one that was registered.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, hive
-from connector.datasets.sources.files import FileRef
+from connector.datasets.sources.source_files import FileRef
 from connector.errors import BadInput, SourceUnreadable
 
 SUFFIXES = (".parquet", ".pq")

@@ -32,7 +32,7 @@ from hanse import options as known
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpent, Unreachable
 from hanse.loaders import Loader, merge, prefetch, throughput
-from hanse.loaders.order import Order
+from hanse.loaders.epoch_order import Order
 
 from connector.errors import Busy
 from connector.usage import grants
@@ -487,7 +487,7 @@ def test_who_leaves_while_a_stream_is_opened_waits_for_no_answer_and_no_pause(
 ) -> None:
     long = changed(random, uniform=lambda *_: 100.0)
     monkeypatch.setattr(prefetch, "_END_SECONDS", 120.0)  # no machine stands still for half of it
-    monkeypatch.setattr("hanse.patience.random", long)  # a first pause of five seconds
+    monkeypatch.setattr("hanse.retry.random", long)  # a first pause of five seconds
     batches = iter(numbers.loader(patience=60))
     reading = threading.Thread(target=lambda: list(batches), daemon=True)
     before = link.connections

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hanse import _messages
+from hanse._arrow import message_limits
 from hanse.errors import BadInput, Broken
-from hanse.loaders import joined, prefetch
+from hanse.loaders import prefetch, row_slices
 
 from tests.client.support import Raw, chunked, complete, ipc, owned
 
@@ -32,7 +32,7 @@ def with_room(message: bytes, room: int) -> bytes:
     """A message whose body says, and has, so many bytes more than what is in it."""
     (length,) = struct.unpack_from("<i", message, 4)
     data = bytearray(message[8 : 8 + length])
-    place = _messages._field(data, _messages._follow(data, 0), 3)
+    place = message_limits._field(data, message_limits._follow(data, 0), 3)
     (body,) = struct.unpack_from("<q", data, place)
     struct.pack_into("<q", data, place, body + room)
     return message[:8] + bytes(data) + message[8 + length :] + bytes(room)
@@ -79,15 +79,15 @@ def compressed() -> Iterator[bytes]:
 def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
     monkeypatch: pytest.MonkeyPatch, made: Any, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(joined, "_LOOSE", SMALL)
+    monkeypatch.setattr(row_slices, "_LOOSE", SMALL)
     most = 0
 
-    def seen(batch: pa.RecordBatch, look: Any = joined.held) -> int:
+    def seen(batch: pa.RecordBatch, look: Any = row_slices.held) -> int:
         nonlocal most
         most = max(most, pa.total_allocated_bytes() - before)
         return int(look(batch))
 
-    monkeypatch.setattr(joined, "held", seen)
+    monkeypatch.setattr(row_slices, "held", seen)
     with owned(chunked(list(made())), schema=NUMBERS, rows=[ROWS]) as dataset:
         before = pa.total_allocated_bytes()
         (batch,) = dataset.loader(prefetch_bytes=SMALL, **options)
@@ -125,9 +125,9 @@ def test_lists_of_unions_that_are_empty_are_counted() -> None:
     with pa.ipc.new_stream(sink, batch.schema) as written:
         written.write_batch(batch)
     (came,) = pa.ipc.open_stream(sink.getvalue())
-    assert joined.exactly(came) == joined.held(came)
+    assert row_slices.exactly(came) == row_slices.held(came)
     numbers = pa.record_batch({"n": range(1000)})
-    assert joined.exactly(numbers.slice(0, 10)) == 80
+    assert row_slices.exactly(numbers.slice(0, 10)) == 80
 
 
 def large(kind: pa.DataType) -> pa.RecordBatch:
@@ -143,14 +143,14 @@ def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_
     batch = large(kind)
     said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
     with pytest.raises(BadInput, match=said):
-        joined.whole([batch, batch])
+        row_slices.whole([batch, batch])
     with pytest.raises(BadInput, match=said):
-        joined.one([(batch, 0, 1), (batch, 0, 1)])
+        row_slices.one([(batch, 0, 1), (batch, 0, 1)])
 
 
 def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> None:
     batch = large(pa.binary())
-    run = joined.Run()
+    run = row_slices.Run()
     for held in (0, 10**10):  # of the second that much lies beside it
         run.add(batch, 0, 1, keeps=held)
     assert [one is batch for one, _, _ in run.slices] == [True, True]

@@ -14,7 +14,7 @@ import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
 from hanse.loaders import prefetch
 from hanse.loaders.prefetch import ahead
-from hanse.patience import Patience, passes
+from hanse.retry import Patience, passes
 
 
 class Source:

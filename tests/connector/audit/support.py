@@ -12,11 +12,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from connector.audit import merkle, note
+from connector.audit import merkle, signed_note
 from connector.audit.export import blocks, export, write
 from connector.audit.log import AuditLog, Filter, Sequencer
-from connector.audit.note import Signer
 from connector.audit.record import Record, record_of
+from connector.audit.signed_note import Signer
 from connector.events import AgreementConcluded, ReadEnded, ReadRefused, ReadStarted
 from connector.store import Store, Transaction
 
@@ -73,7 +73,7 @@ class InMemory:
         self.records = records
         self.tiles = merkle.append(lambda _, __: None, 0, [merkle.leaf_hash(record.leaf) for record in records])
         root = merkle.root(self.tile, len(records))
-        self.head = note.checkpoint(signer, size=len(records), root=root)
+        self.head = signed_note.checkpoint(signer, size=len(records), root=root)
 
     @property
     def audit(self) -> Any:
@@ -115,5 +115,5 @@ def logged(log: list[Record], idx: int, /, **changed: Any) -> dict[str, Any]:
     return {
         "idx": idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text), "key": SIGNER.vkey,
         "salt": base64.b64encode(record.salt).decode(), "leaf": record.leaf.decode(),
-        "proof": note.proof(index=idx, path=path, note=held.head), **changed,
+        "proof": signed_note.proof(index=idx, path=path, note=held.head), **changed,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from hanse.verify import MEMBERS, Report, verify
+from hanse.audit.verify import MEMBERS, Report, verify
 
 from connector.audit.log import Filter
 from connector.errors import Busy, NotFound

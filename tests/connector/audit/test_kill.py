@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from hanse.verify import verify, verify_consistency
+from hanse.audit.verify import verify, verify_consistency
 
-from connector.audit import note
+from connector.audit import signed_note
 from connector.store import Store
 from connector.store.migrate import upgrade
 from tests.connector.audit.support import SIGNER, evidence, log_over
@@ -65,6 +65,6 @@ async def test_no_acknowledged_record_is_lost_when_the_writer_is_killed(database
     assert len(set(kept) - acknowledged) <= KILLS
     newest = await log.head()
     for earlier in heads:
-        proof = await log.consistency(note.head_of(earlier)[1], report.size)
+        proof = await log.consistency(signed_note.head_of(earlier)[1], report.size)
         verify_consistency(earlier, newest, proof, SIGNER.vkey)
     store.close()

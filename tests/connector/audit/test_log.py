@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hanse.verify import verify_consistency, verify_proof
+from hanse.audit.verify import verify_consistency, verify_proof
 
-from connector.audit import merkle, note
+from connector.audit import merkle, signed_note
 from connector.audit.log import ROUND_MAX, LogBroken, Sequencer, check_key
 from connector.errors import NotFound
 from connector.store import Store, Transaction
@@ -46,7 +46,7 @@ async def test_committed_events_are_numbered_without_a_gap_and_signed(store: Sto
         await store.write(story(count))
         await log.sequencer.settle()
     assert await stored(store) == (list(range(306)), 0, 306)
-    _, size, root = note.head_of(await log.head())
+    _, size, root = signed_note.head_of(await log.head())
     assert root == await store.read(lambda tx: merkle.root(tx.audit.tile, size))
 
 
@@ -136,7 +136,7 @@ async def test_two_sequencers_on_one_database_make_one_log(store: Store) -> None
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     assert await stored(store) == (list(range(240)), 0, 240)
-    _, size, root = note.head_of(await logs[0].head())
+    _, size, root = signed_note.head_of(await logs[0].head())
     assert root == await store.read(lambda tx: merkle.root(tx.audit.tile, size))
 
 
@@ -159,7 +159,7 @@ async def test_every_head_continues_the_one_before(store: Store) -> None:
         await log.sequencer.settle()
         heads.append(await log.head())
     for old, new in itertools.pairwise(heads):
-        path = await log.consistency(note.head_of(old)[1], note.head_of(new)[1])
+        path = await log.consistency(signed_note.head_of(old)[1], signed_note.head_of(new)[1])
         verify_consistency(old, new, path, SIGNER.vkey)
 
 

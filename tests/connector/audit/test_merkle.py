@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hanse.verify import _climb, _consistent  # the second reading of the same RFC
+from hanse.audit.verify import _climb, _consistent  # the second reading of the same RFC
 from hypothesis import given
 from hypothesis import strategies as st
 

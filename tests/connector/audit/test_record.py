@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from hanse import verify
+from hanse.audit import verify
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from connector.dataplane.flight.front import Front
+from connector.dataplane.flight.listener import Front
 from tests.support import flying, provider
 from tests.support.provider import Provider
 

@@ -74,7 +74,7 @@ async def test_large_values_come_each_time(
     running: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """On a machine of two processors, where a lone reader has both, and each of several has one."""
-    monkeypatch.setattr("connector.dataplane.jobs.os", changed(os, cpu_count=lambda: 2))
+    monkeypatch.setattr("connector.dataplane.job_builder.os", changed(os, cpu_count=lambda: 2))
     kind, write = CASES[case]
     write(path := tmp_path / "large")
     alone = [await ends(running, case, path, kind) for _ in range(2)]

@@ -8,16 +8,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from connector.dataplane.access import summary
-from connector.dataplane.asked import STREAM
-from connector.dataplane.asked import Asked as Read
-from connector.dataplane.owner import Asked, OwnersView
-from connector.dataplane.records import applied
-from connector.usage.facts import Known, party_facts
-from policies.evaluate import Facts
+from connector.dataplane.contract_routes import summary
+from connector.dataplane.read_log import applied
+from connector.dataplane.read_request import STREAM
+from connector.dataplane.read_request import Asked as Read
+from connector.offers.preview import Asked, OwnersView
+from connector.usage.fact_collector import Known, party_facts
+from policies.evaluation.evaluate import Facts
 from policies.model import Constraint, Duty, Policy, Rule
 from policies.vocabulary import expand
-from tests.connector.dataplane.test_http import ROWS, ask, client, parse, read
+from tests.connector.dataplane.http.test_routes import ROWS, ask, client, parse, read
 from tests.support import gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from connector.dataplane import access
-from connector.dataplane.flight.front import Front
-from connector.management import problems
+from connector.dataplane import contract_routes
+from connector.dataplane.flight.listener import Front
+from connector.infra.http import problem_json
 from tests.support import provider
 from tests.support.flying import Flyer, flyer
 from tests.support.provider import CONSUMER, Provider, served, settled
@@ -61,8 +61,8 @@ FLOWN: dict[str, tuple[Callable[[Flyer], Any], str]] = {
 async def contracts(running: Provider) -> AsyncIterator[str]:
     """Where the contract of a ticket is told."""
     nobody: Any = None  # a ticket is all that it looks at
-    app = FastAPI(routes=access.router(running.addresses, running.reads, nobody, owner="clinic").routes)
-    problems.install(app)
+    app = FastAPI(routes=contract_routes.router(running.addresses, running.reads, nobody, owner="clinic").routes)
+    problem_json.install(app)
     async with served(app, provider.Protocol) as address:
         yield address
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from connector.dataplane.asked import END_OF_STREAM, End
-from connector.query.job import TRAILER_ROOM
-from policies.contract import Dimension, bins_note
+from connector.dataplane.read_request import END_OF_STREAM, End
+from connector.engine.pool.protocol import TRAILER_ROOM
+from policies.contracts.contract import Dimension, bins_note
 
 REASON, RULE = "groups of fewer than 10 are left out", "/permission/0/constraint/2"
 FIGURES = "stays: groups of at least 10"

@@ -8,10 +8,10 @@ from dataclasses import replace
 import httpx2
 import pytest
 
-from connector.dataplane.asked import QUERY, Asked
-from connector.dataplane.stream import _later
+from connector.dataplane.admission import _later
+from connector.dataplane.read_request import QUERY, Asked
 from connector.errors import Busy, Limited
-from connector.query.turns import Turns
+from connector.infra.concurrency.turn_queue import Turns
 from tests.support import provider
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until

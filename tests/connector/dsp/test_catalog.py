@@ -11,12 +11,12 @@ import pytest
 
 from connector.dsp import jsonld
 from connector.dsp.messages import CatalogRequestMessage
-from connector.dsp.partners import Partner, Partners, next_page, read_dataset
-from connector.dsp.peer import Answer, Peer
+from connector.dsp.participants import Partner, Partners, next_page, read_dataset
+from connector.dsp.protocol_client import Answer, Peer
 from connector.errors import NotFound, PeerNonsense, PeerRefused
-from connector.net import Reply
+from connector.infra.net.http_client import Reply
 from connector.store import Transaction
-from policies.evaluate import Facts
+from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import Counterparty
 from tests.support.pair import USE, Cable, Json, Side, add_dataset, offer_row, pair
 

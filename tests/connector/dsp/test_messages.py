@@ -33,7 +33,7 @@ from connector.dsp.messages import (
     TransferTerminationMessage,
 )
 from connector.errors import MessageInvalid
-from policies import jsonld as policy_jsonld
+from policies.odrl import reader as policy_jsonld
 from tests.support import wire_check
 
 C, P = "urn:uuid:c", "urn:uuid:p"

@@ -30,12 +30,12 @@ from connector.errors import (
     PeerUnreachable,
     Unauthenticated,
 )
-from connector.identity import did, keys, sitoken
+from connector.identity import did, keys, self_issued_token
 from connector.identity.did import Resolver
-from connector.identity.service import Identity
-from connector.identity.sitoken import Replays
-from connector.identity.trust import Trust
-from connector.net import Guard, Reply
+from connector.identity.identity_service import Identity
+from connector.identity.member_register import Trust
+from connector.identity.self_issued_token import Replays
+from connector.infra.net.http_client import Guard, Reply
 from tests.support.own_name import changed
 
 US = "did:web:us.example"
@@ -81,11 +81,11 @@ def token(*, key: ECKey = KEY, header: Mapping[str, Any] | None = None, **claims
 
 
 async def verify(text: str, replays: Replays | None = None) -> dict[str, Any]:
-    return await sitoken.verify(text, audience=US, resolver=resolver(), replays=replays or Replays())
+    return await self_issued_token.verify(text, audience=US, resolver=resolver(), replays=replays or Replays())
 
 
 async def test_a_token_of_a_participant_names_it() -> None:
-    assert (await verify(sitoken.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
+    assert (await verify(self_issued_token.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
 
 
 async def had(found: HanseError) -> HanseError:
@@ -155,7 +155,7 @@ async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
 async def test_a_document_that_cannot_be_had_now_is_no_verdict(page: Any, expected: type[Exception]) -> None:
     away = resolver({"https://them.example/.well-known/did.json": page})
     with pytest.raises(expected):
-        await sitoken.verify(token(), audience=US, resolver=away, replays=Replays())
+        await self_issued_token.verify(token(), audience=US, resolver=away, replays=Replays())
 
 
 def unsigned(**header: Any) -> str:
@@ -220,7 +220,7 @@ async def test_a_token_for_several_audiences_is_good_at_none_of_them() -> None:
     text = token(aud=[US, "did:web:else.example"])
     for audience in (US, "did:web:else.example"):
         with pytest.raises(Unauthenticated, match=f"expected a token for {audience} alone, got 2 audiences"):
-            sitoken.claimed_issuer(text, audience=audience)
+            self_issued_token.claimed_issuer(text, audience=audience)
 
 
 async def test_a_list_of_one_audience_is_as_that_audience() -> None:
@@ -255,7 +255,7 @@ async def test_what_was_signed_before_we_began_to_look_is_not_taken_and_is_no_ve
 def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so do some of them together, for those of which few are noted; room comes back as tokens end."""
     for name, value in {"_SEEN_MAX": 40, "_OF_ONE_MAX": 15, "_FEW": 2, "_LAST_FOR_FEW": 10}.items():
-        monkeypatch.setattr(sitoken, name, value)
+        monkeypatch.setattr(self_issued_token, name, value)
     replays = Replays()
 
     def taken(issuer: str, *, now: float, life: float = 60) -> int:
@@ -276,7 +276,7 @@ def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.Mon
 def test_strangers_take_no_room_for_tokens_from_those_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many DIDs they have, and those of one host together leave some to others."""
     for name, value in {"_SEEN_MAX": 40, "_OF_ONE_MAX": 15, "_FEW": 2, "_LAST_FOR_FEW": 10}.items():
-        monkeypatch.setattr(sitoken, name, value)
+        monkeypatch.setattr(self_issued_token, name, value)
     replays = Replays()
 
     def taken(issuer: str, **how: Any) -> bool:
@@ -377,7 +377,7 @@ async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_oth
 async def test_a_document_of_another_participant_is_not_believed() -> None:
     pages = {"https://them.example/.well-known/did.json": document(identifier="did:web:evil.example")}
     with pytest.raises(Unauthenticated):
-        await sitoken.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
+        await self_issued_token.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
 
 
 @pytest.mark.parametrize("page", [None, PeerUnreachable("nobody there")])
@@ -390,9 +390,9 @@ async def test_where_nothing_is_found_at_a_number_a_port_may_be_meant(page: Any)
 async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
     longer = f"{THEM}:{'x' * 250}"
     pages = {f"https://them.example/{'x' * 250}/did.json": document(identifier=longer)}
-    text = sitoken.mint(KEY, did=longer, audience=US, now=time.time())
+    text = self_issued_token.mint(KEY, did=longer, audience=US, now=time.time())
     with pytest.raises(Unauthenticated, match="at most 255"):
-        await sitoken.verify(text, audience=US, resolver=resolver(pages), replays=Replays())
+        await self_issued_token.verify(text, audience=US, resolver=resolver(pages), replays=Replays())
 
 
 async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key_only_seldom() -> None:
@@ -489,8 +489,8 @@ async def test_a_name_is_whose_the_operator_says_also_while_it_cannot_be_asked(m
 
 
 async def test_who_has_just_joined_is_found_by_name_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connector.identity.trust._RETRY_SECONDS", 0.0)
-    monkeypatch.setattr("connector.identity.trust._NEWCOMER_SECONDS", 0.0)
+    monkeypatch.setattr("connector.identity.member_register._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("connector.identity.member_register._NEWCOMER_SECONDS", 0.0)
     trust = trusting(register())
     assert await trust.called("m") == await trust.called("did:web:m.example") == await trust.member("did:web:m.example")
     assert await trust.called("0") == {}
@@ -504,7 +504,7 @@ async def test_who_has_just_joined_is_found_by_name_and_listed(monkeypatch: pyte
 
 async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     trust, calls = trusting(None), []
-    monkeypatch.setattr("connector.identity.trust._RETRY_SECONDS", 0.0)  # or it would take longer than that
+    monkeypatch.setattr("connector.identity.member_register._RETRY_SECONDS", 0.0)  # or it would take longer than that
 
     async def silent(*asked: object, **more: object) -> None:
         calls.append(asked)
@@ -520,7 +520,7 @@ async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(m
 
 async def test_a_list_does_not_wait_long_for_a_silent_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_RETRY_SECONDS", "_NEWCOMER_SECONDS", "_PATIENCE_SECONDS"):
-        monkeypatch.setattr(f"connector.identity.trust.{name}", 0.0)
+        monkeypatch.setattr(f"connector.identity.member_register.{name}", 0.0)
     trust, calls, speaks = trusting(register()), [], asyncio.Event()
     held = await trust.members(newest=True)
 

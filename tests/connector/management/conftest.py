@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.connector.management.pages.support import Console, opened
+from tests.connector.console.support import Console, opened
 
 
 @pytest.fixture

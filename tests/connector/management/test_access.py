@@ -8,7 +8,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Route
 
 from connector.app import management_app
-from tests.connector.management.pages.support import Console
+from tests.connector.console.support import Console
 
 # Health for a supervisor; what every connector of this version can do, and holds no data; how to come in.
 OPEN = {

@@ -14,13 +14,14 @@ from zipfile import ZipFile
 import httpx2
 import pytest
 from fastapi import FastAPI
-from hanse.verify import verify, verify_consistency, verify_proof
+from hanse.audit.verify import verify, verify_consistency, verify_proof
 
-from connector.audit import merkle, note
+from connector.audit import merkle, signed_note
 from connector.audit.log import AuditLog, Filter
 from connector.errors import BadInput, NotFound
 from connector.events import ReadRefused
-from connector.management import audit, problems
+from connector.infra.http import problem_json
+from connector.management import audit
 from connector.management.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset
@@ -38,7 +39,7 @@ class Auditor:
 @pytest.fixture
 async def auditor(sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Auditor]:
     tokens, log, app = Tokens(sqlite_store), log_over(sqlite_store), FastAPI()
-    problems.install(app)
+    problem_json.install(app)
     app.include_router(audit.router(log, tokens=tokens, signer=SIGNER, data_dir=tmp_path))
     token = await issued(tokens, "ada", ["audit"])
     await sqlite_store.write(story(40))
@@ -194,7 +195,7 @@ def signed(tx: Transaction, *, id_: str, dataset: str) -> None:
 async def test_an_outside_monitor_rebuilds_the_root_from_tiles_and_entries(auditor: Auditor) -> None:
     await auditor.store.write(story(300))
     await auditor.log.sequencer.settle()
-    _, size, root = note.head_of((await auditor.http.get("/audit/checkpoint")).text)
+    _, size, root = signed_note.head_of((await auditor.http.get("/audit/checkpoint")).text)
     rest = size - 256
     tiles = (await auditor.http.get("/audit/tile/0/000")).content
     tiles += (await auditor.http.get(f"/audit/tile/0/001.p/{rest}")).content
@@ -216,7 +217,7 @@ async def test_a_later_head_is_proven_to_continue_an_earlier_one(auditor: Audito
     await auditor.store.write(story(30))
     await auditor.log.sequencer.settle()
     new = (await auditor.http.get("/audit/checkpoint")).text
-    sizes = {"old": note.head_of(old)[1], "new": note.head_of(new)[1]}
+    sizes = {"old": signed_note.head_of(old)[1], "new": signed_note.head_of(new)[1]}
     answer = (await auditor.http.get("/audit/consistency", params=sizes)).json()
     verify_consistency(old, new, [base64.b64decode(step) for step in answer["hashes"]], SIGNER.vkey)
 

@@ -10,7 +10,7 @@ import pytest
 
 from connector.management.datasets import view
 from connector.store.tables import Dataset, DatasetVersion
-from tests.connector.management.pages.support import Console
+from tests.connector.console.support import Console
 
 CSV, JSON = "a,b\n1,2\n", '{"a": 1}\n'
 

@@ -14,14 +14,15 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from connector.dataplane.receiving import Receiving, Room
-from connector.dsp.ledger import Ledger
-from connector.dsp.partners import Partners
-from connector.dsp.webhooks import Webhooks
+from connector.dataplane.push.push_receiver import Receiving, Room
+from connector.dsp.duty_upkeep import Ledger
+from connector.dsp.participants import Partners
 from connector.events import DecisionNeeded, Event, ServiceStarted
-from connector.management import agreements, duties, events, negotiations, problems, transfers
+from connector.infra.http import problem_json
+from connector.management import agreements, duties, events, negotiations, transfers
 from connector.management.auth import Tokens
 from connector.management.events import Feed, frames
+from connector.management.notify.webhooks import Webhooks
 from tests.support.admin import issued
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import USE, Json, Pair, Side, pair, settled
@@ -64,7 +65,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
         return {"agreement": agreement_id, "contracts": []}
 
     tokens, feed, app = Tokens(side.store), Feed(side.store.bus), FastAPI()
-    problems.install(app)
+    problem_json.install(app)
     partners = Partners(peer=side.peer, member=member)
     hooks = Webhooks(store=side.store, sender=side.sender, peer=side.peer, wire=two.cable)
     app.include_router(

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connector.dataplane.access import summary
-from connector.query.federation import TableInfo
-from connector.query.holdings import table_of
-from connector.query.plan import plan
-from tests.connector.management.pages.support import Console
+from connector.dataplane.contract_routes import summary
+from connector.federation.planner.model import TableInfo
+from connector.federation.planner.planner import plan
+from connector.federation.tables import table_of
+from tests.connector.console.support import Console
 
 FORM = """offer: urn:hanse:offer:north:towns
 dataset: towns

@@ -14,11 +14,12 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from connector.management import problems, queries
+from connector.engine.pool.pool import Pool
+from connector.federation.coordinator import Coordinator
+from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.http import problem_json
+from connector.management import queries
 from connector.management.auth import Tokens
-from connector.query.coordinate import Coordinator
-from connector.query.pool import Pool
-from connector.query.turns import Turns
 from connector.store import Store
 from tests.support.admin import issued
 from tests.support.asking import read
@@ -58,7 +59,7 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
         sqlite_store, owners, pool, work_dir=tmp_path / "q", tables_for=owners.tables_for, ticket=owners.ticket  # type: ignore[arg-type]  # stands in for the network
     )  # fmt: skip
     tokens, app = Tokens(sqlite_store), FastAPI()
-    problems.install(app)
+    problem_json.install(app)
     app.include_router(queries.router(coordinator, tokens))
     token = await issued(tokens, "ada", ["consume", "read"])
     async with httpx2.AsyncClient(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from connector.usage.receipts import TOGETHER_MAX
-from tests.connector.management.pages.support import Console
+from connector.usage.receipt_log import TOGETHER_MAX
+from tests.connector.console.support import Console
 
 ONE = {"id": "a" * 32, "agreement": "urn:none", "transfer": "", "read": "r1", "rows": 5, "code": "left"}
 

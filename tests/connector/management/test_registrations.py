@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.app import management_app
-from connector.management.pages import datasets as pages
-from tests.connector.management.pages.support import Console, opened
+from connector.console import datasets as pages
+from tests.connector.console.support import Console, opened
 
 
 class Stuck:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from connector.errors import BadInput, HanseError, PeerNonsense, PeerRefused
+from connector.infra.net.http_client import Reply
 from connector.management import search
-from connector.net import Reply
 
 
 class Says:

@@ -12,18 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import pytest_asyncio
-from hanse import _wire, errors
-from hanse._wire import Request
+from hanse import errors
+from hanse._transport import http_stream
+from hanse._transport.http_stream import Request
 from hanse.stream import Stream
 from pyarrow import parquet
 
-from connector.query.coordinate import Coordinator, Question
-from connector.query.federation import GridInfo
-from connector.query.pool import Pool
+from connector.engine.pool.pool import Pool
+from connector.federation.coordinator import Coordinator, Question
+from connector.federation.planner.model import GridInfo
+from tests.client.cli.test_cli import Run, run, served  # noqa: F401  # fixtures
 from tests.client.support import chunked
 from tests.client.support import connector as served_at
-from tests.client.test_cli import Run, run, served  # noqa: F401  # fixtures
-from tests.connector.management.pages.support import Console
+from tests.connector.console.support import Console
 from tests.connector.management.test_queries import Asker, asker, pool  # noqa: F401  # fixtures
 from tests.support.asking import read
 from tests.support.owners import Owners
@@ -83,7 +84,7 @@ async def test_explain_says_it_before_anything_runs(clinic: Asker) -> None:
 async def test_the_client_says_it_once_and_the_answer_is_not_complete(clinic: Asker) -> None:
     body = (await clinic.ask(SQL)).content
     with served_at({("POST", "/queries"): chunked([body])}) as there:
-        stream = Stream(_wire.ask(Request("POST", f"{there.url}/queries")))
+        stream = Stream(http_stream.ask(Request("POST", f"{there.url}/queries")))
         with pytest.warns(errors.GroupsLeftOut, match=re.escape(SAID)) as warned:
             table = stream.to_arrow()
         assert (stream.complete, stream.withheld, stream.left_out) == (False, "possibly", [SAID])

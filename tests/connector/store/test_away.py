@@ -14,8 +14,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from connector import app, postgresql
+from connector import app
 from connector.errors import Busy
+from connector.infra.database import postgres_options
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken, Grant
 from tests.conftest import DATABASES
@@ -29,8 +30,8 @@ PATIENCE = 60
 @pytest.fixture
 def away(postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Link]]:
     """A store on a database, and the link between them; who waits for it loses patience soon."""
-    monkeypatch.setattr(postgresql, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setitem(postgresql.WATCHED, "connect_timeout", "2")  # psycopg takes no less
+    monkeypatch.setattr(postgres_options, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setitem(postgres_options.WATCHED, "connect_timeout", "2")  # psycopg takes no less
     with migrated.postgresql(postgres_cluster) as url, postgres_cluster.linked(url) as (linked, link):
         opened = Store(linked, pool_size=2)
         yield opened, link
@@ -89,9 +90,9 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_over_at_the_server_
 async def test_what_a_process_that_is_gone_has_locked_is_the_others_after_a_while(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setitem(postgresql.SESSION, "lock_timeout", "200")
-    monkeypatch.setitem(postgresql.SESSION, "idle_in_transaction_session_timeout", "2000")
+    monkeypatch.setattr(postgres_options, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setitem(postgres_options.SESSION, "lock_timeout", "200")
+    monkeypatch.setitem(postgres_options.SESSION, "idle_in_transaction_session_timeout", "2000")
 
     def hold(tx: Transaction) -> None:
         assert tx.agreements.grant_held("g", to_change=True) is not None
@@ -148,8 +149,8 @@ def test_a_connection_over_a_network_is_watched(postgres_cluster: Any, said: str
 async def test_connections_that_nobody_uses_are_the_others_after_a_while(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert int(postgresql.SESSION["idle_session_timeout"]) <= 60_000
-    monkeypatch.setitem(postgresql.SESSION, "idle_session_timeout", "2000")
+    assert int(postgres_options.SESSION["idle_session_timeout"]) <= 60_000
+    monkeypatch.setitem(postgres_options.SESSION, "idle_session_timeout", "2000")
     with migrated.postgresql(postgres_cluster) as url:
         opened = Store(url, pool_size=8)
         many = threading.Barrier(8)

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from connector.audit.log import Sequencer
-from connector.audit.note import Signer
+from connector.audit.signed_note import Signer
 from connector.errors import Busy
 from connector.events import ServiceStarted
 from connector.store import UNKNOWN, Relay, Store, Transaction

@@ -18,13 +18,14 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from connector import database
-from connector.database import open_engine
-from connector.dsp.circles import Full
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
-from connector.store import Store, Transaction, answers
+from connector.infra.database import database
+from connector.infra.database.database import open_engine
+from connector.outbox.delivery_classes import Full
+from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
+from connector.store.queries import noised_answers
 from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
 from tests.support import migrated
@@ -256,7 +257,7 @@ async def test_of_answers_with_noise_the_best_is_kept_and_of_equals_the_first(st
 
 
 async def test_who_was_to_answer_takes_no_answers_place(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_KEPT", 2)
+    monkeypatch.setattr(noised_answers, "_KEPT", 2)
 
     def asked(tx: Transaction) -> list[str]:
         for number in range(3):
@@ -421,7 +422,7 @@ def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> Non
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from connector.database import open_engine
+    from connector.infra.database.database import open_engine
     from connector.store.tables import Table
 
     upgrade(database_url)
@@ -540,7 +541,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
 async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
-    monkeypatch.setattr("connector.threads.WAITING_MAX", 5)
+    monkeypatch.setattr("connector.infra.concurrency.thread_pool.WAITING_MAX", 5)
     with migrated.postgresql(postgres_cluster) as url:
         opened, go_on, begun = Store(url, pool_size=1), threading.Event(), threading.Event()
 
@@ -605,7 +606,7 @@ async def test_what_has_waited_for_long_is_busy_and_not_begun(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
     """Whoever waited behind others, each of whom waited for the database, has gone; and a queue of such has an end."""
-    monkeypatch.setattr("connector.threads.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("connector.infra.concurrency.thread_pool.WAIT_SECONDS", 0.1)
     with migrated.postgresql(postgres_cluster) as url:
         opened, begun = Store(url, pool_size=1), []
 

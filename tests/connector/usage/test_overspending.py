@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from connector.store import Store
-from connector.store.agreements import used_today
+from connector.store.queries.agreements import used_today
 from connector.store.tables import Grant
 from tests.connector.usage.victims import spends
 from tests.support.children import ran

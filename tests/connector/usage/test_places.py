@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from connector.engine.pool.protocol import Relation
 from connector.errors import Busy, Limited, Refused
-from connector.query.job import Relation
 from connector.store import Store
-from connector.usage import counting
 from connector.usage import grants as module
+from connector.usage import quotas
 from connector.usage.grants import Grants
-from connector.usage.held import Grant, Wanted, ended_by
-from policies.evaluate import Facts
+from connector.usage.held_agreement import Grant, Wanted, ended_by
+from policies.evaluation.evaluate import Facts
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -77,12 +77,12 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
 ) -> None:
     wanted = await agreed(store, "1")
     gone, here = Grants(store, facts_of=provider.member), Grants(store, facts_of=provider.member)
-    monkeypatch.setattr(counting, "_PLACE_SECONDS", -1.0)
+    monkeypatch.setattr(quotas, "_PLACE_SECONDS", -1.0)
     left = await begun(gone, wanted, "left")
     assert left is not None
     await gone._keep_places()
     assert not left.lease.revoked  # nobody has taken it
-    monkeypatch.setattr(counting, "_PLACE_SECONDS", 60.0)
+    monkeypatch.setattr(quotas, "_PLACE_SECONDS", 60.0)
     read = await begun(here, wanted, "mine")
     assert read is not None
     await gone._keep_places()

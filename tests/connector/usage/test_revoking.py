@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from connector.dsp.agreements import Agreements
+from connector.engine.pool.protocol import Relation
 from connector.errors import Busy, Conflict, Refused
-from connector.query.job import Relation
 from connector.store import UNKNOWN, Store, Transaction
 from connector.usage.grants import Grants
-from connector.usage.held import Grant
+from connector.usage.held_agreement import Grant
 from tests.support import gate, provider
 
 PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}

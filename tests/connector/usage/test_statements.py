@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from connector.database import run_by_driver
-from connector.dataplane import unfinished
+from connector.dataplane import running_reads
+from connector.engine.pool.protocol import Relation
 from connector.events import ReadEnded, ReadStarted
-from connector.query.job import Relation
+from connector.infra.database.database import run_by_driver
 from connector.store import Store, Transaction
 from connector.store.tables import Table
 from connector.usage.grants import Grants
@@ -41,7 +41,7 @@ def counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
     event.listen(store.engine, "before_cursor_execute", by_sqlalchemy)
     with monkeypatch.context() as patched:
-        patched.setattr("connector.store.unit.run_by_driver", by_driver)
+        patched.setattr("connector.store.unit_of_work.run_by_driver", by_driver)
         yield found
     event.remove(store.engine, "before_cursor_execute", by_sqlalchemy)
 
@@ -63,12 +63,12 @@ async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_i
         read = await grants.examine(*map(provider.wanted, numbers))
     assert asked == ["SELECT agreement"] * 3
     with counted(store, monkeypatch) as asked:
-        await grants.begin(read, lambda tx: unfinished.begin(tx, ReadStarted(**TOLD), instance="i"), read_id="r")
+        await grants.begin(read, lambda tx: running_reads.begin(tx, ReadStarted(**TOLD), instance="i"), read_id="r")
     assert asked == ["UPDATE grant_state"] * 3 + ["INSERT open_read", "INSERT audit_pending"]
     with counted(store, monkeypatch) as asked:
         await grants._look_for_ends()
     assert asked == ["SELECT grant_state", "SELECT transfer"]
     with counted(store, monkeypatch) as asked:
-        await store.write(lambda tx: unfinished.end(tx, ReadEnded(**TOLD), instance="i"))
+        await store.write(lambda tx: running_reads.end(tx, ReadEnded(**TOLD), instance="i"))
     assert asked == ["DELETE open_read", "INSERT audit_pending"]
     grants.forget(read)

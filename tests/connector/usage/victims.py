@@ -16,11 +16,11 @@ from typing import Any
 from connector.errors import Busy, Limited
 from connector.management.auth import Tokens
 from connector.store import Store, Transaction
-from connector.store.agreements import Agreements
-from connector.usage import counting
-from connector.usage import held as values
-from policies.contract import Limits
-from policies.gate import Lease
+from connector.store.queries.agreements import Agreements
+from connector.usage import held_agreement as values
+from connector.usage import quotas
+from policies.contracts.batch_gate import Lease
+from policies.contracts.contract import Limits
 
 READS, ROWS = 4, 15_625
 
@@ -66,12 +66,12 @@ def _after(name: str, dies: str) -> None:
 
 async def _admits(url: str, dies: str, said: Connection) -> None:
     store = Store(url, pool_size=1)
-    counting._SHARE = 1  # whoever is admitted takes all that is left
+    quotas._SHARE = 1  # whoever is admitted takes all that is left
     contract: Any = SimpleNamespace(limits=Limits(queries=READS, rows=ROWS), permission="/permission/0", reasons={})
     held: Any = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
     grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
     try:
-        grant.take(*await store.write(lambda tx: counting.admit(tx, grant, time.time(), "r")))
+        grant.take(*await store.write(lambda tx: quotas.admit(tx, grant, time.time(), "r")))
     except Limited as refused:
         said.send({"refused": refused.code})
         return

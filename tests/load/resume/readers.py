@@ -15,8 +15,8 @@ from typing import Any
 
 import hanse
 import numpy as np
+from hanse.agreement import Access, Name
 from hanse.client import Dataset
-from hanse.flow import Access, Name
 from hanse.loaders import Loader
 
 from tests.load.resume.sequence import Ids, check_of

@@ -15,13 +15,13 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from connector.dataplane.asked import COMPLETE, End
-from connector.dataplane.exchange import Exchange
-from connector.dataplane.gather import Protocol
-from connector.dataplane.http import MEDIA
+from connector.dataplane.http.request_context import Exchange
+from connector.dataplane.http.routes import MEDIA
+from connector.dataplane.http.vectored_body import Protocol
+from connector.dataplane.read_request import COMPLETE, End
 from connector.datasets.sources import guess
-from connector.query.job import Job, Limits
-from connector.query.pool import Pool
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Limits
 from tests.support.data import relation
 
 

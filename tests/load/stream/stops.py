@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from hanse import _wire
-from hanse._wire import Request
+from hanse._transport import http_stream
+from hanse._transport.http_stream import Request
 from hanse.errors import AccessRevoked, HanseError
 from hanse.stream import Stream
 
@@ -39,7 +39,7 @@ def measure(space: Space, table: Table) -> dict[str, Any]:
 def _open(space: Space, dataset: str, *, idle: float = 60.0, **asked: str) -> Stream:
     url, token = space.address(dataset)
     url += "?" + urlencode(asked)
-    return Stream(_wire.ask(Request("GET", url, {"authorization": f"Bearer {token}"}, idle_seconds=idle)))
+    return Stream(http_stream.ask(Request("GET", url, {"authorization": f"Bearer {token}"}, idle_seconds=idle)))
 
 
 def _resume(space: Space, table: Table) -> dict[str, float]:

@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import pytest
 
-from policies import columns
-from policies.compile import contracts
+from policies.contracts import columns
+from policies.contracts.compile import contracts
 from policies.errors import ContractUndecided
 from tests.support import gate
 

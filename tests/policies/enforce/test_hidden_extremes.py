@@ -9,7 +9,7 @@ import duckdb
 import pytest
 import yaml
 
-from policies.enforce.sql import Prepared
+from policies.enforce.gate import Prepared
 from tests.support import gate
 from tests.support.gate import atom
 

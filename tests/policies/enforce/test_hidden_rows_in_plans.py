@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 from connector.datasets.sources import arrow_ipc
-from connector.query.engine import _BELIEVED_LESS
-from policies.enforce.sql import Keys
+from connector.engine.worker.read.duckdb_engine import _BELIEVED_LESS
+from policies.enforce.gate import Keys
 from tests.support import gate
 from tests.support.gate import atom, either, exactly_one
 

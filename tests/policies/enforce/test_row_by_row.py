@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policies.contract import TableSchema
+from policies.contracts.contract import TableSchema
 from policies.model import Atom, Connective, Constraint, Duty, Group, Literal
 from policies.vocabulary import column_term
 from tests.support import gate, oracle

@@ -1,0 +1,1 @@
+"""Visiting connectors and reading what they offer."""

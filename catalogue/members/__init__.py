@@ -1,0 +1,1 @@
+"""Members of the data space and their signed register."""

@@ -1,0 +1,156 @@
+"""Which renderings an entry has, and which one a viewer gets. The only place that decides what is visible. Pure.
+
+An entry may have offers for everybody, for members, for named members, and for those with a role or a country. Each
+audience gets a rendering of its own (`Card`) that holds the offers it may see; the index keeps one document per
+rendering, so that neither hits nor counts nor facets tell anybody of what is for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from catalogue.api.access import MEMBERS, OPERATOR, PUBLIC, Viewer
+from catalogue.crawl.entry import Entry
+from catalogue.crawl.freshness import EXPIRED, WITHDRAWN, entry_state
+from catalogue.crawl.offer_terms import SOME, Offer, Party, fitting
+from catalogue.search.facets import Card
+from catalogue.store.tables import Entry as Row
+from catalogue.store.tables import Json, Member, Source
+
+_GENERAL = (PUBLIC, MEMBERS, OPERATOR)  # views of many
+_NAMED_MAX = 100  # members that one entry may name; more are treated as if no offer were for them
+_DID_MAX = 1024
+
+
+_NO_PARTIES: Mapping[str, Party] = MappingProxyType({})
+
+
+def party_of(member: Member) -> Party:
+    """A member as offers ask about it."""
+    return Party(member.id, member.role, member.country)
+
+
+def cards_of(
+    row: Row, member: Member | None, source: Source | None, parties: Mapping[str, Party] = _NO_PARTIES
+) -> list[Card]:
+    """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member. `parties`:
+    the members by their DIDs."""
+    if member is None or source is None or (state := _state(row, member, source)) is None:
+        return []
+    entry = Entry.from_json(row.content)
+    named = _named(entry, parties)
+    return [_card(entry, named, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *named], parties)]
+
+
+def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | None) -> Card | None:
+    """The rendering that a viewer gets, and no other is made; None where there is nothing for them to see."""
+    if member is None or source is None or (state := _state(row, member, source)) is None:
+        return None
+    entry = Entry.from_json(row.content)
+    parties = {viewer.id: Party(viewer.id, viewer.role, viewer.country)} if viewer.kind == MEMBERS else _NO_PARTIES
+    named = _named(entry, parties)
+    for view in views_of(viewer):
+        for one in _groups(entry, [view] if view in _GENERAL or view in named else [], parties):
+            return _card(entry, named, *one, row, member, state)
+    return None
+
+
+def views_of(viewer: Viewer) -> tuple[str, ...]:
+    """The views that a viewer may have, the most special first."""
+    if viewer.kind == MEMBERS:
+        return (viewer.id, MEMBERS)
+    return (viewer.kind,)
+
+
+def remembered(content: Json) -> Json:
+    """What a tombstone keeps of an entry's content: who saw it, but for those who did by what they are. Nothing is lost
+    where it is done again."""
+    names = {*content.get("audience", ()), *(name for offer in content.get("offers", ()) for name in offer["audience"])}
+    named = sorted(name for name in names - {PUBLIC, MEMBERS, SOME} if len(name) <= _DID_MAX)
+    return {
+        "participant": content.get("participant", ""),
+        "audience": [*sorted(names & {PUBLIC, MEMBERS}), *named[:_NAMED_MAX]],
+    }
+
+
+def is_selective(content: Json) -> bool:
+    """Whether an entry has offers for some members by what they are."""
+    return any(SOME in offer["audience"] for offer in content["offers"])
+
+
+def saw(content: Json, viewer: Viewer) -> bool:
+    """Whether a viewer saw an entry while it was listed, by the content that there was or by what is remembered."""
+    kept = remembered(content)
+    mine = viewer.kind == MEMBERS and viewer.id == kept["participant"]
+    return mine or viewer.is_operator or any(map(viewer.sees, kept["audience"]))
+
+
+def _state(row: Row, member: Member, source: Source) -> str | None:
+    """The entry's state; None where nobody is shown it."""
+    state = entry_state(source.state, misses=row.misses, withdrawn=row.withdrawn_at is not None)
+    return None if member.status != "active" or state in (EXPIRED, WITHDRAWN) else state
+
+
+def _card(
+    entry: Entry,
+    named: list[str],
+    offers: tuple[Offer, ...],
+    views: tuple[str, ...],
+    row: Row,
+    member: Member,
+    state: str,
+) -> Card:
+    return Card(
+        entry=entry,
+        offers=offers,
+        state=state,
+        owner=member.name,
+        owner_title=member.title,
+        country=member.country,
+        first_seen=row.first_seen,
+        modified_at=row.modified_at,
+        last_seen=row.last_seen,
+        views=views,
+        hidden_from=tuple(named) if MEMBERS in views else (),
+    )
+
+
+def _groups(
+    entry: Entry, views: Iterable[str], parties: Mapping[str, Party]
+) -> list[tuple[tuple[Offer, ...], tuple[str, ...]]]:
+    """Each set of offers that some of these views have, with those views. It costs what the offers name, and what the
+    views have: a hundred offers may each name the same hundred members."""
+    viewers = {view: _viewer(view) for view in views}
+    wanted = {name for viewer in viewers.values() for name in viewer.audiences}
+    places: dict[str, list[int]] = {}  # of the offers, by whom they are for
+    for place, offer in enumerate(entry.offers):
+        for name in wanted.intersection(offer.audience):
+            places.setdefault(name, []).append(place)
+    chosen = {place: fitting(offer) for place, offer in enumerate(entry.offers) if SOME in offer.audience}
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for view, viewer in viewers.items():
+        mine = {place for name in viewer.audiences for place in places.get(name, ())}
+        if (party := parties.get(view)) is not None:
+            mine |= {place for place, fits in chosen.items() if fits(party)}
+        if viewer.is_operator or view == entry.participant:
+            mine = set(range(len(entry.offers)))
+        elif not mine and not viewer.audiences.intersection(entry.audience):
+            continue
+        groups.setdefault(tuple(sorted(mine)), []).append(view)
+    return [(tuple(entry.offers[place] for place in group), tuple(found)) for group, found in groups.items()]
+
+
+def _viewer(view: str) -> Viewer:
+    """Who has this view, and no other one before it."""
+    return Viewer(view) if view in _GENERAL else Viewer(MEMBERS, view)
+
+
+def _named(entry: Entry, parties: Mapping[str, Party]) -> list[str]:
+    """Members with a rendering of their own: the owner where it sees more than others, whom an offer names, and those
+    of the `parties` for whom one is by what they are."""
+    audiences = set(entry.audience).union(*(offer.audience for offer in entry.offers))
+    named = [entry.participant, *sorted(audiences - {*_GENERAL, SOME, entry.participant})[:_NAMED_MAX]]
+    chosen = [fitting(offer) for offer in entry.offers if SOME in offer.audience]
+    others = parties.keys() - set(named) if chosen else ()
+    return [*named, *sorted(did for did in others if any(fits(parties[did]) for fits in chosen))]

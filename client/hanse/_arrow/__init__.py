@@ -1,0 +1,1 @@
+"""Checks of received Arrow data before it is used."""

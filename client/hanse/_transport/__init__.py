@@ -1,0 +1,1 @@
+"""HTTP of the client: the management API, bulk streams, cancellation."""

@@ -1,0 +1,1 @@
+"""Evidence on the reader's side: offline verification, matching of two logs, receipts."""

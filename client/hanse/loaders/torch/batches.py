@@ -1,0 +1,338 @@
+"""PyTorch: an IterableDataset of batches that knows DataLoader workers and distributed ranks, and keeps its place.
+
+    dataset = space.agree("north/images", purpose="...").to_torch(batch_size=256, seed=7)
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=4)      # torchdata; a plain DataLoader works too
+
+Give `batch_size` to the dataset and None to the DataLoader: rows are put together where they are Arrow still.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, NamedTuple, Unpack
+
+import pyarrow as pa
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from hanse.client import Dataset
+from hanse.errors import BadInput
+from hanse.loaders.epoch_order import chosen, number, reader
+from hanse.loaders.loader import Loader
+from hanse.loaders.row_slices import Slice, whole
+from hanse.loaders.throughput import Throughput
+from hanse.loaders.torch.shm_transfer import Columns, Way
+from hanse.loaders.torch.tensors import BLOBS, tensors
+from hanse.loaders.torch.worker import end_with_the_loop, lose_nothing, told_whole
+from hanse.options import InBatches
+
+_WORKERS_MAX = 4096  # of one DataLoader
+_EPOCHS = 2**24  # that are told apart
+_SAID = ("rank", "world")
+_RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
+
+
+class _Shared(NamedTuple):
+    """What a process shares with its workers."""
+
+    # For those that live on between epochs: the epoch of the state that was loaded last, what `set_epoch` said, and
+    # whether it was called, which a state that is loaded later does not undo.
+    epoch: torch.Tensor
+    # By worker, which iteration it began last, with which epoch: see `_mark`.
+    taken: torch.Tensor
+    # Which iteration gives what a merged state left: the first one, by its name; and by worker, whether it has begun
+    # that. One that is new for a later iteration has a loader with what was left, too.
+    first: torch.Tensor
+    begun: torch.Tensor
+
+
+class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
+    """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch.
+
+    It has no length: how many batches there are depends on how many workers a DataLoader will have, each of which ends
+    with a batch of its own.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        form: Callable[..., Any],
+        ranks: tuple[int, int] | None = None,
+        way: Way | None = None,
+    ) -> None:
+        """`form` is given the rows of a batch in as many pieces as they came in. `ranks`: which one of how many this
+        is, where it is not for `torch.distributed` to say. `way`: by which batches leave workers as they are, and take
+        their form in the loop."""
+        super().__init__()
+        self._loader = loader
+        self._form, self._way = form, way
+        self._given = ranks is not None
+        self._ranks = ranks or _group()
+        self._own = _Shared(
+            torch.tensor([loader.epoch, 0, 0], dtype=torch.int64).share_memory_(),
+            torch.zeros(_WORKERS_MAX, dtype=torch.int64).share_memory_(),
+            torch.zeros(1, dtype=torch.int64).share_memory_(),
+            torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
+        )
+        self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
+        self._sent_to = 0
+        self._said: int | None = None  # by `set_epoch`: here, or to the process that started this one, before it did
+        self._begun = 0  # iterations of this worker
+
+    @told_whole()
+    def __iter__(self) -> Iterator[Any]:
+        end_with_the_loop()
+        lose_nothing()
+        first = self._begin(self._place())
+        epoch, mark = self._epoch()
+        if self._loader.over():
+            # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
+            self._loader.forget()
+            return iter(())
+        if not self._loader.pending:
+            self._loader.set_epoch(epoch)
+            self._loader.begin(whole=not first)
+        return self._batches(mark)
+
+    def _begin(self, worker: int) -> bool:
+        """Whether this iteration is the first one.
+
+        Its workers begin when they come to it, and some may never: so it has the same name for all of them. What lives
+        on, or is seeded alike, may have that name again.
+        """
+        name, shared = _name(), self._shared
+        if not shared.first[0]:
+            shared.first[0] = name
+        first = int(shared.first[0]) == name and not shared.begun[worker]
+        shared.begun[worker] = True
+        return bool(first)
+
+    def _epoch(self) -> tuple[int, int]:
+        """Of the iteration that begins; and for workers that must have the same, a mark of both, else 0.
+
+        A process that is started brings along what was said before: what is said after that is for the next iteration,
+        also where it comes before this one is under way. Workers that live on find what has been said by now.
+        """
+        info, (loaded, said, was_said) = get_worker_info(), self._shared.epoch.tolist()
+        if info is None or not self._begun:
+            epoch = loaded if self._said is None else self._said
+        else:
+            epoch = said if was_said else loaded
+        if info is None:
+            return epoch, 0
+        mark = _mark(self._begun, epoch)
+        self._shared.taken[info.id] = mark
+        self._begun += 1
+        return epoch, mark if self._begun > 1 else 0
+
+    def _check_epoch(self, mark: int) -> None:
+        """BadInput where another worker began this iteration with another epoch: rows would come twice, or not at all.
+        Each writes its mark before it looks, so one of two sees the other's."""
+        taken = self._shared.taken[: get_worker_info().num_workers]
+        if ((taken // _EPOCHS == mark // _EPOCHS) & (taken != mark)).any():
+            raise BadInput(
+                "expected set_epoch before an iteration, or when all its workers have begun; came one while some had "
+                "begun and others had not: call it before iter() of the DataLoader"
+            )
+
+    def _batches(self, mark: int) -> Iterator[Any]:
+        """As they are set now, whatever is set before the first is asked for."""
+        if get_worker_info() is None:
+            form, memory = self._formed, None
+        else:
+            form, memory = self._shipped, None if self._way is None else self._way.memory
+        return self._read(mark, form, self._loader.in_slices(memory))
+
+    def _read(
+        self, mark: int, form: Callable[[Sequence[Slice]], Any], found: Generator[Any, None, None]
+    ) -> Iterator[Any]:
+        with told_whole(), closing(found):
+            if mark:
+                self._check_epoch(mark)
+            yield from map(form, found)
+
+    def _shipped(self, slices: Sequence[Slice]) -> Any:
+        if self._way is not None and (rows := self._way.rows(slices)) is not None:
+            return rows
+        made = self._formed(slices)
+        return Columns(made) if type(made) is dict else made
+
+    def _formed(self, slices: Sequence[Slice]) -> Any:
+        return self._form(*(batch.slice(start, stop - start) for batch, start, stop in slices))
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch, over all ranks and workers: exact without a row filter and a condition."""
+        return self._loader.rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns as they come, before they are tensors."""
+        return self._loader.schema
+
+    @property
+    def throughput(self) -> Throughput:
+        """What has come in this iteration, to this process: with workers, which do the reading, nothing."""
+        return self._loader.throughput
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
+        self._loader.set_epoch(epoch)
+        self._said = self._loader.epoch
+        if get_worker_info() is None:
+            self._shared.epoch[1:] = torch.tensor([self._said, 1])
+        else:
+            self._begun = 0  # the next one is as it is said here
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch that was given, in this process."""
+        self._place()
+        return self._loader.state_dict()
+
+    @told_whole()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
+        self._place()
+        self._loader.load_state_dict(state)
+        if get_worker_info() is None:  # a worker goes on from its own, and with the next iteration begins anew
+            self._shared.first[:], self._shared.begun[:] = 0, False
+        self._shared.epoch[0] = self._loader.epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what a worker that is spawned does not know by itself: of which rank it is."""
+        rank = None
+        with suppress(BadInput):  # the environment of a rank that this goes to may say more than ours
+            rank = self._rank()
+        return self.__dict__ | {"_own": None, "_sent": (self._shared, rank)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Whether this process is a worker, or a rank with workers of its own, shows later."""
+        self.__dict__.update(state)
+        self._own = _Shared(*(one.clone().share_memory_() for one in self._sent[0]))
+        self._sent_to = os.getpid()
+
+    @property
+    def _spawned(self) -> bool:
+        """Whether this process is a worker that we were sent to."""
+        return get_worker_info() is not None and self._sent_to == os.getpid()
+
+    @property
+    def _shared(self) -> _Shared:
+        return self._sent[0] if self._spawned else self._own
+
+    def _place(self) -> int:
+        """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
+        info = get_worker_info()
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        rank, world = self._rank()
+        # Ranks before workers: a rank has no more than one block more than another, however many workers it has.
+        self._loader.divide(worker * world + rank, world * workers)
+        return worker
+
+    def _rank(self) -> tuple[int, int]:
+        """Which rank of how many: as the process group says or the last one said, else the environment.
+
+        A worker that is spawned is in no group, and its environment may be another, or count nodes.
+        """
+        if not self._given:
+            self._ranks = _group() or self._ranks
+        return self._ranks or (self._sent[1] if self._spawned else None) or _environment()
+
+
+def dataset(
+    datasets: Dataset | Sequence[Dataset],
+    *,
+    form: Callable[[pa.RecordBatch], Any] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    blobs: str = "bytes",
+    rank: int | None = None,
+    world: int | None = None,
+    state: dict[str, Any] | None = None,
+    **options: Unpack[InBatches],
+) -> Batches:
+    """The batches of one or several datasets with the same columns.
+
+    `options` are those of `Loader`: `columns`, `where`, `batch_size` (256 where it is not given), `drop_last`, `seed`,
+    `window`, `epoch`, `prefetch_bytes`, `codec`, `patience`, `progress`.
+
+    `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes` and `blobs`: a dict by
+    column.
+    `rank` and `world`, both or none, are those of `torch.distributed` or of torchrun's environment where they are not
+    given, as these are when the rows are read. Ranks count from 0; BadInput where there is no such one.
+    `state`: a merged one to go on from.
+    """
+    if "part" in options or "parts" in options:
+        raise BadInput("expected rank and world; the parts follow from them and from the workers")
+    ranks = chosen(rank, world, said=_SAID)
+    if blobs not in BLOBS:
+        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
+    if form is not None and not callable(form):
+        raise BadInput(f"expected form to be a function of an Arrow batch, came {form!r}")
+    shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
+    if form is not None and (shapes or blobs != BLOBS[0]):
+        raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
+    options.setdefault("batch_size", 256)
+    loader = Loader(datasets, **options)
+    if unknown := sorted({*shapes} - {*loader.schema.names}):
+        raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
+    if state is not None:
+        loader.load_state_dict(state)
+    way = Way(blobs) if form is None and not shapes else None
+    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
+    return Batches(loader, form=made, ranks=ranks, way=way)
+
+
+def _name() -> int:
+    """Of an iteration, for all its workers: the seed that they have in common, and their number."""
+    info = get_worker_info()
+    return hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
+
+
+def _mark(begun: int, epoch: int) -> int:
+    """The iteration of a worker that has begun so many before, and the last bits of its epoch, in one number: who
+    looks at it meanwhile has both or none."""
+    return hash((_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    """As it was given. BadInput where it is none."""
+    try:
+        found = tuple(number(f"the shape of {name}", size) for size in shape)
+    except (TypeError, BadInput):
+        found = ()
+    if not found or min(found) < 0:
+        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), came {shape!r}")
+    return found
+
+
+def _joined(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
+    return form(whole(batches))
+
+
+def _group() -> tuple[int, int] | None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return None
+
+
+def _environment() -> tuple[int, int]:
+    """BadInput where it says one of both, or what is none: each rank would have the rows of another, or none would."""
+    rank, world = said = [os.environ.get(name) for name in _RANK]
+    if rank is None and world is None:
+        return 0, 1
+    try:
+        return reader(int(rank or ""), int(world or ""), said=_RANK)
+    except ValueError:
+        came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, said, strict=True))
+        raise BadInput(
+            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; came {came}. "
+            "Set both, as torchrun does, or give rank and world"
+        ) from None
+
+
+__all__ = ["Batches", "dataset"]

@@ -1,0 +1,83 @@
+"""The connector's console: pages for the data owner, the model builder, the operator and the auditor.
+
+Server-rendered; they ask the same services as the API beside them and work without JavaScript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+
+from connector.audit.log import AuditLog
+from connector.audit.signed_note import Signer
+from connector.console import agreements as agreement_pages
+from connector.console import audit, datasets, login, overview, query, system
+from connector.console import negotiations as negotiation_pages
+from connector.console import offers as offer_pages
+from connector.console import search as search_pages
+from connector.console.page import Desk
+from connector.console.view import snippets
+from connector.dataplane.push.push_receiver import Receiving
+from connector.datasets.registry import Registry
+from connector.dsp.agreements import Agreements
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.participants import Partners
+from connector.dsp.transfer import Transfers
+from connector.federation.coordinator import Coordinator
+from connector.federation.tables import Holdings
+from connector.identity.member_register import Trust
+from connector.management.auth import Tokens
+from connector.offers.offers import Offers
+from connector.offers.preview import OwnersView
+from connector.settings import Settings
+from connector.store import Store
+from policies.evaluation.evaluate import Facts
+
+
+def router(
+    *,
+    settings: Settings,
+    participant: str,
+    version: str,
+    tokens: Tokens,
+    trust: Trust,
+    store: Store,
+    registry: Registry,
+    offers: Offers,
+    owners_view: OwnersView,
+    facts_of: Callable[[str], Awaitable[Facts]],
+    negotiations: Negotiations,
+    transfers: Transfers,
+    receiving: Receiving,
+    agreements: Agreements,
+    partners: Partners,
+    search: search_pages.Search,
+    coordinator: Coordinator,
+    holdings: Holdings,
+    log: AuditLog,
+    signer: Signer,
+) -> APIRouter:
+    """Every page, for the root of the management listener."""
+    desk = Desk(
+        tokens, name=settings.name, title=settings.title, participant=participant, version=version,
+        members=trust.members,
+    )  # fmt: skip
+    routes = APIRouter(include_in_schema=False)
+    for one in (
+        login.router(desk, secure=settings.root_url.startswith("https:")),
+        overview.router(desk, store=store, log=log, settings=settings),
+        datasets.router(desk, registry=registry, store=store, settings=settings),
+        offer_pages.router(desk, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
+        negotiation_pages.router(
+            desk, negotiations=negotiations, transfers=transfers, receiving=receiving, store=store
+        ),
+        snippets.router(desk, holdings=holdings, store=store),
+        agreement_pages.router(desk, agreements=agreements, store=store),
+        search_pages.router(desk, search=search, partners=partners, negotiations=negotiations),
+        query.router(desk, coordinator=coordinator, holdings=holdings),
+        audit.router(desk, log=log, signer=signer),
+        system.router(desk, tokens=tokens, settings=settings),
+    ):
+        routes.include_router(one)
+    return routes

@@ -1,0 +1,108 @@
+"""The auditor's pages: records with filters, one record with its proof checked here, and the way to evidence."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+
+from connector.audit.log import AuditLog, Filter
+from connector.audit.record import Record
+from connector.audit.signed_note import Signer, head_of
+from connector.console.page import Desk
+from connector.console.view import proof_check
+from connector.console.view.formatting import KINDS, did_of
+from connector.errors import BadInput, NotFound
+from connector.events import OUTCOMES
+from connector.management.audit import reading
+from connector.management.auth import Caller
+
+_LISTED = 50
+_DIGITS_MAX = 18  # that every database takes for a number
+_EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
+_SPAN = ("since", "until")
+
+
+def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
+    routes = desk.router()
+
+    @routes.get("/audit")
+    async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
+        asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, *_SPAN)}
+        asked |= {name: _instant(name, asked[name]) for name in _SPAN}  # links and fields mean what was looked for
+        asked["actor"] = did_of(asked["actor"], await desk.names())
+        which = _filter(asked)
+        await log.note_reading(reading(caller, "list", which.terms))
+        numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
+        records = await log.page(await log.meant(which), before=int(before) if numbered else None, limit=_LISTED)
+        more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
+        given = {name: value for name, value in asked.items() if value}
+        return await desk.page(
+            request,
+            "audit.html",
+            where="audit",
+            records=[shown(record) for record in records],
+            asked=asked,
+            given=given,
+            more=more,
+            before=before,
+            head=head_of(await log.head()),
+            vkey=log.vkey,
+            kinds=KINDS,
+            outcomes=OUTCOMES,
+            link=lambda **changes: _link(given, changes),
+        )
+
+    @routes.get("/audit/{idx}")
+    async def one(request: Request, idx: int, caller: Caller = desk.may("audit")) -> Response:
+        if not 0 <= idx < 2**62:
+            raise NotFound(f"the log has no record {idx}")
+        await log.note_reading(reading(caller, "record", {"idx": idx}))
+        await log.sequencer.settle()
+        proven = await log.proven(idx)
+        return await desk.page(
+            request,
+            "record.html",
+            where="audit",
+            record=shown(proven.record),
+            text=json.dumps(json.loads(proven.record.text), indent=2, ensure_ascii=False),
+            proof=proven.proof,
+            leaf=proven.record.leaf.decode(),
+            checks=proof_check.check(proven, signer=signer),
+            vkey=log.vkey,
+        )
+
+    return routes
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """A record as pages show it."""
+    return {"idx": record.idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text)}
+
+
+def _filter(asked: dict[str, str]) -> Filter:
+    equals = {name: asked[name] for name in _EQUALS}
+    since, until = (datetime.fromisoformat(asked[name]).timestamp() if asked[name] else None for name in _SPAN)
+    return Filter(**equals, since=since, until=until)
+
+
+def _instant(name: str, text: str) -> str:
+    """A time as the form gives it (no zone: UTC) or a link, in UTC as every reader takes it; as exact as a form can
+    give it back."""
+    if not text:
+        return ""
+    try:
+        found = datetime.fromisoformat(text)
+        utc = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, came {text[:40]!r}") from None
+    return utc.isoformat(timespec="milliseconds" if utc.microsecond else "seconds").replace("+00:00", "Z")
+
+
+def _link(given: dict[str, str], changes: dict[str, Any]) -> str:
+    """The list with some filters changed; an empty value takes one out."""
+    wanted = {name: str(value) for name, value in {**given, **changes}.items() if value not in ("", None)}
+    return f"/audit?{urlencode(wanted)}" if wanted else "/audit"

@@ -1,0 +1,199 @@
+"""Datasets for their owner: the list, one with its columns and figures, registering, new versions, removing.
+
+Registering goes on when the browser leaves; a page of its own tells how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from connector.console.page import Desk, Form, form_of
+from connector.console.view.formatting import path_of
+from connector.datasets.registration import REGISTERED, Description, Registration
+from connector.datasets.registry import Registry
+from connector.datasets.sources import SOURCES
+from connector.errors import BadInput, HanseError, NotFound
+from connector.management import datasets as datasets_api
+from connector.management import offers as offers_api
+from connector.management.auth import Caller
+from connector.settings import Settings
+from connector.store import Store
+from connector.telemetry import logger
+
+_FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords", "theme", "license")
+_KINDS = ("", *SOURCES)
+_LISTED = 200
+_PATIENCE = 1.5  # seconds after which whoever registers is led to the page that tells how far it is
+_log = logger("console")
+
+
+def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) -> APIRouter:
+    routes = desk.router()
+    kept: set[asyncio.Task[Any]] = set()
+
+    @routes.get("/datasets")
+    async def listed(request: Request, after: str = "", caller: Caller = desk.may("read")) -> Response:
+        found = [datasets_api.view(*pair) for pair in await registry.page(after=after, limit=_LISTED)]
+        offers = await store.read(lambda tx: tx.datasets.offers_of([one.id for one in found]))
+        count = {one.id: sum(offer.dataset_id == one.id for offer in offers) for one in found}
+        more = found[-1].id if len(found) == _LISTED else ""
+        running = [one for one in registry.under_way.recent() if one.task is not None and caller.may("owner")]
+        shown: dict[str, Any] = {"datasets": found, "offers": count, "more": more, "running": running}
+        return await desk.page(request, "datasets.html", where="datasets", **shown)
+
+    @routes.get("/datasets/new")
+    async def form(request: Request, caller: Caller = desk.may("owner")) -> Response:
+        return await _form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
+
+    async def _form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
+        return await desk.page(
+            request,
+            "dataset_new.html",
+            status=error.status if error else 200,
+            where="datasets",
+            fields=fields,
+            error=error,
+            roots=[str(root) for root in settings.source_roots],
+            kinds=_KINDS,
+        )
+
+    @routes.post("/datasets/new")
+    async def register(request: Request, caller: Caller = desk.may("owner")) -> Response:
+        said = await form_of(request)
+        try:
+            asked = _registration(said)
+            where = await _begun(registry.register(asked, by=caller.name), asked.name)
+        except HanseError as error:
+            return await _form(request, {name: said.get(name) for name in _FIELDS}, error)
+        return RedirectResponse(where, status_code=303)
+
+    async def _begun(work: Coroutine[Any, Any, Any], name: str) -> str:
+        """Where to look: at the dataset if the work is done soon, else at its progress. Raises what refuses it soon."""
+        task = asyncio.ensure_future(work)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
+        task.add_done_callback(_told)
+        done, _ = await asyncio.wait((task,), timeout=_PATIENCE)
+        if done:
+            task.result()
+        return path_of("/datasets" if done else "/registrations", name)
+
+    @routes.get("/registrations/{name}")
+    async def progress(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        found = registry.under_way.find(name)
+        if found is None:
+            raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
+        if found.state == REGISTERED:
+            return RedirectResponse(path_of("/datasets", name), status_code=303)
+        return await desk.page(request, "registration.html", where="datasets", one=found, again=_again(found.asked))
+
+    @routes.post("/registrations/{name}/stop")
+    async def stop(name: str, caller: Caller = desk.may("owner")) -> Response:
+        await registry.under_way.stop(name)
+        return RedirectResponse(path_of("/registrations", name), status_code=303)
+
+    async def _one(request: Request, name: str, error: HanseError | None = None) -> Response:
+        row, version = await registry.get(name)
+        versions, offers, agreements = await store.read(
+            lambda tx: (
+                list(tx.datasets.versions(row.id)),
+                list(tx.datasets.offers(dataset_id=row.id, limit=1_000)),
+                list(tx.agreements.page(role="provider", dataset_id=row.id, limit=50)),
+            )
+        )
+        return await desk.page(
+            request,
+            "dataset.html",
+            status=error.status if error else 200,
+            where="datasets",
+            dataset=datasets_api.view(row, version, unchanged=await registry.unchanged(version)),
+            path=version.source["asked_path"],
+            read_as=_read_as(version.source["report"] or {}),
+            versions=versions,
+            offers=[offers_api.view(offer) for offer in offers],
+            agreements=agreements,
+            error=error,
+        )
+
+    @routes.get("/datasets/{name:path}")
+    async def one(request: Request, name: str, caller: Caller = desk.may("read")) -> Response:
+        return await _one(request, name)
+
+    @routes.post("/datasets/{name}/versions")
+    async def renew(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        path = (await form_of(request)).get("path")
+        try:
+            where = await _begun(registry.renew(name, path, by=caller.name), name)
+        except HanseError as error:
+            return await _one(request, name, error)
+        return RedirectResponse(where, status_code=303)
+
+    @routes.post("/datasets/{name}/remove")
+    async def remove(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        await form_of(request)
+        try:
+            await registry.remove(name, by=caller.name)
+        except HanseError as error:
+            return await _one(request, name, error)
+        return RedirectResponse("/datasets", status_code=303)
+
+    return routes
+
+
+def _read_as(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of the columns that were converted, by name: what each was in another system, and what to know of it."""
+    found = {
+        one["name"]: (one.get("was") and f"was {one['was']}", one.get("note")) for one in report.get("columns", [])
+    }
+    return {name: [text for text in told if text] for name, told in found.items()}
+
+
+def _told(task: asyncio.Task[Any]) -> None:
+    """The page of the registration says how it ended; what nobody foresaw is in our log, too."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HanseError):
+        _log.error("a registration failed", exc_info=error)
+
+
+def _registration(said: Form) -> Registration:
+    words = tuple(word.strip() for word in said.get("keywords").split(",") if word.strip())
+    about = Description(
+        title=said.get("title"),
+        description=said.get("description"),
+        keywords=words[:100],
+        theme=said.get("theme"),
+        license=said.get("license"),
+    )
+    options = _options(said.get("options"))
+    return Registration(
+        name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
+    )
+
+
+def _again(asked: Registration) -> str:
+    """The form with what was asked for, to be mended there."""
+    options = "\n".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in asked.options.items())
+    about = {name: getattr(asked.about, name) for name in ("title", "description", "theme", "license")}
+    fields = {"name": asked.name, "path": asked.path, "kind": asked.kind, "options": options, **about}
+    fields["keywords"] = ", ".join(asked.about.keywords)
+    return f"/datasets/new?{urlencode(fields, quote_via=quote)}"
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Options of the source, one a line, as `hanse dataset add --option` takes them."""
+    found: dict[str, Any] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise BadInput(f"expected an option on each line as name=value, came {line[:100]!r}")
+        try:
+            found[name.strip()] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name.strip()] = value.strip()
+    return found

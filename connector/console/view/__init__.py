@@ -1,0 +1,1 @@
+"""Parts of console pages: charts, snippets, proof checks and formatted values."""

@@ -1,0 +1,48 @@
+"""Turns the beginning of an Arrow stream (standard input) into JSON cells (standard output), in a process of its own.
+
+Run by its path, not as a module: the console's process never loads Arrow, and this one nothing of the connector but
+how values are said.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ROWS_MAX = 200
+_CELL_MAX = 200
+_RIGHT = ("int", "uint", "float", "double", "decimal", "halffloat")
+
+
+def cells(stream: bytes, *, most: int) -> dict[str, Any]:
+    """`columns` with name, type and whether they are numbers; `rows` of texts (None for no value), at most `most`."""
+    import pyarrow as pa
+
+    from connector.infra.formats import text_values
+
+    rows: list[list[str | None]] = []
+    with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+        columns = [
+            {"name": one.name, "type": str(one.type), "number": str(one.type).startswith(_RIGHT)}
+            for one in reader.schema
+        ]
+        for batch in reader:
+            part = batch.slice(0, most - len(rows))
+            values = [text_values.plain(column) for column in part.columns]  # names may repeat: not by name
+            rows += [[_text(value, text_values.dumped) for value in row] for row in zip(*values, strict=True)]
+            if len(rows) >= most:
+                break
+    return {"columns": columns, "rows": rows}
+
+
+def _text(value: Any, dumped: Callable[[Any], str]) -> str | None:
+    if value is None:
+        return None
+    text = f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else dumped(value)
+    return text if len(text) <= _CELL_MAX else f"{text[:_CELL_MAX]}…"
+
+
+if __name__ == "__main__":
+    json.dump(cells(sys.stdin.buffer.read(), most=ROWS_MAX), sys.stdout)

@@ -1,0 +1,229 @@
+"""Words and small helpers of the console's pages: ages, sizes, names, rules in order, bars. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from connector.infra.html.wording import ago, counted
+from policies.errors import PolicyError
+from policies.vocabulary import compact
+
+DECIDED = {
+    "auto": "answered by itself",
+    "manual": "a person decides",
+    "rules": "answered where the facts permit, else a person decides",
+}
+KINDS = {
+    "DatasetRegistered": "Dataset registered",
+    "DatasetVersioned": "New version",
+    "DatasetRemoved": "Dataset removed",
+    "OfferPublished": "Offer published",
+    "OfferWithdrawn": "Offer withdrawn",
+    "RequestRefused": "Request refused",
+    "RefusalsCounted": "Further refusals",
+    "NegotiationAdvanced": "Negotiation moved on",
+    "DecisionNeeded": "Decision needed",
+    "DecisionTaken": "Decision taken",
+    "AgreementConcluded": "Agreement concluded",
+    "AgreementRevoked": "Agreement revoked",
+    "TransferAdvanced": "Transfer moved on",
+    "ReadStarted": "Read started",
+    "ReadEnded": "Read ended",
+    "ReadRefused": "Read refused",
+    "ReadTaken": "Receipt of a read",
+    "DataReceived": "Data received",
+    "DataRefused": "Data refused",
+    "DataRemoved": "Received data removed",
+    "QueryCoordinated": "Query over owners",
+    "LogRead": "Log read",
+    "TokenIssued": "Token issued",
+    "TokenRevoked": "Token revoked",
+    "WebhookChanged": "Webhook changed",
+    "ServiceStarted": "Connector started",
+    "DatabaseRestored": "Database put back from a copy",
+}
+STAGES = {
+    "finding": "Looking for the files",
+    "converting": "Converting to Parquet",
+    "checking": "Checking each file's schema",
+    "counting": "Reading every row for the figures",
+    "digesting": "Taking the digest of each file",
+    "storing": "Storing",
+}
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
+_GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
+_BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
+
+
+def _utc(at: float) -> datetime:
+    """A moment, or the end of the calendar that is nearest to it: agreements of others may say any time."""
+    return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
+
+
+def moment(at: float) -> str:
+    """`24 Nov 2026, 17:05:09 UTC`."""
+    found = _utc(at)
+    return f"{found.day} {found:%b %Y, %H:%M:%S} UTC"
+
+
+def day(at: float) -> str:
+    found = _utc(at)
+    return f"{found.day} {found:%B %Y}"
+
+
+def instant(at: float) -> str:
+    """For `<time datetime>` and for questions about a span of time."""
+    return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def size(nbytes: float) -> str:
+    """`812 B`, `5.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def lasting(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def short(identifier: str) -> str:
+    """The telling part of an identifier: `north/patients`, the first digits of a UUID, a digest's start."""
+    if identifier.startswith("urn:hanse:offer:"):
+        return identifier.removeprefix("urn:hanse:offer:")
+    if identifier.startswith("urn:hanse:"):
+        return identifier.removeprefix("urn:hanse:").replace(":", "/", 1)
+    if identifier.startswith(("urn:uuid:", "sha256:", "hmac-sha256:")):
+        return identifier.rpartition(":")[2][:8]
+    return identifier
+
+
+def party(did: str, names: Mapping[str, Mapping[str, Any]]) -> str:
+    """A participant's short name where the register has one, else its DID without the method."""
+    entry = names.get(did)
+    return str(entry.get("name") or did) if entry else did.removeprefix("did:web:")
+
+
+def did_of(name: str, names: Mapping[str, Mapping[str, Any]]) -> str:
+    """The DID of a member whose short name this is, as pages call it; whatever else it is stays."""
+    return next((did for did, entry in names.items() if entry.get("name") == name), name)
+
+
+def term(iri: str) -> str:
+    """An IRI as policies write it: `dpv:ScientificResearch`; what is no IRI stays as it is."""
+    try:
+        return compact(iri)
+    except PolicyError:
+        return iri
+
+
+def tone(state: str) -> str:
+    """The colour class of a state."""
+    return "active" if state in _GOOD else "unreachable" if state in _BAD else "stale"
+
+
+def readable(state: str) -> str:
+    return state.replace("_", " ").capitalize()
+
+
+_STOPPED = {
+    ("provider", "provider"): "We stopped it; only we resume it",
+    ("provider", "consumer"): "Its user paused it, and may resume it",
+    ("provider", "facts"): "What is known of its user rules it out; it goes on by itself when that changes",
+    ("consumer", "provider"): "Its owner stopped it; only the owner resumes it",
+    ("consumer", "consumer"): "We paused it",
+}
+
+
+def stopped(role: str, by: str) -> str:
+    """Who stopped a transfer of ours, and so who resumes it; empty where nobody did."""
+    return _STOPPED.get((role, by), by)
+
+
+_TRANSPORTS = {"http": "over HTTP", "flight": "over Arrow Flight", "push": "pushed by us"}
+
+
+def transport(name: str) -> str:
+    """What a read leaves by."""
+    return _TRANSPORTS.get(name, name)
+
+
+def asking(path: str, asked: Mapping[str, str], page: int) -> str:
+    """A page of a list with the same filters; the first one needs no number."""
+    wanted = {name: value for name, value in asked.items() if value} | ({"page": str(page)} if page > 1 else {})
+    return f"{path}?{urlencode(wanted)}" if wanted else path
+
+
+def path_of(prefix: str, identifier: str) -> str:
+    return f"{prefix}/{quote(identifier, safe=':')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """Rules that hold under the same conditions, and these conditions; each line has text, tier and enforcer."""
+
+    rules: tuple[Mapping[str, Any], ...]
+    conditions: tuple[Mapping[str, Any], ...]
+
+
+def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
+    """A policy's sentences as rules with their conditions; neighbours with the same conditions are said once."""
+    made: list[Clause] = []
+    for line in lines:
+        if made and str(line["path"]).count("/") > 2:  # a condition of the rule, or a mask
+            made[-1] = Clause(made[-1].rules, (*made[-1].conditions, line))
+        else:
+            made.append(Clause((line,), ()))
+    merged: list[Clause] = []
+    for clause in made:
+        if merged and clause.conditions and _said(merged[-1]) == _said(clause):
+            merged[-1] = Clause(merged[-1].rules + clause.rules, clause.conditions)
+        else:
+            merged.append(clause)
+    return merged
+
+
+def _said(clause: Clause) -> list[str]:
+    return [str(line["text"]) for line in clause.conditions]
+
+
+def share(part: float | None, whole: float | None, *, width: float = 100.0) -> str:
+    """How long a bar is, for SVG: at least a sliver for what is not nothing."""
+    if not part or not whole or part <= 0:
+        return "0"
+    return f"{max(1.0, min(width, width * part / whole)):.1f}"
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: a capital first, one full stop at the end."""
+    text = text.strip()
+    return text if not text else text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+FILTERS: Mapping[str, Any] = {
+    "ago": ago,
+    "moment": moment,
+    "day": day,
+    "instant": instant,
+    "counted": counted,
+    "size": size,
+    "lasting": lasting,
+    "short": short,
+    "party": party,
+    "term": term,
+    "tone": tone,
+    "readable": readable,
+    "clauses": clauses,
+    "share": share,
+    "sentence": sentence,
+    "stopped": stopped,
+    "transport": transport,
+    "asking": asking,
+    "at": lambda identifier, prefix: path_of(prefix, identifier),
+}

@@ -1,0 +1,155 @@
+"""Copies of what leaves, written down beside its delivery: whole streams, and blocks of a read. Knows frames, and
+nothing of Arrow. What they are good for, and for how long they are kept: `prepared`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import IO, Self
+
+from connector.dataplane.cache.cached_stream import Block, Entry
+from connector.engine.pool.worker_process import Frame, Result
+
+BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
+_SLOW_SECONDS = 2.0  # a disk that takes this long for one batch is no place to keep a stream
+_HUGE = 2 * 2**20  # bytes of a huge page
+_NOTHING = memoryview(bytes(_HUGE))
+
+
+class Copy:
+    """A stream, or a block of one, that is written down beside its delivery; that is not disturbed where it cannot be.
+
+    All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
+    one row, and for many streams. Those of one consumer have his `room`, and all together `most`.
+    """
+
+    def __init__(self, source: Result, entry: Entry, coming: Sequence[Entry], *, room: int, most: int) -> None:
+        entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
+        self.entry, self._coming, self._room, self._most = entry, coming, room, most
+        self._writing: asyncio.Future[float] | None = None
+        self.given_up = False
+
+    async def put(self, frame: Frame) -> None:
+        """Begin to write the next frame."""
+        if await self._written():
+            self._keep(frame)
+
+    async def whole(self) -> bool:
+        """Whether all of it is there; nothing follows."""
+        return await self._written() and await self._cut()
+
+    def _keep(self, frame: Frame) -> None:
+        entry = self.entry
+        own = sum(one.nbytes for one in self._coming if one.consumer == entry.consumer)
+        full = own + frame.nbytes > self._room or sum(one.nbytes for one in self._coming) + frame.nbytes > self._most
+        if full or sum(len(one.blocks) for one in self._coming) >= BLOCKS_MAX:
+            self._give_up()
+            return
+        at = entry.nbytes
+        entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
+        entry.nbytes += frame.nbytes
+        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at, self._room))
+
+    async def _written(self) -> bool:
+        """Whether everything so far is in the file."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                slow = await writing > _SLOW_SECONDS
+            except OSError:  # no room on the disk
+                slow = True
+            if slow:
+                self._give_up()
+        return not self.given_up
+
+    def _give_up(self) -> None:
+        """What has been written goes now, not with the read."""
+        self.given_up = True
+        self.entry.files, self.entry.nbytes = (), 0
+        self.entry.blocks.clear()
+
+    async def _cut(self) -> bool:
+        """Whether the file ends with its last payload."""
+        try:
+            await asyncio.to_thread(os.ftruncate, self.entry.files[0].fileno(), self.entry.nbytes)
+        except OSError:
+            return False
+        return True
+
+
+class Keeping:
+    """A worker's result on its way out, and its copy."""
+
+    def __init__(self, source: Result, copy: Copy) -> None:
+        self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
+        self._source, self._copy = source, copy
+        self.whole = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        try:
+            frame = await anext(self._source)
+        except StopAsyncIteration:
+            self.whole = await self._copy.whole()
+            raise
+        await self._copy.put(frame)
+        return frame
+
+
+class Shelf:
+    """The blocks of one read that are copied on their way: `whole`, once the read has `ended` well."""
+
+    def __init__(self, begin: Callable[[int], Awaitable[Copy | None]]) -> None:
+        """`begin` a copy of a block, where there is room for one that is wanted."""
+        self.whole: list[Entry] = []
+        self.ended = False
+        self._begin = begin
+        self._block = -1
+        self._copy: Copy | None = None
+
+    async def put(self, frame: Frame) -> None:
+        """The next frame of the read."""
+        if frame.block != self._block:
+            await self._put_by()
+            self._block, self._copy = frame.block, await self._begin(frame.block)
+        if self._copy is not None:
+            await self._copy.put(frame)
+
+    async def end(self) -> None:
+        """All frames have come."""
+        await self._put_by()
+        self.ended = True
+
+    async def _put_by(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None and await copy.whole():
+            self.whole.append(copy.entry)
+
+
+def nameless(folder: Path) -> IO[bytes]:
+    """A file that goes with whoever has it open."""
+    return tempfile.TemporaryFile("w+b", dir=folder)  # mode 0600 until its name goes, at once
+
+
+def _write(file: IO[bytes], payload: memoryview, at: int, most: int) -> float:
+    """Seconds that it took.
+
+    What is written to an empty part of a file lies in the page cache in pieces as large as the write: so each huge page
+    but the first is written whole, with nothing behind the payload, and later passes are sent from huge pages. The file
+    does not become longer than `most` for that.
+    """
+    begun, number, end = time.monotonic(), file.fileno(), at + len(payload)
+    last = end - end % _HUGE  # where the page begins that the payload ends in
+    fresh = last >= max(at, 1)
+    parts = [payload, _NOTHING[: max(0, min(last + _HUGE, most) - end)]] if fresh else [payload]
+    written = os.pwritev(number, parts, at)
+    while written < len(payload):
+        written += os.pwrite(number, payload[written:], at + written)
+    return time.monotonic() - begun

@@ -1,0 +1,119 @@
+"""Rows for people: Parquet and CSV on the same governed path, by `Accept` or `?format=`.
+
+A worker writes the format (`file_formats`); here it is named and framed. Neither carries an end record, so
+completeness is proven otherwise: a whole answer ends with the last chunk and the trailer `hanse-status: complete`; one
+that is not whole is cut off without a last chunk, which every HTTP/1.1 client takes for an error, and a Parquet file
+without its footer cannot be opened. Knows nothing of policies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from connector.dataplane.read_request import COMPLETE
+from connector.errors import BadInput, NotAcceptable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from connector.dataplane.governed_stream import GovernedStream
+    from connector.dataplane.http.request_context import Exchange
+
+    Sender = Callable[[Exchange, GovernedStream, bytes | memoryview], Awaitable[None]]
+
+ARROW = "arrow"
+MEDIA: Mapping[str, str] = {
+    "parquet": "application/vnd.apache.parquet",
+    "csv": "text/csv; charset=utf-8; header=present",
+    "csv_guarded": "text/csv; charset=utf-8; header=present",
+}
+ARROW_ONLY: Mapping[str, str] = {"application/vnd.apache.arrow.stream": ARROW}
+_BY_MEDIA = {
+    **ARROW_ONLY,
+    "application/vnd.apache.parquet": "parquet",
+    "application/x-parquet": "parquet",
+    "text/csv": "csv",
+}
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_ACCEPT_MAX = 8_192
+_TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
+
+
+def chosen(given: Mapping[str, str], accept: str) -> str:
+    """The format that a request asks for: `format`, else what `accepted` finds.
+
+    `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula.
+    """
+    name = given.get("format") or accepted(accept)
+    guard = given.get("guard", "false")
+    if name not in (ARROW, "parquet", "csv") or guard not in ("true", "false"):
+        raise BadInput(
+            f"expected format arrow, parquet or csv and guard true or false, came {name[:50]!r} and {guard[:50]!r}",
+            code="format_unknown",
+        )
+    if guard == "true" and name != "csv":
+        raise BadInput("expected guard beside the format csv only", code="format_unknown")
+    return "csv_guarded" if guard == "true" else name
+
+
+async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str, part: Sender) -> None:
+    """The stream as one file with a name; cut off where it does not end whole."""
+    file = f"{_UNSAFE.sub('_', name)[:100]}.{form.partition('_')[0]}"
+    await exchange.begin(
+        200,
+        {
+            "content-type": MEDIA[form],
+            "content-disposition": f'attachment; filename="{file}"',
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            "hanse-read": stream.id,
+            "trailer": ", ".join(_TRAILERS),
+        },
+    )
+    await part(exchange, stream, stream.schema)
+    async with aclosing(stream.frames()) as frames:
+        async for piece in frames:
+            await part(exchange, stream, piece)
+    end = stream.end
+    if end is None or end.status != COMPLETE:
+        await exchange.abort()
+        raise ConnectionAbortedError("the stream did not end whole")
+    values = (end.status, str(end.rows), str(end.nbytes), end.digest)
+    await exchange.end(dict(zip(_TRAILERS, values, strict=True)))
+
+
+def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
+    """The best in `Accept` of what is offered (RFC 9110, 12.5.1); Arrow where it says nothing. NotAcceptable where it
+    takes none of it: an answer that nobody can use would be a read all the same."""
+    if len(accept) > _ACCEPT_MAX:  # of all that a head may have, it would be looked at for a tenth of a second
+        raise NotAcceptable(f"expected an Accept of at most {_ACCEPT_MAX} characters, came {len(accept)}")
+    liked: dict[str, float] = {}
+    for entry in accept.split(","):
+        media, *parameters = (word.strip().lower() for word in entry.split(";"))
+        quality = next((_quality(word) for word in parameters if word.startswith("q=")), 1.0)
+        if media and quality is not None:
+            liked[media] = max(quality, liked.get(media, 0.0))
+
+    def quality_of(media: str) -> float:
+        ranges = (media, media.partition("/")[0] + "/*", "*/*")
+        return next((liked[one] for one in ranges if one in liked), 0.0)
+
+    best = max([*(media for media in liked if media in offered), *offered], key=quality_of)  # what is named comes first
+    if liked and not quality_of(best):
+        raise NotAcceptable(
+            f"expected Accept to take one of {', '.join(offered)} (or */*), came {accept[:100]!r}; "
+            "without it, Arrow comes"
+        )
+    return offered[best]
+
+
+def _quality(word: str) -> float | None:
+    """None where it is no quality: then the entry says nothing."""
+    try:
+        quality = float(word[2:])
+    except ValueError:
+        return None
+    return quality if 0 <= quality <= 1 else None

@@ -1,0 +1,206 @@
+"""One request and its answer, as handlers of the data plane see them; and what a refusal is over HTTP.
+
+Bodies are sent as pure ASGI: no middleware may wrap or copy them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from starlette.types import Receive, Scope, Send
+
+from connector.dataplane.http.file_sender import Parts
+from connector.dataplane.http.file_spans import InFiles, Span
+from connector.dataplane.http.vectored_body import (
+    ABORT,
+    BEFORE,
+    BUFFERS,
+    DEVICE,
+    EXTENSION,
+    FILE,
+    FILES,
+    MORE,
+    MOVED,
+    SEEN,
+    TRAILERS,
+)
+from connector.errors import BadInput, EncodingUnknown, HanseError, QueryInvalid, Refused, unforeseen
+from connector.telemetry import logger
+from policies.errors import PolicyError
+
+BODY_MAX = 32 * 2**20
+_SMALL = 64 * 2**10  # bodies up to here are read at once
+_log = logger("dataplane")
+_T = TypeVar("_T")
+
+
+class Exchange:
+    """One request as its handler sees it, which has one of `methods`."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, methods: Sequence[str] = ()) -> None:
+        self.scope, self.receive, self.send, self._methods = scope, receive, send, methods
+        self.started = False
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+    def check(self) -> None:
+        """BadInput where it is none that can be answered here, whatever it asks for."""
+        if self.scope["method"] not in self._methods:
+            expected = " or ".join(self._methods)
+            raise BadInput(f"expected {expected} here, came {self.scope['method']}", code="method_not_allowed")
+        if self.scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
+            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise EncodingUnknown(f"expected a body without Content-Encoding, came {encoding[:40]!r}; send it as it is")
+
+    def path(self, name: str) -> str:
+        return str(self.scope.get("path_params", {}).get(name, ""))
+
+    def query(self, known: Sequence[str], form: bytes = b"") -> dict[str, str]:
+        """The query string, and a form of the same kind; BadInput for a parameter nobody knows or one given twice."""
+        text = b"&".join(filter(None, (self.scope["query_string"], form))).decode("latin-1")
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32)
+        except ValueError:
+            raise BadInput("expected at most 32 parameters in the query string, came more") from None
+        if unknown := [name for name, _ in pairs if name not in known]:
+            raise BadInput(
+                f"expected parameters {', '.join(known)}, came {unknown[0][:50]!r}", code="parameter_unknown"
+            )
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise BadInput("expected each parameter once", code="parameter_repeated")
+        return dict(pairs)
+
+    @property
+    def length(self) -> int | None:
+        """Bytes that the body is said to have; a server sees to it that it has them."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+    @property
+    def small(self) -> bool:
+        """Whether the body is said to be small."""
+        return self.length is not None and self.length <= _SMALL
+
+    async def looked_at(self, work: Callable[[], _T]) -> _T:
+        """What `work` makes of the body: in a thread, unless it is small."""
+        return work() if self.small else await asyncio.to_thread(work)
+
+    async def body(self) -> bytes:
+        """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""
+        if (self.length or 0) > BODY_MAX:
+            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, came {self.length}", code="body_too_large")
+        parts, size, more = [], 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise BadInput("the client left before its request was complete")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > BODY_MAX:
+                raise BadInput(f"expected a body of at most {BODY_MAX} bytes", code="body_too_large")
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
+        self.started = True
+
+    async def answer(self, status: int, body: bytes, media: str, **extra: str) -> None:
+        """A whole small answer."""
+        headers = {"content-type": media, "content-length": str(len(body)), "cache-control": "no-store"} | extra
+        await self.begin(status, headers)
+        await self.send({"type": "http.response.body", "body": body})
+
+    @property
+    def sends_files(self) -> bool:
+        """Whether `part` takes spans of files."""
+        return FILES in self.scope.get("extensions", {})
+
+    async def part(self, body: bytes | memoryview, moved: Callable[[], object] = lambda: None) -> None:
+        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
+
+        `moved` is called while it goes.
+        """
+        message: dict[str, object] = {"type": "http.response.body", "more_body": True}
+        await self.send(message | ({BUFFERS: [body], MOVED: moved} if self._gathers else {"body": body}))
+
+    async def file(
+        self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
+    ) -> None:
+        """What lies in files in one chunk, and what follows it there, which are asked for in the thread that sends.
+
+        `moved` is called while they go.
+        """
+
+        def more() -> Parts | None:
+            after = following()
+            return None if after is None else after.parts()
+
+        message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
+        if isinstance(span, Span):  # and so is all that follows it
+            message[SEEN] = span.seen
+        await self.send(message | {DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved})
+
+    async def end(self, trailers: Mapping[str, str]) -> None:
+        """The end of a long answer, with trailers where the server can send them."""
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in trailers.items()]
+        message: dict[str, object] = {"type": "http.response.body", "body": b""}
+        await self.send(message | ({TRAILERS: pairs} if self._gathers else {}))
+
+    async def abort(self) -> None:
+        """Close the connection now, where the server can; elsewhere it closes when the handler returns."""
+        if self._gathers:
+            await self.send({"type": "http.response.body", ABORT: True})
+
+    @property
+    def _gathers(self) -> bool:
+        return EXTENSION in self.scope.get("extensions", {})
+
+    async def gone(self) -> None:
+        """Returns when the client has left: `send` says nothing then."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+class Endpoint:
+    """A handler as an ASGI application: errors are problem objects. It has its request checked (`Exchange.check`) when
+    it knows who asks: what is wrong with it is in the log then."""
+
+    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], *methods: str) -> None:
+        self._handle, self._methods = handle, methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, methods=self._methods)
+        try:
+            await self._handle(exchange)
+        except (HanseError, PolicyError) as error:
+            if exchange.started:
+                raise
+            await _refuse(exchange, as_error(error))
+        except Exception as error:
+            if exchange.started:
+                raise
+            _log.exception("unforeseen", exc_info=error)
+            await _refuse(exchange, unforeseen())
+
+
+def as_error(error: HanseError | PolicyError) -> HanseError:
+    """What the client is told: a policy's no is 403 with its rule, a query that cannot be read is 400."""
+    if isinstance(error, HanseError):
+        return error
+    if error.rule.startswith("/"):
+        return Refused(str(error), code=error.code, rule=error.rule)
+    return QueryInvalid(str(error), code=error.code, rule=error.rule)
+
+
+async def _refuse(exchange: Exchange, error: HanseError) -> None:
+    if error.status >= 500:
+        _log.error("failed", code=error.code, reason=error.message, why=error.private)
+    body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()
+    await exchange.answer(error.status, body, "application/problem+json", **error.headers)

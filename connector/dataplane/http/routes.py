@@ -1,0 +1,306 @@
+"""Arrow over HTTP: requests in, what `stream.py` yields out as chunks. It frames; it decides nothing.
+
+    POST /data/v1/query                        a JSON envelope (`Envelope`), one SELECT
+    GET  /data/v1/datasets/{dataset}/rows      ?columns=a,b&where=a > 3&purpose=...&batch_rows=...&codec=zstd
+    GET  /data/v1                              the same for the ticket's own dataset (HttpData-PULL)
+    POST to either                             the same, with the parameters as a form: an address has 64 KiB
+    POST /data/v1/streams                      a plan: the blocks of those rows, to be read with &blocks=3,0,7
+    POST /data/v1/reads/{id}/renew             a fresh ticket for a running read
+
+All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`;
+after it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+from starlette.routing import BaseRoute, Route
+
+from connector.dataplane import block_plan
+from connector.dataplane import read_request as ask
+from connector.dataplane.admission import Reads
+from connector.dataplane.block_plan import Wanted
+from connector.dataplane.data_address import PATH, Addresses
+from connector.dataplane.governed_stream import GovernedStream
+from connector.dataplane.http import export_formats
+from connector.dataplane.http.file_spans import InFiles
+from connector.dataplane.http.request_context import Endpoint, Exchange
+from connector.dataplane.http.schemas import PlanForm, asked_of, names_of, parse_envelope, parsed
+from connector.dataplane.http.stall_timeout import Moved, in_time
+from connector.dataplane.read_request import Asked
+from connector.dataplane.tickets import Ticket
+from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
+from connector.usage.grants import Grants
+from policies.vocabulary import expand
+
+MEDIA = "application/vnd.apache.arrow.stream"
+_BODIES = 2  # larger ones of one consumer on their way at the same time
+_BODY_SECONDS = 120.0
+_FORM_MAX = 2**20  # all that a condition and columns may have, whatever their letters take
+_ROWS_PARAMETERS = (
+    "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
+    "blocks", "snapshot", "shown", "after", "format", "guard",
+)  # fmt: skip
+
+
+def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float = 60.0) -> list[BaseRoute]:
+    """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
+    part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
+    return [
+        Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
+        Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET", "POST")),
+        Route(f"{PATH}/streams", part.endpoint(part.plan, "POST")),
+        Route(f"{PATH}/reads/{{read}}/renew", part.endpoint(part.renew, "POST")),
+        Route(PATH, part.endpoint(part.rows, "GET", "POST")),
+    ]
+
+
+class _Bodies:
+    """Large bodies on their way in: few of one consumer at once. What is begun and never finished would fill memory."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def turn(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
+        """The body, until the block ends; what is made of it in there counts too."""
+        if exchange.small:
+            yield await exchange.body()
+            return
+        turn, users = self._turns.get(consumer) or (asyncio.Semaphore(_BODIES), 0)
+        self._turns[consumer] = turn, users + 1
+        try:
+            async with asyncio.timeout(_BODY_SECONDS) as limit, turn:
+                body = await exchange.body()
+                limit.reschedule(None)
+                yield body
+        except TimeoutError:
+            raise Limited(
+                f"expected a body within {_BODY_SECONDS:g} s, and at most {_BODIES} large ones at once; send it again",
+                code="body_late",
+            ) from None
+        finally:
+            self._turns[consumer] = turn, self._turns[consumer][1] - 1
+            if not self._turns[consumer][1]:
+                del self._turns[consumer]
+
+
+class _Transport:
+    """The handlers."""
+
+    def __init__(self, reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float) -> None:
+        self._reads = reads
+        self._addresses = addresses
+        self._owner = owner
+        self._stall_seconds = stall_seconds
+        self._bodies = _Bodies()
+
+    @property
+    def _grants(self) -> Grants:
+        return self._reads.grants
+
+    def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], *methods: str) -> Endpoint:
+        """A handler for whoever shows a ticket; what is refused from there on is in the log."""
+
+        async def heard(exchange: Exchange) -> None:
+            ticket = self._addresses.read(exchange.headers.get("authorization"))
+            async with self._reads.hearing(ticket):
+                exchange.check()
+                await handle(exchange, ticket)
+
+        return Endpoint(heard, *methods)
+
+    async def query(self, exchange: Exchange, ticket: Ticket) -> None:
+        """One SELECT under one or several agreements."""
+        export_formats.accepted(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            envelope = await exchange.looked_at(partial(parse_envelope, body))
+        del body  # megabytes, which the answer does not need
+        if envelope.agreement and envelope.agreement != ticket.agreement:
+            raise Refused(
+                f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
+            )
+        tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
+        asked = await exchange.looked_at(partial(asked_of, envelope, tickets))
+        await self._deliver(exchange, asked)
+
+    async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
+        """The rows of the ticket's dataset, with a condition and a choice of columns."""
+        given, columns = await self._given(exchange, ticket)
+        held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
+        name = exchange.path("dataset") or held.dataset.name
+        if name not in (held.dataset.name, held.dataset.id):
+            raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
+        wanted = Wanted(
+            columns=columns,
+            where=given.get("where", ""),
+            purpose=expand(given.get("purpose", "")[:1024]),
+            application=given.get("application", "")[:1024],
+        )
+        split = await self._split(ticket, wanted, given)
+        # As the gate: hostile text takes its time.
+        work = partial(block_plan.asked_of, ticket, held, wanted, owner=self._owner, split=split)
+        asked = await self._reads.judging.judge(ticket.consumer, work)
+        most = _number(given, "limit_rows")
+        if most is not None and split is None:  # the first rows, and that is the whole answer
+            asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
+        await self._deliver(
+            exchange,
+            replace(
+                asked,
+                rows=most,
+                batch_rows=_number(given, "batch_rows"),
+                format=export_formats.chosen(given, exchange.headers.get("accept", "")),
+                codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
+                digest=given.get("digest", "xxh3"),
+                query_id=ask.own_id(_identifier(given.get("id", ""))),
+            ),
+        )
+
+    async def _given(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
+        """The parameters, and the columns that they name. Letters that are escaped take their time."""
+        if exchange.scope["method"] == "GET":
+            return _parameters(exchange)
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            if len(body) > _FORM_MAX:
+                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
+            return await exchange.looked_at(partial(_parameters, exchange, body))
+
+    async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
+        """The blocks of the ticket's dataset, without a row of it."""
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            form = await exchange.looked_at(partial(parsed, PlanForm, body))
+        wanted = Wanted(
+            columns=tuple(form.columns),
+            where=form.where,
+            purpose=expand(form.purpose),
+            application=form.application,
+        )
+        found = await self._reads.plan(ticket, wanted)
+        await exchange.answer(200, json.dumps(found).encode(), "application/json")
+
+    async def _split(self, ticket: Ticket, wanted: Wanted, given: Mapping[str, str]) -> ask.Split | None:
+        if not given.get("blocks"):
+            if given.get("after") or given.get("snapshot") or given.get("shown"):
+                raise BadInput("expected blocks beside after, snapshot or shown: the list they belong to, or all")
+            return None
+        return await self._reads.split(
+            ticket,
+            wanted,
+            snapshot=given.get("snapshot", ""),
+            blocks=given["blocks"],
+            after=given.get("after", ""),
+            as_shown=given.get("shown", ""),
+        )
+
+    async def renew(self, exchange: Exchange, ticket: Ticket) -> None:
+        """Let a running read go on with the fresh ticket in the header."""
+        await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
+        await self._reads.renew(exchange.path("read"), ticket)
+        await exchange.answer(200, b"{}", "application/json")
+
+    async def _deliver(self, exchange: Exchange, asked: Asked) -> None:
+        """Send a stream, and stop it when its reader leaves or stops reading."""
+        sending = asyncio.ensure_future(self._send(exchange, asked))
+        leaving = asyncio.ensure_future(exchange.gone())
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                sending.cancel()
+            with suppress(asyncio.CancelledError, ConnectionAbortedError):
+                await sending
+        finally:
+            leaving.cancel()
+            sending.cancel()
+            del sending  # its error has this frame, and would keep what was asked until the collector comes by
+
+    async def _send(self, exchange: Exchange, asked: Asked) -> None:
+        async with self._reads.open(replace(asked, transport="http"), spans=exchange.sends_files) as stream:
+            if asked.format != export_formats.ARROW:
+                await export_formats.send(
+                    exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part
+                )
+                return
+            media = MEDIA if asked.codec == "none" else f'{MEDIA}; codecs="{asked.codec}"'
+            await exchange.begin(
+                200,
+                {
+                    "content-type": media,
+                    "cache-control": "no-store",
+                    "x-content-type-options": "nosniff",
+                    "hanse-read": stream.id,
+                    "hanse-withheld": stream.withheld.value,
+                    **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
+                },
+            )
+            await self._part(exchange, stream, stream.schema)
+            async with aclosing(stream.parts()) as parts:
+                async for part in parts:
+                    await self._part(exchange, stream, part)
+        await exchange.send({"type": "http.response.body", "body": b""})
+
+    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
+        async def sending(moved: Moved) -> None:
+            if isinstance(part, InFiles):
+                await exchange.file(part, stream.following, moved)
+            else:
+                await exchange.part(part, moved)
+
+        try:
+            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+        except Limited as stalled:
+            stream.abandon(stalled.code, stalled.message)
+            await exchange.abort()
+            raise ConnectionAbortedError("the client does not read") from None
+        except (EOFError, VersionChanged):
+            changed = VersionChanged.of("a file of this version is not what it was")
+            stream.abandon(changed.code, changed.message)
+            await exchange.abort()
+            raise ConnectionAbortedError("the file does not hold what it did") from None
+        except Busy as error:
+            stream.abandon(error.code, error.message)
+            await exchange.abort()
+            raise ConnectionAbortedError("the file cannot be read now") from None
+
+
+def accepted_codec(accept: str) -> str:
+    """The first codec that an Accept header names (`...; codecs="zstd, lz4"`), none where it names none of ours."""
+    _, found, rest = accept.partition("codecs=")
+    named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
+    return next((word for word in named if word in ask.CODECS), "none")
+
+
+def _parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
+    given = exchange.query(_ROWS_PARAMETERS, form)
+    return given, _columns(given)
+
+
+def _columns(given: Mapping[str, str]) -> tuple[str, ...]:
+    """As they are listed with commas, or as JSON, in which any name can be said."""
+    listed = tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip())
+    if not given.get("column_names"):
+        return listed
+    if listed:
+        raise BadInput("expected columns or column_names, came both")
+    return names_of(given["column_names"])
+
+
+def _number(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name, "")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
+        raise BadInput(f"expected {name} to be a whole number of at least 1, came {text[:20]!r}")
+    return int(text)
+
+
+def _identifier(text: str) -> str:
+    if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
+        raise BadInput("expected id to be at most 64 letters, digits, _, . or -")
+    return text

@@ -1,0 +1,143 @@
+"""What clients of the data plane ask in JSON: a query with its limits and tables, a plan; read from a body."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from connector.dataplane import read_request as ask
+from connector.dataplane.read_request import Asked, Brought
+from connector.dataplane.tickets import Ticket
+from connector.errors import BadInput
+from policies.odrl import strictjson
+from policies.vocabulary import expand
+
+_PARTS_MAX = (
+    200_000  # of JSON in a body: what fits takes a tenth, and millions of empty lists take seconds and gigabytes
+)
+_COLUMN_MAX = 255
+
+
+class Bounds(BaseModel):
+    """What the consumer wants at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
+    rows: int | None = Field(None, ge=1)
+    bytes: int | None = Field(None, ge=1)
+
+
+class Table(BaseModel):
+    """A small table to join with: an Arrow stream in base64, its columns by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    columns: list[Annotated[str, Field(max_length=_COLUMN_MAX)]] = Field(min_length=1, max_length=64)
+    arrow: str
+
+
+class Names(RootModel[list[str]]):
+    """`column_names` of `GET .../rows`."""
+
+    root: list[str] = Field(min_length=1, max_length=4096)
+
+
+class PlanForm(BaseModel):
+    """`POST /data/v1/streams`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    columns: list[str] = Field(default_factory=list, max_length=4096)
+    where: str = Field("", max_length=16_384)
+    purpose: str = Field("", max_length=1024)
+    application: str = Field("", max_length=1024)
+
+
+class Envelope(BaseModel):
+    """`POST /data/v1/query`. `tickets` are those of further agreements that the SQL draws on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fq: int = Field(1, ge=1, le=1)
+    sql: str = Field(min_length=1, max_length=65_536)
+    agreement: str = Field("", max_length=255)
+    action: str = Field("query", pattern="^(query|stream)$")
+    purpose: str = Field("", max_length=1024)
+    application: str = Field("", max_length=1024)
+    tickets: list[str] = Field(default_factory=list, max_length=16)
+    limits: Bounds = Bounds()
+    codec: str = Field("none", pattern="^(none|lz4|zstd)$")
+    digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
+    query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
+    fragment: str = Field("", max_length=64)
+    datasets: dict[Annotated[str, Field(max_length=255)], Annotated[str, Field(max_length=128)]] = Field(
+        default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
+    )
+    epsilon: float | None = Field(None, gt=0, le=1000)
+    keys: list[Table] = Field(default_factory=list, max_length=8)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a JSON list, each as it stands; BadInput where it is none."""
+    try:
+        return tuple(Names.model_validate_json(text).root)
+    except ValidationError:
+        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], came {text[:40]!r}') from None
+
+
+def parse_envelope(body: bytes) -> Envelope:
+    """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
+    return parsed(Envelope, body)
+
+
+_Form = TypeVar("_Form", bound=BaseModel)
+
+
+def parsed(form: type[_Form], body: bytes) -> _Form:
+    """A body as such a form; BadInput says which field does not fit."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
+        raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
+    try:
+        return form.model_validate(strictjson.loads(body))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
+    except strictjson.GivenTwice as error:
+        raise BadInput(str(error), code="envelope_invalid") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
+
+
+def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
+    """The read that an envelope asks for."""
+    bounds = envelope.limits
+    return Asked(
+        tickets=tickets,
+        sql=envelope.sql,
+        action=ask.ACTIONS[envelope.action],
+        purpose=expand(envelope.purpose),
+        application=envelope.application,
+        rows=bounds.rows,
+        nbytes=bounds.bytes,
+        seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,
+        codec=envelope.codec,
+        digest=envelope.digest,
+        query_id=ask.own_id(envelope.query_id),
+        fragment=envelope.fragment,
+        versions=envelope.datasets,
+        epsilon=envelope.epsilon,
+        brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
+    )
+
+
+def _arrow(table: Table) -> bytes:
+    try:
+        return base64.b64decode(table.arrow, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput(f"expected base64 in keys.{table.name}", code="envelope_invalid") from None

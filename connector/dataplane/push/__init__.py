@@ -1,0 +1,1 @@
+"""Push transfers: sending to a consumer's address, and receiving from providers."""

@@ -1,0 +1,91 @@
+"""Pushes to us over HTTP: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
+
+It frames; `receiving.py` decides. Stands before the framework, whose limit for bodies is that of small requests.
+A refusal leaves before the body has come: a little of the rest is read, so that its sender gets to hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from connector.dataplane.http.request_context import Exchange
+from connector.dataplane.push.push_receiver import PUSHED, Receiving
+from connector.errors import BadInput, HanseError
+from connector.infra.http.http_limits import REST, REST_SECONDS
+from connector.telemetry import logger
+
+_METHODS = ("POST", "PUT")
+_log = logger("receiving")
+
+
+def routes(receiving: Receiving) -> list[BaseRoute]:
+    """The endpoint, for the public application."""
+    return [Route(f"{PUSHED}/{{transfer:path}}", _Endpoint(receiving))]
+
+
+class _Endpoint:
+    def __init__(self, receiving: Receiving) -> None:
+        self._receiving = receiving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._take(exchange)
+        except HanseError as error:
+            await _refuse(exchange, error)
+
+    async def _take(self, exchange: Exchange) -> None:
+        if exchange.scope["method"] not in _METHODS:
+            raise BadInput(f"expected POST here, came {exchange.scope['method']}", code="method_not_allowed")
+        if exchange.scope.get("http_version") == "1.0":
+            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+        row = await self._receiving.take(
+            exchange.path("transfer"),
+            exchange.headers.get("authorization", ""),
+            media=exchange.headers.get("content-type", ""),
+            ask=_Pieces(exchange),
+        )
+        told = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
+        await exchange.answer(200, json.dumps(told).encode(), "application/json")
+
+
+class _Pieces:
+    """The next piece of a body with each call; BadInput where its sender leaves before the end."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._receive, self._more = exchange.receive, True
+
+    async def __call__(self) -> bytes | None:
+        if not self._more:
+            return None
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise BadInput("the sender left before its stream was whole; push it again", code="cut")
+        self._more = message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+
+async def _refuse(exchange: Exchange, error: HanseError) -> None:
+    if error.status >= 500:
+        _log.warning("push_refused", code=error.code, reason=error.message, why=error.private)
+    body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()
+    headers = {"content-type": "application/problem+json", "content-length": str(len(body)), "connection": "close"}
+    await exchange.begin(error.status, headers | error.headers)
+    await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+    await _read_away(exchange)
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+async def _read_away(exchange: Exchange) -> None:
+    """See `bounds.REST`."""
+    left = REST
+    try:
+        async with asyncio.timeout(REST_SECONDS):
+            while left > 0 and (message := await exchange.receive()).get("more_body", False):
+                left -= len(message.get("body", b""))
+    except TimeoutError:
+        return

@@ -1,0 +1,71 @@
+"""Policies as they were signed and published, read again: what an older connector took, this one may refuse.
+
+Nobody else reads a stored policy. What is not understood is refused with what to do, for that agreement or offer alone.
+"""
+
+from __future__ import annotations
+
+from connector.datasets.registry import published_schema
+from connector.errors import Refused
+from connector.store.tables import Agreement, DatasetVersion, Offer
+from policies.contracts import compile
+from policies.contracts.contract import DataContract
+from policies.errors import PolicyError
+from policies.model import Kind, Policy
+from policies.odrl import reader
+from policies.review import unknown_terms
+
+_END = "its provider ends it (`hanse revoke`), and a new one is negotiated"
+
+
+def agreed(row: Agreement) -> Policy:
+    """The policy of an agreement. Refused (`agreement_unreadable`) where it is not understood here any more."""
+    try:
+        return reader.read(row.policy)
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of agreement {row.id} is not understood here any more: {error}. Nothing is served under it: "
+            f"{_END}",
+            code="agreement_unreadable",
+            rule=error.rule,
+        ) from error
+
+
+def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[DataContract, ...]:
+    """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept, or has a word that
+    nobody knows and that could matter."""
+    try:
+        made: tuple[DataContract, ...] = compile.contracts(policy, published_schema(version))
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of agreement {row.id} cannot be kept on its dataset as it is now: {error}. Nothing is served "
+            f"under it: the dataset gets back what the rule looks at, or {_END}",
+            code=error.code,
+            rule=error.rule,
+        ) from error
+    _check_understood(row, policy)
+    return made
+
+
+def _check_understood(row: Agreement, policy: Policy) -> None:
+    if found := unknown_terms.dead(policy):
+        told = "; ".join(f"{one.path}: {one.message}" for one in found[:5])
+        raise Refused(
+            f"the policy of agreement {row.id} has rules that are not understood here: {told}. Nothing is served under "
+            f"it: {_END}",
+            code="contract_undecided",
+            rule=found[0].path,
+        )
+
+
+def offered(row: Offer) -> Policy:
+    """The policy of an offer. Refused (`offer_unreadable`) where it is not understood here any more."""
+    try:
+        return reader.read(row.policy, kind=Kind.OFFER)
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of offer {row.id} is not understood here any more: {error}. Nobody is shown it: its owner "
+            "withdraws it (`hanse offer withdraw`) and publishes it anew",
+            code="offer_unreadable",
+            rule=error.rule,
+        ) from error

@@ -1,0 +1,1 @@
+"""The query engine: worker processes, and what runs inside one."""

@@ -1,0 +1,445 @@
+"""A worker process, and a job that runs in it, as the main process has them. `pool` gives them out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from connector.engine.pool import protocol as wire
+from connector.engine.pool.allowed_paths import Seen
+from connector.engine.pool.crash_log import LastWords, how_ended
+from connector.engine.pool.error_codes import ROWS_TOO_LARGE, error_of
+from connector.engine.pool.protocol import Job
+from connector.engine.pool.sandbox import memory_of
+from connector.engine.pool.shared_memory import Ring, slot_bytes
+from connector.errors import HanseError
+from connector.infra.jemalloc import REUSED_MB
+from connector.telemetry import logger
+
+GRACE = 1.2
+KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
+_TOGETHER = 2**15  # bytes
+_RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
+_MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
+_WISHED = frozenset({"recycled", "idle", "shutting_down", "worker_wanted"})  # ends that need no explanation
+
+_log = logger("query")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it.
+
+    The message lies in memory that is used again once nobody holds `payload`: let go of it as soon as it is sent.
+    """
+
+    rows: int
+    nbytes: int
+    payload: memoryview
+    digest: bytes
+    block: int = -1  # that its rows are of, in a read of blocks
+
+    @classmethod
+    def of(cls, rows: int, payload: bytearray | memoryview, digest: bytes, *, block: int = -1) -> Self:
+        """As `Result.next` gives it."""
+        whole = payload if isinstance(payload, memoryview) else memoryview(payload)
+        return cls(rows, len(payload), whole, digest, block)
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One process and what runs in it."""
+
+    process: asyncio.subprocess.Process
+    control: socket.socket
+    folder: Path
+    said: LastWords = field(default_factory=LastWords)
+    roots: Seen = ()  # the directories that it is shut into
+    results: set[Result] = field(default_factory=set)
+    killed: str = ""  # the code that its jobs get
+    ended: bool = False  # by us, and not by itself or the system
+    doomed: bool = False  # a job of it did not end as it should: it takes no other, and ends with those that it has
+    watch: asyncio.Task[None] | None = None
+    idle_since: float = 0.0
+    ring: Ring | None = None  # of its last job
+    lending: threading.RLock = field(default_factory=threading.RLock)
+    began_mb: int = 0  # mapped to write to before its first job
+    ending: asyncio.Task[None] | None = None  # its job has ended by itself, and it will be free in a moment
+
+    @property
+    def shared(self) -> bool:
+        return any(result.job.shared for result in self.results)
+
+    def alive(self) -> bool:
+        return not self.killed and self.process.returncode is None
+
+    def lend_ring(self, slots: int, size: int) -> Ring:
+        """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
+        with self.lending:
+            ring, self.ring = self.ring, None
+        if ring is not None and (ring.slots, ring.size) != (slots, size):
+            ring.close()
+            ring = None
+        return ring or Ring(slots, size, released=_nobody)
+
+    def take_ring(self, ring: Ring) -> None:
+        """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
+        ring.when_free(lambda: self._keep(ring))
+
+    def _keep(self, ring: Ring) -> None:
+        with self.lending:  # rings come back in any thread
+            ring.released = _nobody  # who was told holds a job, with what was asked, and the ring
+            if kept := self.ring is None and not self.doomed and self.alive():
+                self.ring = ring
+        if not kept:
+            ring.close()
+
+    def give_up(self, result: Result) -> None:
+        """A job does not end as it should: its process is killed, as soon as nobody else has one in it."""
+        self.doomed = True
+        if not self.results - {result}:
+            self.kill("worker_crashed")
+
+    def kill(self, code: str) -> None:
+        """End the process now; its jobs end with `code`."""
+        self.killed = self.killed or code
+        if self.process.returncode is None:
+            self.ended = True
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+
+    async def give_up_start(self, *, late: bool) -> None:
+        """It is not ready: one that is late has a second to say where it stands, another to end by itself."""
+        self.killed = "start_late" if late else "start_failed"
+        with suppress(ProcessLookupError, TimeoutError):
+            if late:
+                self.process.send_signal(signal.SIGABRT)
+            async with asyncio.timeout(1):
+                await self.process.wait()
+        self.kill(self.killed)
+
+    async def bury(self) -> None:
+        """Wait for the end of its process; one that nobody wished for is explained in the log."""
+        with suppress(ProcessLookupError):
+            await self.process.wait()
+        await self.said.end()
+        ours = self.ended and self.process.returncode == -signal.SIGKILL
+        code = "worker_crashed" if self.killed in {"", *_WISHED} else self.killed
+        if ours and self.killed in _WISHED and not self.doomed:
+            return
+        by = "the connector" if ours else "itself or the system"
+        if ours and self.doomed:
+            by += ", as a job did not end as it should"
+        ended = how_ended(self.process.returncode)
+        _log.warning("a query worker ended", code=code, ended=ended, by=by, said=self.said.lines())
+
+    @property
+    def jobs_mb(self) -> int:
+        """What its jobs may take."""
+        return sum(result.job.limits.memory_mb for result in self.results)
+
+    def rss_mb(self) -> int:
+        """What of it is in memory."""
+        return memory_of(self.process.pid).resident // 2**20
+
+    def own_mb(self) -> int:
+        """Of that, what the kernel cannot take back: not the pages of mapped files."""
+        return memory_of(self.process.pid).own // 2**20
+
+    def mapped_mb(self) -> int:
+        """What is mapped to write to, and was not before its first job."""
+        return memory_of(self.process.pid).data // 2**20 - self.began_mb
+
+    @property
+    def worn(self) -> bool:
+        """Whether it holds more after a job than may wait for the next one: of its own, or mapped, as Arrow keeps what
+        its largest batches took; the next statement would have so much less, and at last nothing."""
+        kept = KEPT_MB + REUSED_MB
+        return self.own_mb() > _RECYCLE_MB + kept or self.mapped_mb() > _MAPPED_MB + kept
+
+    @property
+    def swollen(self) -> bool:
+        """Whether it rests on so much that the next job would have less: also what is mapped only, and would be filled
+        again without asking."""
+        held = memory_of(self.process.pid)
+        return held.own // 2**20 > _RECYCLE_MB or held.data // 2**20 > self.began_mb + _MAPPED_MB
+
+
+class Result:
+    """A running query: its schema, its frames, and its totals once they are all read."""
+
+    def __init__(self, worker: Worker, job: Job, channel: socket.socket) -> None:
+        self.job = job
+        self.schema = b""
+        self.trailer = b""
+        self.digest = b""
+        self.totals: dict[str, int] = {}
+        self.pieces: list[tuple[int, int, int]] = []  # of the message that came last, where it is scattered
+        self.block = -1  # of the message that came last
+        self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
+        self.ended = False
+        self.begun = time.monotonic()
+        self.worked = 0.0  # seconds that we waited for the worker
+        self._given: float | None = None  # since when nobody has asked it for what is next
+        self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
+        self._worker = worker
+        self._channel = channel
+        self._come = bytearray()  # what came with what was read before it
+        self._loop = asyncio.get_running_loop()
+        self._open = threading.Lock()
+        self.ring: Ring | None = None
+        if job.kind == "query":
+            self.ring = worker.lend_ring(job.slots, slot_bytes(job.batch_bytes))
+            self.ring.released = lambda slot: self._tell(slot + 1)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        kind, rows, payload, digest = await self.next()
+        if kind != wire.BATCH:
+            raise StopAsyncIteration
+        return Frame.of(rows, payload, digest, block=self.block)
+
+    async def start(self) -> None:
+        """Send the job and wait for the schema (or the value)."""
+        await self._loop.sock_sendall(self._channel, self.job.encode())
+
+    async def begin(self) -> None:
+        """Wait for what comes before the first batch."""
+        kind, _, payload, _ = await self.next()
+        while kind != wire.TRAILER:
+            if kind == wire.ANSWERS:
+                self.answers = json.loads(bytes(payload))
+            else:
+                self.schema = bytes(payload) if kind == wire.SCHEMA else b""
+            kind, _, payload, _ = await self.next()
+        self.trailer = bytes(payload)
+
+    async def go(self) -> None:
+        """Let a held job work. Its worker may still be reading the job: the word must not be lost for that."""
+        with suppress(OSError):  # the job is over
+            await self._loop.sock_sendall(self._channel, bytes((wire.GO,)))
+
+    async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
+        """The next frame within the job's limits of time, or the error that ended the job."""
+        if self.ended:
+            return wire.END, 0, bytearray(), self.digest
+        if self.ring is not None and self.ring.held == self.ring.slots:
+            self._tell(wire.ANYWAY)
+        begun, self._given = time.monotonic(), None
+        try:
+            async with asyncio.timeout(self._seconds_left()):
+                frame = await self._frame()
+        except TimeoutError:
+            self._worker_log("time_limit")
+            await self.stop()
+            raise error_of(
+                "time_limit", {"seconds": self.job.limits.total_seconds or self.job.limits.seconds}
+            ) from None
+        finally:
+            self._given = time.monotonic()
+            self.worked += self._given - begun
+        return self._taken(*frame)
+
+    @property
+    def unasked(self) -> float:
+        """Seconds for which its reader has kept the worker waiting since the last that it asked for: not all its waits
+        together, which a steady reader of much has, too."""
+        return 0.0 if (given := self._given) is None else time.monotonic() - given
+
+    def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
+        """The next batch, where all of it has come. For a thread, while nobody waits for one in `next`."""
+        with self._open:  # a thread that nobody waits for any more must not find another job's ring
+            if self.ended or self.ring is None or self.ring.held == self.ring.slots or not self._has(wire.HEADER.size):
+                return None
+            kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack_from(self._come)
+            whole = wire.HEADER.size + (length if kind == wire.SCATTERED else 0)
+            if kind not in (wire.BATCH, wire.SCATTERED) or not slot or whole > _TOGETHER or not self._has(whole):
+                return None
+            told = self._come[wire.HEADER.size : whole]
+            del self._come[:whole]
+            payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, told)
+            self._given = time.monotonic()
+            return self._taken(kind, rows, payload, digest[:digest_length])
+
+    def _has(self, size: int) -> bool:
+        """Whether so many bytes have come."""
+        if len(self._come) < size:
+            with suppress(OSError):
+                self._come += self._channel.recv(_TOGETHER)
+        return len(self._come) >= size
+
+    def interrupt(self) -> None:
+        """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        if self.desk is not None:  # a worker that waits for a block does not hear of it otherwise
+            with suppress(OSError):
+                self.desk.shutdown(socket.SHUT_RDWR)
+
+    async def stop(self) -> None:
+        """End the work: interrupt, then kill. Safe to call at any time."""
+        self.interrupt()
+        try:
+            async with asyncio.timeout(GRACE):
+                await self._drain()
+        except TimeoutError:
+            self._worker.give_up(self)
+        self.ended = True
+
+    async def settle(self) -> None:
+        """Wait until the worker has cleaned up after a job that ended by itself."""
+        if not self.ended:
+            await self.stop()
+        elif self._worker.alive():
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._drain()
+            except TimeoutError:
+                self._worker.give_up(self)
+
+    def close(self) -> None:
+        with self._open:
+            self.ended = True
+            self._channel.close()
+            if self.ring is not None:
+                self._worker.take_ring(self.ring)
+
+    def _tell(self, said: int) -> None:
+        with suppress(OSError):  # the job is over
+            self._channel.send(bytes((said,)))
+
+    def _seconds_left(self) -> float:
+        limits = self.job.limits
+        if limits.total_seconds is None:
+            return limits.seconds
+        return max(0.0, min(limits.seconds, limits.total_seconds - self.worked))
+
+    async def _frame(self) -> tuple[int, int, bytearray | memoryview, bytes]:
+        header = await self._receive(wire.HEADER.size)
+        kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack(header)
+        if length > wire.PAYLOAD_MAX:
+            raise self._nonsense()
+        if kind == wire.SCATTERED:
+            payload: bytearray | memoryview = self._scattered(slot - 1, await self._receive(length))
+        else:
+            payload = self._shared(slot - 1, length) if slot else await self._receive(length)
+        return kind, rows, payload, digest[:digest_length]
+
+    def _shared(self, slot: int, length: int) -> memoryview:
+        try:
+            if self.ring is None:
+                raise ValueError("expected no slot")
+            return self.ring.take(slot, length)
+        except ValueError:
+            raise self._nonsense() from None
+
+    def _scattered(self, slot: int, told: bytearray) -> memoryview:
+        """The slot with those pieces of a message that are not in files; `pieces` has all of them."""
+        if not self.job.spans or len(told) % wire.PIECE.size:
+            raise self._nonsense()
+        self.pieces = list(wire.PIECE.iter_unpack(told))
+        sizes = [file["size"] for file in next(iter(self.job.relations.values())).files]
+        ends = [(number, at + size) for number, at, size in self.pieces]
+        there = all(number < len(sizes) and end <= sizes[number] for number, end in ends if number >= 0)
+        if not there or sum(size for _, _, size in self.pieces) > wire.PAYLOAD_MAX:
+            raise self._nonsense()
+        return self._shared(slot, max((end for number, end in ends if number < 0), default=0))
+
+    def _nonsense(self) -> HanseError:
+        """A worker that does not speak as it should is not ours any more."""
+        self._worker.kill("worker_crashed")
+        return error_of("worker_crashed", {})
+
+    async def _receive(self, size: int) -> bytearray:
+        """Exactly so many bytes. Small frames come several at once, and are taken from the socket together."""
+        if size > _TOGETHER:
+            return await self._received(size)
+        while len(self._come) < size:
+            try:
+                more = await self._loop.sock_recv(self._channel, _TOGETHER)
+            except OSError:
+                more = b""
+            if not more:
+                raise await self.died()
+            self._come += more
+        data = self._come[:size]
+        del self._come[:size]
+        return data
+
+    async def _received(self, size: int) -> bytearray:
+        """The same of much, each byte written once."""
+        data, got = bytearray(size), len(self._come)
+        data[:got] = self._come
+        self._come.clear()
+        view = memoryview(data)
+        while got < size:
+            try:
+                more = await self._loop.sock_recv_into(self._channel, view[got:])
+            except OSError:
+                more = 0
+            if not more:
+                raise await self.died()
+            got += more
+        return data
+
+    async def died(self) -> HanseError:
+        """The worker closed our socket in mid-job: it was killed or has crashed. Or it lives, and one session of it
+        could not even say that it ended: then others read on in it, and it takes no more."""
+        self.ended = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._worker.process.wait()
+        code = self._worker.killed or "worker_crashed"
+        if self._worker.alive():
+            self._worker_log(code, wire.NO_REPORT)
+            self._worker.give_up(self)
+        else:
+            self._worker_log(code, ended=how_ended(self._worker.process.returncode))
+            self._worker.kill(code)
+        return self._error(code, {})
+
+    def _error(self, code: str, facts: dict[str, Any], message: str = "") -> HanseError:
+        """What it is to who asked."""
+        rows = code == "memory_limit" and self.job.kind == "query" and self.job.ordered
+        return error_of(code, facts, message or (ROWS_TOO_LARGE if rows else ""))
+
+    def _taken(
+        self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
+    ) -> tuple[int, int, bytearray | memoryview, bytes]:
+        if kind in (wire.SCHEMA, wire.BATCH, wire.SCATTERED, wire.END):
+            self.digest = digest
+        if kind == wire.END:
+            self.ended, self.totals = True, json.loads(bytes(payload))
+        elif kind == wire.VALUE:
+            self.ended = True
+        elif kind == wire.ERROR:
+            self.ended = True
+            told = json.loads(bytes(payload))
+            self._worker_log(told["code"], told["class"])
+            if told["class"] == wire.NO_REPORT:
+                self._worker.give_up(self)
+            raise self._error(told["code"], told["facts"], told["message"])
+        return kind, rows, payload, digest
+
+    async def _drain(self) -> None:
+        scratch = bytearray(2**18)
+        with suppress(OSError):
+            while await self._loop.sock_recv_into(self._channel, scratch):
+                pass
+
+    def _worker_log(self, code: str, kind: str = "", **more: Any) -> None:
+        _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind, **more)
+
+
+def _nobody(_: int) -> None:
+    """Hears of slots that come back while no job runs: there are none."""

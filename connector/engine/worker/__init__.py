@@ -1,0 +1,1 @@
+"""What runs inside a worker process. Nothing else imports it, and only it imports DuckDB and pyarrow."""

@@ -1,0 +1,1 @@
+"""How a worker inspects files and foreign Arrow before anything trusts them."""

@@ -1,0 +1,347 @@
+"""Arrow that somebody else wrote: validated fully, in this process only, before anything looks into it.
+
+A few per cent of mutated IPC inputs crash the parser where batches are not validated (evidence-and-hardening,
+section 0): a crash here costs one job. Runs in a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from connector.datasets.sources.arrow_ipc import size_of
+from connector.datasets.sources.extension_types import of_types, trusted
+from connector.engine.pool import protocol as wire
+from connector.engine.pool.error_codes import Coded
+from connector.engine.pool.protocol import Job
+from connector.engine.worker.inspect.answer_types import Judge
+from connector.errors import harmless
+from connector.infra.formats.digests import new_digest
+from policies.contracts.columns import fold
+
+_BLOB_MAX = 256 * 2**20
+_PIECE = 4 * 2**20
+_HELD_MAX = 16 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
+_END_FIELDS, _END_TEXT = 32, 1000  # of an end record
+_BATCH_ROWS_MAX = 2**31 - 1  # as many as Arrow's writers put into one; rows without bytes could be any number
+_DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
+
+
+def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
+    """A small stream (keys of a semi-join) as a table, of exactly these columns where any are named: the gate has
+    read the query by them."""
+    if len(blob) > _BLOB_MAX:
+        raise Coded("arrow_too_large", most=_BLOB_MAX)
+    with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
+        if columns and sorted(reader.schema.names) != sorted(columns):
+            raise Coded("arrow_columns")
+        schema = trusted(reader.schema)
+        return pa.Table.from_batches([of_types(batch, schema) for batch in _valid(reader)], schema)
+
+
+def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
+    """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record. `bytes` are those
+    of its rows in memory, whatever the codec.
+
+    With `arguments.once` the engine reads the stream next, from the path: a blob is kept there.
+    `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
+    `k`; `keys` of the answer are the files that were written.
+    `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
+    With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
+    With `arguments.shape` (`shapes.Shape`) of the columns `arguments.names`, `wrong` says what does not fit it.
+    """
+    keys, judge = _Keys(job), Judge(job.arguments.get("shape"), job.arguments.get("names") or ())
+    with _judging(), _source(job) as opened:
+        seen = _seen(opened, keys.add, check, judge, most=job.limits.rows)
+        columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
+        if job.arguments.get("once"):
+            seen.for_engine()
+            if job.blobs:
+                _keep(job.arguments["path"], job.blobs[0])
+        digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
+    return {**seen.told(), "columns": columns, "wrong": judge.wrong, "digest": digest, "keys": keys.save()}
+
+
+def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
+    """Read answers of owners, a blob each, of `arguments.columns` and `arguments.shapes`. `arguments.keys` as for
+    `check`, over all of them. One that is not whole, or not of its shape, fails all."""
+    keys, found, size = _Keys(job), [], 0
+    for number, (blob, columns) in enumerate(zip(job.blobs, job.arguments["columns"], strict=True)):
+        with _judging():
+            seen = _whole(blob, Judge(_shape(job, number), columns), keys.add, check)
+        size += seen.size
+        found.append(seen.told())
+    if size > _HELD_MAX:  # they would not be held by the job that joins them
+        raise Coded("arrow_too_large", most=_HELD_MAX)
+    return {"answers": found, "keys": keys.save()}
+
+
+def _shape(job: Job, number: int) -> Any:
+    """What is said of the shape of a blob's answer; None where nothing is."""
+    shapes = job.arguments.get("shapes")
+    return None if shapes is None else shapes[number]
+
+
+class Unread:
+    """Answers of owners, a blob each, read into memory by the job that joins them."""
+
+    def __init__(self, job: Job, check: Callable[[], None]) -> None:
+        self.told: dict[int, dict[str, Any]] = {}
+        self._job = job
+        self._check = check
+        self._left = _HELD_MAX
+
+    def tables(self, blobs: Sequence[int], columns: Sequence[str]) -> list[pa.Table]:
+        """The rows of whole answers, one table where their types are the same; `told` tells of each by its number."""
+        found = [self._table(number, columns) for number in blobs]
+        alike = all(one.schema == found[0].schema for one in found)
+        return [pa.concat_tables(found)] if alike else found
+
+    def _table(self, number: int, columns: Sequence[str]) -> pa.Table:
+        batches: list[pa.RecordBatch] = []
+        judge = Judge(_shape(self._job, number), columns)
+        with _judging():
+            seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
+        self.told[number] = seen.told()
+        schema = trusted(pa.schema(list(zip(columns, seen.schema.types, strict=True))))  # of the foreign one only types
+        return pa.Table.from_batches([of_types(one, schema) for one in batches], schema)
+
+    def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
+        self._left -= size_of(*batch.columns)
+        if self._left < 0:
+            raise Coded("arrow_too_large", most=_HELD_MAX)
+        batches.append(batch)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a stream held."""
+
+    schema: pa.Schema
+    before: int  # bytes before its end record
+    rows: int = 0
+    batches: int = 0
+    size: int = 0
+    end: dict[str, Any] | None = None
+    stats: Any = None
+
+    def for_engine(self) -> None:
+        """Refused where the engine might take one dictionary of a column for another that came after it."""
+        if self.stats.num_replaced_dictionaries or self.stats.num_dictionary_deltas:
+            raise Coded("arrow_invalid")
+
+    def told(self) -> dict[str, Any]:
+        return {"rows": self.rows, "batches": self.batches, "bytes": self.size, "end": self.end}
+
+
+def _seen(
+    opened: Any,
+    each: Callable[[pa.RecordBatch], None],
+    check: Callable[[], None],
+    judge: Judge,
+    *,
+    most: int | None = None,
+) -> _Seen:
+    """Read a stream to its end, each batch before the end record given to `each`; nothing follows it."""
+    with pa.ipc.open_stream(opened) as reader:
+        judge.schema(reader.schema)
+        seen = _Seen(reader.schema, opened.tell())
+        for batch, metadata in _with_metadata(reader):
+            check()
+            if seen.end is not None:
+                raise Coded("arrow_invalid")  # nothing may follow the end record
+            seen.end = _end(metadata)
+            if seen.end is not None and batch.num_rows:
+                raise Coded("arrow_invalid")  # rows that nobody counts
+            if seen.end is None:
+                seen.rows, seen.batches, seen.before = seen.rows + batch.num_rows, seen.batches + 1, opened.tell()
+                seen.size += size_of(*batch.columns)
+                if most is not None and seen.rows > most:
+                    raise Coded("rows_limit")
+                judge.batch(batch)
+                each(batch)
+        if opened.read(1):
+            raise Coded("arrow_invalid")  # bytes that nobody has looked at
+        seen.stats = reader.stats
+    return seen
+
+
+def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], check: Callable[[], None]) -> _Seen:
+    """Read an owner's answer that is complete by its own end record, by our count, by its columns and their types."""
+    seen = _seen(pa.BufferReader(blob), each, check, judge)
+    seen.for_engine()
+    end = seen.end or {}
+    named = [fold(name) for name in seen.schema.names] == [fold(name) for name in judge.names]
+    if end.get("status") != "complete" or end.get("rows") != seen.rows or not named or judge.wrong:
+        raise Coded("answer_unsound")
+    return seen
+
+
+@contextmanager
+def _judging() -> Iterator[None]:
+    """Whatever the parser says of a stream, the stream is damaged, unless it has too much in it for us."""
+    try:
+        yield
+    except MemoryError:  # Arrow's own, too
+        raise Coded("memory_limit") from None
+    except (pa.ArrowException, OSError, ValueError, IndexError, RecursionError):
+        raise Coded("arrow_invalid") from None
+
+
+class _Keys:
+    """The distinct values of the columns that a job names, each for a file."""
+
+    def __init__(self, job: Job) -> None:
+        self._found = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for number, _, distinct in self._found:
+            distinct.add(batch.column(number))
+
+    def save(self) -> list[str]:
+        """The files that were written."""
+        return [path for _, path, distinct in self._found if distinct.save(path)]
+
+
+def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
+    """The digest of the first `before` bytes, as an end record writes it; empty where it names none that we know."""
+    name = str((end or {}).get("digest", "")).partition(":")[0]
+    if name not in ("xxh3", "sha256"):
+        return ""
+    digest = new_digest(name)
+    opened.seek(0)
+    while before:
+        check()
+        piece = opened.read(min(before, _PIECE))
+        digest.update(piece)
+        before -= len(piece)
+    return f"{name}:{digest.hexdigest()}"
+
+
+class Distinct:
+    """The distinct values of a column, as far as they are numbers, dates or texts and not too many."""
+
+    def __init__(self) -> None:
+        self.found: list[pa.Array] = []
+        self.nbytes = 0
+        self._there = True
+
+    def add(self, column: pa.Array) -> None:
+        """The values of one more batch."""
+        kind = column.type
+        simple = pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_date(kind)
+        if not (self._there and (simple or pa.types.is_decimal128(kind))):
+            self._there = False
+            return
+        self.found.append(column.drop_null() if pa.types.is_integer(kind) else column.drop_null().unique())
+        self.nbytes += self.found[-1].nbytes
+        if self.nbytes > _DISTINCT_MAX:
+            self.found = [_distinct(self.found)]
+            self.nbytes = self.found[0].nbytes
+            self._there = self.nbytes <= _DISTINCT_MAX // 2
+
+    def save(self, path: str) -> bool:
+        """Write them as a stream; whether there is anything to write."""
+        if not self._there or len({values.type for values in self.found}) != 1:  # of several types: not compared here
+            return False
+        values = _distinct(self.found)
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with _writing(), pa.ipc.new_stream(path, pa.schema({"k": values.type}), options=options) as writer:
+            writer.write_batch(pa.record_batch({"k": values}))
+        return True
+
+
+def unite(job: Job, *, check: Callable[[], None]) -> bool:
+    """The values of the files of `Distinct.save` at `arguments.paths` as one, at `arguments.save`; whether that could
+    be."""
+    distinct = Distinct()
+    try:
+        for path in job.arguments["paths"]:
+            check()
+            with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+                for batch in _valid(reader):
+                    distinct.add(batch.column(0))
+        return distinct.save(str(job.arguments["save"]))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _distinct(parts: list[pa.Array]) -> pa.Array:
+    """Each value once, sorted."""
+    values = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    if pa.types.is_integer(values.type) and len(values):
+        numbers = values.to_numpy()
+        ordered = numbers if (numbers[1:] >= numbers[:-1]).all() else np.sort(numbers)  # no hashes: thirty times faster
+        return pa.array(ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))], values.type)
+    values = values.unique()
+    return values.take(pc.sort_indices(values))
+
+
+def _keep(path: str, blob: bytes) -> None:
+    """Where the engine reads it next."""
+    with _writing():
+        Path(path).write_bytes(blob)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What goes wrong with a file of ours is no fault of the stream."""
+    try:
+        yield
+    except OSError:
+        raise Coded("disk_full") from None
+
+
+def _valid(reader: Any) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        _validate(batch)
+        yield batch
+
+
+def _with_metadata(reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
+    while True:
+        try:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+        except StopIteration:
+            return
+        _validate(batch)
+        yield batch, metadata
+
+
+def _validate(batch: pa.RecordBatch) -> None:
+    if batch.num_rows > _BATCH_ROWS_MAX:
+        raise Coded("batch_too_long")
+    batch.validate(full=True)
+
+
+def _end(metadata: Any) -> dict[str, Any] | None:
+    if metadata is None or (text := metadata.get(wire.TRAILER_KEY)) is None:
+        return None
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise Coded("arrow_invalid")
+    return {harmless(name)[:100]: _flat(value) for name, value in list(found.items())[:_END_FIELDS]}
+
+
+def _flat(value: Any) -> Any:
+    """What an end record may say: a finite number, a short text, a list of them. Others would decide how it is nested,
+    or be what no JSON can say: then a revocation would not be heard."""
+    if isinstance(value, list):
+        return [harmless(str(one))[:_END_TEXT] for one in value[:_END_FIELDS] if isinstance(one, str | int | float)]
+    if isinstance(value, str):
+        return harmless(value)[:_END_TEXT]
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if value is None or finite else ""
+
+
+def _source(job: Job) -> Any:
+    return pa.BufferReader(job.blobs[0]) if job.blobs else pa.OSFile(str(job.arguments["path"]), "rb")

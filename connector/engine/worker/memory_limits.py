@@ -1,0 +1,261 @@
+"""What a worker keeps from one job to the next, and the memory that its jobs may have beside that.
+
+Kept are memory of the heap, an engine that nobody has used, and engines with their files for whoever asks again
+(decision record 0016); beside jobs nothing more is kept, as it would count against their memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from connector.engine.pool.protocol import Job
+from connector.engine.worker.read import duckdb_engine
+from connector.engine.worker.read.job_files import Opening
+from connector.infra import jemalloc
+from connector.infra.jemalloc import REUSED_MB
+
+_SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
+_SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL whatever is in memory; the pool ends who rests on more
+_FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
+_STACK = 8 * 2**20  # of a thread, mapped
+_STACKS = 5 * _STACK  # of threads that have ended, which the C library keeps for others
+_CPU_SLACK = 30
+REST = 5.0  # seconds without a job until what was kept for the next one is let go of
+# Seconds without a job until the next one's engine is made. That takes ten milliseconds of a processor, which the rest
+# of a question may need: its other fragments run here or beside us, and its answers are merged right now.
+SOON = 0.05
+# Address space of scans for each byte that they may write to: beside a large block Arrow's allocator sets aside as much
+# again or twice that, which nobody can write to.
+_RESERVED = 4
+_KEPT = 3  # engines with the files of jobs that have ended
+_KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less
+_KEPT_MAPPED = 2 * _KEPT_MEMORY  # the same with what is mapped, and can be filled again without asking
+_REUSED = REUSED_MB * 2**20  # what the engine takes first: a part of what the next job may take
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of this process, in bytes: address space, what of it can be written to, and what is in memory."""
+
+    space: int = 0
+    data: int = 0
+    anonymous: int = 0
+    resident: int = 0
+
+    @property
+    def untouched(self) -> int:
+        """What can be written to and is not in memory yet, or no more."""
+        return self.data - self.anonymous
+
+    def with_more(self, other: Memory) -> Memory:
+        """Both together."""
+        return Memory(
+            self.space + other.space,
+            self.data + other.data,
+            self.anonymous + other.anonymous,
+            self.resident + other.resident,
+        )
+
+    def without(self, size: int, there: int | None = None) -> Memory:
+        """Less so much that is mapped, of which so much is in memory (None: all); the same where it is not positive."""
+        less = max(0, size)
+        there = less if there is None else there
+        return Memory(self.space - less, self.data - less, self.anonymous - there, self.resident - there)
+
+    @classmethod
+    def now(cls) -> Memory:
+        with open("/proc/self/status", encoding="ascii") as status:
+            told = dict(line.split(":", 1) for line in status if line.startswith(("Vm", "Rss")))
+        return cls(*(int(told[name].split()[0]) * 1024 for name in ("VmSize", "VmData", "RssAnon", "VmRSS")))
+
+
+# An engine that nobody has used.
+_ENGINE = Memory(space=8 * 2**20, data=4 * 2**20, anonymous=4 * 2**20, resident=4 * 2**20)
+
+
+class Keeping:
+    """Called by the threads of sessions and the one that watches. `lock` guards what they share."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.lock = lock
+        self.spare: Any = None  # an engine for any job
+        self.kept: OrderedDict[str, Opening] = OrderedDict()  # with the files of jobs that have ended, by their key
+        self.resting = Memory()  # before the jobs that run now
+        self.bare = Memory()  # when nothing was kept
+        self.stacks = _STACKS  # mapped for threads at most
+        self.most = 0  # MB that the jobs since then might take together at any one time
+        self.untouched = 0  # mapped and not in memory before the first job: stacks above all
+        self.tidy = False  # ready for the next job
+        self.left = False  # memory that no job uses
+
+    def start(self) -> None:
+        """Before the first job."""
+        self.prepare()
+        self.untouched = Memory.now().untouched
+
+    def prepare(self) -> None:
+        """Make the next engine while nobody waits for it."""
+        with self.lock:
+            if self.spare is None:
+                self.spare = duckdb_engine.connect()
+
+    def keep(self, opening: Opening) -> None:
+        """Let it wait for a job of the same consumer over the same files."""
+        opening.rested_at = time.monotonic()
+        with self.lock:
+            before = self.kept.pop(opening.key, None)
+            self.kept[opening.key] = opening
+        if before is not None:
+            before.close()
+        if len(self.kept) > _KEPT:
+            self._forget_oldest()
+
+    def kept_for(self, key: str) -> Opening | None:
+        """What was kept for jobs of this key, unless a file has changed since."""
+        with self.lock:
+            found = self.kept.pop(key, None)
+        if found is None or found.current():
+            return found
+        found.close()
+        return None
+
+    def forget(self) -> None:
+        """Close what is kept: the jobs have not come."""
+        while self.kept:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        with self.lock:
+            oldest = self.kept.popitem(last=False)[1] if self.kept else None
+        if oldest is not None:
+            oldest.close()
+
+    def engine(self) -> Any:
+        """An engine that nobody has used."""
+        with self.lock:
+            spare, self.spare = self.spare, None
+        return duckdb_engine.connect() if spare is None else spare
+
+    def ended(self) -> None:
+        """A job has left something."""
+        self.tidy, self.left = False, True
+
+    def limit(self, jobs: Sequence[tuple[int, bool]]) -> None:
+        """Set the limits of the process to those of its jobs: each one's MB, 0 while they are not known, and whether
+        nobody wrote SQL for it.
+
+        As much memory as there was before, and what the jobs may take; no limit while there is none.
+        What somebody's SQL fills counts with what the process held before: together they stay within limit and slack,
+        however fast it grows. Scans of ours may take the slack whole; a row group is as large as its owner made it.
+        They share a process, and what one has freed the heap may keep: a limit that fell with each that ends would take
+        its memory from those that go on.
+        Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only. Of
+        that scans of ours have several times as much, or the largest values would not come in.
+
+        A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
+        so the limit is lifted for each start, and set again when the job is known.
+        """
+        asked, more, plain = [most for most, _ in jobs], None, all(ours for _, ours in jobs)
+        if asked and all(asked):
+            if jemalloc.unused() > sum(asked) * 2**20 // 2:
+                jemalloc.give_back()  # a small job wants memory for other things than its engine, too
+            self.most = max(self.most, sum(asked)) if plain else sum(asked)
+            # However much is mapped: a worker that gave its jobs nothing would refuse all that come. It is ended soon.
+            more = max(self.most * 2**20 + (_SLACK if plain else self._slack()), self.most * 2**20 // 2)
+        space = _RESERVED if plain else 1
+        held = ((resource.RLIMIT_DATA, self.resting.data, 1), (resource.RLIMIT_AS, self.resting.space, space))
+        for limit, before, times in held:
+            hard = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (hard if more is None else before + times * more, hard))
+
+    def _slack(self) -> int:
+        """What is left of the slack beside what the process rests on: in memory, or mapped again without asking.
+
+        _SLACK_MIN is left beside stacks of threads, which nobody fills; a heap in pieces is filled, and takes from it.
+        """
+        mapped = self.resting.untouched - self.untouched
+        left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)
+        return left - max(0, mapped - self.stacks)
+
+    def begin(self) -> None:
+        """See what we rest on before the first of the jobs that come.
+
+        Of what came since nothing was kept, that which is in memory counts as the next job's own, as it did for the job
+        that opened an engine; what is mapped alone does not, and takes nothing from the job.
+        """
+        while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
+            self._forget_oldest()  # whom it waits for has not come, though others keep us busy
+        held = self._shed()
+        self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
+        self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
+
+    def _shed(self) -> Memory:
+        """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
+        for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
+            held = self._held()
+            there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
+            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED and jemalloc.unused() <= _REUSED:
+                return held
+            shed()
+        self.bare = self._held()
+        return self.bare
+
+    def _held(self) -> Memory:
+        """What we hold, with the engine that the first job opens itself where it comes before one is made for it.
+
+        Without what its engine takes before it asks the kernel: that is within the job's own limit. Of it may be in
+        memory what came since nothing was kept; the rest was set aside, and never touched.
+        """
+        held, unused = Memory.now(), min(jemalloc.unused(), _REUSED)
+        held = held.without(unused, max(0, min(unused, held.anonymous - self.bare.anonymous)))
+        return held if self.spare is not None else held.with_more(_ENGINE)
+
+    def _give_back(self) -> None:
+        """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
+        self.left = False
+        jemalloc.give_back()
+        pa.default_memory_pool().release_unused()  # Arrow's own
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+    def pause(self) -> float | None:
+        """Seconds without a job until there is something to do; None where there is nothing any more."""
+        if not self.tidy:
+            return SOON
+        return REST if self.left or self.kept else None
+
+    def quiet(self) -> None:
+        """That long nobody has wanted anything."""
+        self._rested() if self.tidy else self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """What the next job would wait for otherwise. Beside jobs it would count against their memory."""
+        with suppress(Exception):  # the next job makes its own engine, and says what is wrong
+            self.prepare()
+        self._shed()
+        self.tidy = True
+
+    def _rested(self) -> None:
+        """Nobody has come: all that was kept goes."""
+        self.forget()
+        self._give_back()
+
+
+def limit_cpu(job: Job) -> None:
+    """The last clock, for when nobody else watches: processor seconds beyond which the kernel ends us."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + job.limits.seconds * job.limits.threads) + _CPU_SLACK
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if soft == resource.RLIM_INFINITY or seconds > soft:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))

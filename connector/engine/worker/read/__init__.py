@@ -1,0 +1,1 @@
+"""How a worker reads: pinned files, the locked-down engine, row ranges, Parquet scans."""

@@ -1,0 +1,233 @@
+"""Objects in a store as files of the engine, inside a worker: each block is a descriptor that the main process lends.
+
+The engine asks this file system for ranges of names that only this job has (`hanse://0/year=2024/3.parquet`); we have
+neither the network nor the credentials. Runs in a worker process only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]  # it ships no types
+
+from connector.datasets.object_cache import BLOCK
+from connector.datasets.sources.source_files import FileRef, engine_name
+from connector.engine.pool import protocol as wire
+from connector.engine.pool.error_codes import Coded
+from connector.engine.worker.read.object_channel import Desk
+from connector.errors import VersionChanged
+
+SCHEME = "hanse"
+_HELD = 16  # descriptors kept open
+
+
+class Borrowed:
+    """A relation's objects. As `engine.Opened`: what is read is what was registered."""
+
+    descriptors: tuple[int, ...] = ()
+
+    def __init__(self, desk: Desk, relation: int, refs: Sequence[FileRef]) -> None:
+        self.refs = tuple(refs)
+        self.paths = tuple(f"{SCHEME}://{relation}/{engine_name(ref.name, number)}" for number, ref in enumerate(refs))
+        self.fault: Exception | None = None
+        self._desk = desk
+        self._relation = relation
+        self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._numbers = {path: number for number, path in enumerate(self.paths)}
+
+    def check_unchanged(self) -> None:
+        """The first thing that went wrong, or whether every object is still what it was."""
+        if self.fault is not None:
+            raise self.fault
+        try:
+            with self._desk.turn:
+                self._ask(wire.CHECK, 0, 0, 0)
+                self._told()
+        except HanseFault as fault:
+            raise fault.args[0] from None
+
+    def digest(self, number: int) -> str:
+        """What the store says of an object's bytes."""
+        ref = self.refs[number]
+        return f"etag:{ref.etag}:{ref.size}:{ref.version}"
+
+    def open(self, number: int) -> _File:
+        """An object as a file."""
+        return _File(self, number, self.refs[number].size)
+
+    def named(self, path: str) -> int:
+        """The number of a name of ours; FileNotFoundError for any other."""
+        if path not in self._numbers:
+            raise FileNotFoundError(path)
+        return self._numbers[path]
+
+    def read_into(self, number: int, start: int, target: memoryview) -> int:
+        """Bytes from `start` on; as many as there are, at most as `target` takes."""
+        stop = min(self.refs[number].size, start + len(target))
+        if start >= stop:
+            return 0
+        try:
+            with self._desk.turn, self._all_or_nothing():
+                self._fill(number, start, target[: stop - start])
+        except (HanseFault, OSError) as error:
+            self.fault = self.fault or (error.args[0] if isinstance(error, HanseFault) else Coded("source_unreadable"))
+            raise OSError("the object cannot be read") from None
+        return stop - start
+
+    def close(self) -> None:
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except HanseFault:  # nothing follows it
+            raise
+        except BaseException:
+            self._desk.end(Coded("source_unreadable"))
+            raise
+
+    def _fill(self, number: int, start: int, target: memoryview) -> None:
+        first, last = start // BLOCK, (start + len(target) - 1) // BLOCK
+        held = first == last and (number, first) in self._held
+        if not held:
+            self._ask(wire.READ, number, first, last - first + 1)
+        filled = 0
+        for block in range(first, last + 1):
+            descriptor = self._held[number, block] if held else self._keep(number, block, self._told())
+            offset = start + filled - block * BLOCK
+            want = min(BLOCK - offset, len(target) - filled)
+            got = os.preadv(descriptor, [target[filled : filled + want]], offset)
+            if got != want:
+                raise OSError("a block is shorter than it should be")
+            filled += got
+
+    def _keep(self, number: int, block: int, descriptor: int) -> int:
+        if (old := self._held.pop((number, block), None)) is not None:
+            os.close(old)
+        self._held[number, block] = descriptor
+        while len(self._held) > _HELD:
+            os.close(self._held.popitem(last=False)[1])
+        return descriptor
+
+    def _ask(self, what: bytes, number: int, first: int, count: int) -> None:
+        try:
+            self._desk.socket.send(wire.LOAN.pack(what, self._relation, number, first, count))
+        except OSError:  # shut: nobody waits for our answer any more
+            raise HanseFault(self._desk.fault or Coded("cancelled")) from None
+
+    def _told(self) -> int:
+        """The next answer: a descriptor, or -1 for a check that found nothing."""
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._desk.socket, 256, 1)
+        except OSError:  # as when it is shut
+            message, descriptors = b"", []
+        if message == b"b" and descriptors:
+            return descriptors[0]
+        if message == b"k":
+            return -1
+        code = message[1:].decode("ascii", "replace") or "cancelled"
+        if code == VersionChanged.code:
+            raise HanseFault(VersionChanged.of("an object of this version is gone or has changed"))
+        raise HanseFault(Coded(code))
+
+
+class HanseFault(Exception):
+    """Carries what stops the job through the engine, which would swallow it."""
+
+
+class _File(io.RawIOBase):
+    """One object as the engine and Arrow read it.
+
+    Several threads of the engine read one file by a seek and a read each, and other threads come between the two: what
+    a thread has sought is where that thread reads next. Reads without a seek go on where the last one ended.
+    """
+
+    def __init__(self, borrowed: Borrowed, number: int, size: int) -> None:
+        self._borrowed, self._number, self.size = borrowed, number, size
+        self._position = 0
+        self._sought: dict[int, int] = {}  # by thread, from its seek to its read
+
+    def readinto(self, target: Any) -> int:
+        start = self._place(taken=True)
+        got = self._borrowed.read_into(self._number, start, memoryview(target).cast("B"))
+        self._position = start + got
+        return got
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self.size - self._place()
+        wanted = left if size is None or size < 0 else min(size, left)
+        body = bytearray(max(0, wanted))
+        self.readinto(body)
+        return bytes(body)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        place = offset + (0, self._place(), self.size)[whence]
+        self._sought[threading.get_ident()] = self._position = place
+        return place
+
+    def tell(self) -> int:
+        return self._place()
+
+    def _place(self, *, taken: bool = False) -> int:
+        thread = threading.get_ident()
+        found = self._sought.pop(thread, None) if taken else self._sought.get(thread)
+        return self._position if found is None else found
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]  # untyped base
+    """The objects of one job's relations under the names that the engine was given."""
+
+    protocol = SCHEME
+    cachable = False
+
+    def __init__(self, borrowed: Sequence[Borrowed]) -> None:
+        super().__init__()
+        self._all = {path: one for one in borrowed for path in one.paths}
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> _File:
+        if mode != "rb":
+            raise PermissionError(path)
+        one = self._one(path)
+        return one.open(one.named(path))
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        one = self._one(path)
+        return {"name": path, "size": one.refs[one.named(path)].size, "type": "file"}
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        return [path] if path in self._all else []
+
+    def exists(self, path: str, **_: Any) -> bool:
+        return path in self._all
+
+    def isfile(self, path: str) -> bool:
+        return path in self._all
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def modified(self, path: str) -> datetime:
+        one = self._one(path)
+        return datetime.fromtimestamp(one.refs[one.named(path)].mtime_ns / 1e9, UTC)
+
+    def _one(self, path: str) -> Borrowed:
+        if path not in self._all:
+            raise FileNotFoundError(path)
+        return self._all[path]

@@ -1,0 +1,314 @@
+"""The fast way for rows that are sent as they are: Parquet pages straight to Arrow, without the engine.
+
+pyarrow takes less processor time than the engine for blobs, and for numbers where it makes a row group of them at
+once, which a thread does while the one before is sent; for texts and decimals it takes more (data-plane, section 1.3).
+So this way is for rows with blobs and for rows of numbers alone, and only where the files' types are the very types of
+the answer: nobody can tell which way it came. Runs in a worker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby, pairwise
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connector.datasets.block_layout import ROWS_MAX
+from connector.engine.pool.error_codes import Coded
+from connector.engine.worker.read.batching import cut, fixed_width, gather, plain, plain_schema
+from connector.engine.worker.read.file_values import File, Stored
+
+_Part = tuple[bool, pa.RecordBatch]
+_Span = tuple[str, int, int]  # a file, and its rows from one to another
+_ALL = 2**62
+FILES_MAX = 256
+GROUP_MAX = 128 * 2**20  # a row group is read whole
+_AT_ONCE = 16  # columns
+_COLUMN = 2**13  # bytes that Arrow takes for a column beside its values
+_LEAST = 4  # bytes of a whole number as Parquet has it
+_MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
+_KNOWN: dict[tuple[Any, ...], bool] = {}  # which files fit, of those asked for last
+_KNOWN_MAX = 256
+
+
+def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool = False) -> bool:
+    """Whether these files may and should be read the fast way to give `schema`. `crowded`: by more than can work at
+    once, of whom each lets go of what it has made."""
+    if kind != "parquet" or not 0 < len(paths) <= FILES_MAX or any("." in name for name in schema.names):
+        return False
+    if len(set(schema.names)) < len(schema.names):
+        return False
+    at_once = numbers(schema)
+    if (at_once and crowded) or not (at_once or any(pa.types.is_binary(field.type) for field in schema)):
+        return False
+    return all(_is_known_to_fit(schema, path, at_once=at_once) for path in paths)
+
+
+def numbers(schema: pa.Schema) -> bool:
+    """Whether row groups of these columns are made at once, one while another is sent."""
+    return bool(schema.names) and all(_is_number(kind) for kind in schema.types)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_date(kind))
+
+
+def batches(
+    paths: Sequence[str],
+    schema: pa.Schema,
+    *,
+    rows: int,
+    target: int,
+    threads: bool = False,
+    stored: Stored | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the files in order, in batches of at most `rows`, near `target` bytes. Where `stored` is given,
+    values may be left in the files: such batches are for `Frames` alone."""
+    how = _How(schema, rows, target, threads=threads, stored=stored)
+    if numbers(schema):
+        every = [(path, 0, _ALL) for path in paths]
+        yield from chain.from_iterable(spans(every, schema, rows=rows, target=target, threads=threads))
+    else:
+        yield from _joined((part for path in paths for part in _cut(path, 0, _ALL, how)), at_least=target // 4)
+
+
+def rows_between(
+    path: str, schema: pa.Schema, first: int, stop: int, *, rows: int, target: int, stored: Stored | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows `first` to `stop` of one file; groups that hold none of them are passed over."""
+    how = _How(schema, rows, target, stored=stored)
+    return _joined(_cut(path, first, stop, how), at_least=target // 4)
+
+
+def spans(
+    wanted: Iterable[_Span], schema: pa.Schema, *, rows: int, target: int, threads: bool
+) -> Generator[Iterator[pa.RecordBatch]]:
+    """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
+    to be read to its end before the next one is asked for. Takes the memory of two row groups, and of what one is made
+    of."""
+    made, width = _made(_pieces(wanted), schema.names, threads=threads), fixed_width(schema)
+    with closing(made):
+        for _, tables in groupby(made, key=itemgetter(0)):
+            found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
+            pieces = (piece for batch in found for piece in cut(batch, target, width=width))
+            yield gather(pieces, at_least=target // 4, width=width)
+
+
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Its columns in their order; a field that says that it has no null, or has few values, says so no more."""
+    ordered = table.select(schema.names)
+    return ordered if ordered.schema == schema else ordered.cast(schema)
+
+
+class _Piece(NamedTuple):
+    """Some rows of a row group, of which span they are. A span without rows has one of no row group."""
+
+    span: int
+    file: pq.ParquetFile
+    group: int
+    first: int
+    stop: int
+
+
+def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
+    opened = ""
+    for number, (path, first, stop) in enumerate(wanted):
+        if path != opened:
+            file, opened = pq.ParquetFile(path, pre_buffer=False), path
+            groups = _groups(file)
+        found = _holding(groups, first, stop)
+        for group, start, end in found:
+            yield _Piece(number, file, group, max(0, first - start), min(end, stop) - start)
+        if not found:
+            yield _Piece(number, file, -1, 0, 0)
+
+
+def _groups(file: pq.ParquetFile) -> list[tuple[int, int]]:
+    """Where in the file the rows of each row group begin and end."""
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    return list(pairwise([0, *accumulate(sizes)]))
+
+
+def _holding(groups: Sequence[tuple[int, int]], first: int, stop: int) -> list[tuple[int, int, int]]:
+    """The numbers of those that hold any of these rows, each with where it begins and ends."""
+    return [(group, start, end) for group, (start, end) in enumerate(groups) if start < stop and first < end]
+
+
+def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
+    """Each piece as a table, with its span; the next one is made meanwhile."""
+
+    def make(one: _Piece) -> pa.Table:
+        if one.group < 0:
+            return one.file.schema_arrow.empty_table().select(columns)
+        return _whole(one.file, one.group, columns, threads=threads).slice(one.first, one.stop - one.first)
+
+    coming: deque[tuple[int, Future[pa.Table]]] = deque()
+    thread = ThreadPoolExecutor(1)
+    try:
+        for one in pieces:
+            coming.append((one.span, thread.submit(make, one)))
+            if len(coming) > 1:
+                yield _taken(coming)
+        while coming:
+            yield _taken(coming)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads: bool) -> pa.Table:
+    """A row group. By one thread some columns at a time: what all are made of would be held until the last is made."""
+    at_once = len(columns) if threads else _AT_ONCE
+    some = [list(columns[at : at + at_once]) for at in range(0, len(columns), at_once)]
+    tables = [file.read_row_group(group, columns=names, use_threads=threads) for names in some]
+    rows = file.metadata.row_group(group).num_rows
+    if any(table.num_rows != rows for table in tables):  # cursors count on it
+        raise Coded("engine_failed")
+    fields = [one for table in tables for one in table.schema]
+    return pa.table([column for table in tables for column in table.columns], schema=pa.schema(fields))
+
+
+def _taken(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
+    """With nothing left of it here."""
+    span, table = coming.popleft()
+    return span, table.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    schema: pa.Schema
+    rows: int
+    target: int
+    threads: bool = field(default=False, kw_only=True)
+    stored: Stored | None = field(default=None, kw_only=True)
+
+
+def _joined(found: Iterator[_Part], *, at_least: int) -> Iterator[pa.RecordBatch]:
+    """The batches; those that are too small joined, where their values are in memory."""
+    for left, parts in groupby(found, key=itemgetter(0)):
+        together = (batch for _, batch in parts)
+        yield from together if left else gather(together, at_least=at_least)
+
+
+def _cut(path: str, first: int, stop: int, how: _How) -> Iterator[_Part]:
+    """Rows `first` to `stop` in batches that are not too large, each with whether it has values that were left in the
+    file."""
+    with pq.ParquetFile(path) as file:
+        source = None if how.stored is None else File(path)
+        for group, start, _ in _holding(_groups(file), first, stop):  # all at once would keep all of them
+            left, at = _left(file, group, source, how), start
+            for batch in _decoded(file, group, left, how):
+                skip, most = max(0, first - at), min(batch.num_rows, stop - at)
+                if skip < most:
+                    for piece in cut(batch.slice(skip, most - skip), how.target):
+                        yield bool(left), piece
+                at += batch.num_rows
+
+
+def _left(file: pq.ParquetFile, group: int, source: File | None, how: _How) -> Mapping[str, pa.Array]:
+    """What stands for the columns of a row group whose values stay in the file."""
+    if how.stored is None or source is None:
+        return {}
+    blobs = [one.name for one in how.schema if one.type == pa.binary()]
+    return how.stored.columns(source, file.metadata, group, blobs, at_least=how.target // 4)
+
+
+def _decoded(file: pq.ParquetFile, group: int, left: Mapping[str, pa.Array], how: _How) -> Iterator[pa.RecordBatch]:
+    """A row group, all of it but what was left in the file."""
+    schema = pa.schema([one for one in how.schema if one.name not in left])
+    start = 0
+    for batch in file.iter_batches(how.rows, row_groups=[group], columns=schema.names, use_threads=how.threads):
+        there = plain(batch.select(schema.names), schema)
+        if left:
+            stop = start + batch.num_rows
+            columns = [left[one][start:stop] if one in left else there.column(one) for one in how.schema.names]
+            there, start = pa.RecordBatch.from_arrays(columns, schema=how.schema), stop
+        yield there
+
+
+def _is_known_to_fit(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
+    """As `_fits`, which is asked once of a file: of many columns and row groups it takes milliseconds."""
+    try:
+        found = os.stat(path)
+    except OSError:  # the engine says what is wrong with it
+        return False
+    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, schema.serialize().to_pybytes(), at_once
+    if (fits := _KNOWN.get(key)) is None:
+        fits = _KNOWN[key] = _fits(schema, path, at_once=at_once)
+        for oldest in tuple(_KNOWN)[:-_KNOWN_MAX]:
+            _KNOWN.pop(oldest, None)
+    return fits
+
+
+def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
+    """The very types, in row groups that may be held, and that Arrow reads as the engine does."""
+    try:
+        footer = pq.read_metadata(path)
+        found = plain_schema(footer.schema.to_arrow_schema())
+    except (ValueError, NotImplementedError, OSError):  # what Arrow does not know, as types of columns beside
+        return False
+    if not all(found.get_field_index(one.name) >= 0 and found.field(one.name).type == one.type for one in schema):
+        return False
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    if max((group.total_byte_size for group in groups), default=0) > GROUP_MAX:
+        return False
+    paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
+    if at_once and not (_is_made_at_once(schema, groups) and _are_alone(schema.names, paths)):
+        return False
+    wanted = set(schema.names)
+    leaves = [number for number, one in enumerate(paths) if one.split(".", 1)[0] in wanted]
+    repeats = {number: footer.schema.column(number).max_repetition_level for number in leaves}
+    padded = footer.created_by.startswith("DuckDB")
+    return all(
+        _is_read_alike(group.column(number), group.num_rows, repeats[number], padded=padded)
+        for group in groups
+        for number in leaves
+    )
+
+
+def _is_made_at_once(schema: pa.Schema, groups: Sequence[Any]) -> bool:
+    """Whether the values of each row group are few enough, and no block is a part of one, which is made whole."""
+    rows = max((group.num_rows for group in groups), default=0)
+    size = rows * sum(map(_made_of, schema.types)) + len(schema.names) * _COLUMN
+    return rows <= ROWS_MAX and size <= _MADE_MAX
+
+
+def _made_of(kind: pa.DataType) -> int:
+    """Bytes that making a value takes: Parquet has small whole numbers as 32 bits, and Arrow makes them of these."""
+    width = int(kind.bit_width) // 8
+    return width if width >= _LEAST else width + _LEAST
+
+
+def _are_alone(names: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether no column beside has a name that begins with one of theirs and a dot: it would be read with it."""
+    wanted = set(names)
+    return not any(one not in wanted and one.split(".", 1)[0] in wanted for one in paths)
+
+
+def _is_read_alike(chunk: Any, rows: int, repeats: int, *, padded: bool) -> bool:
+    """Whether Arrow reads a column of a row group, or of what is nested in one, as the engine does.
+
+    1. A flat one has a value for each row: else the engine says that it is corrupt, and Arrow gives what is there.
+    2. No differences of whole numbers, which the engine writes wider than Arrow reads.
+    3. No NULL in the place of an array of fixed size, where those are `padded`, as the engine writes them: with a NULL
+       for each of its values, for which Arrow expects one.
+    """
+    if (not repeats and chunk.num_values != rows) or "DELTA_BINARY_PACKED" in chunk.encodings:  # 1, 2
+        return False
+    return not (padded and repeats and _may_have_null_arrays(chunk, rows, repeats))  # 3
+
+
+def _may_have_null_arrays(chunk: Any, rows: int, repeats: int) -> bool:
+    """Whether there are nulls in what may be arrays of fixed size, which the file has as lists: one for each row then,
+    or in other lists."""
+    found = chunk.statistics
+    if found is not None and found.has_null_count and not found.null_count:
+        return False
+    return repeats > 1 or not rows or chunk.num_values % rows == 0

@@ -1,0 +1,150 @@
+"""Scans that take turns at their engines. Runs in a worker.
+
+A scan of Parquet holds the pages of a row group, ten to thirty megabytes, whatever its reader does with them. Of many
+in one process a few hold theirs at once; each of the others keeps its place, a row's number, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Self
+
+import pyarrow as pa
+
+from connector.engine.pool.error_codes import Coded
+from connector.engine.pool.protocol import Range
+from connector.engine.worker.read.row_ranges import Part
+from connector.infra.concurrency.fair_queue import Lines
+
+_TURN = 0.5  # seconds after which a scan that is not done lets the next one go on, best between two ranges,
+_LONGEST = 2  # but before so many turns are over
+_LOOK = 0.05
+
+# Opens an engine over ranges, takes from the list what it has read; the schema, and the parts as they come.
+Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[Part]]]
+
+
+class Floor:
+    """Places for scans that hold an engine. A free one goes to the next consumer's first: of that one's scans to the
+    one that has asked first."""
+
+    def __init__(self, places: int) -> None:
+        self.places = self._free = places
+        self._lines = Lines[threading.Event]()
+        self._lock = threading.Lock()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for a place."""
+        return bool(self._lines)
+
+    def take(self, check: Callable[[], None], *, consumer: str = "") -> None:
+        """Wait for a place; `check` is asked now and then, and raises where it is not wanted any more."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            mine = threading.Event()
+            self._lines.add(consumer, mine)
+        try:
+            while not mine.wait(_LOOK):
+                check()
+        except BaseException:
+            self._leave(mine, consumer)
+            raise
+
+    def give_back(self) -> None:
+        """Free a place, or hand it to whose turn it is."""
+        with self._lock:
+            if (found := self._lines.next()) is None:
+                self._free += 1
+            else:
+                found[1].set()
+
+    def _leave(self, mine: threading.Event, consumer: str) -> None:
+        with self._lock:
+            if self._lines.remove(consumer, mine):
+                return
+        self.give_back()  # it was ours already
+
+
+class Resting:
+    """The parts of some ranges, read with an engine only while it is their turn. Not for two threads at once."""
+
+    def __init__(
+        self,
+        floor: Floor,
+        ranges: Sequence[Range],
+        *,
+        begin: Begin,
+        end: Callable[[], None],
+        check: Callable[[], None],
+        consumer: str = "",
+    ) -> None:
+        """`end` closes what `begin` has opened; `check` raises where nobody wants more. `consumer`: for whom it is."""
+        self._floor, self._begin, self._end, self._check, self._consumer = floor, begin, end, check, consumer
+        self._left = list(ranges)
+        self._parts: Generator[Part] | None = None
+        self._begun = 0.0
+        self._over = False
+        self.schema = self._go_on()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Part:
+        self._wanted()
+        if self._floor.wanted and self._has_had_its_turn():
+            self.rest()
+        if self._left:
+            if self._parts is None:
+                self._go_on()
+            assert self._parts is not None
+            if (part := next(self._parts, None)) is not None:
+                return part
+        if self._left:  # parts that have failed or were interrupted end like those that are over
+            raise Coded("cancelled")
+        self.rest()
+        raise StopIteration
+
+    def idle(self) -> None:
+        """Our reader keeps us waiting: who wants to go on may."""
+        if self._floor.wanted:
+            self.rest()
+
+    def rest(self) -> None:
+        """Let go of the engine until the next part is asked for."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()  # first: its threads work in the engine
+            self._end()
+            self._floor.give_back()
+
+    def close(self) -> None:
+        """No more parts: whoever waits for a turn raises soon. `rest` when nobody does."""
+        self._over = True
+
+    def _has_had_its_turn(self) -> bool:
+        # In the middle of a range the pages of its rows would be decoded twice.
+        between = self._left[:1] and self._left[0].first >= self._left[0].stop
+        return time.monotonic() > self._begun + (_TURN if between else _LONGEST * _TURN)
+
+    def _go_on(self) -> pa.Schema:
+        self._floor.take(self._wanted, consumer=self._consumer)
+        while len(self._left) > 1 and self._left[0].first >= self._left[0].stop:
+            self._left.pop(0)
+        try:
+            schema, self._parts = self._begin(self._left)
+        except BaseException:
+            self._end()
+            self._floor.give_back()
+            raise
+        self._begun = time.monotonic()
+        return schema
+
+    def _wanted(self) -> None:
+        self._check()
+        if self._over:
+            raise Coded("cancelled")

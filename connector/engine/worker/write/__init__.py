@@ -1,0 +1,1 @@
+"""How a worker writes an answer: Arrow streams, file formats, noise, scrubbed nulls."""

@@ -1,0 +1,157 @@
+"""Answers for people: rows as CSV, JSON lines, a Parquet or an Arrow file, in frames like those of an Arrow stream.
+Runs in a worker.
+
+Each batch gives its lines or one row group, the first after the header line or the magic; the last frame has no rows
+and is the footer. Nothing is held but one batch and what a footer says of each. What values look like is in
+`connector.infra.formats.text_values`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from connector.engine.pool.error_codes import Coded
+from connector.engine.worker.write import null_scrub
+from connector.engine.worker.write.arrow_stream import ListSink
+from connector.infra.formats import text_values
+from connector.infra.formats.digests import new_digest
+
+if TYPE_CHECKING:
+    from connector.engine.pool.protocol import Job
+
+_LINES = 1024  # of JSON that are made at once
+_FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a formula
+
+
+class Written:
+    """An answer in the job's format. What it begins with goes out with what comes first, and counts with it: totals
+    and quotas are of every byte."""
+
+    head = trailer = b""
+
+    def __init__(self, job: Job, schema: pa.Schema) -> None:
+        if job.format not in _WRITERS:
+            raise Coded("job_invalid")
+        self._sink = _Copies()
+        self._writer = _WRITERS[job.format](self._sink, schema)
+        self.digest = new_digest(job.digest)
+        self.first = self.digest.digest()
+
+    def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
+        """The lines or the row group of a batch; places have no room in them."""
+        self._writer.write_batch(batch)
+        return self._sink.take()
+
+    def foot(self) -> tuple[list[Any], int]:
+        """What the format has at its end."""
+        self._writer.close()
+        return self._sink.take()
+
+
+class _Copies(ListSink):
+    """Keeps copies: these writers use their memory again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        keep = self.write
+        self.write = lambda part: keep(bytes(part))
+
+
+class _Parquet:
+    """One row group a batch. Parquet has no seconds: they become milliseconds."""
+
+    def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
+        kinds = [pa.timestamp("ms", kind.tz) if text_values.in_seconds(kind) else kind for kind in schema.types]
+        fields = [field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)]
+        self._schema = pa.schema(fields, metadata=schema.metadata)
+        try:
+            self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), self._schema, compression="zstd")
+        except pa.ArrowNotImplementedError:
+            raise Coded("format_unfit") from None
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        columns = [text_values.milliseconds(one) if text_values.in_seconds(one.type) else one for one in batch.columns]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Csv:
+    """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64.
+
+    Of one column missing values are `""`, too: most readers pass over an empty line, and the row would be lost.
+    """
+
+    def __init__(self, sink: ListSink, schema: pa.Schema, *, guarded: bool = False) -> None:
+        names = [f"'{name}" if guarded and re.match(_FORMULA, name) else name for name in schema.names]
+        self._alone = len(names) == 1
+        shown = [one if text_values.is_plain(one) and not self._alone else pa.string() for one in schema.types]
+        self._schema = pa.schema(list(zip(names, shown, strict=True)))
+        self._guarded = guarded
+        self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(sink, mode="w"), self._schema)
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        columns = [self._column(batch.column(number), field) for number, field in enumerate(self._schema)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _column(self, values: pa.Array, field: pa.Field) -> pa.Array:
+        found = values if values.type == field.type else text_values.texts(values)
+        if self._guarded and not (text_values.is_plain(values.type) or pa.types.is_decimal(values.type)):
+            formula = pc.fill_null(pc.match_substring_regex(found, _FORMULA), False)
+            found = pc.if_else(formula, pc.binary_join_element_wise("'", found, ""), found)
+        return pc.fill_null(found, "") if self._alone else found
+
+
+def _guarded(sink: ListSink, schema: pa.Schema) -> _Csv:
+    return _Csv(sink, schema, guarded=True)
+
+
+class _Json:
+    """A line each row, an object of its columns: values as in CSV, but numbers, truth and what is nested are JSON's."""
+
+    def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
+        if len(set(schema.names)) < len(schema):
+            raise Coded("format_unfit")  # of columns of one name its readers keep one
+        self._sink, self._names = sink, schema.names
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        for start in range(0, batch.num_rows, _LINES):
+            columns = map(text_values.plain, batch.slice(start, _LINES).columns)
+            rows = (dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True))
+            self._sink.write("".join(f"{text_values.dumped(row)}\n" for row in rows).encode())
+
+    def close(self) -> None:
+        """Nothing follows the lines."""
+
+
+class _ArrowFile:
+    """Arrow's own file."""
+
+    def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
+        self._writer = pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema)
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        self._writer.write_batch(null_scrub.emptied(batch))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+_WRITERS: dict[str, Callable[[ListSink, pa.Schema], Any]] = {
+    "arrow_file": _ArrowFile,
+    "json": _Json,
+    "parquet": _Parquet,
+    "csv": _Csv,
+    "csv_guarded": _guarded,
+}

@@ -1,0 +1,586 @@
+"""One question on its way: plan, ask the owners, merge; and its answer as it comes. `connector.federation.coordinator`
+makes these, and keeps what is known of them.
+
+Fragments run at once, as far as their keys allow; the first that fails ends the others. All of them read the versions
+of datasets that the plan was made for: where an owner has another by then, the question is planned anew, once. Their
+answers lie in a private directory until the residual has run over them in a worker that can read nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from connector.datasets.sources.source_files import own_ref
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import ARROW, BATCH_BYTES, HELD, LOADED, Job, Limits, Recheck, Relation
+from connector.engine.pool.worker_process import Result
+from connector.errors import HanseError, Limited, Refused, VersionChanged
+from connector.federation.answer_batching import Reading
+from connector.federation.deadline import Deadline
+from connector.federation.expected_types import Shape, Shapes
+from connector.federation.federated_query import Missing, Progress, Question
+from connector.federation.owner_client import Answered, Budget, KeyTable, Remote, Request
+from connector.federation.planner.model import Fragment, Others, Plan
+from policies.enforce.withheld import Withheld, strongest
+
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_AT_ONCE = 8
+_THREADS = max(1, min(4, os.cpu_count() or 1))
+_HELD_MAX = 24 * 2**20  # bytes of rows that are held beside the engine, within what a worker may take beyond its limit
+_KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
+_LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
+_KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
+_POLICY_ROOM = 2048  # bytes of an end record: what was done to an answer, in words, at most
+# Why the residual does not begin, whatever the answers are.
+_NOT_OF_ANSWERS = frozenset({"cancelled", "time_limit", "shutting_down", "format_unfit"})
+# What batches have where they are not to be sent as they are: of row groups few make a better file, and of what is
+# small as Arrow JSON makes many lines.
+_BATCH_BYTES = {"parquet": 2**23, "json": 2**19}
+
+Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a question works with. `plan(question, progress, fresh)`: `fresh` asks owners anew what they share."""
+
+    pool: Pool
+    remote: Remote
+    shapes: Shapes
+    work_dir: Path
+    memory_mb: int
+    temp_mb: int
+    bytes_max: int
+    plan: Callable[[Question, Progress, bool], Awaitable[Plan]]
+    ended: Ended
+
+
+class Work:
+    """One question on its way; ends exactly once."""
+
+    def __init__(self, means: Means, question: Question, progress: Progress, *, seconds: float) -> None:
+        self.means = means
+        self.question = question
+        self.progress = progress
+        self.deadline = Deadline(seconds)
+        self.plan: Plan | None = None
+        self.asked = False
+        self.answers: list[Answered] = []
+        self.folder: Path | None = None
+        self.run: AbstractAsyncContextManager[Result] | None = None
+        self.result: Result | None = None
+        self.done = False
+        self._waves: dict[str, int] = {}
+        self._wanted: dict[str, tuple[str, ...]] = {}
+        self._reading: Reading | None = None
+        self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
+        self._shapes: asyncio.Future[Mapping[str, Shape]] = asyncio.Future()
+
+    async def begin(self) -> Answer:
+        """Everything until the first bytes of the answer are there."""
+        try:
+            return await self._answer(fresh=False)
+        except VersionChanged as changed:
+            if changed.code != "snapshot_changed":
+                raise
+            await self._forget()
+            return await self._answer(fresh=True)
+
+    async def _answer(self, *, fresh: bool) -> Answer:
+        await self._ask_owners(fresh=fresh)
+        progress, plan = self.progress, self._planned
+        self._check_withheld(plan)
+        progress.state = "merging"
+        progress.owners = self.owners()
+        try:
+            async with asyncio.timeout(self.deadline.left()):
+                return await self._merged(plan)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def _ask_owners(self, *, fresh: bool) -> None:
+        means, progress = self.means, self.progress
+        progress.state = "planning"
+        try:
+            async with asyncio.timeout(self.deadline.left(later=2)):
+                self.plan = plan = await means.plan(self.question, progress, fresh)
+        except TimeoutError:
+            raise self._late() from None
+        progress.fragments = plan.fragments
+        self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=means.work_dir))
+        progress.state, self.asked = "asking", True
+        self._waves = plan.waves
+        self._wanted = {table: wanted(plan, table) for table in plan.tables}
+        self._shapes = asyncio.ensure_future(means.shapes.of(plan.fragments, self._limits(later=1)))
+        self._shapes.add_done_callback(_seen)
+        self.answers = await self._fragments(plan)
+
+    async def _forget(self) -> None:
+        """What came of versions that are no longer those of the owners."""
+        self._cancel_reading()
+        self._key_tables.clear()
+        self.progress.owners, self.progress.missing = [], []
+        if self.folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self.folder, True)
+
+    @property
+    def _planned(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+    def _late(self) -> Limited:
+        return Limited(
+            f"the question took longer than {self.deadline.seconds:g} s ({self.progress.state}); ask for less, or "
+            "raise limits.seconds",
+            code="time_limit",
+            stage=self.progress.state,
+        )
+
+    async def _fragments(self, plan: Plan) -> list[Answered]:
+        """Every fragment's answer, in the plan's order; the first failure ends the rest."""
+        gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
+        tasks: dict[str, asyncio.Task[Answered]] = {}
+        sources = [table for table, outputs in self._wanted.items() if outputs]
+        self._reading = reading = Reading(plan, sources=sources, together=self._read_together, apart=self._read_apart)
+
+        async def one(fragment: Fragment) -> Answered:
+            sources = {key.source for key in fragment.keys}
+            shares = {source: [await tasks[share.id] for share in plan.tables[source]] for source in sources}
+            async with gate:
+                sql, keys = await self._keys(fragment, shares)
+                answered = await self._ask(fragment, sql, keys, budget)
+            answered = await reading.read(answered)
+            if answered.missing is None and not answered.unread:
+                self.progress.owners.append(_told(answered))
+            return answered
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for fragment in plan.fragments:
+                    tasks[fragment.id] = group.create_task(one(fragment))
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        return [tasks[fragment.id].result() for fragment in plan.fragments]
+
+    async def _keys(self, fragment: Fragment, shares: Mapping[str, list[Answered]]) -> tuple[str, tuple[KeyTable, ...]]:
+        """The fragment's SQL and the tables of keys that it reads; too many keys are not sent, and not tested."""
+        sql: str = fragment.sql
+        tables: list[KeyTable] = []
+        for key in fragment.keys:
+            known = (key.source, key.output)
+            if known not in self._key_tables:
+                self._key_tables[known] = asyncio.ensure_future(self._distinct(key.output, shares[key.source]))
+            arrow = await asyncio.shield(self._key_tables[known])
+            if arrow is None:
+                sql = sql.replace(key.condition, "TRUE")
+            elif all(table.name != key.name for table in tables):
+                tables.append(KeyTable(key.name, ("k",), arrow))
+        return sql, tuple(tables)
+
+    async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
+        """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
+        if (path := await self._united(output, answers)) is not None:
+            return await asyncio.to_thread(_small, path)
+        relations, blobs = self._given(answers)
+        parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
+        job = Job(
+            relations=relations,
+            sql=f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k",  # noqa: S608  names of the plan
+            limits=self._limits(later=2),
+            codec="zstd",
+            blobs=tuple(blobs.values()),
+            consumer="coordinator",
+            once=True,
+        )
+        held, rows = bytearray(), 0
+        async with self.means.pool.run(job) as result:
+            held += result.schema
+            async for frame in result:
+                rows += frame.rows
+                held += frame.payload
+                if rows > _KEYS_MAX or len(held) > _KEY_BYTES_MAX:
+                    return None
+        return bytes(held) + END_OF_STREAM
+
+    async def _united(self, output: str, answers: Sequence[Answered]) -> Path | None:
+        """A file of the values that were found when the answers were checked; None where they were not for each."""
+        paths = dict.fromkeys(answer.distinct.get(output) for answer in answers if answer.rows)
+        found = [path for path in paths if path is not None]
+        if not found or None in paths or sum(path.stat().st_size for path in found) > _KEY_BYTES_MAX:
+            return None
+        if len(found) == 1:
+            return found[0]
+        united = found[0].with_suffix(".united")
+        arguments = {"paths": [str(path) for path in found], "save": str(united)}
+        job = Job(kind="unite_keys", arguments=arguments, limits=self._limits(later=2), consumer="coordinator")
+        return united if await self.means.pool.ask(job) else None
+
+    async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> Answered:
+        """The owner's answer; that it is missing, where the question may be answered without it."""
+        assert self.folder is not None
+        later = max(self._waves.values()) - self._waves[fragment.table] + 1  # the waves after this one, and merging
+        request = Request(
+            query_id=self.progress.query_id,
+            fragment=fragment,
+            sql=sql,
+            purpose=self.question.purpose,
+            epsilon=self.question.epsilon,
+            deadline=self.deadline,
+            later=later,
+            keys=keys,
+            codec=self.question.wire,
+            shapes=self._shapes,
+            wanted=self._wanted[fragment.table],
+        )
+        return await self._unless_missing(fragment, self.means.remote.ask(request, self.folder, budget))
+
+    async def _read_alone(self, answered: Answered) -> Answered:
+        if answered.small is None:
+            return answered
+        return await self._unless_missing(answered.fragment, self.means.remote.read(answered))
+
+    async def _read_apart(self, answers: Sequence[Answered]) -> list[Answered]:
+        """Each that is small read alone, all at once: none waits for another's owner."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._read_alone(one)) for one in answers]
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        return [task.result() for task in tasks]
+
+    async def _read_together(self, answers: Sequence[Answered]) -> list[Answered]:
+        wanted = self._wanted[answers[0].fragment.table]
+        shapes = await asyncio.shield(self._shapes)
+        return await self.means.remote.read_together(answers, wanted, shapes, self._limits(later=2))
+
+    async def _unless_missing(self, fragment: Fragment, answer: Awaitable[Answered]) -> Answered:
+        try:
+            return await answer
+        except HanseError as error:
+            missing = Missing.of(
+                error, fragment.owner, fragment.participant, ",".join(fragment.datasets), agreements=fragment.agreements
+            )
+            self.progress.miss(missing, self.question, error)
+            return Answered(fragment, None, missing=error)
+
+    def _check_withheld(self, plan: Plan) -> None:
+        """Where no share of a table gave anything there is nothing to merge: the owner's own refusal stands."""
+        by = {answer.fragment.id: answer for answer in self.answers}
+        for fragments in plan.tables.values():
+            there = [by[one.id] for one in fragments]
+            if any(answer.given for answer in there):
+                continue
+            refused = next((answer.refused for answer in there if answer.refused is not None), None)
+            if refused is None:
+                raise next(answer.missing for answer in there if answer.missing is not None)
+            raise Refused(
+                f"{', '.join(dict.fromkeys(one.owner for one in fragments))}: {refused.message}",
+                code=refused.code,
+                rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
+            )
+
+    async def _merged(self, plan: Plan) -> Answer:
+        """The residual under way. Where it does not begin, each small answer is read alone first: one that is not what
+        it should be is asked for once more, or the error says whose it is."""
+        await asyncio.shield(self._shapes)  # where it fails, that is no owner's doing
+        try:
+            return await self._merge(plan)
+        except HanseError as error:
+            if error.code in _NOT_OF_ANSWERS or all(answer.small is None for answer in self.answers):
+                raise
+        self.answers = await self._read_apart(self.answers)
+        self._check_withheld(plan)
+        return await self._merge(plan)
+
+    async def _merge(self, plan: Plan) -> Answer:
+        """Start the residual in a worker, over the answers and nothing else."""
+        shapes = self._shapes.result()
+        others = {name: one.others for name, one in shapes.items() if one.others}
+        relations, blobs = self._given(self.answers, others)
+        if len(plan.tables) > 1:
+            relations = self._taken(relations, plan)
+        without = {answer.fragment.id for answer in self.answers if not answer.given}
+        sql, functions = await asyncio.to_thread(_residual, plan, others, without, relations)
+        told = [_told(answer) for answer in self.answers if answer.missing is None]  # also of what is unread
+        room = len(json.dumps(self.report("complete", owners=told))) + 1024 + _POLICY_ROOM * len(blobs)
+        self.run = self.means.pool.run(
+            Job(
+                relations=relations,
+                sql=sql,
+                passed=plan.columns if plan.passed and self.question.format == ARROW else (),
+                recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
+                limits=self._limits(rows=self.question.rows),
+                batch_bytes=_BATCH_BYTES.get(self.question.format, BATCH_BYTES),
+                format=self.question.format,
+                codec=self.question.codec,
+                trailer_room=room,
+                arguments={"shapes": [shapes[name].to_json() for name in blobs], "notes": self._notes()},
+                blobs=tuple(blobs.values()),
+                consumer="coordinator",
+                once=True,
+            )
+        )
+        self.result = await self.run.__aenter__()
+        read = dict(zip(blobs, self.result.answers, strict=True))
+        self.answers = [one.read(read[one.fragment.id], {}) if one.unread else one for one in self.answers]
+        self.progress.owners = self.owners()
+        return Answer(self, self.result)
+
+    def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
+        means = self.means
+        return Limits(
+            seconds=self.deadline.left(later),
+            rows=rows,
+            memory_mb=means.memory_mb,
+            temp_mb=means.temp_mb,
+            threads=_THREADS,
+        )
+
+    def _given(
+        self, answers: Sequence[Answered], apart: Collection[str] = ()
+    ) -> tuple[dict[str, Relation], dict[str, bytes]]:
+        """Answers as relations, and those that are blobs of the job, by their fragments. A table is one relation where
+        all of it that was given is small, and none of its fragments is to stay `apart`; else each fragment is."""
+        blobs = {one.fragment.id: one.small.body for one in answers if one.small is not None}
+        places = {name: (number,) for number, name in enumerate(blobs)}
+        tables: dict[str, list[Answered]] = {}
+        for answer in answers:
+            if answer.given:
+                tables.setdefault(answer.fragment.table, []).append(answer)
+        relations: dict[str, Relation] = {}
+        for table, given in tables.items():
+            columns = given[0].fragment.outputs
+            if all(one.small is not None and one.fragment.id not in apart for one in given):
+                whole = tuple(number for one in given for number in places[one.fragment.id])
+                relations[table] = Relation("", answers=whole, columns=columns)
+            else:
+                relations |= {one.fragment.id: self._relation(one, places.get(one.fragment.id, ())) for one in given}
+        return relations, blobs
+
+    def _relation(self, answer: Answered, places: tuple[int, ...]) -> Relation:
+        if places:
+            return Relation("", answers=places, columns=answer.fragment.outputs)
+        assert self.folder is not None
+        return Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
+
+    def _taken(self, relations: dict[str, Relation], plan: Plan) -> dict[str, Relation]:
+        """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
+        has, and joins two large ones on a column of few values before a small one.
+
+        The largest table may be held, which takes half the time: its partners in every join are loaded, and what is
+        known of one side is enough.
+        """
+        most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
+        sizes = Counter[str]()
+        for answer in self.answers:
+            sizes[answer.fragment.table] += answer.size or answer.nbytes  # little, where it is not read yet
+        if sizes.total() > most:
+            return relations
+        ((largest, size),) = sizes.most_common(1)
+        held = largest in plan.once and size <= _HELD_MAX
+        table_of = {fragment.id: fragment.table for fragment in plan.fragments}
+        return {
+            name: replace(one, taken=HELD if held and table_of.get(name, name) == largest else LOADED)
+            for name, one in relations.items()
+        }
+
+    def owners(self) -> list[dict[str, Any]]:
+        return [_told(answer) for answer in self.answers if answer.missing is None and not answer.unread]
+
+    def report(self, status: str, **more: Any) -> dict[str, Any]:
+        """The end record."""
+        return {
+            "status": status,
+            "query_id": self.progress.query_id,
+            "rows": self.progress.rows,
+            "ms": self.progress.ms,
+            "planning_ms": self.progress.planning_ms,
+            "withheld": self._withheld().value,
+            "left_out": self._left_out(),
+            "partial": bool(self.progress.missing),
+            "missing": [one.to_json() for one in self.progress.missing],
+            "owners": self.owners(),
+            "stayed": [note.text() for note in self.plan.notes][:20] if self.plan else [],
+            **more,
+        }
+
+    def _withheld(self) -> Withheld:
+        planned = self.plan.withheld if self.plan else Withheld.NOTHING
+        return strongest((planned, *(answer.withheld for answer in self.answers)))
+
+    def _left_out(self) -> list[str]:
+        """What is left out, in sentences: by agreements, and by owners that refused their whole part."""
+        refused = dict.fromkeys(answer.fragment.owner for answer in self.answers if answer.refused is not None)
+        said = [f"{owner} gave no group: none is large enough, or none fits the question" for owner in refused]
+        return [*(self.plan.left_out() if self.plan else ()), *said]
+
+    def _notes(self) -> dict[str, str]:
+        """What the schema of the answer says of it: a file or table that is kept still says it."""
+        if self._withheld() is Withheld.NOTHING:
+            return {}
+        return {"hanse.withheld": self._withheld().value, "hanse.left_out": ". ".join(self._left_out())}
+
+    def _cancel_reading(self) -> None:
+        self._shapes.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        for table in self._key_tables.values():
+            table.cancel()
+
+    async def end(self, outcome: str, error: BaseException | None) -> None:
+        """Stop the worker, forget the files, write the log. Once."""
+        if self.done:
+            return
+        self.done = True
+        self.progress.ms = int(self.deadline.passed * 1000)
+        self.progress.task = None
+        self._cancel_reading()
+        if self.run is not None and self.result is not None:
+            with suppress(HanseError):
+                await self.run.__aexit__(None, None, None)
+        if self.folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self.folder, True)
+        await self.means.ended(self, outcome, error)
+
+
+class Answer:
+    """The answer as it comes. `close` must be called, also after a failure; it says nothing twice."""
+
+    def __init__(self, work: Work, result: Result) -> None:
+        self._work = work
+        self._result = result
+        self._format = result.job.format
+        self._error: BaseException | None = None
+        self._outcome = "broken"
+
+    @property
+    def query_id(self) -> str:
+        return self._work.progress.query_id
+
+    @property
+    def plan(self) -> Plan:
+        assert self._work.plan is not None
+        return self._work.plan
+
+    def report(self) -> dict[str, Any]:
+        """Figures of each owner and of the whole; complete once all parts were read."""
+        return self._work.report(self._work.progress.state)
+
+    async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
+        """Schema, batches, end record: one Arrow IPC stream. In another format there is no end record: an answer that
+        does not end whole raises, and whoever sends it breaks off, so that no short file passes for a whole one."""
+        work, progress = self._work, self._work.progress
+        progress.task = asyncio.current_task()
+        yield self._result.schema
+        try:
+            async for frame in self._result:
+                progress.rows += frame.rows
+                yield frame.payload
+        except HanseError as error:
+            self._error, self._outcome = error, "failed"
+            if self._format != ARROW:
+                raise
+            yield self._trailer("error", code=error.code, reason=error.message[:400])
+            return
+        except Exception as error:
+            self._error, self._outcome = error, "failed"
+            raise
+        progress.ms = int(work.deadline.passed * 1000)
+        self._outcome = "ok"
+        if self._format == ARROW:
+            yield self._trailer("complete")
+
+    def _trailer(self, status: str, **more: Any) -> bytes:
+        report, room = self._work.report(status, **more), self._result.job.trailer_room
+        text = json.dumps(report, separators=(",", ":"))
+        if len(text) > room:  # more was done to an answer than anybody of ours would say
+            report["owners"] = [one | {"policy": []} for one in report["owners"]]
+            text = json.dumps(report, separators=(",", ":"))
+        return filled(self._result.trailer, text.encode(), room)
+
+    async def close(self) -> None:
+        """End the question; without all parts read it counts as broken off."""
+        await asyncio.shield(self._work.end(self._outcome, self._error))
+
+
+def filled(trailer: bytes, record: bytes, room: int) -> bytes:
+    """The prepared trailer with the record in its free room, and the end of the stream."""
+    start = trailer.rindex(b" " * room)
+    return trailer[:start] + record.ljust(room)[:room] + trailer[start + room :] + END_OF_STREAM
+
+
+def wanted(plan: Plan, table: str) -> tuple[str, ...]:
+    """The outputs of a table whose values narrow others."""
+    keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
+    return tuple(dict.fromkeys(key.output for key in keys))
+
+
+def _seen(done: asyncio.Future[Any]) -> None:
+    """Whoever waits for it hears of its failure; where nobody does any more, that is no news."""
+    if not done.cancelled():
+        done.exception()
+
+
+def _small(path: Path) -> bytes | None:
+    """A file of keys; None where it is too large to be sent."""
+    return path.read_bytes() if path.stat().st_size <= _KEY_BYTES_MAX else None
+
+
+def _told(answer: Answered) -> dict[str, Any]:
+    fragment = answer.fragment
+    return {
+        "owner": fragment.owner,
+        "participant": fragment.participant,
+        "dataset": ",".join(fragment.datasets),
+        "agreement": ",".join(fragment.agreements),
+        "fragment": fragment.id,
+        "sql": fragment.sql,
+        "rows": answer.rows,
+        "data_rows": answer.data_rows,
+        "result_rows": answer.rows - answer.data_rows,
+        "bytes": answer.nbytes,
+        "keys_bytes": answer.keys_sent,
+        "ms": answer.ms,
+        "withheld": answer.withheld.value,
+        "policy": _policy(answer.end),
+    }
+
+
+def _policy(end: Mapping[str, Any]) -> list[str]:
+    found = end.get("policy")
+    return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
+
+
+def _residual(
+    plan: Plan, others: Mapping[str, Others], without: Collection[str], whole: Collection[str]
+) -> tuple[str, tuple[str, ...]]:
+    from connector.federation.planner.planner import merge_sql
+    from policies.sql.allowed_functions import ENGINE_FUNCTIONS
+
+    return merge_sql(plan, others, without=without, whole=whole), tuple(sorted(ENGINE_FUNCTIONS))
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should see first: our own before others."""
+    found: list[BaseException] = []
+    stack: list[BaseException] = [failed]
+    while stack:
+        one = stack.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            stack = [*one.exceptions, *stack]
+        else:
+            found.append(one)
+    return next((one for one in found if isinstance(one, HanseError)), found[0])
+
+
+__all__ = ["END_OF_STREAM", "Answer", "Means", "Work", "filled"]

@@ -1,0 +1,131 @@
+"""A question over several owners as values: what is asked, how it fares, and who is missing from its answer.
+
+Knows neither plans nor the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from connector.engine.pool.protocol import ARROW
+from connector.errors import Busy, HanseError, Limited, PeerFailed, PeerRefused
+from connector.federation.planner.model import Fragment, Layout, Mode
+
+_LATE = ("time_limit", "streams_max", "streams_of_consumer", "concurrency")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked. `rows` limits the answer; `nbytes` what the owners' answers may take together. `format`: an Arrow
+    stream, or one that `connector.engine.worker.write.file_formats` knows, which has no end record."""
+
+    sql: str
+    purpose: str = ""
+    mode: Mode = Mode.FULL
+    partial: bool = False  # answered without owners that are missing, where that still means something
+    seconds: float | None = None
+    rows: int | None = None
+    nbytes: int | None = None
+    epsilon: float | None = None  # what each owner's answer with noise may cost of its agreement's budget
+    format: str = ARROW  # of the answer
+    codec: str = "none"  # of the answer, where that is a stream
+    wire: str = "zstd"  # of what owners send
+    layout: Layout = field(default_factory=Layout)
+    query_id: str = ""  # chosen by who asks, to look on meanwhile; else one is made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """An owner's share that an answer is without, and why."""
+
+    owner: str
+    participant: str
+    dataset: str
+    agreement: str
+    stage: str
+    code: str
+    reason: str
+
+    @classmethod
+    def of(cls, error: HanseError, owner: str, participant: str, dataset: str, *, agreements: Sequence[str]) -> Missing:
+        return cls(
+            owner=owner,
+            participant=participant,
+            dataset=dataset,
+            agreement=",".join(agreements),
+            stage=str(error.facts.get("stage", "")),
+            code=error.code,
+            reason=error.message[:300],
+        )
+
+    def to_json(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class Progress:
+    """A question's state, for those who ask about it: waiting, planning, asking, merging, then how it ended."""
+
+    query_id: str
+    by: str
+    sql: str
+    purpose: str
+    started_at: float
+    state: str = "waiting"
+    owners: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    fragments: tuple[Fragment, ...] = ()
+    rows: int = 0
+    ms: int = 0
+    planning_ms: float = 0.0  # of processor time
+    code: str = ""
+    reason: str = ""
+    misleading: str = ""  # why an answer without an owner would be
+    task: asyncio.Task[Any] | None = None
+
+    def miss(self, missing: Missing, question: Question, error: HanseError) -> None:
+        """Go on without an owner's share where that was asked for and the answer means something; else its error."""
+        if not question.partial or not excusable(error):
+            raise error
+        if self.misleading:
+            raise type(error)(
+                f"{error.message}. There is no partial answer either: {self.misleading}",
+                code=error.code,
+                private=error.private,
+                **error.facts,
+            )
+        self.missing.append(missing)
+
+    def to_json(self) -> dict[str, Any]:
+        gone = {(one.owner, one.dataset) for one in self.missing}
+        return {
+            "id": self.query_id,
+            "by": self.by,
+            "sql": self.sql,
+            "purpose": self.purpose,
+            "started_at": self.started_at,
+            "state": self.state,
+            "owners": self.owners,
+            "missing": [one.to_json() for one in self.missing],
+            "waiting": [
+                {"owner": one.owner, "fragment": one.id, "dataset": ",".join(one.datasets)}
+                for one in self.fragments
+                if self.state != "merging"
+                and all(told["fragment"] != one.id for told in self.owners)
+                and (one.owner, ",".join(one.datasets)) not in gone
+            ],
+            "rows": self.rows,
+            "ms": self.ms,
+            "code": self.code,
+            "reason": self.reason,
+        }
+
+
+def excusable(error: HanseError) -> bool:
+    """Whether an owner is missing, rather than saying no: it is down, broken off, busy or late."""
+    if isinstance(error, PeerRefused):
+        return False
+    return isinstance(error, PeerFailed | Busy) or (isinstance(error, Limited) and error.code in _LATE)

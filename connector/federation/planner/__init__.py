@@ -1,0 +1,1 @@
+"""From SQL over several owners to a plan: fragments for the owners and a residual query. Pure."""

@@ -1,0 +1,1 @@
+"""Planner rules that decide which work runs at an owner."""

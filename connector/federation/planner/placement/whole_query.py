@@ -1,0 +1,58 @@
+"""A query whose datasets are all one owner's runs there whole; only its answer travels."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.federation.planner import select_block as blocks
+from connector.federation.planner.context import Planning, Share
+from policies.sql import syntax_tree as trees
+
+
+def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> exp.Expr | None:
+    """The SELECT over the fragment's table, or None where the query is not one owner's."""
+    found = blocks.home(node, planning)
+    if found is None or trees.free_tables(node):
+        return None
+    owner, _ = found
+    query = trees.unwrapped(node).copy()
+    names = trees.output_names(query)
+    order = _order(query, names) if root else []
+    if distinct and trees.is_plain(query):
+        query.set("distinct", exp.Distinct())
+    shown = list(dict.fromkeys([*names, *(name for name, _ in order)]))  # the order may name one twice
+    table = planning.draft([Share(owner, query)], outputs=shown, kind="whole", pushed=_pushed(query))
+    select = exp.select(*(trees.named(trees.column(name, table), name) for name in names), copy=False)
+    select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
+    if order:
+        keys = [exp.Ordered(this=trees.column(name, table), desc=one.args.get("desc"),
+                            nulls_first=one.args.get("nulls_first")) for name, one in order]  # fmt: skip
+        select.set("order", exp.Order(expressions=keys))
+    return select
+
+
+def _order(query: exp.Expr, names: list[str]) -> list[tuple[str, exp.Ordered]]:
+    """What the answer is ordered by, each as one of its columns (hidden ones are added where there is none)."""
+    clause = query.args.get("order")
+    found: list[tuple[str, exp.Ordered]] = []
+    for number, ordered in enumerate(() if clause is None else clause.expressions):
+        key = ordered.this
+        if isinstance(key, exp.Column) and not key.table and key.name in names:
+            found.append((key.name, ordered))
+            continue
+        if not isinstance(query, exp.Select):
+            return []
+        same = next((one.alias for one in query.selects if isinstance(one, exp.Alias) and one.this == key), None)
+        if same is None:
+            if query.args.get("distinct"):
+                return []
+            same = trees.free(f"order_{number}", [*names, *(name for name, _ in found)])
+            query.append("expressions", trees.named(key.copy(), same))
+        found.append((same, ordered))
+    return found
+
+
+def _pushed(query: exp.Expr) -> tuple[str, ...]:
+    words = {"joins": "join", "where": "filter", "group": "aggregate", "order": "order", "limit": "limit"}
+    found = [word for name, word in words.items() if query.args.get(name)]
+    return ("whole query", *found)

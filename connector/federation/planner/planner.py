@@ -1,0 +1,187 @@
+"""From a question over several owners to a plan: fragments for the owners, and the residual for here. Pure.
+
+    plan(sql, tables) -> Plan
+
+Every rule keeps the answer: a fragment gives a superset of the rows that are needed, and what it did not take in
+stays in the residual. The owner's own rewrite is the law; this only decides what is asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlglot import exp
+
+from connector.errors import QueryInvalid
+from connector.federation.planner import sql_text, statistics
+from connector.federation.planner.context import Planning
+from connector.federation.planner.model import Fragment, Mode, Others, Plan, Tables
+from connector.federation.planner.rules import RULES, apply
+from policies.contracts.columns import fold, quoted
+from policies.sql import rewrite
+from policies.sql import syntax_tree as trees
+
+
+def plan(
+    sql: str,
+    tables: Tables,
+    *,
+    tree: exp.Expr | None = None,
+    mode: Mode = Mode.FULL,
+    across_agreements: bool = False,
+    trace: bool = False,
+) -> Plan:
+    """The plan for one SELECT over `tables` (federated-query, section 9.1), or QueryInvalid with the reason.
+
+    `tree`: what `parse.read` gave for the text, which is spent. `across_agreements`: owners take fragments over
+    datasets of several agreements with them. `trace`: name the rules that changed something, which costs as much as
+    planning.
+    """
+    tree = sql_text.read(sql) if tree is None else tree
+    written = _written(tree)
+    planning = Planning(tables, mode, across_agreements)
+    changed, before = [], tree.copy() if trace else tree
+    for name in RULES:
+        tree = apply(name, tree, planning)
+        if trace and tree != before:
+            changed.append(name)
+            before = tree.copy()
+        if name == "qualify":
+            names = _names(tree, written, planning)
+    if not planning.drafts:
+        raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
+    residual = _named(tree, names)
+    nodes = rewrite.every(residual)
+    _notes(nodes, planning)
+    ctes = tuple(node.alias for node in nodes if isinstance(node, exp.CTE))
+    fragments = planning.fragments(lambda draft: statistics.expected(draft, planning))
+    return Plan(
+        sql=sql,
+        mode=mode,
+        fragments=fragments,
+        passed=_passed(residual, fragments),
+        residual=_text(residual, nodes),
+        columns=tuple(names),
+        notes=tuple(planning.notes),
+        rules=tuple(changed),
+        ctes=ctes,
+        once=frozenset() if ctes else _once(nodes),  # a WITH query may itself stand in several places
+    )
+
+
+def _once(nodes: Sequence[exp.Expr]) -> frozenset[str]:
+    found = Counter(node.name for node in nodes if isinstance(node, exp.Table))
+    return frozenset(name for name, times in found.items() if times == 1)
+
+
+def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
+    """Whether nothing is left to do here: one owner has the whole question, its ORDER BY too, and all it gives is asked
+    for. What is ordered by columns that do not leave has more outputs at its owner than here."""
+    if len(fragments) != 1 or fragments[0].kind != "whole" or not isinstance(residual, exp.Select):
+        return False
+    filled = {name for name, value in residual.args.items() if value}
+    columns = [output.unalias() for output in residual.expressions]
+    names = [column.name for column in columns if isinstance(column, exp.Column)]
+    shown = [output.alias_or_name for output in residual.expressions]
+    return (
+        filled <= {"expressions", "from_", "order", "kind"}
+        and [table.name for table in residual.find_all(exp.Table)] == [fragments[0].table]
+        and names == list(fragments[0].outputs)
+        and len(columns) == len(set(shown))
+    )
+
+
+def merge_sql(
+    found: Plan,
+    others: Mapping[str, Others],
+    *,
+    without: Collection[str] = (),
+    whole: Collection[str] = (),
+) -> str:
+    """The residual over relations named as fragments, those `without` (which gave nothing) left out, and as tables that
+    are `whole` already. `others`: of fragments, by their ids, the types that columns get back."""
+    united = []
+    for table, fragments in found.tables.items():
+        there = [one for one in fragments if one.id not in without]
+        if others.get(table) or (table not in whole and [one.id for one in there] != [table]):
+            every = " UNION ALL ".join(_all(one, dict(others.get(one.id, ()))) for one in there)
+            united.append(f'"{table}" AS ({every})')
+    if not united:
+        return found.residual
+    start = "WITH " + ", ".join(united)
+    if found.residual.startswith("WITH "):
+        return f"{start}, {found.residual.removeprefix('WITH ')}"
+    return f"{start} {found.residual}"
+
+
+def _all(fragment: Fragment, others: Mapping[int, str]) -> str:
+    """What came of a fragment, in the engine's types."""
+    names = [quoted(name) for name in fragment.outputs]
+    outputs = [f"TRY_CAST({name} AS {others[at]}) AS {name}" if at in others else name for at, name in enumerate(names)]
+    return f'SELECT {", ".join(outputs) if others else "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
+
+
+def _written(tree: exp.Expr) -> list[str]:
+    """The names of the outputs as they were written; empty for `*`."""
+    found = []
+    for output in trees.first_select(tree).expressions:
+        if output.is_star:
+            found.append("")
+        elif isinstance(output, exp.Alias | exp.Column):
+            found.append(output.alias_or_name)
+        elif isinstance(output, exp.Count) and isinstance(output.this, exp.Star):
+            found.append("count_star()")
+        else:
+            found.append(fold(output.sql(dialect="duckdb", comments=False)[:60]))
+    return found
+
+
+def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
+    """The outputs' names: as written, and for `*` as the owners spell their columns."""
+    outputs = trees.output_names(tree)
+    if len(outputs) == len(written) and all(written):
+        return written
+    spelled = {fold(column.name): column.name for info in planning.tables.values() for column in info.columns}
+    return [spelled.get(name, name) for name in outputs]
+
+
+def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
+    """The residual with its outputs named as the caller wrote them; ORDER BY follows, by the place of an output whose
+    name is another's, too."""
+    first = trees.first_select(tree)
+    times = Counter(map(fold, names))
+    new = {
+        output.alias_or_name: trees.column(name) if times[fold(name)] == 1 else exp.Literal.number(place)
+        for place, (output, name) in enumerate(zip(first.expressions, names, strict=True), 1)
+    }
+    for output, name in zip(first.expressions, names, strict=True):
+        output.set("alias", exp.to_identifier(name)) if isinstance(output, exp.Alias) else output.replace(
+            trees.named(output.copy(), name)
+        )
+    node, orders = tree, [tree.args.get("order")]
+    while node is not first:  # a side in brackets may have an order of its own
+        node = node.this
+        orders.append(node.args.get("order"))
+    for column in [column for order in orders if order is not None for column in order.find_all(exp.Column)]:
+        if not column.table and column.name in new:
+            column.replace(new[column.name].copy())
+    return tree
+
+
+def _notes(nodes: Sequence[exp.Expr], planning: Planning) -> None:
+    """What the residual still does, with the reason that it is not done at an owner."""
+    if planning.mode is not Mode.FULL:
+        planning.note("joins and aggregates", "mode", planning.mode.value)
+        return
+    for select in [node for node in nodes if isinstance(node, exp.Select)]:
+        if len(trees.sources(select)) > 1:
+            planning.note(" >< ".join(one.alias_or_name for one in trees.sources(select)), "two_owners", "join")
+        if select.args.get("order") is not None and len(planning.drafts) > 1:
+            planning.note("ORDER BY", "two_owners")
+
+
+def _text(residual: exp.Expr, nodes: Sequence[exp.Expr]) -> str:
+    """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
+    rewrite.safe(nodes)
+    return sql_text.write(residual, spend=True)

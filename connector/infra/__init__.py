@@ -1,0 +1,1 @@
+"""What every service needs: inbound HTTP limits, the outbound client, queues, databases and files."""

@@ -1,0 +1,1 @@
+"""Bounded queues, fair semaphores, thread pools and counters."""

@@ -1,0 +1,1 @@
+"""How a service opens and migrates its database."""

@@ -1,0 +1,1 @@
+"""Wire formats and digests that need neither the engine nor Arrow."""

@@ -1,0 +1,1 @@
+"""Inbound HTTP: limits of a listener, TLS, problem objects, strict JSON bodies."""

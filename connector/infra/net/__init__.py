@@ -1,0 +1,1 @@
+"""Outbound HTTP: one client with a guard against server-side request forgery."""

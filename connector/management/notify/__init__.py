@@ -1,0 +1,1 @@
+"""How others learn of changes: webhooks, the catalogue, long polls."""

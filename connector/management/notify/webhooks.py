@@ -1,0 +1,142 @@
+"""Webhooks: committed events, delivered to addresses of the operator's choice, signed and in order.
+
+A delivery is stored in the same transaction as the event, and goes out through the same outbox as protocol messages.
+Each request carries `Hanse-Signature: t=<seconds>,v1=<hex>`: HMAC-SHA256 over `<seconds>.<body>` with the webhook's
+secret. A receiver checks the signature, refuses times that are minutes off, and recognises repeats by `Hanse-Delivery`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+
+from connector.dsp.protocol_client import Peer, Wire
+from connector.errors import BadInput, NotFound
+from connector.events import Event, WebhookChanged
+from connector.outbox.sender import Outcome, Result, Sender
+from connector.store import Store, Transaction
+from connector.store.tables import Outbox, Webhook
+
+KIND = "webhook"
+EVERY = "*"
+_GONE = 410
+_KNOWN_SECONDS = 2.0  # how long another process's change of webhooks may go unnoticed
+_MOST = 100
+
+
+class Webhooks:
+    """The webhooks of one connector."""
+
+    def __init__(self, *, store: Store, sender: Sender, peer: Peer, wire: Wire) -> None:
+        self._store = store
+        self._sender = sender
+        self._peer = peer
+        self._wire = wire
+        self._known: tuple[float, tuple[Webhook, ...]] = (float("-inf"), ())
+        self._changes = 0  # of ours: who read the webhooks before one of them does not keep what it read
+        sender.register(KIND, self)
+        store.outlets.append(self._store_deliveries)
+        store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None, own=True)
+        store.bus.subscribe(self._heard)
+
+    async def add(self, *, url: str, kinds: Sequence[str], by: str) -> Webhook:
+        """A new webhook with its secret, which is shown this once. BadInput for an address that we do not call."""
+        await self._peer.check(url)
+        row = Webhook(id=f"urn:uuid:{uuid.uuid4()}", url=url, secret=secrets.token_urlsafe(32), kinds=list(kinds))
+
+        def work(tx: Transaction) -> Webhook:
+            if len(tx.messages.webhooks()) >= _MOST:
+                raise BadInput(f"expected at most {_MOST} webhooks; remove one first")
+            row.created_at = tx.now
+            tx.messages.add_webhook(row)
+            tx.publish(WebhookChanged(actor=by, process=row.id, detail={"change": "added", "url": url}))
+            return row
+
+        made = await self._store.write(work)
+        self._forget()
+        return made
+
+    async def all(self) -> list[Webhook]:
+        return list(await self._store.read(lambda tx: tx.messages.webhooks()))
+
+    async def remove(self, webhook_id: str, *, by: str) -> None:
+        """Remove a webhook and what was still to be delivered to it."""
+
+        def work(tx: Transaction) -> None:
+            if (row := tx.messages.webhook(webhook_id)) is None:
+                raise NotFound(f"no webhook {webhook_id!r}")
+            tx.messages.remove_webhook(row)
+            tx.messages.drop(_process(webhook_id))
+            tx.publish(WebhookChanged(actor=by, process=webhook_id, detail={"change": "removed", "url": row.url}))
+
+        await self._store.write(work)
+        self._forget()
+
+    def _heard(self, event: Event) -> None:
+        """Another process on this database may have changed them."""
+        if isinstance(event, WebhookChanged):
+            self._forget()
+
+    def _forget(self) -> None:
+        self._changes += 1
+        self._known = (float("-inf"), ())
+
+    def _store_deliveries(self, tx: Transaction, event: Event) -> None:
+        """Put a delivery for every webhook that wants this event into the outbox."""
+        changes, (read, hooks) = self._changes, self._known
+        if time.monotonic() - read > _KNOWN_SECONDS:
+            hooks = tuple(tx.messages.webhooks())
+            if changes == self._changes:  # transactions run side by side on PostgreSQL
+                self._known = (time.monotonic(), hooks)
+        for hook in hooks:
+            if EVERY in hook.kinds or event.kind in hook.kinds:
+                tx.messages.send(_delivery(hook, event, tx.now))
+
+    async def carry(self, row: Outbox) -> Outcome:
+        """Deliver once. Anything but a 2xx is tried again; 410 says that nobody is there any more."""
+        hook = await self._store.read(lambda tx: tx.messages.webhook(row.process.removeprefix(f"{KIND}:")))
+        if hook is None:
+            return Outcome(Result.REFUSED, "the webhook was removed")
+        body = json.dumps(row.message, separators=(",", ":"), ensure_ascii=False).encode()
+        headers = {
+            "Content-Type": "application/json",
+            "Hanse-Signature": signature(hook.secret, body, at=int(time.time())),
+            "Hanse-Delivery": str(row.message["id"]),
+        }
+        reply = await self._wire.call("POST", hook.url, headers=headers, body=body, max_bytes=64 * 2**10)
+        if 200 <= reply.status < 300:
+            return Outcome(Result.DELIVERED)
+        result = Result.REFUSED if reply.status == _GONE else Result.AGAIN
+        return Outcome(result, f"{hook.url} answered {reply.status}")
+
+    def hold(self, tx: Transaction, row: Outbox) -> None:
+        """A delivery is about nothing that could change."""
+
+    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> None:
+        """Nobody waits for a delivery here."""
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> list[Outbox]:
+        """Nothing follows from a delivery."""
+        return []
+
+
+def signature(secret: str, body: bytes, *, at: int) -> str:
+    """The signature header of a delivery."""
+    mac = hmac.new(secret.encode(), f"{at}.".encode() + body, hashlib.sha256)
+    return f"t={at},v1={mac.hexdigest()}"
+
+
+def _process(webhook_id: str) -> str:
+    return f"{KIND}:{webhook_id}"
+
+
+def _delivery(hook: Webhook, event: Event, now: float) -> Outbox:
+    message = {"id": f"urn:uuid:{uuid.uuid4()}", "time": now, **event.body()}
+    return Outbox(  # due at once, whoever's clock is asked
+        process=_process(hook.id), kind=KIND, address=hook.url, path="", message=message, due_at=0.0, created_at=now
+    )

@@ -1,0 +1,104 @@
+"""What stands on a dataset, offers in force and agreements, and a new policy beside these.
+
+Compiles what is stored and holds it against the new one; what makes two of them harm each other is in
+`policies.contracts.conflicts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from connector.datasets.registry import published_schema
+from connector.errors import PolicyInvalid, Refused
+from connector.store import Transaction
+from connector.store.tables import DatasetVersion, Json
+from policies.contracts import compile, conflicts
+from policies.contracts.conflicts import Standing
+from policies.contracts.contract import DataContract, TableSchema
+from policies.errors import PolicyError
+from policies.model import Policy
+from policies.odrl import reader
+from policies.review.lint import Problem
+
+
+def problems(tx: Transaction, mine: Standing, version: DatasetVersion, *, but: str = "") -> list[Problem]:
+    """What speaks against a policy beside all that stands on the dataset of `version`; the offer `but` is left out."""
+    lost: list[str] = []
+    found = list(conflicts.problems(mine, _standing(tx, version, but, lost)))
+    if lost and any(one.grid is not None for one in mine.contracts):
+        said = (
+            f"{', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''} cannot be kept on the dataset as it is now: "
+            "nothing is served under it, and this policy was not held against it. Withdraw or revoke it"
+        )
+        found.append(Problem("warning", "", "not_compared", said))
+    return found
+
+
+def check_offer(tx: Transaction, mine: Standing, version: DatasetVersion) -> None:
+    """PolicyInvalid where an offer must not stand beside the rest; nobody changes that before the transaction ends."""
+    tx.datasets.hold(version.dataset_id)
+    refuse(problems(tx, mine, version))
+
+
+def refuse(found: list[Problem]) -> None:
+    """PolicyInvalid with the first error among these."""
+    if error := next((one for one in found if one.level == "error"), None):
+        listed = [one.to_json() for one in found]
+        raise PolicyInvalid(error.message, code=error.code, rule=error.path, problems=listed)
+
+
+def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: str) -> None:
+    """Refused where other terms than published ones would count other groups than what stands.
+
+    What was published has been looked at then. Nobody is told of others' agreements.
+    """
+    tx.datasets.hold(dataset_id)
+    digest = reader.digest(policy)
+    if any(offer.digest == digest for offer in tx.datasets.offers_of([dataset_id])):
+        return
+    version = tx.datasets.current(tx.datasets.of(dataset_id))
+    contracts = compile.contracts(policy, published_schema(version), concluded=tx.now)
+    found = problems(tx, Standing("these terms", policy, contracts, holder=consumer), version)
+    if error := next((one for one in found if one.level == "error"), None):
+        raise Refused(
+            "these terms count other groups or other rows than what is offered or agreed on this dataset, and the "
+            "difference of two answers shows single units; take the terms that are offered, or its owner withdraws and "
+            "revokes what is in the way",
+            code=error.code,
+            rule=error.path,
+            private=error.message,
+        )
+
+
+def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[Standing]:
+    schema = published_schema(version)
+    for offer in tx.datasets.offers_of([version.dataset_id]):
+        if offer.id != but:
+            name, meant = f"offer {offer.id}", _meant(offer.policy, schema, now=tx.now)
+            if meant is None:
+                lost.append(name)
+            else:
+                yield Standing(name, *meant)
+    known: dict[str, _Meant] = {}  # many agreements are of one offer
+    for row, reads in tx.agreements.on(version.dataset_id):
+        name, over = f"agreement {row.id} with {row.consumer}", row.ended_at is not None
+        if over and not reads:
+            continue
+        meant = known.get(row.digest) or _meant(row.policy, schema, now=row.signed_at)
+        if meant is not None:
+            known[row.digest] = meant
+            yield Standing(name, *meant, holder=row.consumer, over=over)
+        elif not over:
+            lost.append(name)
+
+
+_Meant = tuple[Policy, tuple[DataContract, ...]]
+
+
+def _meant(wire: Json, schema: TableSchema, *, now: float) -> _Meant | None:
+    """The policy and its contracts; None where it cannot be kept, so that nothing is served under it."""
+    try:
+        policy = reader.read(wire)
+        return policy, compile.contracts(policy, schema, concluded=now)
+    except PolicyError:
+        return None

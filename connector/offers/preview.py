@@ -1,0 +1,387 @@
+"""What an owner can look at without being a consumer: what a grid would withhold, and what a partner would see.
+
+Both run in the same workers over the same pinned files, behind the same gate as anybody's read. A preview is recorded
+as a read of the owner's own: who looked, as whom, through which offer, and how many rows were shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from connector.dataplane import read_log
+from connector.dataplane.job_builder import version_relation
+from connector.dataplane.read_request import new_name
+from connector.datasets import stored_policies
+from connector.datasets.registry import published_schema
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
+from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
+from connector.events import ReadEnded, ReadStarted
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.usage.fact_collector import Known, counted, requested
+from policies.contracts import compile as compiler
+from policies.contracts import coverage
+from policies.contracts.columns import quoted
+from policies.contracts.contract import DataContract, Grid
+from policies.contracts.masks import texts
+from policies.enforce.withheld import LeftOut, share_of
+from policies.errors import PolicyError, QueryRefused
+from policies.evaluation.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits
+from policies.model import Policy
+from policies.review import explain, report
+from policies.vocabulary import Phase, expand
+
+ROWS = 20
+_DIMENSIONS_MAX = 8
+_SECONDS = 60.0
+_SECONDS_OF_VERSIONS = 600.0  # each measure of two whole versions is compared by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Whom to look as, through which offer (empty: the first that is for that party), and what it would declare."""
+
+    participant: str
+    offer: str = ""
+    action: str = "ds:query"
+    purpose: str = ""
+    application: str = ""
+
+
+class OwnersView:
+    """The owner's own looks at its datasets."""
+
+    def __init__(
+        self, store: Store, pool: Pool, known: Known, *, name: str, mask_secret: bytes, memory_mb: int
+    ) -> None:
+        self._store, self._pool, self._known = store, pool, known
+        self._name, self._mask_secret, self._memory_mb = name, mask_secret, memory_mb
+
+    async def withheld(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> list[dict[str, Any]]:
+        """What each aggregate-only contract keeps back of this version, in all and for each dimension by itself."""
+        cells = [one for one in contracts if one.grid is not None and one.grid.privacy is None]
+        return [await self._withheld(version, one) for one in cells]
+
+    async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
+        grid = contract.grid
+        assert grid is not None  # the caller chose
+        figures = await self.figures(version, contract)
+        dimensions = []
+        for one in grid.dimensions[:_DIMENSIONS_MAX]:
+            alone = replace(grid, dimensions=(one,))
+            without = replace(grid, dimensions=tuple(other for other in grid.dimensions if other != one))
+            dimensions.append(
+                {
+                    "column": one.column,
+                    "width": one.width,
+                    "alone": await self._of(version, contract, alone),
+                    "without": await self._of(version, contract, without),
+                }
+            )
+        return {
+            "permission": contract.permission,
+            "min_group": grid.min_group,
+            "unit": grid.entity,
+            **figures,
+            "dimensions": dimensions,
+            "says": _loss(figures, grid),
+        }
+
+    async def left_out(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> dict[str, Any]:
+        """The share that each aggregate-only contract keeps back of this version, as it may be published. PolicyInvalid
+        where a single group decides about it, or there is no such contract."""
+        found: dict[str, Any] = {}
+        for one in contracts:
+            if one.grid is None or one.grid.privacy is not None:
+                continue
+            share = share_of(LeftOut.of(await self._report(version, one)), min_group=one.grid.min_group)
+            if share is None:
+                raise PolicyInvalid(
+                    "the share that the groups leave out cannot be published: one group more or less would change it, "
+                    "so it would tell of that group. Publish the offer without it, or with fewer or finer groups",
+                    code="left_out_tells",
+                    rule=one.permission,
+                )
+            found[one.permission] = {"rows": share.rows, "groups": share.groups}
+        if not found:
+            raise PolicyInvalid(
+                "expected an aggregate-only offer, as only its groups leave rows out; publish it without their share",
+                code="left_out_nothing",
+            )
+        return {"version": version.digest, "shares": found}
+
+    async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
+        return await self.figures(version, replace(contract, grid=grid))
+
+    async def few_changed(self, contract: DataContract, old: DatasetVersion, new: DatasetVersion) -> int:
+        """Groups that both versions show and of which a figure differs by fewer units than a group has, or by one of
+        them more than by all others."""
+        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import changed
+
+        before, after = (Gated((self._name, "t"), new_name(), contract) for _ in range(2))
+        prepared = changed(before, after, token=new_name, mask_key=b"owner")
+        relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
+        found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
+        return int(found["rows"][0][0])
+
+    async def _report(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import withheld
+
+        prepared = withheld(Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner")
+        found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
+        return dict(zip(found["columns"], found["rows"][0], strict=True))
+
+    async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+        seen = await self._report(version, contract)
+        return {
+            "rows": seen["rows"],
+            "rows_lost": seen["rows"] - seen["rows_shown"],
+            "groups": seen["cells"],
+            "groups_lost": seen["cells"] - seen["cells_shown"],
+            "units": seen["units"],
+            "units_lost": seen["units"] - seen["units_shown"],
+        }
+
+    async def preview(self, key: str, asked: Asked, *, by: str) -> dict[str, Any]:
+        """What that party would see: the verdict of each rule, the columns after masks, the first rows."""
+        dataset, version, offers = await self._store.read(lambda tx: _rows(tx, key))
+        if not offers:
+            raise NotFound(f"{dataset.name!r} has no offer in force, so nobody sees anything of it; publish one first")
+        facts, now = await self._facts(asked, dataset), time.time()
+        offer, policy = _chosen(offers, asked.offer, facts, now=now)
+        found = _judged(policy, facts, asked, now=now)
+        shown: dict[str, Any] = {"columns": [], "hidden": [], "rows": [], "sql": ""}
+        if found["permitted"]:
+            try:
+                shown = await self._shown(dataset, version, policy, facts, asked, offer.id, by=by, now=now)
+            except (HanseError, PolicyError) as error:
+                found["permitted"] = False
+                found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
+        about = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
+        return {**about, "action": asked.action, "purpose": asked.purpose, **found, **shown}
+
+    def simulate(
+        self, dataset: Dataset, contracts: Sequence[DataContract], sql: str, *, action: str, purpose: str
+    ) -> dict[str, Any]:
+        """What the gate makes of a query under these contracts, without running it; a refusal with code and rule."""
+        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import prepare
+
+        chosen, declared = expand(action), expand(purpose) or None
+        try:
+            contract = coverage.covering(contracts, action=chosen, purpose=declared, now=time.time())[0]
+            gated = Gated((self._name, dataset.name), new_name(), contract, dataset.id)
+            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=new_name, mask_key=b"simulated")
+        except PolicyError as error:
+            return {"passes": False, "code": error.code, "rule": error.rule, "reason": str(error)}
+        return {
+            "passes": True,
+            "permission": contract.permission,
+            "columns": list(prepared.columns),
+            "applied": list(read_log.applied(prepared)),
+            "aggregate": prepared.aggregate,
+            "sql": prepared.sql,
+            "parameters": {name: str(value) for name, value in prepared.params.items()},
+        }
+
+    async def _facts(self, asked: Asked, dataset: Dataset) -> Facts:
+        known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
+        first_use = counted(known, uses=0, uses_today=0, running=0)
+        return requested(first_use, purpose=expand(asked.purpose), application=asked.application)
+
+    async def _shown(
+        self,
+        dataset: Dataset,
+        version: DatasetVersion,
+        policy: Policy,
+        facts: Facts,
+        asked: Asked,
+        offer: str,
+        *,
+        by: str,
+        now: float,
+    ) -> dict[str, Any]:
+        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import prepare
+
+        contracts = compiler.contracts(policy, published_schema(version), concluded=now, new=True)
+        action, purpose = expand(asked.action), expand(asked.purpose) or None
+        covering = coverage.covering(contracts, action=action, purpose=purpose, now=now)
+        contract = _active(covering, policy, facts, action=action, now=now)
+        if note := _unshown(contract):
+            return {**_columns(contract), "columns_shown": [], "rows": [], "sql": "", "note": note}
+        sql = _first_rows(self._name, dataset.name, contract)
+        prepared = prepare(
+            sql,
+            [Gated((self._name, dataset.name), new_name(), contract, dataset.id)],
+            action=action,
+            purpose=purpose,
+            token=new_name,
+            mask_key=hmac.digest(self._mask_secret, asked.participant.encode(), "sha256"),
+        )
+        read = f"preview:{secrets.token_hex(8)}"
+        common: dict[str, Any] = {
+            "actor": by,
+            "dataset": dataset.id,
+            "version": version.digest,
+            "purpose": expand(asked.purpose),
+        }
+        detail = {
+            "action": "preview",
+            "as": asked.participant,
+            "offer": offer,
+            **read_log.columns_read(prepared.read[self._name, dataset.name], prepared.columns),
+            "query_sha256": hashlib.sha256(sql.encode()).hexdigest(),
+        }
+        await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
+        try:
+            answer = await self._pool.ask(self._job(prepared, _only(prepared, version)))
+        except HanseError as error:
+            await self._ended(ReadEnded(**common, process=read, outcome="broken", code=error.code))
+            raise
+        told = {"rows": len(answer["rows"]), "action": "preview"}
+        await self._ended(ReadEnded(**common, process=read, detail=told))
+        return {**_columns(contract), "columns_shown": answer["columns"], "rows": answer["rows"], "sql": sql}
+
+    async def _ended(self, event: ReadEnded) -> None:
+        await self._store.write(lambda tx: tx.publish(event))
+
+    def _job(self, prepared: Any, relations: Mapping[str, Relation], *, seconds: float = _SECONDS) -> Job:
+        return Job(
+            kind="report",
+            relations=relations,
+            sql=prepared.sql,
+            params=prepared.params,
+            recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
+            limits=Limits(seconds=seconds, memory_mb=self._memory_mb),
+            consumer="owner",
+        )
+
+
+def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
+    return {dataset.relation: version_relation(version) for dataset in prepared.datasets}
+
+
+def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offer]]:
+    row = tx.datasets.of(key)
+    return row, tx.datasets.current(row), sorted(tx.datasets.offers_of([row.id]), key=_age)
+
+
+def _age(offer: Offer) -> tuple[float, str]:
+    return offer.created_at, offer.id
+
+
+def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
+    """The offer that is asked for; else the first that this party could conclude; else the first."""
+    if wanted:
+        found = next((one for one in offers if one.id == wanted), None)
+        if found is None:
+            raise NotFound(
+                f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
+            )
+        return found, stored_policies.offered(found)
+    read = [(offer, policy) for offer in offers if (policy := _understood(offer)) is not None]
+    if not read:
+        return offers[0], stored_policies.offered(offers[0])  # says why not
+    fitting = (pair for pair in read if concludable(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
+    return next(fitting, read[0])
+
+
+def _understood(offer: Offer) -> Policy | None:
+    try:
+        return stored_policies.offered(offer)
+    except Refused:
+        return None
+
+
+def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[str, Any]:
+    """Whether it could agree, and then read; each rule with how it stands."""
+    agree = concludable(policy, facts, phase=Phase.NEGOTIATION, now=now)
+    read = evaluate(as_if_agreed(policy, at=now), facts, action=expand(asked.action), phase=Phase.QUERY, now=now)
+    return {
+        "permitted": agree.permitted and read.permitted,
+        "could_agree": agree.permitted,
+        "could_read": read.permitted,
+        "explanation": list(dict.fromkeys([*explain.decision(agree), *explain.decision(read)])),
+        "rules": _verdicts(policy, read),
+        "decision": read.to_json(),
+    }
+
+
+def _active(
+    contracts: Sequence[DataContract], policy: Policy, facts: Facts, *, action: str, now: float
+) -> DataContract:
+    """The contract that a read of this party would be under: the first whose own permission is active."""
+    tried = as_if_agreed(policy, at=now)
+    for one in contracts:
+        if permits(tried, facts, action=action, permission=one.permission, phase=Phase.QUERY, now=now):
+            return one
+    raise QueryRefused(
+        "no permission that covers this action and purpose is active for this party; look at the rules above",
+        rule=contracts[0].permission,
+        code="not_permitted",
+    )
+
+
+def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
+    results = {finding.constraint: finding for finding in decision.findings}
+    said = []
+    for line in report.enforceability(policy):
+        found = results.get(line.path)
+        result = found.result if found is not None else "made true" if line.tier == "technical" else "follows up"
+        said.append({**line.to_json(), "result": result, "observed": list(found.observed) if found is not None else []})
+    return said
+
+
+def _columns(contract: DataContract) -> dict[str, Any]:
+    types = {column.name: column.type for column in contract.schema.columns}
+    masks, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, texts(contract.masks)
+    shown = [
+        {"name": name, "type": "VARCHAR" if name in as_texts else types[name], "mask": masks.get(name)}
+        for name in contract.columns
+    ]
+    hidden = [name for name in types if name not in contract.columns]
+    return {"columns": shown, "hidden": hidden, "aggregate": contract.grid is not None}
+
+
+def _unshown(contract: DataContract) -> str:
+    """Why there are no first rows to show although there is something to ask."""
+    if contract.templates:
+        return "only approved queries run under this offer; fill one in to see its answer"
+    if contract.grid is not None and contract.grid.privacy is not None:
+        return "answers carry noise, and each spends the agreement's privacy budget; none is shown here"
+    return ""
+
+
+def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
+    """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
+    source = f"{quoted(owner)}.{quoted(dataset)}"
+    if contract.grid is None:
+        together = {name for columns in contract.together for name in columns[1:]}
+        named = ", ".join(quoted(name) for name in contract.columns if name not in together)
+        return f"SELECT {named} FROM {source} LIMIT {ROWS}"  # noqa: S608  quoted, and the gate reads it
+    keys = [quoted(one.column) for one in contract.grid.dimensions]
+    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {quoted(contract.grid.entity)})"
+    figures = [
+        f"{unit} AS units",
+        *(f"avg({quoted(m.column)}) AS {quoted('avg_' + m.column)}" for m in contract.grid.measures),
+    ]
+    grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
+    return f"SELECT {', '.join([*keys, *figures])} FROM {source}{grouped} LIMIT {ROWS}"  # noqa: S608  as above
+
+
+def _loss(figures: Mapping[str, int], grid: Grid) -> str:
+    units = f", {figures['units_lost']:,} of {figures['units']:,} different {grid.entity}" if grid.entity else ""
+    return (
+        f"with groups of at least {grid.min_group}, answers leave out {figures['groups_lost']:,} of "
+        f"{figures['groups']:,} groups, {figures['rows_lost']:,} of {figures['rows']:,} rows{units}"
+    )

@@ -1,0 +1,240 @@
+"""What a new version of a dataset does to the offers and agreements that stand on it, before it takes the old one's
+place: rules that cannot be kept any more, groups that shrink, values out of bounds, differences that would tell of few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from connector.datasets import stored_policies, version_retention
+from connector.datasets.registry import published_schema
+from connector.errors import HanseError, Refused
+from connector.offers.preview import OwnersView
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Offer
+from policies.contracts import column_binding
+from policies.contracts import compile as compiler
+from policies.contracts.contract import DataContract
+from policies.errors import PolicyError
+from policies.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One thing that changes for one offer or agreement: an `error` stands in the way, a `warning` is to be weighed."""
+
+    level: str
+    on: str  # offer or agreement
+    id: str
+    rule: str
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """For the API, the page and the refusal."""
+        return asdict(self)
+
+
+class Versions:
+    """Checks a version before it is taken on."""
+
+    def __init__(self, store: Store, view: OwnersView) -> None:
+        self._store, self._view = store, view
+
+    async def effects(self, dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
+        """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
+        found: list[Effect] = []
+        standing, earlier = await self._store.read(
+            lambda tx: (_standing(tx, dataset.id, found), _earlier(tx, old, new.digest))
+        )
+        for digest in dict.fromkeys(entry.digest for entry in standing):
+            mine = [entry for entry in standing if entry.digest == digest]
+            said = await self._of(mine[0].policy, old, new, earlier, over=mine[0].over, concluded=new.created_at)
+            found += [Effect(one[0], entry.on, entry.id, *one[1:]) for entry in mine for one in said]
+        return [one.to_json() for one in sorted(found, key=lambda one: one.level)]
+
+    async def _of(
+        self,
+        policy: Policy,
+        old: DatasetVersion,
+        new: DatasetVersion,
+        earlier: Sequence[DatasetVersion],
+        *,
+        over: bool,
+        concluded: float,
+    ) -> list[tuple[str, str, str, str]]:
+        """`over`: nobody asks under it any more. What was asked is known, and can be subtracted from later answers."""
+        try:
+            contracts = compiler.contracts(policy, published_schema(new), concluded=concluded)
+        except PolicyError as error:
+            return [("warning", error.rule, "difference_unknown", _LOST) if over else _unkept(error)]
+        found = [] if over else [one for contract in contracts for one in _bounds(contract, new.profile)]
+        before = published_schema(old)
+        for contract in contracts:
+            changed = column_binding.retyped(contract, before)
+            found += [] if over else [_retyped(contract, one) for one in changed]
+            if not compiler.exact(contract):
+                continue
+            if old.digest != new.digest:
+                found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
+            found += await self._held_against(contract, earlier, new)
+        return found
+
+    async def _held_against(
+        self, contract: DataContract, earlier: Sequence[DatasetVersion], new: DatasetVersion
+    ) -> list[tuple[str, str, str, str]]:
+        """The versions before the last: a mistake that is taken back brings one of them again, but for a few units."""
+        found, unknown = [], max(0, len(earlier) - version_retention.EARLIER_MAX)
+        for one in earlier[: version_retention.EARLIER_MAX]:
+            try:
+                lost = bool(column_binding.retyped(contract, published_schema(one)))
+                few = 0 if lost else await self._view.few_changed(contract, one, new)
+            except HanseError:  # most often: its files have been written over
+                lost, few = True, 0
+            unknown += lost
+            if few:
+                day = datetime.fromtimestamp(one.created_at, UTC).date().isoformat()
+                found.append(_too_small(contract, few, f"an earlier version ({day}, {one.digest[-12:]})"))
+        if unknown:
+            said = (
+                f"it cannot be held against {unknown:,} earlier versions, whose files are others now or which are too "
+                "many: whoever asked one of them learns of few by subtraction where it differs by few"
+            )
+            found.append(("warning", contract.permission, "difference_unknown", said))
+        return found
+
+    async def _grid(
+        self, contract: DataContract, old: DatasetVersion, new: DatasetVersion
+    ) -> list[tuple[str, str, str, str]]:
+        path, k = contract.permission, contract.grid.min_group if contract.grid else 0
+        found = []
+        try:
+            before, after = await self._view.figures(old, contract), await self._view.figures(new, contract)
+            few = await self._view.few_changed(contract, old, new)
+        except HanseError as error:  # most often: the older files were written over
+            said = f"it cannot be held against the version before ({error.code}), and {_TELLS}"
+            return [("error", path, "difference_unknown", said)]
+        if after["rows"] and after["groups_lost"] == after["groups"]:
+            found.append(
+                (
+                    "warning",
+                    path,
+                    "all_withheld",
+                    f"nothing is shown: no group of the new version has {k} units, {_FIGURES}",
+                )
+            )
+        elif after["groups_lost"] > before["groups_lost"]:
+            lost = after["groups_lost"] - before["groups_lost"]
+            found.append(
+                (
+                    "warning",
+                    path,
+                    "groups_lost",
+                    f"{lost:,} more groups than before have fewer than {k} units, {_FIGURES}",
+                )
+            )
+        if few:
+            found.append(_too_small(contract, few, "the version before"))
+        return found
+
+
+_FIGURES = "in all or in one of their figures, or a unit that makes most of one"
+_TELLS = (
+    "may tell of few by difference to whoever asked that one: keep the files of the version before, and the types of "
+    "its columns; where they are gone (of text that was converted they go with a dataset that is removed), only taking "
+    "it on all the same (--accept) helps"
+)
+_LOST = (
+    "it cannot be held against what was asked under this agreement, which has ended and cannot be kept on it: whoever "
+    "asked learns of few by subtraction where it differs by few"
+)
+
+
+def _unkept(error: PolicyError) -> tuple[str, str, str, str]:
+    return "error", error.rule, error.code, str(error)
+
+
+def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
+    least = contract.grid.min_group if contract.grid else 0
+    said = (
+        f"in {few:,} groups (of all dimensions, of one, or all together) a count or sum differs from {than} by fewer "
+        f"than {least} units, or by one more than by all others: whoever asked that one learns of these by "
+        "subtraction. Wait until more have changed and take the changes on together; for updates that are small and "
+        "many, offer coarser groups, or noise in place of groups"
+    )
+    return "error", contract.permission, "difference_too_small", said
+
+
+def _retyped(contract: DataContract, one: column_binding.Retyped) -> tuple[str, str, str, str]:
+    said = f"{one}: a rule that was made for the one means something else for the other, so nothing is served; "
+    return "error", contract.permission, "type_changed", said + "give it the type that it had, or agree anew"
+
+
+def _incomparable(contract: DataContract, changed: Sequence[column_binding.Retyped]) -> tuple[str, str, str, str]:
+    said = f"it cannot be held against the version before ({'; '.join(map(str, changed))}), and {_TELLS}"
+    return "error", contract.permission, "difference_unknown", said
+
+
+@dataclass(frozen=True, slots=True)
+class _Stands:
+    """An offer in force, or an agreement. `over`: it has ended, and was read under."""
+
+    on: str
+    id: str
+    digest: str
+    policy: Policy
+    over: bool = False
+
+
+def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Stands]:
+    """What others may ask under, and what they have asked under (`kept.asked_under`); of those that have ended one for
+    each meaning that nothing else has.
+
+    Of those that are not understood any more the owner is told; nothing is served under them, whatever the version.
+    """
+    rows: list[tuple[str, Offer | Agreement]] = [("offer", row) for row in tx.datasets.offers_of([dataset_id])]
+    ended: dict[str, Agreement] = {}
+    for row, reads in tx.agreements.on(dataset_id):
+        if row.ended_at is None:
+            rows.append(("agreement", row))
+        elif reads:
+            ended.setdefault(row.digest, row)
+    known = {row.digest for _, row in rows}
+    rows += [("agreement", row) for digest, row in ended.items() if digest not in known]
+    found = []
+    for on, one in rows:
+        try:
+            policy = stored_policies.offered(one) if isinstance(one, Offer) else stored_policies.agreed(one)
+        except Refused as refused:
+            told.append(Effect("warning", on, one.id, str(refused.facts["rule"]), refused.code, refused.message))
+        else:
+            found.append(_Stands(on, one.id, one.digest, policy, over=on == "agreement" and one.digest not in known))
+    return found
+
+
+def _earlier(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
+    """The versions before `old`, the newest first, that somebody may have asked; none where nobody ever could."""
+    return [one for one in version_retention.earlier(tx, old) if one.digest != coming]
+
+
+def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Values outside a measure's bounds are clamped: sums say less than they did."""
+    for one in contract.grid.measures if contract.grid is not None else ():
+        statistics = profile.get("columns", {}).get(one.column, {})
+        low, high = _number(statistics.get("min")), _number(statistics.get("max"))
+        over = high is not None and one.high is not None and high > one.high
+        under = low is not None and one.low is not None and low < one.low
+        if over or under:
+            bounds = f"{one.low:g}..{one.high:g}"
+            said = f"values of {one.column} go from {low:g} to {high:g}: those outside {bounds} are clamped"
+            yield "warning", contract.permission, "out_of_bounds", said
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Delivery of committed messages: protocol messages, webhooks, pushes."""

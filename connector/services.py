@@ -1,0 +1,439 @@
+"""Builds every part of a connector from its settings. `Services` is the frozen set of them, and nothing runs yet."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from connector.audit.head_file import Mark
+from connector.audit.log import AuditLog, Sequencer
+from connector.audit.signed_note import Signer, name_in, origin_of
+from connector.dataplane.admission import Reads
+from connector.dataplane.cache.stream_cache import PreparedStreams
+from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
+from connector.dataplane.flight.flight_queries import Desk
+from connector.dataplane.flight.listener import Front, Listen
+from connector.dataplane.push.push_receiver import Receiving, Room
+from connector.dataplane.push.push_sender import Target, push
+from connector.dataplane.push.received_files import arriving
+from connector.datasets.external import Outside
+from connector.datasets.registry import Registry, Told
+from connector.dsp import process, process_limits
+from connector.dsp.agreements import Agreements
+from connector.dsp.catalog import Catalog
+from connector.dsp.duty_upkeep import Ledger, Upkeep
+from connector.dsp.messages import DataAddress, address_of
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.participants import Partners
+from connector.dsp.protocol_client import Peer
+from connector.dsp.transfer import FORMATS, PULL, Transfers
+from connector.engine.pool.pool import Pool
+from connector.engine.pool.protocol import Job, Limits, Relation
+from connector.events import Bus
+from connector.federation.coordinator import Coordinator
+from connector.federation.tables import Holdings
+from connector.identity import did, keys
+from connector.identity.identity_service import Identity
+from connector.identity.member_register import Trust
+from connector.infra.net.http_client import Guard, Net
+from connector.management import (
+    events,
+)
+from connector.management.auth import Tokens
+from connector.management.notify.catalogue import Announcer
+from connector.management.notify.webhooks import Webhooks
+from connector.offers.offers import Offers
+from connector.offers.preview import OwnersView
+from connector.offers.version_effects import Versions
+from connector.outbox.sender import Sender
+from connector.settings import Settings
+from connector.store import Relay, Store, Transaction
+from connector.store.migrate import sqlite_file
+from connector.store.tables import Transfer
+from connector.telemetry import Metrics
+from connector.usage import fact_sources
+from connector.usage.fact_collector import Known
+from connector.usage.grants import Grants
+from connector.usage.held_agreement import Over
+from policies import plugins
+
+_CONVERT_TEMP_MB = 4096
+_NO_REGISTER = {"register": "of which this connector has none, as HANSE_TRUST_ANCHOR is not set"}
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Every part of one connector."""
+
+    settings: Settings
+    participant: str
+    instance: str  # this process, the same at every start
+    store: Store
+    relay: Relay
+    metrics: Metrics
+    net: Net
+    identity: Identity
+    trust: Trust
+    known: Known
+    tokens: Tokens
+    pool: Pool
+    outside: Outside
+    registry: Registry
+    offers: Offers
+    grants: Grants
+    reads: Reads
+    owners_view: OwnersView
+    addresses: Addresses
+    receiving: Receiving
+    flight: Front | None
+    sender: Sender
+    negotiations: Negotiations
+    transfers: Transfers
+    agreements: Agreements
+    ledger: Ledger
+    upkeep: Upkeep
+    catalog: Catalog
+    partners: Partners
+    webhooks: Webhooks
+    announcer: Announcer
+    feed: events.Feed
+    signer: Signer
+    former: tuple[Signer, ...]  # with whose keys nothing is signed any more
+    log_mark: Mark
+    sequencer: Sequencer
+    log: AuditLog
+    holdings: Holdings
+    coordinator: Coordinator
+
+
+class Profiles:
+    """The registry's engine: profiles and conversions in worker processes."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._pool = pool
+        self._limits = Limits(
+            seconds=600.0, total_seconds=3600.0, memory_mb=settings.worker_memory_mb, temp_mb=_CONVERT_TEMP_MB
+        )
+
+    async def profile(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
+    ) -> Mapping[str, Any]:
+        found = await self._pool.ask(self._job("profile", kind, files, options, {}), told=told)
+        return {
+            "schema": [{"name": column["name"], "type": column["type"]} for column in found["columns"]],
+            "rows": found["rows"],
+            "bytes": found["bytes"],
+            "columns": {
+                column["name"]: {key: value for key, value in column.items() if key not in ("name", "type")}
+                for column in found["columns"]
+            },
+            "digests": [file["sha256"] for file in found["files"]],
+        }
+
+    async def convert(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
+    ) -> Mapping[str, Any]:
+        job = self._job("convert", kind, files, options, {"target": target})
+        found: Mapping[str, Any] = await self._pool.ask(job, told=told)
+        return found
+
+    def _job(
+        self,
+        task: str,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+    ) -> Job:
+        relation = Relation(kind=kind, files=tuple(files), options=options)
+        return Job(kind=task, relations={"t": relation}, limits=self._limits, arguments=arguments, consumer="owner")
+
+
+class _DataPlane:
+    """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
+
+    def __init__(self, addresses: Addresses, reads: Reads, receiving: Receiving, net: Net, *, owner: str) -> None:
+        self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
+        self._receiving = receiving
+
+    def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
+        self._reads.grants.held(tx, transfer.agreement_id, consumer=transfer.counterparty)
+        found = address_of(self._addresses.address(transfer))
+        assert found is not None  # ours are well formed
+        return found
+
+    def receives(self, transfer_id: str) -> DataAddress:
+        found = address_of(self._receiving.address(transfer_id))
+        assert found is not None  # ours are well formed
+        return found
+
+    async def stop(self, transfer_id: str, how: Over) -> None:
+        self._reads.grants.stop_under(transfer_id, how)
+
+    async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
+        await push(
+            transfer,
+            to=Target.of(data_address.endpoint, dict(data_address.properties)),
+            addresses=self._addresses,
+            reads=self._reads,
+            net=self._net,
+            owner=self._owner,
+        )
+
+
+def build(settings: Settings) -> Services:
+    """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
+    plugins.load()
+    participant = settings.participant_id or did.did_of(settings.root_url)
+    store = Store(settings.database, bus=Bus())
+    fresh, keyed, newest = store.read_now(
+        lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.checkpoint())
+    )
+    key_dir = settings.data_dir / "keys"
+    key = keys.participant_key(key_dir, new=fresh)
+    mask_secret = keys.secret(key_dir, "mask", new=fresh)
+    version_secret = keys.secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
+    instance = keys.secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
+    metrics = Metrics()
+    store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
+    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
+    resolver = did.Resolver(net)
+    identity = Identity(
+        did=participant,
+        key=key,
+        resolver=resolver,
+        static=settings.static_tokens,
+        anonymous=settings.anonymous_participant,
+    )
+    trust = Trust(
+        net,
+        resolver,
+        anchor=settings.trust_anchor,
+        register_url=settings.trust_register,
+        max_age=settings.register_max_age,
+    )
+
+    outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
+    known = Known(store, trust, more=fact_sources.load())
+    converted = _converted(settings, version_secret)
+    pool = Pool(
+        settings.data_dir / "work",
+        size=settings.workers_max,
+        warm=settings.workers_warm,
+        readable=(*settings.source_roots, arriving(settings.data_dir / "received")),
+        writable=(converted, settings.data_dir / "queries", outside.drafts),
+        library=outside,
+    )
+    grants = Grants(store, facts_of=known.of)
+    addresses = Addresses(
+        store,
+        grants,
+        key=key,
+        participant=participant,
+        root_url=settings.root_url,
+        ticket_seconds=settings.ticket_seconds,
+        flight=_location(settings),
+    )
+    prepared = PreparedStreams(
+        settings.data_dir / "streams", quota=settings.prepared_mb * 2**20, sensitive=settings.prepared_sensitive
+    )
+    store.bus.subscribe(prepared.heard)
+    reads = Reads(
+        store,
+        grants,
+        pool,
+        name=settings.name,
+        mask_secret=mask_secret,
+        memory_mb=settings.worker_memory_mb,
+        temp_mb=settings.worker_temp_mb,
+        seconds=settings.query_seconds,
+        streams_max=settings.streams_max,
+        queue_seconds=settings.queue_seconds,
+        metrics=metrics,
+        instance=instance,
+        prepared=prepared,
+    )
+    receiving = Receiving(
+        store,
+        pool,
+        settings.data_dir / "received",
+        secret=hmac.digest(mask_secret, b"pushes to us", "sha256"),  # every process here has that one
+        root_url=settings.root_url,
+        room=Room(each=settings.received_each_mb * 2**20, total=settings.received_mb * 2**20),
+        memory_mb=settings.worker_memory_mb,
+    )
+    sender = Sender(
+        store=store,
+        send_delay=settings.dsp_send_delay,
+        retry_first=settings.dsp_retry_first,
+        retry_cap=settings.dsp_retry_cap,
+        retry_deadline=settings.dsp_retry_deadline,
+        metrics=metrics,
+        instance=instance,
+        is_member=resolver.expected,
+        is_partner=process_limits.partner,
+        makes_partner=process_limits.asked,
+    )
+    peer = Peer(wire=net, mint=identity.mint)
+    pace = settings.dsp_new_per_minute
+    begun = process_limits.Limits(
+        settings.dsp_negotiations_open,
+        pace,
+        all_open=settings.dsp_negotiations_open_all,
+        members_offer=bool(settings.trust_anchor),
+        idle=settings.dsp_negotiation_idle,
+        idle_stranger=settings.dsp_negotiation_idle_stranger,
+        strangers_per_minute=settings.dsp_new_per_minute_strangers,
+    )
+    parts = process.Parts(
+        store=store,
+        sender=sender,
+        peer=peer,
+        participant=participant,
+        base=settings.dsp_base,
+        facts_of=known.of,
+    )
+    negotiating = Negotiations(parts, limits=begun)
+    data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
+    formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
+    transferring = Transfers(
+        parts,
+        negotiations=negotiating,
+        data_plane=data_plane,
+        formats=formats,
+        limits=process_limits.Limits(settings.dsp_transfers_open, pace),
+    )
+    registry = Registry(
+        store,
+        Profiles(pool, settings),
+        name=settings.name,
+        roots=settings.source_roots,
+        private=(*settings.own_places, *_records(settings), converted),
+        converted=converted,
+        secret=version_secret,
+        outside=outside,
+    )
+    owners_view = OwnersView(
+        store,
+        pool,
+        known,
+        name=settings.name,
+        mask_secret=mask_secret,
+        memory_mb=settings.worker_memory_mb,
+    )
+    registry.effects = Versions(store, owners_view).effects
+    agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
+    log_name = name_in(newest.note) if newest else origin_of(settings.root_url, settings.name)
+    signer = Signer(log_name, keys.log_key(key_dir, new=fresh))
+    former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
+    log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
+    sequencer = Sequencer(
+        store, signer=signer, former=former, mark=log_mark, round_seconds=_round_seconds(settings, store)
+    )
+    holdings = Holdings(store, net, identity, names=trust.names)
+    return Services(
+        settings=settings,
+        participant=participant,
+        instance=instance,
+        store=store,
+        relay=Relay(store, number=sequencer.wake),
+        metrics=metrics,
+        net=net,
+        identity=identity,
+        trust=trust,
+        known=known,
+        tokens=Tokens(store),
+        pool=pool,
+        outside=outside,
+        registry=registry,
+        offers=Offers(store, absent={} if settings.trust_anchor else _NO_REGISTER),
+        grants=grants,
+        reads=reads,
+        owners_view=owners_view,
+        addresses=addresses,
+        receiving=receiving,
+        flight=_flight(settings, reads, addresses, key_dir),
+        sender=sender,
+        negotiations=negotiating,
+        transfers=transferring,
+        agreements=agreed,
+        ledger=Ledger(store, net, identity.mint),
+        upkeep=Upkeep(
+            store,
+            negotiations=negotiating,
+            agreements=agreed,
+            transfers=transferring,
+            facts_of=known.of,
+            seconds=settings.upkeep_seconds,
+        ),
+        partners=Partners(peer=peer, member=trust.called),
+        webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
+        announcer=Announcer(store, net, identity, catalogue_url=settings.catalogue_url, operator=settings.trust_anchor),
+        feed=events.Feed(store.bus),
+        catalog=Catalog(
+            store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats
+        ),
+        signer=signer,
+        former=former,
+        log_mark=log_mark,
+        sequencer=sequencer,
+        log=AuditLog(store, sequencer, vkey=signer.vkey),
+        holdings=holdings,
+        coordinator=Coordinator(
+            store,
+            net,
+            pool,
+            work_dir=settings.data_dir / "queries",
+            tables_for=holdings.tables,
+            ticket=holdings.ticket,
+            seconds=settings.query_seconds,
+            queue_seconds=settings.queue_seconds,
+            memory_mb=settings.worker_memory_mb,
+            temp_mb=settings.worker_temp_mb,
+            metrics=metrics,
+        ),
+    )
+
+
+def _round_seconds(settings: Settings, store: Store) -> float:
+    """A round costs as much as a small read. Where no other process waits for it, a read's start and end share one."""
+    return (settings.audit_round_ms or (1000 if store.is_sqlite else 200)) / 1000
+
+
+def _location(settings: Settings) -> str:
+    """Where others reach Flight, empty where it is not spoken."""
+    if settings.flight_port is None:
+        return ""
+    scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
+    return settings.flight_url or f"{scheme}://{settings.flight_host}:{settings.flight_port}"
+
+
+def _records(settings: Settings) -> Iterator[Path]:
+    """The files of an SQLite database, wherever it is."""
+    if (database := sqlite_file(settings.database)) is not None:
+        yield from (database.absolute().with_name(f"{database.name}{more}") for more in ("", "-wal", "-shm"))
+
+
+def _converted(settings: Settings, secret: bytes) -> Path:
+    """The folder for converted files. In one that others use as well we have our own, by a secret that all processes of
+    this connector have: what nobody reads any more is removed there."""
+    if settings.converted_dir is None:
+        return settings.data_dir / "prepared"
+    return settings.converted_dir / f"converted-{hmac.digest(secret, b'converted', 'sha256').hex()[:16]}"
+
+
+def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Path) -> Front | None:
+    if settings.flight_port is None:
+        return None
+    listen = Listen(
+        host=settings.flight_host,
+        port=settings.flight_port,
+        certificate=str(settings.tls_certificate or ""),
+        key=str(settings.tls_key or ""),
+    )
+    secret = keys.secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
+    return Front(Desk(reads, addresses, owner=settings.name, key=secret), listen)

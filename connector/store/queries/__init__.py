@@ -1,0 +1,1 @@
+"""Queries of the connector's database, one module for each aggregate."""

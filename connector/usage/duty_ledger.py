@@ -1,0 +1,202 @@
+"""The ledger of duties: what each agreement asks to be done, where that stands, and the evidence for it.
+
+Whose word counts: a duty before use unlocks data, so only its owner's record fulfils it; one after use is reported by
+whoever did it, and both sides keep the report. `look` compares with what was told last: a change is a reminder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connector.datasets import stored_policies
+from connector.errors import BadInput, Conflict, Limited, NotFound
+from connector.events import DutyChanged, DutyReported
+from connector.store import Transaction
+from connector.store.tables import Agreement, DutyEvidence, DutyWatch
+from policies import duties as rules
+from policies.duties import DutyState
+from policies.evaluation.evaluate import Fact, Facts
+from policies.model import Duty, Policy
+from policies.review import phrases
+from policies.vocabulary import ACTIONS, compact, ds
+
+PROVIDER, CONSUMER = "provider", "consumer"
+BREACH = ds("event/breach")
+_UNCHANGED_MAX = 10  # reports of one side that leave a duty as it was: each is read whenever somebody looks at it
+_LATER = 3_600  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One duty of one agreement, as it stands now."""
+
+    path: str
+    duty: Duty
+    before_use: bool
+    state: DutyState
+    opens: float | None
+    closes: float | None
+    evidence: tuple[DutyEvidence, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the API and the page."""
+        return {
+            "path": self.path,
+            "action": compact(self.duty.action),
+            "says": phrases.duty(self.duty),
+            "before_use": self.before_use,
+            "state": self.state.value,
+            "opens": self.opens or None,
+            "closes": self.closes,
+            "evidence": [
+                {"given_by": one.given_by, "actor": one.actor, "at": one.fulfilled_at, "evidence": one.evidence}
+                for one in self.evidence
+            ],
+        }
+
+
+def standings(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
+    """Every duty of an agreement, in the policy's order. Masks are not listed: the engine keeps those. Refused where
+    the policy is not understood any more."""
+    policy = stored_policies.agreed(agreement)
+    happened = _happened(tx, agreement, policy, now)
+    given = tx.duties.evidence(agreement.id, role=agreement.role)
+    return [_standing(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
+
+
+def _standing(
+    path: str, duty: Duty, given: Sequence[DutyEvidence], happened: dict[str, float], *, now: float
+) -> Standing:
+    before_use = path.startswith("/permission")
+    mine = tuple(one for one in given if one.path == path)
+    counts = [one.fulfilled_at for one in mine if not before_use or one.given_by == PROVIDER]
+    try:
+        window = rules.window(duty, happened)
+        state = rules.state(duty, events=happened, fulfilled_at=max(counts, default=None), now=now)
+    except ValueError:  # lint lets none of these through; an older agreement may hold one
+        window, state = rules.Window(None, None), DutyState.DUE
+    return Standing(path, duty, before_use, state, window.opens, window.closes, mine)
+
+
+def fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Facts:
+    """The duties before use that are fulfilled now, as the evaluator's fact; nothing where the policy has none."""
+    if not any("duty" in rule for rule in agreement.policy.get("permission", ())):
+        return Facts()
+    done = [one.path for one in standings(tx, agreement, now=now) if one.before_use and one.state == "fulfilled"]
+    return Facts({"ds:fulfilled": Fact(tuple(done), "ledger")}) if done else Facts()
+
+
+def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, actor: str, evidence: str) -> Standing:
+    """Keep evidence that a duty was fulfilled now. NotFound for a path without a duty, Conflict where it is done or
+    this is kept already, Limited where `given_by` has reported often and nothing came of it."""
+    found = next((one for one in standings(tx, agreement, now=tx.now) if one.path == path), None)
+    if found is None:
+        paths = ", ".join(name for name, _ in _duties(stored_policies.agreed(agreement))) or "none"
+        raise NotFound(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
+    if found.state == DutyState.FULFILLED and any(one.given_by == given_by for one in found.evidence):
+        raise Conflict(f"{path} is fulfilled already")
+    if found.state == DutyState.NOT_DUE:
+        raise Conflict(f"{path} is not due yet: {phrases.duty(found.duty)}")
+    if not evidence.strip():
+        raise BadInput("expected evidence in words: what was done, when, and where that can be seen")
+    _check_new(tx, agreement, found, given_by=given_by, evidence=evidence)
+    tx.duties.add(
+        DutyEvidence(
+            agreement_id=agreement.id,
+            role=agreement.role,
+            path=path,
+            given_by=given_by,
+            actor=actor,
+            fulfilled_at=tx.now,
+            evidence=evidence,
+        )
+    )
+    detail = {"path": path, "duty": phrases.duty(found.duty), "given_by": given_by, "counterparty": _other(agreement)}
+    tx.publish(
+        DutyReported(actor=actor, dataset=agreement.dataset_id, agreement=agreement.id, reason=evidence, detail=detail)
+    )
+    tx.session.flush()
+    look(tx, agreement, now=tx.now)
+    return next(one for one in standings(tx, agreement, now=tx.now) if one.path == path)
+
+
+def _check_new(tx: Transaction, agreement: Agreement, duty: Standing, *, given_by: str, evidence: str) -> None:
+    """Refuse what was said since the duty came to stand as it does, and more of it than anybody reads."""
+    told = tx.duties.watch(agreement.id, role=agreement.role).get(duty.path)
+    if told is None or told.state != duty.state:  # it has changed since it was last told
+        return
+    said = [one.evidence for one in duty.evidence if one.given_by == given_by and one.fulfilled_at >= told.told_at]
+    if evidence in said:
+        raise Conflict(f"this evidence for {duty.path} is kept already")
+    if len(said) >= _UNCHANGED_MAX:
+        raise Limited(
+            f"expected at most {_UNCHANGED_MAX} reports of the {given_by} that leave {duty.path} {duty.state}, and as "
+            "many are kept; ask the other side what is missing",
+            code="reports_max",
+            retry_after=_LATER,
+        )
+
+
+def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
+    """Where every duty stands; what changed since it was last told is told once, as an event."""
+    found = standings(tx, agreement, now=now)
+    told = tx.duties.watch(agreement.id, role=agreement.role)
+    for one in found:
+        before = told.get(one.path)
+        if one.state == (DutyState.NOT_DUE if before is None else before.state):
+            continue
+        key = {"agreement_id": agreement.id, "role": agreement.role, "path": one.path}
+        tx.duties.told(DutyWatch(**key, state=one.state.value, told_at=now))
+        said = {"path": one.path, "duty": phrases.duty(one.duty), "state": one.state.value, "closes": one.closes}
+        tx.publish(
+            DutyChanged(
+                actor="clock",
+                dataset=agreement.dataset_id,
+                agreement=agreement.id,
+                reason=_reminder(one),
+                rule=one.path,
+                detail={**said, "role": agreement.role, "counterparty": _other(agreement)},
+            )
+        )
+    return found
+
+
+def _reminder(one: Standing) -> str:
+    said = phrases.duty(one.duty)
+    return {
+        DutyState.DUE: f"to do: {said}",
+        DutyState.VIOLATED: f"overdue: {said}",
+        DutyState.FULFILLED: f"done: {said}",
+        DutyState.NOT_DUE: f"not due: {said}",
+    }[one.state]
+
+
+def _duties(policy: Policy) -> Iterator[tuple[str, Duty]]:
+    for index, rule in enumerate(policy.permissions):
+        for number, duty in enumerate(rule.duties):
+            known = ACTIONS.get(duty.action)
+            if known is None or not known.by_engine:
+                yield f"/permission/{index}/duty/{number}", duty
+    for index, duty in enumerate(policy.obligations):
+        yield f"/obligation/{index}", duty
+
+
+def _happened(tx: Transaction, agreement: Agreement, policy: Policy, now: float) -> dict[str, float]:
+    """When the events that duties wait for happened, as far as they did."""
+    found: dict[str, float] = {}
+    end = rules.ends(policy)
+    if agreement.ended_at is not None:
+        found[ds("event/revoked")] = agreement.ended_at
+        end = agreement.ended_at if end is None else min(end, agreement.ended_at)
+    if end is not None and end <= now:
+        found[rules.END] = end
+    moments = tx.transfers.moments(agreement.id, role=agreement.role)
+    found |= {ds(f"event/transfer{name}"): at for name, at in moments.items()}
+    breach = tx.duties.first_violated(agreement.id, role=agreement.role)
+    return found | ({BREACH: breach} if breach is not None else {})
+
+
+def _other(agreement: Agreement) -> str:
+    return agreement.consumer if agreement.role == PROVIDER else agreement.provider

@@ -1,0 +1,1 @@
+"""The short YAML form of an offer, read and written."""

@@ -1,0 +1,1 @@
+"""An agreement compiled to a data contract: columns, masks, limits."""

@@ -1,0 +1,58 @@
+"""What a contract is bound to: the columns that its rules look at, and whether they still are what they were.
+
+A rule is agreed for a column of a kind. `age >= 18` on numbers that have become texts compares letters, and shows whom
+it hid. Pure values; must not know versions or agreements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.contracts import columns
+from policies.contracts.contract import Comparison, DataContract, RowFilter, TableSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Retyped:
+    """A column of another kind than before; `before` is empty where there was none."""
+
+    column: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.column} is {self.now} and was {self.before or 'not there'}"
+
+
+def enforced(contract: DataContract) -> tuple[str, ...]:
+    """The columns that are filtered by, masked, grouped by, summed, or that say who somebody is."""
+    grid = contract.grid
+    named = [*_filtered(contract.row_filter), *(mask.column for mask in contract.masks)]
+    if grid is not None:
+        named += [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
+        named += [grid.entity] if grid.entity is not None else []
+    return tuple(dict.fromkeys(named))
+
+
+def retyped(contract: DataContract, before: TableSchema) -> list[Retyped]:
+    """The enforced columns whose kind of type is another than in `before`. All numbers are of one kind."""
+    found = []
+    for name in enforced(contract):
+        now, old = columns.find(contract.schema, name), columns.find(before, name)
+        one = Retyped(name, old.type if old else "", now.type if now else "not there")
+        if old is None or now is None or _kind(old.type) != _kind(now.type):
+            found.append(one)
+    return found
+
+
+def _filtered(row_filter: RowFilter | None) -> list[str]:
+    if row_filter is None:
+        return []
+    if isinstance(row_filter, Comparison):
+        return [row_filter.column]
+    return [name for member in row_filter.members for name in _filtered(member)]
+
+
+def _kind(type_: str) -> str:
+    family = columns.family(type_)
+    return "number" if family in columns.NUMERIC else family

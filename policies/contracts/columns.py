@@ -1,0 +1,247 @@
+"""Columns of a published schema: finding them by name, and reading policy texts by their type.
+
+A text is read by the type of its column, never by its looks; what cannot be read is an error that says
+so. Must not know policies or SQL.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from string import ascii_lowercase, ascii_uppercase
+
+from policies.contracts.contract import Column, Scalar, TableSchema
+from policies.evaluation.values import decimal, plain
+
+TEXT, INTEGER, DECIMAL, FLOAT = "text", "integer", "decimal", "float"
+BOOLEAN, DATE, TIMESTAMP, TIMESTAMPTZ = "boolean", "date", "timestamp", "timestamptz"
+UUID, ENUM, OTHER = "uuid", "enum", "other"
+NUMERIC = frozenset({INTEGER, DECIMAL, FLOAT})
+TEMPORAL = frozenset({DATE, TIMESTAMP, TIMESTAMPTZ})
+UNORDERED = frozenset({BOOLEAN, UUID, ENUM})  # equality is all that a row filter may ask of these
+
+_FAMILIES: dict[str, str] = {
+    **dict.fromkeys(("VARCHAR", "TEXT", "STRING", "CHAR", "BPCHAR"), TEXT),
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "HUGEINT"), INTEGER),
+    **dict.fromkeys(("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"), INTEGER),
+    **dict.fromkeys(("FLOAT", "REAL", "DOUBLE"), FLOAT),
+    **dict.fromkeys(("BOOLEAN", "BOOL"), BOOLEAN),
+    **dict.fromkeys(("TIMESTAMP", "DATETIME", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), TIMESTAMP),
+    **dict.fromkeys(("TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE"), TIMESTAMPTZ),
+    "DATE": DATE,
+    "UUID": UUID,
+}
+_UUID = re.compile(r"\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?", re.I | re.ASCII)
+_FRACTION = re.compile(r"[.,](\d+)")
+_DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
+
+
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def fold(name: str) -> str:
+    """A name as the engine compares it: the letters A to Z in any case, every other as it is written.
+
+    `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
+    """
+    return name.lower() if name.isascii() else name.translate(_SMALL)
+
+
+def apart(names: Iterable[str]) -> list[str]:
+    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
+    found: dict[str, str] = {}
+    times = Counter[str]()
+    for name in names:
+        own = name
+        while fold(own) in found:
+            times[fold(name)] += 1
+            own = f"{name}_{times[fold(name)]}"
+        found[fold(own)] = own
+    return list(found.values())
+
+
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def find(schema: TableSchema, name: str) -> Column | None:
+    """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
+
+    More than the engine takes for one name: a rule that hides `ärzte` must not let `Ärzte` pass.
+    """
+    for alike in (str, fold, str.casefold):  # the closest first: strasse and straße are alike to the last
+        wanted = alike(name)
+        if found := [column for column in schema.columns if alike(column.name) == wanted]:
+            return found[0] if len(found) == 1 or alike is not str.casefold else None
+    return None
+
+
+def family(column_type: str) -> str:
+    """The kind of type, for rules that speak of numbers, texts and times; `other` for nested types."""
+    upper = column_type.upper().strip()
+    if _DECIMAL_TYPE.fullmatch(upper):
+        return DECIMAL
+    if upper.startswith("ENUM(") and upper.endswith(")"):
+        return ENUM
+    return _FAMILIES.get(upper, OTHER)
+
+
+def decimal_scale(column_type: str) -> int:
+    """Digits after the point of a DECIMAL type; none of a type of whole numbers."""
+    if family(column_type) == INTEGER:
+        return 0
+    found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
+    if not found:
+        raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
+    return int(found[2])
+
+
+def decimal_width(column_type: str) -> int:
+    """Digits of a DECIMAL type, before and after the point."""
+    found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
+    if not found:
+        raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
+    return int(found[1])
+
+
+_BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "HUGEINT": 128}
+
+
+def extent(type_: str) -> tuple[int, int]:
+    """The least and the largest number that a type of whole numbers or decimals holds, in steps of its last digit."""
+    if family(type_) == DECIMAL:
+        most = 10 ** decimal_width(type_) - 1
+        return -most, most
+    name = type_.upper().strip()
+    bits = _BITS.get(name)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _BITS[name.removeprefix("U")] - 1)
+
+
+def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
+    """A bin width for numbers of a type; ValueError for none, or a fraction for masks of whole numbers.
+
+    Of `new` terms, ValueError also for one with more digits after the point than `digits`, and for one that is not the
+    same as a binary fraction, where whole numbers and decimals would show it. Signed ones are kept: with the nearest
+    binary fraction, and with edges as the type shows them, which are never above a value that it holds."""
+    number = decimal(text)
+    if number <= 0:
+        raise ValueError(f"expected a bin width above 0, got {text!r}")
+    fine = digits is not None and len(plain(number).partition(".")[2]) > digits
+    if fine and (new or family(type_) == INTEGER):
+        raise ValueError(f"expected a bin width of at most {digits} digits after the point, got {text!r}")
+    if number == number.to_integral_value():
+        return int(number)
+    value = float(number)
+    if new and family(type_) != FLOAT and Decimal(str(value)) != number:
+        raise ValueError(f"expected a bin width of at most 15 digits, got {text!r}")
+    return value
+
+
+def read(column: Column, text: str) -> Scalar:
+    """The value that `text` means in `column`; ValueError says what was expected and what came.
+
+    Decimals, dates and times stay texts in one spelling, so that no binary fraction comes between.
+    """
+    kind = family(column.type)
+    if kind == OTHER:
+        raise ValueError(f"a column of type {column.type} cannot be compared; choose a plain column")
+    if kind in NUMERIC:
+        return _number(column, kind, decimal(text))
+    if kind == BOOLEAN:
+        return _boolean(text)
+    if kind in TEMPORAL:
+        return _time(column.type, kind, text)
+    return uuid(text) if kind == UUID else text
+
+
+def _number(column: Column, kind: str, number: Decimal) -> Scalar:
+    if kind == FLOAT:
+        return _float(column.type, number)
+    if number < 0 and column.type.upper().strip() == "UHUGEINT":  # the engine compares these in the column's type
+        raise ValueError(f"expected a number from 0 for {column.type}, which holds no other, got {plain(number)}")
+    digits, text = decimal_scale(column.type), plain(number)
+    if len(text.partition(".")[2]) > digits:
+        raise ValueError(f"expected at most {digits} digits after the point for {column.type}, got {text}")
+    if len(text.partition(".")[0].lstrip("-")) > 38 - digits:
+        raise ValueError(f"expected a number that {column.type} can be compared with, got {text}")
+    return int(number) if kind == INTEGER else text
+
+
+def _float(type_: str, number: Decimal) -> float:
+    """The nearest number that the type holds: 0.1 in a REAL column is not the 0.1 of a DOUBLE one."""
+    value, digits = float(number), len(number.normalize().as_tuple().digits)
+    try:
+        if type_.upper().strip() != "DOUBLE":
+            (value,) = struct.unpack("f", struct.pack("f", value))
+        held = Decimal(f"{value:.{digits - 1}e}") == number
+    except (OverflowError, InvalidOperation):
+        held = False
+    if not held:
+        raise ValueError(f"expected a number with no more digits than {type_} holds, got {plain(number)}")
+    return value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"expected true or false, got {text!r}")
+    return text.lower() in ("true", "1")
+
+
+def uuid(text: str) -> str:
+    """A UUID in its one spelling; ValueError where the text is none."""
+    found = _UUID.fullmatch(text)
+    if not found:
+        raise ValueError(f"expected a UUID, got {text[:40]!r}")
+    return "-".join(found.groups()).lower()
+
+
+def _time(type_: str, kind: str, text: str) -> str:
+    try:
+        moment = date.fromisoformat(text) if kind == DATE else datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected a {'day' if kind == DATE else 'time'} in ISO form, got {text!r}") from None
+    if kind != DATE:
+        _exact_time(type_, kind, text)
+    zoned = isinstance(moment, datetime) and moment.tzinfo is not None
+    if zoned != (kind == TIMESTAMPTZ):
+        wanted = "with its zone" if kind == TIMESTAMPTZ else "without a zone"
+        raise ValueError(f"expected a time {wanted} for a {kind} column, got {text!r}")
+    return moment.isoformat()
+
+
+_NANOSECONDS = datetime(1677, 9, 21, 0, 12, 43, 145225), datetime(2262, 4, 11, 23, 47, 16, 854775)
+
+
+def holds(type_: str, value: Scalar) -> bool:
+    """Whether a column of this type can hold what `read` gave for it: 64 bits of nanoseconds are not all years."""
+    if type_.upper().strip() != "TIMESTAMP_NS":
+        return True
+    first, last = _NANOSECONDS
+    return first <= datetime.fromisoformat(str(value)) <= last
+
+
+_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond
+
+
+def _exact_time(type_: str, kind: str, text: str) -> None:
+    """Refuse what would be rounded: a day, which is no moment of it, and digits that nothing here holds."""
+    if _is_day(text):
+        start = f"{text}T00:00:00" + "Z" * (kind == TIMESTAMPTZ)
+        raise ValueError(f"expected a time, got the day {text!r}; write where it starts or ends, such as {start}")
+    digits = _DIGITS.get(type_.upper().strip(), 6)
+    fraction = _FRACTION.search(text)
+    if fraction and len(fraction[1].rstrip("0")) > digits:
+        raise ValueError(f"expected at most {digits} digits after the second for {type_}, got {text!r}")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

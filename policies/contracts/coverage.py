@@ -1,0 +1,129 @@
+"""Whether a contract covers a request at all: its action, its purpose, the time. Who asks is a fact, not here.
+
+Each check raises QueryRefused with the rule's path; `covering` finds the permissions under which a request may
+run. Pure; the time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from policies.contracts.contract import DataContract
+from policies.errors import QueryRefused
+from policies.evaluation.values import is_below, purpose_hint
+from policies.model import HANSE
+from policies.vocabulary import compact, meant
+
+_QUERY, _STREAM = HANSE + "query", HANSE + "stream"
+
+
+def reason(contract: DataContract, effect: str) -> str:
+    """The path of the rule that had this effect, or the permission itself."""
+    return next((path for name, path in contract.reasons if name == effect), contract.permission)
+
+
+def check_action(contract: DataContract, action: str) -> None:
+    """Refuse (`action_not_agreed`) what the permission does not cover, and any contract left undecided."""
+    if contract.residual:
+        raise QueryRefused(
+            f"the agreement leaves open what nobody decides: {'; '.join(contract.residual)}. Agree anew",
+            rule=contract.residual[0].partition(" ")[0],
+            code="contract_undecided",
+        )
+    if meant(action) not in contract.actions:
+        rows = meant(action) == _STREAM and _QUERY in contract.actions
+        instead = ". Its rows do not leave one by one: send a query (`space.query`)" if rows else ""
+        raise QueryRefused(
+            f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}{instead}",
+            rule=contract.permission,
+            code="action_not_agreed",
+        )
+
+
+def check_purpose(contract: DataContract, purpose: str | None) -> None:
+    """Refuse (`purpose_not_agreed`) a purpose outside the agreed ones, or none where the contract names any.
+
+    A purpose that is a kind of an agreed one is covered, and one that is a kind of a refused one is refused. A broader
+    one than agreed is not covered; one broader than a refused one might mean it, and is refused too.
+    """
+    named, refused = contract.purposes, contract.purposes_refused
+    if not named and not refused:
+        return
+    agreed = f"agreed: {_listed(named)}" if named else f"any but {_listed(refused)}"
+    if not purpose:
+        problem = "the request names no purpose"
+    elif (named and not any(is_below(purpose, one) for one in named)) or any(
+        is_below(purpose, one) or is_below(one, purpose) for one in refused
+    ):
+        problem = f"purpose {compact(purpose)} is not agreed{purpose_hint(purpose)}"
+    else:
+        return
+    raise QueryRefused(
+        f"{problem}; {agreed}. Name one of these, or negotiate another agreement",
+        rule=reason(contract, "purpose"),
+        code="purpose_not_agreed",
+    )
+
+
+def check_time(contract: DataContract, now: float) -> None:
+    """Refuse (`not_in_force`) before the start and after the end; `now` in UTC seconds since the epoch."""
+    if contract.not_before is not None and now < contract.not_before:
+        raise QueryRefused(
+            f"the agreement is not in force before {_stamp(contract.not_before)}",
+            rule=_time_rule(contract),
+            code="not_in_force",
+        )
+    if contract.not_after is not None and now > contract.not_after:
+        raise QueryRefused(
+            f"the agreement ended {_stamp(contract.not_after)}; negotiate another",
+            rule=_time_rule(contract),
+            code="not_in_force",
+        )
+
+
+def covering(
+    contracts: Sequence[DataContract], *, action: str, purpose: str | None, now: float | None = None
+) -> list[DataContract]:
+    """The contracts that cover the request, in order; whether their permissions are active depends on who asks.
+
+    Columns and rows of two permissions are never merged: whoever serves the request takes the first of these whose
+    own permission is active. Raises the refusal of the contract that came closest (the last check to fail wins).
+    """
+    if not contracts:
+        raise QueryRefused("there is no agreement for this dataset; negotiate one", code="action_not_agreed")
+    found: list[DataContract] = []
+    closest: tuple[int, QueryRefused] | None = None
+    for contract in contracts:
+        steps = 0
+        try:
+            check_action(contract, action)
+            steps = 1
+            check_purpose(contract, purpose)
+            steps = 2
+            if now is not None:
+                check_time(contract, now)
+        except QueryRefused as refused:
+            if closest is None or steps > closest[0]:
+                closest = (steps, refused)
+        else:
+            found.append(contract)
+    if not found:
+        assert closest is not None
+        raise closest[1]
+    return found
+
+
+def _listed(iris: Sequence[str]) -> str:
+    return ", ".join(compact(iri) for iri in iris)
+
+
+def _time_rule(contract: DataContract) -> str:
+    return next((path for name, path in contract.reasons if name in ("dateTime", "elapsedTime")), contract.permission)
+
+
+def _stamp(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return "the end of time"

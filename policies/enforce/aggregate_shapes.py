@@ -1,0 +1,209 @@
+"""The shapes of query that may read an aggregate-only dataset (federated-query, section 7, v1).
+
+A plain sum over cells: every filter and group is a union of whole cells of the grid, so that the difference
+of any two answers is made of whole cells too. Must not know purposes or time.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from sqlglot import exp
+
+from policies.contracts import columns
+from policies.contracts.columns import fold
+from policies.contracts.contract import DataContract
+from policies.enforce import grid
+from policies.sql import literals
+from policies.sql.parse import refuse
+
+
+def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
+    """Refuse (`rows_not_given`, `aggregate_shape`) any query that is not a plain aggregate over cells.
+
+    One block: SELECT dimensions, COUNT(*), COUNT(DISTINCT unit), COUNT, SUM, AVG of measures; WHERE an AND of
+    comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs.
+    Its comparisons are changed in place to ones that no row can make fail (`literals`).
+    """
+    rules = _Rules(contract, shown_as)
+    rules.block(tree)
+    assert isinstance(tree, exp.Select)
+    outputs = rules.outputs(tree)
+    if (clause := tree.args.get("where")) is not None:
+        tree.set("where", exp.Where(this=exp.and_(*rules.where(clause), copy=False)))
+    rules.group(tree.args.get("group"), outputs)
+    rules.order(tree.args.get("order"), outputs)
+
+
+_RULES = ("minGroupSize", "epsilonBudget", "resultKind", "dimension", "measure")
+
+
+class _Rules:
+    def __init__(self, contract: DataContract, shown_as: str) -> None:
+        made = grid.of(contract)
+        self.grid = made
+        self.shown_as = shown_as
+        self.rule = next(
+            (path for name, path in contract.reasons if name in _RULES),
+            contract.permission,
+        )
+        self.dimensions = {fold(one.column): grid.type_seen(contract, one) for one in made.dimensions}
+        self.measures = {fold(one.column) for one in made.measures}
+        self.entity = "" if made.entity is None else fold(made.entity)
+
+    def help(self) -> str:
+        units = self.grid.entity or "rows"
+        dimensions = ", ".join(one.column for one in self.grid.dimensions) or "nothing (totals only)"
+        measures = ", ".join(one.column for one in self.grid.measures) or "none"
+        counted = f", COUNT(DISTINCT {self.grid.entity})" if self.grid.entity else ""
+        least = "with noise" if self.grid.privacy else f"over at least {self.grid.min_group} {units}"
+        return (
+            f"only aggregates {least}; ask for COUNT(*){counted}, COUNT, SUM, AVG "
+            f"of {measures}, grouped and filtered by {dimensions}"
+        )
+
+    def rows(self) -> NoReturn:
+        refuse(
+            "rows_not_given",
+            f"rows of {self.shown_as} are not given out under this agreement, {self.help()}",
+            self.rule,
+        )
+
+    def shape(self, problem: str) -> NoReturn:
+        refuse("aggregate_shape", f"{problem}: {self.shown_as} gives {self.help()}", self.rule)
+
+    def block(self, tree: exp.Expr) -> None:
+        if not isinstance(tree, exp.Select):
+            self.shape("UNION, INTERSECT and EXCEPT are not answered")
+        for name, word in _REFUSED.items():
+            if tree.args.get(name):
+                self.shape(f"{word} is not answered")
+        source = tree.args["from_"].this if tree.args.get("from_") else None
+        if not isinstance(source, exp.Table) or source.args["alias"].args.get("columns"):
+            self.shape("a subquery or renamed columns are not answered")
+
+    def outputs(self, tree: exp.Select) -> set[str]:
+        names: set[str] = set()
+        aggregates = 0
+        for output in tree.expressions:
+            value = output.this if isinstance(output, exp.Alias) else output
+            name = fold(output.alias_or_name)
+            known = {*self.dimensions, *self.measures, self.entity}
+            if isinstance(output, exp.Alias) and name in known and not _is_column(value, name):
+                self.shape(f"an output cannot be called {output.alias}, which is a column")
+            if value.is_star or (isinstance(value, exp.Column) and fold(value.name) not in self.dimensions):
+                self.rows()
+            if not isinstance(value, exp.Column):
+                self.aggregate(value)
+                aggregates += 1
+            names.add(name)
+        if not aggregates:
+            self.rows()
+        return names
+
+    def aggregate(self, value: exp.Expr) -> None:
+        inner = value.this
+        if isinstance(value, exp.Count) and not value.expressions:
+            if isinstance(inner, exp.Star) or self._measure(inner):
+                return
+            if isinstance(inner, exp.Distinct) and len(inner.expressions) == 1:
+                if _is_column(inner.expressions[0], self.entity):
+                    return
+                self.shape("COUNT(DISTINCT ...) counts units only")
+        if isinstance(value, exp.Sum | exp.Avg) and self._measure(inner):
+            return
+        self.shape("an output is a dimension, COUNT(*), or COUNT, SUM, AVG of one measure")
+
+    def _measure(self, value: object) -> bool:
+        return isinstance(value, exp.Column) and fold(value.name) in self.measures
+
+    def _dimension(self, value: object) -> bool:
+        return isinstance(value, exp.Column) and fold(value.name) in self.dimensions
+
+    def where(self, clause: exp.Expr) -> list[exp.Expr]:
+        """The conditions, each with its literals in the dimension's own type."""
+        found: list[exp.Expr] = []
+        stack = [clause.this]
+        while stack:
+            condition = stack.pop()
+            if isinstance(condition, exp.Paren):
+                stack.append(condition.this)
+            elif isinstance(condition, exp.And):
+                stack.extend((condition.expression, condition.this))
+            else:
+                found += self._condition(condition)
+        return found
+
+    def _condition(self, node: exp.Expr) -> list[exp.Expr]:
+        if isinstance(node, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE):
+            if self._dimension(node.this):
+                return [self._compared(node.this, type(node), node.expression)]
+            if self._dimension(node.expression):
+                return [self._compared(node.expression, literals.TURNED[type(node)], node.this)]
+        if isinstance(node, exp.In) and not node.args.get("query") and self._dimension(node.this):
+            return [self._among(node.this, node.expressions)]
+        if isinstance(node, exp.Between) and self._dimension(node.this):
+            ends = ((exp.GTE, node.args["low"]), (exp.LTE, node.args["high"]))
+            return [self._compared(node.this, operator, value) for operator, value in ends]
+        return self._no_condition()
+
+    def _compared(self, column: exp.Expr, operator: type[exp.Binary], value: exp.Expr) -> exp.Expr:
+        self._fits(column, value)
+        try:
+            return literals.compared(column, operator, value, self.dimensions[fold(column.name)])
+        except ValueError as wrong:
+            self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
+
+    def _among(self, column: exp.Expr, values: list[exp.Expr]) -> exp.Expr:
+        self._fits(column, *values)
+        try:
+            return literals.among(column, values, self.dimensions[fold(column.name)])
+        except ValueError as wrong:
+            self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
+
+    def _fits(self, column: exp.Expr, *values: exp.Expr) -> None:
+        """A dimension beside literals of its own kind: any other pair would be cast for each row."""
+        type_ = self.dimensions[fold(column.name)]
+        kinds = [literals.kind(value) for value in values]
+        if "" in kinds:
+            self._no_condition()
+        if any(kind not in literals.FITTING[columns.family(type_)] for kind in kinds):
+            self.shape(
+                f"{column.name} is of type {type_} and compared with something else; write a literal of its type"
+            )
+
+    def _no_condition(self) -> NoReturn:
+        self.shape("WHERE is an AND of comparisons, IN or BETWEEN of dimensions with literals")
+
+    def group(self, clause: exp.Expr | None, outputs: set[str]) -> None:
+        if clause is None:
+            return
+        if any(clause.args.get(name) for name in ("grouping_sets", "cube", "rollup", "all")):
+            self.shape("GROUP BY lists dimensions, without ALL, sets, CUBE or ROLLUP")
+        for key in clause.expressions:
+            if not self._dimension(key) and not _is_position(key):
+                self.shape("GROUP BY lists dimensions")
+
+    def order(self, clause: exp.Expr | None, outputs: set[str]) -> None:
+        for ordered in () if clause is None else clause.expressions:
+            key = ordered.this
+            named = isinstance(key, exp.Column) and not key.table and fold(key.name) in outputs
+            if not named and not _is_position(key):
+                self.shape("ORDER BY names outputs")
+
+
+_REFUSED = {
+    "with_": "WITH",
+    "joins": "a join",
+    "distinct": "SELECT DISTINCT",
+    "having": "HAVING",
+    "qualify": "QUALIFY",
+}
+
+
+def _is_column(value: object, folded: str) -> bool:
+    return isinstance(value, exp.Column) and fold(value.name) == folded
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, exp.Literal) and not value.is_string

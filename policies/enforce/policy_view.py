@@ -1,0 +1,415 @@
+"""The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
+
+Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
+parameter. A user's predicate sees what comes out of it and nothing else: a hidden row is NULL in every column
+(`let_through`), wherever the engine evaluates what. Must not know the user's query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache, reduce
+from typing import Any
+
+from sqlglot import exp
+
+from policies.contracts import columns
+from policies.contracts.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
+from policies.contracts.masks import MASKS
+from policies.evaluation.values import plain
+from policies.sql.rewrite import unplanned
+
+
+@dataclass(slots=True)
+class Parameters:
+    """Values bound to the statement as `$p0`, `$p1`, ...; equal values share one."""
+
+    values: dict[str, Scalar] = field(default_factory=dict)
+    _seen: dict[tuple[type, Scalar], str] = field(default_factory=dict)
+
+    def add(self, value: Scalar) -> exp.Expr:
+        """A placeholder for `value`."""
+        key = (type(value), value)
+        name = self._seen.get(key)
+        if name is None:
+            name = self._seen[key] = f"p{len(self.values)}"
+            self.values[name] = value
+        return exp.Placeholder(this=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What the wrap of one statement needs: its parameters, random names, and the key of hash masks."""
+
+    parameters: Parameters
+    token: Callable[[], str]
+    mask_key: bytes
+
+
+def rows(
+    contract: DataContract,
+    relation: str,
+    shown: Sequence[str],
+    maker: Maker,
+    *,
+    given: Collection[str] = (),
+    even: bool = False,
+) -> exp.Select:
+    """The rows of `relation` that the contract lets through, with the columns `shown`, masked. `given`: those of them
+    that leave as they are, and that nothing else in the statement looks at. `even`: see `let_through`."""
+    source = maker.token()
+    outputs = [_shown(contract, name, source, maker) for name in shown]
+    condition = condition_of(contract, source, maker)
+    return let_through(outputs, relation, source, condition, maker, given=given, even=even)
+
+
+def let_through(
+    outputs: Sequence[exp.Expr],
+    relation: str,
+    source: str,
+    condition: exp.Expr | None,
+    maker: Maker,
+    *,
+    given: Collection[str] = (),
+    even: bool = False,
+) -> exp.Select:
+    """The outputs, computed of `relation` under the alias `source`, of its rows that fulfil the condition, if any.
+
+    Of a row that does not, they are NULL as well, but for those that are `given` on: the engine may look at an output
+    before it leaves the row out, in the scan and in joins it does, and by the time that this takes, or by an error,
+    would tell what is in the row.
+
+    Nor do they come as places in a dictionary of a file, unless what is done with them takes equal time for all values
+    (`even`): the engine computes a function once for each value of a dictionary, those that only hidden rows have among
+    them, and passes a CASE over where it is true of all rows at hand. TRY gives plain values.
+    """
+    looked_at = {output.alias_or_name for output in outputs}.difference(given)
+    if condition is None or not looked_at:
+        outputs = outputs or [_output(exp.Literal.number(1), source)]
+        where = None if condition is None else exp.Where(this=condition)
+        return exp.Select(expressions=outputs, from_=exp.From(this=relation_of(relation, source)), where=where)
+    around, kept = maker.token(), maker.token()
+    inner = exp.Select(
+        expressions=[*outputs, _output(condition, kept)], from_=exp.From(this=relation_of(relation, source))
+    )
+    shown = [
+        _kept(kept, output.alias_or_name, around, even=even)
+        if output.alias_or_name in looked_at
+        else stored(output.alias_or_name, around)
+        for output in outputs
+    ]
+    return exp.Select(
+        expressions=shown,
+        from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_name(around)))),
+        where=exp.Where(this=stored(kept, around)),
+    )
+
+
+def _kept(kept: str, name: str, source: str, *, even: bool) -> exp.Expr:
+    value = stored(name, source)
+    plain = value if even else exp.Try(this=value)
+    return _output(exp.Case(ifs=[exp.If(this=stored(kept, source), true=plain)]), name)
+
+
+def _shown(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
+    value = masked(contract, name, source, maker)
+    return value if type(value) is exp.Column else _output(value, name)  # a stored column has its name
+
+
+def _output(value: exp.Expr, name: str) -> exp.Expr:
+    return exp.Alias(this=value, alias=_name(name))
+
+
+def _name(name: str) -> exp.Identifier:
+    return exp.Identifier(this=name, quoted=True)
+
+
+def relation_of(relation: str, alias: str) -> exp.Table:
+    """The physical relation under a random alias, so that no column can be taken for it."""
+    return exp.Table(
+        this=_name(relation),
+        alias=exp.TableAlias(this=_name(alias)),
+    )
+
+
+def condition_of(contract: DataContract, source: str, maker: Maker) -> exp.Expr | None:
+    """The row filter as a condition, or None."""
+    if contract.row_filter is None:
+        return None
+    return _filter(contract.row_filter, contract, source, maker, exact=False)
+
+
+def stored(name: str, source: str) -> exp.Expr:
+    """The raw column of the relation."""
+    return exp.Column(this=_name(name), table=_name(source))
+
+
+def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
+    """The column as the contract shows it: itself, or its mask."""
+    mask = next((one for one in contract.masks if one.column == name), None)
+    raw = stored(name, source)
+    if mask is None:
+        return raw
+    if (word := MASKS.get(mask.kind)) is not None:
+        made: exp.Expr = word.build(raw, mask.argument, maker)
+        return made
+    return _MASKS[MaskKind(mask.kind)](raw, mask, type_of(contract, name), maker)
+
+
+def type_of(contract: DataContract, name: str) -> str:
+    """The declared type of a column of the contract's schema."""
+    found = columns.find(contract.schema, name)
+    if found is None:
+        raise KeyError(f"the contract's schema has no column {name}")
+    return found.type
+
+
+# masks
+
+
+def _null(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    return try_cast(exp.Null(), type_)
+
+
+def _hash(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    """Nested keyed SHA-256: two keys, each one block of the hash, derived from the owner's. NULL stays NULL."""
+    inner, outer = (maker.parameters.add(_derived(maker.mask_key, label)) for label in (b"inner", b"outer"))
+    text = try_cast(raw, "VARCHAR")
+    return _sha256(exp.DPipe(this=outer, expression=_sha256(exp.DPipe(this=inner, expression=text))))
+
+
+def _derived(key: bytes, label: bytes) -> str:
+    return hmac.new(key, b"hanse mask " + label, hashlib.sha256).hexdigest()
+
+
+def _sha256(value: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this="sha256", expressions=[value])
+
+
+def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    return exp.Left(this=try_cast(raw, "VARCHAR"), expression=maker.parameters.add(mask.argument))
+
+
+def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    """Rounded in the column's own type; what does not fit becomes NULL: an error would tell of it."""
+    digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
+    return one_zero(try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_), type_)
+
+
+def _never_fails(value: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this="try", expressions=[value])
+
+
+def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    if isinstance(mask.argument, str):
+        period = exp.Literal.string(mask.argument)
+        raw = unplanned(raw) if mask.argument == "week" else raw
+        return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
+    return one_zero(try_cast(binned(raw, mask.argument or 1, type_, maker), type_), type_)
+
+
+def binned(raw: exp.Expr, width: float, type_: str, maker: Maker) -> exp.Expr:
+    """The lower edge of the value's bin: exact for whole numbers and decimals; of floats as DOUBLE, see `_nearest`."""
+    step = Decimal(str(width))
+    kind = _counted_in(type_, step)
+    return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
+
+
+def edges_in(type_: str, width: float) -> str:
+    """The type in which the edges of these bins are exact; empty for floats, and where no type has such digits."""
+    step = Decimal(str(width))
+    kind = _counted_in(type_, step)
+    return kind if kind and Fraction(step) <= _greatest(kind) else ""
+
+
+def _counted_in(type_: str, step: Decimal) -> str:
+    """The narrowest type that holds whatever a column holds, and the step if any does; empty for floats, and where its
+    digits and those of the step are more than any type has."""
+    if columns.family(type_) == columns.FLOAT:
+        return ""
+    least, most = columns.extent(type_)
+    whole, _, part = plain(step).partition(".")
+    if columns.family(type_) == columns.INTEGER and not part:
+        holding = [one for one in _WHOLE if columns.extent(one)[0] <= least and most <= columns.extent(one)[1]]
+        return next((one for one in holding if step <= columns.extent(one)[1]), holding[0])
+    digits, scale = len(str(most)) - columns.decimal_scale(type_), max(columns.decimal_scale(type_), len(part))
+    width = max(digits, len(whole)) + scale
+    width = width if width <= _DECIMAL_MAX else digits + scale
+    return f"DECIMAL({width}, {scale})" if width <= _DECIMAL_MAX else ""
+
+
+def _greatest(kind: str) -> Fraction:
+    return Fraction(columns.extent(kind)[1], 10 ** columns.decimal_scale(kind))
+
+
+_WHOLE = ("BIGINT", "UBIGINT", "HUGEINT", "UHUGEINT")
+_DECIMAL_MAX = 38
+
+
+def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: Maker) -> exp.Expr:
+    """The value less its remainder, which has its sign. What is below all numbers of `kind` becomes NULL."""
+    value, zero = try_cast(raw, kind), exp.Literal.number(0)
+    if Fraction(step) > _greatest(kind):  # there are two bins
+        below = exp.If(this=exp.LT(this=value.copy(), expression=zero.copy()), true=maker.parameters.add(-float(step)))
+        return exp.Case(ifs=[exp.If(this=exp.GTE(this=value, expression=zero), true=zero.copy()), below])
+    size = try_cast(maker.parameters.add(plain(step)), kind)
+    rest = exp.Mod(this=value.copy(), expression=size)
+    under = exp.If(this=exp.LT(this=rest.copy(), expression=zero), true=size.copy())
+    lower = exp.Case(ifs=[under], default=try_cast(exp.Literal.number(0), kind))
+    edge = exp.Sub(this=exp.Sub(this=value, expression=rest), expression=lower)
+    return _never_fails(edge)
+
+
+def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr:
+    """The greatest edge that is not above the value, of edges that are the nearest numbers of its type to the true
+    ones: what is shown as 0.3 lies in the bin of 0.3, in steps of 0.1, though a binary 0.3 is less than three of them.
+    Numbers so large that they lie further apart than the edges are edges themselves: they are shown as they are, or,
+    where the last digits of a product are lost, as one of the next below.
+    """
+    type_ = type_ if columns.family(type_) == columns.FLOAT else "DOUBLE"
+    times, parts = step.as_integer_ratio()
+    value = try_cast(raw, "DOUBLE")
+    share = exp.Div(this=value.copy(), expression=maker.parameters.add(float(step)))
+
+    def edge(more: int) -> exp.Expr:
+        count = exp.Add(this=exp.Floor(this=share.copy()), expression=exp.Literal.number(more))
+        made: exp.Expr = exp.Paren(this=count)
+        if times != 1:
+            made = exp.Mul(this=made, expression=maker.parameters.add(float(times)))
+        return made if parts == 1 else exp.Div(this=made, expression=maker.parameters.add(float(parts)))
+
+    # Of no finite number is an edge infinite, which it would be by overflow.
+    bounds = {"low": maker.parameters.add(-sys.float_info.max), "high": try_cast(raw.copy(), type_)}
+    fits = [
+        exp.If(this=exp.Between(this=try_cast(edge(more), type_), **bounds), true=edge(more)) for more in (1, 0, -1)
+    ]
+    return exp.Case(ifs=fits, default=value)
+
+
+def one_zero(value: exp.Expr, type_: str) -> exp.Expr:
+    """Zero for the zero below it, which is shown with the sign of what was rounded, or of a cell's first row."""
+    if columns.family(type_) != columns.FLOAT:
+        return value
+    # The engine takes `x + 0`, and 0 where x is 0, for x.
+    is_zero = exp.EQ(this=value.copy(), expression=exp.Literal.number(0))
+    return exp.Case(ifs=[exp.If(this=is_zero, true=exp.Abs(this=value.copy()))], default=value)
+
+
+_MASKS = {
+    MaskKind.NULL: _null,
+    MaskKind.HASH: _hash,
+    MaskKind.TRUNCATE: _truncate,
+    MaskKind.ROUND: _round,
+    MaskKind.GENERALISE: _generalise,
+}
+
+
+def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
+    """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
+    return exp.TryCast(this=value, to=_another(_type_node(type_)), safe=True)
+
+
+@lru_cache(maxsize=1024)
+def _type_node(type_: str) -> exp.DataType:
+    """Types are parsed, and the same few come with every query."""
+    if '"NULL"' in type_:  # of a column of nothing but nulls, which the parser takes for no name
+        return exp.DataType(this=exp.DType.USERDEFINED, kind=type_)
+    return exp.DataType.build(type_, dialect="duckdb")
+
+
+def _another(node: Any) -> Any:
+    """A copy of a type, without what `copy` looks for in vain: a cast stands at every value of a policy."""
+    if isinstance(node, exp.Expr):
+        return type(node)(**{name: _another(value) for name, value in node.args.items()})
+    return [_another(one) for one in node] if type(node) is list else node
+
+
+# row filters
+
+
+def _filter(row_filter: RowFilter, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
+    """`exact`: unknown must stay NULL (inside xone); elsewhere NULL and false both hide the row."""
+    if isinstance(row_filter, Comparison):
+        return exp.Paren(this=_comparison(row_filter, contract, source, maker, exact=exact))
+    if row_filter.connective == "xone":
+        return exp.Paren(this=_xone(row_filter, contract, source, maker))
+    parts = [_filter(member, contract, source, maker, exact=exact) for member in row_filter.members]
+    join = exp.And if row_filter.connective == "and" else exp.Or
+    return exp.Paren(this=reduce(lambda left, right: join(this=left, expression=right), parts))
+
+
+def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -> exp.Expr:
+    """Two satisfied: false. Otherwise one unknown: unknown. Otherwise: exactly one is satisfied."""
+    zero, one = exp.Literal.number(0), exp.Literal.number(1)
+    members = [_filter(member, contract, source, maker, exact=True) for member in group.members]
+    satisfied: exp.Expr | None = None
+    unknown: exp.Expr | None = None
+    for member in members:
+        counted = exp.Case(ifs=[exp.If(this=member.copy(), true=one.copy())], default=zero.copy())
+        satisfied = counted if satisfied is None else exp.Add(this=satisfied, expression=counted)
+        missing = exp.Is(this=member.copy(), expression=exp.Null())
+        unknown = missing if unknown is None else exp.Or(this=unknown, expression=missing)
+    assert satisfied is not None
+    assert unknown is not None
+    total = exp.Paren(this=satisfied)
+    return exp.Case(
+        ifs=[
+            exp.If(this=exp.GT(this=total.copy(), expression=one.copy()), true=exp.Boolean(this=False)),
+            exp.If(this=unknown, true=exp.Null()),
+        ],
+        default=exp.EQ(this=total, expression=one),
+    )
+
+
+def _comparison(comparison: Comparison, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
+    type_ = type_of(contract, comparison.column)
+    column, given = stored(comparison.column, source), comparison.values
+    if held := [value for value in given if columns.holds(type_, value)]:
+        given = tuple(held)  # of several, it equals none of the others
+    else:  # NULL in its own type; this one has both sides, and the digits that it lacks decide nothing so far away
+        type_ = "TIMESTAMP"
+        column = try_cast(column, type_)
+    values = [_typed(maker.parameters.add(value), type_) for value in given]
+    made = _OPERATORS[comparison.operator](column, values)
+    if columns.family(type_) != columns.FLOAT:
+        return made
+    # NaN is no value (unknown), but the engine takes it for the largest number, equal to itself.
+    number = exp.LTE(this=column.copy(), expression=try_cast(exp.Literal.string("inf"), "DOUBLE"))
+    if exact:
+        return exp.Case(ifs=[exp.If(this=number, true=made)])
+    return exp.And(this=number, expression=made)
+
+
+def _typed(value: exp.Expr, type_: str) -> exp.Expr:
+    """A parameter as the column's type, where a text or a binary fraction would compare differently."""
+    kind = columns.family(type_)
+    if kind == columns.DECIMAL:
+        return try_cast(value, f"DECIMAL(38, {columns.decimal_scale(type_)})")
+    if kind in columns.TEMPORAL or kind == columns.UUID:
+        return try_cast(value, type_)
+    return value
+
+
+_Operator = Callable[[exp.Expr, list[exp.Expr]], exp.Expr]
+
+
+def _binary(node: type[exp.Binary]) -> _Operator:
+    return lambda column, values: node(this=column, expression=values[0])
+
+
+_OPERATORS: dict[str, _Operator] = {
+    "eq": _binary(exp.EQ),
+    "neq": _binary(exp.NEQ),
+    "lt": _binary(exp.LT),
+    "lteq": _binary(exp.LTE),
+    "gt": _binary(exp.GT),
+    "gteq": _binary(exp.GTE),
+    "isAnyOf": lambda column, values: exp.In(this=column, expressions=values),
+    "isNoneOf": lambda column, values: exp.Not(this=exp.In(this=column, expressions=values)),
+}

@@ -1,0 +1,1 @@
+"""A policy and facts in, a decision out."""

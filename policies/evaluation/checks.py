@@ -1,0 +1,254 @@
+"""One atom or duty compiled to a check: a closure from the moment of a decision to one of four codes.
+
+The codes are small integers because they are compared a million times a second; `RESULTS` gives their
+names. Groups and rules are the business of `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import NamedTuple, TypeAlias
+
+from policies import vocabulary
+from policies.evaluation import operators, values
+from policies.evaluation.facts import Fact, Moment, shown
+from policies.model import Atom, Duty
+from policies.review import phrases, unknown_terms
+from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
+
+UNSATISFIED, SATISFIED, UNKNOWN, DEFERRED = 0, 1, 2, 3
+RESULTS = ("unsatisfied", "satisfied", "unknown", "deferred")
+TRANSFER, BATCH = Phase.TRANSFER.order, Phase.BATCH.order
+
+Check: TypeAlias = Callable[[Moment], int]
+
+
+class Finding(NamedTuple):
+    """One constraint that was looked at (a NamedTuple: thousands are made per second)."""
+
+    rule: str
+    constraint: str
+    left: str
+    op: str
+    expected: tuple[str, ...]
+    observed: tuple[str, ...]
+    result: str
+    source: str
+    phase: str
+
+    def to_json(self) -> dict[str, object]:
+        """As in the specification's example line (usage-policies, section 4)."""
+        return {**self._asdict(), "expected": list(self.expected), "observed": list(self.observed)}
+
+
+class Leaf:
+    """One compiled atom or duty: its check, and what an explanation says about it."""
+
+    __slots__ = ("_waiting", "check", "expected", "fact", "left", "op", "path", "personal")
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        left: str,
+        op: str,
+        expected: tuple[str, ...],
+        fact: str,
+        check: Check,
+        personal: bool = False,
+    ) -> None:
+        self.path, self.left, self.op, self.expected = path, left, op, expected
+        self.fact, self.check, self.personal = fact, check, personal
+        self._waiting: dict[tuple[str, str], Finding] = {}
+
+    def finding(self, moment: Moment, rule: str, phase: str, code: int) -> Finding:
+        """What was expected, observed and found, from whom; `code` is what the check said."""
+        observed: tuple[str, ...]
+        if self.fact == "clock":
+            observed, source = (values.written(moment.now),), "clock"
+        elif code == DEFERRED:  # always the same, and most of a policy in early phases
+            return self._deferred(rule, phase)
+        elif (fact := moment.facts.get(self.fact)) is None:
+            observed, source = (), "contract" if code == SATISFIED else ""
+        else:
+            personal = self.personal or fact.personal
+            observed, source = tuple([shown(value, personal=personal) for value in fact.values]), fact.source
+        # The tuple's own constructor: the named one takes three times as long, and this is half of an explanation.
+        fields = (rule, self.path, self.left, self.op, self.expected, observed, RESULTS[code], source, phase)
+        return tuple.__new__(Finding, fields)
+
+    def _deferred(self, rule: str, phase: str) -> Finding:
+        found = self._waiting.get((rule, phase))
+        if found is None:
+            found = Finding(rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase)
+            self._waiting[rule, phase] = found
+        return found
+
+
+def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
+    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before.
+
+    `claimable`: the contract's word (`ds:enforced`) stands for an observation. Only where satisfied is the
+    best that can happen: not in a prohibition, and not under `xone`, where one more yes can be a no.
+    """
+    operand = vocabulary.operand(atom.left)
+    check, key = _check(operand, atom, path, claimable) if operand else (constant(UNKNOWN), "")
+    return Leaf(
+        path,
+        left=compact(atom.left),
+        op=atom.operator,
+        expected=tuple(compact(literal.text) for literal in atom.right),
+        fact=key,
+        check=check,
+        personal=operand.personal if operand else False,
+    )
+
+
+def duty_leaf(duty: Duty, path: str) -> Leaf | None:
+    """A duty before use: the permission sleeps until it is fulfilled. Masks are the engine's own work: None."""
+    action = vocabulary.ACTIONS.get(duty.action)
+    if action is not None and action.by_engine:
+        return None
+    names = frozenset((path, duty.action))
+
+    def check(moment: Moment) -> int:
+        if moment.phase < TRANSFER:
+            return DEFERRED
+        return int(not names.isdisjoint(moment.fulfilled))
+
+    return Leaf(path, left=compact(duty.action), op="duty", expected=("fulfilled",), fact="ds:fulfilled", check=check)
+
+
+def mining_leaf(path: str) -> Leaf:
+    """Whether the asset is known not to reserve mining and training for explicit permissions."""
+
+    def check(moment: Moment) -> int:
+        if moment.phase < TRANSFER:
+            return DEFERRED
+        fact = moment.fresh("ds:miningReserved")
+        if fact is None:
+            return UNKNOWN
+        return int(all(str(value).lower() in ("false", "0", "no") for value in fact.values))
+
+    return Leaf(path, left="ds:miningReserved", op="eq", expected=("false",), fact="ds:miningReserved", check=check)
+
+
+def duty_words(duty: Duty) -> str:
+    """How a duty before use is said in a reason."""
+    return f"first: {phrases.duty(duty)}"
+
+
+def constant(code: int) -> Check:
+    """A check that always says the same."""
+    return lambda moment: code
+
+
+def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
+    """The check of one atom, and the key under which its fact is found."""
+    try:
+        if operand.counting is Counting.CLOCK:
+            return _clock_check(operand, atom), "clock"
+        if operand.counting is Counting.ELAPSED:
+            return _elapsed_check(operand, atom), "clock"
+        key = compact(atom.left) if operand.parameter else operand.fact
+        claims = frozenset((path, atom.left, operand.name)) if claimable and operand.by_engine else frozenset()
+        return _fact_check(operand, atom, key, claims), key
+    except (ValueError, KeyError, IndexError):
+        return constant(UNKNOWN), operand.fact
+
+
+def _verdict(answer: bool | None) -> int:
+    return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
+
+
+def _clock_check(operand: Operand, atom: Atom) -> Check:
+    """Before its phase only what can never change again is said: time moves forward."""
+    literal, op = atom.right[0], atom.operator
+    right = values.instant(literal.text, literal.datatype)
+    at = operand.phase.order
+
+    def check(moment: Moment) -> int:
+        answer = operators.moment(op, moment.ns, right)
+        if moment.phase >= at or answer is None:
+            return _verdict(answer)
+        return _verdict(answer) if _stays(op, answer, passed=moment.ns > right.end) else DEFERRED
+
+    return check
+
+
+def _stays(op: str, answer: bool, *, passed: bool) -> bool:
+    """Whether later moments give the same answer: a deadline missed, a start reached, a day gone by."""
+    if op in ("lt", "lteq"):
+        return not answer
+    return answer if op in ("gt", "gteq") else passed
+
+
+def _elapsed_check(operand: Operand, atom: Atom) -> Check:
+    span = values.duration(atom.right[0].text)
+    op, at = atom.operator, operand.phase.order
+
+    def check(moment: Moment) -> int:
+        if moment.phase < at:
+            return DEFERRED
+        if moment.start is None:
+            return UNKNOWN
+        end = values.later(moment.start, span)
+        if op in ("gt", "gteq"):
+            return int(moment.ns > end if op == "gt" else moment.ns >= end)
+        return int(moment.ns < end if op == "lt" else moment.ns <= end)  # eq means a budget, as lteq
+
+    return check
+
+
+def _fact_check(operand: Operand, atom: Atom, key: str, claims: frozenset[str]) -> Check:
+    compare = _comparison(operand, atom)
+    at = BATCH if operand.by_engine else operand.phase.order
+
+    def check(moment: Moment) -> int:
+        if moment.phase < at:
+            return DEFERRED
+        if claims and not claims.isdisjoint(moment.enforced):
+            return SATISFIED
+        fact = moment.fresh(key)
+        return UNKNOWN if fact is None else compare(fact)
+
+    return check
+
+
+def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
+    """Fact in, code out; a fact that cannot be read as the operand's type leaves it unknown."""
+    if operand.type is ValueType.SCALAR:
+        return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
+    taken = atom.right
+    if words_known := unknown_terms.chosen(operand, atom):
+        taken = tuple(one for one in atom.right if one.text in words_known)
+    right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in taken]
+    test = operators.comparing(atom.operator, right, kinds=operand.kinds)
+    absent = operand.absent if atom.operator in ("neq", "isNoneOf") else ""
+    read, one_more = values.reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
+
+    def compare(fact: Fact) -> int:
+        if None in fact.values:
+            return UNKNOWN
+        try:
+            left = [read(str(value)) for value in fact.values]
+        except ValueError:
+            return UNKNOWN
+        if one_more:
+            left = [value + 1 for value in left if isinstance(value, Decimal)]
+        answer = test(left)
+        if not answer and len(taken) < len(atom.right):  # it may be meant by a word that nobody knows
+            return UNKNOWN
+        if answer and absent and absent in fact.values:
+            return UNKNOWN
+        return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
+
+    return compare
+
+
+def _scalar_comparison(op: str, texts: list[str]) -> Callable[[Fact], int]:
+    def compare(fact: Fact) -> int:
+        return _verdict(operators.scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
+
+    return compare

@@ -1,0 +1,358 @@
+"""Facts and a policy give a Decision: four values per constraint, collapsed only at the rule.
+
+Pure: the same policy, facts, clock reading and engine version give the same decision, so that an auditor
+can replay it (usage-policies, section 4). Gathers nothing, stores nothing. Before its phase an operand is
+deferred whatever facts lie there, so that leaving one out never helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from policies import vocabulary
+from policies.evaluation import values
+from policies.evaluation.checks import (
+    BATCH,
+    DEFERRED,
+    RESULTS,
+    SATISFIED,
+    TRANSFER,
+    UNKNOWN,
+    UNSATISFIED,
+    Finding,
+    Leaf,
+)
+from policies.evaluation.compiled_policy import Part, Plan, RulePlan, conjunction, plan_of
+from policies.evaluation.facts import Fact, Facts, Moment, Observed, start_of
+from policies.evaluation.values import written
+from policies.model import Atom, Conflict, Kind, Policy
+from policies.review import phrases, unknown_terms
+from policies.vocabulary import Counting, Phase, compact, expand
+
+__all__ = [
+    "ENGINE",
+    "RESULTS",
+    "Decision",
+    "Fact",
+    "Facts",
+    "Finding",
+    "Observed",
+    "as_if_agreed",
+    "concludable",
+    "evaluate",
+    "next_turn",
+    "permits",
+]
+
+ENGINE = "hanse-policies/5"  # part of what a replay needs: change it when a decision could change
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Yes or no, by which permission, and why. `carried` names what a later phase still has to decide.
+
+    `lacking`: for each permission against which nothing stands but facts that are not known, which these are.
+    """
+
+    permitted: bool
+    permission: str | None
+    findings: tuple[Finding, ...] = ()
+    reasons: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
+    action: str = ""
+    phase: Phase = Phase.TRANSFER
+    lacking: tuple[frozenset[str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For replies, log and page alike."""
+        return {
+            "permitted": self.permitted,
+            "permission": self.permission,
+            "action": compact(self.action),
+            "phase": self.phase.value,
+            "reasons": list(self.reasons),
+            "carried": list(self.carried),
+            "findings": [finding.to_json() for finding in self.findings],
+            "engine": ENGINE,
+        }
+
+
+class _Outcome(NamedTuple):
+    permitted: bool
+    active: RulePlan | None
+    hit: RulePlan | None  # a prohibition that applies, or cannot be decided any more
+    carried: tuple[RulePlan, ...]  # prohibitions for a later phase
+
+
+def _rules(plan: Plan, action: str, only: str) -> tuple[list[RulePlan], list[RulePlan]]:
+    """Permissions and prohibitions that reach `action`; of the permissions `only` that one, where it is named."""
+    permissions, prohibitions = plan.covering(action)
+    if only:
+        permissions = [rule for rule in permissions if rule.path == only]
+    return permissions, prohibitions
+
+
+def _decide(
+    rules: tuple[list[RulePlan], list[RulePlan]], conflict: Conflict, code_of: Callable[[RulePlan], int], *, last: bool
+) -> _Outcome:
+    """`code_of` says what a rule comes to; it is asked about no more rules than the answer needs."""
+    permissions, prohibitions = rules
+    hit, carried = None, []
+    for rule in prohibitions:
+        code = code_of(rule)
+        if code in (SATISFIED, UNKNOWN) or (code == DEFERRED and last):
+            hit = rule
+            break
+        if code == DEFERRED:
+            carried.append(rule)
+    if hit is not None and conflict is not Conflict.PERM:
+        return _Outcome(False, None, hit, ())
+    active = _active(permissions, code_of, last=last)
+    if active is None:
+        return _Outcome(False, None, hit, ())
+    return _Outcome(True, active, None, () if conflict is Conflict.PERM else tuple(carried))
+
+
+def _active(permissions: list[RulePlan], code_of: Callable[[RulePlan], int], *, last: bool) -> RulePlan | None:
+    for rule in permissions:
+        code = code_of(rule)
+        if code == SATISFIED or (code == DEFERRED and not last):
+            return rule
+    return None
+
+
+def permits(
+    policy: Policy,
+    facts: Facts,
+    *,
+    action: str,
+    phase: Phase,
+    now: float,
+    permission: str = "",
+) -> bool:
+    """The yes or no of `evaluate`, without its explanation."""
+    plan = plan_of(policy)
+    order = phase.order
+    if plan.refused or (policy.kind is Kind.OFFER and order >= TRANSFER):
+        return False
+    moment = Moment(facts, phase=order, now=now, start=plan.start)
+    if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
+        return False
+    rules = _rules(plan, expand(action), permission)
+    return _decide(rules, plan.conflict, lambda rule: rule.check(moment), last=order >= BATCH).permitted
+
+
+def evaluate(
+    policy: Policy,
+    facts: Facts,
+    *,
+    action: str,
+    phase: Phase,
+    now: float,
+    permission: str = "",
+) -> Decision:
+    """Whether `action` is permitted in `phase` at `now` (UTC seconds), by which permission, and why.
+
+    `permission` names one (`/permission/0`): whether that one is active, whatever the others would permit. Columns and
+    rows are those of one permission, so whoever serves them asks about that one; the prohibitions always count.
+
+    Only Sets and Agreements grant; an Offer is looked at up to the agreement, to see whether it could be
+    concluded. An agreement demands the fact `ds:participant` to be its assignee. Never raises on policy content.
+    """
+    plan = plan_of(policy)
+    action = expand(action)
+    refused = plan.refused
+    if not refused and policy.kind is Kind.OFFER and phase.order >= TRANSFER:
+        refused = ("an offer grants nothing; conclude an agreement first",)
+    if refused:
+        return Decision(False, None, (), refused, (), action, phase)
+    moment = Moment(facts, phase=phase.order, now=now, start=plan.start)
+    if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
+        finding = plan.assignee.finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
+        reason = f"the agreement is with {policy.assignee}, and the caller is not known to be that party"
+        return Decision(False, None, (finding,), (reason,), (), action, phase)
+    rules = _rules(plan, action, permission)
+    look = _Look(rules, moment, phase.value)
+    outcome = _decide(rules, plan.conflict, look.rule, last=moment.phase >= BATCH)
+    active = outcome.active.path if outcome.active else None
+    reasons = tuple(_reasons(outcome, rules[0], action, look))
+    carried = _carried(outcome, look.findings)
+    lacking = () if outcome.permitted else tuple(_lacking_of(rules, plan.conflict, look))
+    return Decision(outcome.permitted, active, tuple(look.findings), reasons, carried, action, phase, lacking)
+
+
+def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Decision:
+    """Whether any permission of an offer could ever be active for this party: show it, or negotiate it.
+
+    The decision for the first permission whose own action passes. Else that for the one against which the least
+    stands, with the reasons of each by itself, this one's first, and what each lacks.
+    """
+    refusals: list[tuple[str, Decision]] = []
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}"
+        decision = evaluate(policy, facts, action=rule.action, permission=path, phase=phase, now=now)
+        if decision.permitted:
+            return decision
+        refusals.append((path, decision))
+    if not refusals:
+        return Decision(False, None, (), ("the policy holds no permission, so nothing can be agreed",), (), "", phase)
+    refusals.sort(key=lambda refusal: (not refusal[1].lacking, len(refusal[1].reasons)))
+    lacking = tuple(facts for _, one in refusals for facts in one.lacking)
+    return replace(refusals[0][1], reasons=_by_permission(refusals), lacking=lacking)
+
+
+def _by_permission(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
+    """The reasons of one permission, or of all where they are the same; else one for each, under its path."""
+    told: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+    for path, decision in refusals:
+        same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # but for whose conditions they are
+        told.setdefault(same, (path, decision.reasons))
+    if len(told) == 1:
+        return next(iter(told.values()))[1]
+    said = [f"under {path}: {'; '.join(reasons)}" for path, reasons in told.values()]
+    return (said[0], *(f"or {one}" for one in said[1:]))
+
+
+def next_turn(policy: Policy, *, action: str, now: float) -> float:
+    """When (UTC seconds) the clock alone may next change what the prohibitions of `action` say; infinite if never.
+
+    Permissions end with their contracts; a prohibition that begins is known to no contract.
+    """
+    if not any(rule.constraints for rule in policy.prohibitions):
+        return math.inf
+    start, moment = start_of(policy.timestamp) if policy.timestamp else None, values.nanoseconds(now)
+    turns = [
+        turn
+        for index, rule in enumerate(policy.prohibitions)
+        if vocabulary.action_includes(rule.action, expand(action))
+        for _, atom in unknown_terms.atoms(rule.constraints, f"/prohibition/{index}")
+        for turn in _turns(atom, start)
+        if turn >= moment
+    ]
+    return min(turns, default=math.inf) / values.SECOND
+
+
+def _turns(atom: Atom, start: int | None) -> tuple[int, ...]:
+    operand = vocabulary.operand(atom.left)
+    counting = operand.counting if operand is not None else None
+    if counting is Counting.CLOCK:
+        found = values.instant(atom.right[0].text, atom.right[0].datatype)
+        return found.start, found.end
+    if counting is Counting.ELAPSED and start is not None:
+        return (values.later(start, values.duration(atom.right[0].text)),)
+    return ()
+
+
+def as_if_agreed(policy: Policy, *, at: float | None = None) -> Policy:
+    """The policy's rules as a Set, which grants without parties: to try an offer before it is published.
+
+    `at` (UTC seconds) is when it would be signed, from where elapsed time runs; without it that is unknown.
+    """
+    timestamp = policy.timestamp if at is None else written(at)
+    return replace(policy, kind=Kind.SET, timestamp=timestamp)
+
+
+class _Look:
+    """One look at every constraint: what was found, and what the parts of each rule come to."""
+
+    __slots__ = ("codes", "findings", "moment", "phase")
+
+    def __init__(self, rules: tuple[list[RulePlan], list[RulePlan]], moment: Moment, phase: str) -> None:
+        self.moment, self.phase = moment, phase
+        self.findings: list[Finding] = []
+        permissions, prohibitions = rules
+        self.codes = {rule: [self._at(part, rule.path) for part in rule.parts] for rule in permissions + prohibitions}
+
+    def rule(self, rule: RulePlan) -> int:
+        """What the whole rule comes to."""
+        return conjunction(self.codes[rule])
+
+    def _at(self, part: Part, rule: str) -> int:
+        for leaf in part.leaves:
+            code = leaf.check(self.moment)
+            self.findings.append(leaf.finding(self.moment, rule, self.phase, code))
+            if leaf.check is part.check:  # no group: the part comes to what its only leaf does
+                return code
+        return part.check(self.moment)
+
+    def unknown(self, rule: RulePlan) -> frozenset[str]:
+        """The facts that keep a rule from being decided."""
+        waiting = [part for part, code in zip(rule.parts, self.codes[rule], strict=True) if code == UNKNOWN]
+        return frozenset(leaf.left for part in waiting for leaf in part.leaves if leaf.check(self.moment) == UNKNOWN)
+
+
+def _lacking_of(
+    rules: tuple[list[RulePlan], list[RulePlan]], conflict: Conflict, look: _Look
+) -> Iterator[frozenset[str]]:
+    """What each permission lacks against which nothing stands but facts that are not known."""
+    permissions, prohibitions = rules
+    never = (UNSATISFIED, DEFERRED) if look.moment.phase >= BATCH else (UNSATISFIED,)
+    forbidding: frozenset[str] = frozenset()
+    for rule in prohibitions if conflict is not Conflict.PERM else ():
+        code = look.rule(rule)
+        if code == SATISFIED or (code == DEFERRED and code in never):
+            return
+        forbidding |= look.unknown(rule) if code == UNKNOWN else frozenset()
+    for rule in permissions:
+        missing = forbidding | look.unknown(rule)
+        if missing and look.rule(rule) not in never:
+            yield missing
+
+
+def _carried(outcome: _Outcome, findings: list[Finding]) -> tuple[str, ...]:
+    if outcome.active is None:
+        return ()
+    waiting = {outcome.active.path, *(rule.path for rule in outcome.carried)}
+    return tuple([found.constraint for found in findings if found.result == "deferred" and found.rule in waiting])
+
+
+def _reasons(outcome: _Outcome, permissions: list[RulePlan], action: str, look: _Look) -> Iterator[str]:
+    """Why, in plain words: the permission that permits, the prohibition that forbids, or all that is missing."""
+    if outcome.active is not None:
+        yield f"{outcome.active.path} permits to {phrases.action(outcome.active.action)}"
+    elif outcome.hit is not None:
+        yield _forbids(outcome.hit, look.moment)
+    else:
+        fine = (SATISFIED,) if look.moment.phase >= BATCH else (SATISFIED, DEFERRED)
+        if not permissions:
+            yield f"no permission covers {compact(action)}; what is not permitted is denied"
+        for rule in permissions:
+            for part, code in zip(rule.parts, look.codes[rule], strict=True):
+                if code not in fine:
+                    yield _missing(part, code, look.moment)
+
+
+def _forbids(rule: RulePlan, moment: Moment) -> str:
+    unknown = [leaf.left for part in rule.parts for leaf in part.leaves if leaf.check(moment) in (UNKNOWN, DEFERRED)]
+    why = f"; not known, so it counts as met: {', '.join(unknown)}" if unknown else ""
+    return f"{rule.path} forbids to {phrases.action(rule.action)}{why}"
+
+
+def _askable(names: Iterable[str]) -> str:
+    """Who can supply what is missing, for the person who reads the refusal."""
+    found = dict.fromkeys(who for name in names if (who := vocabulary.suppliers(expand(name))))
+    return f"; it can come from {' or '.join(found)}" if found else ""
+
+
+def _missing(part: Part, code: int, moment: Moment) -> str:
+    return f"{part.path}: needed: {part.said}; {_lacking(part, code, moment)}"
+
+
+def _lacking(part: Part, code: int, moment: Moment) -> str:
+    if code == DEFERRED:
+        return "nothing decided it in time"
+    if code == UNKNOWN:
+        names = dict.fromkeys(leaf.left for leaf in part.leaves if leaf.check(moment) == UNKNOWN)
+        return f"nobody has vouched for {', '.join(names)}{_askable(names)}"
+    if part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
+        return f"no evidence of it is recorded{_askable(['ds:fulfilled'])}"
+    seen = [text for leaf in part.leaves for text in _seen(leaf, moment)]
+    return f"observed {', '.join(seen)}" if seen else "it is not so"
+
+
+def _seen(leaf: Leaf, moment: Moment) -> list[str]:
+    observed = leaf.finding(moment, "", "", leaf.check(moment)).observed
+    return [text + values.purpose_hint(text) if leaf.left == "odrl:purpose" else text for text in observed]

@@ -1,0 +1,1 @@
+"""ODRL policies on the wire: reading, writing, digests."""

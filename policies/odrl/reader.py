@@ -1,0 +1,451 @@
+"""Wire form to model: every spelling is read. (`write` is in `wire`, `digest` in `normal`; all are offered here.)
+
+Reading is lenient about form (usage-policies, section 2, "Accept on input") and strict about meaning:
+a member that would change a rule and is not understood is refused, never skipped. Contexts are never
+fetched. Unknown terms are kept, to be refused later by name. Evaluates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from policies import vocabulary
+from policies.errors import PolicyUnreadable
+from policies.evaluation import values
+from policies.model import (
+    ODRL,
+    XSD,
+    Atom,
+    Conflict,
+    Connective,
+    Constraint,
+    Duty,
+    Group,
+    Kind,
+    Literal,
+    Policy,
+    Rule,
+)
+from policies.odrl import node_members as members_of
+from policies.odrl import strictjson
+from policies.odrl.assignee import kept_to
+from policies.odrl.digest import digest, rules_equal
+from policies.odrl.writer import Json, write
+from policies.vocabulary import ValueType, expand
+
+__all__ = ["Json", "digest", "read", "rules_equal", "write"]
+
+MAX_DEPTH = 16
+MAX_NODES = 5_000
+MAX_VALUES = 10_000
+
+
+# Bare names that everybody means as ODRL's, though the protocol's context defines only a few of them.
+_BARE = members_of.words(
+    """absoluteSize count dateTime delayPeriod deliveryChannel elapsedTime event fileFormat industry language
+    media meteredTime payAmount percentage product purpose recipient relativeSize resolution spatial
+    spatialCoordinates system systemDevice timeInterval unitOfCount version virtualLocation"""
+) | {name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)}
+_PARTS = ("target", "assigner", "assignee")
+_LOGIC = {
+    "and": Connective.AND,
+    "andSequence": Connective.AND,  # the context keeps no order, so neither do we
+    "or": Connective.OR,
+    "xone": Connective.XONE,
+}
+_TYPES = {kind.value: kind for kind in Kind}
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One reading: prefixes of an inline context, and how much has been read so far."""
+
+    prefixes: dict[str, str]
+    nodes: int = 0
+    values: int = 0
+    rules: list[str] = field(default_factory=list)  # paths of permissions, prohibitions and obligations
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties that a rule names, by its path
+    ids: set[str] = field(default_factory=set)  # of nodes
+
+    def step(self, path: str, depth: int) -> None:
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            raise PolicyUnreadable(
+                f"expected at most {MAX_NODES} rules and constraints nested at most {MAX_DEPTH} deep; split the policy",
+                rule=path,
+            )
+
+    def repeat(self, times: int, since: tuple[int, int], path: str) -> None:
+        """Count once more for each action what a rule has read `since` (nodes, values): it stands for one rule each."""
+        nodes, values = since
+        self.nodes += (times - 1) * (self.nodes - nodes)
+        self.values += (times - 1) * (self.values - values)
+        if self.nodes > MAX_NODES or self.values > MAX_VALUES:
+            raise PolicyUnreadable(
+                f"expected at most {MAX_NODES} rules and constraints with {MAX_VALUES} values, a rule with several "
+                "actions counted once for each; split the policy",
+                rule=path,
+            )
+
+    def heard(self, members: Mapping[str, Any], path: str) -> None:
+        """Keep which target and parties a rule or duty names."""
+        for part in _PARTS:
+            if value := _text(members.get(part), f"{path}/{part}"):
+                self.parts.setdefault(part, {})[path] = value
+
+    def name(self, term: str) -> str:
+        """The IRI of a written name; what has no known prefix and is no known bare name stays as it is."""
+        prefix, colon, local = term.partition(":")
+        if colon and not local.startswith("//") and prefix in self.prefixes:
+            return self.prefixes[prefix] + local
+        return ODRL + term if not colon and term in _BARE else expand(term)
+
+
+def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | None = None) -> Policy:
+    """The policy that `obj` (parsed JSON, expanded JSON-LD, or JSON text) means.
+
+    `kind` is assumed where the object carries no type, and demanded where it does. PolicyUnreadable
+    when the structure is no policy or holds a member whose meaning would be lost (usage-policies, section 2).
+    """
+    node, prefixes = _document(obj)
+    reader = _Reader(prefixes)
+    members = _members(node, reader, "")
+    _refuse_lost(members, members_of.POLICY, "")
+    policy = Policy(
+        kind=_kind(node, reader, kind),
+        id=_text(members.get("uid"), "/@id"),
+        permissions=_rules(members.get("permission"), reader, "/permission"),
+        prohibitions=_rules(members.get("prohibition"), reader, "/prohibition"),
+        obligations=_obligations(members.get("obligation"), reader),
+        target=_text(members.get("target"), "/target"),
+        assigner=_text(members.get("assigner"), "/assigner"),
+        assignee=_text(members.get("assignee"), "/assignee"),
+        timestamp=_text(members.get("timestamp"), "/timestamp"),
+        conflict=_conflict(members.get("conflict"), reader),
+        profile=" ".join(
+            sorted(reader.name(_text(one, "/profile")) for one in members_of.listed(members.get("profile")))
+        ),
+    )
+    return _settle_parties(policy, reader)
+
+
+def _document(obj: object) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The one policy node of a document, and the prefixes that its inline contexts define."""
+    if isinstance(obj, str | bytes):
+        try:
+            obj = strictjson.loads(obj)
+        except (ValueError, RecursionError) as problem:
+            raise PolicyUnreadable(f"expected a policy as JSON, got text that is no JSON: {problem}") from None
+    around: object = None
+    if isinstance(obj, Mapping) and "@graph" in obj:
+        members_of.alone(obj, "", "@context")
+        around, obj = obj.get("@context"), obj["@graph"]
+    if isinstance(obj, Sequence) and not isinstance(obj, str | bytes) and len(obj) == 1:
+        obj = obj[0]
+    if not isinstance(obj, Mapping):
+        raise PolicyUnreadable(f"expected one policy object, got {_shown(obj)}")
+    return obj, members_of.prefixes(around) | members_of.prefixes(obj.get("@context"))
+
+
+def _members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, Any]:
+    """ODRL members of a node by local name; annotations of other vocabularies are left out."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if not isinstance(key, str):
+            raise PolicyUnreadable(f"expected names as keys, got {_shown(key)}", rule=path or "/")
+        local = members_of.local(key, reader.name, path)
+        if not local:
+            continue
+        if local in found:
+            raise PolicyUnreadable(f"{local} is given twice under different spellings; keep one", rule=path or "/")
+        found[local] = value
+    _refuse_known_id(reader.name(_text(found.get("uid"), f"{path}/@id")), reader, path)
+    return found
+
+
+def _refuse_known_id(name: str, reader: _Reader, path: str) -> None:
+    """To a JSON-LD reader two nodes of one id are one node, with the members of both: one rule, and not two."""
+    if name and name in reader.ids:
+        raise PolicyUnreadable(
+            f"expected each @id once, got {name[:80]!r} again; two rules or constraints of one id are one to others",
+            rule=path or "/",
+        )
+    reader.ids.add(name)
+
+
+def _refuse_lost(members: Mapping[str, Any], known: frozenset[str], path: str) -> None:
+    for member in members:
+        if member not in known and member not in ("type", "label", "comment"):
+            raise PolicyUnreadable(
+                f"{member} is not carried by the protocol and would be lost, so the rule would mean something "
+                f"else; expected only {', '.join(sorted(known))}. Express it as a constraint or leave it out",
+                rule=f"{path}/{member}",
+                code="member_not_carried",
+            )
+
+
+def _kind(node: Mapping[str, Any], reader: _Reader, wanted: Kind | None) -> Kind:
+    names = [reader.name(str(one)).removeprefix(ODRL) for one in members_of.listed(node.get("@type", node.get("type")))]
+    found = [_TYPES[name] for name in names if name in _TYPES]
+    if names == ["Policy"] and wanted is None:
+        found = [Kind.SET]  # ODRL IM 2.1: a policy without a subclass is a Set
+    if not names and wanted is not None:
+        return wanted
+    if len(found) != 1 and not (wanted and names == ["Policy"]):
+        raise PolicyUnreadable(
+            f"expected @type Offer, Agreement or Set, got {', '.join(names) or 'none'}; add the type", rule="/@type"
+        )
+    actual = found[0] if found else wanted
+    if actual is None or (wanted is not None and actual is not wanted):
+        raise PolicyUnreadable(f"expected @type {wanted}, got {actual}", rule="/@type")
+    return actual
+
+
+def _conflict(value: object, reader: _Reader) -> Conflict:
+    # The protocol's context has no term for it, so its absence says nothing: this project's default applies.
+    parts = members_of.listed(value)
+    if not parts:
+        return Conflict.PROHIBIT
+    name = reader.name(_text(value, "/conflict")).removeprefix(ODRL)
+    if name not in {strategy.value for strategy in Conflict}:
+        raise PolicyUnreadable(f"expected conflict perm, prohibit or invalid, got {name!r}", rule="/conflict")
+    return Conflict(name)
+
+
+def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
+    """Target and parties of the whole; an offer or a set for one assignee becomes a condition of its permissions."""
+    settled = replace(
+        policy,
+        target=_settled("target", policy.target, reader),
+        assigner=_settled("assigner", policy.assigner, reader),
+        assignee=_settled("assignee", policy.assignee, reader),
+    )
+    if policy.kind is Kind.AGREEMENT or not settled.assignee:
+        return settled
+    return kept_to(replace(settled, assignee=""), settled.assignee)
+
+
+def _settled(part: str, own: str, reader: _Reader) -> str:
+    """What the policy says, or all of its rules in its stead: what one rule alone says is not meant for the others."""
+    said = reader.parts.get(part, {})
+    agreed = own or next(iter(said.values()), "")
+    for path, value in said.items():
+        if value != agreed:
+            raise PolicyUnreadable(
+                f"expected the policy's own {part} {agreed!r} or none, got {value!r}; "
+                "write one policy per target and party",
+                rule=f"{path}/{part}",
+            )
+    if agreed and not own and (silent := [path for path in reader.rules if path not in said]):
+        raise PolicyUnreadable(
+            f"expected {part} {agreed!r} on the policy or on each of its rules, got none on {silent[0]}; "
+            "state it once, on the policy, or write one policy per target and party",
+            rule=f"{silent[0]}/{part}",
+        )
+    return agreed
+
+
+def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
+    found: list[Rule] = []
+    for index, node in enumerate(_nodes(value, path)):
+        here, before = f"{path}/{index}", (reader.nodes, reader.values)
+        reader.step(here, 1)
+        members = _members(node, reader, here)
+        _refuse_lost(members, members_of.RULE, here)
+        _refuse_other_kind(node, reader, here)
+        reader.rules.append(here)
+        reader.heard(members, here)
+        constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
+        duties = _duties(members.get("duty"), reader, f"{here}/duty")
+        # ODRL IM 2.7.1: a rule with several actions stands for one rule each.
+        actions = _actions(members, reader, here)
+        reader.repeat(len(actions), before, here)
+        found.extend(Rule(action, constraints, duties) for action in actions)
+    return tuple(found)
+
+
+def _duties(value: object, reader: _Reader, path: str) -> tuple[Duty, ...]:
+    found: list[Duty] = []
+    for index, node in enumerate(_nodes(value, path)):
+        here, before = f"{path}/{index}", (reader.nodes, reader.values)
+        reader.step(here, 1)
+        members = _members(node, reader, here)
+        _refuse_lost(members, members_of.RULE - {"duty"}, here)
+        _refuse_other_kind(node, reader, here)
+        reader.heard(members, here)
+        constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
+        actions = _actions(members, reader, here)
+        reader.repeat(len(actions), before, here)
+        found.extend(Duty(action, constraints) for action in actions)
+    return tuple(found)
+
+
+_KINDS = {"permission": "Permission", "prohibition": "Prohibition", "obligation": "Duty", "duty": "Duty"}
+
+
+def _refuse_other_kind(node: Mapping[str, Any], reader: _Reader, path: str) -> None:
+    """A rule whose type contradicts its place: nobody can say which of the two is meant."""
+    wanted = _KINDS[path.rsplit("/", 2)[1]]
+    for one in (*members_of.listed(node.get("@type")), *members_of.listed(node.get("type"))):
+        name = reader.name(str(one)).removeprefix(ODRL)
+        if name != wanted and name in _KINDS.values():
+            raise PolicyUnreadable(f"expected @type {wanted} or none here, got {name}", rule=f"{path}/@type")
+
+
+def _obligations(value: object, reader: _Reader) -> tuple[Duty, ...]:
+    reader.rules.extend(f"/obligation/{index}" for index in range(len(_nodes(value, "/obligation"))))
+    return _duties(value, reader, "/obligation")
+
+
+def _actions(members: Mapping[str, Any], reader: _Reader, path: str) -> list[str]:
+    actions = [_action(one, reader, f"{path}/action") for one in members_of.listed(members.get("action"))]
+    if not actions:
+        raise PolicyUnreadable("expected an action such as use, got a rule without one", rule=f"{path}/action")
+    return actions
+
+
+def _action(value: object, reader: _Reader, path: str) -> str:
+    if isinstance(value, Mapping):
+        extra = set(value) - {"@id", "@type", "@value", "type", "rdf:value", "odrl:type"}
+        if extra:
+            raise PolicyUnreadable(
+                f"expected an action as a name, got an object with {', '.join(sorted(map(str, extra)))}; "
+                "the protocol carries no refinement, write a constraint instead",
+                rule=path,
+                code="member_not_carried",
+            )
+        if value.keys() - {"@type", "type"}:
+            members_of.alone(value, path, "@type", "type")
+        for key in ("@id", "@value", "rdf:value", "odrl:type", "type"):
+            if key in value:
+                return reader.name(_text(value[key], path))
+    name = _text(value, path)
+    if not name:
+        raise PolicyUnreadable("expected an action as a name, got none", rule=path)
+    return reader.name(name)
+
+
+def _constraints(value: object, reader: _Reader, path: str, depth: int) -> tuple[Constraint, ...]:
+    return tuple(_constraint(node, reader, f"{path}/{index}", depth) for index, node in enumerate(_nodes(value, path)))
+
+
+def _constraint(node: Mapping[str, Any], reader: _Reader, path: str, depth: int) -> Constraint:
+    reader.step(path, depth)
+    members = _members(node, reader, path)
+    _refuse_lost(members, members_of.CONSTRAINT, path)
+    logic = [name for name in _LOGIC if name in members]
+    atomic = [name for name in ("leftOperand", "operator", "rightOperand") if name in members]
+    if len(logic) == 1 and not atomic:
+        inside = _constraints(members[logic[0]], reader, f"{path}/{logic[0]}", depth + 1)
+        if not inside:
+            raise PolicyUnreadable(f"expected at least one constraint under {logic[0]}", rule=path)
+        return Group(_LOGIC[logic[0]], inside)
+    if logic or len(atomic) != 3:
+        raise PolicyUnreadable(
+            "expected leftOperand, operator and rightOperand, or exactly one of and, or, xone, andSequence; "
+            f"got {', '.join((*logic, *atomic)) or 'neither'}",
+            rule=path,
+        )
+    return _atom(members, reader, path)
+
+
+def _atom(members: Mapping[str, Any], reader: _Reader, path: str) -> Atom:
+    left = reader.name(_text(members["leftOperand"], f"{path}/leftOperand"))
+    operator = reader.name(_text(members["operator"], f"{path}/operator")).removeprefix(ODRL)
+    operator = "lteq" if operator == "term-lteq" else operator  # a slip in the published schema
+    right, many = _right(members["rightOperand"], reader, f"{path}/rightOperand")
+    if not left or not operator:
+        raise PolicyUnreadable("expected a name for leftOperand and operator, got none", rule=path)
+    operand = vocabulary.operand(left)
+    if operand is not None and operand.type in (ValueType.IRI, ValueType.PLACE):
+        right = tuple(Literal(reader.name(one.text) if ":" in one.text else one.text) for one in right)
+    return Atom(left, operator, right, many)
+
+
+def _right(value: object, reader: _Reader, path: str) -> tuple[tuple[Literal, ...], bool]:
+    many = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    flat: list[Literal] = []
+    stack = list(reversed(members_of.listed(value)))
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Mapping) and (inside := members_of.contained(one, path)) is not None:
+            many = True
+            stack.extend(reversed(inside))
+            continue
+        flat.append(_literal(one, reader, path))
+        reader.values += 1
+        if reader.values > MAX_VALUES:
+            raise PolicyUnreadable(f"expected at most {MAX_VALUES} values in a policy; split the list", rule=path)
+    if not flat:
+        raise PolicyUnreadable("expected at least one value, got an empty list", rule=path)
+    return tuple(flat), many
+
+
+def _literal(value: object, reader: _Reader, path: str) -> Literal:
+    if isinstance(value, Mapping):
+        if value.keys() <= {"@id", "@type"} and "@id" in value:
+            return Literal(reader.name(_text(value, path)))
+        if "@value" not in value or value.keys() - {"@value", "@type"} or isinstance(value["@value"], Mapping | list):
+            raise PolicyUnreadable(
+                f"expected @value or @id, and beside it at most @type, got {_shown(value)}", rule=path
+            )
+        datatype = reader.name(_text(value.get("@type"), path))
+        inner = _literal(value["@value"], reader, path)
+        return Literal(inner.text, "" if datatype == XSD + "string" else datatype)
+    if isinstance(value, bool):
+        return Literal("true" if value else "false")
+    if isinstance(value, int):
+        return Literal(str(value))
+    if isinstance(value, float):
+        return Literal(_float(value, path))
+    if not values.is_text(value):
+        raise PolicyUnreadable(
+            f"expected a text of at most {values.MAX_TEXT} characters, got {_shown(value)}", rule=path
+        )
+    return Literal(value)
+
+
+def _float(value: float, path: str) -> str:
+    text = repr(value)
+    if "e" in text or "n" in text:  # exponents, inf, nan: not a decimal
+        raise PolicyUnreadable(f'expected a plain number, got {text}; write it as a text such as "0.5"', rule=path)
+    return text.removesuffix(".0")
+
+
+def _text(value: object, path: str) -> str:
+    """A name or text, whether plain, `{"@id"}`, `{"@value"}`, or a list of one."""
+    parts = members_of.listed(value)
+    if not parts:
+        return ""
+    if len(parts) > 1:
+        raise PolicyUnreadable(f"expected one value, got {len(parts)}", rule=path)
+    one = parts[0]
+    if isinstance(one, Mapping):
+        members_of.alone(one, path, "@type", "type")
+        one = next((one[key] for key in ("@id", "@value", "uid", "id") if key in one), None)
+    if not values.is_text(one):
+        raise PolicyUnreadable(f"expected a text, got {_shown(one)}", rule=path)
+    return one
+
+
+def _nodes(value: object, path: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    stack = list(reversed(members_of.listed(value)))
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Mapping) and (inside := members_of.contained(one, path)) is not None:
+            stack.extend(reversed(inside))
+        elif isinstance(one, Mapping):
+            found.append(one)
+        else:
+            raise PolicyUnreadable(f"expected objects, got {_shown(one)}", rule=path)
+        if len(found) + len(stack) > MAX_NODES:
+            raise PolicyUnreadable(f"expected at most {MAX_NODES} rules and constraints; split it", rule=path)
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

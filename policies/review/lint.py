@@ -1,0 +1,536 @@
+"""Problems of a policy before anybody signs it: unknown words, contradictions, rules that nobody can enforce.
+
+Errors make the policy useless or mean something else than it says; warnings are worth a second look.
+With a table schema it is also compiled, so that what the engine cannot make true shows here. Evaluates no
+facts, reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain
+from types import MappingProxyType
+from typing import Literal as OneOf
+
+from policies import vocabulary
+from policies.contracts import columns, masks
+from policies.contracts import compile as compiler
+from policies.contracts.contract import TableSchema
+from policies.errors import ContractUndecided, PolicyUnreadable
+from policies.evaluation import values
+from policies.model import Atom, Conflict, Connective, Duty, Policy, Rule
+from policies.review import unknown_terms
+from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
+from policies.vocabulary.terms import RULE
+
+SMALLEST_GROUP = 5  # federated-query, section 6: never below
+_AFTER_USE = frozenset(
+    {odrl("delete"), odrl("inform"), odrl("attribute"), ds("log"), ds("registerModel"), ds("deleteModel")}
+)
+_OF_COLUMNS = frozenset(ds(word) for word in ("columnAllow", "columnDeny", "notTogether", "entityKey", "column"))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding: `error` or `warning`, where, a code for machines, a sentence for people."""
+
+    level: OneOf["error", "warning"]
+    path: str
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """For the API and the page."""
+        return {"level": self.level, "path": self.path, "code": self.code, "message": self.message}
+
+
+def lint(
+    policy: Policy, schema: TableSchema | None = None, *, absent: Mapping[str, str] = MappingProxyType({})
+) -> list[Problem]:
+    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
+    sources of facts that the owner does not have now, each with why."""
+    found: dict[tuple[str, str], Problem] = {}
+    for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
+        found.setdefault((problem.path, problem.code), problem)
+    unclear = any(problem.level == "error" for problem in found.values())
+    if schema is not None and not unclear:
+        for problem in _uncompiled(policy, schema):
+            found.setdefault((problem.path, problem.code), problem)
+    return sorted(found.values(), key=lambda problem: problem.level)
+
+
+def _error(path: str, code: str, message: str) -> Problem:
+    return Problem("error", path, code, message)
+
+
+def _warning(path: str, code: str, message: str) -> Problem:
+    return Problem("warning", path, code, message)
+
+
+def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    if missing := list(_unknown_columns(policy, schema)):  # a compiler stops at the first
+        yield from missing
+        return
+    made = []
+    for index in range(len(policy.permissions)):
+        try:
+            made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0, new=True))
+        except (ContractUndecided, PolicyUnreadable) as problem:
+            said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
+            yield _error(problem.rule or f"/permission/{index}", problem.code, said)
+    try:
+        compiler.one_grid(made)
+    except ContractUndecided as problem:
+        yield _error(problem.rule, "grids_differ", str(problem))
+
+
+def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    for path, atom, _ in _atoms(policy):
+        texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
+        named = filter(None, (vocabulary.column_of(atom.left), *texts))
+        # The parts of a column are told by the compiler.
+        missing = [name for name in named if columns.find(schema, name.partition(".")[0]) is None
+                   and columns.find(schema, name) is None]  # fmt: skip
+        if missing:
+            yield _error(
+                path,
+                "contract_undecided",
+                f"the table has no column {', '.join(missing)}; correct the name, or the table if it lost the column",
+            )
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _unclear(policy: Policy) -> Iterator[Problem]:
+    for one in unknown_terms.unclear(policy):
+        yield _error(one.path, one.code, one.message)
+
+
+def _empty(policy: Policy) -> Iterator[Problem]:
+    if not policy.permissions:
+        yield _error("/permission", "nothing_permitted", "no permission: what is not permitted is denied; add one")
+
+
+def _zoneless(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.type is not ValueType.INSTANT:
+            continue
+        for literal in atom.right:
+            try:
+                if values.instant(literal.text, literal.datatype).loose:
+                    yield _error(
+                        path,
+                        "zone_missing",
+                        f"{literal.text} has no zone and could be any moment of 28 hours; write {literal.text}Z "
+                        f"or {literal.text}+01:00",
+                    )
+            except ValueError:
+                continue  # named by the check of unclear words
+
+
+def _mixed_groups(policy: Policy) -> Iterator[Problem]:
+    """Row filters may be alternatives, and so may facts; masks, group sizes and budgets may not."""
+    for path, rule, place in unknown_terms.rules(policy):
+        if place not in ("permission", "prohibition"):
+            continue
+        for here, group in unknown_terms.groups(rule.constraints, path):
+            if group.connective is Connective.AND:
+                continue
+            kinds = {_kind(atom) for _, atom in unknown_terms.atoms_of(group, here)}
+            if "shape" in kinds or len(kinds) > 1:
+                yield _error(
+                    here,
+                    "alternative_not_enforceable",
+                    f"only row filters, or only facts about the party, may stand under {group.connective.value}; "
+                    "write two permissions instead",
+                )
+
+
+def _kind(atom: Atom) -> str:
+    operand = vocabulary.operand(atom.left)
+    if operand is None or not operand.by_engine:
+        return "fact"
+    return "row" if operand.name == ds("row/") else "shape"
+
+
+def _masks(policy: Policy) -> Iterator[Problem]:
+    for path, rule, place in unknown_terms.rules(policy):
+        if place != "duty" or rule.action != ds("mask"):
+            continue
+        given = {atom.left: atom for _, atom in unknown_terms.atoms(rule.constraints, path)}
+        method = given.get(ds("method"))
+        if ds("column") not in given or method is None:
+            yield _error(path, "mask_incomplete", "a mask needs ds:column and ds:method; add what is missing")
+        elif method.right[0].text in ("truncate", "round", "generalise") and ds("argument") not in given:
+            yield _error(path, "mask_incomplete", f"{method.right[0].text} needs ds:argument; add it")
+        elif method.right[0].text not in masks.names():
+            known_masks = ", ".join(masks.names())
+            yield _error(path, "mask_unknown", f"expected one of {known_masks}, got {method.right[0].text}; choose one")
+
+
+def _blocked(policy: Policy) -> Iterator[Problem]:
+    for path, rule, place in unknown_terms.rules(policy):
+        if place == "duty" and rule.action in _AFTER_USE:
+            yield _error(
+                path,
+                "duty_never_met",
+                f"{compact(rule.action)} is done after use, and a duty must be fulfilled before: "
+                "it would block for ever; make it an obligation",
+            )
+
+
+def _forbidden_again(policy: Policy) -> Iterator[Problem]:
+    for i, permission in enumerate(policy.permissions):
+        for j, prohibition in enumerate(policy.prohibitions):
+            if not prohibition.constraints and action_includes(prohibition.action, permission.action):
+                yield _error(
+                    f"/permission/{i}",
+                    "permission_void",
+                    f"/prohibition/{j} forbids {compact(prohibition.action)} without condition, "
+                    "so this permission is never active; remove one of the two",
+                )
+
+
+def _conflict(policy: Policy) -> Iterator[Problem]:
+    overlap = any(
+        action_includes(allowed.action, denied.action) or action_includes(denied.action, allowed.action)
+        for allowed in policy.permissions
+        for denied in policy.prohibitions
+    )
+    if overlap and policy.conflict is Conflict.INVALID:
+        yield _error("/conflict", "policy_void", "strategy invalid and overlapping rules void it all; use prohibit")
+    if overlap and policy.conflict is Conflict.PERM:
+        yield _warning("/conflict", "permission_wins", "with strategy perm a permission overrides the prohibitions")
+
+
+def _contradictions(policy: Policy) -> Iterator[Problem]:
+    """Single values and bounds within one conjunction that exclude each other."""
+    for _, by_left in _conjunctions(policy):
+        for left, found in by_left.items():
+            operand = vocabulary.operand(left)
+            if operand is not None and len(found) > 1:
+                yield from _excluded(operand, found)
+
+
+def _no_rows(policy: Policy) -> Iterator[Problem]:
+    """Bounds of numbers in a row filter that no row is within."""
+    for _, by_left in _conjunctions(policy):
+        for left, found in by_left.items():
+            if not left.startswith(ds("row/")):
+                continue
+            lows = [(number, atom.operator == "gt") for _, atom in found if (number := _bound(atom, "gt")) is not None]
+            highs = [(number, atom.operator == "lt") for _, atom in found if (number := _bound(atom, "lt")) is not None]
+            if not (lows and highs):
+                continue
+            (low, open_low), (high, open_high) = max(lows), min(highs, key=lambda one: (one[0], not one[1]))
+            if low > high or (low == high and (open_low or open_high)):
+                yield _warning(
+                    found[-1][0],
+                    "no_rows",
+                    f"no number is within the bounds of {vocabulary.column_of(left)}: no row would ever be shown",
+                )
+
+
+def _bound(atom: Atom, sign: str) -> Decimal | None:
+    """The number that is a bound of this sign (`gt`, or `lt`), whether it is within or not."""
+    if atom.operator not in (sign, f"{sign}eq"):
+        return None
+    try:
+        return values.decimal(atom.right[0].text)
+    except ValueError:
+        return None
+
+
+def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
+    for path, by_left in _conjunctions(policy):
+        shown, hidden = (
+            {columns.fold(one.text): one.text for _, atom in by_left.get(word, ()) for one in atom.right}
+            for word in (ds("columnAllow"), ds("columnDeny"))
+        )
+        if both := [shown[name] for name in shown if name in hidden]:
+            yield _warning(
+                path,
+                "shown_and_hidden",
+                f"{', '.join(both)} may be read by one rule and not by another, and so not at all; name it once",
+            )
+
+
+def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[str, Atom]]]]]:
+    """Of each permission the path of its constraints, and those that hold together, by what they are about."""
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}/constraint"
+        by_left: dict[str, list[tuple[str, Atom]]] = {}
+        for here, atom in unknown_terms.conjunction(rule.constraints, path):
+            by_left.setdefault(atom.left, []).append((here, atom))
+        yield path, by_left
+
+
+def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:
+    low, high = _bounds(operand, found)
+    allowed: frozenset[str] | None = None
+    for here, atom in found:
+        texts = frozenset(_canonical(operand, literal.text) for literal in atom.right)
+        if atom.operator in ("eq", "isAnyOf"):
+            allowed = texts if allowed is None else allowed & texts
+        elif atom.operator in ("neq", "isNoneOf") and allowed is not None:
+            allowed = allowed - texts
+        if allowed is not None and not allowed and operand.type is not ValueType.IRI and not operand.kinds:
+            yield _error(
+                here, "contradiction", f"no value of {compact(atom.left)} meets this and what stands before it"
+            )
+            return
+    if low is not None and high is not None and low > high:
+        yield _error(
+            found[-1][0],
+            "contradiction",
+            f"the bounds of {compact(found[0][1].left)} exclude each other; no value is left",
+        )
+
+
+def _canonical(operand: Operand, text: str) -> str:
+    try:
+        return values.canonical(operand.type, text, "", operand.levels)
+    except ValueError:
+        return text
+
+
+def _bounds(operand: Operand, found: list[tuple[str, Atom]]) -> tuple[float | None, float | None]:
+    low: float | None = None
+    high: float | None = None
+    for _, atom in found:
+        edges = _edges(operand, atom)
+        if edges is None:
+            continue
+        if atom.operator in ("gt", "gteq"):
+            low = edges[0] if low is None else max(low, edges[0])
+        elif atom.operator in ("lt", "lteq"):
+            high = edges[1] if high is None else min(high, edges[1])
+    return low, high
+
+
+def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
+    try:
+        literal = atom.right[0]
+        value = values.parse(operand.type, literal.text, literal.datatype, operand.levels)
+    except ValueError:
+        return None
+    if isinstance(value, values.Instant):
+        return value.start, value.end
+    if isinstance(value, values.Duration | str):
+        return None
+    return float(value), float(value)
+
+
+def _groups(policy: Policy) -> Iterator[Problem]:
+    """Aggregate-only answers: a group size that protects, and columns that it protects."""
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}"
+        found = {atom.left: (here, atom) for here, atom in unknown_terms.atoms(rule.constraints, path)}
+        if ds("epsilonBudget") in found and ds("entityKey") not in found:
+            here, _ = found[ds("epsilonBudget")]
+            yield _warning(
+                here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
+            )
+        groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
+        if groups and vocabulary.meant(rule.action) == ds("stream"):
+            yield _warning(
+                groups[0],
+                "stream_of_groups",
+                "a stream is rows as they are, and groups are asked for: nothing can be had under this permission; "
+                "permit ds:query",
+            )
+        if ds("minGroupSize") not in found:
+            continue
+        here, atom = found[ds("minGroupSize")]
+        try:
+            size = values.integer(atom.right[0].text)
+        except ValueError:
+            continue
+        if size < SMALLEST_GROUP:
+            yield _error(here, "group_too_small", f"groups of {size} protect nobody; use at least {SMALLEST_GROUP}")
+        if ds("entityKey") not in found:
+            yield _warning(
+                here, "group_counts_rows", "without ds:entityKey rows are counted: one person may fill a group"
+            )
+        else:
+            yield _warning(here, "group_is_costly", "distinct entities are counted exactly: slower by up to ten times")
+        if sum("/measure/" in left for left in found) > 1:
+            yield _warning(
+                here,
+                "measures_alike",
+                "if two measures are the same but for a few (before and after a discount), or one is zero but for a "
+                "few, groups with fewer such units than min_group are withheld, with all their figures; leave one out",
+            )
+        if not any(vocabulary.column_of(left) and "/dimension/" in left for left in found):
+            yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
+
+
+def _measures(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.name != ds("measure/"):
+            continue
+        if atom.right[0].text == "free":
+            yield _warning(path, "measure_unbounded", "without bounds one extreme value shows in a sum; give low..high")
+        elif _is_flag(atom.right[0].text) and not _noisy(policy, path):
+            yield _warning(
+                path,
+                "measure_is_flag",
+                f"the sum of {vocabulary.column_of(atom.left)}, if it is 0 or 1, counts who has it: where fewer than a "
+                "group have it, or have it not, the whole group is withheld, with all its figures; leave it out where "
+                "that is not worth it",
+            )
+
+
+def _together(policy: Policy) -> Iterator[Problem]:
+    """Columns that no question may use together, of which rows may leave one by one."""
+    for index, rule in enumerate(policy.permissions):
+        found = {
+            atom.left: here for here, atom in unknown_terms.atoms(rule.constraints, f"/permission/{index}/constraint")
+        }
+        groups = (ds("minGroupSize"), ds("epsilonBudget"), ds("resultKind"))
+        if (here := found.get(ds("notTogether"))) and not any(word in found for word in groups):
+            yield _warning(
+                here,
+                "together_by_order",
+                "no question uses these columns together, but rows come in one order: whoever asks for each by itself "
+                "can lay the answers side by side. Hide or mask one of them, or give groups, where that matters",
+            )
+
+
+def _is_flag(bounds: str) -> bool:
+    low, _, high = bounds.partition("..")
+    try:
+        return values.decimal(low) == 0 and values.decimal(high) == 1
+    except ValueError:
+        return False
+
+
+def _noisy(policy: Policy, path: str) -> bool:
+    """Whether the permission at this path answers with noise."""
+    index = int(path.split("/")[2])
+    rule = policy.permissions[index] if path.startswith("/permission/") else None
+    found = unknown_terms.atoms(rule.constraints, "") if rule is not None else ()
+    return any(atom.left == ds("epsilonBudget") for _, atom in found)
+
+
+def _repeated(policy: Policy) -> Iterator[Problem]:
+    for name, rules in (("permission", policy.permissions), ("prohibition", policy.prohibitions)):
+        seen: set[Rule | Duty] = set()
+        for index, rule in enumerate(rules):
+            if rule in seen:
+                yield _warning(f"/{name}/{index}", "repeated", "the same rule stands here before; remove it")
+            seen.add(rule)
+
+
+def _on_trust(policy: Policy) -> Iterator[Problem]:
+    """Rules that nobody can enforce: they stand in the contract only."""
+    for path, rule, place in unknown_terms.rules(policy):
+        action = vocabulary.action(rule.action)
+        if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
+            continue
+        if place in ("prohibition", "obligation"):
+            yield _warning(
+                path, "on_trust", f"nobody can enforce {compact(rule.action)}; it rests on the contract alone"
+            )
+
+
+def _not_enforced(policy: Policy) -> Iterator[Problem]:
+    """Conditions on the answer that this engine cannot make true: no agreement with them is concluded."""
+    for path, atom, operand in _atoms(policy):
+        if operand is not None and operand.by_engine and not operand.enforced_by:
+            yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
+
+
+def _no_source(policy: Policy) -> Iterator[Problem]:
+    """Conditions on facts that nobody could ever supply: no request would pass them."""
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
+            continue
+        if not vocabulary.suppliers(atom.left):
+            named = f" ({', '.join(operand.sources)})" if operand.sources else ""
+            yield _error(
+                path,
+                "no_source",
+                f"nobody here can supply {compact(atom.left)}{named}: it would stay unknown and refuse everybody; "
+                "leave it out, or install a source for it",
+            )
+
+
+def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
+    """Conditions on facts that come from nobody but a source that is not there: it may come later."""
+    for path, atom, operand in _atoms(policy):
+        names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
+        if names and all(name in absent for name in names):
+            yield _warning(
+                path,
+                "source_absent",
+                f"{compact(atom.left)} comes from {vocabulary.SOURCES[names[0]]} ({absent[names[0]]}): "
+                "it stays unknown and refuses everybody",
+            )
+
+
+def _strange_purposes(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.type is not ValueType.IRI:
+            continue
+        for literal in atom.right:
+            if ":" not in literal.text:
+                yield _error(
+                    path,
+                    "not_an_iri",
+                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI"
+                    f"{values.purpose_hint(literal.text) if atom.left == odrl('purpose') else ''}",
+                )
+            elif atom.left == odrl("purpose") and (meant := values.meant_purpose(literal.text)):
+                yield _warning(
+                    path,
+                    "purpose_unknown",
+                    f"{compact(literal.text)} is no purpose of the Data Privacy Vocabulary; did you mean dpv:{meant}?",
+                )
+
+
+def _templates(policy: Policy) -> Iterator[Problem]:
+    """Templates that no query could match."""
+    for path, atom, _ in _atoms(policy):
+        if atom.left != ds("template"):
+            continue
+        from policies.enforce.template import readable  # here: most policies need no parser
+
+        for literal in atom.right:
+            if not readable(literal.text):
+                yield _error(
+                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; ? stands for values"
+                )
+
+
+def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
+    for path, rule, _ in unknown_terms.rules(policy):
+        for here, atom in unknown_terms.atoms(rule.constraints, path):
+            yield here, atom, vocabulary.operand(atom.left)
+
+
+CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
+    _unclear,
+    _empty,
+    _zoneless,
+    _mixed_groups,
+    _masks,
+    _blocked,
+    _forbidden_again,
+    _conflict,
+    _contradictions,
+    _no_rows,
+    _shown_and_hidden,
+    _groups,
+    _measures,
+    _together,
+    _repeated,
+    _on_trust,
+    _not_enforced,
+    _no_source,
+    _strange_purposes,
+    _templates,
+)

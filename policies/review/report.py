@@ -1,0 +1,119 @@
+"""What each rule rests on: technical, attested, declared or contractual, and which part of the system enforces it.
+
+Shown to both sides before they sign (usage-policies, section 5). What nobody understands is listed as
+refused. Reads policies and the vocabulary; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from policies import vocabulary
+from policies.model import Atom, Constraint, Duty, Policy, Rule
+from policies.review import phrases, unknown_terms
+from policies.vocabulary import ENFORCERS, Tier, ds
+
+REFUSED = "refused"
+NOBODY = "nobody: it stands in the contract and is followed up"
+_WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.DECLARED.value, Tier.ATTESTED.value, Tier.TECHNICAL.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One rule or term: its path, its tier (or `refused`), who enforces it, and what it says."""
+
+    path: str
+    tier: str
+    enforced_by: str
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For the API and the page."""
+        return {"path": self.path, "tier": self.tier, "enforcedBy": self.enforced_by, "text": self.text}
+
+
+def enforceability(policy: Policy) -> list[Line]:
+    """One line per rule and per term, in the policy's order."""
+    problems = {one.path.removesuffix("/action"): one.message for one in unknown_terms.unclear(policy)}
+    lines = [Line("/profile", REFUSED, "nobody", problems["/profile"])] if "/profile" in problems else []
+    for path, rule, place in unknown_terms.rules(policy):
+        lines.extend(_rule(rule, path, place, problems))
+    return lines
+
+
+def to_json(lines: list[Line]) -> list[dict[str, Any]]:
+    """The whole report as JSON."""
+    return [line.to_json() for line in lines]
+
+
+def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) -> Iterator[Line]:
+    text = _SAYS[place](rule)
+    if path in problems:
+        yield Line(path, REFUSED, "nobody", f"{text} ({problems[path]})")
+    else:
+        action = vocabulary.ACTIONS[vocabulary.meant(rule.action)]
+        yield Line(path, action.tier.value, _by(action.enforced_by), text)
+    if isinstance(rule, Rule):
+        for index, constraint in enumerate(rule.constraints):
+            yield _constraint(constraint, f"{path}/constraint/{index}", place, problems)
+        return
+    for index, constraint in enumerate(rule.constraints):
+        refused = _worst(constraint, f"{path}/constraint/{index}", problems)
+        if refused[0] == REFUSED:  # a duty's details stand in its own sentence; only what is refused is told apart
+            yield Line(f"{path}/constraint/{index}", *refused, phrases.constraint(constraint))
+
+
+def _constraint(constraint: Constraint, path: str, place: str, problems: dict[str, str]) -> Line:
+    tier, enforced_by = _worst(constraint, path, problems)
+    said = phrases.constraint(constraint)
+    if place == "prohibition":
+        return Line(path, tier, enforced_by, f"This prohibition applies when {said}.")
+    if _is_shape(constraint):
+        return Line(path, tier, enforced_by, f"The owner's engine makes sure that {said}.")
+    return Line(path, tier, enforced_by, f"This holds only if {said}.")
+
+
+def _worst(constraint: Constraint, path: str, problems: dict[str, str]) -> tuple[str, str]:
+    """The weakest tier in a constraint, and who enforces its parts."""
+    tiers: list[str] = []
+    enforcers: list[str] = []
+    for here, atom in unknown_terms.atoms_of(constraint, path):
+        operand = vocabulary.operand(atom.left)
+        if here in problems or operand is None:
+            return REFUSED, f"nobody: {problems.get(here, 'unknown term')}"
+        tiers.append(operand.tier.value)
+        enforcers.append(_by(operand.enforced_by))
+    return min(tiers, key=_WEAKEST.index), "; ".join(dict.fromkeys(enforcers))
+
+
+def _by(enforcer: str) -> str:
+    return ENFORCERS.get(enforcer, enforcer) if enforcer else NOBODY
+
+
+def _is_shape(constraint: Constraint) -> bool:
+    found = (vocabulary.operand(atom.left) for _, atom in unknown_terms.atoms_of(constraint, ""))
+    return all(operand is not None and operand.by_engine for operand in found)
+
+
+def _permission(rule: Rule | Duty) -> str:
+    return f"The party may {phrases.action(rule.action)}."
+
+
+def _prohibition(rule: Rule | Duty) -> str:
+    return f"The party must not {phrases.action(rule.action)}."
+
+
+def _obligation(rule: Rule | Duty) -> str:
+    return f"The party must {phrases.duty(Duty(rule.action, rule.constraints))}."
+
+
+def _duty(rule: Rule | Duty) -> str:
+    if rule.action == ds("mask"):
+        details = {part.left: part for part in rule.constraints if isinstance(part, Atom)}
+        return f"The owner's engine returns {phrases.mask(details)}."
+    return f"Before use, the party must {phrases.duty(Duty(rule.action, rule.constraints))}."
+
+
+_SAYS = {"permission": _permission, "prohibition": _prohibition, "obligation": _obligation, "duty": _duty}

@@ -1,0 +1,1 @@
+"""The generic SQL front end for gate and planner: parsing, allowed syntax, name binding."""

@@ -1,0 +1,518 @@
+"""The SQL gate's steps 3 and 4: every name in a checked tree means a dataset, a WITH query or a visible column.
+
+Names resolve only in the catalogue that is handed in; whatever else exists in the engine does not exist
+here, and a hidden column is refused in the same words as one that was never there. Changes the tree: gives
+each output a name, and each WITH query a random one. Must not know contracts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
+
+from policies.contracts.columns import apart, fold
+from policies.errors import QueryRefused
+from policies.sql import allowed_syntax, using
+from policies.sql.parse import refuse, refused
+from policies.sql.using import Merged, Merging
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns.
+
+    `untold`: one of these that is no column of the dataset, and is named to nobody.
+    """
+
+    owner: str
+    table: str
+    columns: tuple[str, ...]
+    untold: str = ""
+
+
+@dataclass(slots=True)
+class Bound:
+    """What binding found: the output's columns, each table node with its entry, and the names taken anew.
+
+    `read`: of each source those of its own columns that are named anywhere, or taken by `*`, whatever they are called.
+    """
+
+    columns: tuple[str, ...] = ()
+    tables: list[tuple[exp.Table, Entry]] = field(default_factory=list)
+    read: dict[Entry, set[str]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)  # random names of the WITH queries
+
+
+@dataclass(slots=True)
+class _Scope:
+    """The sources of one SELECT: alias -> columns; `merged` are those that USING makes one.
+
+    `own`: of each source that is a table its own columns by what they are called here, folded, and those read so far.
+    """
+
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
+    merged: tuple[Merged, ...] = ()
+    aliases: set[str] = field(default_factory=set)
+    keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
+    outer: _Scope | None = None
+    beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
+    grouped: exp.Select | None = None  # while its HAVING is bound
+    joined: frozenset[str] = frozenset()  # while an ON is bound: what is joined there, since the last comma
+
+
+_DIALECT = DuckDB()
+_TOLD_MAX = 30  # columns that a refusal names
+_NESTED = frozenset({*allowed_syntax.QUERIES, exp.Subquery})
+_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
+_Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
+
+
+def bind(tree: exp.Expr, catalogue: Sequence[Entry], *, token: Callable[[], str]) -> Bound:
+    """Resolve all names of `tree`, in place. Raises QueryRefused for any that is unknown or ambiguous."""
+    binder = _Binder(catalogue, token)
+    binder.bound.columns = binder.query(tree, {}, None)
+    return binder.bound
+
+
+class _Binder:
+    def __init__(self, catalogue: Sequence[Entry], token: Callable[[], str]) -> None:
+        self.catalogue = catalogue
+        self.token = token
+        self.bound = Bound()
+
+    # queries
+
+    def query(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
+        """Bind a SELECT, a set operation, or one in parentheses; the names of its columns."""
+        ctes = self._with(node, ctes, outer)
+        if isinstance(node, exp.Select):
+            return self._select(node, ctes, outer)
+        columns = self.query(node.this, ctes, outer)
+        if isinstance(node, allowed_syntax.SETS) and len(self.query(node.args["expression"], ctes, outer)) != len(
+            columns
+        ):
+            refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
+        _order_all(node, len(columns))
+        order = node.args.get("order")
+        if order is not None:
+            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), outer=outer))
+        return columns
+
+    def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
+        clause = node.args.get("with_")
+        if clause is None:
+            return ctes
+        known = dict(ctes)
+        for cte in clause.expressions:
+            alias = cte.args["alias"]
+            self._may_name(alias.name, known)
+            columns = _renamed(self.query(cte.this, known, outer), alias)
+            fresh = self.token()
+            cte.set("materialized", None)  # for the engine to decide
+            known[fold(alias.name)] = (fresh, columns)
+            alias.set("this", exp.to_identifier(fresh, quoted=True))
+            self.bound.names.append(fresh)
+        return known
+
+    def _may_name(self, name: str, known: _Ctes) -> None:
+        taken = {fold(entry.table) for entry in self.catalogue}
+        if fold(name) in taken or fold(name) in known:
+            refuse("name_taken", f"WITH {name}: the name is taken already; choose another", "names")
+
+    def _select(self, node: exp.Select, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
+        scope = _Scope(outer=outer)
+        self._sources(node, ctes, scope)
+        scope.aliases = {fold(p.alias) for p in node.expressions if isinstance(p, exp.Alias)}
+        columns = self._outputs(node, ctes, scope)
+        _order_all(node, len(columns))
+        times = Counter(map(fold, columns))
+        scope.keys = frozenset(scope.aliases) | {name for name in times if times[name] == 1}
+        for name in ("where", "group", "having", "qualify", "order", "distinct"):
+            clause = node.args.get(name)
+            if clause is not None:
+                scope.grouped = node if name == "having" else None
+                self._walk(clause, ctes, scope)
+        return columns
+
+    def _outputs(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> tuple[str, ...]:
+        names: list[str] = []
+        if not node.expressions:
+            refuse("syntax_not_allowed", "write what to select after SELECT", "syntax")
+        for shown in list(node.expressions):
+            if isinstance(shown, exp.Star):
+                names.extend(_star(scope))
+                for alias in scope.sources.keys() - scope.hidden:
+                    _read_all(alias, scope)
+            elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
+                level = self._level(shown.table, scope)
+                names.extend(level.sources[fold(shown.table)])
+                _read_all(fold(shown.table), level)
+            else:
+                names.append(_named(shown))
+                self._walk(shown, ctes, scope)
+        return tuple(names)
+
+    # sources
+
+    def _sources(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> None:
+        first = node.args.get("from_")
+        joins = node.args.get("joins") or ()
+        if first is None:
+            return
+        merging = Merging(self._add(first.this, ctes, scope), scope.folded)
+        begun = 0  # the place of the source behind the last comma
+        for join in joins:
+            before = tuple(scope.sources)
+            alias = self._add(join.this, ctes, scope)
+            if using.is_comma(join):
+                begun = len(before)
+            merging.join(join, alias)
+            scope.merged = merging.merged
+            for column in join.args.get("using") or ():
+                self._using(column.name, before, alias, scope)
+            if join.args.get("on") is not None:
+                scope.joined = frozenset((*before, alias)[begun:])
+                self._walk(join.args["on"], ctes, scope)
+                scope.joined = frozenset()
+            if str(join.args.get("kind") or "").upper() in ("SEMI", "ANTI"):
+                scope.hidden.add(alias)
+
+    def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
+        """Put one source into the scope; its folded alias."""
+        entry: Entry | None = None
+        if isinstance(node, exp.Subquery):
+            columns = self.query(node, ctes, _beside(scope))
+            alias = node.alias or f" {len(scope.sources)}"
+        else:
+            alias = node.alias or node.name
+            columns, entry = self._table(node, ctes)
+            _alias(node, alias)
+        named = node.args.get("alias")
+        plain = entry is not None and not (named is not None and named.args.get("columns"))
+        shown = columns if plain else _renamed(columns, named)  # a dataset's own are apart already, and many
+        if fold(alias) in scope.sources:
+            refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
+        scope.sources[fold(alias)] = shown
+        if entry is None:
+            scope.folded[fold(alias)] = _folded(shown)
+        else:
+            kept = entry.owner and shown == columns  # other names are the caller's: to keep these, too, fills memory
+            own = _own_kept(columns) if kept else _own(shown, columns)
+            scope.folded[fold(alias)] = own
+            scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
+        return fold(alias)
+
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], Entry | None]:
+        """The columns of a table, and its entry; None of a WITH query, whose own sources note what is read."""
+        owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
+        known = None if owner else ctes.get(fold(name))
+        if known is not None:
+            _alias(node, node.alias or name)
+            node.set("this", exp.to_identifier(known[0], quoted=True))
+            return known[1], None
+        entry = self._entry(owner, name)
+        self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
+        return entry.columns, entry
+
+    def _entry(self, owner: str, name: str) -> Entry:
+        found = [
+            entry
+            for entry in self.catalogue
+            if fold(entry.table) == fold(name) and (not owner or fold(entry.owner) == fold(owner))
+        ]
+        shown = f"{owner}.{name}" if owner else name
+        if not found:
+            known = ", ".join(sorted(f'"{entry.owner}".{entry.table}' for entry in self.catalogue if entry.owner))
+            refuse("dataset_unknown", f"no dataset {shown} is agreed here; agreed: {known or 'none'}", "names")
+        if len(found) > 1:
+            owners = ", ".join(sorted(f'"{entry.owner}".{entry.table}' for entry in found))
+            refuse("dataset_ambiguous", f"{shown} may be any of {owners}; write the owner too", "names")
+        return found[0]
+
+    def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
+        left = any(fold(column) in scope.folded[source] for source in before)
+        if not left or fold(column) not in scope.folded[alias]:
+            refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
+        for source in (*before, alias):
+            _read_one(fold(column), source, scope)
+
+    # columns
+
+    def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope) -> None:
+        """Bind every column below `root`; subqueries see this scope from inside."""
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            kind = type(node)
+            if kind is exp.Column:
+                self._column(node, scope)  # type: ignore[arg-type]  # its kind says so
+            elif kind in _NESTED:
+                self.query(node, ctes, scope)
+            elif kind not in _LEAVES:
+                if kind is exp.Exists:
+                    _drop_stars(node.this)
+                stack.extend(node.iter_expressions())
+
+    def _column(self, node: exp.Column, scope: _Scope) -> None:
+        name, table = node.name, node.args.get("table")
+        folded = fold(name)
+        if table is not None and (table := table.name):
+            level = self._level(table, scope)
+            if folded not in level.folded[fold(table)]:
+                raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
+            _no_other(node, [fold(table)], level)
+            _read_one(folded, fold(table), level)
+            return
+        key = _is_key(node)
+        if key and folded in scope.aliases:
+            return  # of all names the output's is the first there
+        around: _Scope | None = scope
+        named = table = False
+        while around is not None:
+            found = _holders(folded, around)
+            if found and around.beside:
+                raise _unseen(found[0])
+            plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
+            if len(found) > 1 and not plain:
+                refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
+            for alias in found:
+                _read_one(folded, alias, around)
+            if found:
+                if folded not in around.aliases:
+                    _no_other(node, found, around)
+                break
+            table = table or (folded in around.sources and folded not in around.hidden)
+            # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
+            named = named or folded in around.aliases
+            around = around.outer
+        if around is None and not named:
+            raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
+        if table and not (folded in scope.aliases and _in_having(node)):
+            # The engine would take the table, and so what is left of all its columns.
+            refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
+
+    def _level(self, alias: str, scope: _Scope) -> _Scope:
+        """The scope, this one or one around it, that has a source of this name."""
+        level: _Scope | None = scope
+        column = False
+        while level is not None:
+            if fold(alias) in level.sources and fold(alias) not in level.hidden:
+                if level.beside:
+                    raise _unseen(alias)
+                nearer = level.joined if fold(alias) not in level.joined else ()
+                if column or any(fold(alias) in level.folded[one] for one in nearer):
+                    # Of a struct the engine would take its field.
+                    refuse("column_unknown", f"{alias} is a column here, too; call the table otherwise", "columns")
+                return level
+            column = column or bool(_holders(fold(alias), level))
+            level = level.outer
+        if column:
+            refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
+        told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
+        raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
+
+    def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
+        """The refusal for a column that is not there or not shown, and what there is: in the same words for both."""
+        untold = {entry.untold for entry in self.catalogue}
+        known = [name for name in dict.fromkeys(names) if name not in untold]
+        more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
+        told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
+        return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
+
+
+def _beside(scope: _Scope) -> _Scope | None:
+    """What is around a derived table: what stands before it in its FROM, then what is around that."""
+    if not scope.sources:
+        return scope.outer
+    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, beside=True)
+
+
+def _unseen(alias: str) -> QueryRefused:
+    """The engine would read that column, and the name may stand for another of a query around."""
+    told = f"{alias} beside it" if alias.strip() else "what stands beside it"
+    return refused(
+        "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
+    )
+
+
+def _no_other(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
+    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source, or a struct, that is
+    called as its own source is: the engine would read that one's."""
+    around = scope.outer
+    while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
+        around = around.outer
+    if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
+        refuse(
+            "column_unknown",
+            f"HAVING: {node.name} is no key of GROUP BY; name it there, or call the tables apart",
+            "columns",
+        )
+
+
+def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
+    """Whether a column in HAVING is one that rows are grouped by, or stands in such an expression or an aggregate."""
+    above: list[exp.Expr] = [node]
+    while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
+        above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
+    direct = not any(type(one) in _NESTED for one in above)
+    if direct and any(isinstance(one, exp.AggFunc | exp.Filter | exp.WithinGroup) for one in above):
+        return True
+    for key in _keys(select, scope):
+        if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
+            return True
+        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
+            if fold(key.table) in aliases or (not key.table and _holders(fold(key.name), scope) == aliases):
+                return True
+        elif any(one == key for one in above):
+            return True
+    return False
+
+
+def _keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
+    """What rows are grouped by: places and outputs' names as what they stand for."""
+    group, outputs = select.args.get("group"), select.expressions
+    if group is None:
+        return []
+    if group.args.get("all"):
+        return [output.unalias() for output in outputs]
+    called = {fold(output.alias): output.unalias() for output in outputs if isinstance(output, exp.Alias)}
+    found, stack = [], list(group.iter_expressions())
+    while stack:
+        key = stack.pop()
+        if isinstance(key, exp.Rollup | exp.Cube | exp.GroupingSets | exp.Tuple | exp.Paren):
+            stack += key.iter_expressions()
+        elif isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(outputs):
+            found.append(outputs[int(key.name) - 1].unalias())
+        elif isinstance(key, exp.Column) and not key.table and not _holders(fold(key.name), scope):
+            found.append(called.get(fold(key.name), key))
+        else:
+            found.append(key)
+    return found
+
+
+def _in_having(node: exp.Expr) -> bool:
+    """Whether a name stands in HAVING outside of aggregates, where an output is looked for before a table."""
+    return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
+
+
+def _folded(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(fold(name) for name in names)
+
+
+def _is_key(node: exp.Expr) -> bool:
+    """Whether a column is a key of a query's ORDER BY, all of it; in a window's, the engine looks for no output."""
+    order = node.parent.parent if isinstance(node.parent, exp.Ordered) else None
+    return isinstance(order, exp.Order) and type(order.parent) in _NESTED
+
+
+@lru_cache(maxsize=1024)
+def _own_kept(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """As `_own`, of a dataset under its own names."""
+    return _own(columns, columns)
+
+
+def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """A table's own columns by the names that they are shown under, folded."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, column in zip(shown, columns, strict=True):
+        found[fold(name)] = (*found.get(fold(name), ()), column)
+    return found
+
+
+def _read_one(name: str, alias: str, scope: _Scope) -> None:
+    """Note that a column of a source is read, where that is a table that has it."""
+    if alias in scope.own:
+        own, read = scope.own[alias]
+        read.update(own.get(name, ()))
+
+
+def _read_all(alias: str, scope: _Scope) -> None:
+    if alias in scope.own:
+        own, read = scope.own[alias]
+        read.update(*own.values())
+
+
+def _holders(name: str, scope: _Scope) -> list[str]:
+    """The sources that have a column of this name."""
+    return [alias for alias, columns in scope.folded.items() if name in columns and alias not in scope.hidden]
+
+
+def _star(scope: _Scope) -> list[str]:
+    shown = _star_of(scope)
+    if not shown:
+        refuse("column_unknown", "* needs a FROM", "columns")
+    return shown
+
+
+def _star_of(scope: _Scope) -> list[str]:
+    """The columns of all sources, in their order; those that are merged once."""
+    return [name for _, name, _ in using.shown(scope.sources, scope.hidden, scope.merged)]
+
+
+def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
+    """Columns under the names that `alias(a, b)` gives them, each another: as the engine calls them."""
+    given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
+    if len(given) > len(columns):
+        refuse("column_unknown", "an alias names more columns than there are", "columns")
+    return tuple(apart((*given, *columns[len(given) :])))
+
+
+def _alias(node: exp.Expr, name: str) -> None:
+    alias = node.args.get("alias")
+    if alias is None:
+        node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
+
+
+def _named(shown: exp.Expr) -> str:
+    """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
+    if isinstance(shown, exp.Alias | exp.Column):
+        return shown.alias_or_name
+    name = _DIALECT.generate(shown, comments=False)[:60]
+    alias = exp.Alias(alias=exp.to_identifier(name, quoted=True))
+    shown.replace(alias)
+    alias.set("this", shown)
+    return name
+
+
+def _order_all(node: exp.Expr, count: int) -> None:
+    """ORDER BY ALL as positions: the engine's parser would show it as columns chosen by a pattern."""
+    order = node.args.get("order")
+    if order is None or not any(isinstance(one.this, exp.Var) for one in order.expressions):
+        return
+    if len(order.expressions) != 1:
+        refuse("syntax_not_allowed", "ORDER BY ALL stands alone", "syntax")
+    given = order.expressions[0]
+    positions = []
+    for index in range(count):
+        position = given.copy()
+        position.set("this", exp.Literal.number(index + 1))
+        positions.append(position)
+    order.set("expressions", positions)
+
+
+def _drop_stars(query: exp.Expr) -> None:
+    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read. Where the outputs decide on
+    the rows, or have places, `*` stays; and what other clauses may name is left as it is."""
+    while isinstance(query, exp.Subquery) and not query.args.get("order"):
+        query = query.this
+    if not isinstance(query, exp.Select) or any(query.args.get(name) for name in _LOOKS_AT_OUTPUTS):
+        return
+    if any(shown.find(exp.AggFunc) for shown in query.expressions):
+        return
+    clauses = (query.args.get("from_"), *(query.args.get("joins") or ()))
+    sources = {fold(clause.this.alias_or_name) for clause in clauses if clause is not None}
+    for shown in query.expressions:
+        of_all = isinstance(shown, exp.Star)
+        if of_all or (isinstance(shown, exp.Column) and shown.is_star and fold(shown.table) in sources):
+            shown.replace(exp.Literal.number(1))
+
+
+_LOOKS_AT_OUTPUTS = ("distinct", "group", "having", "qualify", "order")
