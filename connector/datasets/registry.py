@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from connector.datasets import version_retention
 from connector.datasets.external import Outside
@@ -34,6 +34,7 @@ from connector.datasets.registration import (
     halted,
 )
 from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
+from connector.datasets.sources.path_errors import path_refusals
 from connector.datasets.sources.source_files import (
     LOOK_SECONDS,
     FileRef,
@@ -112,6 +113,7 @@ class _Read:
         return "hmac-sha256:" + hmac.new(self.secret, json.dumps(parts, sort_keys=True).encode(), "sha256").hexdigest()
 
 
+_T = TypeVar("_T")
 Effects = Callable[[Dataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
 _Stored = tuple[Dataset, DatasetVersion]
 
@@ -191,7 +193,8 @@ class Registry:
         """
         async with self._begun(asked, by) as one:
             known = await self._check_free(asked)
-            check_options(asked.kind or guess(asked.path), asked.options)
+            asked = await self._with_kind(asked)
+            check_options(asked.kind, asked.options)
             async with self._read(asked, one) as read:
                 affected: list[dict[str, str]] = []
                 if known:
@@ -344,7 +347,7 @@ class Registry:
         """What there is to be stored; files of ours that were made for it are gone if the block fails, unless nobody
         knows whether it is stored: then they stay, and the next start looks. `before`: the types of the version before,
         by column."""
-        kind = asked.kind or guess(asked.path)
+        kind = asked.kind
         options, files = await self._found(kind, asked)
         others = await self._others(kind, asked.path)
         one.files = len(files)
@@ -382,18 +385,27 @@ class Registry:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
-        files = await at_files((), partial(self._at, kind, asked.path, options))
+        files = await self._of_disk(asked.path, partial(self._at, kind, asked.path, options))
         before: tuple[FileRef, ...] = ()
         for _ in range(_LOOKS):
             if not fresh(files, since_ns=begun, before=before):
                 return options, files
             await asyncio.sleep(LOOK_SECONDS)
             before, since, begun = files, begun, time.time_ns()
-            files = await at_files((), partial(self._again, before, since))
+            files = await self._of_disk(asked.path, partial(self._again, before, since))
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",
         )
+
+    async def _with_kind(self, asked: Registration) -> Registration:
+        """The same with its kind: what was asked for, or the kind that the path looks like."""
+        return asked if asked.kind else replace(asked, kind=await self._of_disk(asked.path, partial(guess, asked.path)))
+
+    async def _of_disk(self, path: str, work: Callable[[], _T]) -> _T:
+        """What `work` finds on an owner's disk. Every `OSError` of it is the answer to the registration of `path`."""
+        with path_refusals(path):
+            return await at_files((), work)
 
     def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
         return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
@@ -404,7 +416,7 @@ class Registry:
     async def _others(self, kind: str, path: str) -> list[str]:
         if remote(kind) is not None:
             return []
-        return await at_files((), partial(others_under, path, suffixes=source(kind).SUFFIXES))
+        return await self._of_disk(path, partial(others_under, path, suffixes=source(kind).SUFFIXES))
 
     async def _converted(
         self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told
@@ -575,7 +587,7 @@ def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> 
         "files": [file.to_json() for file in read.files],
         "digests": list(read.profile["digests"]),
         "asked_path": asked.path,
-        "asked_kind": asked.kind or guess(asked.path),
+        "asked_kind": asked.kind,
         "asked_options": dict(asked.options),
         "report": dict(read.report) if read.report is not None else None,
         "others": {"count": len(read.others), "first": read.others[0]} if read.others else None,

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from connector.datasets.sources.path_errors import check_path_text, path_refusal, path_refusals
 from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
 from policies.contracts.columns import quoted
 
@@ -105,15 +106,9 @@ def _regular(real: Path, asked: str, *, settle: bool = True, settled: int | None
 
 def resolve(path: str, *, roots: Sequence[Path]) -> Path:
     """The real path behind `path`, which must exist and lie under one of `roots`."""
-    if not path or "\x00" in path or len(path) > 4096:
-        raise PathRefused("expected a path of 1 to 4096 characters without NUL")
-    try:
+    check_path_text(path)
+    with path_refusals(path):
         real = Path(os.path.realpath(path, strict=True))
-    except (OSError, ValueError) as error:
-        begun = "" if os.path.isabs(path) else f" (looked for in {os.getcwd()}, where the connector was started)"
-        raise PathRefused(
-            f"{path!r} does not exist or cannot be read{begun}; check the path and its permissions"
-        ) from error
     if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none is configured"
         raise PathRefused(
@@ -362,10 +357,8 @@ def _settle_all(top: Path) -> int | None:
 
 
 def _open(real: Path, asked: str) -> int:
-    try:  # non-blocking, so that a named pipe does not hold us
+    with path_refusals(asked):  # non-blocking, so that a named pipe does not hold us
         return os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise PathRefused(f"{asked!r} cannot be read by the connector; check its permissions") from error
 
 
 def _walk(top: Path) -> Iterator[Path]:
@@ -387,10 +380,7 @@ def _walk(top: Path) -> Iterator[Path]:
 def _unseen(error: OSError) -> None:
     if os.path.basename(error.filename) in _OF_DISKS:
         return
-    raise PathRefused(
-        f"expected folders that the connector may look into, came {error.filename!r} ({error.strerror}); check its "
-        "permissions, or move it elsewhere"
-    ) from error
+    raise path_refusal(error, error.filename) from error
 
 
 def _kind(mode: int) -> str:
