@@ -140,6 +140,11 @@ class ReadEnded(Event):
     an end already; outcome ok, refused (revoked, quota), or broken (also where its own consumer ended it)."""
 
 
+class RawDataViewed(Event):
+    """The owner looks at raw data without being a consumer: stored before anything is read. `detail`: `view`, one of
+    preview, withheld and simulation, and what is asked (the policy's digest, the offer, as whom, the SQL's SHA-256)."""
+
+
 class ReadRefused(Event):
     """A read that never started: no byte left."""
 

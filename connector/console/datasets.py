@@ -20,6 +20,7 @@ from connector.datasets.registration import REGISTERED, Description, Registratio
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
 from connector.errors import BadInput, HanseError, NotFound
+from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
@@ -40,7 +41,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
 
     @routes.get("/datasets")
     async def listed(request: Request, after: str = "", caller: Caller = desk.may("read")) -> Response:
-        found = [datasets_api.view(*pair) for pair in await registry.page(after=after, limit=_LISTED)]
+        found = [datasets_api.view(*pair, raw=False) for pair in await registry.page(after=after, limit=_LISTED)]
         offers = await store.read(lambda tx: tx.datasets.offers_of([one.id for one in found]))
         count = {one.id: sum(offer.dataset_id == one.id for offer in offers) for one in found}
         more = found[-1].id if len(found) == _LISTED else ""
@@ -65,7 +66,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         )
 
     @routes.post("/datasets/new")
-    async def register(request: Request, caller: Caller = desk.may("owner")) -> Response:
+    async def register(request: Request, caller: Caller = desk.may_raw("owner", DatasetRegistered)) -> Response:
         said = await form_of(request)
         try:
             asked = _registration(said)
@@ -99,7 +100,8 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         await registry.under_way.stop(name)
         return RedirectResponse(path_of("/registrations", name), status_code=303)
 
-    async def _one(request: Request, name: str, error: HanseError | None = None) -> Response:
+    async def _one(request: Request, name: str, caller: Caller, error: HanseError | None = None) -> Response:
+        raw = caller.may("owner")
         row, version = await registry.get(name)
         versions, offers, agreements = await store.read(
             lambda tx: (
@@ -113,9 +115,10 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
             "dataset.html",
             status=error.status if error else 200,
             where="datasets",
-            dataset=datasets_api.view(row, version, unchanged=await registry.unchanged(version)),
+            dataset=datasets_api.view(row, version, raw=raw, unchanged=await registry.unchanged(version)),
+            raw=raw,
             path=version.source["asked_path"],
-            read_as=_read_as(version.source["report"] or {}),
+            read_as=_read_as(version.source["report"] or {}) if raw else {},
             versions=versions,
             offers=[offers_api.view(offer) for offer in offers],
             agreements=agreements,
@@ -123,25 +126,25 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         )
 
     @routes.get("/datasets/{name:path}")
-    async def one(request: Request, name: str, caller: Caller = desk.may("read")) -> Response:
-        return await _one(request, name)
+    async def one(request: Request, name: str, caller: Caller = desk.may_raw("read")) -> Response:
+        return await _one(request, name, caller)
 
     @routes.post("/datasets/{name}/versions")
-    async def renew(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+    async def renew(request: Request, name: str, caller: Caller = desk.may_raw("owner", DatasetVersioned)) -> Response:
         path = (await form_of(request)).get("path")
         try:
             where = await _begun(registry.renew(name, path, by=caller.name), name)
         except HanseError as error:
-            return await _one(request, name, error)
+            return await _one(request, name, caller, error)
         return RedirectResponse(where, status_code=303)
 
     @routes.post("/datasets/{name}/remove")
-    async def remove(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+    async def remove(request: Request, name: str, caller: Caller = desk.may_raw("owner", DatasetRemoved)) -> Response:
         await form_of(request)
         try:
             await registry.remove(name, by=caller.name)
         except HanseError as error:
-            return await _one(request, name, error)
+            return await _one(request, name, caller, error)
         return RedirectResponse("/datasets", status_code=303)
 
     return routes

@@ -6,19 +6,21 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from connector.console.page import Desk, Form, Numbered, form_of, part_of
 from connector.console.view.formatting import did_of, path_of
 from connector.datasets.registry import Registry
 from connector.errors import BadInput, HanseError, PolicyInvalid
+from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
 from connector.offers.offers import DECIDE, Checked, Offers, problem_json
 from connector.offers.preview import Asked, OwnersView
+from connector.store.tables import Offer
 from connector.usage.fact_collector import counted, requested
 from policies import vocabulary
 from policies.authoring import convert
@@ -31,6 +33,7 @@ from policies.review import explain, lint, report
 _LISTED = 50
 _FORM_MAX = 64 * 1024
 _ACTIONS = ("ds:query", "ds:stream", "ds:train")
+_ASKED = Asked(participant="")
 
 
 @dataclass(slots=True)
@@ -98,13 +101,13 @@ def router(
         )
 
     @routes.post("/offers/new")
-    async def act(request: Request, caller: Caller = desk.may("owner")) -> Response:
+    async def act(request: Request, caller: Caller = desk.may_raw("owner", RawDataViewed)) -> Response:
         """One form with three buttons: check, try as a partner, publish."""
         said = await form_of(request)
         text, dataset = said.get("form")[:_FORM_MAX], said.get("dataset")
         draft = await _draft(offers, text, dataset)
         if said.get("do") == "check" and draft.checked is not None:
-            draft.withheld = await owners_view.withheld(draft.checked.version, draft.checked.contracts)
+            draft.withheld = await owners_view.withheld(draft.checked, by=caller.name)
         if said.get("do") in ("try", "publish") and not (draft.report and text):
             return await _editor(request, text, dataset, draft, said, 400)
         if said.get("do") == "try":
@@ -137,17 +140,10 @@ def router(
         draft = await _draft(offers, said.get("form")[:_FORM_MAX], said.get("dataset"))
         return await desk.page(request, "offer_meaning.html", draft=draft)
 
-    @routes.get("/offers/{offer_id:path}")
-    async def one(request: Request, offer_id: str, caller: Caller = desk.may("read")) -> Response:
-        row = await offers.get(offer_id)
+    async def _shown(
+        request: Request, row: Offer, asked: Asked = _ASKED, seen: dict[str, Any] | None = None
+    ) -> Response:
         dataset = await registry.get(row.dataset_id) if row.withdrawn_at is None else None
-        partner = did_of(request.query_params.get("as", "").strip(), await desk.names())
-        purpose = request.query_params.get("purpose", "")
-        action = request.query_params.get("action", "ds:query")
-        seen = None
-        if partner and dataset and caller.may("owner"):
-            asked = Asked(participant=partner, offer=row.id, purpose=purpose, action=action)
-            seen = await owners_view.preview(row.dataset_id, asked, by=caller.name)
         return await desk.page(
             request,
             "offer.html",
@@ -156,8 +152,28 @@ def router(
             dataset=dataset[0] if dataset else None,
             seen=seen,
             actions=_ACTIONS[:2],
-            asked={"as": partner, "purpose": purpose, "action": action},
+            asked={"as": asked.participant, "purpose": asked.purpose, "action": asked.action},
         )
+
+    @routes.get("/offers/preview")
+    async def preview(
+        request: Request,
+        offer: Annotated[str, Query(max_length=255)],
+        partner: Annotated[str, Query(alias="as", max_length=2_048)] = "",
+        purpose: Annotated[str, Query(max_length=1_024)] = "",
+        action: Annotated[str, Query(max_length=200)] = _ACTIONS[0],
+        caller: Caller = desk.may_raw("owner", RawDataViewed, ReadStarted, ReadEnded),
+    ) -> Response:
+        """An offer with what a partner would see through it."""
+        row, did = await offers.get(offer), did_of(partner.strip(), await desk.names())
+        asked = Asked(participant=did, offer=row.id, purpose=purpose, action=action)
+        fits = did and row.withdrawn_at is None
+        seen = await owners_view.preview(row.dataset_id, asked, by=caller.name) if fits else None
+        return await _shown(request, row, asked, seen)
+
+    @routes.get("/offers/{offer_id:path}")
+    async def one(request: Request, offer_id: str, caller: Caller = desk.may("read")) -> Response:
+        return await _shown(request, await offers.get(offer_id))
 
     @routes.post("/offers/withdraw")
     async def withdraw(request: Request, caller: Caller = desk.may("owner")) -> Response:

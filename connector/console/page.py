@@ -20,10 +20,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from connector import raw_access
 from connector.console.view import formatting
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, unfit
+from connector.events import Event
 from connector.infra.html.wording import TIERS
-from connector.management.auth import COOKIE, Caller, Tokens
+from connector.management.auth import COOKIE, Caller, Requirement, Tokens
 from policies.errors import PolicyError
 
 HEADERS: Mapping[str, str] = {
@@ -89,6 +91,21 @@ async def form_of(request: Request) -> Form:
     return Form(fields)
 
 
+class PageRequirement(Requirement):
+    """A dependency of a page: the caller, if the session has one of the scopes (`read|audit`)."""
+
+    async def __call__(self, request: Request) -> Caller:
+        if COOKIE not in request.cookies and "authorization" not in request.headers:
+            raise Unauthenticated("log in first")  # no token was tried: nothing for the log
+        caller = await self.tokens.let_in(request, "")
+        request.state.caller = caller
+        scopes = self.scope.split("|")
+        if not any(map(caller.may, scopes)):
+            await self.tokens.let_in(request, scopes[0])  # refuses, and records it
+        raw_access.allow(self.records is not None)
+        return caller
+
+
 class Desk:
     """Renders pages for whoever the session's token speaks for. `members` gives names to DIDs."""
 
@@ -123,17 +140,11 @@ class Desk:
 
     def may(self, scope: str) -> Any:
         """A dependency: the caller, if the session has `scope`; `read|audit` is either of the two."""
+        return Depends(PageRequirement(self.tokens, scope))
 
-        async def check(request: Request) -> Caller:
-            if COOKIE not in request.cookies and "authorization" not in request.headers:
-                raise Unauthenticated("log in first")  # nobody guessed anything: nothing for the log
-            caller = await self.tokens.require("")(request)
-            request.state.caller = caller
-            if not any(caller.may(one) for one in scope.split("|")):
-                return await self.tokens.require(scope.partition("|")[0])(request)  # refuses, and records it
-            return caller
-
-        return Depends(check)
+    def may_raw(self, scope: str, *records: type[Event]) -> Any:
+        """The same of a page that touches raw data (`Tokens.require_raw`)."""
+        return Depends(PageRequirement(self.tokens, scope, records))
 
     async def names(self) -> Names:
         """Members by DID, for names beside identifiers; none where the register does not answer."""

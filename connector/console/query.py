@@ -18,6 +18,7 @@ from connector.console.view.chart import chart
 from connector.dataplane.http.export_formats import MEDIA
 from connector.engine.pool.protocol import ARROW
 from connector.errors import BadInput, Busy, HanseError
+from connector.events import QueryCoordinated
 from connector.federation.coordinator import END_OF_STREAM, Answer, Coordinator, Question
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
@@ -80,7 +81,7 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
         )
 
     @routes.post("/query")
-    async def ask(request: Request, caller: Caller = desk.may("consume")) -> Response:
+    async def ask(request: Request, caller: Caller = desk.may_raw("consume", QueryCoordinated)) -> Response:
         said = await form_of(request)
         fields = {name: said.get(name) for name in _FIELDS}
         asked = Asked()

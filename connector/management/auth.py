@@ -4,7 +4,8 @@ A start makes a token `admin` with every scope where no admin's is good, prints 
 does, and one after the last has ended. A request is checked so:
 1. an Authorization header with a bearer token, or the console's session cookie, is there;
 2. its digest is a stored token's, which has not expired;
-3. the token has the scope that the route asks for (admin has all).
+3. the token has the scope that the route asks for (admin has all);
+4. only a route that is marked as raw data (`Tokens.require_raw`) may reach the engine (`raw_access`).
 Refusals are events, so that guessing shows in the log; the token itself never does.
 """
 
@@ -13,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, count
 
 from fastapi import Request
 
+from connector import raw_access
 from connector.errors import AlreadyExists, BadInput, NotFound, ScopeMissing, Unauthenticated
-from connector.events import RequestRefused, TokenIssued, TokenRevoked
+from connector.events import Event, RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken
 
@@ -125,21 +127,29 @@ class Tokens:
             raise Unauthenticated("this token has expired; ask an administrator for a new one")
         return Caller(row.name, frozenset(row.scopes))
 
-    def require(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
-        """A dependency that lets through callers with `scope` only."""
+    def require(self, scope: str) -> Requirement:
+        """A dependency that lets through callers with `scope` only. Its route does not reach raw data."""
+        return Requirement(self, scope)
 
-        async def check(request: Request) -> Caller:
-            caller = None
-            try:
-                caller = await self.caller(_presented(request))
-                if not caller.may(scope):
-                    raise ScopeMissing(f"expected a token with the scope {scope!r}, this one has {_listed(caller)}")
-            except (Unauthenticated, ScopeMissing) as error:
-                await self._record(request, error, token=caller.name if caller else "")
-                raise
-            return caller
+    def require_raw(self, scope: str, *records: type[Event]) -> Requirement:
+        """The same of a route that touches raw data, and leaves these records; none where it shows kept figures only.
+        docs/operations.md lists each of them."""
+        return Requirement(self, scope, records)
 
-        return check
+    async def let_in(self, request: Request, scope: str) -> Caller:
+        """The caller of a request, if its token has `scope`; a refusal is recorded."""
+        caller = None
+        try:
+            caller = await self.caller(_presented(request))
+            if not caller.may(scope):
+                raise ScopeMissing(
+                    f"expected a token with the scope {scope!r}, got one with {_listed(caller)}; ask an administrator "
+                    f"for another (`hanse token issue NAME --scope {scope}`)"
+                )
+        except (Unauthenticated, ScopeMissing) as error:
+            await self._record(request, error, token=caller.name if caller else "")
+            raise
+        return caller
 
     async def _record(self, request: Request, error: Unauthenticated | ScopeMissing, *, token: str) -> None:
         """Whoever is refused here is one actor for what the log has of refusals (decision 35), known or not."""
@@ -155,6 +165,21 @@ class Tokens:
             },
         )
         await self._store.refused(refused)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requirement:
+    """A dependency of a route: the caller, if its token has `scope`. `records`: None, or for a route that touches raw
+    data the events that it leaves."""
+
+    tokens: Tokens
+    scope: str
+    records: tuple[type[Event], ...] | None = None
+
+    async def __call__(self, request: Request) -> Caller:
+        caller = await self.tokens.let_in(request, self.scope)
+        raw_access.allow(self.records is not None)
+        return caller
 
 
 def _admins(tx: Transaction) -> list[ApiToken]:

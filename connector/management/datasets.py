@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector import raw_access
 from connector.datasets.registration import Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, misleading, remote
+from connector.events import DatasetRegistered, DatasetVersioned, RawDataViewed, ReadEnded, ReadStarted
 from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
 from connector.management.offers import a_party
@@ -49,8 +51,19 @@ class NewVersion(BaseModel):
     accept: bool = Field(False, description="Although it does not fit what stands on it (the refusal says what).")
 
 
+class ColumnView(BaseModel):
+    """A column of a dataset."""
+
+    name: str
+    type: str
+    statistics: dict[str, Any] | None = Field(
+        description="Least and greatest value, distinct values, share of nulls, bytes. They are of raw data: only for "
+        "a token with the scope owner, null for any other."
+    )
+
+
 class DatasetView(BaseModel):
-    """A dataset as its owner sees it, with statistics that nobody else gets."""
+    """A dataset as its owner sees it. What tells of values in the data is for tokens with the scope owner only."""
 
     id: str
     name: str
@@ -62,21 +75,28 @@ class DatasetView(BaseModel):
     version: str
     rows: int
     bytes: int
-    columns: list[dict[str, Any]]
+    columns: list[ColumnView]
     kind: str
-    files: list[str] = Field(description="The owner's, also where a conversion is what is read.")
-    report: dict[str, Any] | None
-    note: str = Field("", description="What its owner should know of how it can be read.")
-    changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
-    affected: list[dict[str, str]]
+    files: list[str] = Field(
+        description="The owner's, also where a conversion is what is read. Folders may name values of columns: empty "
+        "without the scope owner."
+    )
+    report: dict[str, Any] | None = Field(description="Of a conversion. Null without the scope owner.")
+    note: str = Field(
+        "", description="What its owner should know of how it can be read. Empty without the scope owner."
+    )
+    changes: dict[str, Any] | None = Field(
+        None, description="What is another than in the version before. Null without the scope owner."
+    )
+    affected: list[dict[str, str]] = Field(description="By the version. Empty without the scope owner.")
     created_at: float
     unchanged: bool | None = Field(
         None, description="Of one dataset: whether its files are what was registered; reads of others are refused."
     )
 
 
-def view(row: Dataset, version: DatasetVersion, *, unchanged: bool | None = None) -> DatasetView:
-    statistics = version.profile["columns"]
+def view(row: Dataset, version: DatasetVersion, *, raw: bool, unchanged: bool | None = None) -> DatasetView:
+    """A dataset; with what tells of values in the data only where `raw` says so."""
     return DatasetView(
         id=row.id,
         name=row.name,
@@ -88,16 +108,33 @@ def view(row: Dataset, version: DatasetVersion, *, unchanged: bool | None = None
         version=row.version,
         rows=version.profile["rows"],
         bytes=version.profile["bytes"],
-        columns=[{**column, "statistics": statistics.get(column["name"], {})} for column in version.schema],
+        columns=_columns(version, raw=raw),
         kind=version.source["asked_kind"],
-        files=_files(version.source),
-        report=version.source["report"],
-        note=_note(version),
-        changes=version.source.get("changes"),
-        affected=(version.source.get("changes") or {}).get("affected", []),
         created_at=row.created_at,
         unchanged=unchanged,
+        **(_raw(version) if raw else {"files": [], "report": None, "affected": []}),
     )
+
+
+def _columns(version: DatasetVersion, *, raw: bool) -> list[ColumnView]:
+    known = version.profile["columns"]
+    return [
+        ColumnView(name=one["name"], type=one["type"], statistics=known.get(one["name"], {}) if raw else None)
+        for one in version.schema
+    ]
+
+
+def _raw(version: DatasetVersion) -> dict[str, Any]:
+    """The fields of a dataset that tell of values in the data; the names of files and folders are such values, too."""
+    raw_access.check()
+    changes = version.source.get("changes")
+    return {
+        "files": _files(version.source),
+        "report": version.source["report"],
+        "note": _note(version),
+        "changes": changes,
+        "affected": (changes or {}).get("affected", []),
+    }
 
 
 def _note(version: DatasetVersion) -> str:
@@ -125,10 +162,13 @@ def _files(source: Mapping[str, Any]) -> list[str]:
 def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/datasets", tags=["datasets"])
     owner = Depends(tokens.require("owner"))
-    reader = Depends(tokens.require("read"))
+    reader = Depends(tokens.require_raw("read"))
+    registrar = Depends(tokens.require_raw("owner", DatasetRegistered))
+    renewer = Depends(tokens.require_raw("owner", DatasetVersioned))
+    viewer = Depends(tokens.require_raw("owner", RawDataViewed, ReadStarted, ReadEnded))
 
     @routes.post("", status_code=201, summary="Register a dataset; nobody else sees it until it has an offer")
-    async def register(new: NewDataset, request: Request, caller: Caller = owner) -> DatasetView:
+    async def register(new: NewDataset, request: Request, caller: Caller = registrar) -> DatasetView:
         """It may take long: `GET /registrations/{name}` tells how far it is; whoever leaves, stops it."""
         about = Description(
             title=new.title,
@@ -138,13 +178,14 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
             license=new.license,
         )
         asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
-        return view(*await unless_gone(request, registry.register(asked, by=caller.name, accept=new.accept)))
+        return view(*await unless_gone(request, registry.register(asked, by=caller.name, accept=new.accept)), raw=True)
 
     @routes.get("", summary="Registered datasets, in order of their id")
     async def listed(
-        after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100, _: Caller = reader
+        after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100, caller: Caller = reader
     ) -> list[DatasetView]:
-        return [view(*pair) for pair in await registry.page(after=after, limit=limit)]
+        raw = caller.may("owner")
+        return [view(*pair, raw=raw) for pair in await registry.page(after=after, limit=limit)]
 
     @routes.get("/{name}/preview", summary="What a participant would see of it, through the real gate")
     async def preview(
@@ -154,20 +195,20 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
         action: Annotated[str, Query(max_length=200)] = "ds:query",
         purpose: Annotated[str, Query(max_length=1_024)] = "",
         application: Annotated[str, Query(max_length=1_024)] = "",
-        caller: Caller = owner,
+        caller: Caller = viewer,
     ) -> dict[str, Any]:
         said = {"participant": a_party(participant), "offer": offer, "action": action, "purpose": purpose}
         return await owners_view.preview(name, Asked(**said, application=application), by=caller.name)
 
     @routes.get("/{name:path}", summary="One dataset, by name or id")
-    async def one(name: str, _: Caller = reader) -> DatasetView:
+    async def one(name: str, caller: Caller = reader) -> DatasetView:
         row, version = await registry.get(name)
-        return view(row, version, unchanged=await registry.unchanged(version))
+        return view(row, version, raw=caller.may("owner"), unchanged=await registry.unchanged(version))
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
-    async def renew(name: str, new: NewVersion, request: Request, caller: Caller = owner) -> DatasetView:
+    async def renew(name: str, new: NewVersion, request: Request, caller: Caller = renewer) -> DatasetView:
         work = registry.renew(name, new.path, by=caller.name, accept=new.accept)
-        return view(*await unless_gone(request, work))
+        return view(*await unless_gone(request, work), raw=True)
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:

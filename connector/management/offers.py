@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connector.datasets import stored_policies
 from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
+from connector.events import RawDataViewed
 from connector.infra.http.strict_routes import StrictRoute
 from connector.management.auth import Caller, Tokens
 from connector.offers.offers import Offers, problem_json
@@ -126,6 +127,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
     routes = APIRouter(tags=["offers"], route_class=StrictRoute)
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
+    viewer = Depends(tokens.require_raw("owner", RawDataViewed))
 
     @routes.post("/offers", status_code=201, summary="Publish an offer for a dataset")
     async def publish(new: NewOffer, caller: Caller = owner) -> OfferView:
@@ -192,9 +194,10 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         return {"problems": problems, "sentences": sentences(policy)}
 
     @routes.post("/policies/withheld", summary="What the groups of an aggregate-only offer would leave out, before it")
-    async def withheld(text: PolicyText, _: Caller = reader) -> list[dict[str, Any]]:
+    async def withheld(text: PolicyText, caller: Caller = viewer) -> list[dict[str, Any]]:
+        """It counts over raw rows with any row filter and any size of group: for the owner only, and recorded."""
         checked = await offers.check(form=text.form, policy=text.policy, dataset=text.dataset)
-        return await view_of.withheld(checked.version, checked.contracts)
+        return await view_of.withheld(checked, by=caller.name)
 
     @routes.post("/policies/explain", summary="A policy in plain words, with who enforces what")
     async def explained(text: PolicyText, _: Caller = reader) -> dict[str, Any]:
@@ -236,13 +239,14 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         return diff.diff(before, after, now=now).to_json()
 
     @routes.post("/policies/simulate", summary="What the gate makes of a query under an offer, without running it")
-    async def simulated(case: Simulated, _: Caller = owner) -> dict[str, Any]:
+    async def simulated(case: Simulated, caller: Caller = viewer) -> dict[str, Any]:
         if case.offer:
             row = await offers.get(case.offer)
             checked = await offers.check(policy=row.policy, dataset=row.dataset_id)
         else:
             checked = await offers.check(form=case.form, policy=case.policy, dataset=case.dataset)
-        return view_of.simulate(checked.dataset, checked.contracts, case.sql, action=case.action, purpose=case.purpose)
+        about = {"action": case.action, "purpose": case.purpose}
+        return await view_of.simulate(checked, case.sql, **about, by=caller.name)
 
     @routes.get("/policies/templates", summary="Ready-made offers in the YAML form")
     async def templates(_: Caller = reader) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from connector.errors import HanseError, NotFound
+from connector.events import QueryCoordinated
 from connector.federation.coordinator import MEDIA, Answer, Coordinator, Question
 from connector.federation.planner.model import Layout, Mode
 from connector.management.auth import Caller, Tokens
@@ -98,11 +99,12 @@ class Asked(BaseModel):
 def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/queries", tags=["queries"])
     consumer = Depends(tokens.require("consume"))
+    asking = Depends(tokens.require_raw("consume", QueryCoordinated))
     reader = Depends(tokens.require("read"))
 
     @routes.post("", summary="Ask one question over many owners; the answer is an Arrow IPC stream",
                  responses={200: {"content": {MEDIA: {}, "application/json": {}}}})  # fmt: skip
-    async def ask(asked: Asked, request: Request, caller: Caller = consumer) -> Response:
+    async def ask(asked: Asked, request: Request, caller: Caller = asking) -> Response:
         if asked.explain is True:
             return JSONResponse(await unless_gone(request, _explained(coordinator, asked, caller)))
         answer = await unless_gone(request, coordinator.ask(asked.question(), by=caller.name))

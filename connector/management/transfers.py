@@ -15,6 +15,7 @@ from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
 from connector.dsp.transfer import Transfers
 from connector.errors import NotFound, ScopeMissing
+from connector.events import DataReceived
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
 from connector.management.notify import long_poll
@@ -144,6 +145,7 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
+    receiver = Depends(tokens.require_raw("consume", DataReceived))
 
     async def one(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
@@ -208,7 +210,7 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
         response_class=FileResponse,
         responses={200: {"content": {MEDIA: {}}}},
     )
-    async def received(pid: str, _: Caller = consumer) -> FileResponse:
+    async def received(pid: str, _: Caller = receiver) -> FileResponse:
         path = await receiving.file(pid)
         return FileResponse(path, media_type=MEDIA, filename=f"{pid.rpartition(':')[2][:40]}.arrows")
 

@@ -1,7 +1,8 @@
-"""What an owner can look at without being a consumer: what a grid would withhold, and what a partner would see.
+"""What an owner can look at without being a consumer: what a grid would withhold, what a partner would see, and what
+the gate makes of a query.
 
-Both run in the same workers over the same pinned files, behind the same gate as anybody's read. A preview is recorded
-as a read of the owner's own: who looked, as whom, through which offer, and how many rows were shown.
+These views run in the same workers over the same pinned files, behind the same gate as a consumer's read. Each is
+recorded before it begins (`RawDataViewed`); a preview that shows rows is recorded as a read of the owner as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from connector.datasets.registry import published_schema
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
 from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
-from connector.events import ReadEnded, ReadStarted
+from connector.events import RawDataViewed, ReadEnded, ReadStarted
+from connector.offers.offers import Checked
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
 from connector.usage.fact_collector import Known, counted, requested
@@ -35,6 +37,7 @@ from policies.enforce.withheld import LeftOut, share_of
 from policies.errors import PolicyError, QueryRefused
 from policies.evaluation.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits
 from policies.model import Policy
+from policies.odrl import reader
 from policies.review import explain, report
 from policies.vocabulary import Phase, expand
 
@@ -64,9 +67,11 @@ class OwnersView:
         self._store, self._pool, self._known = store, pool, known
         self._name, self._mask_secret, self._memory_mb = name, mask_secret, memory_mb
 
-    async def withheld(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> list[dict[str, Any]]:
-        """What each aggregate-only contract keeps back of this version, in all and for each dimension by itself."""
-        cells = [one for one in contracts if one.grid is not None and one.grid.privacy is None]
+    async def withheld(self, checked: Checked, *, by: str) -> list[dict[str, Any]]:
+        """What each aggregate-only contract keeps back of the version, in all and for each dimension by itself."""
+        version = checked.version
+        cells = [one for one in checked.contracts if one.grid is not None and one.grid.privacy is None]
+        await self._record_view("withheld", version, by=by, policy=reader.digest(checked.policy))
         return [await self._withheld(version, one) for one in cells]
 
     async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
@@ -158,6 +163,8 @@ class OwnersView:
             raise NotFound(f"{dataset.name!r} has no offer in force, so nobody sees anything of it; publish one first")
         facts, now = await self._facts(asked, dataset), time.time()
         offer, policy = _chosen(offers, asked.offer, facts, now=now)
+        about = {"as": asked.participant, "offer": offer.id, "action": asked.action}
+        await self._record_view("preview", version, by=by, purpose=asked.purpose, **about)
         found = _judged(policy, facts, asked, now=now)
         shown: dict[str, Any] = {"columns": [], "hidden": [], "rows": [], "sql": ""}
         if found["permitted"]:
@@ -166,19 +173,19 @@ class OwnersView:
             except (HanseError, PolicyError) as error:
                 found["permitted"] = False
                 found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
-        about = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
-        return {**about, "action": asked.action, "purpose": asked.purpose, **found, **shown}
+        who = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
+        return {**who, "action": asked.action, "purpose": asked.purpose, **found, **shown}
 
-    def simulate(
-        self, dataset: Dataset, contracts: Sequence[DataContract], sql: str, *, action: str, purpose: str
-    ) -> dict[str, Any]:
-        """What the gate makes of a query under these contracts, without running it; a refusal with code and rule."""
+    async def simulate(self, checked: Checked, sql: str, *, action: str, purpose: str, by: str) -> dict[str, Any]:
+        """What the gate makes of a query under an offer, without running it; a refusal with code and rule."""
         from policies.enforce.gate import Dataset as Gated
         from policies.enforce.gate import prepare
 
-        chosen, declared = expand(action), expand(purpose) or None
+        asked = {"policy": reader.digest(checked.policy), "action": action, "query_sha256": _sha256(sql)}
+        await self._record_view("simulation", checked.version, by=by, purpose=purpose, **asked)
+        dataset, chosen, declared = checked.dataset, expand(action), expand(purpose) or None
         try:
-            contract = coverage.covering(contracts, action=chosen, purpose=declared, now=time.time())[0]
+            contract = coverage.covering(checked.contracts, action=chosen, purpose=declared, now=time.time())[0]
             gated = Gated((self._name, dataset.name), new_name(), contract, dataset.id)
             prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=new_name, mask_key=b"simulated")
         except PolicyError as error:
@@ -240,7 +247,7 @@ class OwnersView:
             "as": asked.participant,
             "offer": offer,
             **read_log.columns_read(prepared.read[self._name, dataset.name], prepared.columns),
-            "query_sha256": hashlib.sha256(sql.encode()).hexdigest(),
+            "query_sha256": _sha256(sql),
         }
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
         try:
@@ -251,6 +258,19 @@ class OwnersView:
         told = {"rows": len(answer["rows"]), "action": "preview"}
         await self._ended(ReadEnded(**common, process=read, detail=told))
         return {**_columns(contract), "columns_shown": answer["columns"], "rows": answer["rows"], "sql": sql}
+
+    async def _record_view(
+        self, view: str, version: DatasetVersion, *, by: str, purpose: str = "", **asked: str
+    ) -> None:
+        """Store that the owner looks, before anything is read. Busy where it cannot be stored: nothing is shown."""
+        viewed = RawDataViewed(
+            actor=by,
+            dataset=version.dataset_id,
+            version=version.digest,
+            purpose=expand(purpose),
+            detail={"view": view, **{name: text for name, text in asked.items() if text}},
+        )
+        await self._store.write(lambda tx: tx.publish(viewed))
 
     async def _ended(self, event: ReadEnded) -> None:
         await self._store.write(lambda tx: tx.publish(event))
@@ -265,6 +285,10 @@ class OwnersView:
             limits=Limits(seconds=seconds, memory_mb=self._memory_mb),
             consumer="owner",
         )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:

@@ -109,7 +109,12 @@ def show(name: Name, as_json: AsJson = False) -> None:
     """One dataset, with its columns."""
     row = space().api.get(f"/datasets/{segment(name)}")
     print_one(row, _FIELDS, as_json=as_json)
-    if not as_json:
+    if as_json:
+        return
+    if all(column.get("statistics") is None for column in row.get("columns", [])):
+        _print_columns(row)
+        say("figures of columns and files need a token with the scope owner")
+    else:
         _print_columns(row, **_FIGURES)
 
 

@@ -34,6 +34,7 @@ KINDS = {
     "ReadStarted": "Read started",
     "ReadEnded": "Read ended",
     "ReadRefused": "Read refused",
+    "RawDataViewed": "Own data viewed",
     "ReadTaken": "Receipt of a read",
     "DataReceived": "Data received",
     "DataRefused": "Data refused",

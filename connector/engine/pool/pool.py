@@ -39,6 +39,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from connector import raw_access
 from connector.engine.pool import object_lender
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.allowed_paths import Roots
@@ -217,6 +218,8 @@ class Pool:
         return sum(worker.rss_mb() for worker in (*self._idle, *self._busy))
 
     async def _begin(self, job: Job, *, seconds: float | None = None) -> Result:
+        if not _is_governed(job):
+            raw_access.check()
         await self._roots.look()
         worker = self._sharing(job)
         if worker is None:
@@ -504,6 +507,11 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _is_governed(job: Job) -> bool:
+    """Whether it is a participant's read, which has passed the gate and is recorded under its agreements."""
+    return ":" in job.consumer  # a DID
 
 
 def _given(worker: Worker, job: Job) -> tuple[Result, socket.socket]:

@@ -826,6 +826,31 @@ def test_what_others_wrote_does_not_command_the_terminal(run: Run, served: Conne
     assert not {"\x1b", "\u202e"} & set(run("query", "SELECT 1").out)
 
 
+def test_a_dataset_without_figures_says_which_scope_shows_them(run: Run, served: Connector) -> None:
+    column = {"name": "age", "type": "BIGINT", "statistics": None}
+    served.routes["GET", "/datasets/flights"] = DATASET | {"columns": [column], "files": []}
+    shown = run("dataset", "show", "flights")
+    assert "BIGINT" in shown.out
+    assert "least" not in shown.out
+    assert "figures of columns and files need a token with the scope owner" in shown.err
+    assert json.loads(run("dataset", "show", "flights", "--json").out)["columns"] == [column]
+
+
+@pytest.mark.parametrize("command", [("policy", "simulate", "--offer", "urn:o", "--sql", "SELECT 1"), ("offer", "add")])
+def test_a_token_without_the_scope_is_told_what_to_do(
+    run: Run, served: Connector, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "offer.yaml").write_text("offer: o\n")
+    detail = (
+        "expected a token with the scope 'owner', got one with read; ask an administrator for another (`hanse ...`)"
+    )
+    refused = (403, {"code": "scope_missing", "detail": detail})
+    served.routes["POST", "/policies/simulate"] = served.routes["POST", "/policies/withheld"] = refused
+    ran = run(*command, *([str(tmp_path / "offer.yaml")] if command[0] == "offer" else []))
+    assert ran.code != 0
+    assert "ask an administrator for another" in " ".join(ran.err.split())
+
+
 def test_text_with_the_line_ends_of_a_browser_is_shown_in_lines(run: Run, served: Connector) -> None:
     served.routes["GET", "/datasets/flights"] = DATASET | {"description": "One\r\nand two\rhidden."}
     shown = run("dataset", "show", "flights").out

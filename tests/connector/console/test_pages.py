@@ -58,6 +58,7 @@ PAGES = [
     ("/offers/new?template=clean-room&dataset=patients", "owner", True),
     (f"/offers/new?based={OFFER}&dataset=urn:hanse:north:patients", "owner", False),
     (f"/offers/{OFFER}", "read", False),
+    (f"/offers/preview?offer={OFFER}", "owner", False),
     ("/negotiations", "read", True),
     (f"/negotiations/{NEGOTIATION}", "read", False),
     ("/agreements", "read", True),
@@ -483,7 +484,9 @@ async def test_a_member_is_found_by_the_name_that_pages_show(full: Console, monk
     listed = (await full.get("/audit?actor=alice&dataset=north/patients")).text
     assert f'name="actor" value="{ALICE}"' in listed
     assert 'name="dataset" value="north/patients"' in listed
-    assert f'name="as" list="partners" value="{ALICE}"' in (await full.get(f"/offers/{OFFER}?as=alice")).text
+    assert (
+        f'name="as" list="partners" value="{ALICE}"' in (await full.get(f"/offers/preview?offer={OFFER}&as=alice")).text
+    )
     form = FORM.replace("{membership: active}", f"{{participant: ['{ALICE}']}}")
     asked = {"form": form, "dataset": "patients", "do": "try", "partner": "alice", "purpose": "dpv:ScientificResearch"}
     assert "<b>Permitted</b> for alice" in (await full.post("/offers/new", asked, "owner")).text

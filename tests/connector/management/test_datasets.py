@@ -64,7 +64,11 @@ def test_a_table_is_shown_as_what_was_registered() -> None:
     row = Dataset(
         id="p", name="p", title="", description="", keywords=[], theme="", license="", version="v", created_at=0
     )
-    shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]))
+    shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]), raw=True)
     assert (shown.kind, shown.files, shown.note) == ("postgres", [path], "")
-    named = view(row, DatasetVersion(source=source, profile=profile, schema=[{"name": "File_Row_Number"}]))
+    named = view(
+        row,
+        DatasetVersion(source=source, profile=profile, schema=[{"name": "File_Row_Number", "type": "BIGINT"}]),
+        raw=True,
+    )
     assert "a column is called File_Row_Number" in named.note
