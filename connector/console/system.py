@@ -56,8 +56,8 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
         """Issue a token; its text is on this answer and nowhere else."""
         said = await form_of(request)
         try:
-            given: dict[str, Any] = {"name": said.get("name"), "scopes": said.all("scope")}
-            new = NewToken(**given, days=said.get("days") or None)
+            given = {"name": said.get("name"), "scopes": said.all("scope"), "days": _number(said.get("days"))}
+            new = NewToken.model_validate(given)
             text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
         except ValidationError as invalid:
             return await _tokens(request, said=said, error=unfit(invalid.errors()))
@@ -102,3 +102,11 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def _number(text: str) -> float | str | None:
+    """The number in a field of a form; None for an empty one, the text itself where it is none, to be refused."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text

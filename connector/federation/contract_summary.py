@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from connector.json_number import JSON_NUMBER
 from policies.evaluation.values import is_whole
 
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Count = Annotated[int, Field(ge=0, lt=2**63), JSON_NUMBER]
+_Number = Annotated[float, Field(allow_inf_nan=False), JSON_NUMBER]
 
 
 class Shown(BaseModel):
@@ -40,7 +42,7 @@ class Axis(BaseModel):
     """A dimension or a measure. `width`: of the bins that a dimension's values are in, where they are."""
 
     column: str
-    width: float | None = Field(None, allow_inf_nan=False)
+    width: _Number | None = None
 
 
 class Share(BaseModel):
@@ -57,7 +59,7 @@ class Grid(BaseModel):
     measures: tuple[Axis, ...]
     min_group: _Count
     entity: str | None
-    epsilon: float | None = Field(None, allow_inf_nan=False)
+    epsilon: _Number | None = None
     left_out: Share | None = None
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connector.datasets import stored_policies
 from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
-from connector.events import RawDataViewed
+from connector.events import OfferPublished, RawDataViewed
 from connector.infra.http.strict_routes import StrictRoute
+from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
 from connector.offers.offers import Offers, problem_json
 from connector.offers.preview import OwnersView
@@ -57,7 +58,7 @@ class Case(PolicyText):
     action: str = Field("ds:query", max_length=200)
     purpose: str = Field("", max_length=200)
     application: str = Field("", max_length=1_024)
-    at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
+    at: Annotated[float, JSON_NUMBER] | None = Field(None, description="UTC seconds since the epoch; empty: now.")
 
 
 class Compared(BaseModel):
@@ -69,7 +70,7 @@ class Compared(BaseModel):
     after: PolicyText | None = None
     before_offer: str = Field("", max_length=255)
     after_offer: str = Field("", max_length=255)
-    at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
+    at: Annotated[float, JSON_NUMBER] | None = Field(None, description="UTC seconds since the epoch; empty: now.")
 
 
 class Simulated(PolicyText):
@@ -128,13 +129,14 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
     viewer = Depends(tokens.require_raw("owner", RawDataViewed))
+    publisher = Depends(tokens.require_raw("owner", OfferPublished, RawDataViewed))
 
     @routes.post("/offers", status_code=201, summary="Publish an offer for a dataset")
-    async def publish(new: NewOffer, caller: Caller = owner) -> OfferView:
+    async def publish(new: NewOffer, caller: Caller = publisher) -> OfferView:
         left_out = None
         if new.publish_left_out:
             meant = await offers.check(form=new.form, policy=new.policy, dataset=new.dataset, offer_id=new.id)
-            left_out = await view_of.left_out(meant.version, meant.contracts)
+            left_out = await view_of.left_out(meant, by=caller.name)
         row, checked = await offers.publish(
             by=caller.name,
             form=new.form,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from connector.errors import HanseError, NotFound
 from connector.events import QueryCoordinated
 from connector.federation.coordinator import MEDIA, Answer, Coordinator, Question
 from connector.federation.planner.model import Layout, Mode
+from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
 from policies.vocabulary.terms import expand
@@ -26,9 +27,13 @@ class Bounds(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seconds: float | None = Field(None, gt=0, le=3600, description="For everything, the answer's last byte excepted.")
-    rows: int | None = Field(None, ge=1, description="Rows of the answer.")
-    bytes: int | None = Field(None, ge=1, description="Bytes that the owners' answers take together.")
+    seconds: Annotated[float, Field(gt=0, le=3600), JSON_NUMBER] | None = Field(
+        None, description="For everything, the answer's last byte excepted."
+    )
+    rows: Annotated[int, Field(ge=1), JSON_NUMBER] | None = Field(None, description="Rows of the answer.")
+    bytes: Annotated[int, Field(ge=1), JSON_NUMBER] | None = Field(
+        None, description="Bytes that the owners' answers take together."
+    )
 
 
 class Shares(BaseModel):
@@ -64,10 +69,8 @@ class Asked(BaseModel):
     )
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
     limits: Bounds = Bounds()
-    epsilon: float | None = Field(
+    epsilon: Annotated[float, Field(gt=0, le=1000), JSON_NUMBER] | None = Field(
         None,
-        gt=0,
-        le=1000,
         description="Where answers carry noise: what each owner's may cost of its agreement's budget; else a tenth.",
     )
     codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of the answer.")

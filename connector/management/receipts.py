@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
 from connector.usage import receipt_log
 from connector.usage.receipt_log import TOGETHER_MAX, Receipts
 
 _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
-_Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
+_Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX), JSON_NUMBER]
 _Id = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # an owner's own choice
 _Word = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
 

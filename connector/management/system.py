@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.identity.member_register import Trust
+from connector.json_number import JSON_NUMBER
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.settings import Settings
 
@@ -19,7 +20,9 @@ class NewToken(BaseModel):
     scopes: list[Annotated[str, Field(max_length=16)]] = Field(
         max_length=8, description=f"Some of {', '.join(SCOPES)}."
     )
-    days: float | None = Field(None, gt=0, le=3660, description="Days until it ends; empty: it does not.")
+    days: Annotated[float, Field(gt=0, le=3660), JSON_NUMBER] | None = Field(
+        None, description="Days until it ends; empty: it does not."
+    )
 
 
 class TokenText(BaseModel):

@@ -99,11 +99,12 @@ class OwnersView:
             "says": _loss(figures, grid),
         }
 
-    async def left_out(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> dict[str, Any]:
-        """The share that each aggregate-only contract keeps back of this version, as it may be published. PolicyInvalid
+    async def left_out(self, checked: Checked, *, by: str) -> dict[str, Any]:
+        """The share that each aggregate-only contract keeps back of the version, as it may be published. PolicyInvalid
         where a single group decides about it, or there is no such contract."""
-        found: dict[str, Any] = {}
-        for one in contracts:
+        version, found = checked.version, dict[str, Any]()
+        await self._record_view("left_out", version, by=by, policy=reader.digest(checked.policy))
+        for one in checked.contracts:
             if one.grid is None or one.grid.privacy is not None:
                 continue
             share = share_of(LeftOut.of(await self._report(version, one)), min_group=one.grid.min_group)

@@ -50,6 +50,14 @@ class Duration:
 
 Value: TypeAlias = str | int | Decimal | Instant | Duration
 
+_NUMBERS = frozenset((ValueType.DECIMAL, ValueType.INTEGER, ValueType.GRID))
+_NUMERIC_DATATYPES = frozenset(  # XSD 1.1 part 2, sections 3.3 and 3.4: decimal, what is derived of it, and floats
+    (
+        *("decimal", "integer", "long", "int", "short", "byte", "float", "double"),
+        *("nonNegativeInteger", "positiveInteger", "nonPositiveInteger", "negativeInteger"),
+        *("unsignedLong", "unsignedInt", "unsignedShort", "unsignedByte"),
+    )
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _INSTANT = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,20}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
@@ -75,6 +83,8 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
         return _one_of(text, levels)
     if type_ is ValueType.INSTANT:
         return instant(text, datatype)
+    if type_ in _NUMBERS and datatype.startswith(XSD) and datatype.removeprefix(XSD) not in _NUMERIC_DATATYPES:
+        raise ValueError(f"expected a number, got {text!r} as xsd:{datatype.removeprefix(XSD)[:_NAME_MAX]}")
     return _READERS[type_](text)
 
 

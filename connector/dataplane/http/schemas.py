@@ -12,6 +12,7 @@ from connector.dataplane import read_request as ask
 from connector.dataplane.read_request import Asked, Brought
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput
+from connector.json_number import JSON_NUMBER
 from policies.odrl import strictjson
 from policies.vocabulary import expand
 
@@ -26,9 +27,9 @@ class Bounds(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
-    rows: int | None = Field(None, ge=1)
-    bytes: int | None = Field(None, ge=1)
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000), JSON_NUMBER] | None = None
+    rows: Annotated[int, Field(ge=1), JSON_NUMBER] | None = None
+    bytes: Annotated[int, Field(ge=1), JSON_NUMBER] | None = None
 
 
 class Table(BaseModel):
@@ -63,7 +64,7 @@ class Envelope(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    fq: int = Field(1, ge=1, le=1)
+    fq: Annotated[int, Field(ge=1, le=1), JSON_NUMBER] = 1
     sql: str = Field(min_length=1, max_length=65_536)
     agreement: str = Field("", max_length=255)
     action: str = Field("query", pattern="^(query|stream)$")
@@ -78,7 +79,7 @@ class Envelope(BaseModel):
     datasets: dict[Annotated[str, Field(max_length=255)], Annotated[str, Field(max_length=128)]] = Field(
         default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
     )
-    epsilon: float | None = Field(None, gt=0, le=1000)
+    epsilon: Annotated[float, Field(gt=0, le=1000), JSON_NUMBER] | None = None
     keys: list[Table] = Field(default_factory=list, max_length=8)
 
 

@@ -37,6 +37,10 @@ GROUPS = {
     "offer": "urn:groups", "dataset": "people", "may": ["query"], "limits": {"min_group": "5"}, "rows": "person = p1",
     "grid": {"group_by": {"town": "exact"}, "measure": {"salary": "0..1000"}}, "decide": "auto",
 }  # fmt: skip
+TOWNS = {
+    "offer": "urn:towns", "dataset": "towns", "may": ["query"], "limits": {"min_group": "5"},
+    "grid": {"group_by": {"town": "exact"}, "measure": {"age": "0..120"}}, "decide": "auto",
+}  # fmt: skip
 Key = tuple[str, str]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -108,6 +112,9 @@ async def owner(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Owner
         await made.must(("POST", "/api/v1/datasets"), {"name": "people", "path": made.write("people")})
         await made.must(("POST", "/api/v1/datasets/people/versions"), {"path": made.write("people-50", people=50)})
         await made.must(("POST", "/api/v1/offers"), {"form": json.dumps(ROWS)})
+        towns = [f"t{town}" for town in range(60) for _ in range(20)] + [f"s{town}" for town in range(12)]
+        pq.write_table(pa.table({"town": towns, "age": [30] * len(towns)}), top / "towns.parquet")
+        await made.must(("POST", "/api/v1/datasets"), {"name": "towns", "path": str(top / "towns.parquet")})
         for name, people in (("people-60", 60), ("people-70", 70), ("more", 40), ("again", 40)):
             made.write(name, people=people)
         yield made
@@ -127,6 +134,7 @@ TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("GET", "/api/v1/datasets"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}/preview"): lambda _: {"query": PREVIEW},
+    ("POST", "/api/v1/offers"): lambda _: {"body": {"form": json.dumps(TOWNS), "publish_left_out": True}},
     ("POST", "/api/v1/policies/withheld"): lambda _: {"body": {"form": json.dumps(GROUPS)}},
     ("POST", "/api/v1/policies/simulate"): lambda _: {"body": {"offer": ROWS["offer"], "sql": "SELECT 1"}},
     ("POST", "/datasets/new"): lambda o: {"form": {"name": "again", "path": str(o.top / "again")}},

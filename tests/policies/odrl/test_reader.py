@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from policies import vocabulary
 from policies.errors import PolicyUnreadable, TermUnknown
 from policies.evaluation.evaluate import Facts, concludable
 from policies.model import HANSE, Atom, Conflict, Kind, Policy
 from policies.odrl import reader
 from policies.odrl.assignee import kept_to
 from policies.review import unknown_terms
-from policies.vocabulary import Phase, odrl
+from policies.vocabulary import Phase, ValueType, odrl
 
 SPEC = {
     "@type": "Offer",
@@ -275,6 +276,39 @@ def test_unknown_words_are_kept_written_back_and_refused_by_name(wire: dict[str,
     assert reader.read(reader.write(policy)) == policy
     with pytest.raises(TermUnknown, match=name):
         unknown_terms.require(policy)
+
+
+NUMERIC = [one for one in vocabulary.OPERANDS.values() if one.type in (ValueType.DECIMAL, ValueType.INTEGER)]
+NO_NUMBERS = [
+    True,
+    False,
+    {"@value": True},
+    {"@value": True, "@type": "xsd:decimal"},
+    {"@value": "true", "@type": "xsd:boolean"},
+    {"@value": "5", "@type": "xsd:boolean"},
+    {"@value": 5, "@type": "xsd:date"},
+    {"@value": "5", "@type": "http://www.w3.org/2001/XMLSchema#anyURI"},
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+@pytest.mark.parametrize("operand", NUMERIC, ids=lambda one: one.name)
+def test_a_boolean_is_no_number_of_a_policy(operand: vocabulary.Operand, value: Any) -> None:
+    atom = {"leftOperand": operand.name, "operator": sorted(operand.ops)[0], "rightOperand": value}
+    duty = {"action": "compensate", "constraint": [atom]}
+    wire = constrained(**atom) if unknown_terms.RULE in operand.where else with_rule(duty=[duty])
+    (found,) = unknown_terms.unclear(reader.read(wire))
+    assert (found.code, "expected a" in found.message) == ("value_unreadable", True)
+
+
+@pytest.mark.parametrize(
+    "datatype", ["xsd:decimal", "xsd:integer", "xsd:nonNegativeInteger", "xsd:double", "xsd:string"]
+)
+def test_a_number_of_a_policy_has_any_datatype_of_numbers(datatype: str) -> None:
+    """JSON-LD writes a typed number as a text, and other connectors write every value as one."""
+    for value in (5, "5", {"@value": "5", "@type": datatype}, {"@value": 5, "@type": datatype}):
+        policy = reader.read(constrained(leftOperand="ds:epsilonBudget", operator="lteq", rightOperand=value))
+        assert not unknown_terms.unclear(policy)
 
 
 def test_a_foreign_profile_and_a_foreign_value_change_the_digest() -> None:
