@@ -11,6 +11,7 @@ from typing import Any
 
 import hanse
 import pytest
+from hanse._transport import http_stream
 from hanse.agreement import Access, Name
 from hanse.audit.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, Match, match
 from hanse.cli import main
@@ -50,8 +51,8 @@ def worked(of: Dataset) -> None:
 def by_hand(owner: Process, reader: Process, transfer: str) -> None:
     """A whole read without the SDK."""
     address = reader.api().get(f"/transfers/{transfer}/address")
-    hanse._wire.ask(
-        hanse._wire.Request("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
+    http_stream.ask(
+        http_stream.Request("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
     ).body.rest(2**30)
 
 

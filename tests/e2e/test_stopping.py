@@ -14,7 +14,7 @@ from tests.support.ports import free_range
 from tests.support.processes import Process
 
 pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
-SOON = "from connector import __main__, serve; serve._STOP_SECONDS = 3.0; __main__.commands(['serve'])"
+SOON = "from connector import __main__, server; server._STOP_SECONDS = 3.0; __main__.commands(['serve'])"
 
 
 def test_a_connector_ends_although_its_database_hangs(tmp_path: Path, postgres_cluster: Any) -> None:

@@ -20,7 +20,7 @@ PLUGIN = '''
 """One file: a word about the answer, a word about the party, a mask, a source of facts."""
 from dataclasses import replace
 from sqlglot import exp
-from policies import columns
+from policies.contracts import columns
 from policies.evaluation.evaluate import Fact
 from policies.contracts.masks import MaskWord
 from policies.vocabulary import Operand, Phase, Tier, ValueType
@@ -64,17 +64,20 @@ source = Harbour()
 TRY = """
 import asyncio, json
 import duckdb
-from connector.usage import sources
-from policies import compile as compiler, jsonld, lint, plugins, words
+from connector.usage import fact_sources
+from policies import plugins
+from policies.contracts import compile as compiler
+from policies.odrl import reader
+from policies.review import lint, phrases
 from policies.contracts.contract import Column, TableSchema
 from policies.evaluation.evaluate import as_if_agreed, evaluate
 from policies.vocabulary import OPERANDS, Phase, ds, expand
 from policies.enforce.gate import Dataset, prepare
 
 loaded = plugins.load()
-found = sources.load()
-facts = asyncio.run(sources.ask(found, "did:web:a.example"))
-policy = jsonld.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action": "ds:query", "constraint": [
+found = fact_sources.load()
+facts = asyncio.run(fact_sources.ask(found, "did:web:a.example"))
+policy = reader.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action": "ds:query", "constraint": [
     {"leftOperand": "https://x.example/sample", "operator": "lteq", "rightOperand": "7"},
     {"leftOperand": "https://x.example/ship", "operator": "eq", "rightOperand": "Emma"}],
     "duty": [{"action": "ds:mask", "constraint": [
@@ -93,7 +96,7 @@ print(json.dumps({
     "loaded": loaded, "sources": [one.NAME for one in found], "facts": sorted(facts), "rows": contract.limits.rows,
     "shown": con.execute(made.sql, made.params).fetchall(), "lint": [p.code for p in lint.lint(policy, schema)],
     "with": decide(facts).permitted, "without": list(decide(facts.without("https://x.example/ship")).reasons),
-    "says": words.duty(policy.permissions[0].duties[0]), "permit": list(OPERANDS[expand("ds:permit")].sources),
+    "says": phrases.duty(policy.permissions[0].duties[0]), "permit": list(OPERANDS[expand("ds:permit")].sources),
 }))
 """
 

@@ -20,13 +20,13 @@ _LONG = 60.0
 _STARTED = ("-m", "connector.engine.worker")
 # As the module itself begins; the libraries come after the process has shut itself in.
 _PROGRAM = """
-from connector.federation import worker
+from connector.engine.worker import __main__ as worker
 confine = worker.confine
 
 def shut_in(**allowed):
     confine(**allowed)
-    from connector.federation import keeping
-    keeping.REST = %s
+    from connector.engine.worker import memory_limits
+    memory_limits.REST = %s
 
 worker.confine = shut_in
 worker.main()

@@ -340,7 +340,7 @@ async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
     courier = Script(carry)
     first, second = (sender(sqlite_store, courier, lease=lease) for _ in range(2))
     with hands(stands=True) as clock:
-        for module in ("dsp.sender", "store.engine"):
+        for module in ("outbox.sender", "store.engine"):
             monkeypatch.setattr(f"connector.{module}.time", SimpleNamespace(time=clock, monotonic=clock))
         monkeypatch.setattr("connector.outbox.sender.asyncio", resting)
         await first.start()
@@ -371,7 +371,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
     await send(first, store, message("one"))
     await carried.wait()
     with monkeypatch.context() as other:
-        for module in ("dsp.sender", "store.engine"):
+        for module in ("outbox.sender", "store.engine"):
             clock = SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic)
             other.setattr(f"connector.{module}.time", clock)
         assert await second._take_up() > 0

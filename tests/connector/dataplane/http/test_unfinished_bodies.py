@@ -107,7 +107,7 @@ async def test_what_a_body_brought_goes_with_its_answer(tmp_path: Path, sql: str
 def test_large_blocks_go_back_to_the_system_whatever_was_freed_before() -> None:
     code = """
 import ctypes
-from connector import bounds
+from connector.infra.http import http_limits as bounds
 
 class Info(ctypes.Structure):
     _fields_ = [(str(number), ctypes.c_size_t) for number in range(10)]

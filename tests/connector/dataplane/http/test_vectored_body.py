@@ -621,7 +621,7 @@ async def test_who_was_silent_for_the_longest_makes_room(
 def test_a_connector_opens_as_many_files_as_its_operator_allows() -> None:
     program = """
 import resource
-from connector import bounds
+from connector.infra.http import http_limits as bounds
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))
 few = bounds.connections_max()
 bounds.raise_descriptors()

@@ -1592,7 +1592,8 @@ _EMPTY_UNIONS = """
 import sys, duckdb, pyarrow as pa
 from connector.datasets.sources import arrow_ipc
 from connector.datasets.sources.arrow_dataset import Stream
-from connector.federation import arrow_files, engine
+from connector.engine.worker.inspect import arrow_files
+from connector.engine.worker.read import duckdb_engine as engine
 from pathlib import Path
 from tests.support import data
 

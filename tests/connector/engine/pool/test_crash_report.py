@@ -24,7 +24,7 @@ from tests.support.workers import running_as
 
 _in_loop = pytest.mark.asyncio(loop_scope="module")
 
-_BEGIN = "import os, sys, threading\nfrom connector.federation import session, tasks, worker\n"
+_BEGIN = "import os, sys, threading\nfrom connector.engine.worker import __main__ as worker, session, tasks\n"
 _VALUE = "Smith, 4711"
 _TELLING = f"""{_BEGIN}
 def running(one, job):

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _PROGRAM = """
 import os, resource, threading
-from connector.federation import session, tasks, worker
+from connector.engine.worker import __main__ as worker, session, tasks
 from connector.engine.pool.error_codes import Coded
 
 Session, Worker = session.Session, session.Worker
 run, send, session_run, take = tasks.run, session.send_all, Session._run, Worker._take
-real_code_of = session.engine.code_of
+real_code_of = session.duckdb_engine.code_of
 broken = threading.local()  # what the job of this thread breaks
 starting = threading.Thread.start
 
@@ -77,7 +77,7 @@ def start(thread):
     starting(thread)
 
 threading.Thread.start = start
-tasks.run, session.engine.code_of, session.send_all = running, code_of, sending
+tasks.run, session.duckdb_engine.code_of, session.send_all = running, code_of, sending
 Session._run, Worker._take = beginning, taking
 worker.main()
 """

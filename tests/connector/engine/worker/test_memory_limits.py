@@ -236,8 +236,8 @@ def test_arrow_in_a_worker_sets_little_aside() -> None:
 
 def test_the_engine_s_memory_is_taken_again_or_given_back() -> None:
     program = (
-        "from connector import allocator\n"
-        "from connector.federation import engine\n"
+        "from connector.infra import jemalloc as allocator\n"
+        "from connector.engine.worker.read import duckdb_engine as engine\n"
         "from connector.engine.worker.memory_limits import Memory\n"
         "con = engine.connect()\n"
         "con.execute('SET threads = 2')\n"

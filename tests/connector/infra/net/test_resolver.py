@@ -134,12 +134,12 @@ async def test_the_machine_resolves_as_it_always_does(host: str) -> None:
 def test_a_look_up_that_hangs_does_not_keep_the_process_from_its_end() -> None:
     program = """
 import asyncio, socket, time
-from connector import resolving
+from connector.infra.net import resolver
 socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
-resolving._SECONDS = 0.1
+resolver._SECONDS = 0.1
 try:
-    asyncio.run(resolving.Names().addresses("slow.example", 443))
-except resolving.Busy:
+    asyncio.run(resolver.Names().addresses("slow.example", 443))
+except resolver.Busy:
     print("left")
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
