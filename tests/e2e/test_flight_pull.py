@@ -1,5 +1,5 @@
 """ArrowFlight-PULL between two real connectors, read by a plain pyarrow.flight client; and the programs without ours
-that the console shows (test_connecting.py has those with ours)."""
+that the console shows (tests/connector/console/view/test_snippets.py has those with ours)."""
 
 from __future__ import annotations
 

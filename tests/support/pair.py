@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from connector.dsp import routes
+from connector.dsp import process_limits, routes
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
 from connector.dsp.messages import DataAddress
@@ -297,7 +297,10 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
     # A lease outlives a stall of the machine, and ends well before a test's patience: what a caller who left has
     # committed and handed to nobody is found when it ends.
     sender = Sender(
-        store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing}
+        store=store,
+        is_partner=process_limits.partner,
+        makes_partner=process_limits.asked,
+        **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing},
     )
     peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"

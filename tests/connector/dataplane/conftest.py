@@ -16,8 +16,8 @@ from connector.dataplane.flight.listener import Front
 from tests.support import flying, provider
 from tests.support.provider import Provider
 
-_LOOKING = ("test_gather_leaving", "test_prepared")  # into what uvloop has in C: clock and timers
-_BOTH = ("test_flight_turns",)  # how a transport goes with what is written to its socket beside it
+_LOOKING = ("test_leaving_readers", "test_stream_cache")  # into what uvloop has in C: clock and timers
+_BOTH = ("test_fairness",)  # how a transport goes with what is written to its socket beside it
 
 
 def pytest_asyncio_loop_factories(

@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.support import objectstore, postgres
 from tests.support.owner import Owner, owning
 
-collect_ignore = [] if postgres.binaries() is not None else ["test_postgres.py"]  # said loudly at the end
+collect_ignore = [] if postgres.binaries() is not None else ["sources/test_postgres.py"]  # said loudly at the end
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from connector.dataplane.push import push_receiver
+from connector.dsp import process_limits
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.outbox import delivery_classes
 from connector.outbox.sender import Courier, Outcome, Result, Sender
@@ -53,7 +54,9 @@ def message(path: str, process: str = "p", address: str = "http://peer", to: str
 
 
 def sender(store: Store, courier: Courier, **timing: Any) -> Sender:
-    made = Sender(store=store, **{"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 600.0, **timing})
+    standing: dict[str, Any] = {"is_partner": process_limits.partner, "makes_partner": process_limits.asked}
+    timing = {"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 600.0, **timing}
+    made = Sender(store=store, **standing, **timing)
     made.register("test", courier)
     return made
 

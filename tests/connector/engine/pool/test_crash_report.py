@@ -86,7 +86,7 @@ async def test_of_a_worker_that_does_not_start_in_time_the_log_says_where_it_sta
     monkeypatch.setattr(pools, "_START_SECONDS", 5.0)
     program = """
 import time
-from connector.federation import worker
+from connector.engine.worker import __main__ as worker
 def stands_still(): time.sleep(600)
 worker.serve = stands_still
 worker.main()

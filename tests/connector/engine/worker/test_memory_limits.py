@@ -54,7 +54,7 @@ class Heap:
         self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
         for number in self.engines:
             self.keeping.kept[str(number)] = opening(lambda number=number: self.close(number))
-        monkeypatch.setattr(memory_limits.engine, "connect", object)
+        monkeypatch.setattr(memory_limits.duckdb_engine, "connect", object)
         monkeypatch.setattr(Keeping, "_held", lambda _: self.held())
         give_back = Keeping._give_back
         monkeypatch.setattr(Keeping, "_give_back", lambda one: (give_back(one), self.give_back()))
@@ -169,7 +169,7 @@ def test_a_statement_has_half_of_its_memory_however_much_is_mapped(
     limits: list[int] = []
     noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
     monkeypatch.setattr(memory_limits, "resource", noted)
-    monkeypatch.setattr(memory_limits.allocator, "unused", lambda: 0)
+    monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: 0)
     one = empty()
     one.resting = Memory(*[(100 + mapped) * MB] * 2, 100 * MB, 200 * MB)
     one.limit([(68, False)])
@@ -182,7 +182,7 @@ def test_a_scan_has_address_space_for_what_arrow_sets_aside_beside_large_values(
     limits: list[int] = []
     noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
     monkeypatch.setattr(memory_limits, "resource", noted)
-    monkeypatch.setattr(memory_limits.allocator, "unused", lambda: 0)
+    monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: 0)
     one = empty()
     one.resting = Memory(400 * MB, 100 * MB, 100 * MB, 200 * MB)
     one.limit([(128, True)])
@@ -194,8 +194,8 @@ class Freed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mb: int) -> None:
         self.mb, self.asked = mb, 0
-        monkeypatch.setattr(memory_limits.allocator, "unused", lambda: self.mb * MB)
-        monkeypatch.setattr(memory_limits.allocator, "give_back", self.give_back)
+        monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: self.mb * MB)
+        monkeypatch.setattr(memory_limits.jemalloc, "give_back", self.give_back)
 
     def give_back(self) -> None:
         self.mb, self.asked = 0, self.asked + 1
