@@ -16,7 +16,7 @@ PACKAGES := connector catalogue policies client tests
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader tck crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -150,6 +150,9 @@ bench-questions: setup-dev ## answers per second as 1, 8 and 64 clients ask one 
 
 bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (15 minutes; SCALE=1 ROUNDS=5)
 	@$(BIN)/python -m tests.load.bench_stream --scale $(or $(SCALE),1) --rounds $(ROUNDS)
+
+bench-digest: setup-dev ## what a reader pays for the digest of a stream, with and without it in turns
+	@$(BIN)/python -m tests.load.bench_digest
 
 bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, first and later epochs, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
 	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS)

@@ -28,6 +28,7 @@
     │   ├── PeerRefused              an answer, and it is no
     │   │   └── PeerBusy (503)       for now: later it may be another
     │   └── PeerNonsense             an answer that is not the protocol
+    │       └── DigestMismatch       bytes that are not those that left: none of them is used
     └── Busy (503)                   no capacity now, or the log cannot be written
         └── EngineFailed (500)       a query that the engine could not finish; code only, never its text
 
@@ -252,6 +253,10 @@ class PeerBusy(PeerRefused):
 
 class PeerNonsense(PeerFailed):
     code = "peer_nonsense"
+
+
+class DigestMismatch(PeerNonsense):
+    code = "digest_mismatch"
 
 
 class Busy(HanseError):

@@ -16,6 +16,7 @@
     ├── Unreachable             no answer in time, or no connection
     ├── Broken                  an answer that makes no sense, or a failure at the other side
     │   ├── StreamIncomplete    a stream that stopped without its end record: what came is not all there is
+    │   ├── DigestMismatch      bytes that are not those that left: none of what came may be used
     │   └── StreamFailed        the owner could not finish, and says so
     └── Unverified              evidence that does not hold
 
@@ -107,6 +108,11 @@ class Broken(HanseError): ...
 
 
 class StreamIncomplete(Broken): ...
+
+
+class DigestMismatch(Broken):
+    def __init__(self, message: str, /, *, code: str = "digest_mismatch", **facts: Any) -> None:
+        super().__init__(message, code=code, **facts)
 
 
 class StreamFailed(Broken): ...

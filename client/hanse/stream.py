@@ -1,7 +1,9 @@
 """Arrow batches from a governed stream, with the record at its end: how it ended, how much came, what was withheld.
 
 A stream is over when its end record has come, and only then: one that stops at a batch border without it raises
-StreamIncomplete. What the stream holds was made elsewhere, so each batch is validated fully before anybody sees it.
+StreamIncomplete. The record names the digest of every byte before it; where other bytes came, DigestMismatch is raised,
+and reading does not go on: batches that were given before that may be damaged. What the stream holds was made
+elsewhere, so each batch is validated fully before it is given.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import pyarrow as pa
 from hanse._arrow.message_limits import Messages
 from hanse._arrow.validation import Validator
 from hanse._arrow.value_limits import bounded, kinds, told_by_column
+from hanse._digests import check_digest, check_record
 from hanse._transport.http_stream import Answer, Memory, kept
 from hanse._transport.sockets import here
 from hanse.audit.read_receipts import LEFT, Receipt, Receipts
@@ -93,6 +96,7 @@ class Stream:
         self._versioned = bool(snapshot or start) or due is not None  # it goes on with rows, or blocks, of one version
         self.reopened = 0
         self.end: Mapping[str, Any] = {}
+        self.digest = ""  # computed here, of what came before the end record; empty until that has come
         self.error: HanseError | None = None
         self.schema: pa.Schema = schema
         self._memory: Memory | None = None
@@ -135,6 +139,7 @@ class Stream:
 
     def _begin_receipt(self) -> None:
         """Each answer is a read of its own in its owner's log, and so in ours."""
+        self.digest = ""
         if self._receipts is not None:
             self._receipt = self._receipts.begin(self.read_id)
             weakref.finalize(self, self._receipt.end, code=LEFT).atexit = False  # of a stream that nobody closes
@@ -142,7 +147,7 @@ class Stream:
     def _end_receipt(self, why: BaseException | None = None, record: Mapping[str, Any] | None = None) -> None:
         """What was being read is over: with its end record, or without one for this reason."""
         if self._receipt is not None:
-            self._receipt.end(record, code=getattr(why, "code", "") or LEFT)
+            self._receipt.end(record, code=getattr(why, "code", "") or LEFT, digest=self.digest)
 
     def _check_snapshot(self, came: str) -> None:
         """Conflict where an answer is of another version than the one asked for, or than the rows before it."""
@@ -227,6 +232,7 @@ class Stream:
     def _next(self) -> pa.RecordBatch | None:
         """The next batch that holds rows; None after a proper end."""
         while True:
+            before = self._messages.digest.text()  # Arrow reads one batch at a time, and nothing ahead of it
             try:
                 batch, metadata = self._told(self._reader.read_next_batch_with_custom_metadata)
             except StopIteration:
@@ -236,7 +242,7 @@ class Stream:
                     rows=self.rows,
                 ) from None
             if metadata is not None and END in metadata:
-                self._close_with(_end_record(metadata[END]))
+                self._close_with(_end_record(metadata[END]), batch, before)
                 return None
             if self._validate:
                 self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
@@ -252,9 +258,12 @@ class Stream:
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch
 
-    def _close_with(self, end: Mapping[str, Any]) -> None:
-        self.end = end
+    def _close_with(self, end: Mapping[str, Any], batch: pa.RecordBatch, digest: str) -> None:
+        self.end, self.digest = end, digest
         self._end_receipt(record=end)
+        check_digest(end, digest)  # before all else: whatever the end says, rows that are not the owner's are no rows
+        if batch.num_rows:
+            raise Broken(f"expected an end record without rows, came one with {batch.num_rows}")
         if (error := of_end(end)) is not None:
             raise error
         came = self.rows - self._rows_before
@@ -421,6 +430,23 @@ def _sentences(end: Mapping[str, Any]) -> list[str]:
     return said or [_LEFT_OUT]
 
 
+def check_whole(file: Any) -> None:
+    """Read a whole stream that was kept in a file. DigestMismatch where its end record names another digest than that
+    of the bytes before it, Broken for what is no Arrow stream, StreamIncomplete where it has no end record."""
+    messages = Messages(file)
+    try:
+        with pa.ipc.open_stream(messages) as reader:
+            while True:
+                before = messages.digest.text()
+                _, metadata = reader.read_next_batch_with_custom_metadata()
+                if metadata is not None and END in metadata:
+                    return check_digest(_end_record(metadata[END]), before)
+    except StopIteration:
+        raise StreamIncomplete("expected a stream with an end record, came one without; fetch it again") from None
+    except (pa.ArrowException, EOFError, OSError) as error:
+        raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
+
+
 def _made(column: pa.Array) -> pa.Array:
     """The values that pandas makes: of a dictionary each once, named by its place."""
     return column.dictionary if pa.types.is_dictionary(column.type) else column
@@ -458,6 +484,7 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
 
 
 def _end_record(text: bytes) -> Mapping[str, Any]:
+    check_record(text)
     try:
         end = json.loads(text)
     except (ValueError, RecursionError):

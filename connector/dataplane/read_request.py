@@ -15,6 +15,8 @@ from typing import Any
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.protocol import TRAILER_ROOM, Ranges
 from connector.errors import BadInput, QueryInvalid, check_harmless
+from connector.infra.formats.digests import NAMES as DIGESTS
+from connector.infra.formats.digests import SEAL_BYTES, sealed
 from connector.usage.held_agreement import EXPIRED, REVOKED
 from policies.contracts.columns import fold, quoted
 from policies.enforce.withheld import Withheld
@@ -24,7 +26,6 @@ from policies.sql.limits import DEFAULT
 QUERY, STREAM = HANSE + "query", HANSE + "stream"
 ACTIONS: Mapping[str, str] = {"query": QUERY, "stream": STREAM}
 CODECS = ("none", "lz4", "zstd")
-DIGESTS = ("xxh3", "sha256")
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 COMPLETE = "complete"
@@ -204,9 +205,9 @@ class End:
     def fill(self, trailer: bytes) -> bytes:
         """The prepared trailer with this record in it, and the end of the stream after it."""
         texts = (json.dumps(told, ensure_ascii=True, separators=(",", ":")) for told in self._shorter())
-        text = next(text for text in texts if len(text) <= TRAILER_ROOM)
+        text = next(text for text in texts if len(text) <= TRAILER_ROOM - SEAL_BYTES)
         start = trailer.rindex(b" " * TRAILER_ROOM)
-        room = text.encode().ljust(TRAILER_ROOM)
+        room = sealed(text).ljust(TRAILER_ROOM)
         return trailer[:start] + room + trailer[start + TRAILER_ROOM :] + END_OF_STREAM
 
     def _shorter(self) -> Iterator[dict[str, Any]]:

@@ -299,6 +299,7 @@ def _part(answer: Answered) -> dict[str, Any]:
         "agreements": list(answer.fragment.agreements),
         **({} if answer.unread else {"rows": answer.rows}),
         "bytes": answer.nbytes,
+        **({"digest": answer.digest} if answer.digest else {}),
     }
 
 

@@ -31,6 +31,7 @@ from connector.federation.expected_types import Shape, Shapes
 from connector.federation.federated_query import Missing, Progress, Question
 from connector.federation.owner_client import Answered, Budget, KeyTable, Remote, Request
 from connector.federation.planner.model import Fragment, Others, Plan
+from connector.infra.formats.digests import SEAL_BYTES, sealed
 from policies.enforce.withheld import Withheld, strongest
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -460,6 +461,7 @@ class Answer:
         self._work = work
         self._result = result
         self._format = result.job.format
+        self._digest = result.digest  # of what was given so far
         self._error: BaseException | None = None
         self._outcome = "broken"
 
@@ -485,6 +487,7 @@ class Answer:
         try:
             async for frame in self._result:
                 progress.rows += frame.rows
+                self._digest = frame.digest
                 yield frame.payload
         except HanseError as error:
             self._error, self._outcome = error, "failed"
@@ -501,12 +504,13 @@ class Answer:
             yield self._trailer("complete")
 
     def _trailer(self, status: str, **more: Any) -> bytes:
-        report, room = self._work.report(status, **more), self._result.job.trailer_room
+        room = self._result.job.trailer_room
+        report = self._work.report(status, digest=f"{self._result.job.digest}:{self._digest.hex()}", **more)
         text = json.dumps(report, separators=(",", ":"))
-        if len(text) > room:  # more was done to an answer than anybody of ours would say
+        if len(text) > room - SEAL_BYTES:  # more was done to an answer than any owner of ours would say
             report["owners"] = [one | {"policy": []} for one in report["owners"]]
             text = json.dumps(report, separators=(",", ":"))
-        return filled(self._result.trailer, text.encode(), room)
+        return filled(self._result.trailer, sealed(text), room)
 
     async def close(self) -> None:
         """End the question; without all parts read it counts as broken off."""

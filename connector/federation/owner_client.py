@@ -25,6 +25,7 @@ from connector.errors import (
     BadInput,
     Busy,
     Conflict,
+    DigestMismatch,
     Forbidden,
     HanseError,
     Limited,
@@ -52,6 +53,7 @@ _WRITE = 2**20  # bytes that are written at once; less than this is not written 
 _SMALL = 2**19  # bytes of an answer that may stay unread, and
 _UNREAD_MAX = 2**21  # of all those of one question
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
+_DAMAGED = "arrow_invalid"  # as a byte that changed on the way also makes it
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
 }  # fmt: skip
@@ -135,6 +137,7 @@ class Answered:
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
     refused: HanseError | None = None
+    digest: str = ""  # that we computed over what came
     keys_sent: int = 0  # bytes of keys that went to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
@@ -166,6 +169,7 @@ class Answered:
             rows=found["rows"],
             size=found["bytes"],
             end=end,
+            digest=found["digest"],
             distinct=distinct,
             unread=False,
         )
@@ -252,7 +256,8 @@ class _Exchange:
 
     async def _before_again(self, error: HanseError) -> None:
         """Wait a moment; the error, named, where asking again would not help."""
-        if self.attempts == 2 or not isinstance(error, _AGAIN):
+        damaged = self.stage == "checking" and error.code == _DAMAGED
+        if self.attempts == 2 or not (damaged or isinstance(error, _AGAIN)):
             raise named(error, self.request.fragment, self.stage) from error
         await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311  spreads retries, keeps no secret
 
@@ -329,6 +334,7 @@ class _Exchange:
                 arguments={
                     "path": str(spool),
                     "once": True,
+                    "digest": True,
                     "keys": list(keys.values()),
                     "shape": shape.to_json(),
                     "names": request.fragment.outputs,
@@ -341,6 +347,11 @@ class _Exchange:
         end = found["end"]
         if end is None:
             raise PeerNonsense("the stream ended without its end record: what came is not a whole answer")
+        if end.get("digest") != found["digest"]:  # before its status: of damaged bytes no word is the owner's
+            raise DigestMismatch(
+                f"expected bytes with the digest {str(end.get('digest'))[:60]!r} of the end record, came bytes with "
+                f"{found['digest']!r}: they were changed on the way"
+            )
         if end.get("status") != "complete":
             self.stage = "answering"
             raise _ended(end)

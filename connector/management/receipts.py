@@ -16,6 +16,7 @@ _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
 _Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX), JSON_NUMBER]
 _Id = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # an owner's own choice
 _Word = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
+_Digest = Annotated[str, Field(pattern=r"^[!-~]{0,200}$")]
 
 
 class EndTold(BaseModel):
@@ -26,7 +27,7 @@ class EndTold(BaseModel):
     status: _Word = ""
     rows: _Count | None = None
     bytes: _Count | None = None
-    digest: str = Field("", pattern=r"^[!-~]{0,200}$")
+    digest: _Digest = ""
     code: _Word = ""
 
 
@@ -42,6 +43,9 @@ class ReadOver(BaseModel):
     rows: _Count = Field(description="Rows that came.")
     seconds: _Count | None = Field(None, description="How long ago the read began.")
     code: _Word = Field("", description="Why no end record came.")
+    digest: _Digest = Field(
+        "", description="Computed by the reader over what came before the end record; empty where it was not computed."
+    )
     end: EndTold | None = None
 
     def ended(self) -> receipt_log.Ended:

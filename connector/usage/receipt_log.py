@@ -25,6 +25,7 @@ _BURST = 20_000  # as many of them at once: a job of thousands of readers that e
 _TELLERS_MAX = 4096
 _SENDER = "receipts"  # in the inbox: no counterparty, whose identifier is a DID, has it
 _COMPLETE, _FAILED = "complete", "error"
+_ROWS_DIFFER, _DIGEST_MISMATCH = "rows_differ", "digest_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Told:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """A read that is over. `id`: this receipt's own; `read`: as the owner names the read; `seconds`: how long ago it
-    began, None where that is not told; `end`: none came where it is None, and `code` says why."""
+    began, None where that is not told; `end`: none came where it is None, and `code` says why; `digest`: what the
+    reader computed over what came before the end record, empty where it did not."""
 
     id: str
     agreement: str
@@ -54,11 +56,21 @@ class Ended:
     rows: int
     seconds: int | None = None
     code: str = ""
+    digest: str = ""
     end: Told | None = None
 
     @property
+    def _differs(self) -> str:
+        """The code of how what came differs from what the end record says; empty where it does not."""
+        if self.end is None:
+            return ""
+        if self.digest and self.digest != self.end.digest:
+            return _DIGEST_MISMATCH
+        return _ROWS_DIFFER if self.end.rows != self.rows else ""
+
+    @property
     def outcome(self) -> str:
-        if self.end is None or self.end.status == _FAILED or self.end.rows != self.rows:
+        if self.end is None or self.end.status == _FAILED or self._differs:
             return "broken"
         return "ok" if self.end.status == _COMPLETE else "refused"
 
@@ -67,8 +79,8 @@ class Ended:
         """The code of its outcome; none where all came."""
         if self.end is None:
             return self.code
-        if self.end.rows != self.rows:
-            return "rows_differ"
+        if self._differs:
+            return self._differs
         return "" if self.end.status == _COMPLETE else self.end.code or self.end.status
 
 
@@ -131,6 +143,7 @@ class Receipts:
                         "counterparty": agreement.provider,
                         "receipt": end.id,
                         "rows": end.rows,
+                        **({"digest": end.digest} if end.digest else {}),
                         **({"seconds": end.seconds} if end.seconds is not None else {}),
                         **({"transfer": end.transfer} if ours else {}),
                         **({"told": end.end.to_json()} if end.end is not None else {}),

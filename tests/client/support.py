@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import re
 import socket
 import threading
 import time
@@ -16,8 +18,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+import xxhash
 from hanse.agreement import Access, Name
 from hanse.client import Dataset, Space
+
+from connector.infra.formats.digests import sealed
+from tests.support.digested import digest_before
 
 ARROW = "application/vnd.apache.arrow.stream"
 _RECEIPTS = ("POST", "/receipts")  # which readers send when it suits them: only tests that are about them look at it
@@ -163,9 +169,11 @@ def ipc(
     codec: str | None = None,
     deltas: bool = False,
     places: Sequence[Any] = (),
+    seal: bool = False,
 ) -> list[bytes]:
-    """A governed stream as the owner sends it: schema, batches (with their places), end record; one piece a message."""
-    sink = pa.BufferOutputStream()
+    """A governed stream as the owner sends it: schema, batches (with their places), end record; one piece a message.
+    The record names the digest of what is before it, unless `end` names another; with `seal` it has one of itself."""
+    sink = io.BytesIO()
     cuts = []
     options = pa.ipc.IpcWriteOptions(compression=codec, emit_dictionary_deltas=deltas)
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
@@ -175,11 +183,20 @@ def ipc(
             cuts.append(sink.tell())
         if end is not None:
             empty = batches[0].slice(0, 0) if batches else pa.RecordBatch.from_pylist([], schema=schema)
-            writer.write_batch(empty, custom_metadata={b"hanse.end": json.dumps(end).encode()})
+            end = {"digest": digest_before(sink, schema), **end}
+            text = sealed(json.dumps(end)) if seal else json.dumps(end).encode()
+            writer.write_batch(empty, custom_metadata={b"hanse.end": text})
             cuts.append(sink.tell())
-    whole = sink.getvalue().to_pybytes()
+    whole = sink.getvalue()
     borders = [0, *cuts, len(whole)]
     return [whole[a:b] for a, b in pairwise(borders) if b > a]
+
+
+def redigested(pieces: Sequence[bytes]) -> list[bytes]:
+    """The same, with the end record naming the digest of the messages before it as they are now."""
+    at = next(number for number, piece in enumerate(pieces) if b"hanse.end" in piece)
+    digest = b"xxh3:" + xxhash.xxh3_128_hexdigest(b"".join(pieces[:at])).encode()
+    return [*pieces[:at], re.sub(rb"xxh3:[0-9a-f]{32}", digest, pieces[at]), *pieces[at + 1 :]]
 
 
 def complete(rows: int, **more: Any) -> dict[str, Any]:

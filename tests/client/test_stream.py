@@ -123,7 +123,7 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),
     ("connection lost in a chunk", Raw(chunked(WHOLE).data[:1500]), errors.Unreachable, "closed the connection"),
     ("fewer rows than the end says", chunked(ipc(BATCHES, complete(9999))), errors.StreamIncomplete, "9999 rows"),
-    ("an end record that is no JSON", chunked([piece.replace(b'{"status"', b'{"status ') for piece in WHOLE]),
+    ("an end record that is no JSON", chunked([piece.replace(b'"status"', b'"status ') for piece in WHOLE]),
      errors.Broken, "end record"),
     ("revoked", chunked(ipc(BATCHES[:1], {"status": "revoked", "reason": "no more", "rule": "/permission/0"})),
      errors.AccessRevoked, "no more"),

@@ -1,7 +1,10 @@
-"""The messages of a job, each looked at with the digest that came beside it."""
+"""Digests of streams: those beside the messages of a job, and the one that an end record names."""
 
 from __future__ import annotations
 
+import io
+
+import pyarrow as pa
 import xxhash
 
 from connector.engine.pool.pool import Pool
@@ -17,3 +20,9 @@ async def messages(pool: Pool, job: Job) -> list[bytes]:
             assert frame.digest == running.digest()
             parts.append(bytes(frame.payload))
     return parts
+
+
+def digest_before(sink: io.BytesIO, schema: pa.Schema) -> str:
+    """The digest that an end record names which is written to a stream next. Arrow writes the schema with the first
+    batch."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(sink.getvalue() or bytes(schema.serialize()))}"

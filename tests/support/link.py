@@ -1,4 +1,4 @@
-"""A relay before a listener that breaks connections when it is told to, or keeps them and passes nothing on."""
+"""A relay before a listener that breaks connections on request, passes nothing on, or changes what passes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Link:
         self.cut_after: int | Callable[[], int | None] | None = (
             None  # bytes to the reader, for each connection from now
         )
+        self.alter: Callable[[bytes], bytes] = bytes  # what passes, either way
         self.cuts = self.connections = 0
         self._open: set[socket.socket] = set()
         self._flows = [_set()]  # for connections from now on the last one, for those that are open an earlier one
@@ -85,7 +86,7 @@ class Link:
                 if most is not None and (most := most - len(data)) < 0:
                     self.cuts += 1
                     break
-                sink.sendall(data)
+                sink.sendall(self.alter(data))
         flows.wait()
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,8 +22,10 @@ import pyarrow as pa
 
 from connector.errors import PeerUnreachable
 from connector.federation.planner.model import Bearer, Column, Known, Silent, TableInfo, Tables
+from connector.infra.formats.digests import sealed
 from connector.infra.net.http_client import Answer
 from policies.sql import parse
+from tests.support.digested import digest_before
 
 _PIECE = 16_384
 NESTED = 960  # lists in lists: a worker can read them, and its caller has less of a stack
@@ -44,7 +47,8 @@ class FakeAnswer(Answer):
 class Owner:
     """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `other` (columns),
     `talkative`, `nested`, `moving`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions),
-    `refuse:<code>`, `says:<end record>` (in which ROWS is their number), `makes:<outputs>` (of its answer)."""
+    `flip:<at>` (a bit of the byte at so many thousandths of its answer), `refuse:<code>`, `says:<end record>` (in which
+    ROWS is their number and DIGEST the digest), `makes:<outputs>` (of its answer)."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -153,6 +157,8 @@ class Owners:
         data = await asyncio.to_thread(self._answer, owner, envelope, tickets, failing)
         if failing == "moving":  # its answer breaks off, and there is a new version by then
             self.version(owner.name, *(name for at, name in self.tables if at == owner.name))
+        if failing.startswith("flip:") and isinstance(data, bytes):
+            data = _flipped(data, len(data) * int(failing.removeprefix("flip:")) // 1000)
         if isinstance(data, str):
             yield FakeAnswer(400, _once(_problem("query_invalid", data)))
             return
@@ -188,7 +194,7 @@ class Owners:
 
 
 def _framed(reader: Any, failing: str) -> bytes:
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     rows = 0
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     writer = pa.ipc.new_stream(sink, reader.schema, options=options)
@@ -196,26 +202,31 @@ def _framed(reader: Any, failing: str) -> bytes:
         rows += batch.num_rows
         writer.write_batch(batch)
     if failing == "cut":  # at the border of a batch: a shorter table, as far as Arrow can tell
-        return bytes(sink.getvalue())
+        return sink.getvalue()
     if failing == "damaged":
         return b"not Arrow"
     if failing not in ("no_end", "moving"):
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
-        end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
+        digest = digest_before(sink, reader.schema)
+        end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "digest": digest, "policy": []}
         if failing == "talkative":
             end["policy"] = ["\N{SNOWMAN}" * 200] * 20  # six bytes each in the end record
         if failing == "stopped":
             end |= {"status": "revoked", "code": "revoked", "reason": "the owner revoked the agreement"}
         if failing == "over":
             end |= {"status": "refused", "code": "not_in_force", "reason": "the agreement ended"}
-        text = json.dumps(end)
+        text = sealed(json.dumps(end)).decode()
         if failing == "nested":
-            text = text.replace('"policy": []', f'"policy": {"[" * NESTED}{"]" * NESTED}')
+            text = json.dumps(end).replace('"policy": []', f'"policy": {"[" * NESTED}{"]" * NESTED}')
         if failing.startswith("says:"):
-            text = failing.removeprefix("says:").replace("ROWS", str(rows))
+            text = failing.removeprefix("says:").replace("ROWS", str(rows)).replace("DIGEST", digest)
         writer.write_batch(zero, custom_metadata={"hanse.end": text})
     writer.close()
-    return bytes(sink.getvalue())
+    return sink.getvalue()
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
 
 
 async def _pieces(owner: Owner, data: bytes) -> AsyncIterator[bytes]:

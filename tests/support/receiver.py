@@ -21,6 +21,7 @@ from connector.dataplane.push.routes import routes
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
 from connector.events import Event
+from connector.infra.formats.digests import sealed
 from connector.store import Store
 from connector.store.tables import Received, Transfer
 from tests.support import data, migrated
@@ -134,7 +135,7 @@ def stream(rows: int = 2000, *, end: dict[str, Any] | None = None, ended: bool =
             digest = _digest(table.schema, batches)
             told = {"status": "complete", "rows": rows, "batches": len(batches), "digest": digest} | (end or {})
             empty = pa.RecordBatch.from_pylist([], schema=table.schema)
-            writer.write_batch(empty, custom_metadata={TRAILER_KEY: json.dumps(told)})
+            writer.write_batch(empty, custom_metadata={TRAILER_KEY: sealed(json.dumps(told))})
     return bytes(sink.getvalue().to_pybytes())
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+from hanse._digests import Digest
 from hanse.errors import Broken
 
 METADATA_MAX = 4 * 2**20  # a schema of thousands of columns is a tenth of it
@@ -52,6 +53,7 @@ class Messages:
     def __init__(self, body: Any) -> None:
         self._body = body
         self.taken = 0  # bytes so far
+        self.digest = Digest()  # of all that was read, as it came
         # Not bound: we would hold ourselves, and the connection, until the collector of cycles comes.
         self._look: _Look = Messages._prefix
         self._dictionaries: dict[int, int] = {}  # bytes of each, which Arrow keeps
@@ -59,6 +61,7 @@ class Messages:
     def read(self, size: int = -1) -> Any:
         data = self._body.read(size)
         self.taken += len(data)
+        self.digest.update(data)
         if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
             try:
                 if self._look is Messages._metadata:

@@ -6,9 +6,11 @@
 
 Both files are taken as they are: check them first (`hanse.audit.verify`). What is compared:
 - a receipt (`ReadTaken`) with the owner's `ReadEnded` of that read: rows, and where an end record came also bytes,
-  digest and outcome. Of a read that was broken off at least as many rows have left as have come, and of one that the
-  owner's restart has cut off its log has the least that left;
-- what a question over several owners had of each part (`QueryCoordinated`) with the rows of the owner's record of it.
+  outcome and digest: the one that the reader computed over what came, and the one that it was told. Of a read that was
+  broken off at least as many rows have left as have come, and of one that the owner's restart has cut off its log has
+  the least that left;
+- what a question over several owners had of each part (`QueryCoordinated`) with the rows and the digest of the owner's
+  record of it.
 
 It contradicts (`CONTRADICT`) where no honest owner could have such a log. Two clocks are a little apart, and an end is
 noticed late: so what is missing says nothing unless the file goes on for a while.
@@ -231,12 +233,22 @@ def _difference(receipts: Sequence[Body], records: Sequence[Body]) -> str:
     if not whole or len(receipts) != 1 or len(records) != 1:
         return ""
     told, detail = _detail(receipts[0])["told"], _detail(records[0])
+    if why := _damaged(_detail(receipts[0]), detail):
+        return why
     for what in ("bytes", "digest"):
         if what in told and what in detail and told[what] != detail[what]:
             return f"the {what} that they told at the end of the stream is another than in their log"
     if (told.get("status") == "complete") != (records[0].get("outcome", "ok") == "ok"):
         return f"told as {told.get('status') or 'nothing'}, recorded as {records[0].get('outcome', 'ok')}"
     return ""
+
+
+def _damaged(came: Mapping[str, Any], left: Mapping[str, Any]) -> str:
+    """What the digest that was computed over what came says against the owner's record; empty where it says nothing, or
+    was not computed."""
+    if "digest" not in came or "digest" not in left or came["digest"] == left["digest"]:
+        return ""
+    return "the digest of what came is another than in their log: bytes were changed on the way, or one log is wrong"
 
 
 def _parts(
@@ -251,8 +263,7 @@ def _parts(
                     yield _told(UNTOLD, reader, owner, end, None, _rows(end), why)
             elif any(reader.parties.get(one) in owners for one in part["agreements"]):
                 said = {**question, "agreement": part["agreements"][0], "dataset": ""}
-                came = int(part["rows"] or 0) if "rows" in part else None
-                yield from _part(reader, owner, said, came, asked.pop((name, fragment), []))
+                yield from _part(reader, owner, said, part, asked.pop((name, fragment), []))
     for ends in asked.values():  # of a question that failed, or went on without it
         if left := sum(map(_rows, ends)):
             why = reader.lacks("QueryCoordinated", ends[0])  # the record under its agreement
@@ -274,20 +285,25 @@ def _by_part(records: Sequence[Body]) -> dict[str, tuple[Body, Mapping[str, Any]
     return found
 
 
-def _part(reader: _Log, owner: _Log, question: Body, came: int | None, records: Sequence[Body]) -> Iterator[Read]:
-    """One part. Of several attempts the last is the one that was had: what left in others nobody has counted. Nor has
-    anybody (`came` is None) where the question failed before that."""
+def _part(
+    reader: _Log, owner: _Log, question: Body, part: Mapping[str, Any], records: Sequence[Body]
+) -> Iterator[Read]:
+    """One part. Of several attempts the last is the one that was merged: the rows of the others were not counted. Nor
+    were those of any where the question failed before that: then `part` has no rows."""
+    came = int(part["rows"] or 0) if "rows" in part else None
     if not records:
         if came != 0:
             why = owner.lacks("ReadEnded", question)
             verdict, why = (UNTOLD, why) if why else (NO_RECORD, "their log has no such part of a question")
             yield _told(verdict, reader, owner, question, came, None, why)
         return
-    had = None if came is None else _had(records, came)
+    had = None if came is None else _had(records, came, part)
     if had is not None and came is not None:
         left = _rows(had)
         differ = f"{left:,} rows left, {came:,} came"
         verdict, why = (AGREE, "") if left == came else (DIFFER, differ)
+        if verdict == AGREE and (damaged := _damaged(part, _detail(had))):
+            verdict, why = DIFFER, damaged
         if _may_be_more(had, came):
             verdict, why = CUT, _cut(left, came)
         yield _told(verdict, reader, owner, had, came, left, why)
@@ -300,11 +316,12 @@ def _part(reader: _Log, owner: _Log, question: Body, came: int | None, records: 
             yield _told(NO_RECEIPT, reader, owner, one, None, _rows(one), uncounted)
 
 
-def _had(records: Sequence[Body], came: int) -> Body:
+def _had(records: Sequence[Body], came: int, part: Mapping[str, Any]) -> Body:
     """The attempt of which so many rows came, as far as the records tell."""
 
-    def likely(one: Body) -> tuple[bool, bool, bool, int]:
-        return _attempt(one) <= _ATTEMPTS, _rows(one) == came, _may_be_more(one, came), _rows(one)
+    def likely(one: Body) -> tuple[bool, bool, bool, bool, int]:
+        same = not _damaged(part, _detail(one))  # of two whole attempts
+        return _attempt(one) <= _ATTEMPTS, _rows(one) == came, same, _may_be_more(one, came), _rows(one)
 
     return max(records, key=likely)
 

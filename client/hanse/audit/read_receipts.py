@@ -67,17 +67,19 @@ class Receipt:
         self.rows = 0
         self.begun = time.monotonic()
 
-    def end(self, record: Mapping[str, Any] | None = None, *, code: str = "") -> None:
+    def end(self, record: Mapping[str, Any] | None = None, *, code: str = "", digest: str = "") -> None:
         """The read is over: with the owner's end record, or else why without. May be called anywhere, also by the
-        collector."""
-        _teller.end(self, record, code)
+        collector. `digest`: computed over what came before that record; empty where it was not computed."""
+        _teller.end(self, record, code, digest)
 
-    def told(self, record: Mapping[str, Any] | None, code: str) -> dict[str, Any]:
+    def told(self, record: Mapping[str, Any] | None, code: str, digest: str = "") -> dict[str, Any]:
         """As the connector takes it."""
         seconds = math.ceil(time.monotonic() - self.begun)  # its owner may have recorded it as soon as it began
         told = {**self.of.about, "id": self.id, "read": self.read_id, "rows": self.rows, "seconds": seconds}
         if record is None:
             return told | {"code": _plain(code, 64)}
+        if digest:
+            told["digest"] = digest
         return told | {"read": self.read_id or _plain(str(record.get("query", "")), 128), "end": _of_owner(record)}
 
 
@@ -118,7 +120,7 @@ class _Teller:
         self._prepare_to_leave()
         self._under_way[receipt.id] = receipt
 
-    def end(self, receipt: Receipt, record: Mapping[str, Any] | None, code: str) -> None:
+    def end(self, receipt: Receipt, record: Mapping[str, Any] | None, code: str, digest: str) -> None:
         if self._under_way.pop(receipt.id, None) is None:  # ended before, or begun in the process that we are forked of
             return
         if receipt.of.url in _without:
@@ -126,7 +128,7 @@ class _Teller:
         if self._ended.qsize() >= _WAITING_MAX:
             self._warn("too many wait for it")
             return
-        self._ended.put((receipt.of, receipt.told(record, code)))
+        self._ended.put((receipt.of, receipt.told(record, code, digest)))
         self._wake()
 
     def leave(self) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,9 +79,21 @@ def receive(
         for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
             written += file.write(block)
             advance(len(block))
+        _check(file, whole=bool(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("whole")))
     if then_remove:
         connected.api.delete(f"/transfers/{segment(transfer)}/received")
     say(f"{output}: {size(written)}")
+
+
+def _check(file: IO[bytes], *, whole: bool) -> None:
+    """Raise DigestMismatch where a fetched stream that was whole is not what its owner sent. A stream without an end
+    record names no digest, and a pipe cannot be read again."""
+    from hanse.stream import check_whole
+
+    file.flush()
+    if whole and Path(str(file.name)).is_file():
+        with open(file.name, "rb") as again:
+            check_whole(again)
 
 
 @commands.command()

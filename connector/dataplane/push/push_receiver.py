@@ -475,17 +475,19 @@ def judge(found: Mapping[str, Any]) -> None:
         raise BadInput(
             f"expected a complete stream, its end record says {end.get('status')!r:.40}: {reason}", code="incomplete"
         )
-    for name, came in (("rows", found["rows"]), ("batches", found["batches"]), ("digest", found["digest"])):
-        if end.get(name) != came or came == "":
+    for name, code in (("digest", "digest_mismatch"), ("rows", "totals_differ"), ("batches", "totals_differ")):
+        if end.get(name) != found[name] or found[name] == "":
             raise BadInput(
-                f"expected the {name} of its end record, {end.get(name)!r:.100}, came {came!r}; who sends it must see "
-                "why they differ, then it can be ordered again",
-                code="totals_differ",
+                f"expected the {name} of its end record, {end.get(name)!r:.100}, came {found[name]!r}; its sender must "
+                "see why they differ, then it can be ordered again",
+                code=code,
             )
 
 
 def _of_check(error: HanseError, coming: Coming) -> HanseError:
     """An error of a check as its sender understands it: those of the workers speak of questions."""
+    if error.code == "digest_mismatch":
+        return BadInput(error.message, code=error.code)
     if error.code not in ("time_limit", "worker_wanted"):
         return error
     return type(error)(

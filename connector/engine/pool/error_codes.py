@@ -7,6 +7,7 @@ from typing import Any
 from connector.errors import (
     BadInput,
     Busy,
+    DigestMismatch,
     EngineFailed,
     HanseError,
     Limited,
@@ -101,6 +102,10 @@ _ERRORS: dict[str, tuple[type[HanseError], str]] = {
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "answer_unsound": (BadInput, "expected a whole answer of the columns that were asked for, came another"),
+    "digest_mismatch": (
+        DigestMismatch,
+        "expected an end record with the digest that it names, came another: it was changed on the way; send it again",
+    ),
     "batch_too_long": (BadInput, "expected Arrow batches of at most 2147483647 rows each, came a longer one; cut it"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),

@@ -7,6 +7,10 @@ from typing import Any
 
 import xxhash
 
+NAMES = ("xxh3", "sha256")
+_OF_RECORD = ',"record_digest":"'
+SEAL_BYTES = len(_OF_RECORD) + len("xxh3:") + 32 + len('"')  # that `sealed` adds to an end record
+
 
 class _None:
     def update(self, _: Any) -> None:
@@ -38,3 +42,16 @@ class AsItGoes:
         """As of the bytes of a digest that is known already."""
         found: bytes = self._digest.digest()
         return found.hex()
+
+
+def sealed(record: str) -> bytes:
+    """The text of an end record (a JSON object) with a digest of itself as its last member, so that readers find damage
+    to its counts and words."""
+    body = record.removesuffix("}").encode()
+    return body + f'{_OF_RECORD}xxh3:{xxhash.xxh3_128_hexdigest(body)}"}}'.encode()
+
+
+def is_intact(text: bytes) -> bool:
+    """Whether an end record is as `sealed` left it; also where it has no digest of itself, as those of older owners."""
+    body, found, rest = text.strip().rpartition(_OF_RECORD.encode())
+    return not found or rest == f'xxh3:{xxhash.xxh3_128_hexdigest(body)}"}}'.encode()

@@ -16,7 +16,7 @@ from hanse._transport.http_stream import Request
 from hanse.plan import Plan
 from hanse.stream import Stream
 
-from tests.client.support import chunked, complete, connector, ipc, recut
+from tests.client.support import chunked, complete, connector, ipc, recut, redigested
 
 MOST = 1_000_000
 NUMBERS = pa.schema([("n", pa.int64())])
@@ -210,7 +210,7 @@ def one_buffer(columns: int, room: int) -> list[bytes]:
     for number in range(columns):
         struct.pack_into("<6q", data, buffers + 48 * number, 0, 0, 0, 8, 64, room)
     struct.pack_into("<q", data, message_limits._field(data, outer(data), 3), 64 + room)
-    return [begins, message[:8] + data, struct.pack("<ii", 0, room).ljust(64, b"\0") + b"a" * room, *rest]
+    return redigested([begins, message[:8] + data, struct.pack("<ii", 0, room).ljust(64, b"\0") + b"a" * room, *rest])
 
 
 def test_columns_do_not_lie_in_the_same_bytes() -> None:

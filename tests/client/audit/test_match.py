@@ -42,17 +42,20 @@ def came(rows: int, *, read: str = "r1", receipt: str = "a", second: int = 11, *
     """A receipt of all rows; with `told=None` of a read that was broken off."""
     end = {"status": "complete", "rows": rows, "bytes": 8 * rows, "digest": DIGEST} | told.pop("end", {})
     detail = {"counterparty": NORTH, "receipt": receipt, "rows": rows, **({"told": end} if told.get("told", 1) else {})}
-    detail |= {"seconds": told.get("seconds", 2)}
+    detail |= {"seconds": told.get("seconds", 2)} | ({"digest": told["digest"]} if "digest" in told else {})
     return record(
         "ReadTaken", second, **about(actor=told.get("actor", "job"), on_behalf_of=SOUTH, process=read), detail=detail
     )
 
 
-def asked(rows: int | None, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT) -> dict[str, Any]:
+def asked(
+    rows: int | None, *fragments: str, agreement: str = AGREEMENT, of: str = AGREEMENT, **more: str
+) -> dict[str, Any]:
     """A question's record under an agreement, with parts `of` one; None: it failed before their rows were counted."""
     counted = {} if rows is None else {"rows": rows}
     parts = [
-        {"owner": "north", "fragment": one, "agreements": [of], **counted, "bytes": 9} for one in fragments or ("f0",)
+        {"owner": "north", "fragment": one, "agreements": [of], **counted, "bytes": 9, **more}
+        for one in fragments or ("f0",)
     ]
     return record("QueryCoordinated", 12, actor="job", agreement=agreement, process=QUESTION, detail={"owners": parts})
 
@@ -72,6 +75,8 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
     ("the same rows", [came(5)], [left(5)], {AGREE: 1}),
     ("more rows than came", [came(5)], [left(6)], {DIFFER: 1}),
     ("fewer rows than came", [came(5)], [left(4)], {DIFFER: 1}),
+    ("the digest of what came", [came(5, digest=DIGEST)], [left(5)], {AGREE: 1}),
+    ("other bytes came than left", [came(5, digest="xxh3:01")], [left(5)], {DIFFER: 1}),
     ("no record", [came(5)], [], {NO_RECORD: 1}),
     ("a start without an end", [came(5)], [STARTED], {DIFFER: 1}),
     ("told by another, too", [came(5), came(9, receipt="b", actor="other")], [left(5)], {UNTOLD: 1}),
@@ -101,6 +106,12 @@ CASES: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, int
      left(2, read=f"{QUESTION}.f1.1", **LAPSED), left(7, read=f"{QUESTION}.f1.1", **AGAIN)], {AGREE: 1, NO_RECEIPT: 1}),
     ("resumed", [came(3, told=None), came(5, read="r2", receipt="b")], [left(4, outcome="broken"), left(5, read="r2")],
      {AGREE: 2}),
+    ("a part with the digest that came", [asked(5, digest=DIGEST)], [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
+    ("a part of which other bytes came", [asked(5, digest="xxh3:01")], [left(5, read=f"{QUESTION}.f0.1")],
+     {DIFFER: 1}),
+    ("a part whose first attempt was damaged", [asked(5, digest=DIGEST)],
+     [left(5, read=f"{QUESTION}.f0.1", detail={"digest": "xxh3:01"}), left(5, read=f"{QUESTION}.f0.2")],
+     {AGREE: 1, NO_RECEIPT: 1}),
     ("a part of a question", [asked(5)], [left(5, read=f"{QUESTION}.f0.1")], {AGREE: 1}),
     ("a part by an id that is the owner's alone", [asked(5)], [left(5, read=f"{QUESTION}.f0.1.00ff")], {AGREE: 1}),
     ("parts of a question to all", [asked(5, "f0.clinic-a", "f0.clinic-a.1", "f0.2")],

@@ -12,10 +12,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 
 import hanse
 import pytest
+import xxhash
 from hanse import errors
 from hanse.agreement import Access, Name
 from hanse.audit import read_receipts
@@ -26,9 +28,20 @@ from tests.client.support import Asked, Connector, batch, chunked, complete, con
 from tests.support.own_name import changed
 
 BATCHES = [batch(1, 2), batch(3)]
-END = complete(3, bytes=80, digest="xxh3:0a", query="r1")
-WHOLE = chunked(ipc(BATCHES, END), extra="hanse-read: r1\r\n")
-TOLD = {"status": "complete", "rows": 3, "bytes": 80, "digest": "xxh3:0a"}
+END = complete(3, bytes=80, query="r1")
+PIECES = ipc(BATCHES, END)
+WHOLE = chunked(PIECES, extra="hanse-read: r1\r\n")
+
+
+def digest(pieces: list[bytes]) -> str:
+    """Of what is before the end record."""
+    before = b"".join(takewhile(lambda piece: b"hanse.end" not in piece, pieces))
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(before)}"
+
+
+DIGEST = digest(PIECES)
+FIRST = digest(ipc(BATCHES[:1], END))
+TOLD = {"status": "complete", "rows": 3, "bytes": 80, "digest": DIGEST}
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +90,9 @@ def _ends(served: Connector) -> list[dict[str, Any]]:
 
 def test_a_whole_read_is_told_with_what_came_and_what_its_owner_said(served: Connector, air: Dataset) -> None:
     assert air.stream().to_arrow().num_rows == 3
-    assert told(served) == [{"agreement": "agr", "transfer": "trf", "read": "r1", "rows": 3, "end": TOLD}]
+    assert told(served) == [
+        {"agreement": "agr", "transfer": "trf", "read": "r1", "rows": 3, "digest": DIGEST, "end": TOLD}
+    ]
     (asked,) = [one for one in served.asked if one.path == "/receipts"]
     assert asked.headers["authorization"] == "Bearer secret"
 
@@ -92,12 +107,29 @@ def test_a_question_to_one_owner_is_told_and_one_over_many_is_not(served: Connec
 @pytest.mark.parametrize(
     ("answer", "rows", "said"),
     [
-        (chunked(ipc(BATCHES[:1], {"status": "revoked", "rows": 2})), 2, {"end": {"status": "revoked", "rows": 2}}),
+        (
+            chunked(ipc(BATCHES[:1], {"status": "revoked", "rows": 2})),
+            2,
+            {"digest": FIRST, "end": {"status": "revoked", "rows": 2, "digest": FIRST}},
+        ),
         (chunked(ipc(BATCHES, None)), 3, {"code": "StreamIncomplete"}),
-        (chunked(ipc(BATCHES, complete(9))), 3, {"end": {"status": "complete", "rows": 9}}),
-        (chunked(ipc(BATCHES, {"status": "x y", "rows": -1, "digest": 5 * "0" * 99, "bytes": True})), 3, {"end": {}}),
+        (
+            chunked(ipc(BATCHES, complete(9))),
+            3,
+            {"digest": DIGEST, "end": {"status": "complete", "rows": 9, "digest": DIGEST}},
+        ),
+        (
+            chunked(ipc(BATCHES, complete(3, digest=FIRST))),
+            3,
+            {"digest": DIGEST, "end": {"status": "complete", "rows": 3, "digest": FIRST}},
+        ),
+        (
+            chunked(ipc(BATCHES, {"status": "x y", "rows": -1, "digest": 5 * "0" * 99, "bytes": True})),
+            3,
+            {"digest": DIGEST, "end": {}},
+        ),
     ],
-    ids=["revoked", "cut", "other rows", "nonsense"],
+    ids=["revoked", "cut", "other rows", "other bytes", "nonsense"],
 )
 def test_what_did_not_end_well_is_told_as_it_was(
     served: Connector, air: Dataset, answer: Any, rows: int, said: dict[str, Any]

@@ -671,12 +671,25 @@ def test_what_was_pushed_is_fetched_into_a_file_that_is_there_when_it_is_whole(
     assert list(tmp_path.glob("*rows*")) == []
     served.routes["GET", "/transfers/t2/received"] = (200, b"".join(ANSWER))
     served.routes["DELETE", "/transfers/t2/received"] = None
+    served.routes["GET", "/transfers/t2"] = {**PUSHED, "received": {"whole": True}}
     ran = run("transfer", "receive", "t2", "-o", str(file), "--remove")
     assert ran.code == 0, ran.err
     assert file.read_bytes() == b"".join(ANSWER)
     assert served.calls()[-1] == "DELETE /transfers/t2/received"
     assert run("transfer", "receive", "t2", "-o", str(file)).code == 1  # there already
     assert run("transfer", "receive", "none", "-o", str(tmp_path / "x")).code == 4
+
+
+def test_what_was_pushed_and_comes_damaged_is_no_file(run: Run, served: Connector, tmp_path: Path) -> None:
+    damaged = b"".join(ANSWER).replace(b"n3", b"n4")
+    served.routes["GET", "/transfers/t2/received"] = (200, damaged)
+    served.routes["GET", "/transfers/t2"] = {**PUSHED, "received": {"whole": True}}
+    ran = run("transfer", "receive", "t2", "-o", str(tmp_path / "rows.arrows"), "--remove")
+    assert (ran.code, "digest" in ran.err, list(tmp_path.glob("*rows*"))) == (1, True, [])
+    assert ("DELETE", "/transfers/t2/received") not in [(one.method, one.path) for one in served.asked]
+    served.routes["GET", "/transfers/t2"] = {**PUSHED, "received": {"whole": False}}  # it has no end record
+    served.routes["GET", "/transfers/t2/received"] = (200, b"".join(ipc([batch(1)], None)))
+    assert run("transfer", "receive", "t2", "-o", str(tmp_path / "rows.arrows")).code == 0
 
 
 def test_a_push_that_does_not_come_is_told_with_its_reason(run: Run, served: Connector) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import json
 import threading
 from dataclasses import replace
 from typing import Any
@@ -236,7 +237,42 @@ async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_a
 
 
 @pytest.mark.parametrize("small", [2**17, 0])
-@pytest.mark.parametrize("how", ["down", "cut", "no_end", "lie"])
+async def test_one_byte_that_changes_on_the_way_never_makes_another_answer(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """Anywhere: in a schema, in buffers, in the end record. Padding says nothing, and may change."""
+    monkeypatch.setattr(owner_client, "_SMALL", small)
+    expected, _ = await asked.rows(COUNTS)
+    codes = []
+    for at in range(0, 1000, 23):
+        asked.owners.break_("south", f"flip:{at}")
+        try:
+            rows, _ = await asked.rows(COUNTS)
+        except HanseError as error:
+            codes.append(error.code)
+        else:
+            assert rows == expected, at
+    assert len(codes) > 25
+    assert "digest_mismatch" in codes
+
+
+@pytest.mark.parametrize("small", [2**17, 0])
+async def test_the_digest_of_each_part_is_computed_and_recorded(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(owner_client, "_SMALL", small)
+    sent: list[bytes] = []
+    real = owners._framed
+    monkeypatch.setattr(owners, "_framed", lambda *given: sent.append(real(*given)) or sent[-1])
+    await asked.rows(COUNTS)
+    (event,) = asked.recorded
+    assert sorted(one["digest"] for one in event.detail["owners"]) == sorted(
+        json.loads(text[: text.index(b"}") + 1])["digest"] for text in (one[one.index(b'{"status"') :] for one in sent)
+    )
+
+
+@pytest.mark.parametrize("small", [2**17, 0])
+@pytest.mark.parametrize("how", ["down", "cut", "no_end", "lie", "flip:500"])
 async def test_a_fragment_that_broke_off_is_asked_once_more_from_the_start(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, how: str, small: int
 ) -> None:
@@ -342,7 +378,7 @@ async def test_what_no_json_can_say_in_an_end_record_is_left_out(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, odd: str, small: int
 ) -> None:
     monkeypatch.setattr(owner_client, "_SMALL", small)
-    asked.owners.break_("south", f'says:{{"status":"complete","rows":ROWS,"x":{odd}}}')
+    asked.owners.break_("south", f'says:{{"status":"complete","rows":ROWS,"digest":"DIGEST","x":{odd}}}')
     _, end = await asked.rows(COUNTS)
     assert end["status"] == "complete"
 
@@ -353,7 +389,9 @@ async def test_a_revocation_stands_whatever_else_its_end_record_says(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, odd: str, small: int
 ) -> None:
     monkeypatch.setattr(owner_client, "_SMALL", small)
-    asked.owners.break_("south", rf'says:{{"status":"revoked","rows":ROWS,"reason":"so it is\ud800","x":{odd}}}')
+    asked.owners.break_(
+        "south", rf'says:{{"status":"revoked","rows":ROWS,"digest":"DIGEST","reason":"so it is\ud800","x":{odd}}}'
+    )
     with pytest.raises(Refused, match=r"so it is\\ud800$"):
         await asked.rows('SELECT count(*) AS n FROM "all".patients', partial=True)
 

@@ -66,6 +66,10 @@ async def test_a_receipt_says_what_came_and_our_own_agreement_whose_it_was(store
     [
         ({}, "ok", ""),
         ({"rows": 4}, "broken", "rows_differ"),
+        ({"digest": WHOLE.digest}, "ok", ""),
+        ({"digest": "xxh3:01"}, "broken", "digest_mismatch"),
+        ({"digest": "xxh3:01", "end": replace(WHOLE, status="revoked")}, "broken", "digest_mismatch"),
+        ({"digest": "xxh3:01", "end": Told(status="complete", rows=5)}, "broken", "digest_mismatch"),
         ({"end": None, "code": "left"}, "broken", "left"),
         ({"end": replace(WHOLE, status="revoked")}, "refused", "revoked"),
         ({"end": replace(WHOLE, status="refused", code="not_in_force")}, "refused", "not_in_force"),

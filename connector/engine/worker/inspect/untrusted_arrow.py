@@ -25,7 +25,7 @@ from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
 from connector.engine.worker.inspect.answer_types import Judge
 from connector.errors import harmless
-from connector.infra.formats.digests import new_digest
+from connector.infra.formats.digests import NAMES, is_intact, new_digest
 from policies.contracts.columns import fold
 
 _BLOB_MAX = 256 * 2**20
@@ -67,8 +67,9 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
             seen.for_engine()
             if job.blobs:
                 _keep(job.arguments["path"], job.blobs[0])
-        digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
-    return {**seen.told(), "columns": columns, "wrong": judge.wrong, "digest": digest, "keys": keys.save()}
+        if job.arguments.get("digest"):
+            seen.digest = _digest(opened, seen.end, seen.before, check)
+    return {**seen.told(), "columns": columns, "wrong": judge.wrong, "keys": keys.save()}
 
 
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class _Seen:
     size: int = 0
     end: dict[str, Any] | None = None
     stats: Any = None
+    digest: str = ""  # computed over these bytes, where that was asked for and the end record names one
 
     def for_engine(self) -> None:
         """Refused where the engine might take one dictionary of a column for another that came after it."""
@@ -140,7 +142,8 @@ class _Seen:
             raise Coded("arrow_invalid")
 
     def told(self) -> dict[str, Any]:
-        return {"rows": self.rows, "batches": self.batches, "bytes": self.size, "end": self.end}
+        counts = {"rows": self.rows, "batches": self.batches, "bytes": self.size}
+        return {**counts, "end": self.end, "digest": self.digest}
 
 
 def _seen(
@@ -176,12 +179,16 @@ def _seen(
 
 
 def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], check: Callable[[], None]) -> _Seen:
-    """Read an owner's answer that is complete by its own end record, by our count, by its columns and their types."""
-    seen = _seen(pa.BufferReader(blob), each, check, judge)
+    """Read an owner's answer that is complete by its own end record, by our count and digest, by its columns and their
+    types."""
+    opened = pa.BufferReader(blob)
+    seen = _seen(opened, each, check, judge)
     seen.for_engine()
     end = seen.end or {}
+    seen.digest = _digest(opened, seen.end, seen.before, check)
     named = [fold(name) for name in seen.schema.names] == [fold(name) for name in judge.names]
-    if end.get("status") != "complete" or end.get("rows") != seen.rows or not named or judge.wrong:
+    whole = end.get("status") == "complete" and (end.get("rows"), end.get("digest")) == (seen.rows, seen.digest)
+    if not whole or not named or judge.wrong:
         raise Coded("answer_unsound")
     return seen
 
@@ -215,7 +222,7 @@ class _Keys:
 def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
     """The digest of the first `before` bytes, as an end record writes it; empty where it names none that we know."""
     name = str((end or {}).get("digest", "")).partition(":")[0]
-    if name not in ("xxh3", "sha256"):
+    if name not in NAMES:
         return ""
     digest = new_digest(name)
     opened.seek(0)
@@ -326,6 +333,8 @@ def _validate(batch: pa.RecordBatch) -> None:
 def _end(metadata: Any) -> dict[str, Any] | None:
     if metadata is None or (text := metadata.get(wire.TRAILER_KEY)) is None:
         return None
+    if not is_intact(bytes(text)):
+        raise Coded("digest_mismatch")
     found = json.loads(text)
     if not isinstance(found, dict):
         raise Coded("arrow_invalid")

@@ -112,9 +112,7 @@ async def test_a_later_epoch_in_another_order_has_no_worker(
         found[tuple(order)] = answer.content
     assert asked_of_workers == [[2, 0, 3, 1]]
     again = await read(running, ticket, [2, 0, 3, 1], **more)
-    assert again.content.replace(again.headers["hanse-read"].encode(), b"") == first.content.replace(
-        first.headers["hanse-read"].encode(), b""
-    )
+    assert nameless(again.content, again.headers["hanse-read"]) == nameless(first.content, first.headers["hanse-read"])
     assert [one.outcome for one in running.of_kind("ReadEnded")[-5:]] == ["ok"] * 5
 
 

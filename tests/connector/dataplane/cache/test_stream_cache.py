@@ -31,6 +31,7 @@ from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.own_name import changed
 from tests.support.provider import Provider, settled
+from tests.support.streamed import without_id
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,7 +67,7 @@ async def read(running: Provider, ticket: str, **parameters: Any) -> httpx2.Resp
 
 def rows_of(answer: httpx2.Response) -> bytes:
     """The body without the id of the read, which its end record holds."""
-    return answer.content.replace(answer.headers["hanse-read"].encode(), b"")
+    return without_id(answer.content, answer.headers["hanse-read"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from connector.engine.pool.protocol import TRAILER_KEY, Job
 from connector.engine.worker.inspect import untrusted_arrow
 from connector.engine.worker.read import duckdb_engine
 from connector.errors import SourceUnreadable
+from tests.support.digested import digest_before
 
 COUNT = 5000
 NUMBER = pa.opaque(pa.binary(1), "hugeint", "DuckDB")
@@ -68,13 +71,14 @@ def streamed(attach: Callable[..., None]) -> Callable[[Any, Path, pa.Table], Non
     return way
 
 
-def sent(table: pa.Table, *, end: str = "") -> bytes:
-    sink = pa.BufferOutputStream()
+def sent(table: pa.Table, *, ended: bool = False) -> bytes:
+    sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-        if end:
-            writer.write_batch(table.to_batches()[0].slice(0, 0), custom_metadata={TRAILER_KEY: end})
-    return bytes(sink.getvalue().to_pybytes())
+        if ended:
+            end = {"status": "complete", "rows": COUNT, "digest": digest_before(sink, table.schema)}
+            writer.write_batch(table.to_batches()[0].slice(0, 0), custom_metadata={TRAILER_KEY: json.dumps(end)})
+    return sink.getvalue()
 
 
 def keys(con: Any, _: Path, table: pa.Table) -> None:
@@ -82,7 +86,7 @@ def keys(con: Any, _: Path, table: pa.Table) -> None:
 
 
 def answer(con: Any, _: Path, table: pa.Table) -> None:
-    blob = sent(table, end=f'{{"status": "complete", "rows": {COUNT}}}')
+    blob = sent(table, ended=True)
     unread = untrusted_arrow.Unread(Job(kind="query", blobs=(blob,)), lambda: None)
     (found,) = unread.tables([0], table.column_names)
     duckdb_engine.take_in(con, "t", found)

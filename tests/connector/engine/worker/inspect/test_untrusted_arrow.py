@@ -4,6 +4,7 @@ parser. One worker takes them all: a crash would show as another code."""
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 from dataclasses import replace
@@ -22,6 +23,7 @@ from connector.engine.pool.protocol import IN_PLACE, LOADED, TRAILER_KEY, Job, L
 from connector.engine.worker.inspect import untrusted_arrow
 from connector.errors import HanseError
 from tests.support import data
+from tests.support.digested import digest_before
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _DAMAGED = 500
@@ -227,13 +229,13 @@ def _nothing(table: pa.Table) -> pa.RecordBatch:
 
 def answer(table: pa.Table, **end: object) -> bytes:
     """What an owner answers: its rows in two batches, and the end record."""
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.slice(0, 2))
         writer.write_table(table.slice(2))
-        told = {"status": "complete", "rows": len(table)} | end
+        told = {"status": "complete", "rows": len(table), "digest": digest_before(sink, table.schema)} | end
         writer.write_batch(_nothing(table), custom_metadata={TRAILER_KEY: json.dumps(told)})
-    return bytes(sink.getvalue().to_pybytes())
+    return sink.getvalue()
 
 
 SHARES = [pa.table({"Id": [3, 1, 3], "v": ["abc", "b", "c"]}), pa.table({"Id": [2], "v": ["d"]})]
@@ -316,14 +318,14 @@ async def test_a_table_that_is_brought_along_has_no_more_rows_than_a_batch_may_h
 
 
 async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder: Path) -> None:
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     rows = pa.table({"id": pa.repeat(0, 1_000_000)})
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         for _ in range(3):
             writer.write_table(rows)
-        end = {"status": "complete", "rows": 3_000_000}
+        end = {"status": "complete", "rows": 3_000_000, "digest": digest_before(sink, rows.schema)}
         writer.write_batch(_nothing(rows), custom_metadata={TRAILER_KEY: json.dumps(end)})
-    body = bytes(sink.getvalue().to_pybytes())
+    body = sink.getvalue()
     assert len(body) < 2**17
     relations = {"t": Relation("", answers=(0,), columns=("id",))}
     with pytest.raises(HanseError) as raised:

@@ -1,0 +1,56 @@
+"""The digest of a stream, taken while it is read, and held against the one in the owner's end record.
+
+XXH3 (128 bits) finds damage on the way or on a disk, not an adversary: TLS covers the way. The digest is of every byte
+before the message that carries the end record. The end record has a digest of its own text as well (`record_digest`),
+so that damage to its counts and words is found, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+from hanse.errors import DigestMismatch
+
+_NAME = "xxh3"  # what an owner takes unless it is asked for another, which this SDK never does
+_OF_RECORD = b',"record_digest":"'
+
+
+class Digest:
+    """A running digest of what is read."""
+
+    __slots__ = ("_digest",)
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def update(self, data: Any) -> None:
+        self._digest.update(data)
+
+    def text(self) -> str:
+        """The digest of everything so far, as an end record writes it."""
+        return f"{_NAME}:{self._digest.hexdigest()}"
+
+
+def check_digest(end: Mapping[str, Any], computed: str) -> None:
+    """Raise DigestMismatch where an end record names another digest than that of what came, or none."""
+    if (named := end.get("digest")) != computed:
+        raise DigestMismatch(
+            f"expected bytes with the digest {str(named)[:60]!r} of the end record, came bytes with {computed!r}: they "
+            "were changed on the way or on a disk. Discard what was read and read it again",
+            expected=str(named)[:200],
+            computed=computed,
+        )
+
+
+def check_record(text: bytes) -> None:
+    """Raise DigestMismatch where an end record is not the one that was written. One of an older owner has no digest of
+    its own text."""
+    record, found, rest = text.strip().rpartition(_OF_RECORD)
+    if found and rest != f'{_NAME}:{xxhash.xxh3_128_hexdigest(record)}"}}'.encode():
+        raise DigestMismatch(
+            "expected an end record with the digest that it names, came another: it was changed on the way. Discard "
+            "what was read and read it again"
+        )
