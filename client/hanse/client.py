@@ -154,7 +154,9 @@ class Space:
             sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, query_id=query_id, partial=partial
         )
         headers = {**self.api.headers, "content-type": "application/json"}
-        request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
+        request = Request(
+            "POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds, ours=True
+        )
         return Stream(_in_turn(lambda: http_stream.ask(request), patience))
 
     def progress(self, query_id: str) -> dict[str, Any]:

@@ -30,6 +30,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
+from hanse._codes import read_code
+
 # Control characters except tab and line end, what turns the direction of writing, halves of letters.
 _COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -160,23 +162,28 @@ _BY_END: Mapping[str, type[HanseError]] = {
 _SAID = ("type", "title", "status", "code", "detail", "rule")
 
 
-def of_problem(status: int, problem: Mapping[str, Any], *, where: str) -> HanseError:
-    """The error in an RFC 9457 problem object; `where` names who said it."""
+def of_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: bool = False) -> HanseError:
+    """The error in an RFC 9457 problem object; `where` names who said it. `ours`: our own connector, which may say any
+    code; an owner may say those that owners have (`hanse._codes`)."""
     code, rule = str(problem.get("code", "")), str(problem.get("rule", ""))
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Broken)
     detail = str(problem.get("detail") or problem.get("title") or f"{where} answered with status {status}")
+    if not ours:
+        code, detail = read_code(code, detail)
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Broken)
     facts = {str(key): value for key, value in problem.items() if key not in _SAID}
     return kind(detail, code=code, rule=rule, **facts)
 
 
-def of_end(end: Mapping[str, Any]) -> HanseError | None:
-    """The error that a stream's end record reports; None where the stream is complete."""
+def of_end(end: Mapping[str, Any], *, ours: bool = False) -> HanseError | None:
+    """The error that a stream's end record reports; None where the stream is complete. `ours` as in `of_problem`."""
     status = str(end.get("status", ""))
     if status == "complete":
         return None
     code = str(end.get("code", "")) or status
+    reason = str(end.get("reason", "")) or f"the stream ended early: {status}"
+    if not ours:
+        code, reason = read_code(code, reason)
     kind = _BY_END.get(status, StreamFailed)
     if kind is StreamFailed:
         kind = _BY_CODE.get(code, StreamFailed)
-    reason = str(end.get("reason", "")) or f"the stream ended early: {status}"
     return kind(reason, code=code, rule=str(end.get("rule", "")), end=dict(end))

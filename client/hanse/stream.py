@@ -264,7 +264,7 @@ class Stream:
         check_digest(end, digest)  # before all else: whatever the end says, rows that are not the owner's are no rows
         if batch.num_rows:
             raise Broken(f"expected an end record without rows, came one with {batch.num_rows}")
-        if (error := of_end(end)) is not None:
+        if (error := of_end(end, ours=self._about is None)) is not None:
             raise error
         came = self.rows - self._rows_before
         if type(end.get("rows")) is not int:

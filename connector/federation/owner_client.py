@@ -43,6 +43,7 @@ from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape
 from connector.federation.planner.model import Bearer, Fragment, Silent
 from connector.infra.net.http_client import Answer, Net, origin
+from connector.peer_codes import UNKNOWN, read_code
 from policies.contracts.columns import fold
 from policies.enforce.withheld import Withheld, strongest, withheld_of
 
@@ -422,11 +423,14 @@ async def refusal(answer: Answer, endpoint: str) -> HanseError:
     body = await answer.beginning(_ERROR_MAX)
     try:
         told = json.loads(body)
-        code, sentence, rule = str(told["code"])[:100], str(told["detail"])[:1000], str(told.get("rule", ""))[:500]
+        code, sentence = read_code(str(told["code"]) or UNKNOWN, str(told["detail"]))
+        rule = str(told.get("rule", ""))[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
         if answer.status >= 500:
             return Busy(f"{origin(endpoint)} failed with status {answer.status}", code="peer_failed")
         return PeerNonsense(f"expected a problem object from {origin(endpoint)}, came status {answer.status}")
+    if code == UNKNOWN:
+        return PeerNonsense(sentence or f"expected a reason from {origin(endpoint)}, came status {answer.status}")
     kind = _STATUS.get(answer.status, Busy if answer.status >= 500 else PeerRefused)
     facts = {"rule": rule} if issubclass(kind, Refused) else {"rule": rule} if rule else {}
     return kind(sentence, code=code, **facts)
@@ -434,8 +438,11 @@ async def refusal(answer: Answer, endpoint: str) -> HanseError:
 
 def _ended(end: Mapping[str, Any]) -> HanseError:
     """What stopped a stream before it was complete."""
-    status, code = str(end.get("status")), str(end.get("code") or end.get("status"))[:100]
-    reason = str(end.get("reason") or f"the stream ended early: {status}")[:1000]
+    status = str(end.get("status"))
+    reason = str(end.get("reason") or f"the stream ended early: {status}")
+    code, reason = read_code(str(end.get("code") or status), reason)
+    if code == UNKNOWN:
+        return PeerNonsense(reason)
     if status == "quota" or code in ("time_limit", "memory_limit", "rows_limit", "bytes_limit"):
         return Limited(reason, code=code)
     if status in ("revoked", "lease_expired", "refused"):

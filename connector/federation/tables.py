@@ -31,6 +31,7 @@ from connector.federation.contract_summary import Contract, Grid, Summary, summa
 from connector.federation.planner.model import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import Net, Reply, fits_header, origin
+from connector.peer_codes import UNKNOWN, read_code
 from connector.setting_types import NAME
 from connector.store import Store, Transaction
 from connector.store.queries.agreements import Holding, Readable, Started
@@ -408,10 +409,12 @@ def _json(reply: Reply, url: str) -> dict[str, Any]:
     if reply.status >= 500:
         raise Busy(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
     if reply.status != 200:
-        detail, code = str(body.get("detail", f"status {reply.status}"))[:1000], str(body.get("code", "refused"))[:100]
+        code, detail = read_code(str(body.get("code", "refused")), str(body.get("detail", f"status {reply.status}")))
         if reply.status == 401:  # we are not believed, as where clocks are apart: that ends no agreement
             raise PeerRefused(f"{origin(url)} does not believe who asks: {detail}", code=code)
         if reply.status == 429:
             raise Limited(detail, code=code)
+        if code == UNKNOWN:
+            raise PeerNonsense(detail)
         raise Refused(detail, code=code, rule=str(body.get("rule", ""))[:500])
     return body

@@ -10,6 +10,7 @@ from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import Net
 from connector.management.auth import Caller, Tokens
+from connector.peer_codes import read_code
 
 _QUERY_MAX = 4096
 
@@ -36,7 +37,8 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
         raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
     if reply.status != 200:
         kind = BadInput if reply.status == 400 else PeerRefused
-        raise kind(f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused")))
+        code, detail = read_code(str(found.get("code", "refused")), str(found.get("detail", reply.status)))
+        raise kind(f"the catalogue says: {detail}", code=code)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hanse.errors import AccessRevoked, HanseError, Refused, of_end, of_problem
+from hanse.errors import AccessRevoked, Broken, HanseError, Refused, Unreachable, of_end, of_problem
 
 
 @pytest.mark.parametrize("member", ["message", "self", "kind", "where", "end"])
@@ -23,3 +23,21 @@ def test_an_error_that_nobody_catches_does_not_command_the_terminal() -> None:
     assert str(error) == told
     assert str(of_problem(403, {"detail": written}, where="owner")) == told
     assert str(pickle.loads(pickle.dumps(HanseError(written)))) == told
+
+
+@pytest.mark.parametrize("code", ["scope_missing", "queries_max", "../x", "x" * 5000])
+def test_an_owner_says_no_code_of_ours(code: str) -> None:
+    """Our own connector does: code that uses the SDK decides by it."""
+    problem = {"code": code, "detail": "because", "title": "t", "type": "https://evil.example/"}
+    for error in (of_problem(403, problem, where="north"), of_end({"status": "refused", **problem})):
+        assert error is not None
+        assert (error.code, isinstance(error, Refused)) == ("peer_nonsense", True)
+        assert str(error).startswith(code[:100])
+        assert len(str(error)) < 300
+    assert of_problem(403, problem, where="south", ours=True).code == code
+
+
+def test_only_our_own_connector_says_that_a_peer_cannot_be_reached() -> None:
+    problem = {"code": "peer_unreachable", "detail": "f"}
+    assert type(of_problem(502, problem, where="south", ours=True)) is Unreachable
+    assert type(of_problem(502, problem, where="north")) is Broken

@@ -180,7 +180,6 @@ PROBLEMS: list[tuple[int, dict[str, Any], type[errors.HanseError]]] = [
     (404, {"code": "not_found", "detail": "d"}, errors.NotFound),
     (409, {"code": "conflict", "detail": "d"}, errors.Conflict),
     (429, {"code": "streams_max", "detail": "e"}, errors.Busy),
-    (502, {"code": "peer_unreachable", "detail": "f"}, errors.Unreachable),
     (500, {"code": "internal", "detail": "g"}, errors.Broken),
 ]
 

@@ -131,7 +131,7 @@ class Api:
             with closing(self._sent(call, timeout)) as answer:
                 if answer.status_code >= 300:
                     problem = _problem(answer, self.url, seconds=seconds)
-                    raise of_problem(answer.status_code, problem, where=self.url)
+                    raise of_problem(answer.status_code, problem, where=self.url, ours=True)
                 if http_stream.packed(coding := answer.headers.get("content-encoding", "")):
                     raise Broken(
                         f"expected an answer as it is from {self.url}, came one that is compressed ({coding[:30]}); "

@@ -54,6 +54,7 @@ class Request:
     body: bytes = b""
     idle_seconds: float = 60.0
     accept: str = ARROW
+    ours: bool = False  # to our own connector, whose errors are believed as they are
 
     def __post_init__(self) -> None:
         most = threading.TIMEOUT_MAX  # what the system can wait for: 292 years
@@ -374,7 +375,7 @@ def _good(wire: Wire, request: Request) -> Mapping[str, str]:
     wire.short()
     status, headers = _answered(wire)
     if status != 200:
-        raise _problem(wire, status, headers)
+        raise _problem(wire, status, headers, ours=request.ours)
     if packed(coding := headers.get("content-encoding", "")):
         raise Broken(
             f"expected an answer as it is from {wire.where}, came one that is compressed ({coding[:30]}); a proxy may "
@@ -428,7 +429,7 @@ def _expect_stream(wire: Wire, headers: Mapping[str, str]) -> None:
         raise Broken(f"expected a chunked stream from {wire.where}; a proxy between may have changed it")
 
 
-def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
+def _problem(wire: Wire, status: int, headers: Mapping[str, str], *, ours: bool) -> HanseError:
     if 300 <= status < 400:
         return Broken(
             f"{wire.where} answers with a redirect ({status}); expected the stream itself at the address given"
@@ -440,7 +441,7 @@ def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
     if not isinstance(problem, dict):  # of a proxy, whose only hint is its header
         told = headers.get("retry-after", "")
         problem = {"retry_after": int(told)} if told.isascii() and told.isdecimal() and len(told) < 10 else {}
-    return of_problem(status, problem, where=wire.where)
+    return of_problem(status, problem, where=wire.where, ours=ours)
 
 
 def _small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:

@@ -236,6 +236,28 @@ async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_a
     assert list(asked.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("status", ["revoked", "quota", "error", "scope_missing"])
+async def test_an_owner_chooses_no_code_title_or_type_of_our_problem(asked: Asked, status: str) -> None:
+    """By its end record."""
+    end = {"status": status, "rows": "ROWS", "digest": "DIGEST", "code": "scope_missing", "reason": "log in again"}
+    end |= {"title": "Log in", "type": "https://evil.example/", "detail": "d"}
+    asked.owners.break_("south", f"says:{json.dumps(end)}")
+    with pytest.raises(PeerNonsense) as failure:
+        await asked.rows(COUNTS)
+    shown = failure.value.problem()
+    assert (shown["code"], shown["status"], shown["title"]) == ("peer_nonsense", 502, "peer nonsense")
+    assert shown["type"].endswith("/peer_nonsense")
+    assert shown["detail"].endswith("scope_missing: log in again")
+    assert asked.recorded[-1].code == "peer_nonsense"
+
+
+async def test_nor_by_its_refusal(asked: Asked) -> None:
+    asked.owners.break_("south", "refuse:scope_missing")
+    with pytest.raises(PeerNonsense, match="scope_missing: because of") as failure:
+        await asked.rows(COUNTS)
+    assert failure.value.code == "peer_nonsense"
+
+
 @pytest.mark.parametrize("small", [2**17, 0])
 async def test_one_byte_that_changes_on_the_way_never_makes_another_answer(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, small: int

@@ -1,0 +1,58 @@
+"""Codes of other participants' servers: which are believed, and what becomes of the others.
+
+A code that a peer sends goes into our own problem objects, where `type` and `title` follow from it, and into the log.
+So a peer may say the codes below, which a connector says to others, and no code that speaks of ourselves (a token's
+scope, our own limits, what we found when we called it). Any other code is `peer_nonsense`, and its text stands in the
+sentence. The SDK has the same list (`hanse._codes`). Codes in messages of the Dataspace Protocol are not restricted:
+they stand in a negotiation or transfer as what the counterparty said, and in no problem object.
+"""
+
+from __future__ import annotations
+
+from connector.errors import PeerNonsense, harmless
+
+UNKNOWN = PeerNonsense.code
+_CODE_MAX, _TEXT_MAX = 100, 1000  # letters
+
+KNOWN = frozenset({
+    "action_not_agreed", "aggregate_only", "aggregate_shape", "agreement_ended", "agreement_revoked",
+    "agreement_unreadable", "already_exists", "answer_unsound", "arrow_columns", "arrow_invalid", "arrow_too_large",
+    "bad_input", "batch_too_long", "being_checked", "blocks_not_kept", "body_late", "body_too_large", "busy",
+    "bytes_limit", "cancelled", "client_gone", "client_stalled", "codec_refused", "column_ambiguous", "column_unknown",
+    "columns_repeated", "columns_together", "computation_failed", "concurrency", "conflict", "context_unknown",
+    "contract_undecided", "count_spent", "cursor_invalid", "cut", "database_refused", "database_unreachable",
+    "dataset_ambiguous", "dataset_missing", "dataset_unknown", "deadline_exceeded", "digest_mismatch", "disk_full",
+    "encoding_unknown", "ended", "engine_failed", "envelope_invalid", "epsilon_invalid", "error", "facts_ended",
+    "file_unavailable", "flight_ticket_invalid", "footer_too_large", "forbidden", "format_unfit", "format_unknown",
+    "function_not_allowed", "groups_max", "http_version", "id_taken", "illegal_step", "incomplete", "internal",
+    "interrupted", "job_invalid", "join_not_agreed", "lease_expired", "limited", "lines_unreadable", "media_type",
+    "member_not_carried", "member_unknown", "memory_limit", "message_invalid", "method_not_allowed", "min_group_size",
+    "name_taken", "no_agreement", "no_answer", "no_transfer", "noise_failed", "noise_unavailable", "not_a_member",
+    "not_a_stream", "not_acceptable", "not_divisible", "not_final", "not_found", "not_in_force", "not_kept",
+    "not_parquet", "not_permitted", "not_removed", "not_verbatim", "not_written", "nothing_received", "offer_too_large",
+    "offer_unreadable", "one_statement", "option_invalid", "outcome_unknown", "parameter_repeated", "parameter_type",
+    "parameter_unknown", "parameters_too_many", "parameters_unbound", "partition_unnamed", "partitions_differ",
+    "path_refused", "pid_taken", "policy_invalid", "policy_unreadable", "privacy_budget_spent", "purpose_not_agreed",
+    "push_failed", "push_refused", "push_too_large", "pushes_max", "query_invalid", "query_refused", "query_too_deep",
+    "query_too_large", "query_too_long", "query_unreadable", "queue_full", "queue_timeout", "quota", "quota_spent",
+    "received_full", "recheck_failed", "refused", "replaced", "reports_max", "request_invalid", "request_too_large",
+    "restored", "revoked", "rows_limit", "rows_not_given", "runs_elsewhere", "schema_changed", "schema_not_allowed",
+    "schemas_differ", "sender_stalled", "shown_changed", "shutting_down", "snapshot_changed", "source_busy",
+    "source_unreadable", "statement_not_allowed", "store_ambiguous", "store_refused", "store_unreachable",
+    "streams_max", "streams_of_consumer", "suspended", "syntax_not_allowed", "table_locked", "template_not_agreed",
+    "term_unknown", "terminated", "ticket_expired", "ticket_mismatch", "ticket_replaced", "tickets_mixed", "time_limit",
+    "too_many_changes", "too_many_new", "too_many_open", "too_many_receipts", "too_many_strangers", "too_slow",
+    "totals_differ", "transfer_not_started", "transfer_refused", "type_not_allowed", "type_unread", "unauthenticated",
+    "unimplemented", "value_unmappable", "version_changed", "view_failed", "withdrawn", "worker_crashed",
+    "worker_wanted",
+})  # fmt: skip
+
+
+def read_code(code: object, text: object = "", *, most: int = _TEXT_MAX) -> tuple[str, str]:
+    """A peer's code and its sentence, of at most `most` letters, as we repeat them. An unknown code is `peer_nonsense`,
+    with its text before the sentence. An empty code stays empty."""
+    said = harmless(" ".join(code.split()))[:_CODE_MAX] if isinstance(code, str) else ""
+    sentence = harmless(text)[:most] if isinstance(text, str) else ""
+    if not said or said in KNOWN:
+        return said, sentence
+    return UNKNOWN, (f"{said}: {sentence}" if sentence else said)[:most]
