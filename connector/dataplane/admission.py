@@ -455,7 +455,8 @@ class Reads:
                 action=asked.action,
                 purpose=ticket.purpose or asked.purpose,
                 application=asked.application,
-                longest=min(ticket.expires - now, asked.seconds or _LONGEST),
+                longest=min(ticket.expires - now, _LONGEST),
+                seconds=asked.seconds or math.inf,
             )
             for ticket in asked.tickets
         ]

@@ -15,6 +15,7 @@ from connector.dataplane.cache.mixed_stream import Mixed
 from connector.dataplane.http.file_spans import InFiles
 from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
 from connector.dataplane.tickets import Ticket
+from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import ARROW
 from connector.engine.pool.worker_process import Frame, Result
 from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, unforeseen
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logger("dataplane")
 _QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
-_EXPIRED = "the time of the ticket, or what was asked for, has ended; renew the ticket and go on from here"
+_EXPIRED = "the time of the ticket has ended; renew the ticket and go on from here"
 
 
 class GovernedStream:
@@ -133,7 +134,7 @@ class GovernedStream:
         A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
         """
         for grant in grants:
-            grant.lease.deadline = grant.lease.clock() + min(seconds, self._reads.left(grant.contract))
+            grant.extend(min(seconds, self._reads.left(grant.contract)))
 
     async def _next(self) -> Frame | Part | None:
         if self._failed is not None:
@@ -242,8 +243,11 @@ def ours(error: Exception) -> HanseError:
 
 
 async def why_over(grants: Sequence[Grant], by: Grants) -> HanseError:
-    """Why a read ends of which a grant has: what stopped that, or what a read that begins now would be refused for, or
-    else that its ticket has ended. Who reads fast and who pauses over an end are told the same."""
+    """Why a read ends of which a grant has: what stopped that, or that the time that the read asked for has ended, as a
+    worker says it, or what a read that begins now would be refused for, or else that its ticket has ended. Fast and
+    slow readers get the same answer."""
+    if ended_by(grants) is None and any(grant.is_late for grant in grants):
+        return error_of("time_limit", {})
     if ended_by(grants) is None:
         await by.recheck_ended(grants)
     return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)

@@ -190,7 +190,8 @@ class Grants:
         facts = requested(facts, purpose=wanted.purpose, application=wanted.application)
         contract, known = chosen(held, candidates, facts, own, action=wanted.action, running=running, now=now)
         ends = min(wanted.longest, (contract.not_after or float("inf")) - now, known - now)
-        lease = Lease(deadline=time.monotonic() + ends)
+        begun = time.monotonic()
+        lease = Lease(deadline=begun + min(ends, wanted.seconds))
         grant = Grant(
             held,
             contract,
@@ -200,6 +201,7 @@ class Grants:
             wanted.purpose,
             wanted.application,
             lease,
+            asked_until=begun + wanted.seconds,
         )
         self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant

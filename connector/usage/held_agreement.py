@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -66,6 +67,7 @@ class Grant:
     purpose: str
     application: str
     lease: Lease
+    asked_until: float = math.inf  # a reading of the lease's clock: when the time ends that the read asked for itself
     reserved_rows: int = 0
     reserved_bytes: int = 0
     drawn: int = 0
@@ -78,6 +80,15 @@ class Grant:
     @property
     def agreement_id(self) -> str:
         return self.held.agreement.id
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time has ended that the read asked for itself, and nothing that it rests on did so before."""
+        return self.lease.clock() >= self.lease.deadline >= self.asked_until
+
+    def extend(self, seconds: float) -> None:
+        """Let the read go on this long from now, within the time that it asked for itself."""
+        self.lease.deadline = min(self.lease.clock() + seconds, self.asked_until)
 
     @property
     def packed(self) -> int:
@@ -135,7 +146,7 @@ def _weight(why: HanseError) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One read that asks to be admitted, for at most `longest` seconds."""
+    """One read that asks to be admitted, for at most `longest` seconds by its ticket and `seconds` by its own wish."""
 
     agreement_id: str
     consumer: str
@@ -144,6 +155,7 @@ class Wanted:
     action: str
     purpose: str
     longest: float
+    seconds: float = math.inf
     application: str = ""
 
 

@@ -15,8 +15,10 @@ import httpx2
 import pyarrow.flight as fl
 import pytest
 
+from connector.dataplane import admission as reads
 from connector.dataplane.flight.listener import Front
 from connector.dataplane.read_request import QUERY, Asked
+from connector.engine.pool.protocol import Job
 from connector.errors import Busy
 from connector.usage import grants
 from connector.usage.fact_collector import party_facts
@@ -229,3 +231,64 @@ async def test_over_flight_it_is_no_end_of_a_ticket(running: Provider, front: Fr
     told: dict[str, Any] = json.loads(caught.value.extra_info)
     assert (told["status"], told["rule"]) == ("refused", "/permission/0/constraint/0")
     assert await _recorded(running, agreement) == ("refused", "not_in_force", "/permission/0/constraint/0")
+
+
+@pytest.mark.parametrize("notices", ["the lease", "the worker"])
+async def test_the_deadline_of_a_question_that_gives_nothing_is_a_limit(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, notices: str
+) -> None:
+    """Each notices alone here. Otherwise it depends on the statement which of the two is first."""
+    run = running.pool.run
+
+    def unlimited(job: Job, **more: Any) -> Any:
+        return run(replace(job, limits=replace(job.limits, seconds=600.0)), **more)
+
+    if notices == "the lease":
+        monkeypatch.setattr(running.pool, "run", unlimited)
+    else:
+        monkeypatch.setattr(reads, "watch", lambda *_: _hang())
+    agreement = await running.agree()
+    async with httpx2.AsyncClient(base_url=running.url, timeout=60) as session:
+        headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
+        body = {"sql": SLOW, "limits": {"deadline_ms": 300}}
+        answer = await session.post("/data/v1/query", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (429, "time_limit")
+    assert (await _recorded(running, agreement))[1] == "time_limit"
+
+
+async def test_the_deadline_of_a_question_that_gives_rows_is_a_limit(running: Provider) -> None:
+    agreement = await running.agree()
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
+    async with running.reads.open(asked) as stream:
+        running.later(_SOON)
+        async for _ in stream.frames():
+            pass
+    assert stream.end is not None
+    assert (stream.end.status, stream.end.code) == ("error", "time_limit")
+    assert (await _recorded(running, agreement))[:2] == ("broken", "time_limit")
+
+
+async def test_a_renewed_ticket_moves_no_deadline_of_a_question(running: Provider) -> None:
+    agreement = await running.agree()
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
+    async with running.reads.open(asked) as stream:
+        await running.reads.renew(stream.id, ticket)
+        running.later(_SOON)
+        async for _ in stream.frames():
+            pass
+    assert stream.end is not None
+    assert stream.end.code == "time_limit"
+
+
+async def test_a_ticket_that_ends_before_the_deadline_of_a_question_is_renewed(running: Provider) -> None:
+    agreement = await running.agree()
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement, seconds=_SOON)}")
+    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=2 * _SOON)
+    async with running.reads.open(asked) as stream:
+        running.later(_SOON)
+        async for _ in stream.frames():
+            pass
+    assert stream.end is not None
+    assert stream.end.code == "lease_expired"
