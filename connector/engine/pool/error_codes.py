@@ -101,6 +101,11 @@ _ERRORS: dict[str, tuple[type[HanseError], str]] = {
     ),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
+    "arrow_repeats": (
+        BadInput,
+        "expected keys whose values stand for themselves, came run-end encoded or view columns, or dictionaries of "
+        "nested values; cast them to plain types",
+    ),
     "answer_unsound": (BadInput, "expected a whole answer of the columns that were asked for, came another"),
     "digest_mismatch": (
         DigestMismatch,

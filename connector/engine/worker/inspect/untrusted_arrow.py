@@ -29,6 +29,7 @@ from connector.infra.formats.digests import NAMES, is_intact, new_digest
 from policies.contracts.columns import fold
 
 _BLOB_MAX = 256 * 2**20
+_BLOB_ROWS_MAX = 2**24  # of a table of keys: five times what a coordinator of ours sends
 _PIECE = 4 * 2**20
 _HELD_MAX = 16 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
 _END_FIELDS, _END_TEXT = 32, 1000  # of an end record
@@ -38,14 +39,66 @@ _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they
 
 def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
     """A small stream (keys of a semi-join) as a table, of exactly these columns where any are named: the gate has
-    read the query by them."""
+    read the query by them.
+
+    The engine writes each value out, so the table is small by its rows and values, and not only by its bytes.
+    """
     if len(blob) > _BLOB_MAX:
         raise Coded("arrow_too_large", most=_BLOB_MAX)
     with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
         if columns and sorted(reader.schema.names) != sorted(columns):
             raise Coded("arrow_columns")
         schema = trusted(reader.schema)
-        return pa.Table.from_batches([of_types(batch, schema) for batch in _valid(reader)], schema)
+        if any(map(_repeats, schema.types)):
+            raise Coded("arrow_repeats")
+        return pa.Table.from_batches([of_types(batch, schema) for batch in _small(reader)], schema)
+
+
+def _small(reader: Any) -> Iterator[pa.RecordBatch]:
+    """Valid batches, as long as all of them have few rows and few bytes when every value is written out."""
+    rows = size = 0
+    for batch in reader:
+        rows += batch.num_rows  # before anything looks at each of them
+        if rows > _BLOB_ROWS_MAX:
+            raise Coded("arrow_too_large", most=_BLOB_ROWS_MAX)
+        _validate(batch)
+        size += sum(map(_written_out, batch.columns))
+        if size > _BLOB_MAX:
+            raise Coded("arrow_too_large", most=_BLOB_MAX)
+        yield batch
+
+
+def _repeats(kind: pa.DataType) -> bool:
+    """Whether few bytes of a type can stand for many values: runs, views of the same bytes, and dictionaries of these
+    or below another type, whose size is not counted here."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _repeats(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        value = kind.value_type
+        return not (pa.types.is_primitive(value) or _is_text(value) or pa.types.is_fixed_size_binary(value))
+    if pa.types.is_run_end_encoded(kind) or any(is_one(kind) for is_one in _VIEWS):
+        return True
+    below = [kind.field(number).type for number in range(kind.num_fields)]
+    return any(pa.types.is_dictionary(one) or _repeats(one) for one in below)
+
+
+_VIEWS = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view, pa.types.is_large_list_view)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type have lengths of their own."""
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(is_one(kind) for is_one in texts)
+
+
+def _written_out(column: pa.Array) -> int:
+    """Bytes of a column once each value stands for itself."""
+    if not pa.types.is_dictionary(column.type):
+        return size_of(column)
+    if not _is_text(column.type.value_type):
+        return len(column) * max(1, int(column.type.value_type.bit_width) // 8)
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64())
+    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
