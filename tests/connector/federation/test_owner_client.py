@@ -78,12 +78,20 @@ async def test_a_refusal_that_is_no_problem_object_is_told_by_its_status(
 
 
 async def test_what_a_refusal_says_can_be_shown_and_stored() -> None:
-    told = rb'{"code":"not\ud800","detail":"\ud800 no\u0000 \u001b[2J\u202e","rule":"\udfff"}'
+    told = rb'{"code":"not_permitted","detail":"\ud800 no\u0000 \u001b[2J\u202e","rule":"\udfff"}'
     answer: Any = No(403, told)
     found = await owner_client.refusal(answer, "https://north.example/data/v1")
     assert isinstance(found, Refused)
-    assert (found.code, found.rule) == (r"not\ud800", r"\udfff")
+    assert (found.code, found.rule) == ("not_permitted", r"\udfff")
     assert found.message == r"\ud800 no\u0000 \u001b[2J\u202e"
+    assert json.dumps(found.problem(), ensure_ascii=False).encode()
+
+
+async def test_a_code_that_is_no_code_is_shown_in_the_sentence_alone() -> None:
+    answer: Any = No(403, rb'{"code":"not\ud800\u001b","detail":"no","rule":"x"}')
+    found = await owner_client.refusal(answer, "https://north.example/data/v1")
+    assert (type(found), found.code) == (PeerNonsense, "peer_nonsense")
+    assert found.message == r"not\ud800\u001b: no"
     assert json.dumps(found.problem(), ensure_ascii=False).encode()
 
 
