@@ -13,15 +13,24 @@ from typing import Any, NoReturn
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
-from sqlglot.tokenizer_core import Token
+from sqlglot.tokenizer_core import Token, TokenType
 
+from policies.enforce import keywords
+from policies.errors import QueryRefused
 from policies.sql import allowed_syntax, token_check
 from policies.sql.allowed_functions import FUNCTIONS, WINDOW_ONLY
 from policies.sql.limits import DEFAULT, Caps, refuse, refuse_type, refused, shown
 
 __all__ = ["DEFAULT", "Caps", "parse", "refuse", "refused", "unchecked"]
 
-_DIALECT = DuckDB()
+
+class _Dialect(DuckDB):
+    """DuckDB's; but sqlglot would read a column `"all"` in ORDER BY as ALL, see `_order_all`."""
+
+    SUPPORTS_ORDER_BY_ALL = False
+
+
+_DIALECT = _Dialect()
 _CHAINS = frozenset(allowed_syntax.CHAINS)
 
 
@@ -40,8 +49,14 @@ def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
 def unchecked(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
     """The same of any syntax, for whoever looks at it and runs nothing: step 1 alone."""
     words = token_check.read(sql, caps)
-    token_check.measure(words, caps)
-    return _tree(words, sql)
+    named = keywords.mark_names(words)
+    token_check.measure(named, caps)
+    try:
+        return _tree(named, sql)
+    except QueryRefused as error:
+        if error.code == "query_unreadable":
+            token_check.measure(words, caps)  # a word that cannot be read as a name either is refused as what it is
+        raise
 
 
 def _tree(words: list[Token], sql: str) -> exp.Expr:
@@ -61,7 +76,17 @@ def _tree(words: list[Token], sql: str) -> exp.Expr:
     if not isinstance(root, allowed_syntax.QUERIES):
         refuse("statement_not_allowed", "only SELECT can be asked here; start with SELECT or WITH", "statement")
     root.pop()
+    if any(word.token_type is TokenType.ALL for word in words):
+        _order_all(root)
     return root
+
+
+def _order_all(tree: exp.Expr) -> None:
+    """ORDER BY ALL as the keyword, told from a column of that name by its quotes."""
+    for ordered in list(tree.find_all(exp.Ordered)):
+        key = ordered.this
+        if type(key) is exp.Column and not key.table and key.name.upper() == "ALL" and not key.this.args.get("quoted"):
+            ordered.set("this", exp.Var(this="ALL"))
 
 
 # 2. nodes
@@ -160,6 +185,21 @@ def _literal(node: exp.Expr, caps: Caps) -> None:
 def _identifier(node: exp.Expr, caps: Caps) -> None:
     if not isinstance(node.this, str) or not 0 < len(node.this) <= 255:
         refuse("syntax_not_allowed", "a name has 1 to 255 characters", "syntax")
+    if not node.args.get("quoted"):
+        _unquoted(node, str(node.this))
+
+
+def _unquoted(node: exp.Expr, name: str) -> None:
+    """Refuse what DuckDB does not take for a name; after a dot and after AS, `keywords` has marked each as one."""
+    word, alias = name.lower(), isinstance(node.parent, exp.Alias)
+    if word in keywords.RESERVED:
+        refuse(
+            "syntax_not_allowed",
+            f"{shown(name)} is a reserved word of SQL; if it is a name, write it in double quotes",
+            "syntax",
+        )
+    if alias and word in keywords.NEEDS_AS:
+        refuse("syntax_not_allowed", f"{shown(name)} needs AS before it where it names a column", "syntax")
 
 
 def _column(node: exp.Expr, caps: Caps) -> None:
@@ -178,6 +218,11 @@ def _table(node: exp.Expr, caps: Caps) -> None:
         refuse("function_not_allowed", "a table function is not allowed here; name a dataset", "functions")
     if not isinstance(node.parent, exp.From | exp.Join):
         refuse("syntax_not_allowed", "a dataset can only stand after FROM or JOIN", "syntax")
+
+
+def _table_alias(node: exp.Expr, caps: Caps) -> None:
+    if not node.args.get("this"):
+        refuse("syntax_not_allowed", "an alias that names columns needs a name of its own", "syntax")
 
 
 def _join(node: exp.Expr, caps: Caps) -> None:
@@ -256,6 +301,8 @@ def _in(node: exp.Expr, caps: Caps) -> None:
             "length",
         )
     query = node.args.get("query")
+    if query is None and not values:
+        refuse("query_unreadable", "IN takes values or a subquery in parentheses", "parse")
     if query is not None and not isinstance(query, exp.Subquery):
         refuse("syntax_not_allowed", "IN takes values or a subquery in parentheses", "syntax")
 
@@ -344,6 +391,7 @@ _CHECKS: dict[type[exp.Expr], Callable[[Any, Caps], None]] = {
     exp.Column: _column,
     exp.Star: _star,
     exp.Table: _table,
+    exp.TableAlias: _table_alias,
     exp.Join: _join,
     exp.Select: _select,
     exp.From: _from,

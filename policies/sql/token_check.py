@@ -73,6 +73,11 @@ def _allowed(token: Token, before: Token | None, following: Token | None) -> Non
         refuse("one_statement", "exactly one statement is read; remove what follows the semicolon", "statement")
     if kind is TokenType.STRUCT and token.text.lower() == "row" and not opens:
         return  # CURRENT ROW
+    if kind in _OPENING and not opens:
+        instead = _OPENING[kind]
+        refuse("syntax_not_allowed", f"{shown(token.text)} alone is not allowed here; write {instead}", "syntax")
+    if kind is TokenType.ALIAS and (following is None or following.token_type in _NO_NAMES):
+        refuse("query_unreadable", f"{shown(token.text)} is followed by a name", "tokens")
     if kind not in allowed_syntax.TOKENS:
         _refuse_token(token.text, before, opens=opens and kind not in allowed_syntax.CLAUSES)
 
@@ -215,6 +220,8 @@ _CLAUSES = frozenset(
     {TokenType.JOIN, TokenType.CROSS, TokenType.ON, TokenType.USING, TokenType.GROUP_BY, TokenType.HAVING}
     | {TokenType.LIMIT, TokenType.QUALIFY, TokenType.UNION, TokenType.EXCEPT, TokenType.INTERSECT}
 )  # these belong to a SELECT, never to an expression in parentheses
+_OPENING = {TokenType.OVER: "OVER (...) in each place", TokenType.FILTER: "FILTER (WHERE ...)"}
+_NO_NAMES = frozenset({TokenType.COMMA, TokenType.R_PAREN, TokenType.FROM})
 _CLOSED = frozenset(
     {TokenType.R_PAREN, TokenType.NUMBER, TokenType.STRING, TokenType.END, TokenType.NULL}
     | {TokenType.TRUE, TokenType.FALSE}
@@ -241,5 +248,13 @@ _WORDS = (
     - allowed_syntax.TYPE_TOKENS
     - _CLAUSES
     - {TokenType.L_PAREN, TokenType.R_PAREN, TokenType.CASE, TokenType.END, TokenType.SELECT, TokenType.SEMICOLON}
-    - {TokenType.JOIN, TokenType.CROSS, TokenType.ON, TokenType.USING}
+    - {
+        TokenType.JOIN,
+        TokenType.CROSS,
+        TokenType.ON,
+        TokenType.USING,
+        TokenType.ALIAS,
+        TokenType.OVER,
+        TokenType.FILTER,
+    }
 )
