@@ -1,71 +1,206 @@
-"""A small chart of an answer (SVG): bars by its first column that names something, or a line where that is ordered."""
+"""A chart of an answer (SVG): lines where one column is a time, else bars; every other key is a series or in the label.
+
+Which columns are keys is read from the answer: names and times are; numbers are where rows could not be told apart
+without them. Attributes and classes only, as the page's Content-Security-Policy allows no inline styles.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-_BARS_MAX, _POINTS_MAX = 30, 200
-_WIDE, _ROW, _LABEL, _TALL = 640, 22, 170, 200
-_ORDERED = ("date", "timestamp", "time")
+from connector.management.pages import axes
+
+_BARS_MAX, _SERIES_MAX = 30, 6
+_WIDTH, _ROW, _HEIGHT = 680, 24, 300
+_LETTER = 6.6  # the width of a letter of 12 px, on average
+_LABEL_MAX = 40  # letters
+_TIMES = ("date", "timestamp", "time")
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One row: its other keys, its time (where there is one), and its value."""
+
+    keys: tuple[str, ...]
+    value: float
+    time: float = 0.0
 
 
 def chart(table: Mapping[str, Any]) -> str:
     """The chart of `{"columns": ..., "rows": ...}` as `rows.py` gives it; empty where none says anything."""
     columns, rows = table["columns"], table["rows"]
-    values = [number for number, one in enumerate(columns) if one["number"]]
-    if len(columns) < 2 or not values or len(rows) < 2:
+    values = [place for place, column in enumerate(columns) if column["number"]]
+    if len(columns) < 2 or not values:
         return ""
     value = values[-1]
-    label = next((number for number, one in enumerate(columns) if not one["number"]), 0 if value else 1)
-    pairs = [(str(row[label]), found) for row in rows if (found := _number(row[value])) is not None]
-    ordered = str(columns[label]["type"]).startswith(_ORDERED)
-    title = escape(f"{columns[value]['name']} by {columns[label]['name']}")
-    if ordered and 2 <= len(pairs) <= _POINTS_MAX:
-        return _drawn(title, _TALL, _points(sorted(pairs)))
-    return _drawn(title, len(pairs) * _ROW, _bars(pairs)) if 2 <= len(pairs) <= _BARS_MAX else ""
+    rows = [row for row in rows if _read_number(row[value]) is not None]
+    keys = _choose_keys(columns, rows, value)
+    if len(rows) < 2 or not keys:
+        return ""
+    name = str(columns[value]["name"])
+    time = next((key for key in keys if str(columns[key]["type"]).startswith(_TIMES)), None)
+    if time is not None and _is_time_line([row[time] for row in rows]):
+        others = [key for key in keys if key != time]
+        points = [_point(row, others, value, time) for row in rows]
+        zone = " (UTC)" if "tz=" in str(columns[time]["type"]) else ""
+        return _draw_lines(points, name, f"{columns[time]['name']}{zone}", _names(columns, others))
+    return _draw_bars([_point(row, keys, value) for row in rows], name, _names(columns, keys))
 
 
-def _number(text: str | None) -> float | None:
+def _choose_keys(columns: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str | None]], value: int) -> list[int]:
+    """The columns that tell rows apart; none where rows cannot be told apart by any."""
+    keys = [place for place, column in enumerate(columns) if not column["number"]]
+    numbers = [place for place, column in enumerate(columns) if column["number"] and place != value]
+    while not keys or len({tuple(row[key] for key in keys) for row in rows}) < len(rows):
+        if not numbers:
+            return []
+        keys = sorted([*keys, numbers.pop(0)])
+    return keys
+
+
+def _is_time_line(texts: Sequence[str | None]) -> bool:
+    """Whether all texts are times, and not all the same."""
+    times = {None if text is None else axes.read_time(text) for text in texts}
+    return None not in times and len(times) > 1
+
+
+def _names(columns: Sequence[Mapping[str, Any]], places: Sequence[int]) -> str:
+    return ", ".join(str(columns[place]["name"]) for place in places)
+
+
+def _point(row: Sequence[str | None], keys: Sequence[int], value: int, time: int | None = None) -> _Point:
+    texts = tuple("null" if (text := row[key]) is None else text for key in keys)
+    at = 0.0 if time is None else axes.read_time(row[time] or "") or 0.0
+    return _Point(texts, _read_number(row[value]) or 0.0, at)
+
+
+def _read_number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        found = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return found if math.isfinite(found) else None
 
 
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+def _show_number(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 or value == int(value) else f"{value:.4g}"
 
 
-def _drawn(title: str, high: float, inside: str) -> str:
-    box = f'viewBox="0 0 {_WIDE} {high}" width="{_WIDE}"'
-    about = f'class="chart" role="img" {box} font-size="12" fill="currentColor"'
-    return f'<p class="faint">{title}</p><svg {about}><title>{title}</title>{inside}</svg>'
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: max(1, most - 1)]}…"
 
 
-def _bars(pairs: Sequence[tuple[str, float]]) -> str:
-    least, most = min(0.0, *(value for _, value in pairs)), max(0.0, *(value for _, value in pairs))
-    scale = (_WIDE - _LABEL - 90) / ((most - least) or 1.0)
-    zero, parts = _LABEL - least * scale, []
-    for number, (label, value) in enumerate(pairs):
-        y, left, wide = number * _ROW, min(zero, zero + value * scale), max(1.0, abs(value) * scale)
-        parts.append(
-            f'<text x="{_LABEL - 8}" y="{y + 15}" text-anchor="end">{escape(label[:24])}</text>'
-            f'<rect class="full" x="{left:.1f}" y="{y + 4}" width="{wide:.1f}" height="{_ROW - 8}" rx="2"/>'
-            f'<text x="{left + wide + 6:.1f}" y="{y + 15}">{_shown(value)}</text>'
-        )
-    return "".join(parts)
+# bars
 
 
-def _points(pairs: Sequence[tuple[str, float]]) -> str:
-    least, most = min(value for _, value in pairs), max(value for _, value in pairs)
-    across, up = (_WIDE - 100) / (len(pairs) - 1), (_TALL - 50) / ((most - least) or 1.0)
-    line = " ".join(f"{80 + n * across:.1f},{20 + (most - value) * up:.1f}" for n, (_, value) in enumerate(pairs))
-    return (
-        f'<polyline class="drawn" points="{line}" fill="none" stroke-width="2"/>'
-        f'<text x="72" y="24" text-anchor="end">{_shown(most)}</text>'
-        f'<text x="72" y="{_TALL - 28}" text-anchor="end">{_shown(least)}</text>'
-        f'<text x="80" y="{_TALL - 6}">{escape(pairs[0][0][:24])}</text>'
-        f'<text x="{_WIDE - 20}" y="{_TALL - 6}" text-anchor="end">{escape(pairs[-1][0][:24])}</text>'
-    )
+def _draw_bars(points: Sequence[_Point], name: str, keys: str) -> str:
+    drawn = points[:_BARS_MAX]
+    labels = [_label(point.keys) for point in drawn]
+    axis = axes.value_axis([point.value for point in drawn], zero=True)
+    left = max(len(label) for label in labels) * _LETTER + 20
+    negative = min(point.value for point in drawn) < 0
+    start, top = left + (60 if negative else 0), 30
+    length, bottom = _WIDTH - start - 70, top + len(drawn) * _ROW
+    zero = axis.place(0, start, length)
+    parts = [_text(4, top - 12, keys, "start", "axis-name")]
+    for tick in axis.ticks:
+        x = axis.place(tick.at, start, length)
+        parts += [_rule(x, top, x, bottom, strong=tick.at == 0), _text(x, bottom + 18, tick.label, "middle", "tick")]
+    for number, (point, label) in enumerate(zip(drawn, labels, strict=True)):
+        y, end = top + number * _ROW, axis.place(point.value, start, length)
+        after = end - 6 if point.value < 0 else end + 6
+        parts += [
+            f"<g><title>{escape(', '.join(point.keys))}: {_show_number(point.value)}</title>",
+            _text(left - 10, y + 16, label, "end", "key"),
+            f'<rect class="full" x="{min(zero, end):.1f}" y="{y + 4}" width="{abs(end - zero):.1f}"'
+            f' height="{_ROW - 8}"/>',
+            _text(after, y + 16, _show_number(point.value), "end" if point.value < 0 else "start", "value"),
+            "</g>",
+        ]
+    parts.append(_text(start + length / 2, bottom + 38, name, "middle", "axis-name"))
+    more = f"; the first {len(drawn)} of {len(points)} rows" if len(points) > len(drawn) else ""
+    return _figure(f"{name} by {keys}{more}", bottom + 46, parts)
+
+
+def _label(keys: Sequence[str]) -> str:
+    """All keys of a row, each with its share of the room."""
+    room = _LABEL_MAX - 3 * (len(keys) - 1)
+    whole = " · ".join(keys)
+    return whole if len(whole) <= _LABEL_MAX else " · ".join(_shorten(key, room // len(keys)) for key in keys)
+
+
+# lines
+
+
+def _draw_lines(points: Sequence[_Point], name: str, time: str, keys: str) -> str:
+    series: dict[tuple[str, ...], list[_Point]] = {}
+    for point in points:
+        series.setdefault(point.keys, []).append(point)
+    drawn = dict(list(series.items())[:_SERIES_MAX])
+    shown = [point for line in drawn.values() for point in line]
+    across = axes.time_axis([point.time for point in shown])
+    up = axes.value_axis([point.value for point in shown], zero=False)
+    legend = 22 * len(drawn) + 30 if keys else 0
+    left, top = max(len(tick.label) for tick in up.ticks) * _LETTER + 24, 34 + legend
+    length, bottom = _WIDTH - left - 40, top + _HEIGHT - 90
+    parts = [_text(4, top - 16, name, "start", "axis-name")]
+    for tick in up.ticks:
+        y = up.place(tick.at, bottom, top - bottom)
+        parts += [_rule(left, y, left + length, y, strong=tick.at == up.least),
+                  _text(left - 10, y + 4, tick.label, "end", "tick")]  # fmt: skip
+    for tick in across.ticks:
+        x = across.place(tick.at, left, length)
+        parts += [_rule(x, bottom, x, bottom + 5, strong=True), _text(x, bottom + 20, tick.label, "middle", "tick")]
+    parts.append(_text(left + length / 2, bottom + 42, time, "middle", "axis-name"))
+    for number, (key, line) in enumerate(drawn.items()):
+        places = [
+            (across.place(one.time, left, length), up.place(one.value, bottom, top - bottom), one)
+            for one in sorted(line, key=lambda point: point.time)
+        ]
+        parts += [*_line(number, places), *(_legend(number, key) if keys else [])]
+    if keys:
+        parts.append(_text(4, 14, keys, "start", "axis-name"))
+    more = f"; the first {len(drawn)} of {len(series)} lines" if len(series) > len(drawn) else ""
+    return _figure(f"{name} by {time}{f', {keys}' if keys else ''}{more}", bottom + 50, parts)
+
+
+def _line(number: int, places: Sequence[tuple[float, float, _Point]]) -> list[str]:
+    parts = []
+    if len(places) > 1:
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+        parts.append(f'<polyline class="drawn series-{number}" points="{line}" fill="none" stroke-width="2"/>')
+    if len(places) <= 60:
+        parts += [f'<circle class="point series-{number}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+                  f"<title>{_show_number(one.value)}</title></circle>" for x, y, one in places]  # fmt: skip
+    return parts
+
+
+def _legend(number: int, keys: Sequence[str]) -> list[str]:
+    y = 36 + 22 * number
+    return [
+        f'<line class="drawn series-{number}" x1="4" y1="{y - 4}" x2="32" y2="{y - 4}" stroke-width="2"/>',
+        _text(40, y, _shorten(" · ".join(keys), 80), "start", "key"),
+    ]
+
+
+# parts
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, *, strong: bool) -> str:
+    kind = "axis" if strong else "grid"
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _figure(about: str, height: float, parts: Sequence[str]) -> str:
+    title = escape(about)
+    box = f'viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}"'
+    svg = f'<svg class="chart" role="img" {box} font-size="12" fill="currentColor"><title>{title}</title>'
+    return f'<p class="faint">{title}</p>{svg}{"".join(parts)}</svg>'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
+from xml.etree.ElementTree import Element, fromstring
 
 import pytest
+from connector.management.pages import axes
 
 from connector.console.view.chart import chart
 
@@ -14,27 +16,123 @@ def columns(**kinds: str) -> list[dict[str, Any]]:
             for name, kind in kinds.items()]  # fmt: skip
 
 
-CHARTS = [
-    ("bars for few names", columns(ward="string", n="int64"), [["a", "3"], ["<b>", "-4"]], "rect", "&lt;b&gt;"),
-    ("a line for days", columns(day="date32[day]", n="int64"), [["2020-02-01", "1"], ["2020-01-01", "2"]], "polyline",
-     "2020-01-01"),
-    ("two numbers", columns(year="int32", n="int64"), [["2020", "1"], ["2021", "2000"]], "rect", "2,000"),
-]  # fmt: skip
+Table: TypeAlias = dict[str, Any]
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.mark.parametrize(("name", "shown", "rows", "kind", "text"), CHARTS, ids=[case[0] for case in CHARTS])
-def test_an_answer_that_a_chart_can_show_has_one(name: str, shown: Any, rows: Any, kind: str, text: str) -> None:
-    drawn = chart({"columns": shown, "rows": rows})
-    assert f"<{kind}" in drawn
-    assert text in drawn
-    assert "<b>" not in drawn
-    assert drawn.startswith(f'<p class="faint">n by {shown[0]["name"]}</p>')
+def draw(table: Table) -> Element:
+    """The chart's SVG, parsed."""
+    svg = chart(table)[chart(table).index("<svg") :]
+    return fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+
+
+def texts(svg: Element, kind: str) -> list[str]:
+    return [one.text or "" for one in svg.iter(f"{SVG}text") if one.get("class") == kind]
+
+
+def test_bars_have_all_keys_in_their_labels() -> None:
+    rows = [["no", "Pre", "5", "51.2"], ["no", "Post", "6", "54"], ["yes", "Pre", "7", "49"], ["yes", None, "8", "57"]]
+    svg = draw({"columns": columns(smoker="string", stage="string", n="int64", age="double"), "rows": rows})
+    assert texts(svg, "key") == ["no · Pre", "no · Post", "yes · Pre", "yes · null"]
+    assert texts(svg, "axis-name") == ["smoker, stage", "age"]
+    assert texts(svg, "value") == ["51.2", "54", "49", "57"]
+
+
+def test_a_number_is_a_key_where_rows_are_alike_without_it() -> None:
+    rows = [["a", "2020", "3"], ["a", "2021", "4"], ["b", "2020", "5"]]
+    svg = draw({"columns": columns(ward="string", year="int32", n="int64"), "rows": rows})
+    assert texts(svg, "key") == ["a · 2020", "a · 2021", "b · 2020"]
+
+
+def test_bars_begin_at_zero_and_are_as_long_as_their_values() -> None:
+    rows = [["a", "-4"], ["<b>", "8"], ["c", "0"], ["d", "2000"]]
+    svg = draw({"columns": columns(ward="string", n="int64"), "rows": rows})
+    bars = [(float(one.get("x", "")), float(one.get("width", ""))) for one in svg.iter(f"{SVG}rect")]
+    zero = next(float(one.get("x1", "")) for one in svg.iter(f"{SVG}line") if one.get("class") == "axis")
+    assert bars[0][0] + bars[0][1] == pytest.approx(zero, abs=0.2)
+    assert [left for left, _ in bars[1:]] == pytest.approx([zero] * 3, abs=0.2)
+    assert bars[3][1] == pytest.approx(250 * bars[1][1], rel=0.1)
+    assert bars[2][1] == 0
+    assert texts(svg, "value") == ["-4", "8", "0", "2,000"]
+    assert "0" in texts(svg, "tick")
+    assert texts(svg, "key")[1] == "<b>"
+    assert "<b>" not in chart({"columns": columns(ward="string", n="int64"), "rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [
+        ("date32[day]", ["2020-01-11", "2020-01-01", "2020-01-02"]),
+        ("timestamp[us, tz=UTC]", ["2020-01-01T10:00:00+00:00", "2020-01-01T00:00:00+00:00", "2020-01-01 01:00:00Z"]),
+        ("timestamp[ns]", ["2020-01-01 00:00:10.000000001", "2020-01-01 00:00:00.000000000", "2020-01-01 00:00:01"]),
+        ("time64[us]", ["10:00:00", "00:00:00", "01:00:00"]),
+    ],
+)
+def test_the_points_of_a_line_stand_where_their_times_are(kind: str, times: list[str]) -> None:
+    rows = [[time, value] for time, value in zip(times, ["30", "10", "12.5"], strict=True)]
+    shown = [*columns(day="date32[day]"), *columns(n="double")]
+    shown[0]["type"] = kind
+    svg = draw({"columns": shown, "rows": rows})
+    (line,) = svg.iter(f"{SVG}polyline")
+    points = [tuple(map(float, point.split(","))) for point in line.get("points", "").split()]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(0.1, abs=0.01)
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(0.125, abs=0.01)
+    names = texts(svg, "axis-name")
+    assert names == ["n", "day (UTC)" if "tz" in kind else "day"]
+    assert len(texts(svg, "tick")) >= 6
+
+
+def test_other_keys_are_lines_of_their_own() -> None:
+    rows = [[f"2020-0{month}-01", site, str(month)] for month in range(1, 5) for site in ("north", "south")]
+    svg = draw({"columns": columns(day="date32[day]", site="string", n="int64"), "rows": rows})
+    assert [one.get("class") for one in svg.iter(f"{SVG}polyline")] == ["drawn series-0", "drawn series-1"]
+    assert texts(svg, "key") == ["north", "south"]
+    assert texts(svg, "axis-name") == ["n", "day", "site"]
+    assert [text for text in texts(svg, "tick") if "-" in text] == ["2020-01", "2020-02", "2020-03", "2020-04"]
+
+
+def test_rows_of_one_time_are_bars() -> None:
+    rows = [["2020-01-01", "north", "5"], ["2020-01-01", "south", "7"]]
+    svg = draw({"columns": columns(day="date32[day]", site="string", n="int64"), "rows": rows})
+    assert texts(svg, "key") == ["2020-01-01 · north", "2020-01-01 · south"]
+
+
+def test_of_many_groups_the_first_are_drawn_and_the_chart_says_so() -> None:
+    table = {"columns": columns(ward="string", n="int64"), "rows": [[f"ward {n}", "1"] for n in range(150)]}
+    assert len([*draw(table).iter(f"{SVG}rect")]) == 30
+    assert "n by ward; the first 30 of 150 rows" in chart(table)
+
+
+VALUES = [[0.0, 1.0], [-5.0, 5.0], [3.0, 3.0], [0.0, 0.0], [1e-9, 3e-9], [1e12, 5e15], [98.5, 99.25], [-1200.0, -3.0]]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=str)
+@pytest.mark.parametrize("zero", [True, False])
+def test_an_axis_has_round_ticks_around_all_values(values: list[float], zero: bool) -> None:
+    axis = axes.value_axis(values, zero=zero)
+    assert axis.least <= min(values)
+    assert axis.most >= max(values)
+    assert 2 <= len(axis.ticks) <= 8
+    assert len({tick.label for tick in axis.ticks}) == len(axis.ticks)
+    assert [tick.at for tick in axis.ticks] == sorted(tick.at for tick in axis.ticks)
+    assert not zero or any(tick.label == "0" for tick in axis.ticks)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3, 90, 4_000, 90_000, 8e5, 5e6, 4e7, 9e8, 6e10])
+def test_a_time_axis_has_different_labels_in_order(seconds: float) -> None:
+    axis = axes.time_axis([1_583_020_800.0, 1_583_020_800.0 + seconds])
+    labels = [tick.label for tick in axis.ticks]
+    assert 2 <= len(labels) <= 9
+    assert len(set(labels)) == len(labels)
+    assert all(axis.least <= tick.at <= axis.most for tick in axis.ticks)
 
 
 NONE = [
     ("one row", columns(ward="string", n="int64"), [["a", "3"]]),
     ("no number", columns(ward="string", word="string"), [["a", "x"], ["b", "y"]]),
-    ("too many names", columns(ward="string", n="int64"), [[str(n), "1"] for n in range(200)]),
+    ("rows that are alike", columns(ward="string", n="int64"), [["a", "1"], ["a", "2"]]),
+    ("no finite number", columns(ward="string", n="double"), [["a", "inf"], ["b", "nan"]]),
     ("nothing but nulls", columns(ward="string", n="int64"), [["a", None], ["b", None]]),
 ]
 
