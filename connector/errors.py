@@ -115,7 +115,7 @@ def unfit(problems: Sequence[Mapping[str, Any]]) -> BadInput:
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
     fields = [{"field": ".".join(map(str, one["loc"])), "problem": one["msg"]} for one in problems[:20]]
-    return BadInput(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", fields=fields)
+    return BadInput(f"{where}: {first['msg']}", fields=fields)
 
 
 def check_harmless(**declared: str) -> None:

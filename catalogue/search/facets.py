@@ -5,6 +5,7 @@ A facet's values come from one rendering of an entry (`Card`), so they hold only
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -98,10 +99,12 @@ def purpose_name(text: str) -> str:
     return expand(text).rpartition("#")[2].rpartition("/")[2].rpartition(":")[2] if text else ""
 
 
+_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
 def _spaced(text: str) -> str:
-    """`ScientificResearch` → `Scientific research`."""
-    words = "".join(f" {mark}" if mark.isupper() and not text.isupper() else mark for mark in text).split()
-    return " ".join(words).capitalize() if words else text
+    """`ScientificResearch` → `Scientific Research`, `GDPRCompliance` → `GDPR Compliance`."""
+    return _WORD_ENDS.sub(" ", text)
 
 
 _ALL = (

@@ -57,6 +57,9 @@ class _Scope:
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    written: dict[str, str] = field(
+        default_factory=dict
+    )  # names of sources and outputs, folded -> as messages show them
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
     merged: tuple[Merged, ...] = ()
@@ -103,7 +106,8 @@ class _Binder:
         _order_all(node, len(columns))
         order = node.args.get("order")
         if order is not None:
-            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), outer=outer))
+            written = {fold(column): column for column in columns}
+            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), written=written, outer=outer))
         return columns
 
     def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
@@ -130,7 +134,9 @@ class _Binder:
     def _select(self, node: exp.Select, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
         scope = _Scope(outer=outer)
         self._sources(node, ctes, scope)
-        scope.aliases = {fold(p.alias) for p in node.expressions if isinstance(p, exp.Alias)}
+        outputs = [p.alias for p in node.expressions if isinstance(p, exp.Alias)]
+        scope.aliases = {fold(name) for name in outputs}
+        scope.written.update((fold(name), name) for name in outputs if fold(name) not in scope.sources)
         columns = self._outputs(node, ctes, scope)
         _order_all(node, len(columns))
         times = Counter(map(fold, columns))
@@ -201,6 +207,7 @@ class _Binder:
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
+        scope.written[fold(alias)] = alias
         if entry is None:
             scope.folded[fold(alias)] = _folded(shown)
         else:
@@ -294,7 +301,7 @@ class _Binder:
             named = named or folded in around.aliases
             around = around.outer
         if around is None and not named:
-            raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
+            raise self._unknown(name, _star_of(scope) or sorted(map(scope.written.__getitem__, scope.aliases)))
         if table and not (folded in scope.aliases and _in_having(node)):
             # The engine would take the table, and so what is left of all its columns.
             refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
@@ -316,7 +323,8 @@ class _Binder:
             level = level.outer
         if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
-        told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
+        seen = [scope.written[one] for one in scope.sources if one.strip() and one not in scope.hidden]
+        told = ", ".join(seen) or "none"
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:

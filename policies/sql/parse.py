@@ -25,9 +25,10 @@ __all__ = ["DEFAULT", "Caps", "parse", "refuse", "refused", "unchecked"]
 
 
 class _Dialect(DuckDB):
-    """DuckDB's; but sqlglot would read a column `"all"` in ORDER BY as ALL, see `_order_all`."""
+    """DuckDB's, without what sqlglot changes: it reads a column `"all"` in ORDER BY as ALL (see `_order_all`)."""
 
     SUPPORTS_ORDER_BY_ALL = False
+    PRESERVE_ORIGINAL_NAMES = True  # of functions, for messages
 
 
 _DIALECT = _Dialect()
@@ -166,7 +167,7 @@ def _refuse_node(node: exp.Expr) -> NoReturn:
 
 def _word(node: exp.Expr) -> str:
     if isinstance(node, exp.Func):
-        return node.sql_name().lower()
+        return str(node.meta.get("name") or node.sql_name().lower())
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).upper()
 
 
@@ -258,7 +259,7 @@ def _limit(node: exp.Expr, caps: Caps) -> None:
 
 def _data_type(node: exp.Expr, caps: Caps) -> None:
     if node.this not in allowed_syntax.TYPES or node.args.get("nested") or node.args.get("kind"):
-        refuse_type(str(getattr(node.this, "value", node.this)))
+        refuse_type(str(node.args.get("kind") or getattr(node.this, "value", node.this)))
 
 
 def _type_parameter(node: exp.Expr, caps: Caps) -> None:
@@ -267,10 +268,10 @@ def _type_parameter(node: exp.Expr, caps: Caps) -> None:
 
 
 def _var(node: exp.Expr, caps: Caps) -> None:
-    text, parent = str(node.this).upper(), node.parent
-    if text == "ALL" and isinstance(parent, exp.Ordered):
+    text, parent = str(node.this), node.parent
+    if text.upper() == "ALL" and isinstance(parent, exp.Ordered):
         return
-    if text not in allowed_syntax.UNITS or not isinstance(
+    if text.upper() not in allowed_syntax.UNITS or not isinstance(
         parent, exp.Interval | exp.Extract | exp.DateTrunc | exp.TimestampTrunc | exp.DateDiff
     ):
         refuse("syntax_not_allowed", f"{shown(text)} is not a unit of time that is known here", "syntax")

@@ -207,7 +207,7 @@ class _Shape:
         if before is None or before.token_type not in (TokenType.DCOLON, TokenType.ALIAS):
             refuse(
                 "function_not_allowed",
-                f"{shown(token.text)}(...) is not allowed as a function; write CAST(value AS {token.text.upper()})",
+                f"{shown(token.text)}(...) is not allowed as a function; write CAST(value AS {token.text})",
                 "functions",
             )
 

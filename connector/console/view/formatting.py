@@ -202,9 +202,9 @@ def share(part: float | None, whole: float | None, *, width: float = 100.0) -> s
 
 
 def sentence(text: str) -> str:
-    """A message as a sentence: a capital first, one full stop at the end."""
+    """A message with one full stop at its end. Its first word stays as it is: it may be a name or an address."""
     text = text.strip()
-    return text if not text else text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
 
 FILTERS: Mapping[str, Any] = {

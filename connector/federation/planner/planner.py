@@ -8,6 +8,7 @@ stays in the residual. The owner's own rewrite is the law; this only decides wha
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -21,6 +22,8 @@ from connector.federation.planner.rules import RULES, apply
 from policies.contracts.columns import fold, quoted
 from policies.sql import rewrite
 from policies.sql import syntax_tree as trees
+
+_WORD = re.compile(r"\w+")
 
 
 def plan(
@@ -39,6 +42,26 @@ def plan(
     planning.
     """
     tree = sql_text.read(sql) if tree is None else tree
+    spelled = [str(node.this) for node in rewrite.every(tree) if type(node) is exp.Identifier]
+    try:
+        return _planned(sql, tables, tree, mode=mode, across_agreements=across_agreements, trace=trace)
+    except QueryInvalid as error:
+        raise _respelled(error, spelled, tables) from None
+
+
+def _respelled(error: QueryInvalid, spelled: Sequence[str], tables: Tables) -> QueryInvalid:
+    """The error with names as the question writes them: while it is planned they are folded. A name that is stored
+    folded stands for itself."""
+    columns = {column.name for info in tables.values() for column in info.columns}
+    written: dict[str, str] = {}
+    for name in (*spelled, *sorted(columns)):
+        if (folded := fold(name)) != name and folded not in columns:
+            written.setdefault(folded, name)
+    said = _WORD.sub(lambda found: written.get(found[0], found[0]), str(error))
+    return QueryInvalid(said, code=error.code, private=error.private, **error.facts)
+
+
+def _planned(sql: str, tables: Tables, tree: exp.Expr, *, mode: Mode, across_agreements: bool, trace: bool) -> Plan:
     written = _written(tree)
     planning = Planning(tables, mode, across_agreements)
     changed, before = [], tree.copy() if trace else tree

@@ -1,13 +1,16 @@
-"""What the query page makes of an answer: a chart."""
+"""What the query page makes of an answer and of messages: a chart, a sentence."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, TypeAlias
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 from connector.management.pages import axes
 
+from connector.console.view import formatting
 from connector.console.view.chart import chart
 
 
@@ -140,3 +143,18 @@ NONE = [
 @pytest.mark.parametrize(("name", "shown", "rows"), NONE, ids=[case[0] for case in NONE])
 def test_an_answer_that_a_chart_says_nothing_about_has_none(name: str, shown: Any, rows: Any) -> None:
     assert chart({"columns": shown, "rows": rows}) == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("temp is not allowed here", "temp is not allowed here."),
+        ("http://peer.example/dsp does not answer.", "http://peer.example/dsp does not answer."),
+        ("did:web:north.example is no member", "did:web:north.example is no member."),
+        ("  ", ""),
+    ],
+)
+def test_a_message_keeps_its_first_word_as_it_is(message: str, shown: str) -> None:
+    assert formatting.sentence(message) == shown
+    templates = Path(formatting.__file__).with_name("templates").rglob("*.html")
+    assert not [one.name for one in templates if re.search(r"message\s*\|\s*(capitalize|title|upper)", one.read_text())]

@@ -252,7 +252,7 @@ async def test_evidence_of_what_a_page_shows_is_of_the_same_time(full: Console, 
 @pytest.mark.parametrize("asked", ["yesterday", "0001-01-01T00:00+23:00", "9999-12-31T23:00-23:00"])
 async def test_a_time_that_is_none_is_said_to_be_that(full: Console, asked: str) -> None:
     answer = await full.get(f"/audit?until={quote(asked)}", "audit")
-    assert (answer.status_code, "Until: expected a time such as 2026-11-24T12:00" in answer.text) == (400, True)
+    assert (answer.status_code, "until: expected a time such as 2026-11-24T12:00" in answer.text) == (400, True)
 
 
 async def test_a_question_over_many_owners_is_one_of_the_recent_refusals(empty: Console) -> None:

@@ -239,7 +239,7 @@ async def test_the_queue_of_what_waits_for_us_is_worked_off_by_approving(tmp_pat
         assert (waiting["state"], waiting["waits_for"]) == ("REQUESTED", "us")
         assert await south.get("/negotiations?waiting_for_us=true&role=consumer") == []
         for slip in ("negotiations?state=TERMINATD", "negotiations?role=consumr", "transfers?state=FINALIZED"):
-            assert "input should be" in (await south.get(f"/{slip}", 400))["detail"]  # no list that is empty
+            assert "Input should be" in (await south.get(f"/{slip}", 400))["detail"]  # no list that is empty
         problem = await north.post(f"/negotiations/{waiting['id']}/finalize", {}, 409)
         assert problem["code"] == "illegal_step"
         await north.post(f"/negotiations/{waiting['id']}/approve")

@@ -60,6 +60,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for source, names in reckoned.renamed:
         _keys_by_place(source.this, blocks[id(trees.first_select(source.this))])
         _rename_all(source, names)
+    stored = {fold(column.name): column.name for column in columns}
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
@@ -68,7 +69,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # folded already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
-        told = f"{_units(str(error), tree, planning)}{_beside(str(error), tree)}{_there(schema)}"
+        told = f"{_units(str(error), tree, planning)}{_beside(str(error), tree)}{_there(schema, stored)}"
         said = f"{_words(error)}; {told}"
         raise QueryInvalid(said, code="column_unknown") from None
     for source, names in reckoned.renamed:
@@ -100,9 +101,9 @@ def rename(tree: exp.Expr) -> exp.Expr:
     return tree
 
 
-def _there(schema: Mapping[str, object]) -> str:
+def _there(schema: Mapping[str, object], stored: Mapping[str, str]) -> str:
     """The columns that may be read, as far as there are few."""
-    names = sorted({name for tables in schema.values() for one in tables.values() for name in one})  # type: ignore[attr-defined]  # dicts
+    names = sorted({stored.get(name, name) for tables in schema.values() for one in tables.values() for name in one})  # type: ignore[attr-defined]  # dicts
     shown = f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more" if len(names) > _NAMED else ", ".join(names)
     return f"what may be read is {shown}" if names else "nothing may be read"
 
