@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from connector.management.pages import axes
+from connector.console.view import axes
 
 _BARS_MAX, _SERIES_MAX = 30, 6
 _WIDTH, _ROW, _HEIGHT = 680, 24, 300

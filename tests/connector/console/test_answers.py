@@ -8,9 +8,8 @@ from typing import Any, TypeAlias
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
-from connector.management.pages import axes
 
-from connector.console.view import formatting
+from connector.console.view import axes, formatting
 from connector.console.view.chart import chart
 
 
