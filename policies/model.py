@@ -24,7 +24,7 @@ class Kind(StrEnum):
     SET = "Set"
 
 
-class Conflict(StrEnum):
+class ConflictStrategy(StrEnum):
     """What wins when a permission and a prohibition both apply (ODRL IM 2.2, section 2.10)."""
 
     PROHIBIT = "prohibit"
@@ -97,5 +97,5 @@ class Policy:
     assigner: str = ""
     assignee: str = ""
     timestamp: str = ""
-    conflict: Conflict = Conflict.PROHIBIT
+    conflict: ConflictStrategy = ConflictStrategy.PROHIBIT
     profile: str = ""

@@ -19,25 +19,25 @@ GROUP = "hanse.policy_terms"
 _OWN = frozenset({"clock", "counter", "ledger"})  # sources that the owner's connector is by itself
 
 
-def load(group: str = GROUP) -> list[str]:
+def load_plugins(group: str = GROUP) -> list[str]:
     """Take in every installed plugin; the names of their entry points. ValueError names the word that does not hold.
 
     Loading twice is harmless: what is there already is passed over.
     """
     loaded = []
     for entry in sorted(entry_points(group=group), key=lambda point: point.name):
-        take(entry.load())
+        register_plugin(entry.load())
         loaded.append(entry.name)
     return loaded
 
 
-def take(plugin: Any) -> None:
+def register_plugin(plugin: Any) -> None:
     """Take in one plugin, whole or not at all."""
     operands: Iterable[Operand] = getattr(plugin, "OPERANDS", ())
     lower: Mapping[str, lowering.Lower] = getattr(plugin, "LOWER", {})
     fresh = [word for word in operands if vocabulary.OPERANDS.get(word.name) is not word]
     for word in fresh:
-        _check(word, lower)
+        _check_operand(word, lower)
     actions = [one for one in getattr(plugin, "ACTIONS", ()) if vocabulary.ACTIONS.get(one.name) is not one]
     for action in actions:
         if action.tier is Tier.TECHNICAL:
@@ -51,7 +51,7 @@ def take(plugin: Any) -> None:
         masks.register(mask)
 
 
-def _check(word: Operand, lower: Mapping[str, lowering.Lower]) -> None:
+def _check_operand(word: Operand, lower: Mapping[str, lowering.Lower]) -> None:
     name = compact(word.name)
     if word.enforced_by and word.enforced_by not in ENFORCERS:
         raise ValueError(

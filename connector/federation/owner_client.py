@@ -43,7 +43,7 @@ from connector.federation.expected_types import Shape
 from connector.federation.planner.model import Bearer, Fragment, Silent
 from connector.infra.net.http_client import Answer, Net, origin
 from policies.contracts.columns import fold
-from policies.enforce.withheld import Withheld, strongest, withheld_of
+from policies.enforce.withheld import Withheld, parse_withheld, strongest
 
 Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
 
@@ -146,7 +146,7 @@ class Answered:
         """What was left out, by the agreement and by the owner's own word: the stronger of the two."""
         if self.refused is not None:
             return Withheld.SOME
-        return strongest((self.fragment.withheld, withheld_of(self.end.get("withheld"))))
+        return strongest((self.fragment.withheld, parse_withheld(self.end.get("withheld"))))
 
     @property
     def data_rows(self) -> int:

@@ -19,7 +19,7 @@ OFFER_URN = "urn:hanse:offer:"
 
 
 @dataclass(frozen=True, slots=True)
-class WhoLine:
+class PartyLine:
     """One condition on the party: a word of `WHO` and its values."""
 
     word: str
@@ -36,7 +36,7 @@ class MaskLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ColumnRules:
     """Which columns can be read, and which are masked."""
 
     only: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OfferLimits:
     """Quantities as written; `per` is the column that identifies a unit for `min_group` or `epsilon`."""
 
     min_group: str = ""
@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class OwedLine:
+class DutyLine:
     """Something owed: a short action and its details by the words of `DETAILS`."""
 
     action: str
@@ -78,23 +78,23 @@ class OfferForm:
 
     offer: str
     dataset: str = ""
-    who: tuple[WhoLine, ...] = ()
+    who: tuple[PartyLine, ...] = ()
     may: tuple[str, ...] = ()
     purposes: tuple[str, ...] = ()
     not_before: str = ""
     until: str = ""
     lasts: str = ""
     rows: str = ""
-    columns: Columns = Columns()
-    limits: Limits = Limits()
+    columns: ColumnRules = ColumnRules()
+    limits: OfferLimits = OfferLimits()
     answers: str = ""
     group_by: tuple[tuple[str, str], ...] = ()
     measure: tuple[tuple[str, str], ...] = ()
     joins: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    first: tuple[OwedLine, ...] = ()
+    first: tuple[DutyLine, ...] = ()
     forbidden: tuple[str, ...] = ()
-    then: tuple[OwedLine, ...] = ()
+    then: tuple[DutyLine, ...] = ()
     decide: str = "manual"
     odrl: Mapping[str, Any] | None = None
 
@@ -109,7 +109,7 @@ KEYS = tuple(
 )
 
 # word -> operand, operator
-WHO: dict[str, tuple[str, str]] = {
+PARTY_WORDS: dict[str, tuple[str, str]] = {
     "membership": (ds("membership"), "eq"),
     "role": (ds("role"), "isAnyOf"),
     "country": (ds("participantCountry"), "isPartOf"),
@@ -167,12 +167,12 @@ _SPAN = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y|hours?|days?|weeks?|months?|years?)
 _UNITS = {"h": "PT{}H", "d": "P{}D", "w": "P{}W", "m": "P{}M", "y": "P{}Y"}
 
 
-def ordered(masks: Iterable[MaskLine]) -> tuple[MaskLine, ...]:
+def order_masks(masks: Iterable[MaskLine]) -> tuple[MaskLine, ...]:
     """Masks as the form lists them: hashed columns, emptied ones, then the others as they came."""
     return tuple(sorted(masks, key=lambda mask: {"hash": 0, "null": 1}.get(mask.method, 2)))
 
 
-def span(text: str) -> str:
+def parse_span(text: str) -> str:
     """`30d`, `12 hours`, `3 months`, or an ISO duration, as an ISO duration; ValueError when it is none."""
     found = _SPAN.fullmatch(text.strip())
     iso = _UNITS[found[2][0]].format(int(found[1])) if found else text.strip()
@@ -180,11 +180,11 @@ def span(text: str) -> str:
     return iso
 
 
-def short_span(iso: str) -> str:
+def format_span(iso: str) -> str:
     """The shortest spelling of a duration that `span` reads back as the same text."""
     for head, tail, unit in (("P", "D", "d"), ("PT", "H", "h"), ("P", "W", "w"), ("P", "M", "mo"), ("P", "Y", "y")):
         number = iso.removeprefix(head).removesuffix(tail)
-        if number.isdecimal() and iso == f"{head}{number}{tail}" and span(number + unit) == iso:
+        if number.isdecimal() and iso == f"{head}{number}{tail}" and parse_span(number + unit) == iso:
             return number + unit
     return iso
 

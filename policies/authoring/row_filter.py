@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 from policies.errors import PolicyUnreadable
 from policies.evaluation.values import is_text
 from policies.model import Atom, Connective, Constraint, Group, Literal
@@ -52,7 +52,7 @@ def parse(text: str) -> Constraint:
         raise PolicyUnreadable(
             f"expected a row filter of at most {MAX_TEXT} characters, got {len(text)} or broken ones"
         )
-    parser = _Parser(_tokens(text))
+    parser = _Parser(_split_tokens(text))
     found = parser.disjunction(0)
     parser.expect_end()
     return found
@@ -63,7 +63,7 @@ def render(constraint: Constraint) -> str:
     return _render(constraint, top=True)
 
 
-def _tokens(text: str) -> list[_Token]:
+def _split_tokens(text: str) -> list[_Token]:
     found, position = [], 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
@@ -195,7 +195,7 @@ def _render(constraint: Constraint, *, top: bool) -> str:
 def _render_atom(atom: Atom) -> str:
     column = column_of(atom.left)
     if not _BARE_COLUMN.fullmatch(column) or column.lower() in _KEYWORDS:
-        column = quoted(column)
+        column = quote_identifier(column)
     found = [_quoted(literal.text) for literal in atom.right]
     if atom.operator in _OF:
         return f"{column} {_OF[atom.operator]} {found[0]}"

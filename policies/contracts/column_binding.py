@@ -13,7 +13,7 @@ from policies.contracts.contract import Comparison, DataContract, RowFilter, Tab
 
 
 @dataclass(frozen=True, slots=True)
-class Retyped:
+class RetypedColumn:
     """A column of another kind than before; `before` is empty where there was none."""
 
     column: str
@@ -24,35 +24,35 @@ class Retyped:
         return f"{self.column} is {self.now} and was {self.before or 'not there'}"
 
 
-def enforced(contract: DataContract) -> tuple[str, ...]:
+def enforced_columns(contract: DataContract) -> tuple[str, ...]:
     """The columns that are filtered by, masked, grouped by, summed, or that say who somebody is."""
     grid = contract.grid
-    named = [*_filtered(contract.row_filter), *(mask.column for mask in contract.masks)]
+    named = [*_filter_columns(contract.row_filter), *(mask.column for mask in contract.masks)]
     if grid is not None:
         named += [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
         named += [grid.entity] if grid.entity is not None else []
     return tuple(dict.fromkeys(named))
 
 
-def retyped(contract: DataContract, before: TableSchema) -> list[Retyped]:
+def find_retyped(contract: DataContract, before: TableSchema) -> list[RetypedColumn]:
     """The enforced columns whose kind of type is another than in `before`. All numbers are of one kind."""
     found = []
-    for name in enforced(contract):
-        now, old = columns.find(contract.schema, name), columns.find(before, name)
-        one = Retyped(name, old.type if old else "", now.type if now else "not there")
-        if old is None or now is None or _kind(old.type) != _kind(now.type):
+    for name in enforced_columns(contract):
+        now, old = columns.find_column(contract.schema, name), columns.find_column(before, name)
+        one = RetypedColumn(name, old.type if old else "", now.type if now else "not there")
+        if old is None or now is None or _type_kind(old.type) != _type_kind(now.type):
             found.append(one)
     return found
 
 
-def _filtered(row_filter: RowFilter | None) -> list[str]:
+def _filter_columns(row_filter: RowFilter | None) -> list[str]:
     if row_filter is None:
         return []
     if isinstance(row_filter, Comparison):
         return [row_filter.column]
-    return [name for member in row_filter.members for name in _filtered(member)]
+    return [name for member in row_filter.members for name in _filter_columns(member)]
 
 
-def _kind(type_: str) -> str:
+def _type_kind(type_: str) -> str:
     family = columns.family(type_)
     return "number" if family in columns.NUMERIC else family

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from string import ascii_lowercase, ascii_uppercase
 
 from policies.contracts.contract import Column, Scalar, TableSchema
-from policies.evaluation.values import decimal, plain
+from policies.evaluation.values import decimal, format_decimal
 
 TEXT, INTEGER, DECIMAL, FLOAT = "text", "integer", "decimal", "float"
 BOOLEAN, DATE, TIMESTAMP, TIMESTAMPTZ = "boolean", "date", "timestamp", "timestamptz"
@@ -40,7 +40,7 @@ _FRACTION = re.compile(r"[.,](\d+)")
 _DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
 
 
-_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+_TO_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def fold(name: str) -> str:
@@ -48,10 +48,10 @@ def fold(name: str) -> str:
 
     `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
     """
-    return name.lower() if name.isascii() else name.translate(_SMALL)
+    return name.lower() if name.isascii() else name.translate(_TO_LOWER)
 
 
-def apart(names: Iterable[str]) -> list[str]:
+def make_distinct(names: Iterable[str]) -> list[str]:
     """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
     found: dict[str, str] = {}
     times = Counter[str]()
@@ -64,12 +64,12 @@ def apart(names: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def quoted(name: str) -> str:
+def quote_identifier(name: str) -> str:
     """A name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def find(schema: TableSchema, name: str) -> Column | None:
+def find_column(schema: TableSchema, name: str) -> Column | None:
     """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
 
     More than the engine takes for one name: a rule that hides `ärzte` must not let `Ärzte` pass.
@@ -112,7 +112,7 @@ def decimal_width(column_type: str) -> int:
 _BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "HUGEINT": 128}
 
 
-def extent(type_: str) -> tuple[int, int]:
+def value_range(type_: str) -> tuple[int, int]:
     """The least and the largest number that a type of whole numbers or decimals holds, in steps of its last digit."""
     if family(type_) == DECIMAL:
         most = 10 ** decimal_width(type_) - 1
@@ -122,7 +122,7 @@ def extent(type_: str) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _BITS[name.removeprefix("U")] - 1)
 
 
-def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
+def parse_bin_width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
     """A bin width for numbers of a type; ValueError for none, or a fraction for masks of whole numbers.
 
     Of `new` terms, ValueError also for one with more digits after the point than `digits`, and for one that is not the
@@ -131,7 +131,7 @@ def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> flo
     number = decimal(text)
     if number <= 0:
         raise ValueError(f"expected a bin width above 0, got {text!r}")
-    fine = digits is not None and len(plain(number).partition(".")[2]) > digits
+    fine = digits is not None and len(format_decimal(number).partition(".")[2]) > digits
     if fine and (new or family(type_) == INTEGER):
         raise ValueError(f"expected a bin width of at most {digits} digits after the point, got {text!r}")
     if number == number.to_integral_value():
@@ -142,7 +142,7 @@ def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> flo
     return value
 
 
-def read(column: Column, text: str) -> Scalar:
+def parse_value(column: Column, text: str) -> Scalar:
     """The value that `text` means in `column`; ValueError says what was expected and what came.
 
     Decimals, dates and times stay texts in one spelling, so that no binary fraction comes between.
@@ -151,20 +151,22 @@ def read(column: Column, text: str) -> Scalar:
     if kind == OTHER:
         raise ValueError(f"a column of type {column.type} cannot be compared; choose a plain column")
     if kind in NUMERIC:
-        return _number(column, kind, decimal(text))
+        return _parse_number(column, kind, decimal(text))
     if kind == BOOLEAN:
-        return _boolean(text)
+        return _parse_boolean(text)
     if kind in TEMPORAL:
-        return _time(column.type, kind, text)
-    return uuid(text) if kind == UUID else text
+        return _parse_time(column.type, kind, text)
+    return parse_uuid(text) if kind == UUID else text
 
 
-def _number(column: Column, kind: str, number: Decimal) -> Scalar:
+def _parse_number(column: Column, kind: str, number: Decimal) -> Scalar:
     if kind == FLOAT:
-        return _float(column.type, number)
+        return _parse_float(column.type, number)
     if number < 0 and column.type.upper().strip() == "UHUGEINT":  # the engine compares these in the column's type
-        raise ValueError(f"expected a number from 0 for {column.type}, which holds no other, got {plain(number)}")
-    digits, text = decimal_scale(column.type), plain(number)
+        raise ValueError(
+            f"expected a number from 0 for {column.type}, which holds no other, got {format_decimal(number)}"
+        )
+    digits, text = decimal_scale(column.type), format_decimal(number)
     if len(text.partition(".")[2]) > digits:
         raise ValueError(f"expected at most {digits} digits after the point for {column.type}, got {text}")
     if len(text.partition(".")[0].lstrip("-")) > 38 - digits:
@@ -172,7 +174,7 @@ def _number(column: Column, kind: str, number: Decimal) -> Scalar:
     return int(number) if kind == INTEGER else text
 
 
-def _float(type_: str, number: Decimal) -> float:
+def _parse_float(type_: str, number: Decimal) -> float:
     """The nearest number that the type holds: 0.1 in a REAL column is not the 0.1 of a DOUBLE one."""
     value, digits = float(number), len(number.normalize().as_tuple().digits)
     try:
@@ -182,17 +184,17 @@ def _float(type_: str, number: Decimal) -> float:
     except (OverflowError, InvalidOperation):
         held = False
     if not held:
-        raise ValueError(f"expected a number with no more digits than {type_} holds, got {plain(number)}")
+        raise ValueError(f"expected a number with no more digits than {type_} holds, got {format_decimal(number)}")
     return value
 
 
-def _boolean(text: str) -> bool:
+def _parse_boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"expected true or false, got {text!r}")
     return text.lower() in ("true", "1")
 
 
-def uuid(text: str) -> str:
+def parse_uuid(text: str) -> str:
     """A UUID in its one spelling; ValueError where the text is none."""
     found = _UUID.fullmatch(text)
     if not found:
@@ -200,13 +202,13 @@ def uuid(text: str) -> str:
     return "-".join(found.groups()).lower()
 
 
-def _time(type_: str, kind: str, text: str) -> str:
+def _parse_time(type_: str, kind: str, text: str) -> str:
     try:
         moment = date.fromisoformat(text) if kind == DATE else datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"expected a {'day' if kind == DATE else 'time'} in ISO form, got {text!r}") from None
     if kind != DATE:
-        _exact_time(type_, kind, text)
+        _refuse_rounding(type_, kind, text)
     zoned = isinstance(moment, datetime) and moment.tzinfo is not None
     if zoned != (kind == TIMESTAMPTZ):
         wanted = "with its zone" if kind == TIMESTAMPTZ else "without a zone"
@@ -217,7 +219,7 @@ def _time(type_: str, kind: str, text: str) -> str:
 _NANOSECONDS = datetime(1677, 9, 21, 0, 12, 43, 145225), datetime(2262, 4, 11, 23, 47, 16, 854775)
 
 
-def holds(type_: str, value: Scalar) -> bool:
+def can_hold(type_: str, value: Scalar) -> bool:
     """Whether a column of this type can hold what `read` gave for it: 64 bits of nanoseconds are not all years."""
     if type_.upper().strip() != "TIMESTAMP_NS":
         return True
@@ -228,7 +230,7 @@ def holds(type_: str, value: Scalar) -> bool:
 _DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond
 
 
-def _exact_time(type_: str, kind: str, text: str) -> None:
+def _refuse_rounding(type_: str, kind: str, text: str) -> None:
     """Refuse what would be rounded: a day, which is no moment of it, and digits that nothing here holds."""
     if _is_day(text):
         start = f"{text}T00:00:00" + "Z" * (kind == TIMESTAMPTZ)

@@ -16,14 +16,14 @@ from policies.contracts.contract import DataContract
 from policies.evaluation.values import iri
 from policies.model import Policy
 from policies.review import unknown_terms
-from policies.review.lint import Problem
+from policies.review.lint import LintProblem
 from policies.vocabulary import ds
 
 _NAMED = 3  # in one sentence; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ActivePolicy:
     """A policy on the dataset, by the name under which people are told of it, and what it gives there.
 
     `holder`: the party of an agreement, which nobody else can hold. `over`: it has ended, and was read under.
@@ -36,31 +36,31 @@ class Standing:
     over: bool = False
 
 
-def problems(mine: Standing, others: Iterable[Standing]) -> Iterator[Problem]:
+def find_conflicts(mine: ActivePolicy, others: Iterable[ActivePolicy]) -> Iterator[LintProblem]:
     """What speaks against `mine` beside the others: each kind once, errors first."""
     found: dict[str, dict[str, str]] = {}  # code -> name of the other -> path of ours
     for other in others:
-        for path, code in _between(mine, other):
+        for path, code in _compare_pair(mine, other):
             found.setdefault(code, {}).setdefault(other.name, path)
     for code, (level, sentence) in _SAID.items():
         if names := found.get(code):
             path = next(iter(names.values()))
             said = sentence.format(mine=f"{path} of {mine.name}", others=_listed(list(names)))
-            yield Problem("error" if level == "error" else "warning", path, code, said)
+            yield LintProblem("error" if level == "error" else "warning", path, code, said)
 
 
-def _between(mine: Standing, other: Standing) -> Iterator[tuple[str, str]]:
+def _compare_pair(mine: ActivePolicy, other: ActivePolicy) -> Iterator[tuple[str, str]]:
     for ours in mine.contracts:
         for theirs in other.contracts:
-            together = _meet(holders(mine, ours), holders(other, theirs))
+            together = _can_share_holder(possible_holders(mine, ours), possible_holders(other, theirs))
             if (ours.grid is None) != (theirs.grid is None):
                 if together and not other.over:
                     yield ours.permission, "rows_beside_groups"
             elif ours.grid is None and theirs.grid is None:
                 if together and not _covers(ours, theirs) and not _covers(theirs, ours):
                     yield ours.permission, "rows_linked"
-            elif compiler.differ(ours, theirs):
-                yield ours.permission, _differ(together=together, over=other.over)
+            elif compiler.count_differently(ours, theirs):
+                yield ours.permission, _conflict_sentence(together=together, over=other.over)
 
 
 def _covers(one: DataContract, other: DataContract) -> bool:
@@ -69,26 +69,26 @@ def _covers(one: DataContract, other: DataContract) -> bool:
     return all(name in one.columns and masks.get(name) in (None, theirs.get(name)) for name in other.columns)
 
 
-def _differ(*, together: bool, over: bool) -> str:
+def _conflict_sentence(*, together: bool, over: bool) -> str:
     if not together:
         return "grids_of_two_parties"
     return "grids_differed" if over else "grids_differ"
 
 
-def holders(one: Standing, contract: DataContract) -> frozenset[str] | None:
+def possible_holders(one: ActivePolicy, contract: DataContract) -> frozenset[str] | None:
     """The parties that can hold this permission at all; None where its rules name none."""
     if one.holder:
         return frozenset({one.holder})
     rule = one.policy.permissions[int(contract.permission.rpartition("/")[2])]
     named: frozenset[str] | None = None
-    for _, atom in unknown_terms.conjunction(rule.constraints, ""):
+    for _, atom in unknown_terms.walk_required(rule.constraints, ""):
         if atom.left == ds("participant") and atom.operator in ("eq", "isAnyOf"):
             parties = frozenset(iri(literal.text) for literal in atom.right)
             named = parties if named is None else named & parties
     return named
 
 
-def _meet(one: frozenset[str] | None, other: frozenset[str] | None) -> bool:
+def _can_share_holder(one: frozenset[str] | None, other: frozenset[str] | None) -> bool:
     return one is None or other is None or bool(one & other)
 
 

@@ -127,7 +127,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UsageLimits:
     """Quantities under one agreement; None is no limit. Rows and bytes count what leaves the owner."""
 
     rows: int | None = None
@@ -144,7 +144,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class Obligation:
     """An obligation to follow up: the action, its delay in seconds after the event, and the event's name."""
 
     action: str
@@ -174,11 +174,11 @@ class DataContract:
     row_filter: RowFilter | None = None
     masks: tuple[Mask, ...] = ()
     grid: Grid | None = None  # not None: aggregate only
-    limits: Limits = Limits()
+    limits: UsageLimits = UsageLimits()
     purposes_refused: tuple[str, ...] = ()  # what a declared purpose must not be; declaring none is refused
     joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any under an agreement
     templates: tuple[str, ...] = ()
-    obligations: tuple[Owed, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
     contractual: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     together: tuple[tuple[str, ...], ...] = ()  # columns of which no query may use all
@@ -191,7 +191,7 @@ def to_json(contract: DataContract) -> str:
     return json.dumps(asdict(contract), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def shown(contract: DataContract) -> str:
+def visibility_key(contract: DataContract) -> str:
     """Which rows a reader sees, and what of them, as one line of JSON: where it is the same, the same rows are."""
     row_filter = None if contract.row_filter is None else asdict(contract.row_filter)
     return json.dumps([contract.columns, [asdict(mask) for mask in contract.masks], row_filter])
@@ -202,34 +202,34 @@ def from_json(text: str) -> DataContract:
     raw = json.loads(text)
     grid, row_filter = raw["grid"], raw["row_filter"]
     return DataContract(
-        **{name: _frozen(value) for name, value in raw.items() if name not in _NESTED},
+        **{name: _freeze(value) for name, value in raw.items() if name not in _NESTED},
         schema=TableSchema(tuple(Column(**column) for column in raw["schema"]["columns"])),
-        row_filter=None if row_filter is None else _row_filter(row_filter),
-        masks=tuple(Mask(**{**mask, "kind": _kind(mask["kind"])}) for mask in raw["masks"]),
-        grid=None if grid is None else _grid(grid),
-        limits=Limits(**raw["limits"]),
-        obligations=tuple(Owed(**{name: _frozen(v) for name, v in owed.items()}) for owed in raw["obligations"]),
+        row_filter=None if row_filter is None else _read_row_filter(row_filter),
+        masks=tuple(Mask(**{**mask, "kind": _read_mask_kind(mask["kind"])}) for mask in raw["masks"]),
+        grid=None if grid is None else _read_grid(grid),
+        limits=UsageLimits(**raw["limits"]),
+        obligations=tuple(Obligation(**{name: _freeze(v) for name, v in owed.items()}) for owed in raw["obligations"]),
     )
 
 
-def _kind(text: str) -> MaskKind | str:
+def _read_mask_kind(text: str) -> MaskKind | str:
     return MaskKind(text) if text in set(MaskKind) else text
 
 
 _NESTED = frozenset({"schema", "row_filter", "masks", "grid", "limits", "obligations"})
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(member) for member in value) if isinstance(value, list) else value
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(member) for member in value) if isinstance(value, list) else value
 
 
-def _row_filter(raw: dict[str, Any]) -> RowFilter:
+def _read_row_filter(raw: dict[str, Any]) -> RowFilter:
     if "connective" in raw:
-        return Connected(raw["connective"], tuple(_row_filter(member) for member in raw["members"]))
+        return Connected(raw["connective"], tuple(_read_row_filter(member) for member in raw["members"]))
     return Comparison(raw["column"], raw["operator"], tuple(raw["values"]))
 
 
-def _grid(raw: dict[str, Any]) -> Grid:
+def _read_grid(raw: dict[str, Any]) -> Grid:
     return Grid(
         min_group=raw["min_group"],
         entity=raw["entity"],

@@ -13,12 +13,12 @@ from policies.contracts.contract import DataContract
 from policies.errors import QueryRefused
 from policies.evaluation.values import is_below, purpose_hint
 from policies.model import HANSE
-from policies.vocabulary import compact, meant
+from policies.vocabulary import compact, resolve_alias
 
 _QUERY, _STREAM = HANSE + "query", HANSE + "stream"
 
 
-def reason(contract: DataContract, effect: str) -> str:
+def rule_path(contract: DataContract, effect: str) -> str:
     """The path of the rule that had this effect, or the permission itself."""
     return next((path for name, path in contract.reasons if name == effect), contract.permission)
 
@@ -31,8 +31,8 @@ def check_action(contract: DataContract, action: str) -> None:
             rule=contract.residual[0].partition(" ")[0],
             code="contract_undecided",
         )
-    if meant(action) not in contract.actions:
-        rows = meant(action) == _STREAM and _QUERY in contract.actions
+    if resolve_alias(action) not in contract.actions:
+        rows = resolve_alias(action) == _STREAM and _QUERY in contract.actions
         instead = ". Its rows do not leave one by one: send a query (`space.query`)" if rows else ""
         raise QueryRefused(
             f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}{instead}",
@@ -61,7 +61,7 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
         return
     raise QueryRefused(
         f"{problem}; {agreed}. Name one of these, or negotiate another agreement",
-        rule=reason(contract, "purpose"),
+        rule=rule_path(contract, "purpose"),
         code="purpose_not_agreed",
     )
 
@@ -70,19 +70,19 @@ def check_time(contract: DataContract, now: float) -> None:
     """Refuse (`not_in_force`) before the start and after the end; `now` in UTC seconds since the epoch."""
     if contract.not_before is not None and now < contract.not_before:
         raise QueryRefused(
-            f"the agreement is not in force before {_stamp(contract.not_before)}",
+            f"the agreement is not in force before {_format_time(contract.not_before)}",
             rule=_time_rule(contract),
             code="not_in_force",
         )
     if contract.not_after is not None and now > contract.not_after:
         raise QueryRefused(
-            f"the agreement ended {_stamp(contract.not_after)}; negotiate another",
+            f"the agreement ended {_format_time(contract.not_after)}; negotiate another",
             rule=_time_rule(contract),
             code="not_in_force",
         )
 
 
-def covering(
+def find_covering(
     contracts: Sequence[DataContract], *, action: str, purpose: str | None, now: float | None = None
 ) -> list[DataContract]:
     """The contracts that cover the request, in order; whether their permissions are active depends on who asks.
@@ -122,7 +122,7 @@ def _time_rule(contract: DataContract) -> str:
     return next((path for name, path in contract.reasons if name in ("dateTime", "elapsedTime")), contract.permission)
 
 
-def _stamp(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):

@@ -43,7 +43,7 @@ def register(word: MaskWord) -> None:
         raise ValueError(f"a mask {word.name} is registered already; choose another name")
 
 
-def texts(masks: Iterable[Mask]) -> frozenset[str]:
+def text_columns(masks: Iterable[Mask]) -> frozenset[str]:
     """The columns whose values are shown as texts, whatever their type: those that are hashed or shortened."""
     return frozenset(mask.column for mask in masks if _shows_text(mask))
 
@@ -53,6 +53,6 @@ def _shows_text(mask: Mask) -> bool:
     return mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)
 
 
-def names() -> list[str]:
+def mask_names() -> list[str]:
     """Every mask that a policy may name."""
     return [*MaskKind, *sorted(MASKS)]

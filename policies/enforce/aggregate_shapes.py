@@ -40,14 +40,14 @@ _RULES = ("minGroupSize", "epsilonBudget", "resultKind", "dimension", "measure")
 
 class _Rules:
     def __init__(self, contract: DataContract, shown_as: str) -> None:
-        made = grid.of(contract)
+        made = grid.require_grid(contract)
         self.grid = made
         self.shown_as = shown_as
         self.rule = next(
             (path for name, path in contract.reasons if name in _RULES),
             contract.permission,
         )
-        self.dimensions = {fold(one.column): grid.type_seen(contract, one) for one in made.dimensions}
+        self.dimensions = {fold(one.column): grid.visible_type(contract, one) for one in made.dimensions}
         self.measures = {fold(one.column) for one in made.measures}
         self.entity = "" if made.entity is None else fold(made.entity)
 
@@ -150,21 +150,21 @@ class _Rules:
     def _compared(self, column: exp.Expr, operator: type[exp.Binary], value: exp.Expr) -> exp.Expr:
         self._fits(column, value)
         try:
-            return literals.compared(column, operator, value, self.dimensions[fold(column.name)])
+            return literals.fit_comparison(column, operator, value, self.dimensions[fold(column.name)])
         except ValueError as wrong:
             self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
 
     def _among(self, column: exp.Expr, values: list[exp.Expr]) -> exp.Expr:
         self._fits(column, *values)
         try:
-            return literals.among(column, values, self.dimensions[fold(column.name)])
+            return literals.fit_membership(column, values, self.dimensions[fold(column.name)])
         except ValueError as wrong:
             self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
 
     def _fits(self, column: exp.Expr, *values: exp.Expr) -> None:
         """A dimension beside literals of its own kind: any other pair would be cast for each row."""
         type_ = self.dimensions[fold(column.name)]
-        kinds = [literals.kind(value) for value in values]
+        kinds = [literals.literal_kind(value) for value in values]
         if "" in kinds:
             self._no_condition()
         if any(kind not in literals.FITTING[columns.family(type_)] for kind in kinds):

@@ -18,7 +18,7 @@ from policies.contracts import columns
 from policies.contracts.columns import fold
 from policies.contracts.contract import DataContract, Measure, Privacy, Scalar
 from policies.enforce import grid, policy_view
-from policies.enforce.policy_view import Maker
+from policies.enforce.policy_view import StatementBuilder
 from policies.sql.parse import refuse
 
 UNITS, ROWS = "units", "rows"
@@ -41,7 +41,7 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Private:
+class PrivateQuery:
     """The private statement and its noise; `relation` names the noised table in the public statement.
 
     `question` is equal for questions with the same answer, however they are written.
@@ -58,7 +58,7 @@ class Private:
 
 
 @dataclass(slots=True)
-class Parts:
+class NoisedStatements:
     """Both statements as trees, and what the caller needs to finish them."""
 
     private: exp.Select
@@ -69,15 +69,15 @@ class Parts:
     question: str = ""
 
 
-def parts(tree: exp.Select, contract: DataContract, relation: str, maker: Maker) -> Parts:
+def split_query(tree: exp.Select, contract: DataContract, relation: str, maker: StatementBuilder) -> NoisedStatements:
     """Both statements for a checked aggregate query (`aggregate.check`, after `bind.bind`)."""
-    return _Split(tree, contract, relation, maker).parts()
+    return _Split(tree, contract, relation, maker).build()
 
 
 class _Split:
-    def __init__(self, tree: exp.Select, contract: DataContract, relation: str, maker: Maker) -> None:
+    def __init__(self, tree: exp.Select, contract: DataContract, relation: str, maker: StatementBuilder) -> None:
         self.tree, self.contract, self.relation, self.maker = tree, contract, relation, maker
-        self.grid = grid.of(contract)
+        self.grid = grid.require_grid(contract)
         assert self.grid.privacy is not None
         self.budget = self.grid.privacy
         self.bound = 1 if self.grid.entity is None else self.budget.rows
@@ -88,12 +88,12 @@ class _Split:
         if self.keys:
             self._units()
 
-    def parts(self) -> Parts:
+    def build(self) -> NoisedStatements:
         noised = self.maker.token()
         public = self._public(noised)
         private, names = self._private()
         noise = Noise(tuple(self.sensitive.items()), keys=bool(self.keys), rows=self.bound)
-        return Parts(private, public, names, noised, noise, self._question())
+        return NoisedStatements(private, public, names, noised, noise, self._question())
 
     # what is asked
 
@@ -102,7 +102,7 @@ class _Split:
         names = {fold(one.column): one.column for one in self.grid.dimensions}
         clause = self.tree.args.get("group")
         found = [self._key(key, names) for key in (clause.expressions if clause else ())]
-        shown = [one for one in map(_value, self.tree.expressions) if isinstance(one, exp.Column)]
+        shown = [one for one in map(_output_value, self.tree.expressions) if isinstance(one, exp.Column)]
         for one in shown:
             if names[fold(one.name)] not in found:
                 refuse("aggregate_shape", f"{one.name} is shown and not grouped by; add it to GROUP BY", "group")
@@ -112,7 +112,7 @@ class _Split:
         if isinstance(key, exp.Literal):
             outputs = self.tree.expressions
             place = int(key.this) if str(key.this).isdigit() else 0
-            key = _value(outputs[place - 1]) if 0 < place <= len(outputs) else key
+            key = _output_value(outputs[place - 1]) if 0 < place <= len(outputs) else key
         if not isinstance(key, exp.Column):
             refuse("aggregate_shape", "GROUP BY lists dimensions, or positions of outputs that are dimensions", "group")
         return names[fold(key.name)]
@@ -120,19 +120,19 @@ class _Split:
     def _question(self) -> str:
         """A digest of what the private answer depends on, beside the data and the contract."""
         where = self.tree.args.get("where")
-        conditions = sorted(_plain(part) for part in _conjuncts(where))
+        conditions = sorted(_condition_text(part) for part in _conjuncts(where))
         asked = {"keys": sorted(self.keys), "where": conditions, "columns": sorted(self.sensitive)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     # the public side
 
     def _public(self, noised: str) -> exp.Select:
-        outputs = [grid.named_as(self._output(_value(one)), one.alias_or_name) for one in self.tree.expressions]
+        outputs = [grid.named_as(self._output(_output_value(one)), one.alias_or_name) for one in self.tree.expressions]
         query = exp.select(*outputs, copy=False).from_(grid.table_named(noised), copy=False)
         for name in ("order", "limit", "offset"):
             if self.tree.args.get(name) is not None:
                 query.set(name, self.tree.args[name].copy())
-        grid.settle(query)
+        grid.fix_group_order(query)
         return query
 
     def _output(self, value: exp.Expr) -> exp.Expr:
@@ -180,13 +180,13 @@ class _Split:
         source = grid.base_rows(self.contract, self.relation, self.maker)
         ctes = [
             grid.cte(base, source, materialised=True),
-            grid.cte(drawn, self._drawn(base)),
-            grid.cte(kept, self._ranked(drawn)),
+            grid.cte(drawn, self._sampled_rows(base)),
+            grid.cte(kept, self._ranked_rows(drawn)),
         ]
         query.set("with_", exp.With(expressions=ctes))
         return query, [self.relation, base, drawn, kept]
 
-    def _drawn(self, base: str) -> exp.Select:
+    def _sampled_rows(self, base: str) -> exp.Select:
         """The rows that the question asks for, each with a random number."""
         draw = grid.named_as(exp.Anonymous(this="random"), _DRAW)
         query = exp.select(exp.Star(), draw, copy=False).from_(grid.table_named(base), copy=False)
@@ -196,7 +196,7 @@ class _Split:
         # No comparison can fail (`literals`). Should one, its row is left out: an error would tell of it exactly.
         return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
 
-    def _ranked(self, drawn: str) -> exp.Select:
+    def _ranked_rows(self, drawn: str) -> exp.Select:
         """The rows of each unit numbered in the order of their random numbers: the first few will count."""
         shown: list[exp.Expr] = [exp.Star()]
         if self.grid.entity is not None:
@@ -237,10 +237,10 @@ class _Split:
         total = exp.Coalesce(this=added, expressions=[exp.Literal.number(0)])
         lowest = exp.Neg(this=exp.Literal.number(_SUM_MAX))
         whole = policy_view.try_cast(_least(grid.greatest(total, lowest), exp.Literal.number(_SUM_MAX)), "BIGINT")
-        return self._add(f"sum {index}", whole, self.bound * largest(self.contract, measure))
+        return self._add(f"sum {index}", whole, self.bound * largest_contribution(self.contract, measure))
 
 
-def largest(contract: DataContract, measure: Measure) -> int:
+def largest_contribution(contract: DataContract, measure: Measure) -> int:
     """How much one row adds to a sum at most, in whole steps."""
     assert measure.low is not None
     assert measure.high is not None
@@ -253,7 +253,7 @@ def _step(contract: DataContract, measure: Measure) -> float:
     """The unit in which a measure is summed: 1 for whole numbers, the last digit of decimals, else a power of two."""
     assert measure.low is not None
     assert measure.high is not None
-    type_ = policy_view.type_of(contract, measure.column)
+    type_ = policy_view.column_type(contract, measure.column)
     family, most = columns.family(type_), max(abs(measure.low), abs(measure.high), 1e-300)
     if family == columns.INTEGER:
         return 1
@@ -265,7 +265,7 @@ def _step(contract: DataContract, measure: Measure) -> float:
 _DRAW, _PLACE = "draw of row", "place of row"  # no column of a table is called that
 
 
-def _value(output: exp.Expr) -> exp.Expr:
+def _output_value(output: exp.Expr) -> exp.Expr:
     found = output.this if isinstance(output, exp.Alias) else output
     assert isinstance(found, exp.Expr)
     return found
@@ -277,7 +277,7 @@ def _conjuncts(where: exp.Expr | None) -> list[exp.Expr]:
     return list(where.this.flatten()) if isinstance(where.this, exp.And) else [where.this]
 
 
-def _plain(condition: exp.Expr) -> str:
+def _condition_text(condition: exp.Expr) -> str:
     return str(_unqualified(condition).sql(dialect="duckdb", identify=True, comments=False, normalize=True))
 
 

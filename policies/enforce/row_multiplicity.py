@@ -17,7 +17,7 @@ from sqlglot import exp
 from policies.sql import rewrite
 from policies.sql.allowed_functions import SCALARS
 from policies.sql.allowed_syntax import OPERATORS
-from policies.sql.bind import Bound
+from policies.sql.bind import BoundQuery
 
 # What leaves each row by itself, wherever it stands; and what orders and cuts the answer, at its top.
 _EACH: frozenset[type[exp.Expr]] = frozenset({
@@ -28,31 +28,35 @@ _EACH: frozenset[type[exp.Expr]] = frozenset({
 _AT_THE_TOP = frozenset({exp.Order, exp.Limit})
 
 
-def drawn(tree: exp.Expr, bound: Bound, counted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+def count_multiplied(
+    tree: exp.Expr, bound: BoundQuery, counted: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], int]:
     """Of these datasets (owner, table), those that are drawn on so, and how often each stands in the statement."""
     if not counted:
         return {}
-    each = all(_leaves_each(node, tree) for node in rewrite.every(tree))
+    each = all(_is_row_by_row(node, tree) for node in rewrite.list_nodes(tree))
     places: dict[tuple[str, str], list[exp.Table]] = {name: [] for name in counted}
     for node, entry in bound.tables:
         if (entry.owner, entry.table) in places:
             places[entry.owner, entry.table].append(node)
     return {
-        name: len(nodes) for name, nodes in places.items() if not each or len(nodes) > 1 or not all(map(_there, nodes))
+        name: len(nodes)
+        for name, nodes in places.items()
+        if not each or len(nodes) > 1 or not all(map(_must_have_row, nodes))
     }
 
 
-def _leaves_each(node: exp.Expr, tree: exp.Expr) -> bool:
+def _is_row_by_row(node: exp.Expr, tree: exp.Expr) -> bool:
     return type(node) in _EACH or (type(node) in _AT_THE_TOP and node.parent is tree)
 
 
-def _there(table: exp.Expr) -> bool:
+def _must_have_row(table: exp.Expr) -> bool:
     """Whether each row of the answer stands for a row of this table: one that is joined, or that EXISTS or IN finds, as
     a condition that all rows of the answer meet."""
     node: exp.Expr | None = table
     while node is not None and (parent := node.parent) is not None:
         if isinstance(parent, exp.From | exp.Join):
-            if not _keeps(parent, node):
+            if not _requires_match(parent, node):
                 return False
             node = parent.parent
         elif isinstance(parent, exp.Exists) or (isinstance(parent, exp.In) and node.arg_key == "query"):
@@ -66,7 +70,7 @@ def _there(table: exp.Expr) -> bool:
     return True
 
 
-def _keeps(source: exp.From | exp.Join, node: exp.Expr) -> bool:
+def _requires_match(source: exp.From | exp.Join, node: exp.Expr) -> bool:
     """Whether only rows for which the source has one come out of the joins of its SELECT."""
     if node.arg_key != "this" or _word(source, "side") in ("LEFT", "FULL") or _word(source, "kind") == "ANTI":
         return False

@@ -15,14 +15,14 @@ from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 
 from policies.contracts.columns import fold
-from policies.contracts.coverage import reason
+from policies.contracts.coverage import rule_path
 from policies.sql.parse import refuse
 
 if TYPE_CHECKING:
-    from policies.enforce.gate import Dataset
+    from policies.enforce.gate import GatedDataset
 
 
-def check(tree: exp.Expr, used: Sequence[Dataset], *, brought: bool) -> None:
+def check(tree: exp.Expr, used: Sequence[GatedDataset], *, brought: bool) -> None:
     """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query.
 
     `brought`: it reads a table that the caller brought along. An owner who approved a query meant datasets: whoever
@@ -34,23 +34,23 @@ def check(tree: exp.Expr, used: Sequence[Dataset], *, brought: bool) -> None:
             refuse(
                 "template_not_agreed",
                 "approved queries read datasets, not tables that are brought along; leave these out",
-                reason(dataset.contract, "template"),
+                rule_path(dataset.contract, "template"),
             )
-        if templates and not any(matches(tree, text) for text in templates):
+        if templates and not any(matches_template(tree, text) for text in templates):
             refuse(
                 "template_not_agreed",
                 "only approved queries run under this agreement; fill in one of: " + " | ".join(templates),
-                reason(dataset.contract, "template"),
+                rule_path(dataset.contract, "template"),
             )
 
 
-def matches(tree: exp.Expr, template: str) -> bool:
+def matches_template(tree: exp.Expr, template: str) -> bool:
     """Whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
     pattern = _read(template)
-    return pattern is not None and _same(pattern, tree)
+    return pattern is not None and _is_same_tree(pattern, tree)
 
 
-def readable(template: str) -> bool:
+def is_readable(template: str) -> bool:
     """Whether a query could match: the text is one query."""
     return isinstance(_read(template), exp.Query)
 
@@ -64,7 +64,7 @@ def _read(template: str) -> exp.Expr | None:
     return tree
 
 
-def _same(pattern: exp.Expr, tree: exp.Expr) -> bool:
+def _is_same_tree(pattern: exp.Expr, tree: exp.Expr) -> bool:
     pairs: list[tuple[object, object]] = [(pattern, tree)]
     while pairs:
         left, right = pairs.pop()

@@ -28,7 +28,7 @@ def strongest(values: Iterable[Withheld]) -> Withheld:
     return max(values, key=_ORDER.index, default=Withheld.NOTHING)
 
 
-def withheld_of(value: object) -> Withheld:
+def parse_withheld(value: object) -> Withheld:
     """The statement in a record of a peer. Earlier versions said true or false; what is unknown counts as POSSIBLY."""
     if value is None or isinstance(value, bool):
         return Withheld.SOME if value else Withheld.NOTHING
@@ -36,7 +36,7 @@ def withheld_of(value: object) -> Withheld:
     return known.get(value, Withheld.POSSIBLY) if isinstance(value, str) else Withheld.POSSIBLY
 
 
-def left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
+def describe_left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
     """Which groups an agreement leaves out: `Groups below 5 patients`."""
     if noise:
         return "Groups that are small by a noisy count"
@@ -62,7 +62,7 @@ def sentences(groups: Iterable[tuple[str, str]], *, owners: Sequence[str]) -> li
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class WithheldCounts:
     """What a grid keeps back of one version, in numbers. For its owner alone."""
 
     rows: int
@@ -72,7 +72,7 @@ class LeftOut:
     rows_of_largest: int  # of the groups that are left out
 
     @classmethod
-    def of(cls, report: Mapping[str, int]) -> LeftOut:
+    def of(cls, report: Mapping[str, int]) -> WithheldCounts:
         """From the figures of `enforce.sql.withheld`."""
         return cls(
             rows=report["rows"],
@@ -84,7 +84,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WithheldShare:
     """What an owner publishes of it: per cent of its rows and of its groups, each `low` to below `low + 10`."""
 
     rows: int
@@ -96,7 +96,7 @@ class Share:
         return f"{owner} says that its groups leave out {rows} of all its rows, and {groups} of all its groups"
 
 
-def share_of(found: LeftOut, *, min_group: int) -> Share | None:
+def publishable_share(found: WithheldCounts, *, min_group: int) -> WithheldShare | None:
     """The share that may be published. None where a single group decides about it: where any group that is left out
     were not there, or one more were, the share would be another (decision 56)."""
     share = _share(found.rows_lost, found.rows, found.groups_lost, found.groups)
@@ -112,10 +112,10 @@ def share_of(found: LeftOut, *, min_group: int) -> Share | None:
     return share
 
 
-def _share(rows_lost: int, rows: int, groups_lost: int, groups: int) -> Share:
-    return Share(_low(rows_lost, rows), _low(groups_lost, groups))
+def _share(rows_lost: int, rows: int, groups_lost: int, groups: int) -> WithheldShare:
+    return WithheldShare(_decile_edge(rows_lost, rows), _decile_edge(groups_lost, groups))
 
 
-def _low(part: int, whole: int) -> int:
+def _decile_edge(part: int, whole: int) -> int:
     """The lower edge of the ten per cent that a part is in; all of it is in the last ones."""
     return min(100 - _STEP, part * 100 // max(1, whole) // _STEP * _STEP)

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from policies import vocabulary
 from policies.evaluation import operators, values
-from policies.evaluation.facts import Fact, Moment, shown
+from policies.evaluation.facts import Fact, Moment, format_observed
 from policies.model import Atom, Duty
 from policies.review import phrases, unknown_terms
 from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
@@ -24,7 +24,7 @@ TRANSFER, BATCH = Phase.TRANSFER.order, Phase.BATCH.order
 Check: TypeAlias = Callable[[Moment], int]
 
 
-class Finding(NamedTuple):
+class ConstraintFinding(NamedTuple):
     """One constraint that was looked at (a NamedTuple: thousands are made per second)."""
 
     rule: str
@@ -60,28 +60,30 @@ class Leaf:
     ) -> None:
         self.path, self.left, self.op, self.expected = path, left, op, expected
         self.fact, self.check, self.personal = fact, check, personal
-        self._waiting: dict[tuple[str, str], Finding] = {}
+        self._waiting: dict[tuple[str, str], ConstraintFinding] = {}
 
-    def finding(self, moment: Moment, rule: str, phase: str, code: int) -> Finding:
+    def finding(self, moment: Moment, rule: str, phase: str, code: int) -> ConstraintFinding:
         """What was expected, observed and found, from whom; `code` is what the check said."""
         observed: tuple[str, ...]
         if self.fact == "clock":
-            observed, source = (values.written(moment.now),), "clock"
+            observed, source = (values.format_time(moment.now),), "clock"
         elif code == DEFERRED:  # always the same, and most of a policy in early phases
             return self._deferred(rule, phase)
         elif (fact := moment.facts.get(self.fact)) is None:
             observed, source = (), "contract" if code == SATISFIED else ""
         else:
             personal = self.personal or fact.personal
-            observed, source = tuple([shown(value, personal=personal) for value in fact.values]), fact.source
+            observed, source = tuple([format_observed(value, personal=personal) for value in fact.values]), fact.source
         # The tuple's own constructor: the named one takes three times as long, and this is half of an explanation.
         fields = (rule, self.path, self.left, self.op, self.expected, observed, RESULTS[code], source, phase)
-        return tuple.__new__(Finding, fields)
+        return tuple.__new__(ConstraintFinding, fields)
 
-    def _deferred(self, rule: str, phase: str) -> Finding:
+    def _deferred(self, rule: str, phase: str) -> ConstraintFinding:
         found = self._waiting.get((rule, phase))
         if found is None:
-            found = Finding(rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase)
+            found = ConstraintFinding(
+                rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase
+            )
             self._waiting[rule, phase] = found
         return found
 
@@ -93,7 +95,7 @@ def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
     best that can happen: not in a prohibition, and not under `xone`, where one more yes can be a no.
     """
     operand = vocabulary.operand(atom.left)
-    check, key = _check(operand, atom, path, claimable) if operand else (constant(UNKNOWN), "")
+    check, key = _compile_atom(operand, atom, path, claimable) if operand else (constant_check(UNKNOWN), "")
     return Leaf(
         path,
         left=compact(atom.left),
@@ -134,17 +136,17 @@ def mining_leaf(path: str) -> Leaf:
     return Leaf(path, left="ds:miningReserved", op="eq", expected=("false",), fact="ds:miningReserved", check=check)
 
 
-def duty_words(duty: Duty) -> str:
+def describe_duty(duty: Duty) -> str:
     """How a duty before use is said in a reason."""
     return f"first: {phrases.duty(duty)}"
 
 
-def constant(code: int) -> Check:
+def constant_check(code: int) -> Check:
     """A check that always says the same."""
     return lambda moment: code
 
 
-def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
+def _compile_atom(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
     """The check of one atom, and the key under which its fact is found."""
     try:
         if operand.counting is Counting.CLOCK:
@@ -155,10 +157,10 @@ def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Ch
         claims = frozenset((path, atom.left, operand.name)) if claimable and operand.by_engine else frozenset()
         return _fact_check(operand, atom, key, claims), key
     except (ValueError, KeyError, IndexError):
-        return constant(UNKNOWN), operand.fact
+        return constant_check(UNKNOWN), operand.fact
 
 
-def _verdict(answer: bool | None) -> int:
+def _verdict_code(answer: bool | None) -> int:
     return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
 
 
@@ -169,15 +171,15 @@ def _clock_check(operand: Operand, atom: Atom) -> Check:
     at = operand.phase.order
 
     def check(moment: Moment) -> int:
-        answer = operators.moment(op, moment.ns, right)
+        answer = operators.compare_moment(op, moment.ns, right)
         if moment.phase >= at or answer is None:
-            return _verdict(answer)
-        return _verdict(answer) if _stays(op, answer, passed=moment.ns > right.end) else DEFERRED
+            return _verdict_code(answer)
+        return _verdict_code(answer) if _is_final(op, answer, passed=moment.ns > right.end) else DEFERRED
 
     return check
 
 
-def _stays(op: str, answer: bool, *, passed: bool) -> bool:
+def _is_final(op: str, answer: bool, *, passed: bool) -> bool:
     """Whether later moments give the same answer: a deadline missed, a start reached, a day gone by."""
     if op in ("lt", "lteq"):
         return not answer
@@ -193,7 +195,7 @@ def _elapsed_check(operand: Operand, atom: Atom) -> Check:
             return DEFERRED
         if moment.start is None:
             return UNKNOWN
-        end = values.later(moment.start, span)
+        end = values.add_duration(moment.start, span)
         if op in ("gt", "gteq"):
             return int(moment.ns > end if op == "gt" else moment.ns >= end)
         return int(moment.ns < end if op == "lt" else moment.ns <= end)  # eq means a budget, as lteq
@@ -221,12 +223,12 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
     if operand.type is ValueType.SCALAR:
         return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
     taken = atom.right
-    if words_known := unknown_terms.chosen(operand, atom):
+    if words_known := unknown_terms.known_choices(operand, atom):
         taken = tuple(one for one in atom.right if one.text in words_known)
     right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in taken]
-    test = operators.comparing(atom.operator, right, kinds=operand.kinds)
+    test = operators.compile_comparison(atom.operator, right, kinds=operand.kinds)
     absent = operand.absent if atom.operator in ("neq", "isNoneOf") else ""
-    read, one_more = values.reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
+    read, one_more = values.make_reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
 
     def compare(fact: Fact) -> int:
         if None in fact.values:
@@ -249,6 +251,6 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
 
 def _scalar_comparison(op: str, texts: list[str]) -> Callable[[Fact], int]:
     def compare(fact: Fact) -> int:
-        return _verdict(operators.scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
+        return _verdict_code(operators.compare_scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
 
     return compare

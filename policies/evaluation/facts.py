@@ -45,7 +45,7 @@ class Facts(Mapping[str, Fact]):
     @classmethod
     def of(cls, given: Mapping[str, Observed | Iterable[Observed] | Fact], *, source: str = "") -> Facts:
         """Facts from plain values: `Facts.of({"ds:membership": "active", "odrl:purpose": ["dpv:X"]})`."""
-        return cls({key: _fact(value, source) for key, value in given.items()})
+        return cls({key: _to_fact(value, source) for key, value in given.items()})
 
     def adding(self, more: Mapping[str, Fact]) -> Facts:
         """These facts and more; the newer one wins."""
@@ -76,7 +76,7 @@ class Facts(Mapping[str, Fact]):
         """The snapshot for the audit log; personal values as hashes."""
         return {
             key: {
-                "values": [shown(value, personal=fact.personal) for value in fact.values],
+                "values": [format_observed(value, personal=fact.personal) for value in fact.values],
                 "source": fact.source,
                 **({} if fact.valid_until is None else {"validUntil": fact.valid_until}),
             }
@@ -84,7 +84,7 @@ class Facts(Mapping[str, Fact]):
         }
 
 
-def _fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
+def _to_fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
     if isinstance(value, Fact):
         return value
     if value is None or isinstance(value, str | int | float | Decimal | date):
@@ -92,7 +92,7 @@ def _fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
     return Fact(tuple(value), source)
 
 
-def shown(value: Observed, *, personal: bool) -> str:
+def format_observed(value: Observed, *, personal: bool) -> str:
     """A value as an explanation shows it; a personal one as a hash."""
     text = "null" if value is None else str(value)
     if personal:
@@ -111,8 +111,8 @@ class Moment:
         self.now = now
         self.ns = values.nanoseconds(now)
         self.start = start if start is not None else self._stated_start()
-        self.fulfilled = self._named("ds:fulfilled")
-        self.enforced = self._named("ds:enforced")
+        self.fulfilled = self._expanded_values("ds:fulfilled")
+        self.enforced = self._expanded_values("ds:enforced")
 
     def fresh(self, key: str) -> Fact | None:
         """The fact, unless it is missing, empty or past its time."""
@@ -121,16 +121,16 @@ class Moment:
             return None
         return fact
 
-    def _named(self, key: str) -> frozenset[str]:
+    def _expanded_values(self, key: str) -> frozenset[str]:
         fact = self.fresh(key) if key in self.facts else None
         return frozenset(expand(str(value)) for value in fact.values) if fact else frozenset()
 
     def _stated_start(self) -> int | None:
         fact = self.fresh("ds:start") if "ds:start" in self.facts else None
-        return start_of(str(fact.values[0])) if fact and len(fact.values) == 1 else None
+        return parse_start(str(fact.values[0])) if fact and len(fact.values) == 1 else None
 
 
-def start_of(text: str) -> int | None:
+def parse_start(text: str) -> int | None:
     """A timestamp in nanoseconds, or None where it is unreadable, a whole day, or without a zone."""
     try:
         moment = values.instant(text)

@@ -70,16 +70,16 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
     if type_ in (ValueType.TEXT, ValueType.SCALAR):
         return text
     if type_ is ValueType.LEVEL:
-        return levels.index(_one_of(text, levels))
+        return levels.index(_require_known(text, levels))
     if type_ is ValueType.CHOICE:
-        return _one_of(text, levels)
+        return _require_known(text, levels)
     if type_ is ValueType.INSTANT:
         return instant(text, datatype)
     return _READERS[type_](text)
 
 
 @lru_cache(maxsize=256)
-def reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
+def make_reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
     """`parse` for one type, for observed values: asked by the text alone, which is read once while it is in use."""
 
     @lru_cache(maxsize=1024)
@@ -99,7 +99,7 @@ def is_whole(text: str) -> bool:
     return text.isascii() or not _SURROGATE.search(text)
 
 
-def _one_of(text: str, names: tuple[str, ...]) -> str:
+def _require_known(text: str, names: tuple[str, ...]) -> str:
     if text in names:
         return text
     near = difflib.get_close_matches(text[:_NAME_MAX].lower(), names, n=1)
@@ -148,7 +148,7 @@ def grid(text: str) -> str:
         return text
     if not _DECIMAL.fullmatch(text) or decimal(text) <= 0:
         raise ValueError(f"expected exact or a bin width above 0 such as 10, got {text!r}")
-    return plain(decimal(text))
+    return format_decimal(decimal(text))
 
 
 def clamp(text: str) -> str:
@@ -158,13 +158,13 @@ def clamp(text: str) -> str:
     found = _RANGE.fullmatch(text)
     if not found or decimal(found[1]) > decimal(found[2]):
         raise ValueError(f"expected free or low..high such as 0..3000, got {text!r}")
-    return f"{plain(decimal(found[1]))}..{plain(decimal(found[2]))}"
+    return f"{format_decimal(decimal(found[1]))}..{format_decimal(decimal(found[2]))}"
 
 
 def instant(text: str, datatype: str = "") -> Instant:
     """An xsd:dateTime (with or without zone) or an xsd:date, told apart by datatype, else by form."""
     if datatype == XSD + "date" or (datatype != XSD + "dateTime" and _DATE.fullmatch(text)):
-        return _day(text)
+        return _parse_day(text)
     found = _INSTANT.fullmatch(text)
     if not found:
         raise ValueError(f"expected a time such as 2027-12-31T23:59:59+01:00, got {text!r}")
@@ -172,22 +172,22 @@ def instant(text: str, datatype: str = "") -> Instant:
     if hour > 24 or minute > 59 or second > 59 or (hour == 24 and (minute or second or int(found[7] or 0))):
         raise ValueError(f"expected a time of day up to 24:00:00, got {text!r}")
     fraction = int(((found[7] or "") + "0" * 9)[:9])
-    local = _midnight(found, text) + (hour * 3600 + minute * 60 + second) * SECOND + fraction
+    local = _parse_midnight(found, text) + (hour * 3600 + minute * 60 + second) * SECOND + fraction
     if found[8] is None:
         return Instant(local - LOOSE, local + LOOSE, loose=True)
-    moment = local - _offset(found[8], text)
+    moment = local - _parse_offset(found[8], text)
     return Instant(moment, moment)
 
 
-def _day(text: str) -> Instant:
+def _parse_day(text: str) -> Instant:
     found = _DATE.fullmatch(text)
     if not found:
         raise ValueError(f"expected a day such as 2027-12-31, got {text!r}")
-    start = _midnight(found, text) - _offset(found[4] or "Z", text)
+    start = _parse_midnight(found, text) - _parse_offset(found[4] or "Z", text)
     return Instant(start, start + DAY)
 
 
-def _midnight(found: re.Match[str], text: str) -> int:
+def _parse_midnight(found: re.Match[str], text: str) -> int:
     try:
         ordinal = date(int(found[1]), int(found[2]), int(found[3])).toordinal()
     except ValueError:
@@ -195,7 +195,7 @@ def _midnight(found: re.Match[str], text: str) -> int:
     return (ordinal - _EPOCH) * DAY
 
 
-def _offset(zone: str, text: str) -> int:
+def _parse_offset(zone: str, text: str) -> int:
     if zone == "Z":
         return 0
     hours, minutes = int(zone[1:3]), int(zone[4:6])
@@ -221,7 +221,7 @@ def duration(text: str) -> Duration:
     return Duration(int(years or 0) * 12 + int(months or 0), whole * SECOND + part)
 
 
-def later(start: int, span: Duration) -> int:
+def add_duration(start: int, span: Duration) -> int:
     """`start` (nanoseconds) plus a duration: months by the calendar in UTC (31 January + P1M = end of February)."""
     if not span.months:
         return start + span.nanoseconds
@@ -241,22 +241,22 @@ def nanoseconds(now: float) -> int:
     return round(now * 1_000_000) * 1_000
 
 
-def written(now: float) -> str:
+def format_time(now: float) -> str:
     """A clock reading as xsd:dateTime in UTC, to the second; a reading beyond the calendar as a number."""
     try:
-        return _to_the_second(int(now))
+        return _format_second(int(now))
     except (ValueError, OverflowError):
         return str(now)
 
 
 @lru_cache(maxsize=16)  # thousands of decisions fall into one second
-def _to_the_second(now: int) -> str:
+def _format_second(now: int) -> str:
     days, rest = divmod(now, 86_400)
     day = date.fromordinal(days + _EPOCH).isoformat()
     return f"{day}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}Z"
 
 
-def plain(number: Decimal) -> str:
+def format_decimal(number: Decimal) -> str:
     """One spelling per number: no exponent, no trailing noughts, no plus or minus nought."""
     text = format(number, "f")
     if "." in text:
@@ -264,11 +264,11 @@ def plain(number: Decimal) -> str:
     return "0" if text in ("-0", "") else text
 
 
-def canonical(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> str:
+def canonical_text(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> str:
     """One spelling per value, for digests: 10 = 10.0, 23:59+01:00 = 22:59Z, P1Y = P12M."""
     value = parse(type_, text, datatype, levels)
     if isinstance(value, Decimal):
-        return plain(value)
+        return format_decimal(value)
     if isinstance(value, Instant):
         return f"{value.start}/{value.end}/{'loose' if value.loose else 'known'}"
     if isinstance(value, Duration):
@@ -276,17 +276,17 @@ def canonical(type_: ValueType, text: str, datatype: str = "", levels: tuple[str
     return str(value)
 
 
-def above(value: str) -> frozenset[str]:
+def ancestors(value: str) -> frozenset[str]:
     """The value and everything that contains it in the shipped hierarchies."""
     return _ANCESTORS.get(value) or frozenset((value,))
 
 
 def is_below(low: str, high: str) -> bool:
     """Whether `low` is the same as `high` or below it. IRIs are compared whole."""
-    return high in above(low)
+    return high in ancestors(low)
 
 
-def meeting(one: str, other: str) -> tuple[str, ...]:
+def common_descendants(one: str, other: str) -> tuple[str, ...]:
     """The broadest values that are the same as or below both; empty where nothing is both."""
     if is_below(one, other) or is_below(other, one):
         return (one,) if is_below(one, other) else (other,)
@@ -299,7 +299,7 @@ def known_regions() -> list[str]:
     return sorted(region.removeprefix(REGION) for region in REGIONS)
 
 
-def in_words(text: str) -> str:
+def format_short(text: str) -> str:
     """A value as a person writes it: regions by name, IRIs with their prefix."""
     return text.removeprefix(REGION) if text.startswith(REGION) else compact(text)
 
@@ -318,7 +318,7 @@ _MEMBERS: dict[str, str] = {
 REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 
-def meant_purpose(text: str) -> str:
+def suggest_purpose(text: str) -> str:
     """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
     want of its prefix; empty: none. A word more or less is no slip: NonAcademicResearch is not AcademicResearch."""
     name = text.removeprefix(DPV)
@@ -338,11 +338,11 @@ def _is_spelt_alike(one: str, other: str) -> bool:
 
 def purpose_hint(purpose: str) -> str:
     """What a refusal of a purpose adds to its name: ` (did you mean dpv:ScientificResearch?)`, or nothing."""
-    meant = meant_purpose(expand(purpose))
+    meant = suggest_purpose(expand(purpose))
     return f" (did you mean dpv:{meant}?)" if meant else ""
 
 
-def _kinds(text: str) -> Iterator[tuple[str, str]]:
+def _read_hierarchy(text: str) -> Iterator[tuple[str, str]]:
     """Lines of a shipped hierarchy as pairs: a purpose, and what it is a kind of."""
     for line in text.splitlines():
         broad, colon, narrow = line.partition(":")
@@ -350,19 +350,19 @@ def _kinds(text: str) -> Iterator[tuple[str, str]]:
             yield from ((DPV + name, DPV + broad) for name in narrow.split())
 
 
-def _parents() -> dict[str, set[str]]:
+def _read_parents() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for region, members in _MEMBERS.items():
         for member in members.split():
             child = REGION + member if member in _MEMBERS else member
             found.setdefault(child, set()).add(REGION + region)
     shipped = Path(__file__).parents[1] / "vocabulary" / "purposes.txt"
-    for child, parent in _kinds(shipped.read_text(encoding="utf-8")):
+    for child, parent in _read_hierarchy(shipped.read_text(encoding="utf-8")):
         found.setdefault(child, set()).add(parent)
     return found
 
 
-def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
+def _close_hierarchy(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     def climb(value: str, seen: frozenset[str]) -> frozenset[str]:
         for parent in parents.get(value, ()):
             if parent not in seen:
@@ -372,7 +372,7 @@ def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     return {child: climb(child, frozenset((child,))) for child in parents}
 
 
-_ANCESTORS = _closure(_parents())
+_ANCESTORS = _close_hierarchy(_read_parents())
 _PURPOSES = frozenset(name for line in _ANCESTORS.values() for name in line if name.startswith(DPV))
 _READERS: dict[ValueType, Callable[[str], Value]] = {
     ValueType.IRI: iri,

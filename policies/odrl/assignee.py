@@ -11,12 +11,12 @@ from dataclasses import replace
 from policies.model import HANSE, Atom, Literal, Policy, Rule
 
 
-def kept_to(policy: Policy, party: str) -> Policy:
+def restrict_to_party(policy: Policy, party: str) -> Policy:
     """The policy with each of its permissions for `party` alone; prohibitions go on forbidding everybody."""
     only = Atom(HANSE + "participant", "eq", (Literal(party),))
-    return replace(policy, permissions=tuple(_with(rule, only) for rule in policy.permissions))
+    return replace(policy, permissions=tuple(_add_constraint(rule, only) for rule in policy.permissions))
 
 
-def _with(rule: Rule, only: Atom) -> Rule:
+def _add_constraint(rule: Rule, only: Atom) -> Rule:
     # At the end: the paths of what the author wrote stay as they are.
     return rule if only in rule.constraints else replace(rule, constraints=(*rule.constraints, only))

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 
-class GivenTwice(json.JSONDecodeError):
+class DuplicateMember(json.JSONDecodeError):
     """A member that stands twice in one object; no JSON, for whoever cannot say which of the two is meant."""
 
     def __init__(self, name: str) -> None:
@@ -21,15 +21,15 @@ class GivenTwice(json.JSONDecodeError):
 
 def loads(text: str | bytes, **options: Any) -> Any:
     """As `json.loads`; GivenTwice, which is a JSONDecodeError too, for an object with a member twice."""
-    return json.loads(text, object_pairs_hook=_once, **options)
+    return json.loads(text, object_pairs_hook=_refuse_duplicates, **options)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     node = dict(pairs)
     if len(node) != len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise GivenTwice(name)
+                raise DuplicateMember(name)
             seen.add(name)
     return node

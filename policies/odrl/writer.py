@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from policies.errors import PolicyUnreadable
-from policies.model import ODRL, XSD, Conflict, Constraint, Duty, Group, Kind, Literal, Policy, Rule
+from policies.model import ODRL, XSD, ConflictStrategy, Constraint, Duty, Group, Kind, Literal, Policy, Rule
 
 Json: TypeAlias = dict[str, Any]
 
@@ -20,7 +20,7 @@ def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False)
     Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
     (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
     """
-    _complete(policy, in_message=in_message)
+    _refuse_incomplete(policy, in_message=in_message)
     wire: Json = {"@id": policy.id, "@type": policy.kind.value}
     profiles = policy.profile.split()
     if profiles:
@@ -29,7 +29,7 @@ def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False)
         value = getattr(policy, name)
         if value and not (in_catalog and policy.kind is Kind.OFFER):
             wire[name] = value
-    if policy.prohibitions or policy.conflict is not Conflict.PROHIBIT:
+    if policy.prohibitions or policy.conflict is not ConflictStrategy.PROHIBIT:
         wire["odrl:conflict"] = {"@id": f"odrl:{policy.conflict.value}"}
     lists: tuple[tuple[str, Iterable[Rule | Duty]], ...] = (
         ("permission", policy.permissions),
@@ -43,7 +43,7 @@ def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False)
     return wire
 
 
-def _complete(policy: Policy, *, in_message: bool) -> None:
+def _refuse_incomplete(policy: Policy, *, in_message: bool) -> None:
     needed = {"@id": policy.id}
     if policy.kind is Kind.AGREEMENT:
         needed |= {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policies.evaluation.evaluate import Decision, Finding
+from policies.evaluation.evaluate import ConstraintFinding, Decision
 from policies.model import Policy
 from policies.review import report
 from policies.vocabulary import compact
@@ -51,11 +51,11 @@ def decision(made: Decision) -> list[str]:
     return lines
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: ConstraintFinding) -> str:
     return " ".join(_parts(finding)) + "."
 
 
-def _parts(finding: Finding) -> Iterator[str]:
+def _parts(finding: ConstraintFinding) -> Iterator[str]:
     expected = ", ".join(finding.expected)
     yield f"{finding.constraint}: {finding.left} {finding.op} {expected} {_RESULTS[finding.result]}"
     if finding.observed:

@@ -20,7 +20,7 @@ from policies.contracts import compile as compiler
 from policies.contracts.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.evaluation import values
-from policies.model import Atom, Conflict, Connective, Duty, Policy, Rule
+from policies.model import Atom, ConflictStrategy, Connective, Duty, Policy, Rule
 from policies.review import unknown_terms
 from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
 from policies.vocabulary.terms import RULE
@@ -33,7 +33,7 @@ _OF_COLUMNS = frozenset(ds(word) for word in ("columnAllow", "columnDeny", "notT
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class LintProblem:
     """One finding: `error` or `warning`, where, a code for machines, a sentence for people."""
 
     level: OneOf["error", "warning"]
@@ -48,10 +48,10 @@ class Problem:
 
 def lint(
     policy: Policy, schema: TableSchema | None = None, *, absent: Mapping[str, str] = MappingProxyType({})
-) -> list[Problem]:
+) -> list[LintProblem]:
     """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
     sources of facts that the owner does not have now, each with why."""
-    found: dict[tuple[str, str], Problem] = {}
+    found: dict[tuple[str, str], LintProblem] = {}
     for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
         found.setdefault((problem.path, problem.code), problem)
     unclear = any(problem.level == "error" for problem in found.values())
@@ -61,15 +61,15 @@ def lint(
     return sorted(found.values(), key=lambda problem: problem.level)
 
 
-def _error(path: str, code: str, message: str) -> Problem:
-    return Problem("error", path, code, message)
+def _error(path: str, code: str, message: str) -> LintProblem:
+    return LintProblem("error", path, code, message)
 
 
-def _warning(path: str, code: str, message: str) -> Problem:
-    return Problem("warning", path, code, message)
+def _warning(path: str, code: str, message: str) -> LintProblem:
+    return LintProblem("warning", path, code, message)
 
 
-def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
     if missing := list(_unknown_columns(policy, schema)):  # a compiler stops at the first
         yield from missing
         return
@@ -81,18 +81,18 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
             said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
             yield _error(problem.rule or f"/permission/{index}", problem.code, said)
     try:
-        compiler.one_grid(made)
+        compiler.refuse_mixed_grids(made)
     except ContractUndecided as problem:
         yield _error(problem.rule, "grids_differ", str(problem))
 
 
-def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
     for path, atom, _ in _atoms(policy):
         texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
         named = filter(None, (vocabulary.column_of(atom.left), *texts))
         # The parts of a column are told by the compiler.
-        missing = [name for name in named if columns.find(schema, name.partition(".")[0]) is None
-                   and columns.find(schema, name) is None]  # fmt: skip
+        missing = [name for name in named if columns.find_column(schema, name.partition(".")[0]) is None
+                   and columns.find_column(schema, name) is None]  # fmt: skip
         if missing:
             yield _error(
                 path,
@@ -104,17 +104,17 @@ def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _unclear(policy: Policy) -> Iterator[Problem]:
-    for one in unknown_terms.unclear(policy):
+def _unclear(policy: Policy) -> Iterator[LintProblem]:
+    for one in unknown_terms.find_unclear(policy):
         yield _error(one.path, one.code, one.message)
 
 
-def _empty(policy: Policy) -> Iterator[Problem]:
+def _empty(policy: Policy) -> Iterator[LintProblem]:
     if not policy.permissions:
         yield _error("/permission", "nothing_permitted", "no permission: what is not permitted is denied; add one")
 
 
-def _zoneless(policy: Policy) -> Iterator[Problem]:
+def _zoneless(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.INSTANT:
             continue
@@ -131,15 +131,15 @@ def _zoneless(policy: Policy) -> Iterator[Problem]:
                 continue  # named by the check of unclear words
 
 
-def _mixed_groups(policy: Policy) -> Iterator[Problem]:
+def _mixed_groups(policy: Policy) -> Iterator[LintProblem]:
     """Row filters may be alternatives, and so may facts; masks, group sizes and budgets may not."""
-    for path, rule, place in unknown_terms.rules(policy):
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place not in ("permission", "prohibition"):
             continue
-        for here, group in unknown_terms.groups(rule.constraints, path):
+        for here, group in unknown_terms.walk_groups(rule.constraints, path):
             if group.connective is Connective.AND:
                 continue
-            kinds = {_kind(atom) for _, atom in unknown_terms.atoms_of(group, here)}
+            kinds = {_kind(atom) for _, atom in unknown_terms.walk_constraint(group, here)}
             if "shape" in kinds or len(kinds) > 1:
                 yield _error(
                     here,
@@ -156,23 +156,23 @@ def _kind(atom: Atom) -> str:
     return "row" if operand.name == ds("row/") else "shape"
 
 
-def _masks(policy: Policy) -> Iterator[Problem]:
-    for path, rule, place in unknown_terms.rules(policy):
+def _masks(policy: Policy) -> Iterator[LintProblem]:
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place != "duty" or rule.action != ds("mask"):
             continue
-        given = {atom.left: atom for _, atom in unknown_terms.atoms(rule.constraints, path)}
+        given = {atom.left: atom for _, atom in unknown_terms.walk_atoms(rule.constraints, path)}
         method = given.get(ds("method"))
         if ds("column") not in given or method is None:
             yield _error(path, "mask_incomplete", "a mask needs ds:column and ds:method; add what is missing")
         elif method.right[0].text in ("truncate", "round", "generalise") and ds("argument") not in given:
             yield _error(path, "mask_incomplete", f"{method.right[0].text} needs ds:argument; add it")
-        elif method.right[0].text not in masks.names():
-            known_masks = ", ".join(masks.names())
+        elif method.right[0].text not in masks.mask_names():
+            known_masks = ", ".join(masks.mask_names())
             yield _error(path, "mask_unknown", f"expected one of {known_masks}, got {method.right[0].text}; choose one")
 
 
-def _blocked(policy: Policy) -> Iterator[Problem]:
-    for path, rule, place in unknown_terms.rules(policy):
+def _blocked(policy: Policy) -> Iterator[LintProblem]:
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place == "duty" and rule.action in _AFTER_USE:
             yield _error(
                 path,
@@ -182,7 +182,7 @@ def _blocked(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _forbidden_again(policy: Policy) -> Iterator[Problem]:
+def _forbidden_again(policy: Policy) -> Iterator[LintProblem]:
     for i, permission in enumerate(policy.permissions):
         for j, prohibition in enumerate(policy.prohibitions):
             if not prohibition.constraints and action_includes(prohibition.action, permission.action):
@@ -194,19 +194,19 @@ def _forbidden_again(policy: Policy) -> Iterator[Problem]:
                 )
 
 
-def _conflict(policy: Policy) -> Iterator[Problem]:
+def _conflict(policy: Policy) -> Iterator[LintProblem]:
     overlap = any(
         action_includes(allowed.action, denied.action) or action_includes(denied.action, allowed.action)
         for allowed in policy.permissions
         for denied in policy.prohibitions
     )
-    if overlap and policy.conflict is Conflict.INVALID:
+    if overlap and policy.conflict is ConflictStrategy.INVALID:
         yield _error("/conflict", "policy_void", "strategy invalid and overlapping rules void it all; use prohibit")
-    if overlap and policy.conflict is Conflict.PERM:
+    if overlap and policy.conflict is ConflictStrategy.PERM:
         yield _warning("/conflict", "permission_wins", "with strategy perm a permission overrides the prohibitions")
 
 
-def _contradictions(policy: Policy) -> Iterator[Problem]:
+def _contradictions(policy: Policy) -> Iterator[LintProblem]:
     """Single values and bounds within one conjunction that exclude each other."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
@@ -215,7 +215,7 @@ def _contradictions(policy: Policy) -> Iterator[Problem]:
                 yield from _excluded(operand, found)
 
 
-def _no_rows(policy: Policy) -> Iterator[Problem]:
+def _no_rows(policy: Policy) -> Iterator[LintProblem]:
     """Bounds of numbers in a row filter that no row is within."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
@@ -244,7 +244,7 @@ def _bound(atom: Atom, sign: str) -> Decimal | None:
         return None
 
 
-def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
+def _shown_and_hidden(policy: Policy) -> Iterator[LintProblem]:
     for path, by_left in _conjunctions(policy):
         shown, hidden = (
             {columns.fold(one.text): one.text for _, atom in by_left.get(word, ()) for one in atom.right}
@@ -263,12 +263,12 @@ def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[st
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}/constraint"
         by_left: dict[str, list[tuple[str, Atom]]] = {}
-        for here, atom in unknown_terms.conjunction(rule.constraints, path):
+        for here, atom in unknown_terms.walk_required(rule.constraints, path):
             by_left.setdefault(atom.left, []).append((here, atom))
         yield path, by_left
 
 
-def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:
+def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[LintProblem]:
     low, high = _bounds(operand, found)
     allowed: frozenset[str] | None = None
     for here, atom in found:
@@ -292,7 +292,7 @@ def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Probl
 
 def _canonical(operand: Operand, text: str) -> str:
     try:
-        return values.canonical(operand.type, text, "", operand.levels)
+        return values.canonical_text(operand.type, text, "", operand.levels)
     except ValueError:
         return text
 
@@ -324,18 +324,18 @@ def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
     return float(value), float(value)
 
 
-def _groups(policy: Policy) -> Iterator[Problem]:
+def _groups(policy: Policy) -> Iterator[LintProblem]:
     """Aggregate-only answers: a group size that protects, and columns that it protects."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
-        found = {atom.left: (here, atom) for here, atom in unknown_terms.atoms(rule.constraints, path)}
+        found = {atom.left: (here, atom) for here, atom in unknown_terms.walk_atoms(rule.constraints, path)}
         if ds("epsilonBudget") in found and ds("entityKey") not in found:
             here, _ = found[ds("epsilonBudget")]
             yield _warning(
                 here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
             )
         groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
-        if groups and vocabulary.meant(rule.action) == ds("stream"):
+        if groups and vocabulary.resolve_alias(rule.action) == ds("stream"):
             yield _warning(
                 groups[0],
                 "stream_of_groups",
@@ -368,7 +368,7 @@ def _groups(policy: Policy) -> Iterator[Problem]:
             yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
 
 
-def _measures(policy: Policy) -> Iterator[Problem]:
+def _measures(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.name != ds("measure/"):
             continue
@@ -384,11 +384,12 @@ def _measures(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _together(policy: Policy) -> Iterator[Problem]:
+def _together(policy: Policy) -> Iterator[LintProblem]:
     """Columns that no question may use together, of which rows may leave one by one."""
     for index, rule in enumerate(policy.permissions):
         found = {
-            atom.left: here for here, atom in unknown_terms.atoms(rule.constraints, f"/permission/{index}/constraint")
+            atom.left: here
+            for here, atom in unknown_terms.walk_atoms(rule.constraints, f"/permission/{index}/constraint")
         }
         groups = (ds("minGroupSize"), ds("epsilonBudget"), ds("resultKind"))
         if (here := found.get(ds("notTogether"))) and not any(word in found for word in groups):
@@ -412,11 +413,11 @@ def _noisy(policy: Policy, path: str) -> bool:
     """Whether the permission at this path answers with noise."""
     index = int(path.split("/")[2])
     rule = policy.permissions[index] if path.startswith("/permission/") else None
-    found = unknown_terms.atoms(rule.constraints, "") if rule is not None else ()
+    found = unknown_terms.walk_atoms(rule.constraints, "") if rule is not None else ()
     return any(atom.left == ds("epsilonBudget") for _, atom in found)
 
 
-def _repeated(policy: Policy) -> Iterator[Problem]:
+def _repeated(policy: Policy) -> Iterator[LintProblem]:
     for name, rules in (("permission", policy.permissions), ("prohibition", policy.prohibitions)):
         seen: set[Rule | Duty] = set()
         for index, rule in enumerate(rules):
@@ -425,9 +426,9 @@ def _repeated(policy: Policy) -> Iterator[Problem]:
             seen.add(rule)
 
 
-def _on_trust(policy: Policy) -> Iterator[Problem]:
+def _on_trust(policy: Policy) -> Iterator[LintProblem]:
     """Rules that nobody can enforce: they stand in the contract only."""
-    for path, rule, place in unknown_terms.rules(policy):
+    for path, rule, place in unknown_terms.walk_rules(policy):
         action = vocabulary.action(rule.action)
         if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
             continue
@@ -437,19 +438,19 @@ def _on_trust(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _not_enforced(policy: Policy) -> Iterator[Problem]:
+def _not_enforced(policy: Policy) -> Iterator[LintProblem]:
     """Conditions on the answer that this engine cannot make true: no agreement with them is concluded."""
     for path, atom, operand in _atoms(policy):
         if operand is not None and operand.by_engine and not operand.enforced_by:
             yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
 
 
-def _no_source(policy: Policy) -> Iterator[Problem]:
+def _no_source(policy: Policy) -> Iterator[LintProblem]:
     """Conditions on facts that nobody could ever supply: no request would pass them."""
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
             continue
-        if not vocabulary.suppliers(atom.left):
+        if not vocabulary.describe_suppliers(atom.left):
             named = f" ({', '.join(operand.sources)})" if operand.sources else ""
             yield _error(
                 path,
@@ -459,7 +460,7 @@ def _no_source(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
+def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
     """Conditions on facts that come from nobody but a source that is not there: it may come later."""
     for path, atom, operand in _atoms(policy):
         names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
@@ -472,7 +473,7 @@ def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
             )
 
 
-def _strange_purposes(policy: Policy) -> Iterator[Problem]:
+def _strange_purposes(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
             continue
@@ -484,7 +485,7 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                     f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI"
                     f"{values.purpose_hint(literal.text) if atom.left == odrl('purpose') else ''}",
                 )
-            elif atom.left == odrl("purpose") and (meant := values.meant_purpose(literal.text)):
+            elif atom.left == odrl("purpose") and (meant := values.suggest_purpose(literal.text)):
                 yield _warning(
                     path,
                     "purpose_unknown",
@@ -492,27 +493,27 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                 )
 
 
-def _templates(policy: Policy) -> Iterator[Problem]:
+def _templates(policy: Policy) -> Iterator[LintProblem]:
     """Templates that no query could match."""
     for path, atom, _ in _atoms(policy):
         if atom.left != ds("template"):
             continue
-        from policies.enforce.template import readable  # here: most policies need no parser
+        from policies.enforce.template import is_readable  # here: most policies need no parser
 
         for literal in atom.right:
-            if not readable(literal.text):
+            if not is_readable(literal.text):
                 yield _error(
                     path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; ? stands for values"
                 )
 
 
 def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
-    for path, rule, _ in unknown_terms.rules(policy):
-        for here, atom in unknown_terms.atoms(rule.constraints, path):
+    for path, rule, _ in unknown_terms.walk_rules(policy):
+        for here, atom in unknown_terms.walk_atoms(rule.constraints, path):
             yield here, atom, vocabulary.operand(atom.left)
 
 
-CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
+CHECKS: tuple[Callable[[Policy], Iterator[LintProblem]], ...] = (
     _unclear,
     _empty,
     _zoneless,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from policies import vocabulary
 from policies.contracts import masks
-from policies.evaluation.values import Duration, duration, in_words
+from policies.evaluation.values import Duration, duration, format_short
 from policies.model import Atom, Connective, Constraint, Duty
 from policies.vocabulary import Operand, ValueType, compact, ds, odrl
 
@@ -86,13 +86,13 @@ def listed(texts: list[str], *, word: str = "or") -> str:
 def value(text: str, operand: Operand | None) -> str:
     """One value: durations and regions in words, numbers with separators, IRIs short."""
     if operand is not None and operand.type is ValueType.DURATION:
-        return _spelled(text)
+        return _spell_duration(text)
     if operand is not None and operand.type is ValueType.INTEGER and text.isdecimal():
         return f"{int(text):,}"
-    return _VALUES.get(text, in_words(text))
+    return _VALUES.get(text, format_short(text))
 
 
-def _spelled(text: str) -> str:
+def _spell_duration(text: str) -> str:
     try:
         return spell(duration(text))
     except ValueError:
@@ -139,7 +139,7 @@ def duty(one: Duty) -> str:
         return "have " + mask(details)
     said = [action(one.action)]
     said += [constraint(part) for part in one.constraints if not _is_timing(part)]
-    return " ".join([*said, *_timing(details)])
+    return " ".join([*said, *_phrase_timing(details)])
 
 
 def mask(details: dict[str, Atom]) -> str:
@@ -158,13 +158,13 @@ def _is_timing(part: Constraint) -> bool:
     return isinstance(part, Atom) and part.left in (odrl("delayPeriod"), odrl("event"), odrl("dateTime"))
 
 
-def _timing(details: dict[str, Atom]) -> list[str]:
+def _phrase_timing(details: dict[str, Atom]) -> list[str]:
     delay, event, by = (details.get(odrl(name)) for name in ("delayPeriod", "event", "dateTime"))
-    when = listed([_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
+    when = listed([_phrase_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
     said = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
     return [*said, f"by {values(by)}"] if by else said
 
 
-def _event(text: str) -> str:
+def _phrase_event(text: str) -> str:
     name = compact(text).removeprefix("ds:event/")
     return _EVENTS.get(name, name)

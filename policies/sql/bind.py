@@ -15,15 +15,15 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
-from policies.contracts.columns import apart, fold
+from policies.contracts.columns import fold, make_distinct
 from policies.errors import QueryRefused
 from policies.sql import allowed_syntax, using
 from policies.sql.parse import refuse, refused
-from policies.sql.using import Merged, Merging
+from policies.sql.using import MergedColumn, UsingScope
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TableEntry:
     """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns.
 
     `untold`: one of these that is no column of the dataset, and is named to nobody.
@@ -32,19 +32,19 @@ class Entry:
     owner: str
     table: str
     columns: tuple[str, ...]
-    untold: str = ""
+    hidden_column: str = ""
 
 
 @dataclass(slots=True)
-class Bound:
+class BoundQuery:
     """What binding found: the output's columns, each table node with its entry, and the names taken anew.
 
     `read`: of each source those of its own columns that are named anywhere, or taken by `*`, whatever they are called.
     """
 
     columns: tuple[str, ...] = ()
-    tables: list[tuple[exp.Table, Entry]] = field(default_factory=list)
-    read: dict[Entry, set[str]] = field(default_factory=dict)
+    tables: list[tuple[exp.Table, TableEntry]] = field(default_factory=list)
+    read: dict[TableEntry, set[str]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)  # random names of the WITH queries
 
 
@@ -59,23 +59,23 @@ class _Scope:
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
-    merged: tuple[Merged, ...] = ()
+    merged: tuple[MergedColumn, ...] = ()
     aliases: set[str] = field(default_factory=set)
     keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
     outer: _Scope | None = None
-    beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
+    outside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
     grouped: exp.Select | None = None  # while its HAVING is bound
     joined: frozenset[str] = frozenset()  # while an ON is bound: what is joined there, since the last comma
 
 
 _DIALECT = DuckDB()
-_TOLD_MAX = 30  # columns that a refusal names
+_LISTED_MAX = 30  # columns that a refusal names
 _NESTED = frozenset({*allowed_syntax.QUERIES, exp.Subquery})
 _LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
 _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
 
 
-def bind(tree: exp.Expr, catalogue: Sequence[Entry], *, token: Callable[[], str]) -> Bound:
+def bind(tree: exp.Expr, catalogue: Sequence[TableEntry], *, token: Callable[[], str]) -> BoundQuery:
     """Resolve all names of `tree`, in place. Raises QueryRefused for any that is unknown or ambiguous."""
     binder = _Binder(catalogue, token)
     binder.bound.columns = binder.query(tree, {}, None)
@@ -83,10 +83,10 @@ def bind(tree: exp.Expr, catalogue: Sequence[Entry], *, token: Callable[[], str]
 
 
 class _Binder:
-    def __init__(self, catalogue: Sequence[Entry], token: Callable[[], str]) -> None:
+    def __init__(self, catalogue: Sequence[TableEntry], token: Callable[[], str]) -> None:
         self.catalogue = catalogue
         self.token = token
-        self.bound = Bound()
+        self.bound = BoundQuery()
 
     # queries
 
@@ -103,7 +103,7 @@ class _Binder:
         _order_all(node, len(columns))
         order = node.args.get("order")
         if order is not None:
-            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), outer=outer))
+            self._walk(order, ctes, _Scope(aliases=set(_fold_names(columns)), outer=outer))
         return columns
 
     def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
@@ -114,7 +114,7 @@ class _Binder:
         for cte in clause.expressions:
             alias = cte.args["alias"]
             self._may_name(alias.name, known)
-            columns = _renamed(self.query(cte.this, known, outer), alias)
+            columns = _renamed_columns(self.query(cte.this, known, outer), alias)
             fresh = self.token()
             cte.set("materialized", None)  # for the engine to decide
             known[fold(alias.name)] = (fresh, columns)
@@ -148,15 +148,15 @@ class _Binder:
             refuse("syntax_not_allowed", "write what to select after SELECT", "syntax")
         for shown in list(node.expressions):
             if isinstance(shown, exp.Star):
-                names.extend(_star(scope))
+                names.extend(_expand_star(scope))
                 for alias in scope.sources.keys() - scope.hidden:
-                    _read_all(alias, scope)
+                    _note_all_read(alias, scope)
             elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
                 level = self._level(shown.table, scope)
                 names.extend(level.sources[fold(shown.table)])
-                _read_all(fold(shown.table), level)
+                _note_all_read(fold(shown.table), level)
             else:
-                names.append(_named(shown))
+                names.append(_output_name(shown))
                 self._walk(shown, ctes, scope)
         return tuple(names)
 
@@ -167,7 +167,7 @@ class _Binder:
         joins = node.args.get("joins") or ()
         if first is None:
             return
-        merging = Merging(self._add(first.this, ctes, scope), scope.folded)
+        merging = UsingScope(self._add(first.this, ctes, scope), scope.folded)
         begun = 0  # the place of the source behind the last comma
         for join in joins:
             before = tuple(scope.sources)
@@ -187,9 +187,9 @@ class _Binder:
 
     def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
         """Put one source into the scope; its folded alias."""
-        entry: Entry | None = None
+        entry: TableEntry | None = None
         if isinstance(node, exp.Subquery):
-            columns = self.query(node, ctes, _beside(scope))
+            columns = self.query(node, ctes, _derived_table_scope(scope))
             alias = node.alias or f" {len(scope.sources)}"
         else:
             alias = node.alias or node.name
@@ -197,20 +197,20 @@ class _Binder:
             _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
-        shown = columns if plain else _renamed(columns, named)  # a dataset's own are apart already, and many
+        shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own are apart already, and many
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
         if entry is None:
-            scope.folded[fold(alias)] = _folded(shown)
+            scope.folded[fold(alias)] = _fold_names(shown)
         else:
             kept = entry.owner and shown == columns  # other names are the caller's: to keep these, too, fills memory
-            own = _own_kept(columns) if kept else _own(shown, columns)
+            own = _own_columns_cached(columns) if kept else _own_columns(shown, columns)
             scope.folded[fold(alias)] = own
             scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
         return fold(alias)
 
-    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], Entry | None]:
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], TableEntry | None]:
         """The columns of a table, and its entry; None of a WITH query, whose own sources note what is read."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
@@ -222,7 +222,7 @@ class _Binder:
         self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
         return entry.columns, entry
 
-    def _entry(self, owner: str, name: str) -> Entry:
+    def _entry(self, owner: str, name: str) -> TableEntry:
         found = [
             entry
             for entry in self.catalogue
@@ -242,7 +242,7 @@ class _Binder:
         if not left or fold(column) not in scope.folded[alias]:
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
         for source in (*before, alias):
-            _read_one(fold(column), source, scope)
+            _note_read(fold(column), source, scope)
 
     # columns
 
@@ -268,8 +268,8 @@ class _Binder:
             level = self._level(table, scope)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
-            _no_other(node, [fold(table)], level)
-            _read_one(folded, fold(table), level)
+            _refuse_shadowed_having(node, [fold(table)], level)
+            _note_read(folded, fold(table), level)
             return
         key = _is_key(node)
         if key and folded in scope.aliases:
@@ -278,23 +278,23 @@ class _Binder:
         named = table = False
         while around is not None:
             found = _holders(folded, around)
-            if found and around.beside:
-                raise _unseen(found[0])
+            if found and around.outside:
+                raise _refuse_lateral(found[0])
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
             if len(found) > 1 and not plain:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
             for alias in found:
-                _read_one(folded, alias, around)
+                _note_read(folded, alias, around)
             if found:
                 if folded not in around.aliases:
-                    _no_other(node, found, around)
+                    _refuse_shadowed_having(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
             # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
             named = named or folded in around.aliases
             around = around.outer
         if around is None and not named:
-            raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
+            raise self._unknown(name, _visible_names(scope) or sorted(scope.aliases))
         if table and not (folded in scope.aliases and _in_having(node)):
             # The engine would take the table, and so what is left of all its columns.
             refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
@@ -305,8 +305,8 @@ class _Binder:
         column = False
         while level is not None:
             if fold(alias) in level.sources and fold(alias) not in level.hidden:
-                if level.beside:
-                    raise _unseen(alias)
+                if level.outside:
+                    raise _refuse_lateral(alias)
                 nearer = level.joined if fold(alias) not in level.joined else ()
                 if column or any(fold(alias) in level.folded[one] for one in nearer):
                     # Of a struct the engine would take its field.
@@ -321,21 +321,21 @@ class _Binder:
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
         """The refusal for a column that is not there or not shown, and what there is: in the same words for both."""
-        untold = {entry.untold for entry in self.catalogue}
+        untold = {entry.hidden_column for entry in self.catalogue}
         known = [name for name in dict.fromkeys(names) if name not in untold]
-        more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
-        told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
+        more = f" and {len(known) - _LISTED_MAX} more" if len(known) > _LISTED_MAX else ""
+        told = f"{', '.join(known[:_LISTED_MAX])}{more}" or "none"
         return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
 
 
-def _beside(scope: _Scope) -> _Scope | None:
+def _derived_table_scope(scope: _Scope) -> _Scope | None:
     """What is around a derived table: what stands before it in its FROM, then what is around that."""
     if not scope.sources:
         return scope.outer
-    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, beside=True)
+    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, outside=True)
 
 
-def _unseen(alias: str) -> QueryRefused:
+def _refuse_lateral(alias: str) -> QueryRefused:
     """The engine would read that column, and the name may stand for another of a query around."""
     told = f"{alias} beside it" if alias.strip() else "what stands beside it"
     return refused(
@@ -343,7 +343,7 @@ def _unseen(alias: str) -> QueryRefused:
     )
 
 
-def _no_other(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
+def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
     """Refuse a column in HAVING that rows are not grouped by, where a query around has a source, or a struct, that is
     called as its own source is: the engine would read that one's."""
     around = scope.outer
@@ -365,7 +365,7 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
     direct = not any(type(one) in _NESTED for one in above)
     if direct and any(isinstance(one, exp.AggFunc | exp.Filter | exp.WithinGroup) for one in above):
         return True
-    for key in _keys(select, scope):
+    for key in _group_keys(select, scope):
         if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
             return True
         if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
@@ -376,7 +376,7 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
     return False
 
 
-def _keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
+def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
     """What rows are grouped by: places and outputs' names as what they stand for."""
     group, outputs = select.args.get("group"), select.expressions
     if group is None:
@@ -403,7 +403,7 @@ def _in_having(node: exp.Expr) -> bool:
     return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 
-def _folded(names: tuple[str, ...]) -> frozenset[str]:
+def _fold_names(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
 
 
@@ -414,12 +414,12 @@ def _is_key(node: exp.Expr) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _own_kept(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+def _own_columns_cached(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     """As `_own`, of a dataset under its own names."""
-    return _own(columns, columns)
+    return _own_columns(columns, columns)
 
 
-def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+def _own_columns(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     """A table's own columns by the names that they are shown under, folded."""
     found: dict[str, tuple[str, ...]] = {}
     for name, column in zip(shown, columns, strict=True):
@@ -427,14 +427,14 @@ def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple
     return found
 
 
-def _read_one(name: str, alias: str, scope: _Scope) -> None:
+def _note_read(name: str, alias: str, scope: _Scope) -> None:
     """Note that a column of a source is read, where that is a table that has it."""
     if alias in scope.own:
         own, read = scope.own[alias]
         read.update(own.get(name, ()))
 
 
-def _read_all(alias: str, scope: _Scope) -> None:
+def _note_all_read(alias: str, scope: _Scope) -> None:
     if alias in scope.own:
         own, read = scope.own[alias]
         read.update(*own.values())
@@ -445,24 +445,24 @@ def _holders(name: str, scope: _Scope) -> list[str]:
     return [alias for alias, columns in scope.folded.items() if name in columns and alias not in scope.hidden]
 
 
-def _star(scope: _Scope) -> list[str]:
-    shown = _star_of(scope)
+def _expand_star(scope: _Scope) -> list[str]:
+    shown = _visible_names(scope)
     if not shown:
         refuse("column_unknown", "* needs a FROM", "columns")
     return shown
 
 
-def _star_of(scope: _Scope) -> list[str]:
+def _visible_names(scope: _Scope) -> list[str]:
     """The columns of all sources, in their order; those that are merged once."""
-    return [name for _, name, _ in using.shown(scope.sources, scope.hidden, scope.merged)]
+    return [name for _, name, _ in using.expand_star(scope.sources, scope.hidden, scope.merged)]
 
 
-def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
+def _renamed_columns(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
     """Columns under the names that `alias(a, b)` gives them, each another: as the engine calls them."""
     given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
     if len(given) > len(columns):
         refuse("column_unknown", "an alias names more columns than there are", "columns")
-    return tuple(apart((*given, *columns[len(given) :])))
+    return tuple(make_distinct((*given, *columns[len(given) :])))
 
 
 def _alias(node: exp.Expr, name: str) -> None:
@@ -471,7 +471,7 @@ def _alias(node: exp.Expr, name: str) -> None:
         node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
 
 
-def _named(shown: exp.Expr) -> str:
+def _output_name(shown: exp.Expr) -> str:
     """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
     if isinstance(shown, exp.Alias | exp.Column):
         return shown.alias_or_name

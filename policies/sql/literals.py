@@ -32,7 +32,7 @@ _STEPS = {"TIMESTAMP_S": 1_000_000, "TIMESTAMP_MS": 1000}  # microseconds
 _NS_YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold whole
 
 
-def compared(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
+def fit_comparison(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
     """`column operator literal` for a column of `type_`; ValueError says what was expected and what came."""
     family = columns.family(type_)
     if family in (columns.INTEGER, columns.DECIMAL):
@@ -41,19 +41,19 @@ def compared(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: 
     return operator(this=subject, expression=_READ[family](literal, type_))
 
 
-def among(column: exp.Expr, literals: Sequence[exp.Expr], type_: str) -> exp.Expr:
+def fit_membership(column: exp.Expr, literals: Sequence[exp.Expr], type_: str) -> exp.Expr:
     """`column IN (literals)`; what no value can equal is left out."""
-    each = [compared(column, exp.EQ, literal, type_) for literal in literals]
+    each = [fit_comparison(column, exp.EQ, literal, type_) for literal in literals]
     found = [one for one in each if isinstance(one, exp.EQ)]
-    return exp.In(this=found[0].this, expressions=[one.expression for one in found]) if found else _no()
+    return exp.In(this=found[0].this, expressions=[one.expression for one in found]) if found else _never_true()
 
 
-def kind(value: object) -> str:
+def literal_kind(value: object) -> str:
     """text, number, truth, the family of a typed time (DATE '2026-01-01'), or nothing of the sort."""
     if isinstance(value, exp.Cast):
-        return _TIMES.get(value.to.this, "") if kind(value.this) == "text" else ""
+        return _TIMES.get(value.to.this, "") if literal_kind(value.this) == "text" else ""
     if isinstance(value, exp.Neg):
-        return "number" if kind(value.this) == "number" and isinstance(value.this, exp.Literal) else ""
+        return "number" if literal_kind(value.this) == "number" and isinstance(value.this, exp.Literal) else ""
     if isinstance(value, exp.Boolean):
         return "truth"
     if isinstance(value, exp.Literal):
@@ -84,16 +84,16 @@ FITTING: dict[str, tuple[str, ...]] = {
 
 def _exact(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
     low, high = _steps(_text(literal), columns.decimal_scale(type_))
-    least, most = columns.extent(type_)
+    least, most = columns.value_range(type_)
     if operator in (exp.EQ, exp.NEQ):
         fits = low == high and least <= low <= most
         if not fits:
-            return _no() if operator is exp.EQ else _any(column)
+            return _never_true() if operator is exp.EQ else _always_true(column)
     bound = high if operator in (exp.LT, exp.GTE) else low
     if not least <= bound <= most:
         every = bound > most if operator in (exp.LT, exp.LTE) else bound < least
-        return _any(column) if every else _no()
-    return operator(this=column.copy(), expression=_literal(_written(bound, type_), type_))
+        return _always_true(column) if every else _never_true()
+    return operator(this=column.copy(), expression=_literal(_format_steps(bound, type_), type_))
 
 
 def _steps(text: str, scale: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def _steps(text: str, scale: int) -> tuple[int, int]:
         raise ValueError(f"expected a number such as 10 or 2.5, came {text[:40]}") from None
 
 
-def _written(steps: int, type_: str) -> str:
+def _format_steps(steps: int, type_: str) -> str:
     scale = columns.decimal_scale(type_)
     digits = str(abs(steps)).rjust(scale + 1, "0")
     whole, part = digits[: len(digits) - scale], digits[len(digits) - scale :]
@@ -161,10 +161,10 @@ def _moment(literal: exp.Expr, type_: str) -> exp.Expr:
 
 
 def _uuid(literal: exp.Expr, type_: str) -> exp.Expr:
-    return _literal(columns.uuid(_text(literal)), type_)
+    return _literal(columns.parse_uuid(_text(literal)), type_)
 
 
-def _as_it_is(literal: exp.Expr, type_: str) -> exp.Expr:
+def _keep_literal(literal: exp.Expr, type_: str) -> exp.Expr:
     return literal.copy()
 
 
@@ -174,9 +174,9 @@ _READ: dict[str, Callable[[exp.Expr, str], exp.Expr]] = {
     columns.TIMESTAMP: _moment,
     columns.TIMESTAMPTZ: _moment,
     columns.UUID: _uuid,
-    columns.TEXT: _as_it_is,
-    columns.ENUM: _as_it_is,
-    columns.BOOLEAN: _as_it_is,
+    columns.TEXT: _keep_literal,
+    columns.ENUM: _keep_literal,
+    columns.BOOLEAN: _keep_literal,
 }
 
 
@@ -191,9 +191,9 @@ def _literal(text: str, type_: str) -> exp.Expr:
     return policy_view.try_cast(exp.Literal.string(text), type_)
 
 
-def _no() -> exp.Expr:
+def _never_true() -> exp.Expr:
     return exp.Boolean(this=False)
 
 
-def _any(column: exp.Expr) -> exp.Expr:
+def _always_true(column: exp.Expr) -> exp.Expr:
     return exp.Not(this=exp.Is(this=column.copy(), expression=exp.Null()))

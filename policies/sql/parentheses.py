@@ -55,11 +55,11 @@ _ENDINGS = ("with_", "order", "limit", "offset")
 def write(tree: exp.Expr, *, identify: bool = True, spend: bool = False) -> str:
     """DuckDB's SQL for a tree, without comments (two parsers read those differently). `identify`: every name quoted;
     `spend`: the tree is not used again."""
-    tree = bracketed(tree if spend else tree.copy())
+    tree = add_brackets(tree if spend else tree.copy())
     return _DIALECT.generate(tree, identify=identify, comments=False, copy=False)
 
 
-def bracketed(tree: exp.Expr) -> exp.Expr:
+def add_brackets(tree: exp.Expr) -> exp.Expr:
     """The tree, in place, with brackets around every operand and query that would be read otherwise without."""
     found = [tree]
     for node in found:  # which grows on the way
@@ -73,16 +73,16 @@ def bracketed(tree: exp.Expr) -> exp.Expr:
             if kind is exp.Add and _ends_in_interval(node.this):
                 node.set("this", exp.Paren(this=node.this))
         elif kind in SETS:
-            _sides(node)
+            _bracket_sides(node)
         elif isinstance(node, exp.Binary | exp.Unary) and not isinstance(node, exp.Func | exp.Paren):
             for name, value in node.args.items():
                 if isinstance(value, exp.Expr) and _level(value) < _ATOM:
                     node.set(name, exp.Paren(this=value))
         for value in node.args.values():
             if isinstance(value, exp.Expr):
-                found.append(_held(value, kind))
+                found.append(_bracket_query(value, kind))
             elif type(value) is list:
-                found.extend([_held(one, kind) for one in value if isinstance(one, exp.Expr)])
+                found.extend([_bracket_query(one, kind) for one in value if isinstance(one, exp.Expr)])
     return tree
 
 
@@ -107,7 +107,7 @@ def _ends_in_interval(node: exp.Expr) -> bool:
     return type(node) is exp.Interval
 
 
-def _held(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
+def _bracket_query(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
     """A query that stands where a value does, in brackets."""
     if type(value) in QUERIES and holder not in _HOLDERS:
         place = exp.Subquery()
@@ -117,14 +117,14 @@ def _held(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
     return value
 
 
-def _sides(node: exp.Expr) -> None:
+def _bracket_sides(node: exp.Expr) -> None:
     """Set operations go from left to right, INTERSECT first: any other order needs brackets."""
     left, right = node.args["this"], node.args["expression"]
-    if type(left) in QUERIES and (_ends(left) or (type(left) in SETS and type(left) is not type(node))):
+    if type(left) in QUERIES and (_has_end_clause(left) or (type(left) in SETS and type(left) is not type(node))):
         node.set("this", exp.Subquery(this=left))
-    if type(right) in QUERIES and (_ends(right) or type(right) in SETS):
+    if type(right) in QUERIES and (_has_end_clause(right) or type(right) in SETS):
         node.set("expression", exp.Subquery(this=right))
 
 
-def _ends(query: exp.Expr) -> bool:
+def _has_end_clause(query: exp.Expr) -> bool:
     return any(query.args.get(name) for name in _ENDINGS)

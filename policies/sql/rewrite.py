@@ -16,7 +16,7 @@ from policies.sql.parse import refuse
 _LEAVES = frozenset({exp.Identifier})  # the gate lets through none that holds more than a text
 
 
-def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
+def list_nodes(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
     """The nodes of a tree, parents first, as a list: they may be changed on the way. `closed`: classes of nodes that
     are not looked into. Twice as quick as `walk`."""
     found = [tree]
@@ -33,7 +33,7 @@ def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> li
     return found
 
 
-def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
+def make_safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
     """Rewrite a tree in place, given as `every` node of it; folded names of the columns that it mentions, None when
     it asks for all by `*`, or renames a table's columns by their places."""
     names: set[str] = set()
@@ -55,7 +55,7 @@ def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
     return None if everything else names
 
 
-def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
+def avoid_dictionaries(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
     """Grouped sums over columns of `tables` take their values one by one, not as places in a file's dictionary.
 
     DuckDB 2.0 keeps 8 bytes for each value of each dictionary that such a sum has met, until it ends and beside its
@@ -84,13 +84,13 @@ def _reads_only(select: exp.Select, tables: set[int]) -> bool:
     return bool(clauses) and all(id(clause.this) in tables for clause in clauses)
 
 
-def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
+def check_relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
     """The functions that the wrap wrote into the finished tree by name.
 
     Raises QueryRefused unless every relation in it is one of `names`: what the policy put there, or a WITH query.
     """
     written: set[str] = set()
-    for node in every(tree):
+    for node in list_nodes(tree):
         kind = type(node)
         if kind is exp.Anonymous:
             written.add(str(node.this).lower())
@@ -122,7 +122,7 @@ def _is(node: exp.Expr) -> None:
         node.replace(exp.Paren(this=exp.NullSafeEQ(this=value, expression=node.expression)))
 
 
-def unplanned(value: exp.Expr) -> exp.Expr:
+def hide_bounds(value: exp.Expr) -> exp.Expr:
     """A day or time as it is, of which the engine's planner knows no bounds.
 
     DuckDB 2.0 works out `date_trunc('week', x)` for the least and greatest x of a whole column, hidden rows included,
@@ -136,10 +136,10 @@ _ZERO = exp.Literal.number(0)
 
 def _trunc(node: exp.Expr) -> None:
     if str(node.args["unit"].this).upper().startswith("WEEK") and not isinstance(node.this, exp.Literal):
-        node.set("this", unplanned(node.this))
+        node.set("this", hide_bounds(node.this))
 
 
-def _named(name: str) -> Callable[[exp.Expr], None]:
+def _rename_to(name: str) -> Callable[[exp.Expr], None]:
     """The function by its own name, without the cast that the generator puts in."""
 
     def change(node: exp.Expr) -> None:
@@ -154,6 +154,6 @@ _CHANGES: dict[type[exp.Expr], Callable[[exp.Expr], None]] = {
     exp.Is: _is,
     exp.DateTrunc: _trunc,
     exp.TimestampTrunc: _trunc,
-    exp.LogicalAnd: _named("bool_and"),
-    exp.LogicalOr: _named("bool_or"),
+    exp.LogicalAnd: _rename_to("bool_and"),
+    exp.LogicalOr: _rename_to("bool_or"),
 }

@@ -12,7 +12,7 @@ from sqlglot import exp
 
 from policies.sql import parentheses
 from policies.sql.allowed_syntax import QUERIES
-from policies.sql.rewrite import every
+from policies.sql.rewrite import list_nodes
 
 _QUERIES = frozenset(QUERIES)
 _FROM = frozenset({exp.Table, exp.Subquery})
@@ -113,7 +113,7 @@ def is_inner(join: exp.Expr) -> bool:
     return not side(join) and kind(join) in ("", "INNER", "CROSS")
 
 
-def unwrapped(node: exp.Expr) -> exp.Expr:
+def unwrap(node: exp.Expr) -> exp.Expr:
     """The query inside parentheses that say nothing else."""
     while isinstance(node, exp.Subquery) and not any(node.args.get(name) for name in ("order", "limit", "offset")):
         node = node.this
@@ -122,7 +122,7 @@ def unwrapped(node: exp.Expr) -> exp.Expr:
 
 def nodes(node: exp.Expr) -> list[exp.Expr]:
     """What `every` gives, but for the names that tables and columns are made of."""
-    return every(node, closed=_NAMES)
+    return list_nodes(node, closed=_NAMES)
 
 
 def selects(node: exp.Expr) -> list[exp.Select]:
@@ -142,10 +142,10 @@ def base_tables(node: exp.Expr) -> list[exp.Table]:
 
 def aliases(node: exp.Expr) -> set[str]:
     """Aliases of all sources anywhere below."""
-    return _named(nodes(node))
+    return _alias_names(nodes(node))
 
 
-def _named(found: Iterable[exp.Expr]) -> set[str]:
+def _alias_names(found: Iterable[exp.Expr]) -> set[str]:
     return {one.alias_or_name for one in found
             if type(one) in _FROM and isinstance(one.parent, exp.From | exp.Join)}  # fmt: skip
 
@@ -169,16 +169,16 @@ def tables_read(found: Iterable[exp.Expr]) -> set[str]:
 def free_tables(node: exp.Expr) -> set[str]:
     """Sources outside of `node` that it reads from: what makes it correlated."""
     found = nodes(node)
-    return tables_read(found) - _named(found)
+    return tables_read(found) - _alias_names(found)
 
 
 def may_fail(node: exp.Expr) -> bool:
     """Whether an expression is an error for rows as there are: where it divides into whole parts, unless by a number
     that is not 0. That numbers grow beyond their type is no reason to have all rows sent in place of their sum."""
-    return any(isinstance(one, exp.IntDiv | exp.Mod) and not _counts(one.expression) for one in node.walk())
+    return any(isinstance(one, exp.IntDiv | exp.Mod) and not _is_nonzero_number(one.expression) for one in node.walk())
 
 
-def _counts(node: exp.Expr) -> bool:
+def _is_nonzero_number(node: exp.Expr) -> bool:
     """Whether it is a number that is written, and not 0."""
     return isinstance(node, exp.Literal) and not node.is_string and bool(float(node.this))
 
@@ -297,7 +297,7 @@ def column(name: str, table: str = "") -> exp.Column:
     return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None, copy=False)
 
 
-def put(value: exp.Expr, place: exp.Expr) -> exp.Expr:
+def substitute(value: exp.Expr, place: exp.Expr) -> exp.Expr:
     """A copy of a value in the place of a column, in brackets unless it is one thing wherever it stands. What is there
     now; `place` may be the whole of an expression, which is then this."""
     made = value.copy()
@@ -311,12 +311,12 @@ def cast(value: exp.Expr, kind: exp.DType) -> exp.TryCast:
     return exp.TryCast(this=value, to=exp.DataType(this=kind), safe=True)
 
 
-def free(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
     """The name, or one like it that is not taken."""
     while name in taken:
         name += "_"
     return name
 
 
-def named(value: exp.Expr, name: str) -> exp.Alias:
+def alias_as(value: exp.Expr, name: str) -> exp.Alias:
     return exp.Alias(this=value, alias=exp.to_identifier(name))

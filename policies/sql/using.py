@@ -14,7 +14,7 @@ from policies.contracts.columns import fold
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedColumn:
     """Columns of one name that are one: the sources whose they are, in order, and the one that gives its value (""
     after a FULL JOIN: the first that has any)."""
 
@@ -23,48 +23,50 @@ class Merged:
     value: str
 
 
-class Merging:
+class UsingScope:
     """A FROM, join by join. `columns`: the names of each source, folded, by its alias, folded; `merged`: what is one so
     far."""
 
     def __init__(self, first: str, columns: Mapping[str, Container[str]]) -> None:
         self.columns = columns
-        self._before: tuple[Merged, ...] = ()  # the last comma
-        self._here: tuple[Merged, ...] = ()
+        self._before: tuple[MergedColumn, ...] = ()  # the last comma
+        self._here: tuple[MergedColumn, ...] = ()
         self._sources = [first]  # since the last comma
 
     @property
-    def merged(self) -> tuple[Merged, ...]:
+    def merged(self) -> tuple[MergedColumn, ...]:
         return (*self._before, *self._here)
 
-    def join(self, join: exp.Expr, alias: str) -> list[tuple[str, Merged | None]]:
+    def join(self, join: exp.Expr, alias: str) -> list[tuple[str, MergedColumn | None]]:
         """The names that USING compares, each with what it is before this join; None where that has no such column, or
         several, or the joined source has none."""
         side, kind, using = _word(join, "side"), _word(join, "kind"), join.args.get("using") or ()
         tests = kind in ("SEMI", "ANTI")
         if is_comma(join):
             self._before, self._here, self._sources = self.merged, (), []
-        pairs = [(name, self._left(name, alias)) for name in dict.fromkeys(fold(one.name) for one in using)]
+        pairs = [(name, self._column_before(name, alias)) for name in dict.fromkeys(fold(one.name) for one in using)]
         for name, left in pairs:
             if left is not None:
                 value = {"": left.value, "LEFT": left.value, "RIGHT": alias}.get(side, "")
-                made = left if tests else Merged(name, (*left.sources, alias), value)
+                made = left if tests else MergedColumn(name, (*left.sources, alias), value)
                 self._here = (*(one for one in self._here if one.name != name), made)
         if not tests:
             self._sources.append(alias)
         return pairs
 
-    def _left(self, name: str, alias: str) -> Merged | None:
+    def _column_before(self, name: str, alias: str) -> MergedColumn | None:
         for one in self._here:
             if one.name == name:
                 return one if name in self.columns[alias] else None
         holders = [one for one in self._sources if name in self.columns[one]]
-        return Merged(name, (holders[0],), holders[0]) if len(holders) == 1 and name in self.columns[alias] else None
+        return (
+            MergedColumn(name, (holders[0],), holders[0]) if len(holders) == 1 and name in self.columns[alias] else None
+        )
 
 
-def shown(
-    columns: Mapping[str, Sequence[str]], hidden: Container[str], merged: Sequence[Merged]
-) -> Iterator[tuple[str, str, Merged | None]]:
+def expand_star(
+    columns: Mapping[str, Sequence[str]], hidden: Container[str], merged: Sequence[MergedColumn]
+) -> Iterator[tuple[str, str, MergedColumn | None]]:
     """What `*` stands for: the source and the name of each column as it is written there; what is merged, once."""
     done: set[int] = set()
     for alias, names in columns.items():

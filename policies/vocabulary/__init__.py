@@ -50,13 +50,13 @@ __all__ = [
     "column_of",
     "column_term",
     "compact",
+    "describe_suppliers",
     "ds",
     "expand",
-    "meant",
     "odrl",
     "operand",
     "register",
-    "suppliers",
+    "resolve_alias",
 ]
 
 OPERANDS: dict[str, Operand] = {}
@@ -81,30 +81,30 @@ def operand(iri: str) -> Operand | None:
     return _FAMILIES.get(f"{HANSE}{head}/") if slash and column else None
 
 
-def suppliers(iri: str) -> str:
+def describe_suppliers(iri: str) -> str:
     """Who can supply the fact of that operand, in words; empty where nobody here can."""
     word = operand(iri)
     names = word.sources if word is not None else OTHER_FACTS.get(compact(iri), ())
     return " or ".join(SOURCES[name] for name in names if name in SOURCES)
 
 
-def meant(action: str) -> str:
+def resolve_alias(action: str) -> str:
     """The action (IRI) of the tree that a name stands for; itself where it is no other name of one."""
-    return actions.SAME.get(action, action)
+    return actions.ALIASES.get(action, action)
 
 
 def action(name: str) -> Action | None:
     """The action that a name (IRI) stands for; None where there is none."""
-    return ACTIONS.get(meant(name))
+    return ACTIONS.get(resolve_alias(name))
 
 
 def action_includes(broad: str, narrow: str) -> bool:
     """Whether a rule on `broad` covers `narrow` (IRIs): the same action, or one above it in the tree."""
-    return meant(broad) in _above(narrow)
+    return resolve_alias(broad) in _including_actions(narrow)
 
 
-def _above(action: str) -> frozenset[str]:
-    action = meant(action)
+def _including_actions(action: str) -> frozenset[str]:
+    action = resolve_alias(action)
     known = _ABOVE.get(action)
     if known is None:
         found, current = [action], ACTIONS.get(action)
@@ -147,4 +147,4 @@ for _family in (party, time, quantity, shape, training, after_use):
     register(operands=_family.OPERANDS)
 for _table in (actions.ACTIONS, training.ACTIONS, after_use.ACTIONS):
     register(new_actions=_table)
-SAME_ACTION = actions.SAME
+ACTION_ALIASES = actions.ALIASES

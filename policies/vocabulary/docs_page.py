@@ -87,19 +87,21 @@ that rests on what others say: that is attested. `tests/policies/test_plugins.py
 """
 
 
-def page() -> str:
+def write_page() -> str:
     """The whole page."""
     operands, actions = vocabulary.OPERANDS.values(), vocabulary.ACTIONS.values()
     parts = [
         _HEAD,
-        _section("Conditions of a permission or prohibition", _operands(one for one in operands if RULE in one.where)),
-        _section("Details of a duty or obligation", _operands(one for one in operands if RULE not in one.where)),
-        _section("Actions that are permitted or prohibited", _actions(one for one in actions if one.use)),
-        f"Other names: {', '.join(_same())}.\n",
-        _section("Actions that are owed", _actions(one for one in actions if one.duty)),
-        _section("The short form", _words()),
+        _section(
+            "Conditions of a permission or prohibition", _operand_rows(one for one in operands if RULE in one.where)
+        ),
+        _section("Details of a duty or obligation", _operand_rows(one for one in operands if RULE not in one.where)),
+        _section("Actions that are permitted or prohibited", _action_rows(one for one in actions if one.use)),
+        f"Other names: {', '.join(_alias_rows())}.\n",
+        _section("Actions that are owed", _action_rows(one for one in actions if one.duty)),
+        _section("The short form", _form_rows()),
         f"Regions: {', '.join(values.known_regions())}.\n",
-        _section("Where facts come from", _sources()),
+        _section("Where facts come from", _source_rows()),
         _OWN,
     ]
     return "\n".join(parts)
@@ -109,7 +111,7 @@ def _section(title: str, rows: Iterable[str]) -> str:
     return f"## {title}\n\n" + "\n".join(rows) + "\n"
 
 
-def _operands(operands: Iterable[Operand]) -> Iterator[str]:
+def _operand_rows(operands: Iterable[Operand]) -> Iterator[str]:
     yield "| word | value | operators | decided at | tier | fact | meaning |"
     yield "|---|---|---|---|---|---|---|"
     for one in operands:
@@ -121,7 +123,7 @@ def _operands(operands: Iterable[Operand]) -> Iterator[str]:
         yield f"| `{name}` | {kind} | {ops} | {one.phase.value} | {one.tier.value} | {fact} | {one.help} |"
 
 
-def _sources() -> Iterator[str]:
+def _source_rows() -> Iterator[str]:
     yield "Where several speak, the owner's own record counts. Lint refuses a condition whose fact nobody can supply."
     yield ""
     yield "| source | who | words |"
@@ -132,7 +134,7 @@ def _sources() -> Iterator[str]:
         yield f"| {name} | {who} | {', '.join(f'`{word}`' for word in words)} |"
 
 
-def _actions(actions: Iterable[Action]) -> Iterator[str]:
+def _action_rows(actions: Iterable[Action]) -> Iterator[str]:
     yield "| word | below | tier | meaning |"
     yield "|---|---|---|---|"
     for one in actions:
@@ -140,19 +142,19 @@ def _actions(actions: Iterable[Action]) -> Iterator[str]:
         yield f"| `{compact(one.name)}` | {parent} | {one.tier.value} | {one.help} |"
 
 
-def _same() -> Iterator[str]:
-    for name, meant in vocabulary.SAME_ACTION.items():
+def _alias_rows() -> Iterator[str]:
+    for name, meant in vocabulary.ACTION_ALIASES.items():
         yield f"`{compact(name)}` is `{compact(meant)}`"
 
 
-def _words() -> Iterator[str]:
+def _form_rows() -> Iterator[str]:
     yield _FORM
     yield "| where | word | stands for |"
     yield "|---|---|---|"
-    for where, table in (("who", form.WHO), ("limits", form.LIMITS), ("then, first", form.DETAILS)):
+    for where, table in (("who", form.PARTY_WORDS), ("limits", form.LIMITS), ("then, first", form.DETAILS)):
         for word, (left, operator) in table.items():
             yield f"| {where} | `{word}` | `{compact(left)} {operator}` |"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    sys.stdout.write(write_page())

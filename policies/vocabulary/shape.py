@@ -23,7 +23,7 @@ from policies.vocabulary.terms import (
 )
 
 
-def _shape(
+def _shape_operand(
     name: str,
     type_: ValueType,
     ops: frozenset[str],
@@ -53,7 +53,7 @@ def _shape(
 
 
 OPERANDS: tuple[Operand, ...] = (
-    _shape(
+    _shape_operand(
         "row/",
         ValueType.SCALAR,
         EQUALITY | ORDER,
@@ -61,21 +61,21 @@ OPERANDS: tuple[Operand, ...] = (
         "in every row {column} {op} {value}",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "columnAllow",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
         "The only columns that can be read.",
         "only these columns can be read: {value}",
     ),
-    _shape(
+    _shape_operand(
         "columnDeny",
         ValueType.TEXT,
         frozenset({NONE}),
         "Columns that cannot be read. Those that no rule names can.",
         "these columns cannot be read: {value}",
     ),
-    _shape(
+    _shape_operand(
         "notTogether",
         ValueType.TEXT,
         frozenset({NONE}),
@@ -84,7 +84,7 @@ OPERANDS: tuple[Operand, ...] = (
         "can be laid side by side.",
         "no query uses these columns together: {value}",
     ),
-    _shape(
+    _shape_operand(
         "resultKind",
         ValueType.CHOICE,
         frozenset({EQ}),
@@ -92,21 +92,21 @@ OPERANDS: tuple[Operand, ...] = (
         "the answer consists of {value}",
         levels=("aggregate", "rows"),
     ),
-    _shape(
+    _shape_operand(
         "minGroupSize",
         ValueType.INTEGER,
         frozenset({GTEQ, "gt"}),
         "The smallest group that may appear in an aggregate answer; counts entities where ds:entityKey is given.",
         "the number of units in each group of an answer {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "entityKey",
         ValueType.TEXT,
         frozenset({EQ}),
         "The column that identifies a unit of privacy; it may be counted but not returned.",
         "groups are counted by distinct {value}, which is itself never returned",
     ),
-    _shape(
+    _shape_operand(
         "dimension/",
         ValueType.GRID,
         frozenset({EQ}),
@@ -117,7 +117,7 @@ OPERANDS: tuple[Operand, ...] = (
         "answers may group by {column} ({value})",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "measure/",
         ValueType.RANGE,
         frozenset({EQ}),
@@ -127,21 +127,21 @@ OPERANDS: tuple[Operand, ...] = (
         "answers may sum and average {column} ({value})",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "joinWith",
         ValueType.IRI,
         frozenset({EQ, ANY}),
         "The only datasets it may be joined with.",
         "it is joined only with {value}",
     ),
-    _shape(
+    _shape_operand(
         "template",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
         "The only queries that may run, as approved templates.",
         "only these approved queries run: {value}",
     ),
-    _shape(
+    _shape_operand(
         "epsilonBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
@@ -149,21 +149,21 @@ OPERANDS: tuple[Operand, ...] = (
         "instead of being cut into cells.",
         "the privacy budget spent (epsilon) {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "deltaBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
         "Differential privacy: the probability with which the promise may fail; 0.000001 where none is given.",
         "the probability that the privacy promise fails (delta) {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "rowsPerEntity",
         ValueType.INTEGER,
         frozenset({LTEQ}),
         "Differential privacy: how many rows of one entity count in one answer; more rows need more noise.",
         "the number of rows of one unit that count in an answer {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "column",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
@@ -171,7 +171,7 @@ OPERANDS: tuple[Operand, ...] = (
         "the columns {value}",
         where=DUTY,
     ),
-    _shape(
+    _shape_operand(
         "method",
         ValueType.TEXT,
         frozenset({EQ}),
@@ -179,7 +179,7 @@ OPERANDS: tuple[Operand, ...] = (
         "by {value}",
         where=DUTY,
     ),
-    _shape(
+    _shape_operand(
         "argument",
         ValueType.TEXT,
         frozenset({EQ}),

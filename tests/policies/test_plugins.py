@@ -20,7 +20,7 @@ PLUGIN = '''
 """One file: a word about the answer, a word about the party, a mask, a source of facts."""
 from dataclasses import replace
 from sqlglot import exp
-from policies import columns
+from policies.contracts import columns
 from policies.evaluation.evaluate import Fact
 from policies.contracts.masks import MaskWord
 from policies.vocabulary import Operand, Phase, Tier, ValueType
@@ -64,17 +64,20 @@ source = Harbour()
 TRY = """
 import asyncio, json
 import duckdb
-from connector.usage import sources
-from policies import compile as compiler, jsonld, lint, plugins, words
+from connector.usage import fact_sources
+from policies import plugins
+from policies.contracts import compile as compiler
+from policies.odrl import reader
+from policies.review import lint, phrases
 from policies.contracts.contract import Column, TableSchema
-from policies.evaluation.evaluate import as_if_agreed, evaluate
+from policies.evaluation.evaluate import as_granting_set, evaluate
 from policies.vocabulary import OPERANDS, Phase, ds, expand
-from policies.enforce.gate import Dataset, prepare
+from policies.enforce.gate import GatedDataset, prepare
 
-loaded = plugins.load()
-found = sources.load()
-facts = asyncio.run(sources.ask(found, "did:web:a.example"))
-policy = jsonld.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action": "ds:query", "constraint": [
+loaded = plugins.load_plugins()
+found = fact_sources.load()
+facts = asyncio.run(fact_sources.ask(found, "did:web:a.example"))
+policy = reader.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action": "ds:query", "constraint": [
     {"leftOperand": "https://x.example/sample", "operator": "lteq", "rightOperand": "7"},
     {"leftOperand": "https://x.example/ship", "operator": "eq", "rightOperand": "Emma"}],
     "duty": [{"action": "ds:mask", "constraint": [
@@ -82,18 +85,19 @@ policy = jsonld.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action"
         {"leftOperand": "ds:method", "operator": "eq", "rightOperand": "last"},
         {"leftOperand": "ds:argument", "operator": "eq", "rightOperand": "2"}]}]}]})
 schema = TableSchema((Column("name", "VARCHAR"),))
-contract = compiler.contracts(policy, schema, concluded=1.8e9)[0]
+contract = compiler.compile_contracts(policy, schema, concluded=1.8e9)[0]
 tokens = iter(f"t{n}" for n in range(99))
-made = prepare("SELECT name FROM o.t", [Dataset(("o", "t"), "src", contract)], action=ds("query"), purpose=None,
+made = prepare("SELECT name FROM o.t", [GatedDataset(("o", "t"), "src", contract)], action=ds("query"), purpose=None,
                token=lambda: next(tokens), mask_key=b"k" * 32)
 con = duckdb.connect()
 con.execute("CREATE TABLE src AS SELECT 'Hamburg' AS name")
-decide = lambda known: evaluate(as_if_agreed(policy, at=1.8e9), known, action=ds("query"), phase=Phase.QUERY, now=1.8e9)
+granting = as_granting_set(policy, at=1.8e9)
+decide = lambda known: evaluate(granting, known, action=ds("query"), phase=Phase.QUERY, now=1.8e9)
 print(json.dumps({
     "loaded": loaded, "sources": [one.NAME for one in found], "facts": sorted(facts), "rows": contract.limits.rows,
     "shown": con.execute(made.sql, made.params).fetchall(), "lint": [p.code for p in lint.lint(policy, schema)],
     "with": decide(facts).permitted, "without": list(decide(facts.without("https://x.example/ship")).reasons),
-    "says": words.duty(policy.permissions[0].duties[0]), "permit": list(OPERANDS[expand("ds:permit")].sources),
+    "says": phrases.duty(policy.permissions[0].duties[0]), "permit": list(OPERANDS[expand("ds:permit")].sources),
 }))
 """
 
@@ -154,7 +158,7 @@ def word(**changed: Any) -> Operand:
 def test_a_word_without_a_way_to_enforce_it_cannot_claim_to_be_technical(made: Any, says: str) -> None:
     before = dict(OPERANDS)
     with pytest.raises(ValueError, match=says):
-        plugins.take(SimpleNamespace(OPERANDS=(made(),)))
+        plugins.register_plugin(SimpleNamespace(OPERANDS=(made(),)))
     assert before == OPERANDS
 
 
@@ -168,7 +172,7 @@ def test_an_action_of_a_plugin_is_never_technical() -> None:
         enforced_by="gate",
     )
     with pytest.raises(ValueError, match="rests on the contract"):
-        plugins.take(SimpleNamespace(ACTIONS=(action,)))
+        plugins.register_plugin(SimpleNamespace(ACTIONS=(action,)))
 
 
 def test_a_mask_without_sql_or_with_a_taken_name_is_refused() -> None:
@@ -176,5 +180,5 @@ def test_a_mask_without_sql_or_with_a_taken_name_is_refused() -> None:
     with pytest.raises(ValueError, match="brings nothing that makes it true"):
         MaskWord(name="none", build=None, **given)  # type: ignore[arg-type]  # what a plugin may get wrong
     with pytest.raises(ValueError, match="registered already"):
-        plugins.take(SimpleNamespace(MASKS=(MaskWord(name="hash", build=lambda *_: None, **given),)))
+        plugins.register_plugin(SimpleNamespace(MASKS=(MaskWord(name="hash", build=lambda *_: None, **given),)))
     assert MASKS == {}

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
@@ -325,7 +325,7 @@ def quote_name(value: str) -> str:
     """A name as an identifier of the engine."""
     if "\x00" in value:
         raise SourceUnreadable("expected a name without NUL")
-    return quoted(value)
+    return quote_identifier(value)
 
 
 def alike(name: str) -> str:

@@ -60,7 +60,7 @@ def short(text: str) -> list[str]:
 def test_every_word_of_the_form_survives_to_odrl_and_back() -> None:
     form = convert.read_form(FULL)
     policy = convert.to_policy(form)
-    unknown_terms.require(policy)
+    unknown_terms.refuse_unclear(policy)
     back = convert.from_policy(policy, decide="rules")
     assert back == form
     assert back.odrl is None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from policies.enforce.gate import DEFAULT, Dataset, Keys, Prepared, prepare
+from policies.enforce.gate import DEFAULT, CallerTable, GatedDataset, PreparedQuery, prepare
 from policies.errors import QueryRefused
 from policies.vocabulary.terms import expand
 from tests.support import clinic, gate
@@ -372,7 +372,7 @@ def test_a_dataset_is_joined_only_with_those_agreed(allowed: tuple[str, ...], sq
 def test_keys_of_the_caller_can_be_joined_and_are_no_dataset() -> None:
     made = _one()
     made.connection.execute("CREATE TABLE keys_1 AS SELECT 2 AS k UNION ALL SELECT 5")
-    keys = [Keys("keys", "keys_1", ("k",))]
+    keys = [CallerTable("keys", "keys_1", ("k",))]
     assert made.ask("select id from t where id in (select k from keys) order by id", keys=keys) == [(2,), (5,)]
     assert made.ask("select t.id from t semi join keys on t.id = keys.k order by 1", keys=keys) == [(2,), (5,)]
     with pytest.raises(QueryRefused) as refused:
@@ -418,9 +418,9 @@ def test_a_table_of_the_callers_own_stands_for_no_dataset_of_an_approved_query()
     made = _one(templates=("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", TEMPLATES[1]))
     made.connection.execute("CREATE TABLE mine AS SELECT 2 AS id")
     with pytest.raises(QueryRefused) as refused:
-        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[Keys("cohort", "mine", ("id",))])
+        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[CallerTable("cohort", "mine", ("id",))])
     assert refused.value.code == "template_not_agreed"
-    assert made.ask("select max(id) from t where g in (1, 2)", keys=[Keys("cohort", "mine", ("id",))])
+    assert made.ask("select max(id) from t where g in (1, 2)", keys=[CallerTable("cohort", "mine", ("id",))])
 
 
 def test_an_unreadable_template_matches_nothing() -> None:
@@ -452,7 +452,7 @@ def test_names_that_need_quotes_stay_names() -> None:
         gate.schema_of(made.connection, f"src_{quoted}"),
         gate.Atom(gate.expand("ds:row/") + "select", "eq", (gate.Literal("x"),)),
     )
-    made.datasets.append(Dataset(("an owner", odd), f"src_{odd}", contract))
+    made.datasets.append(GatedDataset(("an owner", odd), f"src_{odd}", contract))
     assert made.ask(f'select * from "an owner"."{quoted}"') == [(1, "x", 2)]
     assert made.ask(f'select "{quoted}" as k, größe from "{quoted}" where "select" = \'x\'') == [(1, 2)]
 
@@ -518,7 +518,7 @@ def test_what_is_declared_a_stream_is_one(sql: str) -> None:
     made, stream = _one(), expand("ds:stream")
     made.datasets = [replace(one, contract=replace(one.contract, actions=(stream,))) for one in made.datasets]
 
-    def prepared() -> Prepared:
+    def prepared() -> PreparedQuery:
         return prepare(sql, made.datasets, action=stream, purpose=None, token=made.token, mask_key=gate.KEY)
 
     if STREAMS[sql]:

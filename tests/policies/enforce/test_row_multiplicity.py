@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from policies.enforce.gate import Keys
+from policies.enforce.gate import CallerTable
 from tests.support import gate
 from tests.support.gate import atom
 
-GUESSES = [Keys("c", "c_1", ("id", "k"))]
+GUESSES = [CallerTable("c", "c_1", ("id", "k"))]
 ROW_BY_ROW = [
     "SELECT id FROM t",
     "SELECT id FROM t ORDER BY id LIMIT 10",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from policies.errors import PolicyUnreadable, TermUnknown
-from policies.evaluation.evaluate import Facts, concludable
-from policies.model import HANSE, Atom, Conflict, Kind, Policy
+from policies.evaluation.evaluate import Facts, evaluate_offer
+from policies.model import HANSE, Atom, ConflictStrategy, Kind, Policy
 from policies.odrl import reader
-from policies.odrl.assignee import kept_to
+from policies.odrl.assignee import restrict_to_party
 from policies.review import unknown_terms
 from policies.vocabulary import Phase, odrl
 
@@ -248,10 +248,10 @@ def test_an_offer_for_one_party_is_for_nobody_else(wire: dict[str, Any]) -> None
     for phase in (Phase.CATALOGUE, Phase.NEGOTIATION):
         for party in ("did:web:a", "did:web:b"):
             facts = Facts.of({"ds:participant": party}, source="signature")
-            assert concludable(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
+            assert evaluate_offer(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
     assert reader.digest(policy) != reader.digest(reader.read(USE))
     assert reader.read(reader.write(policy, in_catalog=True)) == policy
-    assert reader.rules_equal(policy, kept_to(reader.read(USE), "did:web:a"))
+    assert reader.rules_equal(policy, restrict_to_party(reader.read(USE), "did:web:a"))
 
 
 def test_several_actions_of_a_rule_stand_for_one_rule_each() -> None:
@@ -274,7 +274,7 @@ def test_unknown_words_are_kept_written_back_and_refused_by_name(wire: dict[str,
     policy = reader.read(wire)
     assert reader.read(reader.write(policy)) == policy
     with pytest.raises(TermUnknown, match=name):
-        unknown_terms.require(policy)
+        unknown_terms.refuse_unclear(policy)
 
 
 def test_a_foreign_profile_and_a_foreign_value_change_the_digest() -> None:
@@ -289,9 +289,9 @@ def test_the_digest_ignores_who_when_and_where_but_not_what() -> None:
     )
     assert reader.digest(dressed) == reader.digest(policy)
     assert reader.digest(replace(policy, prohibitions=())) != reader.digest(policy)
-    assert reader.digest(replace(policy, conflict=Conflict.PERM)) != reader.digest(policy)
+    assert reader.digest(replace(policy, conflict=ConflictStrategy.PERM)) != reader.digest(policy)
     lonely = replace(policy, prohibitions=())
-    assert reader.digest(replace(lonely, conflict=Conflict.PERM)) == reader.digest(lonely)
+    assert reader.digest(replace(lonely, conflict=ConflictStrategy.PERM)) == reader.digest(lonely)
 
 
 @pytest.mark.parametrize(

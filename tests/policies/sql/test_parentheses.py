@@ -91,7 +91,7 @@ def _all_bracketed(tree: exp.Expr) -> exp.Expr:
             place = exp.Paren()
             node.replace(place)
             place.set("this", node)
-    return parentheses.bracketed(found)
+    return parentheses.add_brackets(found)
 
 
 def _engine(sql: str) -> Any:
