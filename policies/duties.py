@@ -1,6 +1,6 @@
-"""Where a duty stands: not due, due, fulfilled or violated, from events and evidence given as values.
+"""The state of a duty (not due, due, fulfilled, violated), computed from events and evidence.
 
-Pure: the ledger that keeps the evidence is elsewhere. Months count by the calendar in UTC.
+Pure: evidence is stored elsewhere (`connector.usage.duty_ledger`). Months follow the calendar in UTC.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ class DutyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DutyWindow:
-    """When a duty is open (UTC seconds): None in `opens` means not yet, None in `closes` means without deadline."""
+    """When a duty is open, in UTC seconds. `opens` is None before its event; `closes` is None without a deadline."""
 
     opens: float | None
     closes: float | None
 
 
 def duty_window(duty: Duty, events: Mapping[str, float]) -> DutyWindow:
-    """When the duty falls due, given when events happened (`ds:event/end`, `ds:event/revoked`, ...).
+    """Return when the duty can be done and must be done.
 
-    Without an event a delay runs from the end of the agreement; without either it is due from the start.
-    ValueError when a value cannot be read or a detail is no plain constraint.
+    `events` maps event names (`ds:event/end`, `ds:event/revoked`, ...) to the UTC seconds at which they happened. A
+    delay without `odrl:event` starts at the end of the agreement. A duty without event and delay is due from the start.
+
+    Raises: ValueError when a value cannot be read, or a detail is not a plain constraint that occurs once.
     """
     details = _index_details(duty)
     happened = {expand(name): when for name, when in events.items()}
@@ -55,10 +57,13 @@ def duty_window(duty: Duty, events: Mapping[str, float]) -> DutyWindow:
 
 
 def duty_state(duty: Duty, *, events: Mapping[str, float], fulfilled_at: float | None, now: float) -> DutyState:
-    """Where the duty stands at `now`; `fulfilled_at` is when evidence of its latest fulfilment was given.
+    """Return the state of the duty at `now` (UTC seconds).
 
-    One that was fulfilled too late stays violated. A repeated one (`ds:every`) falls due again a period
-    after each fulfilment. Evidence of a later time than `now` is none yet.
+    `fulfilled_at` is the time of the latest evidence of fulfilment; evidence later than `now` is ignored. A duty
+    fulfilled after its deadline stays violated. A repeated duty (`ds:every`) is due again one period after each
+    fulfilment.
+
+    Raises: ValueError as `duty_window`.
     """
     if fulfilled_at is not None and fulfilled_at > now:
         fulfilled_at = None
@@ -76,9 +81,10 @@ def duty_state(duty: Duty, *, events: Mapping[str, float], fulfilled_at: float |
 
 
 def agreement_end(policy: Policy) -> float | None:
-    """When an agreement ends by its own terms (UTC seconds): when its last permission does; None where one has no end.
+    """Return when an agreement ends by its own terms (UTC seconds): the end of its last permission; None without an
+    end.
 
-    ValueError when a time cannot be read.
+    Raises: ValueError when a time cannot be read.
     """
     started = values.instant(policy.timestamp).start if policy.timestamp else None
     closing = [_rule_end(rule, started) for rule in policy.permissions]

@@ -1,8 +1,9 @@
-"""Words, masks and sources of installed plugins, by the entry point `hanse.policy_terms`: one file, one object.
+"""Loads policy terms, masks and fact sources of installed plugins (entry point `hanse.policy_terms`).
 
-The object (a module, most often) has any of: `OPERANDS` and `ACTIONS` (iterables), `SOURCES` (name of a source of facts
-to who that is), `LOWER` (operand IRI to the function that makes it part of a contract, as in `lowering.LOWER`), and
-`MASKS` (`masks.MaskWord`). What claims to be technical must bring what makes it so, or nothing of it is taken in.
+A plugin object, usually a module, may have any of: `OPERANDS` and `ACTIONS` (iterables), `SOURCES` (name of a fact
+source to a description), `LOWER` (operand IRI to a lowering function, as in `contracts.lowering.LOWER`) and `MASKS`
+(`contracts.masks.MaskWord`). A plugin that declares a technical operand without the code that enforces it is refused as
+a whole. See `docs/policy-words.md`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _OWN = frozenset({"clock", "counter", "ledger"})  # sources that the owner's con
 
 
 def load_plugins(group: str = GROUP) -> list[str]:
-    """Take in every installed plugin; the names of their entry points. ValueError names the word that does not hold.
+    """Register every installed plugin and return the names of their entry points. Loading twice is harmless.
 
-    Loading twice is harmless: what is there already is passed over.
+    Raises: ValueError naming the operand, action or mask that is not acceptable.
     """
     loaded = []
     for entry in sorted(entry_points(group=group), key=lambda point: point.name):
@@ -32,7 +33,10 @@ def load_plugins(group: str = GROUP) -> list[str]:
 
 
 def register_plugin(plugin: Any) -> None:
-    """Take in one plugin, whole or not at all."""
+    """Register one plugin as a whole, or nothing of it.
+
+    Raises: ValueError as `load_plugins`.
+    """
     operands: Iterable[Operand] = getattr(plugin, "OPERANDS", ())
     lower: Mapping[str, lowering.Lower] = getattr(plugin, "LOWER", {})
     fresh = [word for word in operands if vocabulary.OPERANDS.get(word.name) is not word]

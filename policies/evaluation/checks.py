@@ -1,7 +1,7 @@
-"""One atom or duty compiled to a check: a closure from the moment of a decision to one of four codes.
+"""Compiles an atom or duty to a check: a function from the moment of a decision to one of four codes.
 
-The codes are small integers because they are compared a million times a second; `RESULTS` gives their
-names. Groups and rules are the business of `plan`.
+Codes are small integers because millions are compared each second; `RESULTS` has their names. Groups and rules are
+compiled in `compiled_policy`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Check: TypeAlias = Callable[[Moment], int]
 
 
 class ConstraintFinding(NamedTuple):
-    """One constraint that was looked at (a NamedTuple: thousands are made per second)."""
+    """The result of one constraint. A NamedTuple, because thousands are made each second."""
 
     rule: str
     constraint: str
@@ -38,12 +38,12 @@ class ConstraintFinding(NamedTuple):
     phase: str
 
     def to_json(self) -> dict[str, object]:
-        """As in the specification's example line (usage-policies, section 4)."""
+        """Return the finding in the form of usage-policies, section 4."""
         return {**self._asdict(), "expected": list(self.expected), "observed": list(self.observed)}
 
 
 class Leaf:
-    """One compiled atom or duty: its check, and what an explanation says about it."""
+    """One compiled atom or duty: its check, and the texts for an explanation."""
 
     __slots__ = ("_waiting", "check", "expected", "fact", "left", "op", "path", "personal")
 
@@ -63,7 +63,7 @@ class Leaf:
         self._waiting: dict[tuple[str, str], ConstraintFinding] = {}
 
     def finding(self, moment: Moment, rule: str, phase: str, code: int) -> ConstraintFinding:
-        """What was expected, observed and found, from whom; `code` is what the check said."""
+        """Return what was expected and observed, the source, and the result `code` of the check."""
         observed: tuple[str, ...]
         if self.fact == "clock":
             observed, source = (values.format_time(moment.now),), "clock"
@@ -89,10 +89,10 @@ class Leaf:
 
 
 def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
-    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before.
+    """Compile one atom. An atom that cannot be read yields unknown; a policy with one is refused as a whole earlier.
 
-    `claimable`: the contract's word (`ds:enforced`) stands for an observation. Only where satisfied is the
-    best that can happen: not in a prohibition, and not under `xone`, where one more yes can be a no.
+    `claimable`: `ds:enforced` of a contract may stand for an observation. Only valid where satisfied is the best
+    result: not in a prohibition and not under `xone`.
     """
     operand = vocabulary.operand(atom.left)
     check, key = _compile_atom(operand, atom, path, claimable) if operand else (constant_check(UNKNOWN), "")
@@ -108,7 +108,7 @@ def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
 
 
 def duty_leaf(duty: Duty, path: str) -> Leaf | None:
-    """A duty before use: the permission sleeps until it is fulfilled. Masks are the engine's own work: None."""
+    """Compile a duty before use: the permission is inactive until it is fulfilled. Returns None for masks."""
     action = vocabulary.ACTIONS.get(duty.action)
     if action is not None and action.by_engine:
         return None
@@ -123,7 +123,7 @@ def duty_leaf(duty: Duty, path: str) -> Leaf | None:
 
 
 def mining_leaf(path: str) -> Leaf:
-    """Whether the asset is known not to reserve mining and training for explicit permissions."""
+    """Compile the check that the asset is known not to reserve mining and training."""
 
     def check(moment: Moment) -> int:
         if moment.phase < TRANSFER:
@@ -137,17 +137,17 @@ def mining_leaf(path: str) -> Leaf:
 
 
 def describe_duty(duty: Duty) -> str:
-    """How a duty before use is said in a reason."""
+    """Return how a reason names a duty before use."""
     return f"first: {phrases.duty(duty)}"
 
 
 def constant_check(code: int) -> Check:
-    """A check that always says the same."""
+    """Return a check that always gives `code`."""
     return lambda moment: code
 
 
 def _compile_atom(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
-    """The check of one atom, and the key under which its fact is found."""
+    """Return the check of an atom and the key of its fact."""
     try:
         if operand.counting is Counting.CLOCK:
             return _clock_check(operand, atom), "clock"
@@ -165,7 +165,7 @@ def _verdict_code(answer: bool | None) -> int:
 
 
 def _clock_check(operand: Operand, atom: Atom) -> Check:
-    """Before its phase only what can never change again is said: time moves forward."""
+    """Time only moves forward: before its phase, the check gives a result only when no later moment changes it."""
     literal, op = atom.right[0], atom.operator
     right = values.instant(literal.text, literal.datatype)
     at = operand.phase.order
@@ -180,7 +180,7 @@ def _clock_check(operand: Operand, atom: Atom) -> Check:
 
 
 def _is_final(op: str, answer: bool, *, passed: bool) -> bool:
-    """Whether later moments give the same answer: a deadline missed, a start reached, a day gone by."""
+    """Whether later moments give the same answer, such as a missed deadline or a day that has passed."""
     if op in ("lt", "lteq"):
         return not answer
     return answer if op in ("gt", "gteq") else passed
@@ -219,7 +219,7 @@ def _fact_check(operand: Operand, atom: Atom, key: str, claims: frozenset[str]) 
 
 
 def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
-    """Fact in, code out; a fact that cannot be read as the operand's type leaves it unknown."""
+    """Return a function from a fact to a code; a fact that the operand's type cannot parse gives unknown."""
     if operand.type is ValueType.SCALAR:
         return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
     taken = atom.right

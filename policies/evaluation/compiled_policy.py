@@ -1,9 +1,8 @@
-"""A policy compiled once to a plan: groups and rules as checks, ready to be asked many times.
+"""Compiles a policy once: its rules and groups as checks that can be evaluated many times.
 
-Implements the four values and their combination (usage-policies, section 4). Where the specification
-leaves room it decides towards "no": under a prohibition `or` ranks unknown above deferred, so that
-leaving a fact out never helps; and a broad permission reaches training only where the asset is known
-not to reserve it.
+Implements the four values and their combination (usage-policies, section 4). Where the specification leaves a choice,
+the result is "no": under a prohibition `or` ranks unknown above deferred, so leaving out a fact never helps; a broad
+permission covers training only where the asset is known not to reserve it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from policies.review import phrases, unknown_terms
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RulePart:
-    """One member of a rule's conjunction: a constraint or a duty, with its atoms and its words."""
+    """One member of a rule's conjunction: a constraint or a duty, with its atoms and its phrase."""
 
     path: str
     said: str
@@ -43,7 +42,7 @@ class RulePart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledRule:
-    """A permission or prohibition: its path, action, the check of the whole, and its parts."""
+    """A compiled permission or prohibition: its path, action, check and parts."""
 
     path: str
     action: str
@@ -80,7 +79,7 @@ def _compile_group(group: Group, path: str, leaves: list[Leaf], *, strict: bool,
 
 
 def _is_about_answer(group: Group) -> bool:
-    """Whether a group speaks of the answer only, so that the contract can make it true as a whole."""
+    """Whether a group has conditions on the answer only, so that the contract can enforce it as a whole."""
     found = (vocabulary.operand(atom.left) for _, atom in unknown_terms.walk_constraint(group, ""))
     return all(operand is not None and operand.by_engine for operand in found)
 
@@ -95,7 +94,7 @@ def _accept_claim(check: Check, path: str) -> Check:
 
 
 def _all_of(checks: tuple[Check, ...]) -> Check:
-    """`and`: unsatisfied wins, then unknown, then deferred."""
+    """`and`: unsatisfied, then unknown, then deferred."""
 
     def check(moment: Moment) -> int:
         worst = SATISFIED
@@ -111,7 +110,7 @@ def _all_of(checks: tuple[Check, ...]) -> Check:
 
 
 def combine_codes(codes: Collection[int]) -> int:
-    """`and` over codes that are known already, ranked as by `_all`."""
+    """Combine known codes as `and` does."""
     for code in (UNSATISFIED, UNKNOWN, DEFERRED):
         if code in codes:
             return code
@@ -119,7 +118,7 @@ def combine_codes(codes: Collection[int]) -> int:
 
 
 def _any_of(checks: tuple[Check, ...], ranks: tuple[int, ...]) -> Check:
-    """`or`: the first of `ranks` that occurs, else unsatisfied."""
+    """`or`: the first of `ranks` that occurs, otherwise unsatisfied."""
 
     def check(moment: Moment) -> int:
         seen = {one(moment) for one in checks}
@@ -132,7 +131,7 @@ def _any_of(checks: tuple[Check, ...], ranks: tuple[int, ...]) -> Check:
 
 
 def _exactly_one_of(checks: tuple[Check, ...]) -> Check:
-    """`xone`: two satisfied is unsatisfied; else any unknown, any deferred, exactly one satisfied."""
+    """`xone`: two satisfied give unsatisfied; otherwise unknown, deferred, exactly one satisfied, in this order."""
 
     def check(moment: Moment) -> int:
         codes = [one(moment) for one in checks]
@@ -172,7 +171,7 @@ _MINING = vocabulary.ds("mining")
 
 
 def _guard_mining(rule: CompiledRule, action: str) -> CompiledRule:
-    """A permission that does not name mining or training reaches them only where nothing is reserved."""
+    """A permission that names neither mining nor training covers them only where the asset does not reserve them."""
     reach = vocabulary.action_includes
     if not reach(_MINING, action) or reach(_MINING, rule.action):
         return rule
@@ -182,7 +181,7 @@ def _guard_mining(rule: CompiledRule, action: str) -> CompiledRule:
 
 
 class CompiledPolicy:
-    """A policy compiled once: its rules, why it is refused as a whole (if it is), and when it began."""
+    """A compiled policy: its rules, the reasons for refusing it as a whole, and the start of elapsed time."""
 
     __slots__ = ("_by_action", "assignee", "conflict", "permissions", "prohibitions", "refused", "start")
 
@@ -200,7 +199,7 @@ class CompiledPolicy:
         self._by_action: dict[str, tuple[list[CompiledRule], list[CompiledRule]]] = {}
 
     def rules_for(self, action: str) -> tuple[list[CompiledRule], list[CompiledRule]]:
-        """Permissions and prohibitions whose action reaches `action`."""
+        """Return the permissions and prohibitions whose action covers `action`."""
         found = self._by_action.get(action)
         if found is None:
             reach = vocabulary.action_includes
@@ -214,7 +213,7 @@ class CompiledPolicy:
 
 
 def _overlap_reasons(policy: Policy) -> tuple[str, ...]:
-    """Strategy `invalid`: any overlap of a permission and a prohibition voids the whole policy."""
+    """With the strategy `invalid`, an overlap of a permission and a prohibition voids the whole policy."""
     if policy.conflict is not ConflictStrategy.INVALID:
         return ()
     reach = vocabulary.action_includes
@@ -229,7 +228,7 @@ def _overlap_reasons(policy: Policy) -> tuple[str, ...]:
 
 
 def _assignee_check(policy: Policy) -> Leaf | None:
-    """An agreement gives rights to its assignee alone."""
+    """An agreement grants rights to its assignee only."""
     if policy.kind is not Kind.AGREEMENT:
         return None
     return atom_leaf(Atom(vocabulary.ds("participant"), "eq", (Literal(policy.assignee),)), "/assignee")
@@ -242,7 +241,7 @@ _MAX_PLANS = 2_048
 
 
 def compile_policy(policy: Policy) -> CompiledPolicy:
-    """The plan of a policy, made on first use and kept while it is among the latest 2,048."""
+    """Return the compiled policy; the latest 2,048 are cached."""
     entry = _PLANS.get(id(policy))
     words_known = len(vocabulary.OPERANDS) + len(vocabulary.ACTIONS)
     if entry is not None and entry[0] is policy and entry[1] == words_known:

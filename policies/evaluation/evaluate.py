@@ -1,8 +1,8 @@
-"""Facts and a policy give a Decision: four values per constraint, collapsed only at the rule.
+"""Evaluates a policy against facts: four values for each constraint, one decision for the whole (usage-policies,
+section 4).
 
-Pure: the same policy, facts, clock reading and engine version give the same decision, so that an auditor
-can replay it (usage-policies, section 4). Gathers nothing, stores nothing. Before its phase an operand is
-deferred whatever facts lie there, so that leaving one out never helps.
+Pure: the same policy, facts, time and engine version give the same decision, so an auditor can replay it. Before its
+phase an operand is deferred whatever the facts, so leaving out a fact never helps.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ ENGINE = "hanse-policies/5"  # part of what a replay needs: change it when a dec
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Yes or no, by which permission, and why. `carried` names what a later phase still has to decide.
+    """Whether an action is permitted, by which permission, and why.
 
-    `lacking`: for each permission against which nothing stands but facts that are not known, which these are.
+    `carried`: paths that a later phase still decides. `lacking`: for each permission that only unknown facts prevent,
+    the keys of these facts.
     """
 
     permitted: bool
@@ -67,7 +68,7 @@ class Decision:
     lacking: tuple[frozenset[str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For replies, log and page alike."""
+        """Return the decision as JSON for replies, the log and pages."""
         return {
             "permitted": self.permitted,
             "permission": self.permission,
@@ -88,7 +89,7 @@ class _Outcome(NamedTuple):
 
 
 def _rules_for(plan: CompiledPolicy, action: str, only: str) -> tuple[list[CompiledRule], list[CompiledRule]]:
-    """Permissions and prohibitions that reach `action`; of the permissions `only` that one, where it is named."""
+    """Return the permissions and prohibitions that cover `action`; with `only`, that permission alone."""
     permissions, prohibitions = plan.rules_for(action)
     if only:
         permissions = [rule for rule in permissions if rule.path == only]
@@ -102,7 +103,7 @@ def _decide(
     *,
     last: bool,
 ) -> _Outcome:
-    """`code_of` says what a rule comes to; it is asked about no more rules than the answer needs."""
+    """Decide with `code_of`, which gives the code of a rule and is called for as few rules as needed."""
     permissions, prohibitions = rules
     hit, carried = None, []
     for rule in prohibitions:
@@ -139,7 +140,7 @@ def permits(
     now: float,
     permission: str = "",
 ) -> bool:
-    """The yes or no of `evaluate`, without its explanation."""
+    """Return whether `evaluate` permits, without the explanation. Arguments as `evaluate`."""
     plan = compile_policy(policy)
     order = phase.order
     if plan.refused or (policy.kind is Kind.OFFER and order >= TRANSFER):
@@ -160,13 +161,15 @@ def evaluate(
     now: float,
     permission: str = "",
 ) -> Decision:
-    """Whether `action` is permitted in `phase` at `now` (UTC seconds), by which permission, and why.
+    """Decide whether `action` (IRI) is permitted in `phase` at `now` (UTC seconds); ODRL 2.2, section 2.
 
-    `permission` names one (`/permission/0`): whether that one is active, whatever the others would permit. Columns and
-    rows are those of one permission, so whoever serves them asks about that one; the prohibitions always count.
+    `permission` names one permission by path (`/permission/0`): the decision is then whether this permission is active.
+    Columns and rows belong to one permission, so a server asks about the permission that it serves. Prohibitions always
+    count. Only Sets and Agreements grant; an Offer is evaluated for phases up to the agreement. An Agreement requires
+    the fact `ds:participant` to be its assignee. Never raises on policy content.
 
-    Only Sets and Agreements grant; an Offer is looked at up to the agreement, to see whether it could be
-    concluded. An agreement demands the fact `ds:participant` to be its assignee. Never raises on policy content.
+      facts = Facts.of({"odrl:purpose": "dpv:ScientificResearch"})
+      evaluate(policy, facts, action=ds("query"), phase=Phase.QUERY, now=now).permitted
     """
     plan = compile_policy(policy)
     action = expand(action)
@@ -191,10 +194,10 @@ def evaluate(
 
 
 def evaluate_offer(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Decision:
-    """Whether any permission of an offer could ever be active for this party: show it, or negotiate it.
+    """Decide whether a permission of an offer could become active for this party, to show it or negotiate it.
 
-    The decision for the first permission whose own action passes. Else that for the one against which the least
-    stands, with the reasons of each by itself, this one's first, and what each lacks.
+    Returns the decision of the first permission that passes for its own action. Otherwise returns the decision with the
+    fewest obstacles, with the reasons of each permission.
     """
     refusals: list[tuple[str, Decision]] = []
     for index, rule in enumerate(policy.permissions):
@@ -211,7 +214,7 @@ def evaluate_offer(policy: Policy, facts: Facts, *, phase: Phase, now: float) ->
 
 
 def _join_reasons(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
-    """The reasons of one permission, or of all where they are the same; else one for each, under its path."""
+    """Return the reasons once where all permissions share them; otherwise one line for each permission."""
     told: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for path, decision in refusals:
         same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # but for whose conditions they are
@@ -223,9 +226,10 @@ def _join_reasons(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
 
 
 def next_change(policy: Policy, *, action: str, now: float) -> float:
-    """When (UTC seconds) the clock alone may next change what the prohibitions of `action` say; infinite if never.
+    """Return the time (UTC seconds) when the clock alone may next change what prohibitions of `action` decide; infinity
+    if never.
 
-    Permissions end with their contracts; a prohibition that begins is known to no contract.
+    Permissions end with their contracts, but a contract does not know when a prohibition begins.
     """
     if not any(rule.constraints for rule in policy.prohibitions):
         return math.inf
@@ -253,16 +257,16 @@ def _boundaries(atom: Atom, start: int | None) -> tuple[int, ...]:
 
 
 def as_granting_set(policy: Policy, *, at: float | None = None) -> Policy:
-    """The policy's rules as a Set, which grants without parties: to try an offer before it is published.
+    """Return the policy's rules as a Set, which grants without parties: to try an offer before publishing it.
 
-    `at` (UTC seconds) is when it would be signed, from where elapsed time runs; without it that is unknown.
+    `at` (UTC seconds) is the assumed time of signing, where elapsed time starts; without it elapsed time is unknown.
     """
     timestamp = policy.timestamp if at is None else format_time(at)
     return replace(policy, kind=Kind.SET, timestamp=timestamp)
 
 
 class _Inspection:
-    """One look at every constraint: what was found, and what the parts of each rule come to."""
+    """The findings of every constraint, and the code of each part of each rule."""
 
     __slots__ = ("codes", "findings", "moment", "phase")
 
@@ -273,7 +277,7 @@ class _Inspection:
         self.codes = {rule: [self._at(part, rule.path) for part in rule.parts] for rule in permissions + prohibitions}
 
     def rule(self, rule: CompiledRule) -> int:
-        """What the whole rule comes to."""
+        """Return the code of the whole rule."""
         return combine_codes(self.codes[rule])
 
     def _at(self, part: RulePart, rule: str) -> int:
@@ -285,7 +289,7 @@ class _Inspection:
         return part.check(self.moment)
 
     def unknown(self, rule: CompiledRule) -> frozenset[str]:
-        """The facts that keep a rule from being decided."""
+        """Return the keys of the facts that keep a rule from being decided."""
         waiting = [part for part, code in zip(rule.parts, self.codes[rule], strict=True) if code == UNKNOWN]
         return frozenset(leaf.left for part in waiting for leaf in part.leaves if leaf.check(self.moment) == UNKNOWN)
 
@@ -293,7 +297,7 @@ class _Inspection:
 def _missing_facts(
     rules: tuple[list[CompiledRule], list[CompiledRule]], conflict: ConflictStrategy, look: _Inspection
 ) -> Iterator[frozenset[str]]:
-    """What each permission lacks against which nothing stands but facts that are not known."""
+    """Yield, for each permission that only unknown facts prevent, the keys of these facts."""
     permissions, prohibitions = rules
     never = (UNSATISFIED, DEFERRED) if look.moment.phase >= BATCH else (UNSATISFIED,)
     forbidding: frozenset[str] = frozenset()
@@ -316,7 +320,7 @@ def _deferred_paths(outcome: _Outcome, findings: list[ConstraintFinding]) -> tup
 
 
 def _list_reasons(outcome: _Outcome, permissions: list[CompiledRule], action: str, look: _Inspection) -> Iterator[str]:
-    """Why, in plain words: the permission that permits, the prohibition that forbids, or all that is missing."""
+    """Yield the reasons in words: the permission that permits, the prohibition that forbids, or all that is missing."""
     if outcome.active is not None:
         yield f"{outcome.active.path} permits to {phrases.action(outcome.active.action)}"
     elif outcome.hit is not None:
@@ -338,7 +342,7 @@ def _prohibition_reason(rule: CompiledRule, moment: Moment) -> str:
 
 
 def _supplier_note(names: Iterable[str]) -> str:
-    """Who can supply what is missing, for the person who reads the refusal."""
+    """Return who can supply the missing facts, for the reader of the refusal."""
     found = dict.fromkeys(who for name in names if (who := vocabulary.describe_suppliers(expand(name))))
     return f"; it can come from {' or '.join(found)}" if found else ""
 

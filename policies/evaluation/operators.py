@@ -1,7 +1,8 @@
-"""What eq, isAnyOf, isPartOf and the others mean, in one table (usage-policies, section 3).
+"""The meaning of the operators (eq, isAnyOf, isPartOf, ...) in one table (ODRL 2.2, section 2.5; usage-policies,
+section 3).
 
-Each takes observed values L and expected values R, already read by type, and answers True, False or
-None (cannot be known). Engines in the field disagree on several of these; this table is the contract.
+Each compares observed values with expected values of the same type and returns True, False, or None for unknown. Other
+engines differ on several of them; this table is normative here.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _STARTS = (
 
 
 def compile_comparison(operator: str, expected: Sequence[Value], *, kinds: bool = False) -> Test:
-    """The comparison with `expected`, prepared once: a function of the observed values.
+    """Return a function that compares observed values with `expected`.
 
-    `kinds`: an observed value also counts as everything that it is a kind of, so that scientific research is research.
-    Never the other way round: where a broad value might mean an excluded one below it, the answer is not known.
+    `kinds`: an observed value also counts as each of its broader values, so scientific research is research. The
+    reverse does not hold: where a broad value could mean an excluded narrower one, the result is unknown.
     """
     made = _MAKERS[operator]
     if not kinds or operator in _BY_TREE:
@@ -90,10 +91,7 @@ _NARROWING: dict[str, Callable[[tuple[str, ...]], Test]] = {
 def _single(
     check: Callable[[Value, Value], Verdict], *, numbers: Callable[[Any, Any], bool]
 ) -> Callable[[tuple[Value, ...]], Test]:
-    """One value on either side; several observed values leave the answer unknown.
-
-    `numbers` says the same of two numbers, without asking what they are: both sides were read by one type.
-    """
+    """One value on each side; several observed values give unknown. `numbers` compares numbers without type checks."""
 
     def make(expected: tuple[Value, ...]) -> Test:
         right = expected[0]
@@ -201,10 +199,10 @@ _MAKERS: dict[str, Callable[[tuple[Value, ...]], Test]] = {
 
 
 def compare_moment(operator: str, now: int, right: Instant) -> Verdict:
-    """Compare a known moment with an instant, a day, or a time without a zone.
+    """Compare a known time (nanoseconds) with an instant, a day, or a time without zone.
 
-    A day: `lteq` holds until its end, `lt` until its start. Without a zone the answer is unknown
-    within 14 hours either way.
+    A day: `lteq` holds until its end, `lt` until its start. Without a zone the result is unknown within 14 hours either
+    way.
     """
     if right.loose:
         return _compare_loose_moment(operator, now, right)
@@ -232,7 +230,7 @@ def _compare_loose_moment(operator: str, now: int, right: Instant) -> Verdict:
 
 
 def compare_scalar(operator: str, observed: Any, texts: Sequence[str]) -> Verdict:
-    """Compare one column value with texts, read by the column's own type; NULL is unknown."""
+    """Compare one column value with texts that are parsed as the column's type; NULL gives unknown."""
     try:
         right = [_convert_like(observed, text) for text in texts]
         if observed is None or observed != observed:  # NULL, NaN

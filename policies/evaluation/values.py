@@ -1,7 +1,8 @@
-"""Values by declared type: decimals, instants, days, durations, places, levels; and what lies below what.
+"""Parses values by declared type (decimals, times, durations, places, levels), and holds the hierarchies of regions and
+purposes.
 
-A text is read by the type of its operand, never by its looks (usage-policies, section 3). Every reader
-raises ValueError with what was expected and what came. Must not know policies, facts or operators.
+A text is parsed by the type of its operand, never guessed (usage-policies, section 3). Every parser raises ValueError
+with what was expected and what came. Must not know policies, facts or operators.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _NAME_MAX = 200  # characters of a name that is compared with those that are kno
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A moment (start == end), a day (`start` up to, not including, `end`), or a moment without a zone.
+    """A time (`start` equals `end`), a day (`end` is exclusive), or a time without zone; nanoseconds since the epoch.
 
-    `loose`: the true moment is somewhere in [start, end], both included.
+    `loose`: the true time is anywhere in [start, end], both included.
     """
 
     start: int
@@ -42,7 +43,7 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Calendar months and exact nanoseconds; `P60M` is sixty months, `PT60M` is an hour."""
+    """Calendar months and exact nanoseconds: `P60M` is sixty months, `PT60M` is an hour."""
 
     months: int
     nanoseconds: int
@@ -64,7 +65,10 @@ _RANGE = re.compile(r"([+-]?\d{1,40}(?:\.\d{1,40})?)\.\.([+-]?\d{1,40}(?:\.\d{1,
 
 @lru_cache(maxsize=8192)
 def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> Value:
-    """The value that `text` means as `type_`; ValueError says what was expected and what came."""
+    """Return `text` parsed as `type_`.
+
+    Raises: ValueError with what was expected and what came.
+    """
     if len(text) > MAX_TEXT:
         raise ValueError(f"expected at most {MAX_TEXT} characters, got {len(text)}")
     if type_ in (ValueType.TEXT, ValueType.SCALAR):
@@ -80,7 +84,7 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
 
 @lru_cache(maxsize=256)
 def make_reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
-    """`parse` for one type, for observed values: asked by the text alone, which is read once while it is in use."""
+    """Return `parse` for one type, with its own cache, for observed values."""
 
     @lru_cache(maxsize=1024)
     def read(text: str) -> Value:
@@ -90,12 +94,14 @@ def make_reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether it is a text that can be stored and sent: bounded, and without halves of surrogate pairs."""
+    """Return whether the value is a text that can be stored and sent: at most `MAX_TEXT` characters, no lone
+    surrogates.
+    """
     return isinstance(value, str) and len(value) <= MAX_TEXT and is_whole(value)
 
 
 def is_whole(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which no database and no UTF-8 takes."""
+    """Return whether the text has no lone surrogate, which neither databases nor UTF-8 accept."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
@@ -108,14 +114,14 @@ def _require_known(text: str, names: tuple[str, ...]) -> str:
 
 
 def decimal(text: str) -> Decimal:
-    """A plain decimal such as 10, -2.5; no exponent, at most 40 digits on either side."""
+    """Parse a plain decimal such as 10 or -2.5: no exponent, at most 40 digits on either side."""
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"expected a number such as 10 or 2.5, got {text!r}")
     return Decimal(text)
 
 
 def integer(text: str) -> Decimal:
-    """A whole number; `10.0` is accepted as ten."""
+    """Parse a whole number; `10.0` is ten."""
     number = decimal(text)
     if number != number.to_integral_value():
         raise ValueError(f"expected a whole number, got {text!r}")
@@ -123,14 +129,14 @@ def integer(text: str) -> Decimal:
 
 
 def iri(text: str) -> str:
-    """An IRI with its prefix expanded; refused when empty or holding spaces."""
+    """Return an IRI with its prefix expanded; refuse an empty text or spaces."""
     if not text or any(character.isspace() for character in text):
         raise ValueError(f"expected an IRI without spaces, got {text!r}")
     return expand(text)
 
 
 def place(text: str) -> str:
-    """A country as two upper-case letters, or the IRI of a known region."""
+    """Return a country as two upper-case letters, or the IRI of a known region."""
     if re.fullmatch(r"[A-Za-z]{2}", text) and text.upper() != "EU":
         code = text.upper()
         return _CODES.get(code, code)
@@ -143,7 +149,7 @@ def place(text: str) -> str:
 
 
 def grid(text: str) -> str:
-    """`exact`, or a bin width above nought."""
+    """Parse `exact` or a bin width above 0."""
     if text == "exact":
         return text
     if not _DECIMAL.fullmatch(text) or decimal(text) <= 0:
@@ -152,7 +158,7 @@ def grid(text: str) -> str:
 
 
 def clamp(text: str) -> str:
-    """`free`, or `low..high` with low not above high."""
+    """Parse `free` or `low..high`."""
     if text == "free":
         return text
     found = _RANGE.fullmatch(text)
@@ -162,7 +168,7 @@ def clamp(text: str) -> str:
 
 
 def instant(text: str, datatype: str = "") -> Instant:
-    """An xsd:dateTime (with or without zone) or an xsd:date, told apart by datatype, else by form."""
+    """Parse an xsd:dateTime (with or without zone) or an xsd:date; the datatype decides, otherwise the form."""
     if datatype == XSD + "date" or (datatype != XSD + "dateTime" and _DATE.fullmatch(text)):
         return _parse_day(text)
     found = _INSTANT.fullmatch(text)
@@ -206,7 +212,7 @@ def _parse_offset(zone: str, text: str) -> int:
 
 
 def duration(text: str) -> Duration:
-    """An ISO 8601 duration such as P30D, P2M, PT12H; not negative."""
+    """Parse an ISO 8601 duration such as P30D, P2M, PT12H; not negative."""
     found = _DURATION.fullmatch(text)
     if not found or text == "P" or text.endswith("T"):
         raise ValueError(f"expected a duration such as P30D, P2M or PT12H, got {text!r}")
@@ -222,7 +228,9 @@ def duration(text: str) -> Duration:
 
 
 def add_duration(start: int, span: Duration) -> int:
-    """`start` (nanoseconds) plus a duration: months by the calendar in UTC (31 January + P1M = end of February)."""
+    """Return `start` (nanoseconds) plus a duration; months follow the calendar in UTC (31 January + P1M = end of
+    February).
+    """
     if not span.months:
         return start + span.nanoseconds
     days, rest = divmod(start, DAY)
@@ -237,12 +245,12 @@ def add_duration(start: int, span: Duration) -> int:
 
 
 def nanoseconds(now: float) -> int:
-    """A clock reading in UTC seconds as nanoseconds, exact to the microsecond."""
+    """Return UTC seconds as nanoseconds, exact to the microsecond."""
     return round(now * 1_000_000) * 1_000
 
 
 def format_time(now: float) -> str:
-    """A clock reading as xsd:dateTime in UTC, to the second; a reading beyond the calendar as a number."""
+    """Return UTC seconds as xsd:dateTime to the second; a time beyond the calendar as a number."""
     try:
         return _format_second(int(now))
     except (ValueError, OverflowError):
@@ -257,7 +265,7 @@ def _format_second(now: int) -> str:
 
 
 def format_decimal(number: Decimal) -> str:
-    """One spelling per number: no exponent, no trailing noughts, no plus or minus nought."""
+    """Return the one spelling of a number: no exponent, trailing zeros, plus sign or negative zero."""
     text = format(number, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -265,7 +273,7 @@ def format_decimal(number: Decimal) -> str:
 
 
 def canonical_text(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> str:
-    """One spelling per value, for digests: 10 = 10.0, 23:59+01:00 = 22:59Z, P1Y = P12M."""
+    """Return the one spelling of a value, for digests: 10 = 10.0, 23:59+01:00 = 22:59Z, P1Y = P12M."""
     value = parse(type_, text, datatype, levels)
     if isinstance(value, Decimal):
         return format_decimal(value)
@@ -277,17 +285,17 @@ def canonical_text(type_: ValueType, text: str, datatype: str = "", levels: tupl
 
 
 def ancestors(value: str) -> frozenset[str]:
-    """The value and everything that contains it in the shipped hierarchies."""
+    """Return the value and all broader values in the shipped hierarchies."""
     return _ANCESTORS.get(value) or frozenset((value,))
 
 
 def is_below(low: str, high: str) -> bool:
-    """Whether `low` is the same as `high` or below it. IRIs are compared whole."""
+    """Return whether `low` equals `high` or is narrower. IRIs are compared as a whole."""
     return high in ancestors(low)
 
 
 def common_descendants(one: str, other: str) -> tuple[str, ...]:
-    """The broadest values that are the same as or below both; empty where nothing is both."""
+    """Return the broadest values that are equal to or narrower than both; empty when there are none."""
     if is_below(one, other) or is_below(other, one):
         return (one,) if is_below(one, other) else (other,)
     both = sorted(low for low, above_it in _ANCESTORS.items() if one in above_it and other in above_it)
@@ -295,12 +303,12 @@ def common_descendants(one: str, other: str) -> tuple[str, ...]:
 
 
 def known_regions() -> list[str]:
-    """Short names of the shipped regions."""
+    """Return the short names of the shipped regions."""
     return sorted(region.removeprefix(REGION) for region in REGIONS)
 
 
 def format_short(text: str) -> str:
-    """A value as a person writes it: regions by name, IRIs with their prefix."""
+    """Return a value as people write it: regions by name, IRIs with their prefix."""
     return text.removeprefix(REGION) if text.startswith(REGION) else compact(text)
 
 
@@ -319,8 +327,11 @@ REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 
 def suggest_purpose(text: str) -> str:
-    """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
-    want of its prefix; empty: none. A word more or less is no slip: NonAcademicResearch is not AcademicResearch."""
+    """Return the purpose of the Data Privacy Vocabulary that a misspelt or unprefixed name probably means; empty if
+    none.
+
+    A missing or additional word is not a typing error: NonAcademicResearch is not AcademicResearch.
+    """
     name = text.removeprefix(DPV)
     if text in _PURPOSES or (":" in name and name == text) or len(name) > _NAME_MAX:
         return ""
@@ -330,20 +341,20 @@ def suggest_purpose(text: str) -> str:
 
 
 def _is_spelt_alike(one: str, other: str) -> bool:
-    """Whether two names differ by no more than two letters at a place, none of them a word such as `AI`."""
+    """Whether two names differ by at most two letters at each place, and not by a word such as `AI`."""
     steps = difflib.SequenceMatcher(None, one, other).get_opcodes()
     parts = [part for tag, a, b, c, d in steps if tag != "equal" for part in (one[a:b], other[c:d])]
     return not any(len(part) > 2 or (len(part) == 2 and part[0].isupper()) for part in parts)
 
 
 def purpose_hint(purpose: str) -> str:
-    """What a refusal of a purpose adds to its name: ` (did you mean dpv:ScientificResearch?)`, or nothing."""
+    """Return the hint that a refusal of a purpose adds, ` (did you mean dpv:ScientificResearch?)`, or an empty text."""
     meant = suggest_purpose(expand(purpose))
     return f" (did you mean dpv:{meant}?)" if meant else ""
 
 
 def _read_hierarchy(text: str) -> Iterator[tuple[str, str]]:
-    """Lines of a shipped hierarchy as pairs: a purpose, and what it is a kind of."""
+    """Yield (purpose, broader purpose) pairs from the lines of a shipped hierarchy."""
     for line in text.splitlines():
         broad, colon, narrow = line.partition(":")
         if colon and not line.startswith("#"):

@@ -1,6 +1,6 @@
-"""The normal form of a policy and its digest: one per meaning, whatever the spelling or order.
+"""The normal form of a policy and its digest: equal for every spelling and order of the same rules.
 
-Ids, parties, target and timestamp do not count (usage-policies, section 5); values count by their type.
+Ids, parties, target and timestamp are left out; values are compared by their type.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from policies.model import Atom, Connective, Constraint, Duty, Literal, Policy, 
 
 
 def digest(policy: Policy) -> str:
-    """`sha256:...` over the rules alone: the same for every spelling and order of the same meaning.
+    """Return `sha256:<hex>` over the rules of the policy (usage-policies, section 5).
 
-    Ids, parties, target, timestamp and our own profile's name are left out (usage-policies, section 5).
+    Ids, parties, target, timestamp and the name of this project's own profile are left out, so an agreement has the
+    digest of the offer that it came from.
     """
     return "sha256:" + hashlib.sha256(json.dumps(_normalise_policy(policy)).encode()).hexdigest()
 
 
 def rules_equal(a: Policy, b: Policy) -> bool:
-    """Whether two policies mean the same: an agreement and the offer it came from, say."""
+    """Return whether two policies have the same rules, for example an agreement and its offer."""
     return bool(_normalise_policy(a) == _normalise_policy(b))
 
 
@@ -49,7 +50,7 @@ def _normalise_rule(rule: Rule | Duty) -> list[Any]:
 
 
 def _flatten_conjunction(constraints: Iterable[Constraint]) -> list[Any]:
-    """Members of an `and`, nested ones lifted out."""
+    """The members of an `and`, with nested `and` groups flattened."""
     found: list[Any] = []
     for one in map(_normalise_constraint, constraints):
         found.extend(one[1] if one[0] == "and" else [one])
@@ -90,6 +91,5 @@ def _normalise_value(literal: Literal, operand: vocabulary.Operand | None) -> st
 
 
 def _sort_unique(items: Iterable[Any]) -> list[Any]:
-    """Sorted, each once."""
     found = {json.dumps(item): item for item in items}
     return [found[key] for key in sorted(found)]

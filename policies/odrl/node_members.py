@@ -1,7 +1,7 @@
-"""Members of a wire node: each is known, is an annotation that changes nothing, or is refused by name.
+"""Classifies the members of a JSON-LD node: known, a harmless annotation, or refused by name.
 
-What looks like a member of a rule and is none (`constraints`, `ds:prohibition`, a term that only an inline context
-knows) would leave a policy wider than its author wrote it. Must not know what the members mean.
+A misspelt member (`constraints`, `ds:prohibition`, a term defined by an inline context) would silently widen the
+policy, so it is refused. Must not know what members mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from policies.vocabulary import expand
 
 
 def split_words(text: str) -> frozenset[str]:
-    """The words of a text."""
     return frozenset(text.split())
 
 
@@ -50,7 +49,10 @@ _CONTEXTS = frozenset(
 
 
 def local_name(key: str, name: Callable[[str], str], path: str) -> str:
-    """The member's local name, empty for an annotation. `name` gives the IRI of a written name."""
+    """Return the local name of a member, empty for an annotation. `name` expands a written name to an IRI.
+
+    Raises: PolicyUnreadable (`member_unknown`).
+    """
     if key in ("@id", "id"):
         return "uid"
     if key in ("@type", "type") or (key == "@context" and not path):
@@ -82,23 +84,23 @@ def _unknown_member(key: str, path: str) -> PolicyUnreadable:
 
 
 def container_items(node: Mapping[str, Any], path: str) -> list[Any] | None:
-    """The members of a `@list` or `@set`, or None for any other node."""
+    """Return the items of a `@list` or `@set` node; None for any other node."""
     if "@list" not in node and "@set" not in node:
         return None
     refuse_other_members(node, path)
     return as_list(next(iter(node.values())))
 
 
-def refuse_other_members(node: Mapping[str, Any], path: str, *beside: str) -> None:
-    """Refuse other members beside the one that holds the value."""
-    if len(node.keys() - set(beside)) != 1:
+def refuse_other_members(node: Mapping[str, Any], path: str, *allowed: str) -> None:
+    """Refuse a node that has members other than its value and those in `allowed`."""
+    if len(node.keys() - set(allowed)) != 1:
         raise PolicyUnreadable(
             f"expected one of {', '.join(sorted(node, key=str))} alone, got all of them; keep one", rule=path or "/"
         )
 
 
 def as_list(value: object) -> list[Any]:
-    """A single value is a list of one; none is an empty one."""
+    """Return a list as it is, a single value as a list of one, and None as an empty list."""
     if value is None:
         return []
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -107,9 +109,10 @@ def as_list(value: object) -> list[Any]:
 
 
 def read_prefixes(context: object) -> dict[str, str]:
-    """Prefixes that an inline context defines. Whatever else it could define would give names another meaning.
+    """Return the prefixes that an inline context defines; any other definition is refused.
 
-    PolicyUnreadable for more or longer ones than anybody needs: each name could become as long as such an IRI.
+    Raises: PolicyUnreadable for other definitions, more than 100 prefixes, or IRIs over 255 characters: every name in
+    the policy could grow by such an IRI.
     """
     found: dict[str, str] = {}
     for part in as_list(context):

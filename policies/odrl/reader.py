@@ -1,8 +1,8 @@
-"""Wire form to model: every spelling is read. (`write` is in `wire`, `digest` in `normal`; all are offered here.)
+"""Reads a policy from JSON-LD. Also re-exports `write`, `digest` and `rules_equal`.
 
-Reading is lenient about form (usage-policies, section 2, "Accept on input") and strict about meaning:
-a member that would change a rule and is not understood is refused, never skipped. Contexts are never
-fetched. Unknown terms are kept, to be refused later by name. Evaluates nothing.
+Accepts every spelling of ODRL (usage-policies, section 2) and refuses, by name, a member that would change a rule and
+is not understood. Contexts are never fetched. Unknown terms are kept; later steps refuse them by name. Evaluates
+nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _TYPES = {kind.value: kind for kind in Kind}
 
 @dataclass(slots=True)
 class _Reader:
-    """One reading: prefixes of an inline context, and how much has been read so far."""
+    """The state of one reading: prefixes of an inline context, and counts against the limits."""
 
     prefixes: dict[str, str]
     nodes: int = 0
@@ -78,7 +78,7 @@ class _Reader:
             )
 
     def count_repeats(self, times: int, since: tuple[int, int], path: str) -> None:
-        """Count once more for each action what a rule has read `since` (nodes, values): it stands for one rule each."""
+        """Count what a rule has read since `since` (nodes, values) once for each of its further actions."""
         nodes, values = since
         self.nodes += (times - 1) * (self.nodes - nodes)
         self.values += (times - 1) * (self.values - values)
@@ -90,13 +90,13 @@ class _Reader:
             )
 
     def record_parties(self, members: Mapping[str, Any], path: str) -> None:
-        """Keep which target and parties a rule or duty names."""
+        """Record the target and parties that a rule or duty names."""
         for part in _PARTS:
             if value := _read_text(members.get(part), f"{path}/{part}"):
                 self.parts.setdefault(part, {})[path] = value
 
     def name(self, term: str) -> str:
-        """The IRI of a written name; what has no known prefix and is no known bare name stays as it is."""
+        """Expand a written name to an IRI; a name without known prefix that is not an ODRL term stays unchanged."""
         prefix, colon, local = term.partition(":")
         if colon and not local.startswith("//") and prefix in self.prefixes:
             return self.prefixes[prefix] + local
@@ -104,10 +104,17 @@ class _Reader:
 
 
 def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | None = None) -> Policy:
-    """The policy that `obj` (parsed JSON, expanded JSON-LD, or JSON text) means.
+    """Return the policy that `obj` means: parsed JSON, expanded JSON-LD, or JSON text (ODRL 2.2; DSP 2025-1, section
+    5).
 
-    `kind` is assumed where the object carries no type, and demanded where it does. PolicyUnreadable
-    when the structure is no policy or holds a member whose meaning would be lost (usage-policies, section 2).
+    `kind` is the type to assume when the object has none; an object of another type is refused.
+
+    Example:
+
+      read({"@type": "Offer", "@id": "urn:hanse:offer:a", "permission": [{"action": "use"}]}).permissions[0].action
+
+    Raises: PolicyUnreadable when the structure is not a policy, exceeds a limit, or has a member whose meaning would be
+    lost.
     """
     node, prefixes = _find_policy_node(obj)
     reader = _Reader(prefixes)
@@ -132,7 +139,7 @@ def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | N
 
 
 def _find_policy_node(obj: object) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """The one policy node of a document, and the prefixes that its inline contexts define."""
+    """Return the single policy node of a document and the prefixes of its inline contexts."""
     if isinstance(obj, str | bytes):
         try:
             obj = strictjson.loads(obj)
@@ -150,7 +157,7 @@ def _find_policy_node(obj: object) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def _read_members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, Any]:
-    """ODRL members of a node by local name; annotations of other vocabularies are left out."""
+    """Return the ODRL members of a node by local name, without annotations."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         if not isinstance(key, str):
@@ -166,7 +173,7 @@ def _read_members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[s
 
 
 def _refuse_known_id(name: str, reader: _Reader, path: str) -> None:
-    """To a JSON-LD reader two nodes of one id are one node, with the members of both: one rule, and not two."""
+    """Refuse an id that occurs twice: JSON-LD merges nodes of one id, so two rules would become one."""
     if name and name in reader.ids:
         raise PolicyUnreadable(
             f"expected each @id once, got {name[:80]!r} again; two rules or constraints of one id are one to others",
@@ -217,7 +224,7 @@ def _read_conflict(value: object, reader: _Reader) -> ConflictStrategy:
 
 
 def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
-    """Target and parties of the whole; an offer or a set for one assignee becomes a condition of its permissions."""
+    """Move target and parties of the rules to the policy; the assignee of an offer or set becomes a constraint."""
     settled = replace(
         policy,
         target=_merge_part("target", policy.target, reader),
@@ -230,7 +237,7 @@ def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
 
 
 def _merge_part(part: str, own: str, reader: _Reader) -> str:
-    """What the policy says, or all of its rules in its stead: what one rule alone says is not meant for the others."""
+    """Return the value on the policy, or the value on which all rules agree."""
     said = reader.parts.get(part, {})
     agreed = own or next(iter(said.values()), "")
     for path, value in said.items():
@@ -288,7 +295,7 @@ _KINDS = {"permission": "Permission", "prohibition": "Prohibition", "obligation"
 
 
 def _refuse_other_kind(node: Mapping[str, Any], reader: _Reader, path: str) -> None:
-    """A rule whose type contradicts its place: nobody can say which of the two is meant."""
+    """Refuse a rule whose `@type` contradicts its place."""
     wanted = _KINDS[path.rsplit("/", 2)[1]]
     for one in (*members_of.as_list(node.get("@type")), *members_of.as_list(node.get("type"))):
         name = reader.name(str(one)).removeprefix(ODRL)
@@ -419,7 +426,7 @@ def _read_float(value: float, path: str) -> str:
 
 
 def _read_text(value: object, path: str) -> str:
-    """A name or text, whether plain, `{"@id"}`, `{"@value"}`, or a list of one."""
+    """Return a text given plainly, as `{"@id"}`, as `{"@value"}`, or as a list of one."""
     parts = members_of.as_list(value)
     if not parts:
         return ""

@@ -1,6 +1,7 @@
-"""JSON in which no member is given twice: of two, most readers take the last, some the first, and nobody says so.
+"""JSON parsing that refuses duplicate members of an object.
 
-Every text that may hold a policy is read here. Must not know what a policy is.
+Parsers differ in which duplicate they keep, so two systems could read two policies from one text. Every text that may
+hold a policy is parsed here. Must not know policies.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class DuplicateMember(json.JSONDecodeError):
-    """A member that stands twice in one object; no JSON, for whoever cannot say which of the two is meant."""
+    """A member occurs twice in one object. A JSONDecodeError, so callers treat the text as invalid JSON."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"expected each member once, got {name[:80]!r} twice in one object; keep one", "", 0)
@@ -20,7 +21,10 @@ class DuplicateMember(json.JSONDecodeError):
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
-    """As `json.loads`; GivenTwice, which is a JSONDecodeError too, for an object with a member twice."""
+    """Parse JSON as `json.loads` does, with the same options.
+
+    Raises: DuplicateMember for an object with a duplicate member; json.JSONDecodeError for invalid JSON.
+    """
     return json.loads(text, object_pairs_hook=_refuse_duplicates, **options)
 
 

@@ -1,6 +1,7 @@
-"""A policy as the one wire form that is emitted: valid against the protocol's schema, right under its context.
+"""Writes a policy as JSON-LD that is valid against the DSP 2025-1 schema.
 
-The context defines few names, so ODRL's travel with their prefix, all others as full IRIs. Reads nothing.
+The protocol's context defines few names, so ODRL terms are written with their prefix and all others as full IRIs. Reads
+nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ Json: TypeAlias = dict[str, Any]
 
 
 def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False) -> Json:
-    """The one form that is emitted: valid against the protocol's schema, right under its context alone.
+    """Return the policy as JSON-LD for the wire (DSP 2025-1, section 5).
 
-    Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
-    (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
+    Offers in a catalogue carry no target (`in_catalog`); offers in a message must (`in_message`); agreements carry
+    target, parties and timestamp.
+
+    Raises: PolicyUnreadable naming the missing part.
     """
     _refuse_incomplete(policy, in_message=in_message)
     wire: Json = {"@id": policy.id, "@type": policy.kind.value}
@@ -82,7 +85,7 @@ def _write_constraint(constraint: Constraint) -> Json:
 
 
 def _write_name(iri: str) -> str:
-    """`use` bare, ODRL prefixed, everything else in full: the only spellings that the context expands."""
+    """`use` is written bare, ODRL terms with prefix, all others in full: the spellings that the context expands."""
     if iri == ODRL + "use":
         return "use"
     return "odrl:" + iri[len(ODRL) :] if iri.startswith(ODRL) else iri

@@ -1,6 +1,6 @@
-"""The tree of actions (ODRL 2.2 `includedIn`), and which other names mean which.
+"""The tree of actions (ODRL 2.2 `includedIn`) and aliases of actions.
 
-A rule on an action covers everything below it. Roots are `use` and `transfer`.
+A rule on an action covers everything below it. The roots are `use` and `transfer`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _plain_action(local: str, phrase: str, *, parent: str = "use") -> Action:
 
 
 def _served_action(name: str, help_: str, phrase: str, *, parent: str = "use") -> Action:
-    """What the owner's own connector carries out, and therefore can refuse."""
+    """An action that the owner's connector carries out and can refuse."""
     return Action(
         name=name,
         parent=odrl(parent),

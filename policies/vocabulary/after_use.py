@@ -1,7 +1,6 @@
-"""Words about what is owed: delete, inform, attribute, compensate, log; by when, to whom, after what.
+"""Terms of duties and obligations: delete, inform, attribute, compensate, log; with deadline, recipient and event.
 
-Things done after use are obligations; only what can be done before use (pay, accept) stands as a duty
-under a permission.
+What happens after use is an obligation. Only what can be done before use (pay, accept) can be a duty of a permission.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from policies.vocabulary.terms import (
 
 
 def _duty_operand(name: str, type_: ValueType, ops: frozenset[str], help_: str, sentence: str) -> Operand:
-    """A detail of a duty: followed up in the ledger, never decided inside a query."""
+    """A detail of a duty: tracked in the ledger, never decided inside a query."""
     return Operand(
         name=name,
         type=type_,

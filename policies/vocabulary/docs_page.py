@@ -1,6 +1,6 @@
-"""The reference page of all words, from the tables: `python -m policies.vocabulary.docs_page > docs/policy-words.md`.
+"""Generates the reference page of all terms: `python -m policies.vocabulary.docs_page > docs/policy-words.md`.
 
-Plain Markdown; a test compares the page in `docs/` with what this says.
+A test compares the page in `docs/` with the output.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ that rests on what others say: that is attested. `tests/policies/test_plugins.py
 
 
 def write_page() -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     operands, actions = vocabulary.OPERANDS.values(), vocabulary.ACTIONS.values()
     parts = [
         _HEAD,

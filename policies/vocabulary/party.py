@@ -1,6 +1,6 @@
-"""Words about who asks and for what: membership, role, country, identity, purpose.
+"""Terms about the party and its purpose: membership, role, country, identity, purpose.
 
-All rest on a claim that somebody vouches for. Missing claims are unknown, never satisfied.
+Each is decided from a claim that a third party makes. A missing claim leaves the constraint unknown.
 """
 
 from __future__ import annotations

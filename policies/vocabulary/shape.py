@@ -1,7 +1,7 @@
-"""Words about the answer: which rows and columns, how coarse, how large a group, joined with what.
+"""Terms about the answer: rows, columns, granularity, group size, joins.
 
-They are conditions about what leaves; the compiled contract makes them true inside every query
-(usage-policies, section 6), so evaluation carries them until an answer exists.
+The compiled contract enforces these inside every query (usage-policies, section 6); evaluation defers them until an
+answer exists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _shape_operand(
     levels: tuple[str, ...] = (),
     where: str = "rule",
 ) -> Operand:
-    """Everything that the gate and the contract's view make true."""
+    """An operand that the gate and the contract's view enforce."""
     return Operand(
         name=ds(name),
         type=type_,
