@@ -1,7 +1,9 @@
-"""Offers as people write them: YAML to form, form to YAML, form to policy, policy to form; and templates.
+"""Converts offers: YAML to form, form to YAML, form to policy, policy to form. Also ready-made templates.
 
-Lossless both ways: a policy that the short words cannot say is carried whole under `odrl:`. Whether the
-terms make sense is `lint`'s question.
+Lossless both ways: rules that the short words cannot express are kept under `odrl:`. Whether terms make sense is
+checked by `review.lint`.
+
+  policy = to_policy(read_form(template("open")))
 """
 
 from __future__ import annotations
@@ -63,14 +65,20 @@ TEMPLATES: tuple[str, ...] = (
 
 
 def template(name: str) -> str:
-    """The YAML of a ready-made offer; an unknown name is refused with the known ones."""
+    """Return the YAML of a ready-made offer.
+
+    Raises: PolicyUnreadable listing the known names.
+    """
     if name not in TEMPLATES:
         raise PolicyUnreadable(f"expected a template, one of {', '.join(TEMPLATES)}, got {name!r}; choose one of these")
     return (files("policies") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def to_policy(form: OfferForm) -> Policy:
-    """The offer that a form means: one permission per action, all with the same conditions."""
+    """Return the offer that a form means: one permission for each action, all with the same conditions.
+
+    Raises: PolicyUnreadable when the rules under `odrl` or the row filter cannot be read.
+    """
     identity = form.offer if ":" in form.offer else OFFER_URN + form.offer
     if form.odrl is not None:
         return reader.read({"@type": "Offer", "@id": identity, "target": form.dataset, **form.odrl}, kind=Kind.OFFER)
@@ -88,9 +96,9 @@ def to_policy(form: OfferForm) -> Policy:
 
 
 def from_policy(policy: Policy, *, decide: str = "manual") -> OfferForm:
-    """The form that means this policy, in short words where they can say it, else whole under `odrl:`.
+    """Return a form that means the policy: in short words where they can express it, otherwise under `odrl`.
 
-    Parties and timestamp are left out: a form is an offer. `decide` is not part of a policy.
+    Parties and timestamp are left out. `decide` is not part of a policy and is copied into the form.
     """
     name = policy.id.removeprefix(OFFER_URN)
     offer = name if name and ":" not in name else policy.id
@@ -157,7 +165,7 @@ def _limits_to_constraints(limits: OfferLimits) -> Iterable[Constraint]:
 
 
 def _masks_to_duties(columns: ColumnRules) -> Iterable[Duty]:
-    """One duty per method and argument, with all its columns."""
+    """One duty for each method and argument, with all its columns."""
     together: dict[tuple[str, str], list[str]] = {}
     for mask in columns.masks:
         together.setdefault((mask.method, mask.argument), []).append(mask.column)
@@ -187,7 +195,7 @@ def _time_atom(operator: str, text: str) -> Atom:
 
 
 def _atom(left: str, operator: str, texts: tuple[str, ...]) -> Atom:
-    """An atom with its values; IRIs and regions in full, so that the JSON needs no context of ours."""
+    """An atom with its values; IRIs and regions in full, so the JSON needs no context."""
     operand = vocabulary.operand(left)
     type_ = operand.type if operand else vocabulary.ValueType.TEXT
     if type_ is vocabulary.ValueType.PLACE:

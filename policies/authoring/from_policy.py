@@ -1,4 +1,4 @@
-"""A policy back to the short words, where they can say it; `author` checks that nothing was lost."""
+"""Converts a policy to the short form where the short words can express it; `convert` checks that nothing is lost."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _SINGLE = {
 
 
 class _NotExpressible(Exception):
-    """The short words cannot say it."""
+    """The short words cannot express the policy."""
 
 
 def policy_to_form(policy: Policy, *, offer: str, decide: str) -> OfferForm | None:
-    """The form in short words, or None where they cannot say the policy."""
+    """Return the form in short words, or None when they cannot express the policy."""
     if policy.conflict is not ConflictStrategy.PROHIBIT or unknown_terms.find_unclear(policy):
         return None
     try:
@@ -82,7 +82,7 @@ def _action_words(rules: Iterable[Rule]) -> tuple[str, ...]:
 
 
 class _SortedTerms:
-    """Constraints and duties of one permission, sorted under the form's words."""
+    """Constraints and duties of one permission, by the words of the form."""
 
     def __init__(self) -> None:
         self.plain: dict[str, Any] = {}

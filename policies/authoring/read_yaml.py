@@ -1,4 +1,4 @@
-"""YAML text to an OfferForm; every mistake is named with its line, what was expected, and what to do."""
+"""Reads an OfferForm from YAML; each error has the line, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _OWED = re.compile(r"(?:within\s+)?(?P<span>.+?)(?:\s+after\s+(?P<event>\S+))?")
 
 
 def read_form(text: str, *, now: float | None = None) -> OfferForm:
-    """The form that the YAML `text` holds; PolicyUnreadable names the line of the first mistake.
+    """Return the form in the YAML `text`. With `now` (UTC seconds), an `until` in the past is refused as well.
 
-    With `now` (UTC seconds) an `until` that has passed already is refused too.
+    Raises: PolicyUnreadable with the line of the first mistake.
     """
     top = load_yaml(text)
     items = top.mapping()
@@ -133,7 +133,7 @@ def _read_party(item: YamlItem) -> tuple[PartyLine, ...]:
 
 
 def _read_checked(item: YamlItem, reader: Callable[[str], object]) -> str:
-    """The item's text, once `reader` accepts it."""
+    """Return the item's text if `reader` accepts it."""
     text = item.text()
     try:
         reader(text)
@@ -293,7 +293,7 @@ def _read_grid(item: YamlItem) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def _read_duties(item: YamlItem) -> tuple[DutyLine, ...]:
-    """A mapping of actions to details, or a list of such where one action is owed more than once."""
+    """Read a mapping of actions to details, or a list of such mappings when an action occurs more than once."""
     found: list[DutyLine] = []
     for part in item.value if isinstance(item.value, list) else [item]:
         if isinstance(part.value, str):

@@ -1,12 +1,12 @@
-"""The little language of `rows:` in the short form: `country in (DE, FR) or consent = broad`.
+"""The language of `rows:` in the short form: `country in (DE, FR) or consent = broad`.
 
-    filter   = conjunction { "or" conjunction }
+    filter      = conjunction { "or" conjunction }
     conjunction = part { "and" part }
-    part     = "(" filter ")" | "xone" "(" filter { "," filter } ")" | comparison
-    comparison = column ("=" | "!=" | "<" | "<=" | ">" | ">=") value | column ["not"] "in" "(" value {"," value} ")"
+    part        = "(" filter ")" | "xone" "(" filter { "," filter } ")" | comparison
+    comparison  = column ("=" | "!=" | "<" | "<=" | ">" | ">=") value | column ["not"] "in" "(" value {"," value} ")"
 
-Columns may stand in double quotes, values in single quotes (doubled inside). Text to constraint and back
-without loss; knows nothing of tables or engines.
+Columns may be in double quotes, values in single quotes (doubled inside). Converts text to a constraint and back
+without loss; knows no tables or engines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ class _Token:
 
 
 def parse(text: str) -> Constraint:
-    """The constraint that a row filter means; PolicyUnreadable says at which character it stops making sense."""
+    """Return the constraint that a row filter means.
+
+      parse("age >= 18 and ward in (A, B)")
+
+    Raises: PolicyUnreadable with the position of the first mistake.
+    """
     if len(text) > MAX_TEXT or not is_text(text):
         raise PolicyUnreadable(
             f"expected a row filter of at most {MAX_TEXT} characters, got {len(text)} or broken ones"
@@ -59,7 +64,7 @@ def parse(text: str) -> Constraint:
 
 
 def render(constraint: Constraint) -> str:
-    """The text of a row filter; `parse(render(c))` means the same as `c`."""
+    """Return the text of a row filter; `parse(render(c))` means the same as `c`."""
     return _render(constraint, top=True)
 
 

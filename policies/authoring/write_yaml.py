@@ -1,4 +1,4 @@
-"""An OfferForm as YAML text that reads well and reads back as the same form."""
+"""Writes an OfferForm as readable YAML that reads back as the same form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policies.vocabulary import compact
 
 
 def write_form(form: OfferForm) -> str:
-    """The YAML of a form; `read_form(write_form(form))` means the same offer."""
+    """Return the YAML of a form; `read_form(write_form(form))` means the same offer."""
     lines = [_write_line(word, value) for word, value in _form_to_mapping(form).items()]
     return "".join(lines)
 
@@ -70,7 +70,7 @@ def _limits_to_mapping(limits: OfferLimits) -> dict[str, str]:
 
 
 def _duties_to_yaml(lines: tuple[DutyLine, ...]) -> Any:
-    """A mapping, or a list where one action is owed more than once."""
+    """A mapping, or a list when an action occurs more than once."""
     pairs = [(line.action, _details_to_yaml(line)) for line in lines]
     if len({action for action, _ in pairs}) == len(pairs):
         return dict(pairs)
@@ -103,7 +103,7 @@ _IN_BLOCK = re.compile(r"[^\W_(][\w./+@%=()<>,!'\"-]*(?:[ :][\w./+@%=()<>,!'\"-]
 
 
 def _write_line(word: str, value: Any) -> str:
-    """`word: value` on one line where it fits, else indented over several."""
+    """`word: value` on one line where it fits, otherwise indented over several lines."""
     if isinstance(value, str):
         return f"{_write_scalar(word, _IN_FLOW)}: {_write_scalar(value, _IN_BLOCK)}\n"
     flow = _write_flow(value)
@@ -113,7 +113,7 @@ def _write_line(word: str, value: Any) -> str:
 
 
 def _write_block(value: Any, indent: str) -> str:
-    """A mapping or list, one member a line; members that fit stay on theirs."""
+    """A mapping or list with one member for each line."""
     lines = []
     for key, member in value.items() if isinstance(value, dict) else ((None, one) for one in value):
         head = f"{indent}-" if key is None else f"{indent}{_write_scalar(key, _IN_FLOW)}:"
@@ -138,7 +138,7 @@ def _write_flow(value: Any) -> str:
 
 
 def _write_scalar(text: str, plain: re.Pattern[str]) -> str:
-    """Without quotes where YAML reads it so; every plain scalar is a text to us (see `yamlform`)."""
+    """Without quotes where YAML allows it; every plain scalar is read as a text (`yaml_lines`)."""
     if plain.fullmatch(text):
         return text
     return '"' + "".join(map(_escape, text)) + '"'

@@ -1,7 +1,7 @@
-"""YAML text to plain items that remember their line: safe, small, and without YAML's surprises.
+"""Parses YAML to items that keep their line, with size and depth limits.
 
-Every scalar stays the text that was written (`NO` is Norway, not false; a time keeps its zone). Anchors,
-aliases and tags are refused, size and depth are capped. Knows nothing of offers.
+Every scalar stays the text that was written (`NO` is Norway, not false; a time keeps its zone). Anchors, aliases and
+tags are refused. Knows nothing of offers.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ MAX_DEPTH = 40
 
 @dataclass(frozen=True, slots=True)
 class YamlItem:
-    """A text, a list or a mapping, and the line on which it starts."""
+    """A text, list or mapping, and its first line."""
 
     value: str | list[YamlItem] | dict[str, YamlItem]
     line: int
 
     def text(self, expected: str = "a text") -> str:
-        """Its text; refused when it is a list or a mapping."""
+        """Return its text; refuse a list or mapping."""
         if not isinstance(self.value, str):
             raise error_at(self.line, expected, describe_item(self), "write it on one line")
         return self.value
 
     def items(self) -> list[YamlItem]:
-        """Its members; a single text is a list of one."""
+        """Return its members; a single text is a list of one."""
         if isinstance(self.value, dict):
             raise error_at(
                 self.line, "a list such as [a, b]", describe_item(self), "write the values in square brackets"
@@ -42,14 +42,16 @@ class YamlItem:
         return self.value if isinstance(self.value, list) else [self]
 
     def texts(self) -> tuple[str, ...]:
-        """Its members' texts; an empty list is refused."""
+        """Return the texts of its members; refuse an empty list."""
         found = tuple(item.text() for item in self.items())
         if not found:
             raise error_at(self.line, "at least one value", "an empty list", "leave the word out instead")
         return found
 
     def mapping(self) -> dict[str, YamlItem]:
-        """Its words with their values; an empty one is refused: it says as much as no word, and looks like more."""
+        """Return its words with their values; refuse an empty mapping, which would look like a rule and mean
+        nothing.
+        """
         if not isinstance(self.value, dict):
             raise error_at(
                 self.line, "a mapping such as {word: value}", describe_item(self), "write it in curly brackets"
@@ -60,7 +62,10 @@ class YamlItem:
 
 
 def load_yaml(text: str) -> YamlItem:
-    """The one document in `text`; PolicyUnreadable with its line where it is no plain YAML."""
+    """Return the single document in `text`.
+
+    Raises: PolicyUnreadable with the line when it is not plain YAML.
+    """
     if len(text) > MAX_TEXT:
         raise PolicyUnreadable(f"expected at most {MAX_TEXT} characters, got {len(text)}; is this an offer?")
     try:
@@ -78,7 +83,7 @@ def load_yaml(text: str) -> YamlItem:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Caps and forbidden features, checked on each event before anything is made of it."""
+    """Checks limits and forbidden features on each event, before anything is built."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -125,19 +130,19 @@ def _text(value: str, line: int) -> str:
 
 
 def describe_item(item: YamlItem) -> str:
-    """How an item is named in a message."""
+    """Return how a message names an item."""
     if isinstance(item.value, str):
         return repr(item.value if len(item.value) <= 60 else item.value[:57] + "...")
     return "a list" if isinstance(item.value, list) else "a mapping"
 
 
 def error_at(line: int, expected: str, came: str, do: str) -> PolicyUnreadable:
-    """The error for one place: what was expected, what came, what to do."""
+    """Return the error for a line: what was expected, what came, what to do."""
     return PolicyUnreadable(f"line {line}: expected {expected}, got {came}; {do}", rule=f"line {line}")
 
 
 def unknown_word(line: int, word: str, known: Iterable[str], *, what: str) -> PolicyUnreadable:
-    """The error for a word that is not known, with the nearest one and the list of those that are."""
+    """Return the error for an unknown word, with the nearest known word and the list of known ones."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "choose one of these"

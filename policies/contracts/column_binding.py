@@ -1,7 +1,7 @@
-"""What a contract is bound to: the columns that its rules look at, and whether they still are what they were.
+"""The columns on which the rules of a contract depend, and whether their types have changed.
 
-A rule is agreed for a column of a kind. `age >= 18` on numbers that have become texts compares letters, and shows whom
-it hid. Pure values; must not know versions or agreements.
+A rule is agreed for a type of column: `age >= 18` on numbers that became texts would compare letters and show hidden
+rows. Pure; must not know versions or agreements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from policies.contracts.contract import Comparison, DataContract, RowFilter, Tab
 
 @dataclass(frozen=True, slots=True)
 class RetypedColumn:
-    """A column of another kind than before; `before` is empty where there was none."""
+    """A column whose type changed; `before` is empty when the column did not exist."""
 
     column: str
     before: str
@@ -25,7 +25,7 @@ class RetypedColumn:
 
 
 def enforced_columns(contract: DataContract) -> tuple[str, ...]:
-    """The columns that are filtered by, masked, grouped by, summed, or that say who somebody is."""
+    """Return the columns that are filtered, masked, grouped by or summed, and the entity key."""
     grid = contract.grid
     named = [*_filter_columns(contract.row_filter), *(mask.column for mask in contract.masks)]
     if grid is not None:
@@ -35,7 +35,7 @@ def enforced_columns(contract: DataContract) -> tuple[str, ...]:
 
 
 def find_retyped(contract: DataContract, before: TableSchema) -> list[RetypedColumn]:
-    """The enforced columns whose kind of type is another than in `before`. All numbers are of one kind."""
+    """Return the enforced columns whose kind of type differs from `before`. All numeric types are one kind."""
     found = []
     for name in enforced_columns(contract):
         now, old = columns.find_column(contract.schema, name), columns.find_column(before, name)

@@ -1,7 +1,7 @@
-"""Columns of a published schema: finding them by name, and reading policy texts by their type.
+"""Columns of a published schema: lookup by name, and parsing of policy texts by column type.
 
-A text is read by the type of its column, never by its looks; what cannot be read is an error that says
-so. Must not know policies or SQL.
+A text is parsed by the type of its column, never guessed; what cannot be parsed is a ValueError with the reason. Must
+not know policies or SQL.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _TO_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def fold(name: str) -> str:
-    """A name as the engine compares it: the letters A to Z in any case, every other as it is written.
+    """Return a name as DuckDB compares names: A to Z without case, all other letters unchanged.
 
-    `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
+    `SSN` equals `ssn`; `Ärzte` differs from `ärzte`.
     """
     return name.lower() if name.isascii() else name.translate(_TO_LOWER)
 
 
 def make_distinct(names: Iterable[str]) -> list[str]:
-    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
+    """Return the names with repeated ones numbered as DuckDB does in a derived table: `v`, `v_1`."""
     found: dict[str, str] = {}
     times = Counter[str]()
     for name in names:
@@ -65,14 +65,14 @@ def make_distinct(names: Iterable[str]) -> list[str]:
 
 
 def quote_identifier(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
+    """Return a name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def find_column(schema: TableSchema, name: str) -> Column | None:
-    """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
+    """Return the column of that name, or the only column whose name differs in case alone; None otherwise.
 
-    More than the engine takes for one name: a rule that hides `ärzte` must not let `Ärzte` pass.
+    Compares case for all letters, unlike the engine: a rule that hides `ärzte` must also hide `Ärzte`.
     """
     for alike in (str, fold, str.casefold):  # the closest first: strasse and straße are alike to the last
         wanted = alike(name)
@@ -82,7 +82,7 @@ def find_column(schema: TableSchema, name: str) -> Column | None:
 
 
 def family(column_type: str) -> str:
-    """The kind of type, for rules that speak of numbers, texts and times; `other` for nested types."""
+    """Return the kind of a DuckDB type (`TEXT`, `INTEGER`, ... of this module); `OTHER` for nested types."""
     upper = column_type.upper().strip()
     if _DECIMAL_TYPE.fullmatch(upper):
         return DECIMAL
@@ -92,7 +92,10 @@ def family(column_type: str) -> str:
 
 
 def decimal_scale(column_type: str) -> int:
-    """Digits after the point of a DECIMAL type; none of a type of whole numbers."""
+    """Return the digits after the point of a DECIMAL type; 0 for an integer type.
+
+    Raises: ValueError for any other type.
+    """
     if family(column_type) == INTEGER:
         return 0
     found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
@@ -102,7 +105,10 @@ def decimal_scale(column_type: str) -> int:
 
 
 def decimal_width(column_type: str) -> int:
-    """Digits of a DECIMAL type, before and after the point."""
+    """Return the digits of a DECIMAL type, before and after the point.
+
+    Raises: ValueError for any other type.
+    """
     found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
     if not found:
         raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
@@ -113,7 +119,7 @@ _BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "
 
 
 def value_range(type_: str) -> tuple[int, int]:
-    """The least and the largest number that a type of whole numbers or decimals holds, in steps of its last digit."""
+    """Return the smallest and largest value of an integer or DECIMAL type, in steps of its last digit."""
     if family(type_) == DECIMAL:
         most = 10 ** decimal_width(type_) - 1
         return -most, most
@@ -123,11 +129,12 @@ def value_range(type_: str) -> tuple[int, int]:
 
 
 def parse_bin_width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
-    """A bin width for numbers of a type; ValueError for none, or a fraction for masks of whole numbers.
+    """Parse a bin width for a numeric type.
 
-    Of `new` terms, ValueError also for one with more digits after the point than `digits`, and for one that is not the
-    same as a binary fraction, where whole numbers and decimals would show it. Signed ones are kept: with the nearest
-    binary fraction, and with edges as the type shows them, which are never above a value that it holds."""
+    Raises: ValueError when it is not above 0, or has more digits after the point than `digits` on integers. For `new`
+    terms also for more digits than `digits` on other types, and for a width that is not exact as a binary fraction on
+    decimals. Agreements signed earlier keep such widths: the nearest binary fraction is used.
+    """
     number = decimal(text)
     if number <= 0:
         raise ValueError(f"expected a bin width above 0, got {text!r}")
@@ -143,9 +150,9 @@ def parse_bin_width(type_: str, text: str, *, new: bool, digits: int | None = No
 
 
 def parse_value(column: Column, text: str) -> Scalar:
-    """The value that `text` means in `column`; ValueError says what was expected and what came.
+    """Return the value that `text` means in `column`. Decimals, dates and times stay texts in one spelling.
 
-    Decimals, dates and times stay texts in one spelling, so that no binary fraction comes between.
+    Raises: ValueError with what was expected and what came.
     """
     kind = family(column.type)
     if kind == OTHER:
@@ -175,7 +182,7 @@ def _parse_number(column: Column, kind: str, number: Decimal) -> Scalar:
 
 
 def _parse_float(type_: str, number: Decimal) -> float:
-    """The nearest number that the type holds: 0.1 in a REAL column is not the 0.1 of a DOUBLE one."""
+    """The nearest number that the type holds: 0.1 in a REAL column differs from 0.1 in a DOUBLE column."""
     value, digits = float(number), len(number.normalize().as_tuple().digits)
     try:
         if type_.upper().strip() != "DOUBLE":
@@ -195,7 +202,10 @@ def _parse_boolean(text: str) -> bool:
 
 
 def parse_uuid(text: str) -> str:
-    """A UUID in its one spelling; ValueError where the text is none."""
+    """Return a UUID in its one spelling.
+
+    Raises: ValueError when the text is not a UUID.
+    """
     found = _UUID.fullmatch(text)
     if not found:
         raise ValueError(f"expected a UUID, got {text[:40]!r}")
@@ -220,7 +230,9 @@ _NANOSECONDS = datetime(1677, 9, 21, 0, 12, 43, 145225), datetime(2262, 4, 11, 2
 
 
 def can_hold(type_: str, value: Scalar) -> bool:
-    """Whether a column of this type can hold what `read` gave for it: 64 bits of nanoseconds are not all years."""
+    """Return whether a column of this type can hold a value from `parse_value`: TIMESTAMP_NS covers 1677 to
+    2262 only.
+    """
     if type_.upper().strip() != "TIMESTAMP_NS":
         return True
     first, last = _NANOSECONDS
@@ -231,7 +243,7 @@ _DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others 
 
 
 def _refuse_rounding(type_: str, kind: str, text: str) -> None:
-    """Refuse what would be rounded: a day, which is no moment of it, and digits that nothing here holds."""
+    """Refuse a time that would be rounded: a day, and more fractional digits than the type has."""
     if _is_day(text):
         start = f"{text}T00:00:00" + "Z" * (kind == TIMESTAMPTZ)
         raise ValueError(f"expected a time, got the day {text!r}; write where it starts or ends, such as {start}")

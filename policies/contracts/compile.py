@@ -1,8 +1,7 @@
-"""An agreement and a table schema become data contracts, one for each permission (usage-policies, section 7).
+"""Compiles an agreement and a table schema to data contracts, one for each permission (usage-policies, section 7).
 
-Every constraint is lowered (`lowering.LOWER`), or decided elsewhere from facts (`requires`), or named as
-undecided. Nothing is passed over: what is not understood is an error with the rule's path. Pure values in
-and out; must not know SQL, clocks or facts.
+Every constraint is lowered (`lowering.LOWER`), listed in `requires` because facts decide it, or refused as undecided
+with its path. Pure; must not know SQL, clocks or facts.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _FACTS = frozenset({Phase.CATALOGUE, Phase.NEGOTIATION, Phase.AGREEMENT, Phase.T
 
 
 def fingerprint(schema: TableSchema) -> str:
-    """SHA-256 over names and types in order: a renamed, dropped or retyped column changes it."""
+    """Return the SHA-256 of names and types in order: a renamed, dropped or retyped column changes it."""
     listed = [[column.name, column.type] for column in schema.columns]
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
@@ -48,11 +47,14 @@ def fingerprint(schema: TableSchema) -> str:
 def compile_contracts(
     policy: Policy, schema: TableSchema, *, concluded: float | None = None, new: bool = False
 ) -> tuple[DataContract, ...]:
-    """One contract for each permission of the policy, in its order.
+    """Return one contract for each permission of the policy, in its order.
 
-    `concluded`: for an offer, which has no timestamp, the moment (UTC seconds) at which it would be signed. `new`:
-    nobody has signed it yet, so that what is kept only as well as can be is refused (`columns.width`).
-    Raises ContractUndecided, naming the rule, when anything is left undecided in any of them.
+    `concluded`: the assumed time of signing (UTC seconds) of an offer, which has no timestamp. `new`: the policy is not
+    signed yet, so imprecise values that signed agreements keep are refused (`columns.parse_bin_width`).
+
+      compile_contracts(policy, TableSchema((Column("age", "BIGINT"),)), concluded=time.time())[0].columns
+
+    Raises: ContractUndecided, naming the rule, when a rule of any permission is left undecided.
     """
     if not policy.permissions:
         raise undecided_error("/permission", "the policy permits nothing; add a permission")
@@ -65,10 +67,11 @@ def compile_contracts(
 
 
 def refuse_mixed_grids(made: Sequence[DataContract]) -> None:
-    """ContractUndecided unless all exact aggregates of a policy count the same groups, and the rows that it gives, too.
+    """Require that all exact aggregates of a policy count the same groups and the same rows as its row permissions.
 
-    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show; so
-    is what is left of a group without those of its rows that another permission gives.
+    Two different grids reveal small groups by subtraction, although each alone hides them (decision 4).
+
+    Raises: ContractUndecided.
     """
     counted = [contract for contract in made if is_exact(contract)]
     if not counted:
@@ -88,17 +91,17 @@ def _raise_mixed_grids(other: DataContract, how: str, same: str) -> NoReturn:
 
 
 def is_exact(contract: DataContract) -> bool:
-    """Whether it answers with exact aggregates: neither rows nor noise."""
+    """Return whether the contract answers with exact aggregates, not with rows or noise."""
     return contract.grid is not None and contract.grid.privacy is None
 
 
 def count_differently(one: DataContract, other: DataContract) -> bool:
-    """Whether both give exact aggregates, of other groups or other rows."""
+    """Return whether both contracts give exact aggregates, but of different groups or rows."""
     return is_exact(one) and is_exact(other) and _grouping_key(one) != _grouping_key(other)
 
 
 def _grouping_key(contract: DataContract) -> tuple[object, ...]:
-    """All that decides which rows an aggregate counts and which groups it withholds; measures withhold some, too."""
+    """Everything that decides which rows are counted and which groups are withheld; measures withhold some, too."""
     grid = contract.grid
     assert grid is not None
     masked = {mask for mask in contract.masks if mask.column in contract.columns}
@@ -121,10 +124,11 @@ def compile_contract(
     partial: bool = False,
     new: bool = False,
 ) -> DataContract:
-    """What permission number `permission` means for a table of this schema; `new` as for `contracts`.
+    """Return the contract of permission number `permission` for a table of this schema; options as `compile_contracts`.
 
-    Raises ContractUndecided, naming the rule, for what cannot be made true here; also for what is left
-    undecided, unless `partial` (reports show it; such a contract is never served).
+    `partial` keeps undecided rules in `residual`, for reports; such a contract is never served.
+
+    Raises: ContractUndecided, naming the rule, when it cannot be enforced here or is left undecided.
     """
     path = f"/permission/{permission}"
     rule = policy.permissions[permission]
@@ -156,7 +160,7 @@ def _start_time(policy: Policy, concluded: float | None) -> int | None:
 
 @dataclass(slots=True)
 class _Compilation:
-    """One walk over one permission: the draft it fills, and what it finds besides."""
+    """The compilation of one permission: the draft and the rules that remain."""
 
     draft: ContractDraft
     path: str
@@ -165,7 +169,7 @@ class _Compilation:
     contractual: list[str] = field(default_factory=list)
 
     def constraints(self, members: Sequence[Constraint], path: str) -> None:
-        """A conjunction: each member is decided on its own."""
+        """Decide each member of a conjunction on its own."""
         for index, member in enumerate(members):
             here = f"{path}/{index}"
             if isinstance(member, Atom):
@@ -184,7 +188,9 @@ class _Compilation:
             self.residual.append(f"{path} {compact(atom.left)} {atom.operator}")
 
     def _alternative(self, group: Group, path: str) -> None:
-        """`or` and `xone`: rows, or facts about the party; nothing that would have to change the query."""
+        """Compile `or` and `xone`: row filters or facts about the party; refuse whatever else would change the
+        query.
+        """
         atoms = tuple(_atoms(group))
         if all(column_of(atom.left) and atom.left.startswith(HANSE + "row/") for atom in atoms):
             self.draft.filters.append(_compile_row_filter(self.draft, group, path))
@@ -200,7 +206,7 @@ class _Compilation:
             )
 
     def duties(self, duties: Sequence[Duty]) -> None:
-        """Masks change the query; any other duty before use is a fact that evaluation asks for."""
+        """Compile masks; every other duty before use becomes a fact for evaluation."""
         for index, duty in enumerate(duties):
             here = f"{self.path}/duty/{index}"
             known = ACTIONS.get(duty.action)
@@ -213,7 +219,7 @@ class _Compilation:
                 self.residual.append(f"{here} {compact(duty.action)}")
 
     def actions(self, rule: Rule, prohibitions: Sequence[Rule]) -> tuple[str, ...]:
-        """What the permission covers, less what a prohibition takes away."""
+        """Return the actions that the permission covers, without those that a prohibition removes."""
         covered = [name for name, action in ACTIONS.items() if action.use and action_includes(rule.action, name)]
         if not covered:
             raise undecided_error(
@@ -241,7 +247,7 @@ class _Compilation:
         return covered
 
     def _purposes_only(self, rule: Rule, path: str) -> bool:
-        """A prohibition for named purposes: those purposes are refused."""
+        """Apply a prohibition for named purposes by refusing these purposes."""
         atom = rule.constraints[0]
         if len(rule.constraints) != 1 or not isinstance(atom, Atom) or atom.left != ODRL + "purpose":
             return False
@@ -251,7 +257,7 @@ class _Compilation:
         return lowering.lower_atom(self.draft, opposite, f"{path}/constraint/0")
 
     def _narrow(self, rule: Rule, path: str) -> None:
-        """A prohibition that depends on facts is evaluated with them; one that depends on the answer is not."""
+        """Leave a prohibition that depends on facts to evaluation; refuse those that depend on the answer."""
         atoms = [atom for member in rule.constraints for atom in _atoms(member)]
         if all(_is_decided_by_facts(atom) for atom in atoms):
             self.requires.append(path)
@@ -260,7 +266,7 @@ class _Compilation:
 
 
 def _is_decided_by_facts(atom: Atom) -> bool:
-    """Whether evaluation decides it from facts before the query: who asks, where from, with what permit."""
+    """Whether evaluation decides the atom from facts before the query runs."""
     known = operand(atom.left)
     return known is not None and known.phase in _FACTS and atom.operator in known.ops and not known.by_engine
 
@@ -338,7 +344,10 @@ _PERIODS = ("year", "quarter", "month", "week", "day", "hour")
 
 
 def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) -> Scalar:
-    """The typed argument of a mask; ValueError when it is missing, superfluous or does not suit the type."""
+    """Return the typed argument of a mask.
+
+    Raises: ValueError when it is missing, superfluous or does not fit the type.
+    """
     family = columns.family(type_)
     if kind in (MaskKind.NULL, MaskKind.HASH):
         if argument is not None:
@@ -363,7 +372,7 @@ def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bo
 
 
 def _changes_nothing(kind: MaskKind, type_: str, argument: Scalar) -> bool:
-    """Whether a mask by rounding or generalising changes no value that a column of this type can hold."""
+    """Whether rounding or generalising changes no value that a column of this type can hold."""
     family = columns.family(type_)
     if family == columns.DATE:
         return kind is MaskKind.GENERALISE and argument in ("day", "hour")
@@ -450,7 +459,7 @@ def _build_grid(draft: ContractDraft, path: str) -> Grid | None:
 
 
 def _build_privacy(draft: ContractDraft, path: str) -> Privacy | None:
-    """The budget, where there is one: noise in place of cells. What is withheld by true counts would tell of them."""
+    """Return the privacy budget, if any. Noise replaces cells: withholding by true counts would leak them."""
     if draft.epsilon is None:
         if draft.delta is not None or draft.rows_per_entity is not None:
             raise undecided_error(path, "ds:deltaBudget and ds:rowsPerEntity need ds:epsilonBudget; add it")
@@ -476,7 +485,7 @@ def _build_privacy(draft: ContractDraft, path: str) -> Privacy | None:
 
 
 def _visible_columns(draft: ContractDraft, grid: Grid | None, path: str) -> tuple[str, ...]:
-    """Columns in table order that a query may name; under a grid its dimensions and measures."""
+    """Return the columns that a query may name, in table order; under a grid its dimensions and measures."""
     allowed = draft.schema.names() if draft.allowed is None else draft.allowed
     named = [name for name in draft.schema.names() if name in allowed and name not in draft.denied]
     if grid is not None:
@@ -512,7 +521,7 @@ def _compile_obligation(duty: Duty, index: int) -> Obligation:
 
 
 def _delay_seconds(text: str, index: int) -> int:
-    """A delay in seconds. Months count 28 days: what is owed falls due early, never late."""
+    """Return a delay in seconds. A month counts 28 days, so a duty is due early, never late."""
     try:
         span = duration(text)
     except ValueError as wrong:

@@ -1,7 +1,6 @@
-"""Whether a contract covers a request at all: its action, its purpose, the time. Who asks is a fact, not here.
+"""Whether a contract covers a request: its action, purpose and time. The party is decided from facts elsewhere.
 
-Each check raises QueryRefused with the rule's path; `covering` finds the permissions under which a request may
-run. Pure; the time is an argument.
+Each check raises QueryRefused with the path of the rule. Pure; the time is an argument.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ _QUERY, _STREAM = HANSE + "query", HANSE + "stream"
 
 
 def rule_path(contract: DataContract, effect: str) -> str:
-    """The path of the rule that had this effect, or the permission itself."""
+    """Return the path of the rule that had this effect, or of the permission itself."""
     return next((path for name, path in contract.reasons if name == effect), contract.permission)
 
 
 def check_action(contract: DataContract, action: str) -> None:
-    """Refuse (`action_not_agreed`) what the permission does not cover, and any contract left undecided."""
+    """Require that the permission covers the action (IRI) and that the contract is fully decided.
+
+    Raises: QueryRefused (`action_not_agreed`).
+    """
     if contract.residual:
         raise QueryRefused(
             f"the agreement leaves open what nobody decides: {'; '.join(contract.residual)}. Agree anew",
@@ -42,10 +44,12 @@ def check_action(contract: DataContract, action: str) -> None:
 
 
 def check_purpose(contract: DataContract, purpose: str | None) -> None:
-    """Refuse (`purpose_not_agreed`) a purpose outside the agreed ones, or none where the contract names any.
+    """Require an agreed purpose (IRI); None passes only when the contract names no purpose.
 
-    A purpose that is a kind of an agreed one is covered, and one that is a kind of a refused one is refused. A broader
-    one than agreed is not covered; one broader than a refused one might mean it, and is refused too.
+    A narrower purpose than an agreed one is covered; a broader one is not. A purpose narrower or broader than a refused
+    one is refused.
+
+    Raises: QueryRefused (`purpose_not_agreed`).
     """
     named, refused = contract.purposes, contract.purposes_refused
     if not named and not refused:
@@ -67,7 +71,10 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
 
 
 def check_time(contract: DataContract, now: float) -> None:
-    """Refuse (`not_in_force`) before the start and after the end; `now` in UTC seconds since the epoch."""
+    """Require that the contract is in force at `now` (UTC seconds).
+
+    Raises: QueryRefused (`not_in_force`).
+    """
     if contract.not_before is not None and now < contract.not_before:
         raise QueryRefused(
             f"the agreement is not in force before {_format_time(contract.not_before)}",
@@ -85,10 +92,12 @@ def check_time(contract: DataContract, now: float) -> None:
 def find_covering(
     contracts: Sequence[DataContract], *, action: str, purpose: str | None, now: float | None = None
 ) -> list[DataContract]:
-    """The contracts that cover the request, in order; whether their permissions are active depends on who asks.
+    """Return the contracts that cover the request, in order. Whether their permissions are active depends on facts.
 
-    Columns and rows of two permissions are never merged: whoever serves the request takes the first of these whose
-    own permission is active. Raises the refusal of the contract that came closest (the last check to fail wins).
+    Columns and rows of two permissions are never merged: the server takes the first contract whose permission is
+    active.
+
+    Raises: QueryRefused of the contract that passed the most checks.
     """
     if not contracts:
         raise QueryRefused("there is no agreement for this dataset; negotiate one", code="action_not_agreed")

@@ -1,7 +1,7 @@
-"""How each operand of a permission becomes part of a data contract: `LOWER`, one function per operand.
+"""Lowers each operand of a permission into a data contract: `LOWER`, one function for each operand.
 
-A function fills the `Draft`, raises ContractUndecided where the rule cannot be made true for this table,
-or answers False: not mine in this form, and the rule stays undecided. Must not know JSON or SQL.
+A function fills the `ContractDraft`, raises ContractUndecided when the rule cannot be enforced for this table, or
+returns False to leave the rule undecided. Must not know JSON or SQL.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOST_ROWS_PER_ENTITY = 10_000
 
 @dataclass(slots=True)
 class ContractDraft:
-    """A contract in the making: what the constraints seen so far add up to."""
+    """A contract being built from the constraints seen so far."""
 
     schema: TableSchema
     started: int | None  # the agreement's timestamp in nanoseconds
@@ -81,12 +81,15 @@ Lower: TypeAlias = Callable[[ContractDraft, Atom, str], bool]
 
 
 def undecided_error(path: str, sentence: str) -> ContractUndecided:
-    """The error for a rule that cannot be made true; names the rule by its path."""
+    """Return the error for a rule that cannot be enforced, with its path."""
     return ContractUndecided(f"{path}: {sentence}", rule=path)
 
 
 def require_column(draft: ContractDraft, name: str, path: str) -> Column:
-    """The schema's column of that name; ContractUndecided when it is gone (usage-policies, section 7)."""
+    """Return the schema's column of that name (usage-policies, section 7).
+
+    Raises: ContractUndecided when it does not exist.
+    """
     found = columns.find_column(draft.schema, name)
     if found is None:
         whole = columns.find_column(draft.schema, name.partition(".")[0])
@@ -101,7 +104,10 @@ def require_column(draft: ContractDraft, name: str, path: str) -> Column:
 
 
 def lower_atom(draft: ContractDraft, atom: Atom, path: str) -> bool:
-    """Make one constraint part of the draft; False when nobody here can. ContractUndecided as above."""
+    """Add one constraint to the draft; return False when no function handles it.
+
+    Raises: ContractUndecided when it cannot be enforced for this table.
+    """
     function = LOWER.get(atom.left) or _FAMILIES.get(_family(atom.left))
     if function is None or not atom.right or not _has_readable_values(atom):
         return False
@@ -115,7 +121,10 @@ def lower_atom(draft: ContractDraft, atom: Atom, path: str) -> bool:
 
 
 def lower_comparison(draft: ContractDraft, atom: Atom, path: str) -> Comparison:
-    """`ds:row/<column>` as a comparison with typed values."""
+    """Return `ds:row/<column>` as a comparison with typed values.
+
+    Raises: ContractUndecided when the values do not fit the column.
+    """
     found = require_column(draft, column_of(atom.left), path)
     if atom.operator not in _ROW_OPERATORS:
         raise undecided_error(path, f"a row filter cannot use {atom.operator}; use {', '.join(_ROW_OPERATORS)}")
@@ -134,7 +143,7 @@ def _family(iri: str) -> str:
 
 
 def _effect(left: str) -> str:
-    """The name under which a refusal looks up its rule: the operand's local name."""
+    """The operand's local name, under which a refusal looks up its rule."""
     return _family(left) or left.removeprefix(HANSE).removeprefix(ODRL)
 
 
@@ -196,7 +205,7 @@ _WINDOWS: dict[str, _Window] = {
 
 
 def _seconds(nanoseconds: int, *, up: bool) -> float:
-    """Nanoseconds as float seconds, rounded to the narrower side: the window never grows."""
+    """Convert nanoseconds to float seconds, rounded so that the window never grows."""
     value, exact = nanoseconds / SECOND, Fraction(nanoseconds, SECOND)
     if up and value < exact:
         return math.nextafter(value, math.inf)
@@ -218,7 +227,7 @@ def _lower_purpose(draft: ContractDraft, atom: Atom, path: str) -> bool:
 
 
 def _intersect_purposes(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    """The purposes that lie below one of each: of two, the narrower, or what is a kind of both."""
+    """The purposes that are equal to or narrower than one of each list."""
     return tuple(dict.fromkeys(low for left in one for right in other for low in common_descendants(left, right)))
 
 

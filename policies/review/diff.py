@@ -1,8 +1,8 @@
-"""What changes between two policies: requests whose outcome differs, and terms that came or went.
+"""Differences between two policies: requests with another outcome, and terms added or removed.
 
-Requests are made up from the values that either policy mentions, one beside them, one missing, and the
-moments around each boundary; both policies are evaluated on the same ones. A search, not a proof: an empty
-result together with equal digests is certain, an empty result alone is not.
+Requests are generated from the values that either policy mentions, an unmentioned value, a missing value, and the times
+around each boundary; both policies are evaluated on each. This is a search, not a proof: only an empty result with
+equal digests is certain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECOND = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class OutcomeChange:
-    """One request whose outcome differs: its action, facts in words, time (UTC seconds), before and after."""
+    """One request with another outcome: its action, facts in words, time (UTC seconds), outcome before and after."""
 
     action: str
     facts: tuple[tuple[str, str], ...]
@@ -37,7 +37,6 @@ class OutcomeChange:
     after: bool
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {
             "action": compact(self.action),
             "facts": dict(self.facts),
@@ -49,7 +48,7 @@ class OutcomeChange:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDifference:
-    """The same meaning or not; requests that change outcome; sentences that came and went."""
+    """Whether both mean the same; requests with another outcome; sentences added and removed."""
 
     same: bool
     requests: tuple[OutcomeChange, ...] = ()
@@ -57,7 +56,6 @@ class PolicyDifference:
     removed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {
             "same": self.same,
             "requests": [change.to_json() for change in self.requests],
@@ -67,9 +65,9 @@ class PolicyDifference:
 
 
 def diff(before: Policy, after: Policy, *, now: float, limit: int = 20, tries: int = 20_000) -> PolicyDifference:
-    """What changes from `before` to `after`, tried at `now` and around every time that either mentions.
+    """Return what changes from `before` to `after`, at `now` (UTC seconds) and around every time that either mentions.
 
-    At most `limit` changes, the simplest first, out of at most `tries` requests.
+    Returns at most `limit` changes, the simplest first, from at most `tries` requests.
     """
     if reader.rules_equal(before, after):
         return PolicyDifference(same=True)
@@ -107,7 +105,7 @@ Request = tuple[str, tuple[tuple[str, Observed], ...], float]
 
 
 def _requests(before: Policy, after: Policy, now: float) -> Iterator[Request]:
-    """Requests that satisfy as much as they can first, then ones that depart from that in one or two places."""
+    """Yield requests that satisfy as much as possible, then ones that differ from these in one or two places."""
     choices = _choices((before, after))
     actions = _actions((before, after))
     moments = _moments((before, after), now)
@@ -140,7 +138,7 @@ def _few_departures(keys: list[str], choices: dict[str, list[Observed]]) -> Iter
 
 
 def _choices(policies: Iterable[Policy]) -> dict[str, list[Observed]]:
-    """For each fact: what the policies mention, something beside it, and nothing."""
+    """Return for each fact the values that the policies mention, an unmentioned one, and none."""
     found: dict[str, list[Observed]] = {}
     for policy in policies:
         for _, rule, place in unknown_terms.walk_rules(policy):
@@ -172,7 +170,7 @@ def _mentioned_values(operand: Operand, atom: Atom) -> Iterator[Observed]:
 
 
 def _sample_countries(text: str) -> Iterator[str]:
-    """Countries that tell regions apart: Germany, Norway, Switzerland, and what is named itself."""
+    """Countries that distinguish regions (Germany, Norway, Switzerland), and the place itself."""
     if not text.startswith(values.REGION):
         yield text
     for country in ("DE", "NO", "CH", "NL"):
@@ -216,7 +214,7 @@ def _moments_around(atom: Atom, now: float) -> Iterator[float]:
 
 
 def _build_facts(chosen: tuple[tuple[str, Observed], ...], signed: float) -> Facts:
-    """A snapshot of an agreement signed at `signed`, in which the engine keeps every condition on the answer."""
+    """Facts of an agreement signed at `signed`, with every condition on the answer enforced."""
     given: dict[str, Any] = {key: _unmentioned_value(key, value) for key, value in chosen if value is not None}
     given["ds:enforced"] = [name for name, operand in vocabulary.OPERANDS.items() if operand.by_engine]
     given.setdefault("ds:miningReserved", "false")
@@ -225,7 +223,7 @@ def _build_facts(chosen: tuple[tuple[str, Observed], ...], signed: float) -> Fac
 
 
 def _unmentioned_value(key: str, value: Observed) -> Observed:
-    """A value that no policy names."""
+    """A value that no policy mentions."""
     if value != OTHER:
         return value
     if key == "ds:participantCountry":

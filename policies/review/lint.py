@@ -1,8 +1,7 @@
-"""Problems of a policy before anybody signs it: unknown words, contradictions, rules that nobody can enforce.
+"""Finds problems of a policy before it is signed: unknown terms, contradictions, rules that cannot be enforced.
 
-Errors make the policy useless or mean something else than it says; warnings are worth a second look.
-With a table schema it is also compiled, so that what the engine cannot make true shows here. Evaluates no
-facts, reads no clock.
+Errors make the policy useless or change its meaning; warnings deserve a second look. With a table schema the policy is
+also compiled, so rules that the engine cannot enforce appear as errors. Evaluates no facts, reads no clock.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _OF_COLUMNS = frozenset(ds(word) for word in ("columnAllow", "columnDeny", "notT
 
 @dataclass(frozen=True, slots=True)
 class LintProblem:
-    """One finding: `error` or `warning`, where, a code for machines, a sentence for people."""
+    """One problem: `error` or `warning`, its path, a code for machines, a sentence for people."""
 
     level: OneOf["error", "warning"]
     path: str
@@ -42,15 +41,19 @@ class LintProblem:
     message: str
 
     def to_json(self) -> dict[str, str]:
-        """For the API and the page."""
         return {"level": self.level, "path": self.path, "code": self.code, "message": self.message}
 
 
 def lint(
     policy: Policy, schema: TableSchema | None = None, *, absent: Mapping[str, str] = MappingProxyType({})
 ) -> list[LintProblem]:
-    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
-    sources of facts that the owner does not have now, each with why."""
+    """Return all problems of a policy, errors first.
+
+    With `schema`, rules that cannot be compiled for that table are errors. `absent`: fact sources that the owner does
+    not have at present, with the reason of each.
+
+      [problem.code for problem in lint(policy, schema)]
+    """
     found: dict[tuple[str, str], LintProblem] = {}
     for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
         found.setdefault((problem.path, problem.code), problem)
@@ -132,7 +135,7 @@ def _zoneless(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _mixed_groups(policy: Policy) -> Iterator[LintProblem]:
-    """Row filters may be alternatives, and so may facts; masks, group sizes and budgets may not."""
+    """Row filters may be alternatives of each other, and so may facts; masks, group sizes and budgets may not."""
     for path, rule, place in unknown_terms.walk_rules(policy):
         if place not in ("permission", "prohibition"):
             continue
@@ -207,7 +210,7 @@ def _conflict(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _contradictions(policy: Policy) -> Iterator[LintProblem]:
-    """Single values and bounds within one conjunction that exclude each other."""
+    """Values and bounds within one conjunction that exclude each other."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             operand = vocabulary.operand(left)
@@ -216,7 +219,7 @@ def _contradictions(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _no_rows(policy: Policy) -> Iterator[LintProblem]:
-    """Bounds of numbers in a row filter that no row is within."""
+    """Numeric bounds of a row filter that no row can meet."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             if not left.startswith(ds("row/")):
@@ -235,7 +238,7 @@ def _no_rows(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _bound(atom: Atom, sign: str) -> Decimal | None:
-    """The number that is a bound of this sign (`gt`, or `lt`), whether it is within or not."""
+    """The bound of an atom in this direction (`gt` or `lt`), inclusive or not."""
     if atom.operator not in (sign, f"{sign}eq"):
         return None
     try:
@@ -259,7 +262,7 @@ def _shown_and_hidden(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[str, Atom]]]]]:
-    """Of each permission the path of its constraints, and those that hold together, by what they are about."""
+    """For each permission, the path of its constraints and its required atoms by operand."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}/constraint"
         by_left: dict[str, list[tuple[str, Atom]]] = {}
@@ -325,7 +328,7 @@ def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
 
 
 def _groups(policy: Policy) -> Iterator[LintProblem]:
-    """Aggregate-only answers: a group size that protects, and columns that it protects."""
+    """Aggregate-only answers: a group size that protects, and columns to protect."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
         found = {atom.left: (here, atom) for here, atom in unknown_terms.walk_atoms(rule.constraints, path)}
@@ -385,7 +388,7 @@ def _measures(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _together(policy: Policy) -> Iterator[LintProblem]:
-    """Columns that no question may use together, of which rows may leave one by one."""
+    """Columns that no query may combine, while rows of each can be read separately."""
     for index, rule in enumerate(policy.permissions):
         found = {
             atom.left: here
@@ -427,7 +430,7 @@ def _repeated(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _on_trust(policy: Policy) -> Iterator[LintProblem]:
-    """Rules that nobody can enforce: they stand in the contract only."""
+    """Rules that the system cannot enforce: they bind by contract only."""
     for path, rule, place in unknown_terms.walk_rules(policy):
         action = vocabulary.action(rule.action)
         if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
@@ -439,14 +442,14 @@ def _on_trust(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _not_enforced(policy: Policy) -> Iterator[LintProblem]:
-    """Conditions on the answer that this engine cannot make true: no agreement with them is concluded."""
+    """Conditions on the answer that this engine cannot enforce: no agreement with them is concluded."""
     for path, atom, operand in _atoms(policy):
         if operand is not None and operand.by_engine and not operand.enforced_by:
             yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
 
 
 def _no_source(policy: Policy) -> Iterator[LintProblem]:
-    """Conditions on facts that nobody could ever supply: no request would pass them."""
+    """Conditions on facts that no source supplies: no request can pass them."""
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
             continue
@@ -461,7 +464,7 @@ def _no_source(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
-    """Conditions on facts that come from nobody but a source that is not there: it may come later."""
+    """Conditions on facts whose only sources are absent at present."""
     for path, atom, operand in _atoms(policy):
         names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
         if names and all(name in absent for name in names):
@@ -494,7 +497,7 @@ def _strange_purposes(policy: Policy) -> Iterator[LintProblem]:
 
 
 def _templates(policy: Policy) -> Iterator[LintProblem]:
-    """Templates that no query could match."""
+    """Templates that no query can match."""
     for path, atom, _ in _atoms(policy):
         if atom.left != ds("template"):
             continue

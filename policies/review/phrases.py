@@ -1,6 +1,6 @@
-"""How one constraint, action or value is said in plain English; the building stones of every sentence.
+"""Phrases one constraint, action or value in plain English.
 
-One place for wording, so that a decision, an explanation and a report say the same thing alike.
+The only place for wording, so that decisions, explanations and reports use the same words.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _METHODS = {
 
 
 def atom(one: Atom) -> str:
-    """`the declared purpose is dpv:ScientificResearch`."""
+    """Return an atom in words: `the declared purpose is dpv:ScientificResearch`."""
     operand = vocabulary.operand(one.left)
     if operand is None:
         return f"{compact(one.left)} {_OPERATORS.get(one.operator, one.operator)} {values(one)} (an unknown term)"
@@ -61,7 +61,7 @@ def atom(one: Atom) -> str:
 
 
 def operator(operand: Operand, one: Atom) -> str:
-    """The operator as words that fit the operand."""
+    """Return the operator in words that fit the operand."""
     if operand.type is ValueType.INSTANT:
         return _TIME.get(one.operator, one.operator)
     if one.operator == "eq" and operand.type is ValueType.DURATION:
@@ -72,19 +72,19 @@ def operator(operand: Operand, one: Atom) -> str:
 
 
 def values(one: Atom) -> str:
-    """The right side as a person writes it."""
+    """Return the right operand as people write it."""
     operand = vocabulary.operand(one.left)
     word = "and" if one.left in _LISTS else "or"
     return listed([value(literal.text, operand) for literal in one.right], word=word)
 
 
 def listed(texts: list[str], *, word: str = "or") -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Return `a`, `a or b`, `a, b or c`."""
     return f"{', '.join(texts[:-1])} {word} {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def value(text: str, operand: Operand | None) -> str:
-    """One value: durations and regions in words, numbers with separators, IRIs short."""
+    """Return one value: durations and regions in words, numbers with separators, IRIs with prefix."""
     if operand is not None and operand.type is ValueType.DURATION:
         return _spell_duration(text)
     if operand is not None and operand.type is ValueType.INTEGER and text.isdecimal():
@@ -100,7 +100,7 @@ def _spell_duration(text: str) -> str:
 
 
 def spell(span: Duration) -> str:
-    """`P30D` -> 30 days, `P14M` -> 1 year 2 months."""
+    """Return a duration in words: `P30D` is 30 days, `P14M` is 1 year 2 months."""
     seconds = span.nanoseconds // 1_000_000_000
     parts = [
         (span.months // 12, "year"),
@@ -115,7 +115,7 @@ def spell(span: Duration) -> str:
 
 
 def constraint(one: Constraint) -> str:
-    """A constraint with its logic: `in every row a is 1, or in every row b is 2`."""
+    """Return a constraint with its logic: `in every row a is 1, or in every row b is 2`."""
     if isinstance(one, Atom):
         return atom(one)
     said = [constraint(member) if isinstance(member, Atom) else f"({constraint(member)})" for member in one.members]
@@ -127,13 +127,13 @@ def constraint(one: Constraint) -> str:
 
 
 def action(name: str) -> str:
-    """`query the data`; an unknown action by its name."""
+    """Return `query the data`; an unknown action by its name."""
     known = vocabulary.action(name)
     return known.phrase if known else f"do {compact(name)} (an unknown action)"
 
 
 def duty(one: Duty) -> str:
-    """`delete all copies within 30 days after the agreement ends`."""
+    """Return `delete all copies within 30 days after the agreement ends`."""
     details = {part.left: part for part in one.constraints if isinstance(part, Atom)}
     if one.action == ds("mask"):
         return "have " + mask(details)
@@ -143,7 +143,7 @@ def duty(one: Duty) -> str:
 
 
 def mask(details: dict[str, Atom]) -> str:
-    """`name and phone emptied in every answer`."""
+    """Return `name and phone emptied in every answer`."""
     columns, method = details.get(ds("column")), details.get(ds("method"))
     if columns is None or method is None:
         return "columns masked in a way that is not stated"

@@ -1,7 +1,6 @@
-"""What each rule rests on: technical, attested, declared or contractual, and which part of the system enforces it.
+"""What each rule rests on (technical, attested, declared, contractual), and which part of the system enforces it.
 
-Shown to both sides before they sign (usage-policies, section 5). What nobody understands is listed as
-refused. Reads policies and the vocabulary; decides nothing.
+Shown to both sides before they sign (usage-policies, section 5). Unknown terms are listed as refused. Decides nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.DECLARED.value, Tier.ATTESTED.
 
 @dataclass(frozen=True, slots=True)
 class ReportLine:
-    """One rule or term: its path, its tier (or `refused`), who enforces it, and what it says."""
+    """One rule or term: its path, its tier (or `refused`), what enforces it, and its sentence."""
 
     path: str
     tier: str
@@ -30,12 +29,11 @@ class ReportLine:
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {"path": self.path, "tier": self.tier, "enforcedBy": self.enforced_by, "text": self.text}
 
 
 def enforceability(policy: Policy) -> list[ReportLine]:
-    """One line per rule and per term, in the policy's order."""
+    """Return one line for each rule and term, in the policy's order."""
     problems = {one.path.removesuffix("/action"): one.message for one in unknown_terms.find_unclear(policy)}
     lines = [ReportLine("/profile", REFUSED, "nobody", problems["/profile"])] if "/profile" in problems else []
     for path, rule, place in unknown_terms.walk_rules(policy):
@@ -44,7 +42,6 @@ def enforceability(policy: Policy) -> list[ReportLine]:
 
 
 def to_json(lines: list[ReportLine]) -> list[dict[str, Any]]:
-    """The whole report as JSON."""
     return [line.to_json() for line in lines]
 
 
@@ -76,7 +73,7 @@ def _constraint(constraint: Constraint, path: str, place: str, problems: dict[st
 
 
 def _weakest_tier(constraint: Constraint, path: str, problems: dict[str, str]) -> tuple[str, str]:
-    """The weakest tier in a constraint, and who enforces its parts."""
+    """The weakest tier in a constraint, and what enforces its parts."""
     tiers: list[str] = []
     enforcers: list[str] = []
     for here, atom in unknown_terms.walk_constraint(constraint, path):

@@ -1,7 +1,7 @@
-"""Which words of a policy somebody understands, and a walk over its parts with their paths.
+"""Finds unknown terms of a policy, and walks over its parts with their paths.
 
-An operand, operator, action or profile that is not registered is an error when authoring, a refusal when
-negotiating and a denial in an agreement already signed (usage-policies, section 4). Decides nothing else.
+An unregistered operand, operator, action or profile is an error when authoring, a refusal when negotiating, and a
+denial in a signed agreement (usage-policies, section 4).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ EVENTS = tuple(f"ds:event/{name}" for name in ("end", "revoked", "transferStarte
 
 @dataclass(frozen=True, slots=True)
 class UnclearTerm:
-    """One word that cannot be acted on: where it stands, a code for machines, a sentence for people. `spare`: others
-    of the same list are understood, and any of these will do."""
+    """One term that cannot be acted on: its path, a code for machines, a sentence for people.
+
+    `spare`: other values of the same list are known, and any one of them suffices.
+    """
 
     path: str
     code: str
@@ -33,7 +35,7 @@ class UnclearTerm:
 
 
 def walk_rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
-    """Every permission, prohibition, duty and obligation with its path and its kind of place."""
+    """Yield every permission, prohibition, duty and obligation with its path and its kind."""
     for index, rule in enumerate(policy.permissions):
         yield f"/permission/{index}", rule, "permission"
         for number, duty in enumerate(rule.duties):
@@ -47,13 +49,13 @@ def walk_rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
 
 
 def walk_atoms(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
-    """Every atom under a rule's constraints, with its path (`<rule>/constraint/0/or/1`)."""
+    """Yield every atom of a rule's constraints with its path (`<rule>/constraint/0/or/1`)."""
     for index, constraint in enumerate(constraints):
         yield from walk_constraint(constraint, f"{path}/constraint/{index}")
 
 
 def walk_constraint(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
-    """Every atom of one constraint that stands at `path`."""
+    """Yield every atom of the constraint at `path`."""
     if isinstance(constraint, Atom):
         yield path, constraint
         return
@@ -62,7 +64,7 @@ def walk_constraint(constraint: Constraint, path: str) -> Iterator[tuple[str, At
 
 
 def walk_required(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
-    """The atoms that all have to be met: of no alternative."""
+    """Yield the atoms that must all hold, without those of alternatives."""
     for index, member in enumerate(members):
         here = f"{path}/{index}"
         if isinstance(member, Atom):
@@ -72,7 +74,7 @@ def walk_required(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[
 
 
 def walk_groups(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Group]]:
-    """Every logical constraint under a rule, outermost first."""
+    """Yield every logical constraint of a rule, outermost first."""
     for index, constraint in enumerate(constraints):
         if isinstance(constraint, Group):
             here = f"{path}/constraint/{index}"
@@ -89,7 +91,7 @@ def _walk_nested_groups(group: Group, path: str) -> Iterator[tuple[str, Group]]:
 
 
 def find_unclear(policy: Policy) -> tuple[UnclearTerm, ...]:
-    """Everything in the policy that nobody registered or that its operand cannot take."""
+    """Return every term that is not registered or that its operand does not accept."""
     found: list[UnclearTerm] = []
     for profile in policy.profile.split():
         if profile not in vocabulary.PROFILES:
@@ -110,13 +112,16 @@ def find_unclear(policy: Policy) -> tuple[UnclearTerm, ...]:
 
 
 def find_blocking(policy: Policy) -> tuple[UnclearTerm, ...]:
-    """What is unclear and keeps a policy from being acted on: of an agreement not what is spare."""
+    """Return the unclear terms that prevent use of the policy; in an agreement, spare values do not."""
     signed = policy.kind is Kind.AGREEMENT
     return tuple(one for one in find_unclear(policy) if not (signed and one.spare))
 
 
 def refuse_unclear(policy: Policy) -> None:
-    """Raise TermUnknown (or PolicyUnreadable for a bad value) naming the first unclear word and how many more."""
+    """Refuse a policy with an unclear term, naming the first and the number of others.
+
+    Raises: TermUnknown; PolicyUnreadable for a bad value.
+    """
     found = find_unclear(policy)
     if not found:
         return
@@ -145,7 +150,7 @@ def _check_action(name: str, path: str, place: str) -> Iterator[UnclearTerm]:
 
 
 def _check_duty(rule: Rule | Duty, path: str, place: str) -> Iterator[UnclearTerm]:
-    """What stands in a duty, or is one, where nobody would look at it."""
+    """Duties in places where they have no effect, and details that a duty cannot have."""
     if place == "prohibition" and isinstance(rule, Rule) and rule.duties:
         yield UnclearTerm(
             f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition binds nobody; put it under obligation"
@@ -206,7 +211,7 @@ def _check_atom(atom: Atom, path: str, where: str) -> UnclearTerm | None:
 
 
 def known_choices(operand: Operand, atom: Atom) -> tuple[str, ...]:
-    """The words that are known, of a list of which any will do; empty for everything else."""
+    """Return the known values of an `isAnyOf` list over a closed choice; empty for everything else."""
     if operand.type is not ValueType.CHOICE or atom.operator != "isAnyOf":
         return ()
     return tuple(literal.text for literal in atom.right if literal.text in operand.levels)
