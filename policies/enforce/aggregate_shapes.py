@@ -1,7 +1,7 @@
-"""The shapes of query that may read an aggregate-only dataset (federated-query, section 7, v1).
+"""The query shapes that may read an aggregate-only dataset (federated-query, section 7, v1).
 
-A plain sum over cells: every filter and group is a union of whole cells of the grid, so that the difference
-of any two answers is made of whole cells too. Must not know purposes or time.
+Every filter and group must be a union of whole cells of the grid, so that the difference of two answers consists of
+whole cells as well. Must not know purposes or time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from policies.sql.parse import refuse
 
 
 def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
-    """Refuse (`rows_not_given`, `aggregate_shape`) any query that is not a plain aggregate over cells.
+    """Require a plain aggregate over cells. `shown_as` is the dataset's name in messages.
 
-    One block: SELECT dimensions, COUNT(*), COUNT(DISTINCT unit), COUNT, SUM, AVG of measures; WHERE an AND of
-    comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs.
-    Its comparisons are changed in place to ones that no row can make fail (`literals`).
+    One SELECT of dimensions, COUNT(*), COUNT(DISTINCT unit), and COUNT, SUM, AVG of measures; WHERE an AND of
+    comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs. Comparisons are changed
+    in place to ones that cannot fail on any row (`sql.literals`).
+
+    Raises: QueryRefused (`rows_not_given`, `aggregate_shape`).
     """
     rules = _Rules(contract, shown_as)
     rules.block(tree)
@@ -121,7 +123,7 @@ class _Rules:
         return isinstance(value, exp.Column) and fold(value.name) in self.dimensions
 
     def where(self, clause: exp.Expr) -> list[exp.Expr]:
-        """The conditions, each with its literals in the dimension's own type."""
+        """Return the conditions, with literals in the type of their dimension."""
         found: list[exp.Expr] = []
         stack = [clause.this]
         while stack:
@@ -162,7 +164,7 @@ class _Rules:
             self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
 
     def _fits(self, column: exp.Expr, *values: exp.Expr) -> None:
-        """A dimension beside literals of its own kind: any other pair would be cast for each row."""
+        """Require literals of the dimension's own kind: any other pair would be cast for each row."""
         type_ = self.dimensions[fold(column.name)]
         kinds = [literals.literal_kind(value) for value in values]
         if "" in kinds:

@@ -1,7 +1,7 @@
-"""From a consumer's SQL to what the owner's engine may run: the whole gate, steps 1 to 6, in `prepare`.
+"""The query gate: from a consumer's SQL to the statement that the owner's engine may run (steps 1 to 6, `prepare`).
 
-Nothing that came in is trusted to have been checked, and the text that goes out is generated anew. Must not
-know the engine: the caller runs `sql` with `params` in a worker, after `recheck.check` (step 7).
+The input is never trusted to have been checked, and the SQL that runs is generated anew from the tree. Must not know
+the engine: the caller runs `sql` with `params` in a worker, after `engine_recheck.check` (step 7).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class GatedDataset:
-    """One dataset of the caller: (owner, table) as queries name it, the engine's relation, its contract.
+    """One dataset of the caller: its name (owner, table) in queries, the engine's relation, and its contract.
 
     `id`: the dataset's IRI, by which `ds:joinWith` may name it. `position`: a column of the relation, under a random
-    name, that holds each row's place and passes the policy as it is; the caller takes it out of the answer.
-    `purpose`: what this one is read for, where it is not what the call is for.
+    name, with each row's position; it passes the policy unchanged, and the caller removes it from the answer.
+    `purpose`: the purpose of this dataset, when it differs from that of the call.
     """
 
     name: tuple[str, str]
@@ -63,7 +63,7 @@ class GatedDataset:
 
 @dataclass(frozen=True, slots=True)
 class CallerTable:
-    """A table that the caller brought along to join with (keys of another owner); no policy stands on it."""
+    """A table that the caller sends to join with, such as keys from another owner; it has no policy."""
 
     name: str
     relation: str
@@ -72,18 +72,15 @@ class CallerTable:
 
 @dataclass(frozen=True, slots=True)
 class PreparedQuery:
-    """What may run: `sql` with named parameters `params`, which hold policy values and never go to a log.
+    """A statement that may run. `params` are the values of `sql`; they contain policy values and must not be logged.
 
-    `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
-    read; `min_group`: an empty answer of an aggregate-only query is refused with `min_group_size`, so that no cell and
-    a small cell look the same.
-    `read`: of each dataset those of its own columns that the statement names anywhere or takes by `*`, whatever it
-    calls them; what the policy alone looks at is not among them.
-    `units`: whether its groups are left out too where different units are not told.
-    `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
-    `given_on`: see `_given_on`.
-    `drawn`: how often a dataset whose rows are counted is drawn on in a way that may put several rows of it into one
-    of the answer; the caller counts all its rows that often. Names that are not there are counted as they leave.
+    `names` and `functions`: what the recheck accepts. `columns`: the output. `datasets`: those that are read.
+    `min_group`: an empty answer is refused with `min_group_size`, so that a missing cell and a small cell look the
+    same. `read`: the columns of each dataset that the statement itself names or takes by `*`, without those that only
+    the policy reads. `units`: units are counted, so groups are also left out where unit counts would identify few.
+    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only. `given_on`: see
+    `_passed_through`. `drawn`: how often a dataset with counted rows occurs where several of its rows may form one row
+    of the answer; the caller counts all its rows that often. Datasets not listed are counted as rows leave.
     """
 
     sql: str
@@ -112,13 +109,22 @@ def prepare(
     caps: Caps = DEFAULT,
     keys: Sequence[CallerTable] = (),
 ) -> PreparedQuery:
-    """The statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
+    """Return the statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
 
-    1. Caps; one statement; a query. 2. Allowed syntax and functions only. 3. Names mean datasets of this
-    call. 4. Columns mean visible columns. 5. Each dataset becomes its policy subquery under a random name;
-    casts become TRY_CAST. 6. The SQL is generated from the tree, without comments.
-    `token` gives a fresh random name each time; `mask_key` keys hash masks. Raises QueryRefused, which
-    carries code, sentence and rule. The time is the caller's: `check_time`.
+    1. Limits; one statement; a query.
+    2. Allowed syntax and functions only.
+    3. Table names resolve to datasets of this call.
+    4. Column names resolve to visible columns.
+    5. Each dataset is replaced by its policy subquery under a random name; casts become TRY_CAST.
+    6. The SQL is generated from the tree, without comments.
+
+    `action` and `purpose` are IRIs. `token` returns a new random name on each call; `mask_key` keys hash masks. The
+    caller checks the time with `check_time`.
+
+      sql = "SELECT count(*) FROM north.patients"
+      prepare(sql, [dataset], action=ds("query"), purpose=None, token=token, mask_key=key).sql
+
+    Raises: QueryRefused with code, sentence and rule.
     """
     tree = parse.parse(sql, caps)  # 1, 2
     original = tree.copy() if any(one.contract.templates for one in datasets) else None
@@ -167,7 +173,7 @@ def _datasets_read(bound: BoundQuery, catalogue: dict[TableEntry, GatedDataset])
 
 
 def _columns_read(bound: BoundQuery) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The columns that are read of each dataset, in its own order, without that of the rows' places."""
+    """The columns that are read of each dataset, in its order, without the position column."""
     return {
         (entry.owner, entry.table): tuple(one for one in entry.columns if one in names and one != entry.hidden_column)
         for entry, names in bound.read.items()
@@ -182,8 +188,9 @@ def _check_agreed(used: Sequence[GatedDataset], action: str, purpose: str | None
 
 
 def _check_stream(tree: exp.Expr, bound: BoundQuery) -> None:
-    """Refuse (`not_a_stream`) all but rows of one dataset as they are. A question says itself that it is a stream:
-    whoever may stream and not query would ask what he likes, and call it one."""
+    """Require rows of one dataset, unaltered (`not_a_stream`): the caller declares a query to be a stream, so a party
+    that may stream but not query could otherwise ask anything.
+    """
     filled = {name for name, value in tree.args.items() if value}
     shown = (output.this if isinstance(output, exp.Alias) else output for output in tree.args.get("expressions") or ())
     plain = isinstance(tree, exp.Select) and "from_" in filled and filled <= _STREAMED
@@ -204,7 +211,9 @@ _STREAMED = frozenset({"expressions", "from_", "where", "limit"})
 def _check_joins(
     used: Sequence[GatedDataset], bound: BoundQuery, catalogue: dict[TableEntry, GatedDataset], tree: exp.Expr
 ) -> None:
-    """`ds:joinWith`: the only datasets that may stand in one query with this one. Itself counts as another."""
+    """Enforce `ds:joinWith`: the only datasets that may be in one query with this one. A second use of itself
+    counts.
+    """
     if all(dataset.contract.joins is None for dataset in used):
         return
     stands = _count_sources(tree, bound)
@@ -224,7 +233,7 @@ def _check_joins(
 
 
 def _count_sources(tree: exp.Expr, bound: BoundQuery) -> dict[TableEntry, int]:
-    """How often each source stands in a query: what a WITH query reads, as often as that is read."""
+    """Return how often each source is used; the sources of a WITH query count once for each use of it."""
     readers: dict[str, list[exp.Expr]] = {name: [] for name in bound.names}
     for node in tree.find_all(exp.Table):
         if node.name in readers:
@@ -246,7 +255,7 @@ def _count_sources(tree: exp.Expr, bound: BoundQuery) -> dict[TableEntry, int]:
 
 
 def _has_row_limit(contract: DataContract) -> bool:
-    """Groups and noise have their own bounds; there a row of the answer is meant to be of many."""
+    """Whether rows of the contract are counted. Grids and noise have limits of their own."""
     return contract.grid is None and (contract.limits.rows is not None or contract.limits.share is not None)
 
 
@@ -264,7 +273,7 @@ def _quote_dataset(dataset: GatedDataset) -> str:
 
 
 def _refuse_together(contract: DataContract, asked: set[str] | None) -> None:
-    """`ds:notTogether`: a statement does not use all of these columns, wherever they stand in it."""
+    """Enforce `ds:notTogether`: a statement must not use all of these columns, wherever they occur."""
     for columns in contract.together:
         if asked is None or all(fold(name) in asked for name in columns):
             refuse(
@@ -275,7 +284,7 @@ def _refuse_together(contract: DataContract, asked: set[str] | None) -> None:
 
 
 class _Wrapper:
-    """Puts the policy in place of each dataset, and makes every cast one that cannot fail."""
+    """Replaces each dataset by its policy subquery and makes every cast safe."""
 
     def __init__(self, tree: exp.Expr, maker: StatementBuilder) -> None:
         self.tree = tree
@@ -304,7 +313,7 @@ class _Wrapper:
         self.names.append(dataset.relation)
 
     def _passed_on(self, node: exp.Table, shown: Sequence[str]) -> list[str]:
-        """Those of the columns shown that the statement only gives on; none where their names are others around."""
+        """The visible columns that the statement only passes on; none when an outer query could name them."""
         looked_at, renamed = _examined_columns(self.tree), node.args["alias"].args.get("columns")
         if looked_at is None or renamed or node.parent is not self.tree.args.get("from_"):
             return []
@@ -315,7 +324,7 @@ class _Wrapper:
         self._replace_table(node, keys.relation)
 
     def finish(self) -> None:
-        """Put the WITH queries of the policy before those of the user; guard an aggregate-only answer."""
+        """Put the WITH queries of the policy before those of the consumer; guard an aggregate-only answer."""
         if self.grid is not None:
             assert isinstance(self.tree, exp.Select)
             grid.guard(self.tree, self.grid, self.cells)
@@ -338,7 +347,7 @@ class _Wrapper:
 
 
 def _find_noised(tree: exp.Expr, bound: BoundQuery, used: Sequence[GatedDataset]) -> GatedDataset | None:
-    """The dataset that answers with noise. Nothing else stands in such a query: its shape is checked here."""
+    """Return the dataset that answers with noise. Such a query reads nothing else; its shape is checked here."""
     for dataset in used:
         contract = dataset.contract
         if contract.grid is not None and contract.grid.privacy is not None:
@@ -348,7 +357,7 @@ def _find_noised(tree: exp.Expr, bound: BoundQuery, used: Sequence[GatedDataset]
 
 
 def _prepare_noised(tree: exp.Expr, maker: StatementBuilder, bound: BoundQuery, dataset: GatedDataset) -> PreparedQuery:
-    """Two statements in place of one (`private`): both are judged like any other before they run."""
+    """Return two statements instead of one (`noised_query`); both are rechecked like any other."""
     assert isinstance(tree, exp.Select)
     assert dataset.contract.grid is not None
     assert dataset.contract.grid.privacy is not None
@@ -407,16 +416,14 @@ def _build_prepared(
 
 
 def _passed_through(tree: exp.Expr) -> frozenset[str]:
-    """The columns, folded, that a stream of one dataset gives on as they are stored and looks at nowhere: what
-    their values are decides on nothing. None of a statement of any other form."""
+    """The folded names of columns that a stream passes on as stored and uses nowhere else; empty for other queries."""
     if (looked_at := _examined_columns(tree)) is None:
         return frozenset()
     return frozenset(fold(node.name) for node in tree.find_all(exp.Column)) - looked_at
 
 
 def _examined_columns(tree: exp.Expr) -> set[str] | None:
-    """The names, folded, of what a stream of one dataset does more with than to give it on; None where the
-    statement is of any other form."""
+    """The folded names that a stream uses for more than passing them on; None for other queries."""
     found: set[str] = set()
     for node in rewrite.list_nodes(tree) if _is_plain_rows(tree, tree) else (tree,):
         if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _is_plain_rows(node, tree)):
@@ -436,10 +443,10 @@ _CLAUSES = frozenset({exp.Where, exp.Having, exp.Join})
 
 
 def _takes_equal_time(nodes: Sequence[exp.Expr]) -> bool:
-    """Whether all that a statement does with a column takes equal time for each value, whatever it is: sums, groups,
-    comparisons that are conditions, in a single SELECT, whose outputs nothing computes with.
+    """Whether all uses of columns take equal time for every value: sums, groups, and comparisons that are conditions,
+    in a single SELECT whose outputs feed no further computation.
 
-    A comparison that is a value is computed of a whole dictionary, and of texts takes longer the more of them is alike.
+    A comparison used as a value is computed for a whole dictionary, and its time depends on the texts.
     """
     if sum(isinstance(node, exp.Query) for node in nodes) != 1:
         return False
@@ -454,15 +461,14 @@ def _is_used_in_equal_time(column: exp.Expr) -> bool:
 
 
 def _first_outside(classes: Collection[type[exp.Expr]], node: exp.Expr | None) -> exp.Expr | None:
-    """This node, or the first one around it that is of none of these classes."""
+    """The node, or its nearest ancestor, that is of none of these classes."""
     while node is not None and type(node) in classes:
         node = node.parent
     return node
 
 
 def _is_plain_rows(select: exp.Expr, tree: exp.Expr) -> bool:
-    """Whether a part of a statement is rows of one source as they are, and stands where the next one's rows come
-    from."""
+    """Whether a SELECT returns rows of one source unaltered and is the root or the source of the next SELECT."""
     around = select.parent
     feeds = isinstance(around, exp.CTE) or (isinstance(around, exp.Subquery) and isinstance(around.parent, exp.From))
     filled = {name for name, value in select.args.items() if value}
@@ -470,7 +476,7 @@ def _is_plain_rows(select: exp.Expr, tree: exp.Expr) -> bool:
 
 
 def generate_sql(tree: exp.Expr) -> str:
-    """DuckDB's SQL for a checked tree: every name quoted, no comments (two parsers read those differently)."""
+    """Return DuckDB's SQL for a checked tree: every name quoted, without comments, which parsers read differently."""
     try:
         return parentheses.write(tree, spend=True)
     except RecursionError:
@@ -478,10 +484,11 @@ def generate_sql(tree: exp.Expr) -> str:
 
 
 def prepare_withheld_report(dataset: GatedDataset, *, token: Callable[[], str], mask_key: bytes) -> PreparedQuery:
-    """For the OWNER: what the grid of an aggregate-only contract keeps back. One row of figures.
+    """Return a statement for the OWNER: one row of figures about what a grid withholds. Never served to a consumer.
 
-    cells, cells_shown, units, units_shown, rows, rows_shown, rows_with_unit; the difference is withheld.
-    Raises ValueError for a contract without a grid. Never served to a consumer.
+    Columns: cells, cells_shown, units, units_shown, rows, rows_shown, rows_with_unit, rows_of_largest.
+
+    Raises: ValueError for a contract without a grid.
     """
     maker = StatementBuilder(Parameters(), token, mask_key)
     tree, names = grid.withheld_report(dataset.contract, dataset.relation, maker)
@@ -491,10 +498,13 @@ def prepare_withheld_report(dataset: GatedDataset, *, token: Callable[[], str], 
 def prepare_version_report(
     before: GatedDataset, after: GatedDataset, *, token: Callable[[], str], mask_key: bytes
 ) -> PreparedQuery:
-    """For the OWNER: `cells`, or groups of these, that two versions under one aggregate-only contract both show, and
-    whose difference is made of fewer units than a group has, or of one for the most part.
+    """Return a statement for the OWNER: the number of `cells` or groups whose change between two versions reveals few
+    units.
 
-    Raises ValueError for a contract without a grid. Never served to a consumer.
+    Counts groups that both versions show and whose difference comes from fewer units than a group needs, or mostly from
+    one. Never served to a consumer.
+
+    Raises: ValueError for a contract without a grid.
     """
     maker = StatementBuilder(Parameters(), token, mask_key)
     tree, names = grid_difference.count_differences(after.contract, before.relation, after.relation, maker)

@@ -1,9 +1,9 @@
-"""The pre-binned grid that aggregate-only queries read (federated-query, section 7): whole cells of at least k units.
+"""The grid that aggregate-only queries read: binned cells of at least k units (federated-query, section 7).
 
-A threshold on the answer alone is beaten by differencing, padding and encoding; the grid holds no smaller cell
-to begin with. `layers` builds it as WITH queries over the relation, `guard` is a second fence behind it, and
-`report` tells the owner what it keeps back. The shapes of query that may read it are in `aggregate`, what two versions
-tell by their difference in `changes`.
+A threshold on the answer alone can be defeated by differencing, padding and encoding, so small cells are removed before
+the query. `build_grid` makes the grid as WITH queries over the relation, `guard` is a second check on the answer, and
+`withheld_report` tells the owner what is withheld. Allowed query shapes are in `aggregate_shapes`; differences between
+versions in `grid_difference`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class GridQueries:
 
 
 def build_grid(contract: DataContract, relation: str, maker: StatementBuilder) -> GridQueries:
-    """Rows of whole cells with at least `min_group` units, none of which dominates; binned and clamped.
+    """Return the queries for whole cells of at least `min_group` units without a dominant unit, binned and clamped.
 
-    base: rows through the filter, binned and clamped, without rows of unknown units. units: what each unit adds to the
-    figures of its cells. cells: the cells that may be shown. grid: the rows of base that lie in them.
+    base: filtered rows, binned and clamped, without rows of unknown units. units: the contribution of each unit to its
+    cells. cells: the cells that may be shown. grid: the rows of base in these cells.
     """
     base, units, cells, grid = (maker.token() for _ in range(4))
     asked = require_grid(contract)
@@ -52,14 +52,17 @@ def build_grid(contract: DataContract, relation: str, maker: StatementBuilder) -
 
 
 def require_grid(contract: DataContract) -> Grid:
-    """The contract's grid; ValueError when it gives rows."""
+    """Return the contract's grid.
+
+    Raises: ValueError for a contract that gives rows.
+    """
     if contract.grid is None:
         raise ValueError("this contract is not aggregate-only; there is no grid")
     return contract.grid
 
 
 def base_rows(contract: DataContract, relation: str, maker: StatementBuilder) -> exp.Select:
-    """Rows through the filter: dimensions masked and binned, measures clamped, none of an unknown unit."""
+    """Return the filtered rows: dimensions masked and binned, measures clamped, without unknown units."""
     grid, source = require_grid(contract), maker.token()
     shown = [named_as(_binned_value(contract, one, source, maker), one.column) for one in grid.dimensions]
     shown += [named_as(_clamped_value(contract, one, source, maker), one.column) for one in grid.measures]
@@ -74,8 +77,7 @@ def base_rows(contract: DataContract, relation: str, maker: StatementBuilder) ->
 
 
 def visible_type(contract: DataContract, one: Dimension) -> str:
-    """The type of a dimension's values as a query sees them: hashes and shortened values are texts, edges of bins
-    numbers."""
+    """Return the type of a dimension in queries: texts when hashed or truncated, numbers for bin edges."""
     type_ = policy_view.column_type(contract, one.column)
     if one.width is not None:
         return _edge_type(type_, one.width)
@@ -83,7 +85,7 @@ def visible_type(contract: DataContract, one: Dimension) -> str:
 
 
 def _edge_type(type_: str, width: float) -> str:
-    """One number for each bin: two edges that are one DOUBLE would be one group."""
+    """The type of bin edges. Each bin needs its own number: two edges that are equal as DOUBLE would merge groups."""
     if columns.family(type_) != columns.INTEGER or not float(width).is_integer():
         return policy_view.edge_type(type_, width) or "DOUBLE"
     return type_ if columns.value_range(type_)[1] > columns.value_range("BIGINT")[1] else "BIGINT"
@@ -104,8 +106,7 @@ def _binned_value(contract: DataContract, one: Dimension, source: str, maker: St
 
 
 def _lowest_edge(edge: exp.Expr, value: exp.Expr, type_: str, shown: str, width: float) -> exp.Expr | None:
-    """The edge, or the least number of its type for the bin that begins below it, whose values are not unknown ones;
-    None where no bin does."""
+    """The edge, replaced by the smallest number of its type for the bin that starts below it; None when no bin does."""
     step, least = Fraction(str(width)), _least_number(shown)
     if Fraction(_least_number(type_)) // step * step >= Fraction(least):
         return None
@@ -119,7 +120,7 @@ def _least_number(type_: str) -> Decimal:
 
 
 def _clamped_value(contract: DataContract, one: Measure, source: str, maker: StatementBuilder) -> exp.Expr:
-    """The measure within its bounds; NULL stays NULL (the engine's least and greatest would not keep it)."""
+    """The measure within its bounds. NULL stays NULL, which the engine's least and greatest would not ensure."""
     type_ = policy_view.column_type(contract, one.column)
     value = policy_view.stored_column(one.column, source)
     ifs = []
@@ -140,7 +141,7 @@ def _bound(bound: float, type_: str, maker: StatementBuilder) -> exp.Expr:
 
 
 def _units_query(grid: Grid, base: str) -> exp.Select:
-    """One row for each unit and cell: how many rows it has, how many with each measure, their sum, and their size.
+    """One row for each unit and cell: its rows, and for each measure its values, their sum and their absolute sum.
 
     Without an entity each row is a unit.
     """
@@ -172,11 +173,12 @@ def _cells_query(contract: DataContract, units: str, maker: StatementBuilder) ->
 
 
 def cell_conditions(contract: DataContract, maker: StatementBuilder) -> list[exp.Expr]:
-    """What a cell must fulfil, in terms of `_units`.
+    """Return what a cell must fulfil, in terms of `_units_query`.
 
-    1. At least k units. 2. No unit makes more than its share of the rows or of a measure.
-    3. The units that a figure, or the difference of two, is made of are none or at least k (`made_of`): it would
-       otherwise tell of fewer.
+    1. At least k units.
+    2. No unit contributes more than its share of the rows or of a measure.
+    3. Each figure, and each difference of two figures, comes from no unit or from at least k units
+    (`contributor_conditions`).
     """
     grid = require_grid(contract)
     every = range(len(grid.measures))
@@ -193,12 +195,12 @@ def cell_conditions(contract: DataContract, maker: StatementBuilder) -> list[exp
 def contributor_conditions(
     contract: DataContract, measures: Sequence[int], size: str, maker: StatementBuilder
 ) -> Iterator[exp.Expr]:
-    """Whether a unit is one of those that a figure beside COUNT(*) is made of, or the difference of two figures: one
-    condition for each of these. `size`: the columns that say how large the numbers were that a sum was made of.
+    """Yield one condition on a unit for each figure other than COUNT(*), and for each difference of two figures:
+    whether the unit contributes to it.
 
-    Of a measure: who has a value, who has a row without one, who adds to its sum, and who adds to what the sum is above
-    or below its bounds: where all but two have the bound, the sum tells of these two. Of two measures: who has one more
-    often than the other, and of whom there are different sums.
+    Of a measure: the units with a value, with a row without one, that change its sum, and that move the sum away from a
+    bound (when all but two units are at the bound, the sum reveals these two). Of two measures: the units whose counts
+    differ and whose sums differ. `size`: the columns with the absolute sums.
     """
     for index in measures:
         counted, summed = column_named(f"{COUNTED}{index}"), column_named(f"{SUMMED}{index}")
@@ -218,15 +220,15 @@ def contributor_conditions(
 
 
 def differs_from_zero(value: exp.Expr, scale: exp.Expr) -> exp.Expr:
-    """Whether a sum is another than zero, by more than what is lost where numbers of this size are added in another
-    order, or decimals are kept as DOUBLE."""
+    """Whether a sum differs from zero by more than rounding: other order of addition, or decimals kept as DOUBLE."""
     lost = exp.Mul(this=exp.Literal.number(repr(_LOST)), expression=scale)
     return exp.GT(this=exp.Abs(this=value), expression=lost)
 
 
 def _bounds(contract: DataContract, index: int, maker: StatementBuilder) -> list[exp.Expr]:
-    """The bounds of a measure as they stand in clamped rows, zero for one that its type does not hold; but for zero, at
-    which a value adds nothing anyway."""
+    """The bounds of a measure in clamped rows, 0 for one that its type cannot hold; without 0, at which a value adds
+    nothing.
+    """
     one = require_grid(contract).measures[index]
     type_ = policy_view.column_type(contract, one.column)
     given = [bound for bound in (one.low, one.high) if bound]
@@ -234,28 +236,31 @@ def _bounds(contract: DataContract, index: int, maker: StatementBuilder) -> list
 
 
 def none_or_many(units: exp.Expr, grid: Grid) -> exp.Expr:
-    """That so many units are none or at least k."""
+    """Return the condition that a number of units is 0 or at least k."""
     few = exp.Between(this=units, low=ONE.copy(), high=exp.Literal.number(grid.min_group - 1))
     return exp.Not(this=exp.Paren(this=few))
 
 
 def _units_countable(grid: Grid) -> exp.Expr:
-    """Whether COUNT(DISTINCT unit) of a cell tells of nobody beside its other counts: the units with several rows, or
-    several values of a measure, are none or at least k."""
+    """Whether COUNT(DISTINCT unit) of a cell reveals nothing: units with several rows, or several values of a measure,
+    are none or at least k.
+    """
     several = [exp.GT(this=column_named(name), expression=ONE.copy()) for name in count_names(grid)]
     return exp.and_(*(none_or_many(exp.CountIf(this=one), grid) for one in several), copy=False)
 
 
 def count_names(grid: Grid) -> list[str]:
-    """The columns of `_units` that count."""
+    """Return the columns of `_units_query` that are counts."""
     return [IN_ROWS, *(f"{COUNTED}{index}" for index in range(len(grid.measures)))]
 
 
 def within_share(
     size: exp.Expr, dominance: float, maker: StatementBuilder, *, times: exp.Expr | None = None
 ) -> exp.Expr:
-    """The largest contribution is at most `dominance` of the sum, which is finite: half of what is not is as large as
-    all of it. With nothing to sum there is no doubt. `times`: how often each contribution is there."""
+    """Return the condition that the largest contribution is at most `dominance` of a finite sum; true for an empty sum.
+
+    `times`: how often each contribution occurs.
+    """
     total = exp.Sum(this=size.copy() if times is None else exp.Mul(this=size.copy(), expression=times))
     part = exp.Mul(this=maker.parameters.add(dominance), expression=total)
     finite = exp.LT(this=total.copy(), expression=policy_view.try_cast(exp.Literal.string("inf"), "DOUBLE"))
@@ -281,7 +286,7 @@ def _rows_query(grid: Grid, base: str, cells: str) -> exp.Select:
 def withheld_report(
     contract: DataContract, relation: str, maker: StatementBuilder
 ) -> tuple[exp.Select, tuple[str, ...]]:
-    """One row of figures about what the grid keeps back, and the names of its WITH queries."""
+    """Return a query with one row of figures about what the grid withholds, and the names of its WITH queries."""
     grid, made = require_grid(contract), build_grid(contract, relation, maker)
     # In the report rows without a unit count too; in the grid they are left out.
     everything = maker.token()
@@ -312,7 +317,7 @@ def withheld_report(
 
 
 def join_cells(query: exp.Select, grid: Grid, left: str, cells: str, right: str) -> exp.Select:
-    """With the one of these cells in which each row lies."""
+    """Join each row with its cell."""
     same: list[exp.Expr] = [
         exp.NullSafeEQ(
             this=policy_view.stored_column(one.column, left), expression=policy_view.stored_column(one.column, right)
@@ -329,18 +334,18 @@ def join_cells(query: exp.Select, grid: Grid, left: str, cells: str, right: str)
 
 
 def scalar_subquery(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
-    """One figure of a source, as a value."""
+    """Return one figure of a source as a scalar subquery."""
     return exp.Subquery(this=exp.select(value.copy(), copy=False).from_(source, copy=False))
 
 
 def cells_of(grid: Grid, table: str) -> exp.Select:
-    """The cells in which the rows of a table lie."""
+    """Return the cells of the rows of a table."""
     shown = key_columns(grid) or [named_as(ONE.copy(), IN_ROWS)]
     return exp.select(*shown, copy=False).from_(table_named(table), copy=False)
 
 
 def _withheld_cells(grid: Grid, made: GridQueries, maker: StatementBuilder) -> exp.Expr:
-    """The cells that are withheld, with their rows."""
+    """The withheld cells with their rows."""
     all_, shown = (_counted_cells(grid, table) for table in (made.base, made.name))
     query = exp.Except(this=all_, expression=shown, distinct=True)
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
@@ -402,27 +407,26 @@ def _at_least(value: exp.Expr, number: int) -> exp.GTE:
 
 
 def key_columns(grid: Grid) -> list[exp.Expr]:
-    """The dimensions, by which cells are grouped."""
+    """Return the dimensions, by which cells are grouped."""
     return [column_named(one.column) for one in grid.dimensions]
 
 
 def _number(one: Measure) -> exp.Expr:
-    """The value as DOUBLE: sums of whole numbers may be larger than any, and the smallest has no positive one."""
+    """The value as DOUBLE: sums of integers may overflow, and the smallest integer has no absolute value."""
     return policy_view.try_cast(column_named(one.column), "DOUBLE")
 
 
 def or_zero(value: exp.Expr) -> exp.Expr:
-    """The value; zero for NULL."""
     return exp.Coalesce(this=value, expressions=[ZERO.copy()])
 
 
 def guard(tree: exp.Select, contract: DataContract, name: str) -> None:
-    """A second fence behind the grid: groups under k are dropped after aggregation, in place.
+    """Drop groups under k after aggregation, in place, as a second check behind the grid. `name` is the grid's.
 
-    All other aggregates of a union of cells are sums of what each cell tells by itself, so that no union tells more
-    than its cells do. COUNT(DISTINCT unit) is one only for one cell, or where no unit lies in two: elsewhere a group
-    is left out that counts them. Whether units do is decided for the whole grid: decided for each union, it would tell
-    which cells have somebody in common. `name` is the grid's.
+    Every other aggregate over a union of cells is a sum over cells, so a union reveals no more than its cells.
+    COUNT(DISTINCT unit) is such a sum only for one cell, or when no unit is in two cells; otherwise groups that count
+    units are dropped. This is decided for the whole grid: a decision for each union would reveal which cells share
+    units.
     """
     grid = require_grid(contract)
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
@@ -436,9 +440,9 @@ def guard(tree: exp.Select, contract: DataContract, name: str) -> None:
 
 
 def fix_group_order(tree: exp.Select) -> None:
-    """Order the groups of an answer by all that they show, where the question leaves their order open, in place.
+    """Order the groups of an answer by all outputs where the query leaves the order open, in place.
 
-    An engine gives groups in the order in which it met them: that tells which of them has the first row.
+    Without it the engine returns groups in the order in which it met them, which reveals the order of rows.
     """
     order = tree.args.get("order") or exp.Order(expressions=[])
     for place in range(1, len(tree.expressions) + 1):
@@ -447,7 +451,7 @@ def fix_group_order(tree: exp.Select) -> None:
 
 
 def counts_units(tree: exp.Expr) -> bool:
-    """Whether a checked query has COUNT(DISTINCT unit)."""
+    """Return whether a checked query uses COUNT(DISTINCT unit)."""
     return any(one.find(exp.Distinct) for one in tree.args["expressions"])
 
 
@@ -456,7 +460,7 @@ def _one_cell(grid: Grid) -> exp.Expr:
 
 
 def _no_shared_unit(grid: Grid, name: str) -> exp.Expr:
-    """Whether no unit lies in two cells of the grid."""
+    """Whether no unit is in two cells of the grid."""
     assert grid.entity is not None
     places = distinct_count(_cell(grid, column_named(grid.entity)))
     same = exp.EQ(this=places, expression=distinct_count(column_named(grid.entity)))
@@ -464,7 +468,7 @@ def _no_shared_unit(grid: Grid, name: str) -> exp.Expr:
 
 
 def _cell(grid: Grid, *more: exp.Expr) -> exp.Tuple:
-    """A cell as one value; never NULL, and never one column in brackets, which could be."""
+    """A cell as one value: never NULL, and never a single column in parentheses, which could be NULL."""
     return exp.Tuple(expressions=[*(column_named(one.column) for one in grid.dimensions), *more, exp.Literal.number(1)])
 
 
@@ -473,5 +477,5 @@ def distinct_count(value: exp.Expr) -> exp.Count:
 
 
 def queryable_columns(names: Sequence[str], grid: Grid) -> tuple[str, ...]:
-    """The columns that a query may name at all: what is visible, and the unit, which may be counted."""
+    """Return the columns that a query may name: the visible ones and the unit, which may be counted."""
     return tuple(names) if grid.entity is None else (*names, grid.entity)

@@ -1,7 +1,7 @@
-"""What two versions under one aggregate-only contract tell by their difference (federated-query, section 7).
+"""What the difference of two versions under one aggregate-only contract reveals (federated-query, section 7).
 
-Whoever asked the one and asks the other can subtract: `between` counts for the OWNER in how many groups that would tell
-of few. What is a cell, and what a figure of it is made of, is in `grid`.
+A party that has answers from both versions can subtract them. `count_differences` counts, for the OWNER, the groups
+whose difference comes from few units. Cells and contributors are defined in `grid`.
 """
 
 from __future__ import annotations
@@ -51,16 +51,14 @@ _DIFFERS_BY_FEW, _NAMES_STABLE, _FIGURES_STABLE = "differs by few", "names last"
 def count_differences(
     contract: DataContract, before: str, after: str, maker: StatementBuilder
 ) -> tuple[exp.Select, tuple[str, ...]]:
-    """How many groups that both versions show differ by what no cell would show, and the names of its WITH queries.
+    """Return a query that counts the groups, shown by both versions, whose difference no cell would be allowed to show;
+    and the names of its WITH queries.
 
-    Whoever asked the older version and asks the newer has the difference of each figure, each by itself: it must be
-    made of nobody or of at least `min_group` units, none of which makes more than its share. Of each group two things
-    are looked at: 1. what has changed of each unit by its name; 2. where names may be others than before, or there are
-    none, what is left of either version when all that is the same in both is taken away.
-
-    Groups are the cells, those of each dimension alone, and all cells together: one unit may have come where others
-    have gone from one cell to another, or into cells that the other version does not have. Counted are those of the
-    kind of which most are found.
+    The difference of each figure must come from no unit or from at least `min_group` units, none of which contributes
+    more than its share. Each group is examined twice: 1. by the change of each named unit; 2. where units may have
+    other names, or none, by the values left after removing those that occur in both versions. Groups are the cells,
+    those of each dimension alone, and all cells together, because a unit may appear while others move between cells or
+    into cells that the other version lacks. The result counts the kind of group with the most findings.
     """
     grid, old, new = require_grid(contract), build_grid(contract, before, maker), build_grid(contract, after, maker)
     sides, found = maker.token(), []
@@ -90,8 +88,9 @@ def _kinds(dimensions: tuple[Dimension, ...]) -> list[tuple[Dimension, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _GroupComparison:
-    """The groups of one kind in two versions: the names of the queries of which groups differ by few, of what has
-    changed of each unit (empty without an entity), and of what is left by value."""
+    """The comparison of one kind of group: names of the queries with groups that differ by few, with the change of each
+    unit (empty without an entity), and with what is left by value.
+    """
 
     ctes: tuple[tuple[str, exp.Query], ...]
     few: str
@@ -102,7 +101,7 @@ class _GroupComparison:
 def _compare_groups(
     contract: DataContract, sides: str, finer: _GroupComparison | None, maker: StatementBuilder
 ) -> _GroupComparison:
-    """`finer`: the cells of which these groups consist, if they are no cells; what has changed is made of theirs."""
+    """Compare one kind of group. `finer`: the cells of these groups, whose changes are summed; None for cells."""
     grid, ctes = require_grid(contract), list[tuple[str, exp.Query]]()
     every, units, named = tuple(range(len(grid.measures))), "", ""
     found: list[exp.Query] = []
@@ -134,7 +133,7 @@ def _compare_groups(
 
 
 def _signed_units(grid: Grid, one: GridQueries, sign: int) -> exp.Select:
-    """The units of the cells that one version shows, with -1 for the older and 1 for the newer."""
+    """The units of the cells of one version, with sign -1 for the older and 1 for the newer."""
     left, right = f"{one.units}b", f"{one.cells}c"
     names = [*(dimension.column for dimension in grid.dimensions)]
     names += [grid.entity] if grid.entity is not None else []
@@ -151,8 +150,9 @@ def _signed_units(grid: Grid, one: GridQueries, sign: int) -> exp.Select:
 
 
 def _change_by_name(grid: Grid, sides: str) -> exp.Select:
-    """What has changed of each unit in a cell: where it is (1: come, -1: gone), its rows, and of each measure how often
-    it has one, their sum, its size, and how large the numbers were that it was made of."""
+    """The change of each unit in a cell: presence (1 added, -1 removed), rows, and for each measure its count, sum,
+    absolute sum, and the size of the numbers involved.
+    """
     sign = column_named(_SIGN)
     told = exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)])
 
@@ -163,8 +163,9 @@ def _change_by_name(grid: Grid, sides: str) -> exp.Select:
 
 
 def _change_by_group(grid: Grid, units: str) -> exp.Select:
-    """The same of each unit in a group of cells, of what `_by_name` says of each cell. In how many groups a unit is, is
-    told where it is in one cell of each version."""
+    """The change of each unit in a group of cells, from `_change_by_name`. The number of groups of a unit is known only
+    where it is in one cell of each version.
+    """
     sign = column_named(_SIGN)
     gone, come = (exp.CountIf(this=way(this=sign.copy(), expression=ZERO.copy())) for way in (exp.LTE, exp.GTE))
     now, then = (exp.Anonymous(this="least", expressions=[cells, ONE.copy()]) for cells in (come, gone))
@@ -236,9 +237,9 @@ def _judge_changes(contract: DataContract, units: str, maker: StatementBuilder) 
 
 
 def _change_by_value(grid: Grid, sides: str, measures: Sequence[int], named: str = "") -> exp.Select:
-    """What one version has and the other has not, by what is there of these measures, whoever it belongs to; only of
-    cells where `named` does not say that names and figures are what they were. `_SIGN`: how many more there are in the
-    newer."""
+    """What one version has and the other lacks, by the values of these measures and regardless of the unit; only in
+    cells that `named` does not report as stable. `_SIGN`: how many more the newer version has.
+    """
     left, right = f"{sides}b", f"{named}c"
     names = [IN_ROWS, *(f"{COUNTED}{index}" for index in measures)]
     keys = [policy_view.stored_column(one.column, left) for one in grid.dimensions] + [
@@ -264,7 +265,7 @@ def _change_by_value(grid: Grid, sides: str, measures: Sequence[int], named: str
 
 
 def _unnamed_changes(grid: Grid, left: str, named: str) -> exp.Select:
-    """What is left by value in groups where names are not what they were."""
+    """What is left by value in groups whose unit names did not stay stable."""
     whose, right = f"{left}b", f"{named}c"
     names = [*(one.column for one in grid.dimensions), IN_ROWS, _SIGN]
     names += [f"{what}{index}" for index in range(len(grid.measures)) for what in (COUNTED, SUMMED, SIZED)]
@@ -276,7 +277,7 @@ def _unnamed_changes(grid: Grid, left: str, named: str) -> exp.Select:
 
 
 def _change_of_two_measures(grid: Grid, left: str, pair: tuple[int, int]) -> exp.Select:
-    """The same of one measure less another, of what `_by_value` finds of all, as if it were one measure."""
+    """The change of the difference of two measures, from `_change_by_value`, in the form of one measure."""
     whose = f"{left}b"
 
     def of_both(what: str, node: type[exp.Sub] | type[exp.Add]) -> exp.Expr:
@@ -301,14 +302,14 @@ def _change_of_two_measures(grid: Grid, left: str, pair: tuple[int, int]) -> exp
 
 
 def _two_measure_conditions(grid: Grid, maker: StatementBuilder) -> list[exp.Expr]:
-    """What must be true of all that `_by_difference` finds of a group."""
+    """What the result of `_change_of_two_measures` must fulfil in a group."""
     other = [exp.NEQ(this=column_named(f"{what}0"), expression=ZERO.copy()) for what in (COUNTED, SUMMED)]
     share = within_share(column_named(f"{SIZED}0"), grid.dominance, maker, times=exp.Abs(this=column_named(_SIGN)))
     return [*(none_or_many(_fewest_units(one), grid) for one in other), share]
 
 
 def _value_conditions(contract: DataContract, measures: Sequence[int], maker: StatementBuilder) -> list[exp.Expr]:
-    """What must be true of all that `_by_value` finds of a cell."""
+    """What the result of `_change_by_value` must fulfil in a cell."""
     grid, sign = require_grid(contract), column_named(_SIGN)
     parts: list[exp.Expr] = [exp.Boolean(this=True), *contributor_conditions(contract, measures, SIZED, maker)]
     sizes = [column_named(IN_ROWS)] if grid.entity is not None else []
@@ -318,7 +319,7 @@ def _value_conditions(contract: DataContract, measures: Sequence[int], maker: St
 
 
 def _fewest_units(which: exp.Expr) -> exp.Expr:
-    """The fewest units that can differ: one that was changed is gone and has come, and nobody can tell it from two."""
+    """The fewest units that can differ: a changed unit counts as one removed and one added, like two other units."""
     sign = column_named(_SIGN)
     gone, come = (exp.Mul(this=sign.copy(), expression=exp.Literal.number(way)) for way in (-1, 1))
 

@@ -1,8 +1,8 @@
-"""Aggregate-only answers with noise (federated-query, section 7, v2): one statement for the owner, one for everybody.
+"""Aggregate-only answers with noise: a private statement and a public one (federated-query, section 7, v2).
 
-The private statement reads the data: rows through the filter, binned and clamped, at most `rows` of each unit, summed
-as whole numbers. A worker adds noise to its answer, chosen by `Noise`. The public statement makes the asked outputs
-of the noised table; whatever it does costs no privacy. Must not know how noise is drawn, nor who asks.
+The private statement reads the data: filtered rows, binned and clamped, at most `rows` for each unit, summed as
+integers. A worker adds noise to its answer as `Noise` describes. The public statement computes the outputs from the
+noised table and costs no privacy. Must not know how noise is drawn, nor the party.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STEPS_MAX = 2**40
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What may change when one unit is added or removed: `columns` by their L1 sensitivity, whole numbers.
+    """The effect of one unit on the private answer: `columns` with their L1 sensitivity, as integers.
 
-    `keys`: whether groups exist only where somebody is in them; then those of too few are left out, by the noisy
-    count of `units`, to which one unit adds at most 1 in at most `rows` groups.
+    `keys`: whether groups exist only when a unit is in them; small groups are then left out by the noised count of
+    `units`, to which one unit adds at most 1 in at most `rows` groups.
     """
 
     columns: tuple[tuple[str, int], ...]
@@ -44,7 +44,7 @@ class Noise:
 class PrivateQuery:
     """The private statement and its noise; `relation` names the noised table in the public statement.
 
-    `question` is equal for questions with the same answer, however they are written.
+    `question` is equal for queries with the same answer, however they are written.
     """
 
     sql: str
@@ -59,7 +59,7 @@ class PrivateQuery:
 
 @dataclass(slots=True)
 class NoisedStatements:
-    """Both statements as trees, and what the caller needs to finish them."""
+    """Both statements as trees, and what the caller needs to complete them."""
 
     private: exp.Select
     public: exp.Select
@@ -70,7 +70,9 @@ class NoisedStatements:
 
 
 def split_query(tree: exp.Select, contract: DataContract, relation: str, maker: StatementBuilder) -> NoisedStatements:
-    """Both statements for a checked aggregate query (`aggregate.check`, after `bind.bind`)."""
+    """Split a checked aggregate query into its private and public statements (after `aggregate_shapes.check` and
+    `bind.bind`).
+    """
     return _Split(tree, contract, relation, maker).build()
 
 
@@ -98,7 +100,7 @@ class _Split:
     # what is asked
 
     def _keys(self) -> tuple[str, ...]:
-        """The dimensions that the question groups by, by their stored names."""
+        """The dimensions by which the query groups, by their stored names."""
         names = {fold(one.column): one.column for one in self.grid.dimensions}
         clause = self.tree.args.get("group")
         found = [self._key(key, names) for key in (clause.expressions if clause else ())]
@@ -118,7 +120,7 @@ class _Split:
         return names[fold(key.name)]
 
     def _question(self) -> str:
-        """A digest of what the private answer depends on, beside the data and the contract."""
+        """A digest of everything but data and contract on which the private answer depends."""
         where = self.tree.args.get("where")
         conditions = sorted(_condition_text(part) for part in _conjuncts(where))
         asked = {"keys": sorted(self.keys), "where": conditions, "columns": sorted(self.sensitive)}
@@ -155,7 +157,7 @@ class _Split:
         return total if step == 1 else exp.Mul(this=policy_view.try_cast(total, "DOUBLE"), expression=_number(step))
 
     def _mean(self, index: int, measure: Measure) -> exp.Expr:
-        """Noisy sum over noisy count, at least 1, within the bounds: whatever the noise, no impossible mean."""
+        """Noised sum divided by noised count (at least 1), within the bounds, so no mean is impossible."""
         assert measure.low is not None
         assert measure.high is not None
         total = exp.Mul(
@@ -187,7 +189,7 @@ class _Split:
         return query, [self.relation, base, drawn, kept]
 
     def _sampled_rows(self, base: str) -> exp.Select:
-        """The rows that the question asks for, each with a random number."""
+        """The rows that the query asks for, each with a random number."""
         draw = grid.named_as(exp.Anonymous(this="random"), _DRAW)
         query = exp.select(exp.Star(), draw, copy=False).from_(grid.table_named(base), copy=False)
         where = self.tree.args.get("where")
@@ -197,7 +199,7 @@ class _Split:
         return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
 
     def _ranked_rows(self, drawn: str) -> exp.Select:
-        """The rows of each unit numbered in the order of their random numbers: the first few will count."""
+        """The rows of each unit numbered in random order; the first `rows` of them count."""
         shown: list[exp.Expr] = [exp.Star()]
         if self.grid.entity is not None:
             place = exp.Window(
@@ -227,7 +229,7 @@ class _Split:
         return self._add(f"count {index}", exp.Count(this=grid.column_named(measure.column), big_int=True), self.bound)
 
     def _sum(self, index: int, measure: Measure) -> str:
-        """The sum in whole steps, held within 2^62: both change by no more than one unit's share."""
+        """The sum in integer steps, limited to 2^62, so that one unit changes it by at most its share."""
         step = _step(self.contract, measure)
         value: exp.Expr = grid.column_named(measure.column)
         if step != 1:
@@ -241,7 +243,7 @@ class _Split:
 
 
 def largest_contribution(contract: DataContract, measure: Measure) -> int:
-    """How much one row adds to a sum at most, in whole steps."""
+    """Return how much one row adds to a sum at most, in integer steps."""
     assert measure.low is not None
     assert measure.high is not None
     step = _step(contract, measure)
@@ -250,7 +252,7 @@ def largest_contribution(contract: DataContract, measure: Measure) -> int:
 
 
 def _step(contract: DataContract, measure: Measure) -> float:
-    """The unit in which a measure is summed: 1 for whole numbers, the last digit of decimals, else a power of two."""
+    """The step in which a measure is summed: 1 for integers, the last digit of decimals, otherwise a power of two."""
     assert measure.low is not None
     assert measure.high is not None
     type_ = policy_view.column_type(contract, measure.column)
@@ -282,7 +284,7 @@ def _condition_text(condition: exp.Expr) -> str:
 
 
 def _unqualified(condition: exp.Expr) -> exp.Expr:
-    """The condition over the columns of one relation, whatever the question calls it."""
+    """The condition with unqualified columns, for use over one relation."""
     copied = condition.copy()
     for column in list(copied.find_all(exp.Column)):
         column.set("table", None)

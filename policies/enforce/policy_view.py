@@ -1,8 +1,8 @@
-"""The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
+"""The policy view: a contract as the SELECT that replaces its dataset (step 5 of the gate).
 
-Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
-parameter. A user's predicate sees what comes out of it and nothing else: a hidden row is NULL in every column
-(`let_through`), wherever the engine evaluates what. Must not know the user's query.
+Row filter, masks and grid become a subquery over the physical relation; every policy value is a bound parameter. In a
+hidden row every column is NULL (`select_permitted`), whatever order the engine evaluates in, so the consumer's
+expressions cannot see it. Must not know the consumer's query.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Parameters:
     _seen: dict[tuple[type, Scalar], str] = field(default_factory=dict)
 
     def add(self, value: Scalar) -> exp.Expr:
-        """A placeholder for `value`."""
+        """Return a placeholder for `value`."""
         key = (type(value), value)
         name = self._seen.get(key)
         if name is None:
@@ -45,7 +45,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class StatementBuilder:
-    """What the wrap of one statement needs: its parameters, random names, and the key of hash masks."""
+    """The context of one statement: its parameters, a source of random names, and the key of hash masks."""
 
     parameters: Parameters
     token: Callable[[], str]
@@ -61,8 +61,10 @@ def wrap_rows(
     given: Collection[str] = (),
     even: bool = False,
 ) -> exp.Select:
-    """The rows of `relation` that the contract lets through, with the columns `shown`, masked. `given`: those of them
-    that leave as they are, and that nothing else in the statement looks at. `even`: see `let_through`."""
+    """Return the rows of `relation` that the contract permits, with the columns `shown`, masked.
+
+    `given`, `even`: see `select_permitted`.
+    """
     source = maker.token()
     outputs = [_visible_output(contract, name, source, maker) for name in shown]
     condition = filter_condition(contract, source, maker)
@@ -79,15 +81,13 @@ def select_permitted(
     given: Collection[str] = (),
     even: bool = False,
 ) -> exp.Select:
-    """The outputs, computed of `relation` under the alias `source`, of its rows that fulfil the condition, if any.
+    """Return `outputs` of the rows of `relation` (alias `source`) that fulfil `condition`, if any.
 
-    Of a row that does not, they are NULL as well, but for those that are `given` on: the engine may look at an output
-    before it leaves the row out, in the scan and in joins it does, and by the time that this takes, or by an error,
-    would tell what is in the row.
-
-    Nor do they come as places in a dictionary of a file, unless what is done with them takes equal time for all values
-    (`even`): the engine computes a function once for each value of a dictionary, those that only hidden rows have among
-    them, and passes a CASE over where it is true of all rows at hand. TRY gives plain values.
+    In other rows the outputs are NULL, except columns in `given`, which the statement only passes on: the engine may
+    evaluate an output before it removes the row, and its time or an error would reveal the row. Values do not come as
+    positions in a file's dictionary either, unless all uses take equal time (`even`): the engine computes a function
+    once for each dictionary value, including values of hidden rows only, and skips a CASE whose condition is true for
+    all rows at hand. TRY yields plain values (decision 45).
     """
     looked_at = {output.alias_or_name for output in outputs}.difference(given)
     if condition is None or not looked_at:
@@ -131,7 +131,7 @@ def _quoted_name(name: str) -> exp.Identifier:
 
 
 def aliased_relation(relation: str, alias: str) -> exp.Table:
-    """The physical relation under a random alias, so that no column can be taken for it."""
+    """Return the physical relation under a random alias, so that no column can be mistaken for it."""
     return exp.Table(
         this=_quoted_name(relation),
         alias=exp.TableAlias(this=_quoted_name(alias)),
@@ -139,19 +139,18 @@ def aliased_relation(relation: str, alias: str) -> exp.Table:
 
 
 def filter_condition(contract: DataContract, source: str, maker: StatementBuilder) -> exp.Expr | None:
-    """The row filter as a condition, or None."""
+    """Return the row filter as a condition, or None."""
     if contract.row_filter is None:
         return None
     return _filter(contract.row_filter, contract, source, maker, exact=False)
 
 
 def stored_column(name: str, source: str) -> exp.Expr:
-    """The raw column of the relation."""
     return exp.Column(this=_quoted_name(name), table=_quoted_name(source))
 
 
 def masked_column(contract: DataContract, name: str, source: str, maker: StatementBuilder) -> exp.Expr:
-    """The column as the contract shows it: itself, or its mask."""
+    """Return the column as the contract shows it: unchanged or masked."""
     mask = next((one for one in contract.masks if one.column == name), None)
     raw = stored_column(name, source)
     if mask is None:
@@ -163,7 +162,7 @@ def masked_column(contract: DataContract, name: str, source: str, maker: Stateme
 
 
 def column_type(contract: DataContract, name: str) -> str:
-    """The declared type of a column of the contract's schema."""
+    """Return the declared type of a column of the contract's schema."""
     found = columns.find_column(contract.schema, name)
     if found is None:
         raise KeyError(f"the contract's schema has no column {name}")
@@ -178,7 +177,7 @@ def _null(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp
 
 
 def _hash(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
-    """Nested keyed SHA-256: two keys, each one block of the hash, derived from the owner's. NULL stays NULL."""
+    """Nested SHA-256 with two keys derived from the owner's key, each one block long. NULL stays NULL."""
     inner, outer = (maker.parameters.add(_derive_key(maker.mask_key, label)) for label in (b"inner", b"outer"))
     text = try_cast(raw, "VARCHAR")
     return _sha256(exp.DPipe(this=outer, expression=_sha256(exp.DPipe(this=inner, expression=text))))
@@ -197,7 +196,7 @@ def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) ->
 
 
 def _round(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
-    """Rounded in the column's own type; what does not fit becomes NULL: an error would tell of it."""
+    """The value rounded in its own type; NULL when it does not fit, because an error would reveal it."""
     digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
     return unsigned_zero(try_cast(_null_on_error(exp.Round(this=raw, decimals=digits)), type_), type_)
 
@@ -215,22 +214,23 @@ def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) 
 
 
 def bin_edge(raw: exp.Expr, width: float, type_: str, maker: StatementBuilder) -> exp.Expr:
-    """The lower edge of the value's bin: exact for whole numbers and decimals; of floats as DOUBLE, see `_nearest`."""
+    """Return the lower edge of the value's bin: exact for integers and decimals; for floats see `_nearest`."""
     step = Decimal(str(width))
     kind = _step_type(type_, step)
     return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
 
 
 def edge_type(type_: str, width: float) -> str:
-    """The type in which the edges of these bins are exact; empty for floats, and where no type has such digits."""
+    """Return the type in which the edges of these bins are exact; empty for floats and when no type is precise
+    enough.
+    """
     step = Decimal(str(width))
     kind = _step_type(type_, step)
     return kind if kind and Fraction(step) <= _greatest(kind) else ""
 
 
 def _step_type(type_: str, step: Decimal) -> str:
-    """The narrowest type that holds whatever a column holds, and the step if any does; empty for floats, and where its
-    digits and those of the step are more than any type has."""
+    """The narrowest type that holds every value of the column and the step; empty for floats and when no type does."""
     if columns.family(type_) == columns.FLOAT:
         return ""
     least, most = columns.value_range(type_)
@@ -255,7 +255,7 @@ _DECIMAL_MAX = 38
 
 
 def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: StatementBuilder) -> exp.Expr:
-    """The value less its remainder, which has its sign. What is below all numbers of `kind` becomes NULL."""
+    """The value minus its remainder, which has its sign; NULL when the result is below all numbers of `kind`."""
     value, zero = try_cast(raw, kind), exp.Literal.number(0)
     if Fraction(step) > _greatest(kind):  # there are two bins
         below = exp.If(this=exp.LT(this=value.copy(), expression=zero.copy()), true=maker.parameters.add(-float(step)))
@@ -269,10 +269,11 @@ def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: StatementBuilder) -> 
 
 
 def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: StatementBuilder) -> exp.Expr:
-    """The greatest edge that is not above the value, of edges that are the nearest numbers of its type to the true
-    ones: what is shown as 0.3 lies in the bin of 0.3, in steps of 0.1, though a binary 0.3 is less than three of them.
-    Numbers so large that they lie further apart than the edges are edges themselves: they are shown as they are, or,
-    where the last digits of a product are lost, as one of the next below.
+    """The greatest edge not above the value, where edges are the nearest floats to the true edges.
+
+    So 0.3 is in the bin of 0.3 for steps of 0.1, although the binary 0.3 is less than three binary 0.1. Numbers so
+    large that they are further apart than the edges are edges themselves; where a product loses its last digits, such a
+    number may be assigned to the next lower edge.
     """
     type_ = type_ if columns.family(type_) == columns.FLOAT else "DOUBLE"
     times, parts = step.as_integer_ratio()
@@ -295,7 +296,7 @@ def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: StatementBuilder) 
 
 
 def unsigned_zero(value: exp.Expr, type_: str) -> exp.Expr:
-    """Zero for the zero below it, which is shown with the sign of what was rounded, or of a cell's first row."""
+    """Return 0 for -0, whose sign would reveal what was rounded, or the first row of a cell."""
     if columns.family(type_) != columns.FLOAT:
         return value
     # The engine takes `x + 0`, and 0 where x is 0, for x.
@@ -313,20 +314,20 @@ _MASKS = {
 
 
 def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
-    """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
+    """Return TRY_CAST: a value that does not fit becomes NULL; an error would quote it."""
     return exp.TryCast(this=value, to=_copy_type(_type_node(type_)), safe=True)
 
 
 @lru_cache(maxsize=1024)
 def _type_node(type_: str) -> exp.DataType:
-    """Types are parsed, and the same few come with every query."""
+    """Parse a type; cached, because the same few types occur in every query."""
     if '"NULL"' in type_:  # of a column of nothing but nulls, which the parser takes for no name
         return exp.DataType(this=exp.DType.USERDEFINED, kind=type_)
     return exp.DataType.build(type_, dialect="duckdb")
 
 
 def _copy_type(node: Any) -> Any:
-    """A copy of a type, without what `copy` looks for in vain: a cast stands at every value of a policy."""
+    """Copy a type node; faster than `copy`, and every policy value needs a cast."""
     if isinstance(node, exp.Expr):
         return type(node)(**{name: _copy_type(value) for name, value in node.args.items()})
     return [_copy_type(one) for one in node] if type(node) is list else node
@@ -338,7 +339,9 @@ def _copy_type(node: Any) -> Any:
 def _filter(
     row_filter: RowFilter, contract: DataContract, source: str, maker: StatementBuilder, *, exact: bool
 ) -> exp.Expr:
-    """`exact`: unknown must stay NULL (inside xone); elsewhere NULL and false both hide the row."""
+    """The row filter as a condition. `exact`: unknown must stay NULL (inside xone); elsewhere NULL hides the row like
+    false.
+    """
     if isinstance(row_filter, Comparison):
         return exp.Paren(this=_comparison(row_filter, contract, source, maker, exact=exact))
     if row_filter.connective == "xone":
@@ -349,7 +352,7 @@ def _filter(
 
 
 def _xone(group: Connected, contract: DataContract, source: str, maker: StatementBuilder) -> exp.Expr:
-    """Two satisfied: false. Otherwise one unknown: unknown. Otherwise: exactly one is satisfied."""
+    """Two satisfied members: false. Otherwise an unknown member: unknown. Otherwise: whether one is satisfied."""
     zero, one = exp.Literal.number(0), exp.Literal.number(1)
     members = [_filter(member, contract, source, maker, exact=True) for member in group.members]
     satisfied: exp.Expr | None = None
@@ -393,7 +396,7 @@ def _comparison(
 
 
 def _typed(value: exp.Expr, type_: str) -> exp.Expr:
-    """A parameter as the column's type, where a text or a binary fraction would compare differently."""
+    """A parameter cast to the column's type, where a text or a binary fraction would compare differently."""
     kind = columns.family(type_)
     if kind == columns.DECIMAL:
         return try_cast(value, f"DECIMAL(38, {columns.decimal_scale(type_)})")

@@ -1,11 +1,10 @@
-"""Which datasets a statement draws on in a way that may put several rows of them into one row of the answer.
+"""Finds datasets of which several rows may form one row of the answer.
 
-Rows are counted as they leave only where each row of the answer stands for one row of the dataset, which is there: in
-statements of an allow-list of forms. What combines rows tells of several, and so does what asks that there be none:
-`NOT EXISTS` over a table of guesses that the caller brought answers, in a single row, which of a million guesses about
-all rows is right. So does the place of a row among the others: the row that comes after `OFFSET`, or that is the last
-of a LIMIT further in, is another one for each number of rows before it, which a join has made of all rows together.
-The first rows of the answer, in whatever order, are rows that the statement might have asked for by a condition.
+Rows are counted as they leave only when each row of the answer stands for one existing row of the dataset, which an
+allow-list of query forms ensures. Aggregates and windows combine rows. `NOT EXISTS` over a caller's table of a million
+guesses answers, in one row, which guess about all rows is right. A row after OFFSET, or at the end of an inner LIMIT,
+depends on the number of rows before it. The first rows of the whole answer are harmless: a condition could have
+selected them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _AT_THE_TOP = frozenset({exp.Order, exp.Limit})
 def count_multiplied(
     tree: exp.Expr, bound: BoundQuery, counted: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], int]:
-    """Of these datasets (owner, table), those that are drawn on so, and how often each stands in the statement."""
+    """Return which of the `counted` datasets (owner, table) are used this way, and how often each occurs."""
     if not counted:
         return {}
     each = all(_is_row_by_row(node, tree) for node in rewrite.list_nodes(tree))
@@ -51,8 +50,9 @@ def _is_row_by_row(node: exp.Expr, tree: exp.Expr) -> bool:
 
 
 def _must_have_row(table: exp.Expr) -> bool:
-    """Whether each row of the answer stands for a row of this table: one that is joined, or that EXISTS or IN finds, as
-    a condition that all rows of the answer meet."""
+    """Whether each row of the answer needs a row of this table: it is joined, or EXISTS or IN over it is a condition
+    that every row of the answer meets.
+    """
     node: exp.Expr | None = table
     while node is not None and (parent := node.parent) is not None:
         if isinstance(parent, exp.From | exp.Join):
@@ -71,7 +71,7 @@ def _must_have_row(table: exp.Expr) -> bool:
 
 
 def _requires_match(source: exp.From | exp.Join, node: exp.Expr) -> bool:
-    """Whether only rows for which the source has one come out of the joins of its SELECT."""
+    """Whether only rows with a match in this source leave the joins of its SELECT."""
     if node.arg_key != "this" or _word(source, "side") in ("LEFT", "FULL") or _word(source, "kind") == "ANTI":
         return False
     assert source.parent is not None
@@ -85,7 +85,7 @@ def _word(node: exp.Expr, name: str) -> str:
 
 
 def _condition(node: exp.Expr) -> exp.Where | None:
-    """The WHERE that has this as a condition by itself, beside others at most."""
+    """The WHERE of which this is a condition on its own, perhaps among others."""
     while isinstance(node.parent, exp.And | exp.Paren):
         node = node.parent
     return node.parent if isinstance(node.parent, exp.Where) else None

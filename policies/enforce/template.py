@@ -1,7 +1,7 @@
-"""Approved query templates (`ds:template`): a query must be one of them, up to the values it fills in.
+"""Approved query templates (`ds:template`): a query must equal one of them except for the literals it fills in.
 
-A template is SQL text with `?` where a literal may stand. Compared as trees, so that spelling, comments and
-letter case of names do not matter. Must not know contracts beyond their templates.
+A template is SQL with `?` where a literal may be. Trees are compared, so spelling, comments and case of names do not
+matter. Must not know contracts beyond their templates.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 def check(tree: exp.Expr, used: Sequence[GatedDataset], *, brought: bool) -> None:
-    """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query.
+    """Require that each contract with templates lists this query. `brought`: it reads a table of the caller.
 
-    `brought`: it reads a table that the caller brought along. An owner who approved a query meant datasets: whoever
-    puts his own rows in the place of one asks something else in the same words.
+    An owner approves a query over datasets; with the caller's own rows in a dataset's place it would be another query.
+
+    Raises: QueryRefused (`template_not_agreed`).
     """
     for dataset in used:
         templates = dataset.contract.templates
@@ -45,13 +46,13 @@ def check(tree: exp.Expr, used: Sequence[GatedDataset], *, brought: bool) -> Non
 
 
 def matches_template(tree: exp.Expr, template: str) -> bool:
-    """Whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
+    """Return whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
     pattern = _read(template)
     return pattern is not None and _is_same_tree(pattern, tree)
 
 
 def is_readable(template: str) -> bool:
-    """Whether a query could match: the text is one query."""
+    """Return whether the template is one query that can be parsed."""
     return isinstance(_read(template), exp.Query)
 
 

@@ -1,9 +1,8 @@
-"""Which functions a query may call: sqlglot's class, the arguments it may fill, the engine's names for it.
+"""The functions that a query may call: sqlglot's class, its permitted arguments, and the engine's names.
 
-An allow-list: what is not here is refused. Left out on purpose: whatever reads files, settings, catalogs,
-variables or clocks; whatever builds large values in one call that cannot be interrupted (repeat, lpad, range,
-replace, list and string aggregation); whatever raises errors that quote values (error, strptime, date
-parsing); randomness. Data only.
+An allow-list. Left out on purpose: functions that read files, settings, catalogues, variables or clocks; that build
+large values in one call that cannot be interrupted (repeat, lpad, range, replace, list and string aggregation); that
+raise errors with values in them (error, strptime, date parsing); randomness. Data only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Which syntax a query may use: token kinds before parsing, node classes and their arguments after it.
+"""The syntax that a query may use: token kinds before parsing, node classes and their arguments after it.
 
-Allow-lists: a token, class, argument, type or unit that is not here is refused. `NODES` maps each class of
-sqlglot's tree to the arguments that may be filled, because some syntax (locks, samples, hints, named
-joins) hides in an argument of a harmless class. Data only.
+Allow-lists of tokens, classes, arguments, types and units. `NODES` maps each sqlglot class to its permitted arguments,
+because some syntax (locks, samples, hints, named joins) is an argument of a harmless class. Data only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The SQL gate's steps 3 and 4: every name in a checked tree means a dataset, a WITH query or a visible column.
+"""Name binding, steps 3 and 4 of the gate: every name in a checked tree is a dataset, a WITH query or a visible column.
 
-Names resolve only in the catalogue that is handed in; whatever else exists in the engine does not exist
-here, and a hidden column is refused in the same words as one that was never there. Changes the tree: gives
-each output a name, and each WITH query a random one. Must not know contracts.
+Names resolve only in the given catalogue. A hidden column is refused in the same words as one that does not exist.
+Changes the tree: names each output, and renames each WITH query at random. Must not know contracts.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from policies.sql.using import MergedColumn, UsingScope
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns.
+    """One table of the catalogue: owner (empty for a caller's table), table, and visible columns.
 
-    `untold`: one of these that is no column of the dataset, and is named to nobody.
+    `hidden_column`: one of these columns that is not part of the dataset and is never listed in a message.
     """
 
     owner: str
@@ -37,9 +36,9 @@ class TableEntry:
 
 @dataclass(slots=True)
 class BoundQuery:
-    """What binding found: the output's columns, each table node with its entry, and the names taken anew.
+    """The result of binding: the output's columns, each table node with its entry, and the new names of WITH queries.
 
-    `read`: of each source those of its own columns that are named anywhere, or taken by `*`, whatever they are called.
+    `read`: for each source, its own columns that are named anywhere or taken by `*`, whatever their aliases.
     """
 
     columns: tuple[str, ...] = ()
@@ -50,9 +49,9 @@ class BoundQuery:
 
 @dataclass(slots=True)
 class _Scope:
-    """The sources of one SELECT: alias -> columns; `merged` are those that USING makes one.
+    """The sources of one SELECT: alias to columns; `merged` are the columns that USING merges.
 
-    `own`: of each source that is a table its own columns by what they are called here, folded, and those read so far.
+    `own`: for each source that is a table, its own columns by their folded name here, and those read so far.
     """
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -76,7 +75,10 @@ _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, colum
 
 
 def bind(tree: exp.Expr, catalogue: Sequence[TableEntry], *, token: Callable[[], str]) -> BoundQuery:
-    """Resolve all names of `tree`, in place. Raises QueryRefused for any that is unknown or ambiguous."""
+    """Resolve all names of `tree`, in place.
+
+    Raises: QueryRefused for an unknown or ambiguous name.
+    """
     binder = _Binder(catalogue, token)
     binder.bound.columns = binder.query(tree, {}, None)
     return binder.bound
@@ -91,7 +93,7 @@ class _Binder:
     # queries
 
     def query(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
-        """Bind a SELECT, a set operation, or one in parentheses; the names of its columns."""
+        """Bind a SELECT, a set operation, or one in parentheses; return the names of its columns."""
         ctes = self._with(node, ctes, outer)
         if isinstance(node, exp.Select):
             return self._select(node, ctes, outer)
@@ -186,7 +188,7 @@ class _Binder:
                 scope.hidden.add(alias)
 
     def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
-        """Put one source into the scope; its folded alias."""
+        """Add one source to the scope; return its folded alias."""
         entry: TableEntry | None = None
         if isinstance(node, exp.Subquery):
             columns = self.query(node, ctes, _derived_table_scope(scope))
@@ -211,7 +213,7 @@ class _Binder:
         return fold(alias)
 
     def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], TableEntry | None]:
-        """The columns of a table, and its entry; None of a WITH query, whose own sources note what is read."""
+        """Return the columns of a table and its entry; None for a WITH query, whose own sources record what is read."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
@@ -247,7 +249,7 @@ class _Binder:
     # columns
 
     def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope) -> None:
-        """Bind every column below `root`; subqueries see this scope from inside."""
+        """Bind every column below `root`; subqueries see this scope as their outer scope."""
         stack = [root]
         while stack:
             node = stack.pop()
@@ -300,7 +302,7 @@ class _Binder:
             refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
 
     def _level(self, alias: str, scope: _Scope) -> _Scope:
-        """The scope, this one or one around it, that has a source of this name."""
+        """Return the nearest scope, from this one outwards, that has a source of this name."""
         level: _Scope | None = scope
         column = False
         while level is not None:
@@ -320,7 +322,9 @@ class _Binder:
         raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
-        """The refusal for a column that is not there or not shown, and what there is: in the same words for both."""
+        """Return the refusal of a column that does not exist or is hidden, in the same words, with the visible
+        columns.
+        """
         untold = {entry.hidden_column for entry in self.catalogue}
         known = [name for name in dict.fromkeys(names) if name not in untold]
         more = f" and {len(known) - _LISTED_MAX} more" if len(known) > _LISTED_MAX else ""
@@ -329,14 +333,14 @@ class _Binder:
 
 
 def _derived_table_scope(scope: _Scope) -> _Scope | None:
-    """What is around a derived table: what stands before it in its FROM, then what is around that."""
+    """The outer scope of a derived table: the sources before it in its FROM, then its own outer scope."""
     if not scope.sources:
         return scope.outer
     return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, outside=True)
 
 
 def _refuse_lateral(alias: str) -> QueryRefused:
-    """The engine would read that column, and the name may stand for another of a query around."""
+    """Return the refusal of a column of an earlier source in FROM, which the engine would read here."""
     told = f"{alias} beside it" if alias.strip() else "what stands beside it"
     return refused(
         "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
@@ -344,8 +348,9 @@ def _refuse_lateral(alias: str) -> QueryRefused:
 
 
 def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
-    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source, or a struct, that is
-    called as its own source is: the engine would read that one's."""
+    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: the
+    engine would read the outer one.
+    """
     around = scope.outer
     while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
         around = around.outer
@@ -358,7 +363,7 @@ def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Sc
 
 
 def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
-    """Whether a column in HAVING is one that rows are grouped by, or stands in such an expression or an aggregate."""
+    """Whether a column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
     above: list[exp.Expr] = [node]
     while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
         above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
@@ -377,7 +382,7 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
 
 
 def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
-    """What rows are grouped by: places and outputs' names as what they stand for."""
+    """The expressions of GROUP BY, with positions and output names replaced by what they refer to."""
     group, outputs = select.args.get("group"), select.expressions
     if group is None:
         return []
@@ -399,7 +404,7 @@ def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
 
 
 def _in_having(node: exp.Expr) -> bool:
-    """Whether a name stands in HAVING outside of aggregates, where an output is looked for before a table."""
+    """Whether a name is in HAVING outside aggregates, where outputs take precedence over tables."""
     return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 
@@ -408,19 +413,19 @@ def _fold_names(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def _is_key(node: exp.Expr) -> bool:
-    """Whether a column is a key of a query's ORDER BY, all of it; in a window's, the engine looks for no output."""
+    """Whether a column is a whole key of a query's ORDER BY; in a window's ORDER BY outputs are not looked up."""
     order = node.parent.parent if isinstance(node.parent, exp.Ordered) else None
     return isinstance(order, exp.Order) and type(order.parent) in _NESTED
 
 
 @lru_cache(maxsize=1024)
 def _own_columns_cached(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """As `_own`, of a dataset under its own names."""
+    """`_own_columns` of a dataset under its own names, cached."""
     return _own_columns(columns, columns)
 
 
 def _own_columns(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """A table's own columns by the names that they are shown under, folded."""
+    """The columns of a table by the folded names under which they are shown."""
     found: dict[str, tuple[str, ...]] = {}
     for name, column in zip(shown, columns, strict=True):
         found[fold(name)] = (*found.get(fold(name), ()), column)
@@ -428,7 +433,7 @@ def _own_columns(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[st
 
 
 def _note_read(name: str, alias: str, scope: _Scope) -> None:
-    """Note that a column of a source is read, where that is a table that has it."""
+    """Record that a column of a source is read, when the source is a table that has it."""
     if alias in scope.own:
         own, read = scope.own[alias]
         read.update(own.get(name, ()))
@@ -453,12 +458,12 @@ def _expand_star(scope: _Scope) -> list[str]:
 
 
 def _visible_names(scope: _Scope) -> list[str]:
-    """The columns of all sources, in their order; those that are merged once."""
+    """The columns of all sources in order, merged ones once."""
     return [name for _, name, _ in using.expand_star(scope.sources, scope.hidden, scope.merged)]
 
 
 def _renamed_columns(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
-    """Columns under the names that `alias(a, b)` gives them, each another: as the engine calls them."""
+    """The columns under the names of `alias(a, b)`, made distinct as the engine does."""
     given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
     if len(given) > len(columns):
         refuse("column_unknown", "an alias names more columns than there are", "columns")
@@ -472,7 +477,7 @@ def _alias(node: exp.Expr, name: str) -> None:
 
 
 def _output_name(shown: exp.Expr) -> str:
-    """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
+    """The output's name: its alias, its column, or its SQL text, which becomes its alias."""
     if isinstance(shown, exp.Alias | exp.Column):
         return shown.alias_or_name
     name = _DIALECT.generate(shown, comments=False)[:60]
@@ -483,7 +488,7 @@ def _output_name(shown: exp.Expr) -> str:
 
 
 def _order_all(node: exp.Expr, count: int) -> None:
-    """ORDER BY ALL as positions: the engine's parser would show it as columns chosen by a pattern."""
+    """Replace ORDER BY ALL by positions: the engine's parser would report it as columns chosen by a pattern."""
     order = node.args.get("order")
     if order is None or not any(isinstance(one.this, exp.Var) for one in order.expressions):
         return
@@ -499,8 +504,10 @@ def _order_all(node: exp.Expr, count: int) -> None:
 
 
 def _drop_stars(query: exp.Expr) -> None:
-    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read. Where the outputs decide on
-    the rows, or have places, `*` stays; and what other clauses may name is left as it is."""
+    """Replace `*` in `EXISTS (SELECT * ...)` by a constant, so that it reads no columns.
+
+    `*` stays where outputs decide the rows or have positions, or where another clause may name them.
+    """
     while isinstance(query, exp.Subquery) and not query.args.get("order"):
         query = query.this
     if not isinstance(query, exp.Select) or any(query.args.get(name) for name in _LOOKS_AT_OUTPUTS):

@@ -1,7 +1,7 @@
-"""The SQL gate's step 7: the engine's own parser reads the generated statement, and this judges what it read.
+"""Step 7 of the gate: checks what the engine's own parser made of the generated statement.
 
-The worker runs `RECHECK_SQL` with the statement and hands the JSON here. Two parsers must agree that nothing
-but known relations and allowed functions is named. A pure function; must not know how the SQL was made.
+The worker runs `RECHECK_SQL` with the statement and passes the JSON here. Two parsers must agree that the statement
+uses only known relations and allowed functions. Pure; must not know how the SQL was made.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ _SILENT = _CLASSES - {"CAST", "STAR", "FUNCTION"}
 
 
 def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None:
-    """Raise QueryRefused (`recheck_failed`) unless `text`, the output of RECHECK_SQL, is one query over `names`
-    that calls nothing but `functions`."""
+    """Require that `text`, the output of `RECHECK_SQL`, is one query over `names` that calls only `functions`.
+
+    Raises: QueryRefused (`recheck_failed`).
+    """
     known = frozenset(names)
 
     def judge(part: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _check_function(part: dict[str, Any], functions: frozenset[str]) -> None:
 
 
 def _check_structure(part: dict[str, Any], names: frozenset[str]) -> None:
-    """What is no expression: queries, sources, orders and limits."""
+    """Check a part that is not an expression: queries, sources, orders and limits."""
     kind = part.get("type")
     if isinstance(kind, str) and not _is_known_kind(kind):
         raise _recheck_failed(f"it finds {kind}")

@@ -1,4 +1,4 @@
-"""How large a query may be, and how the gate says no. Must not know sqlglot."""
+"""Size limits of a query, and the function that refuses one. Must not import sqlglot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policies.errors import QueryRefused
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Sizes that a query must stay within; the defaults take every TPC-H query with room to spare."""
+    """The size limits of a query; the defaults allow every TPC-H query with room to spare."""
 
     characters: int = 65_536
     tokens: int = 16_384
@@ -36,7 +36,7 @@ def refuse(code: str, sentence: str, rule: str) -> NoReturn:
 
 
 def refused(code: str, sentence: str, rule: str) -> QueryRefused:
-    """The refusal itself, where it must be raised in sight."""
+    """Return the refusal, for callers that raise it themselves."""
     return QueryRefused(sentence, rule=rule if rule.startswith("/") else GATE + rule, code=code)
 
 

@@ -1,9 +1,8 @@
-"""A comparison of a dimension with literals, in the dimension's own type: no row is cast, so no row can make it fail.
+"""Compares a dimension with literals in the dimension's own type, so that no row is cast and no comparison can fail.
 
-An engine that compares two types casts the column to what holds both, row by row, and a cast that overflows is an
-error that tells of a row: with literals of more and more digits, of how large its value is. So it is the literal that
-is made to fit, before there are rows: exactly, or the comparison is true or false for every value. Pure; must not know
-contracts.
+For two types an engine casts the column row by row to a common type; an overflow is an error that reveals a row, and
+literals with more and more digits reveal its value. So the literal is converted before any row is read: exactly, or the
+comparison becomes true or false for every value. Pure; must not know contracts.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ _NS_YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold whole
 
 
 def fit_comparison(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
-    """`column operator literal` for a column of `type_`; ValueError says what was expected and what came."""
+    """Return `column operator literal` for a column of `type_`.
+
+    Raises: ValueError with what was expected and what came.
+    """
     family = columns.family(type_)
     if family in (columns.INTEGER, columns.DECIMAL):
         return _exact(column, operator, literal, type_)
@@ -42,14 +44,17 @@ def fit_comparison(column: exp.Expr, operator: _Comparison, literal: exp.Expr, t
 
 
 def fit_membership(column: exp.Expr, literals: Sequence[exp.Expr], type_: str) -> exp.Expr:
-    """`column IN (literals)`; what no value can equal is left out."""
+    """Return `column IN (literals)`, without literals that no value can equal.
+
+    Raises: ValueError as `fit_comparison`.
+    """
     each = [fit_comparison(column, exp.EQ, literal, type_) for literal in literals]
     found = [one for one in each if isinstance(one, exp.EQ)]
     return exp.In(this=found[0].this, expressions=[one.expression for one in found]) if found else _never_true()
 
 
 def literal_kind(value: object) -> str:
-    """text, number, truth, the family of a typed time (DATE '2026-01-01'), or nothing of the sort."""
+    """Return text, number, truth, the family of a typed time (DATE '2026-01-01'), or empty for anything else."""
     if isinstance(value, exp.Cast):
         return _TIMES.get(value.to.this, "") if literal_kind(value.this) == "text" else ""
     if isinstance(value, exp.Neg):
@@ -97,7 +102,7 @@ def _exact(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: st
 
 
 def _steps(text: str, scale: int) -> tuple[int, int]:
-    """The number in steps of its column's last digit, rounded down and up."""
+    """The number in steps of its column's last digit, rounded down and rounded up."""
     exact = decimal.Context(prec=len(text) + 100, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
     try:
         number = Decimal(text)
@@ -181,7 +186,7 @@ _READ: dict[str, Callable[[exp.Expr, str], exp.Expr]] = {
 
 
 def _text(literal: exp.Expr) -> str:
-    """The words of a literal of any kind."""
+    """The text of a literal of any kind."""
     if isinstance(literal, exp.Neg):
         return f"-{_text(literal.this)}"
     return str(literal.this.this if isinstance(literal, exp.Cast) else literal.this)

@@ -1,8 +1,8 @@
-"""A tree as text that says what the tree says: brackets where an operand would be taken for something else.
+"""Writes a tree as SQL with the parentheses that it needs.
 
-The generator writes trees as they are and puts no brackets of its own, so a tree that was put together and not read
-(an expression in another's place, a union under EXCEPT) is other text. Every tree of ours becomes text here. Knows
-no contracts.
+sqlglot's generator adds no parentheses, so a tree that was assembled rather than parsed (an expression substituted for
+a column, a UNION under EXCEPT) could be read back as another tree. Every tree of this project becomes SQL here. Must
+not know contracts.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ _ENDINGS = ("with_", "order", "limit", "offset")
 
 
 def write(tree: exp.Expr, *, identify: bool = True, spend: bool = False) -> str:
-    """DuckDB's SQL for a tree, without comments (two parsers read those differently). `identify`: every name quoted;
-    `spend`: the tree is not used again."""
+    """Return DuckDB's SQL for a tree, without comments, which parsers read differently.
+
+    `identify`: quote every name. `spend`: the tree is not used again and may be changed.
+    """
     tree = add_brackets(tree if spend else tree.copy())
     return _DIALECT.generate(tree, identify=identify, comments=False, copy=False)
 
 
 def add_brackets(tree: exp.Expr) -> exp.Expr:
-    """The tree, in place, with brackets around every operand and query that would be read otherwise without."""
+    """Add parentheses, in place, around every operand and query that would otherwise be read differently."""
     found = [tree]
     for node in found:  # which grows on the way
         kind = type(node)
@@ -87,7 +89,7 @@ def add_brackets(tree: exp.Expr) -> exp.Expr:
 
 
 def is_atom(node: exp.Expr) -> bool:
-    """Whether a node is one thing wherever it stands: a column, a literal, a call, a CASE, a query in brackets."""
+    """Return whether a node needs no parentheses anywhere: a column, literal, call, CASE, or parenthesised query."""
     return _level(node) == _ATOM
 
 
@@ -101,14 +103,14 @@ def _level(node: exp.Expr) -> int:
 
 
 def _ends_in_interval(node: exp.Expr) -> bool:
-    """`INTERVAL '3' DAY + 1` is read as an interval of two parts."""
+    """Whether it ends in an interval: `INTERVAL '3' DAY + 1` is read as an interval of two parts."""
     while type(node) in _ARITHMETIC:
         node = node.args.get("expression") or node.this
     return type(node) is exp.Interval
 
 
 def _bracket_query(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
-    """A query that stands where a value does, in brackets."""
+    """A query used as a value, in parentheses."""
     if type(value) in QUERIES and holder not in _HOLDERS:
         place = exp.Subquery()
         value.replace(place)
@@ -118,7 +120,7 @@ def _bracket_query(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
 
 
 def _bracket_sides(node: exp.Expr) -> None:
-    """Set operations go from left to right, INTERSECT first: any other order needs brackets."""
+    """Set operations are read from left to right, INTERSECT first; any other order needs parentheses."""
     left, right = node.args["this"], node.args["expression"]
     if type(left) in QUERIES and (_has_end_clause(left) or (type(left) in SETS and type(left) is not type(node))):
         node.set("this", exp.Subquery(this=left))

@@ -1,6 +1,6 @@
-"""What USING makes one column of, as the engine reads it: for whoever says what a name or `*` means. Pure.
+"""The columns that JOIN ... USING merges, as the engine reads them. Pure.
 
-A comma begins another FROM: `b, a JOIN c USING (k)` has a's and c's `k` as one, and b's beside it.
+A comma starts a new FROM item: in `b, a JOIN c USING (k)` the `k` of a and c is merged, and that of b is separate.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from policies.contracts.columns import fold
 
 @dataclass(frozen=True, slots=True)
 class MergedColumn:
-    """Columns of one name that are one: the sources whose they are, in order, and the one that gives its value (""
-    after a FULL JOIN: the first that has any)."""
+    """A column merged by USING: its sources in order, and the source of its value.
+
+    `value` is empty after a FULL JOIN: the first source that is not NULL.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -24,8 +26,7 @@ class MergedColumn:
 
 
 class UsingScope:
-    """A FROM, join by join. `columns`: the names of each source, folded, by its alias, folded; `merged`: what is one so
-    far."""
+    """The sources of a FROM, added join by join. `columns`: the folded column names of each source by folded alias."""
 
     def __init__(self, first: str, columns: Mapping[str, Container[str]]) -> None:
         self.columns = columns
@@ -38,8 +39,10 @@ class UsingScope:
         return (*self._before, *self._here)
 
     def join(self, join: exp.Expr, alias: str) -> list[tuple[str, MergedColumn | None]]:
-        """The names that USING compares, each with what it is before this join; None where that has no such column, or
-        several, or the joined source has none."""
+        """Add a join and return the names that USING compares, each with the column on the left side.
+
+        The column is None when the left side has none or several of that name, or the joined source has none.
+        """
         side, kind, using = _word(join, "side"), _word(join, "kind"), join.args.get("using") or ()
         tests = kind in ("SEMI", "ANTI")
         if is_comma(join):
@@ -67,7 +70,7 @@ class UsingScope:
 def expand_star(
     columns: Mapping[str, Sequence[str]], hidden: Container[str], merged: Sequence[MergedColumn]
 ) -> Iterator[tuple[str, str, MergedColumn | None]]:
-    """What `*` stands for: the source and the name of each column as it is written there; what is merged, once."""
+    """Yield what `*` stands for: source, column name as written, and its merged column; a merged column only once."""
     done: set[int] = set()
     for alias, names in columns.items():
         for name in names if alias not in hidden else ():
@@ -78,7 +81,7 @@ def expand_star(
 
 
 def is_comma(join: exp.Expr) -> bool:
-    """Whether what is joined stands behind a comma, which begins another FROM."""
+    """Return whether a source is joined by a comma, which starts a new FROM item."""
     return not any(join.args.get(name) for name in ("kind", "side", "method", "on", "using"))
 
 
