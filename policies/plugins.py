@@ -17,7 +17,7 @@ from policies.contracts import lowering, masks
 from policies.vocabulary import ENFORCERS, Operand, Tier, compact
 
 GROUP = "hanse.policy_terms"
-_OWN = frozenset({"clock", "counter", "ledger"})  # sources that the owner's connector is by itself
+_OWN = frozenset({"clock", "counter", "ledger"})  # sources inside the owner's connector
 
 
 def load_plugins(group: str = GROUP) -> list[str]:
@@ -46,7 +46,7 @@ def register_plugin(plugin: Any) -> None:
     for action in actions:
         if action.tier is Tier.TECHNICAL:
             raise ValueError(
-                f"{compact(action.name)} claims to be technical; what plugins let do rests on the contract"
+                f"{compact(action.name)} is declared technical; expected contractual for an action of a plugin"
             )
     vocabulary.register(operands=fresh, new_actions=actions, sources=getattr(plugin, "SOURCES", {}))
     for iri, function in lower.items():
@@ -58,10 +58,10 @@ def register_plugin(plugin: Any) -> None:
 def _check_operand(word: Operand, lower: Mapping[str, lowering.Lower]) -> None:
     name = compact(word.name)
     if word.enforced_by and word.enforced_by not in ENFORCERS:
-        raise ValueError(
-            f"{name} names {word.enforced_by!r} as what enforces it; expected one of {', '.join(ENFORCERS)}"
-        )
+        raise ValueError(f"{name}: expected enforced_by to be one of {', '.join(ENFORCERS)}, got {word.enforced_by!r}")
     if word.by_engine and word.name not in lower:
-        raise ValueError(f"{name} is to be made true by the engine and brings no function in LOWER that does it")
+        raise ValueError(f"{name} is enforced by the engine but has no function in LOWER; add one")
     if word.tier is Tier.TECHNICAL and not word.by_engine and not set(word.sources) <= _OWN:
-        raise ValueError(f"{name} rests on what others say ({', '.join(word.sources)}): it is attested, not technical")
+        raise ValueError(
+            f"{name} rests on claims of others ({', '.join(word.sources)}); declare it attested, not technical"
+        )

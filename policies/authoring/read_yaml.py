@@ -91,7 +91,7 @@ def _check_form(items: dict[str, YamlItem], form: OfferForm, now: float | None) 
         beside = sorted(set(items) - {"offer", "dataset", "decide", "odrl"})
         if beside:
             raise error_at(
-                items[beside[0]].line, "only offer, dataset and decide beside odrl", beside[0], "say it in odrl"
+                items[beside[0]].line, "only offer, dataset and decide next to odrl", beside[0], "write it under odrl"
             )
     elif not form.may and not form.forbidden:
         raise error_at(
@@ -100,7 +100,9 @@ def _check_form(items: dict[str, YamlItem], form: OfferForm, now: float | None) 
     if now is not None and form.until:
         end = values.instant(form.until).end
         if end <= values.nanoseconds(now):
-            raise error_at(items["until"].line, "a time to come", repr(form.until), "nobody could ever use the offer")
+            raise error_at(
+                items["until"].line, "a time in the future", repr(form.until), "the offer could never be used"
+            )
 
 
 def _read_name(item: YamlItem) -> str:

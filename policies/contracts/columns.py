@@ -22,7 +22,7 @@ BOOLEAN, DATE, TIMESTAMP, TIMESTAMPTZ = "boolean", "date", "timestamp", "timesta
 UUID, ENUM, OTHER = "uuid", "enum", "other"
 NUMERIC = frozenset({INTEGER, DECIMAL, FLOAT})
 TEMPORAL = frozenset({DATE, TIMESTAMP, TIMESTAMPTZ})
-UNORDERED = frozenset({BOOLEAN, UUID, ENUM})  # equality is all that a row filter may ask of these
+UNORDERED = frozenset({BOOLEAN, UUID, ENUM})  # row filters may compare these for equality only
 
 _FAMILIES: dict[str, str] = {
     **dict.fromkeys(("VARCHAR", "TEXT", "STRING", "CHAR", "BPCHAR"), TEXT),
@@ -74,7 +74,7 @@ def find_column(schema: TableSchema, name: str) -> Column | None:
 
     Compares case for all letters, unlike the engine: a rule that hides `ärzte` must also hide `Ärzte`.
     """
-    for alike in (str, fold, str.casefold):  # the closest first: strasse and straße are alike to the last
+    for alike in (str, fold, str.casefold):  # the strictest first: the last one treats strasse and straße as equal
         wanted = alike(name)
         if found := [column for column in schema.columns if alike(column.name) == wanted]:
             return found[0] if len(found) == 1 or alike is not str.casefold else None
@@ -239,7 +239,7 @@ def can_hold(type_: str, value: Scalar) -> bool:
     return first <= datetime.fromisoformat(str(value)) <= last
 
 
-_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond
+_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # fractional digits; all other types are compared to the microsecond
 
 
 def _refuse_rounding(type_: str, kind: str, text: str) -> None:

@@ -33,7 +33,7 @@ from policies.evaluation.values import DAY, SECOND, decimal, duration, instant, 
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.vocabulary import ACTIONS, Phase, action_includes, column_of, compact, expand, operand, resolve_alias
 
-_EXACT = 2**53  # whole numbers that a float holds
+_EXACT = 2**53  # integers that a float holds exactly
 _MASK = HANSE + "mask"
 _FACTS = frozenset({Phase.CATALOGUE, Phase.NEGOTIATION, Phase.AGREEMENT, Phase.TRANSFER})
 
@@ -139,8 +139,8 @@ def compile_contract(
     made = _build_contract(policy, pass_, actions)
     if made.residual and not partial:
         raise ContractUndecided(
-            f"nobody enforces or decides: {'; '.join(made.residual)}. Remove these rules or write them in "
-            "the words that the vocabulary offers",
+            f"these rules can neither be enforced nor decided: {'; '.join(made.residual)}. Remove them or use "
+            "terms of docs/policy-words.md",
             rule=made.residual[0].partition(" ")[0],
         )
     return made
@@ -184,7 +184,7 @@ class _Compilation:
             return
         if _is_decided_by_facts(atom) and atom.left not in lowering.LOWER:
             self.requires.append(path)
-        else:  # a word that is lowered, in a form that is not, would be checked at the start only
+        else:  # a lowered term in another form would be checked at the start only
             self.residual.append(f"{path} {compact(atom.left)} {atom.operator}")
 
     def _alternative(self, group: Group, path: str) -> None:
@@ -223,13 +223,15 @@ class _Compilation:
         covered = [name for name, action in ACTIONS.items() if action.use and action_includes(rule.action, name)]
         if not covered:
             raise undecided_error(
-                self.path, f"nobody knows the action {compact(rule.action)}; use ds:query or ds:stream"
+                self.path, f"the action {compact(rule.action)} is not known; use ds:query or ds:stream"
             )
         covered.sort(key=lambda name: (name != resolve_alias(rule.action), name))
         for index, prohibition in enumerate(prohibitions):
             covered = self._prohibit(prohibition, f"/prohibition/{index}", covered)
         if not covered:
-            raise undecided_error(self.path, "a prohibition takes away everything that this permission gives")
+            raise undecided_error(
+                self.path, "a prohibition covers everything that this permission permits; remove one of them"
+            )
         return tuple(covered)
 
     def _prohibit(self, rule: Rule, path: str, covered: list[str]) -> list[str]:
@@ -318,14 +320,14 @@ def _compile_column_mask(draft: ContractDraft, name: str, method: str, argument:
     if (word := masks.MASKS.get(method)) is not None:
         return _compile_plugin_mask(word, found, argument, path)
     if method not in set(MaskKind):
-        raise undecided_error(path, f"nobody knows the mask {method}; use {', '.join(masks.mask_names())}")
+        raise undecided_error(path, f"the mask {method} is not known; use {', '.join(masks.mask_names())}")
     kind, family = MaskKind(method), columns.family(found.type)
     if family == columns.OTHER and kind is not MaskKind.NULL:
         raise undecided_error(path, f"{found.name} ({found.type}) can only be masked by null")
     try:
         read = _parse_argument(kind, found.type, argument, new=draft.new)
         if _changes_nothing(kind, found.type, read):
-            raise ValueError("keeps every value as it is, and looks like a mask; make it coarser or leave it out")
+            raise ValueError("changes no value of this column; make it coarser or leave it out")
         return Mask(found.name, kind, read)
     except ValueError as wrong:
         raise undecided_error(path, f"mask {method} of {found.name} ({found.type}): {wrong}") from None
@@ -368,7 +370,7 @@ def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bo
     if family not in columns.NUMERIC:
         raise ValueError("only numbers, days and times can be generalised; use truncate for texts")
     digits = None if family == columns.FLOAT else columns.decimal_scale(type_)
-    return columns.parse_bin_width(type_, argument, new=new, digits=digits)  # the edges of its bins have no more
+    return columns.parse_bin_width(type_, argument, new=new, digits=digits)  # edges of bins have no more digits
 
 
 def _changes_nothing(kind: MaskKind, type_: str, argument: Scalar) -> bool:
@@ -427,9 +429,9 @@ def _refuse_contradictions(draft: ContractDraft, path: str) -> None:
             one for one in draft.purposes if not any(is_below(one, bad) for bad in draft.purposes_refused)
         )
         if not draft.purposes:
-            raise undecided_error(path, "no purpose is left that all rules allow; nothing could be asked")
+            raise undecided_error(path, "the rules have no purpose in common; it could never be used")
     if draft.not_before > draft.not_after:
-        raise undecided_error(path, "the times exclude each other; there is no moment at which it could be used")
+        raise undecided_error(path, "the times exclude each other; it could never be used")
 
 
 def _join_filters(filters: list[RowFilter]) -> RowFilter | None:
@@ -443,7 +445,7 @@ def _build_grid(draft: ContractDraft, path: str) -> Grid | None:
     coarse = draft.min_group is not None or draft.dimensions or draft.measures or privacy
     if not coarse and draft.kind != "aggregate":
         if draft.entity is not None:
-            raise undecided_error(path, "ds:entityKey says whom to count, but no ds:minGroupSize says how many")
+            raise undecided_error(path, "ds:entityKey needs ds:minGroupSize, the number of units in a group; add it")
         return None
     if draft.kind == "rows":
         raise undecided_error(path, "ds:resultKind rows contradicts a smallest group, dimensions or measures")
@@ -470,17 +472,13 @@ def _build_privacy(draft: ContractDraft, path: str) -> Privacy | None:
             "size would give away what the noise hides. Keep one of the two",
         )  # fmt: skip
     if unbounded := [one.column for one in draft.measures.values() if one.low is None]:
-        raise undecided_error(
-            path, f"noise is as large as one unit's share of {unbounded[0]}; give it bounds low..high"
-        )
+        raise undecided_error(path, f"noise depends on the bounds of {unbounded[0]}; give it bounds low..high")
     rows = draft.rows_per_entity or 1
     for one in draft.measures.values():
         if max(abs(one.low or 0), abs(one.high or 0)) * rows > _EXACT:
-            raise undecided_error(
-                path, f"the bounds of {one.column} are so wide that noise could not be exact; narrow them"
-            )
+            raise undecided_error(path, f"the bounds of {one.column} are too wide for exact noise; narrow them")
     if draft.rows_per_entity is not None and draft.entity is None:
-        raise undecided_error(path, "ds:rowsPerEntity needs ds:entityKey, which says whose rows they are")
+        raise undecided_error(path, "ds:rowsPerEntity needs ds:entityKey, the column that identifies a unit; add it")
     return Privacy(draft.epsilon, draft.delta or lowering.USUAL_DELTA, rows)
 
 
@@ -492,14 +490,16 @@ def _visible_columns(draft: ContractDraft, grid: Grid | None, path: str) -> tupl
         shown = [*draft.dimensions, *draft.measures]
         for name in shown:
             if name not in named:
-                raise undecided_error(path, f"{name} is a dimension or measure, and yet not among the allowed columns")
+                raise undecided_error(
+                    path, f"{name} is a dimension or measure but not an allowed column; allow it or leave it out"
+                )
         if draft.entity in shown:
             raise undecided_error(path, f"{draft.entity} identifies a unit; it cannot be a dimension or measure")
         if set(draft.dimensions) & set(draft.measures):
             raise undecided_error(path, "a column is either a dimension or a measure, not both")
         return tuple(name for name in named if name in shown)
     if not named:
-        raise undecided_error(path, "no column is left that may be read")
+        raise undecided_error(path, "no readable column is left; allow at least one")
     return tuple(named)
 
 

@@ -18,7 +18,7 @@ from policies.review import unknown_terms
 from policies.review.lint import LintProblem
 from policies.vocabulary import ds
 
-_NAMED = 3  # in one sentence; the rest are counted
+_NAMED = 3  # names in one sentence; further ones are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class ActivePolicy:
 
 def find_conflicts(mine: ActivePolicy, others: Iterable[ActivePolicy]) -> Iterator[LintProblem]:
     """Yield the conflicts of `mine` with the others: each kind once, errors first."""
-    found: dict[str, dict[str, str]] = {}  # code -> name of the other -> path of ours
+    found: dict[str, dict[str, str]] = {}  # code -> name of the other policy -> path in `mine`
     for other in others:
         for path, code in _compare_pair(mine, other):
             found.setdefault(code, {}).setdefault(other.name, path)

@@ -43,7 +43,7 @@ class MaskKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Mask:
     column: str
-    kind: MaskKind | str  # a text names a plugin's mask
+    kind: MaskKind | str  # a text is the name of a plugin's mask
     argument: Scalar = None  # characters for truncate, digits for round, bin width for generalise
 
 
@@ -175,15 +175,15 @@ class DataContract:
     masks: tuple[Mask, ...] = ()
     grid: Grid | None = None  # not None: aggregate only
     limits: UsageLimits = UsageLimits()
-    purposes_refused: tuple[str, ...] = ()  # what a declared purpose must not be; declaring none is refused
-    joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any under an agreement
+    purposes_refused: tuple[str, ...] = ()  # purposes that are refused; a request without purpose is refused
+    joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any with an agreement
     templates: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
     contractual: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
-    together: tuple[tuple[str, ...], ...] = ()  # columns of which no query may use all
+    together: tuple[tuple[str, ...], ...] = ()  # columns that one query must not use together
     residual: tuple[str, ...] = ()
-    reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): which rule to name when it refuses
+    reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): the rule to name in a refusal
 
 
 def to_json(contract: DataContract) -> str:

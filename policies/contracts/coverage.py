@@ -29,7 +29,7 @@ def check_action(contract: DataContract, action: str) -> None:
     """
     if contract.residual:
         raise QueryRefused(
-            f"the agreement leaves open what nobody decides: {'; '.join(contract.residual)}. Agree anew",
+            f"the agreement has rules that cannot be decided: {'; '.join(contract.residual)}; negotiate another",
             rule=contract.residual[0].partition(" ")[0],
             code="contract_undecided",
         )

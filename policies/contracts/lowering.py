@@ -39,9 +39,9 @@ from policies.evaluation.values import (
 from policies.model import HANSE, ODRL, Atom
 from policies.vocabulary.terms import column_of, compact
 
-SMALLEST_GROUP = 5  # below that a group hides nobody (federated-query, section 7)
+SMALLEST_GROUP = 5  # a smaller group does not hide a unit (federated-query, section 7)
 USUAL_GROUP = 10
-MOST_EPSILON = 10  # beyond that the noise hides nobody
+MOST_EPSILON = 10  # with more the noise does not hide a unit
 MOST_DELTA = 0.001
 USUAL_DELTA = 1e-6
 MOST_ROWS_PER_ENTITY = 10_000
@@ -53,7 +53,7 @@ class ContractDraft:
 
     schema: TableSchema
     started: int | None  # the agreement's timestamp in nanoseconds
-    new: bool = False  # nobody has signed it yet
+    new: bool = False  # not signed yet
     not_before: float = -math.inf
     not_after: float = math.inf
     purposes: tuple[str, ...] | None = None
@@ -94,12 +94,8 @@ def require_column(draft: ContractDraft, name: str, path: str) -> Column:
     if found is None:
         whole = columns.find_column(draft.schema, name.partition(".")[0])
         if whole is not None and "." in name:
-            raise undecided_error(
-                path, f"{name} is a part of the column {whole.name}, and rules are for whole ones; name that"
-            )
-        raise undecided_error(
-            path, f"the table has no column {name}; correct the name, or the table if it lost the column"
-        )
+            raise undecided_error(path, f"{name} is part of the column {whole.name}; name the whole column")
+        raise undecided_error(path, f"the table has no column {name}; correct the name")
     return found
 
 
@@ -179,7 +175,7 @@ def _lower_date_time(draft: ContractDraft, atom: Atom, path: str) -> bool:
 def _lower_elapsed(draft: ContractDraft, atom: Atom, path: str) -> bool:
     span = duration(atom.right[0].text)
     if draft.started is None:
-        raise undecided_error(path, "odrl:elapsedTime runs from the agreement's timestamp, and there is none")
+        raise undecided_error(path, "odrl:elapsedTime starts at the agreement's timestamp, and the agreement has none")
     end = min(add_duration(draft.started, span), FOREVER)
     if atom.operator in ("lteq", "eq"):  # eq is a budget (usage-policies, section 3)
         draft.not_after = min(draft.not_after, _seconds(end, up=False))
@@ -192,8 +188,8 @@ def _lower_elapsed(draft: ContractDraft, atom: Atom, path: str) -> bool:
     return True
 
 
-# First and last nanosecond at which the constraint surely holds. A time without a zone counts as it may
-# lie, 14 hours either way: inside that window the answer is unknown, and unknown is no.
+# First and last nanosecond at which the constraint certainly holds. A time without zone may be 14 hours earlier or
+# later; within that window the answer is unknown, which counts as no.
 _Window: TypeAlias = Callable[[Instant], tuple[int | None, int | None]]
 _WINDOWS: dict[str, _Window] = {
     "lt": lambda when: (None, when.start - 1),
@@ -302,7 +298,7 @@ def _lower_min_group(draft: ContractDraft, atom: Atom, path: str) -> bool:
         return False
     number = _whole_number(atom) + (atom.operator == "gt")
     if number < SMALLEST_GROUP:
-        raise undecided_error(path, f"ds:minGroupSize {number} hides nobody; use {SMALLEST_GROUP} or more")
+        raise undecided_error(path, f"ds:minGroupSize {number} does not hide a unit; use {SMALLEST_GROUP} or more")
     draft.min_group = max(draft.min_group or 0, number)
     return True
 
@@ -372,14 +368,14 @@ def _lower_measure(draft: ContractDraft, atom: Atom, path: str) -> bool:
         return False
     found, text = require_column(draft, column_of(atom.left), path), atom.right[0].text
     if columns.family(found.type) not in columns.NUMERIC:
-        raise undecided_error(path, f"{found.name} ({found.type}) is no number and cannot be a measure")
+        raise undecided_error(path, f"{found.name} ({found.type}) is not a number and cannot be a measure")
     low, dots, high = text.partition("..")
     if text != "free" and (not dots or decimal(low) > decimal(high)):
         raise undecided_error(path, f"expected free or low..high such as 0..3000, got {text!r}")
     if text == "free":
         return _declare_once(draft.measures, Measure(found.name), path)
     for bound in (low, high):
-        columns.parse_value(found, bound)  # whole where the column is whole: a clamped sum keeps its type
+        columns.parse_value(found, bound)  # an integer for an integer column: a clamped sum keeps its type
     bounds = float(decimal(low)), float(decimal(high))
     return _declare_once(draft.measures, Measure(found.name, *bounds), path)
 
@@ -410,11 +406,11 @@ def _lower_templates(draft: ContractDraft, atom: Atom, path: str) -> bool:
     for text in named:
         if not is_readable(text):
             raise undecided_error(
-                path, f"the template {text!r} is no query that can be read; write the query, with ? for the values"
+                path, f"the template {text!r} cannot be read as a query; write the query, with ? for the values"
             )
     draft.templates = named if draft.templates is None else tuple(o for o in draft.templates if o in named)
     if not draft.templates:
-        raise undecided_error(path, "two ds:template rules share no query; nothing could run")
+        raise undecided_error(path, "two ds:template rules have no query in common; no query could run")
     return True
 
 

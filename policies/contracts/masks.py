@@ -35,7 +35,7 @@ class MaskWord:
 
     def __post_init__(self) -> None:
         if not callable(self.build):
-            raise ValueError(f"the mask {self.name} brings nothing that makes it true; give it `build`")
+            raise ValueError(f"the mask {self.name} has no function that enforces it; give it `build`")
 
 
 MASKS: dict[str, MaskWord] = {}

@@ -92,7 +92,7 @@ class _Rules:
             name = fold(output.alias_or_name)
             known = {*self.dimensions, *self.measures, self.entity}
             if isinstance(output, exp.Alias) and name in known and not _is_column(value, name):
-                self.shape(f"an output cannot be called {output.alias}, which is a column")
+                self.shape(f"an output cannot have the name {output.alias} of a column; choose another alias")
             if value.is_star or (isinstance(value, exp.Column) and fold(value.name) not in self.dimensions):
                 self.rows()
             if not isinstance(value, exp.Column):

@@ -278,7 +278,7 @@ def _refuse_together(contract: DataContract, asked: set[str] | None) -> None:
         if asked is None or all(fold(name) in asked for name in columns):
             refuse(
                 "columns_together",
-                f"{', '.join(columns)} may not be used together; ask for some of them, by name",
+                f"{', '.join(columns)} must not be used together; ask for some of them, by name",
                 rule_path(contract, "notTogether"),
             )
 
@@ -295,7 +295,7 @@ class _Wrapper:
         self.cells = ""  # the grid's name
         self.nodes = rewrite.list_nodes(tree)
         self.asked = rewrite.make_safe(self.nodes)
-        self.even = False  # see `_even`; where no row is hidden it makes no difference
+        self.even = False  # see `_takes_equal_time`; irrelevant when no row is hidden
 
     def dataset(self, node: exp.Table, dataset: GatedDataset) -> None:
         contract = dataset.contract

@@ -57,7 +57,7 @@ def require_grid(contract: DataContract) -> Grid:
     Raises: ValueError for a contract that gives rows.
     """
     if contract.grid is None:
-        raise ValueError("this contract is not aggregate-only; there is no grid")
+        raise ValueError("expected an aggregate-only contract, got one that gives rows")
     return contract.grid
 
 
@@ -136,7 +136,7 @@ def _clamped_value(contract: DataContract, one: Measure, source: str, maker: Sta
 def _bound(bound: float, type_: str, maker: StatementBuilder) -> exp.Expr:
     if columns.family(type_) == columns.FLOAT:
         return maker.parameters.add(bound)
-    # Bounds are whole where the type is: a sum of whole numbers must stay one.
+    # Bounds are integers where the type is, so that sums stay integers.
     return policy_view.try_cast(maker.parameters.add(int(bound) if bound.is_integer() else bound), type_)
 
 
@@ -288,7 +288,7 @@ def withheld_report(
 ) -> tuple[exp.Select, tuple[str, ...]]:
     """Return a query with one row of figures about what the grid withholds, and the names of its WITH queries."""
     grid, made = require_grid(contract), build_grid(contract, relation, maker)
-    # In the report rows without a unit count too; in the grid they are left out.
+    # Rows without a unit count in the report, but not in the grid.
     everything = maker.token()
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     filtered = exp.select(named_as(exp.Literal.number(1), IN_ROWS), copy=False).from_(
@@ -368,14 +368,14 @@ def cte(name: str, query: exp.Query, *, materialised: bool = False) -> exp.CTE:
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 
 
-# More than there are: no engine takes a condition through a limit, whatever the limit.
+# More than there can be: no engine pushes a condition through a limit, whatever its size.
 _ALL = 2**62
 
-# No column of a table is called that.
+# Not names of table columns.
 IN_ROWS, COUNTED, SUMMED, SIZED = "rows of unit", "count of measure ", "sum of measure ", "size of measure "
 UNITS_COUNTABLE = "units may be told"
 ZERO, ONE = exp.Literal.number(0), exp.Literal.number(1)
-_LOST = 2.0**-40  # the share of a sum of some thousand numbers that may be lost as they are added
+_LOST = 2.0**-40  # the share of a sum of some thousand numbers that rounding may lose
 
 
 def named_as(value: exp.Expr, name: str) -> exp.Expr:

@@ -124,7 +124,7 @@ def _compare_groups(
         ctes.append((unnamed := maker.token(), _unnamed_changes(grid, left, named)))
     for one in every if len(every) > 1 else ():
         left_of(_change_by_value(grid, unnamed, (one,)), _value_conditions(contract, (one,), maker))
-    # Pairs are many: they are looked at in the smallest groups and in the largest.
+    # There are many pairs: they are compared in the smallest and the largest groups only.
     for pair in combinations(every if finer is None or not grid.dimensions else (), 2):
         left_of(_change_of_two_measures(grid, unnamed, pair), _two_measure_conditions(grid, maker))
     few = found[0] if len(found) == 1 else exp.union(*found, distinct=True, copy=False)
@@ -249,7 +249,7 @@ def _change_by_value(grid: Grid, sides: str, measures: Sequence[int], named: str
     shown = [*(node.copy() for node in keys), named_as(more, _SIGN)]
     for index in measures:
         summed = policy_view.stored_column(f"{SUMMED}{index}", left)
-        # Sums of several numbers are the same but for the order in which they were added.
+        # Equal sums may differ by rounding, in the order of addition.
         keys.append(summed if grid.entity is None else policy_view.try_cast(summed, "FLOAT"))
         shown += [
             named_as(exp.Max(this=policy_view.stored_column(name, left)), name)
@@ -286,7 +286,7 @@ def _change_of_two_measures(grid: Grid, left: str, pair: tuple[int, int]) -> exp
 
     less, counted = of_both(SUMMED, exp.Sub), of_both(COUNTED, exp.Sub)
     apart = exp.If(this=differs_from_zero(less, of_both(SIZED, exp.Add)), true=less.copy())
-    # Decimals that are kept as DOUBLE differ by as much but for their last digits.
+    # Equal differences of decimals kept as DOUBLE may differ in their last digits.
     by = policy_view.try_cast(exp.Case(ifs=[apart], default=ZERO.copy()), "FLOAT")
     keys = [policy_view.stored_column(dimension.column, whose) for dimension in grid.dimensions] + [counted, by]
     more = exp.Sum(this=policy_view.stored_column(_SIGN, whose))

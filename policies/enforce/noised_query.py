@@ -85,7 +85,7 @@ class _Split:
         self.bound = 1 if self.grid.entity is None else self.budget.rows
         self.measures = {fold(one.column): (index, one) for index, one in enumerate(self.grid.measures)}
         self.keys = self._keys()
-        self.columns: dict[str, exp.Expr] = {}  # of the private answer, beside the keys
+        self.columns: dict[str, exp.Expr] = {}  # of the private answer, without the keys
         self.sensitive: dict[str, int] = {}
         if self.keys:
             self._units()
@@ -97,7 +97,7 @@ class _Split:
         noise = Noise(tuple(self.sensitive.items()), keys=bool(self.keys), rows=self.bound)
         return NoisedStatements(private, public, names, noised, noise, self._question())
 
-    # what is asked
+    # the query
 
     def _keys(self) -> tuple[str, ...]:
         """The dimensions by which the query groups, by their stored names."""
@@ -195,7 +195,7 @@ class _Split:
         where = self.tree.args.get("where")
         if where is None:
             return query
-        # No comparison can fail (`literals`). Should one, its row is left out: an error would tell of it exactly.
+        # No comparison can fail (`sql.literals`). If one did, its row is left out: an error would reveal it.
         return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
 
     def _ranked_rows(self, drawn: str) -> exp.Select:
@@ -264,7 +264,7 @@ def _step(contract: DataContract, measure: Measure) -> float:
     return math.ldexp(1.0, math.frexp(most)[1] - _FLOAT_BITS)
 
 
-_DRAW, _PLACE = "draw of row", "place of row"  # no column of a table is called that
+_DRAW, _PLACE = "draw of row", "place of row"  # not names of table columns
 
 
 def _output_value(output: exp.Expr) -> exp.Expr:

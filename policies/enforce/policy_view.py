@@ -287,7 +287,7 @@ def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: StatementBuilder) 
             made = exp.Mul(this=made, expression=maker.parameters.add(float(times)))
         return made if parts == 1 else exp.Div(this=made, expression=maker.parameters.add(float(parts)))
 
-    # Of no finite number is an edge infinite, which it would be by overflow.
+    # A finite number must not get an infinite edge by overflow.
     bounds = {"low": maker.parameters.add(-sys.float_info.max), "high": try_cast(raw.copy(), type_)}
     fits = [
         exp.If(this=exp.Between(this=try_cast(edge(more), type_), **bounds), true=edge(more)) for more in (1, 0, -1)
@@ -299,7 +299,7 @@ def unsigned_zero(value: exp.Expr, type_: str) -> exp.Expr:
     """Return 0 for -0, whose sign would reveal what was rounded, or the first row of a cell."""
     if columns.family(type_) != columns.FLOAT:
         return value
-    # The engine takes `x + 0`, and 0 where x is 0, for x.
+    # The engine simplifies `x + 0`, and `CASE WHEN x = 0 THEN 0`, to x.
     is_zero = exp.EQ(this=value.copy(), expression=exp.Literal.number(0))
     return exp.Case(ifs=[exp.If(this=is_zero, true=exp.Abs(this=value.copy()))], default=value)
 
@@ -321,7 +321,7 @@ def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
 @lru_cache(maxsize=1024)
 def _type_node(type_: str) -> exp.DataType:
     """Parse a type; cached, because the same few types occur in every query."""
-    if '"NULL"' in type_:  # of a column of nothing but nulls, which the parser takes for no name
+    if '"NULL"' in type_:  # the type of an all-NULL column, which the parser does not accept as a name
         return exp.DataType(this=exp.DType.USERDEFINED, kind=type_)
     return exp.DataType.build(type_, dialect="duckdb")
 
@@ -380,15 +380,15 @@ def _comparison(
     type_ = column_type(contract, comparison.column)
     column, given = stored_column(comparison.column, source), comparison.values
     if held := [value for value in given if columns.can_hold(type_, value)]:
-        given = tuple(held)  # of several, it equals none of the others
-    else:  # NULL in its own type; this one has both sides, and the digits that it lacks decide nothing so far away
+        given = tuple(held)  # of several values, it equals none of the others
+    else:  # NULL in the column's type; this type holds both sides; lost digits do not matter so far away
         type_ = "TIMESTAMP"
         column = try_cast(column, type_)
     values = [_typed(maker.parameters.add(value), type_) for value in given]
     made = _OPERATORS[comparison.operator](column, values)
     if columns.family(type_) != columns.FLOAT:
         return made
-    # NaN is no value (unknown), but the engine takes it for the largest number, equal to itself.
+    # NaN is unknown, but the engine treats it as the largest number, equal to itself.
     number = exp.LTE(this=column.copy(), expression=try_cast(exp.Literal.string("inf"), "DOUBLE"))
     if exact:
         return exp.Case(ifs=[exp.If(this=number, true=made)])

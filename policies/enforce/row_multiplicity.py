@@ -18,7 +18,7 @@ from policies.sql.allowed_functions import SCALARS
 from policies.sql.allowed_syntax import OPERATORS
 from policies.sql.bind import BoundQuery
 
-# What leaves each row by itself, wherever it stands; and what orders and cuts the answer, at its top.
+# Nodes that keep rows separate anywhere; and those that order and cut the answer, allowed at its top.
 _EACH: frozenset[type[exp.Expr]] = frozenset({
     exp.Select, exp.From, exp.Table, exp.TableAlias, exp.Subquery, exp.Join, exp.Where, exp.Exists, exp.Distinct,
     exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Ordered, exp.Paren, exp.Tuple, exp.Literal, exp.Boolean,

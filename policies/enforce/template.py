@@ -34,7 +34,7 @@ def check(tree: exp.Expr, used: Sequence[GatedDataset], *, brought: bool) -> Non
         if templates and brought:
             refuse(
                 "template_not_agreed",
-                "approved queries read datasets, not tables that are brought along; leave these out",
+                "approved queries read datasets, not tables of the caller; leave these out",
                 rule_path(dataset.contract, "template"),
             )
         if templates and not any(matches_template(tree, text) for text in templates):

@@ -15,12 +15,12 @@ class Withheld(StrEnum):
     """What policies withheld from an answer; a later member is a stronger statement."""
 
     NOTHING = "nothing"
-    POSSIBLY = "possibly"  # groups may be left out; whether any was, the owner does not say
+    POSSIBLY = "possibly"  # groups may be left out; the owner does not reveal whether any is
     SOME = "some"  # an owner refused its whole part, or has published that its groups leave something out
 
 
 _ORDER = tuple(Withheld)
-_STEP = 10  # per cent: the same for all data, as a step that follows the data would tell of it
+_STEP = 10  # per cent; fixed, because a step that depends on the data would reveal it
 
 
 def strongest(values: Iterable[Withheld]) -> Withheld:
@@ -94,7 +94,7 @@ class WithheldShare:
 
     def sentence(self, owner: str) -> str:
         rows, groups = (f"{low} to {low + _STEP} per cent" for low in (self.rows, self.groups))
-        return f"{owner} says that its groups leave out {rows} of all its rows, and {groups} of all its groups"
+        return f"{owner} reports that its groups leave out {rows} of all its rows and {groups} of all its groups"
 
 
 def publishable_share(found: WithheldCounts, *, min_group: int) -> WithheldShare | None:

@@ -67,7 +67,7 @@ class Leaf:
         observed: tuple[str, ...]
         if self.fact == "clock":
             observed, source = (values.format_time(moment.now),), "clock"
-        elif code == DEFERRED:  # always the same, and most of a policy in early phases
+        elif code == DEFERRED:  # the same each time, and the most frequent result in early phases
             return self._deferred(rule, phase)
         elif (fact := moment.facts.get(self.fact)) is None:
             observed, source = (), "contract" if code == SATISFIED else ""
@@ -240,7 +240,7 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
         if one_more:
             left = [value + 1 for value in left if isinstance(value, Decimal)]
         answer = test(left)
-        if not answer and len(taken) < len(atom.right):  # it may be meant by a word that nobody knows
+        if not answer and len(taken) < len(atom.right):  # an unknown word of the list may mean it
             return UNKNOWN
         if answer and absent and absent in fact.values:
             return UNKNOWN

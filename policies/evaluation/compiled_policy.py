@@ -207,7 +207,7 @@ class CompiledPolicy:
                 [_guard_mining(rule, action) for rule in self.permissions if reach(rule.action, action)],
                 [rule for rule in self.prohibitions if reach(rule.action, action)],
             )
-            if len(self._by_action) < 64:  # the caller may ask for anything
+            if len(self._by_action) < 64:  # the caller chooses the action, which could fill memory
                 self._by_action[action] = found
         return found
 
@@ -234,8 +234,8 @@ def _assignee_check(policy: Policy) -> Leaf | None:
     return atom_leaf(Atom(vocabulary.ds("participant"), "eq", (Literal(policy.assignee),)), "/assignee")
 
 
-# Keyed by identity, which costs nothing; the entry holds the policy, so that an id cannot come to mean another,
-# and the number of known words, which only grows: a plugin's words make old plans void.
+# Keyed by identity, which is free. The entry holds the policy, so that its id is not reused, and the number of known
+# terms, which only grows: terms of a plugin invalidate earlier entries.
 _PLANS: OrderedDict[int, tuple[Policy, int, CompiledPolicy]] = OrderedDict()
 _MAX_PLANS = 2_048
 

@@ -47,7 +47,7 @@ __all__ = [
     "permits",
 ]
 
-ENGINE = "hanse-policies/5"  # part of what a replay needs: change it when a decision could change
+ENGINE = "hanse-policies/5"  # recorded for replays: change it when a decision could change
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Decision:
 class _Outcome(NamedTuple):
     permitted: bool
     active: CompiledRule | None
-    hit: CompiledRule | None  # a prohibition that applies, or cannot be decided any more
+    hit: CompiledRule | None  # a prohibition that applies, or can no longer be decided
     carried: tuple[CompiledRule, ...]  # prohibitions for a later phase
 
 
@@ -217,7 +217,7 @@ def _join_reasons(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
     """Return the reasons once where all permissions share them; otherwise one line for each permission."""
     told: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for path, decision in refusals:
-        same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # but for whose conditions they are
+        same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # without the permission's path
         told.setdefault(same, (path, decision.reasons))
     if len(told) == 1:
         return next(iter(told.values()))[1]
@@ -284,7 +284,7 @@ class _Inspection:
         for leaf in part.leaves:
             code = leaf.check(self.moment)
             self.findings.append(leaf.finding(self.moment, rule, self.phase, code))
-            if leaf.check is part.check:  # no group: the part comes to what its only leaf does
+            if leaf.check is part.check:  # not a group: the part has the code of its only leaf
                 return code
         return part.check(self.moment)
 
@@ -356,7 +356,7 @@ def _unmet_reason(part: RulePart, code: int, moment: Moment) -> str:
         return "nothing decided it in time"
     if code == UNKNOWN:
         names = dict.fromkeys(leaf.left for leaf in part.leaves if leaf.check(moment) == UNKNOWN)
-        return f"nobody has vouched for {', '.join(names)}{_supplier_note(names)}"
+        return f"no fact is known for {', '.join(names)}{_supplier_note(names)}"
     if part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
         return f"no evidence of it is recorded{_supplier_note(['ds:fulfilled'])}"
     seen = [text for leaf in part.leaves for text in _observed_values(leaf, moment)]

@@ -78,7 +78,7 @@ def _not_that_kind(expected: tuple[str, ...]) -> Test:
     return lambda left: check(left) if len(left) == 1 else None
 
 
-_BY_TREE = frozenset({"isPartOf", "hasPart", "isA"})  # look into the hierarchy by themselves
+_BY_TREE = frozenset({"isPartOf", "hasPart", "isA"})  # use the hierarchy themselves
 _NARROWING: dict[str, Callable[[tuple[str, ...]], Test]] = {
     "eq": _one_kind,
     "neq": _not_that_kind,
@@ -263,7 +263,7 @@ def _parse_boolean(text: str) -> bool:
 def _parse_datetime_like(observed: datetime, text: str) -> datetime:
     found = datetime.fromisoformat(text)
     if (found.tzinfo is None) != (observed.tzinfo is None):
-        # Python calls them unequal; whether they are cannot be known.
+        # Python compares them as unequal; the answer is unknown.
         raise ValueError("expected both with a zone or both without")
     return found
 

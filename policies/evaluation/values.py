@@ -23,10 +23,10 @@ from policies.vocabulary.terms import ValueType, compact, expand
 
 SECOND = 1_000_000_000  # instants are whole nanoseconds since the epoch: peers send nine digits
 DAY = 86_400 * SECOND
-LOOSE = 14 * 3_600 * SECOND  # a time without a zone is known within 14 hours either way
+LOOSE = 14 * 3_600 * SECOND  # a time without zone is known to 14 hours either way
 FOREVER = 10**30
 MAX_TEXT = 20_000
-_NAME_MAX = 200  # characters of a name that is compared with those that are known
+_NAME_MAX = 200  # characters of a name that is compared with known names
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ def add_duration(start: int, span: Duration) -> int:
     if not span.months:
         return start + span.nanoseconds
     days, rest = divmod(start, DAY)
-    today = date.fromordinal(min(max(days + _EPOCH, 1), date.max.toordinal()))  # an agreement may say any time
+    today = date.fromordinal(min(max(days + _EPOCH, 1), date.max.toordinal()))  # an agreement may contain any time
     month = today.year * 12 + today.month - 1 + span.months
     year, month = divmod(month, 12)
     if year > 9999:

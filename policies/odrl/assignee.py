@@ -21,5 +21,5 @@ def restrict_to_party(policy: Policy, party: str) -> Policy:
 
 
 def _add_constraint(rule: Rule, only: Atom) -> Rule:
-    # At the end: the paths of what the author wrote stay as they are.
+    # Last, so that paths of the author's constraints stay the same.
     return rule if only in rule.constraints else replace(rule, constraints=(*rule.constraints, only))

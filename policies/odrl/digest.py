@@ -31,7 +31,7 @@ def rules_equal(a: Policy, b: Policy) -> bool:
 
 def _normalise_policy(policy: Policy) -> list[Any]:
     foreign = sorted(set(policy.profile.split()) - vocabulary.PROFILES)
-    # Without both kinds of rule no conflict is possible, and the strategy means nothing.
+    # Without both kinds of rule no conflict is possible, and the strategy has no effect.
     conflict = policy.conflict.value if policy.permissions and policy.prohibitions else ""
     return [
         "hanse-policy-1",
@@ -67,7 +67,7 @@ def _normalise_constraint(constraint: Constraint) -> list[Any]:
     if constraint.connective is Connective.OR:
         members = _sort_unique(inner for one in members for inner in (one[1] if one[0] == "or" else [one]))
     else:
-        members = sorted(members, key=json.dumps)  # xone: saying it twice means something else
+        members = sorted(members, key=json.dumps)  # in xone a repeated member changes the meaning
     return members[0] if len(members) == 1 else [constraint.connective.value, members]
 
 
@@ -86,7 +86,7 @@ def _normalise_value(literal: Literal, operand: vocabulary.Operand | None) -> st
         return f"{literal.text}^^{literal.datatype}"
     try:
         return values.canonical_text(operand.type, literal.text, literal.datatype, operand.levels)
-    except ValueError:  # unreadable values are refused elsewhere; here they are only told apart
+    except ValueError:  # unreadable values are refused elsewhere; here they only need to differ
         return f"{literal.text}^^{literal.datatype}"
 
 

@@ -28,16 +28,16 @@ LOST = split_words(
     rightOperandReference"""
 )
 ODRL_KEYS = POLICY | RULE | CONSTRAINT | LOST
-# They speak of the text, not of the use: no engine gives them another meaning.
+# They describe the text, not the use: no engine gives them another meaning.
 _ANNOTATIONS = split_words("label comment title name description creator publisher created modified issued version")
-# Prefixes that everybody writes without saying where they come from; their members are annotations.
+# Prefixes that are often used without a definition; their members are annotations.
 _ELSEWHERE = split_words("rdf rdfs owl skos schema prov foaf vcard dc dcterms edc")
-# Where a member must be one that we know: ODRL's, the protocol's and our own vocabulary, however they are misspelt.
+# Namespaces whose members must be known, also when misspelt: ODRL, the protocol, this project's vocabulary.
 _NEAR = re.compile(r"/ns/odrl|w3id\.org/+(hanse|dspace)", re.IGNORECASE)
 _IRI = re.compile(r"https?://|urn:", re.IGNORECASE)
-_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # of an inline context; characters of the IRI that a prefix stands for
+_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # prefixes of an inline context; characters of a prefix's IRI
 _TIMESTAMP = "https://w3id.org/dspace/2025/1/timestamp"
-# Contexts whose terms are those that are read here anyway; documents are never fetched.
+# Contexts whose terms are known here; documents are never fetched.
 _CONTEXTS = frozenset(
     [
         "https://w3id.org/dspace/2025/1/context.jsonld",
@@ -76,7 +76,7 @@ def local_name(key: str, name: Callable[[str], str], path: str) -> str:
 
 def _unknown_member(key: str, path: str) -> PolicyUnreadable:
     return PolicyUnreadable(
-        f"nobody knows the member {key[:80]}, and left out it could change what the policy says; expected one of "
+        f"the member {key[:80]} is not known, and the policy could mean something else without it; expected one of "
         f"{', '.join(sorted(ODRL_KEYS - LOST))}, or a note under the full name of another vocabulary",
         rule=f"{path}/{key[:80]}",
         code="member_unknown",

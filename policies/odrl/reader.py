@@ -42,7 +42,7 @@ MAX_NODES = 5_000
 MAX_VALUES = 10_000
 
 
-# Bare names that everybody means as ODRL's, though the protocol's context defines only a few of them.
+# Bare names that are read as ODRL terms, although the protocol's context defines only a few of them.
 _BARE = members_of.split_words(
     """absoluteSize count dateTime delayPeriod deliveryChannel elapsedTime event fileFormat industry language
     media meteredTime payAmount percentage product purpose recipient relativeSize resolution spatial
@@ -51,7 +51,7 @@ _BARE = members_of.split_words(
 _PARTS = ("target", "assigner", "assignee")
 _LOGIC = {
     "and": Connective.AND,
-    "andSequence": Connective.AND,  # the context keeps no order, so neither do we
+    "andSequence": Connective.AND,  # the context keeps no order
     "or": Connective.OR,
     "xone": Connective.XONE,
 }
@@ -66,8 +66,8 @@ class _Reader:
     nodes: int = 0
     values: int = 0
     rules: list[str] = field(default_factory=list)  # paths of permissions, prohibitions and obligations
-    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties that a rule names, by its path
-    ids: set[str] = field(default_factory=set)  # of nodes
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties of rules, by path
+    ids: set[str] = field(default_factory=set)  # ids of nodes
 
     def count_node(self, path: str, depth: int) -> None:
         self.nodes += 1
@@ -144,7 +144,7 @@ def _find_policy_node(obj: object) -> tuple[Mapping[str, Any], dict[str, str]]:
         try:
             obj = strictjson.loads(obj)
         except (ValueError, RecursionError) as problem:
-            raise PolicyUnreadable(f"expected a policy as JSON, got text that is no JSON: {problem}") from None
+            raise PolicyUnreadable(f"expected a policy as JSON, got text that is not JSON: {problem}") from None
     around: object = None
     if isinstance(obj, Mapping) and "@graph" in obj:
         members_of.refuse_other_members(obj, "", "@context")
@@ -213,7 +213,7 @@ def _read_kind(node: Mapping[str, Any], reader: _Reader, wanted: Kind | None) ->
 
 
 def _read_conflict(value: object, reader: _Reader) -> ConflictStrategy:
-    # The protocol's context has no term for it, so its absence says nothing: this project's default applies.
+    # The protocol's context has no term for it, so when it is absent this project's default applies.
     parts = members_of.as_list(value)
     if not parts:
         return ConflictStrategy.PROHIBIT
@@ -365,7 +365,7 @@ def _read_constraint(node: Mapping[str, Any], reader: _Reader, path: str, depth:
 def _read_atom(members: Mapping[str, Any], reader: _Reader, path: str) -> Atom:
     left = reader.name(_read_text(members["leftOperand"], f"{path}/leftOperand"))
     operator = reader.name(_read_text(members["operator"], f"{path}/operator")).removeprefix(ODRL)
-    operator = "lteq" if operator == "term-lteq" else operator  # a slip in the published schema
+    operator = "lteq" if operator == "term-lteq" else operator  # a typing error in the published schema
     right, many = _read_right_operand(members["rightOperand"], reader, f"{path}/rightOperand")
     if not left or not operator:
         raise PolicyUnreadable("expected a name for leftOperand and operator, got none", rule=path)
@@ -399,9 +399,7 @@ def _read_literal(value: object, reader: _Reader, path: str) -> Literal:
         if value.keys() <= {"@id", "@type"} and "@id" in value:
             return Literal(reader.name(_read_text(value, path)))
         if "@value" not in value or value.keys() - {"@value", "@type"} or isinstance(value["@value"], Mapping | list):
-            raise PolicyUnreadable(
-                f"expected @value or @id, and beside it at most @type, got {_shorten(value)}", rule=path
-            )
+            raise PolicyUnreadable(f"expected @value or @id, with at most @type, got {_shorten(value)}", rule=path)
         datatype = reader.name(_read_text(value.get("@type"), path))
         inner = _read_literal(value["@value"], reader, path)
         return Literal(inner.text, "" if datatype == XSD + "string" else datatype)

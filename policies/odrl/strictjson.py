@@ -17,7 +17,7 @@ class DuplicateMember(json.JSONDecodeError):
         super().__init__(f"expected each member once, got {name[:80]!r} twice in one object; keep one", "", 0)
 
     def __str__(self) -> str:
-        return self.msg  # its place in the text is not known
+        return self.msg  # its position in the text is not known
 
 
 def loads(text: str | bytes, **options: Any) -> Any:

@@ -61,7 +61,7 @@ def _refuse_incomplete(policy: Policy, *, in_message: bool) -> None:
     if missing:
         raise PolicyUnreadable(f"expected {', '.join(missing)} in an {policy.kind}, got none; set it before sending")
     if not policy.permissions and not policy.prohibitions:
-        raise PolicyUnreadable("expected at least one permission or prohibition; a policy without rules says nothing")
+        raise PolicyUnreadable("expected at least one permission or prohibition; add a rule")
 
 
 def _write_rule(rule: Rule | Duty) -> Json:

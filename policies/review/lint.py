@@ -73,7 +73,7 @@ def _warning(path: str, code: str, message: str) -> LintProblem:
 
 
 def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
-    if missing := list(_unknown_columns(policy, schema)):  # a compiler stops at the first
+    if missing := list(_unknown_columns(policy, schema)):  # the compiler stops at the first
         yield from missing
         return
     made = []
@@ -81,7 +81,7 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
         try:
             made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0, new=True))
         except (ContractUndecided, PolicyUnreadable) as problem:
-            said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
+            said = str(problem).removeprefix(f"{problem.rule}: ")  # the path is shown separately
             yield _error(problem.rule or f"/permission/{index}", problem.code, said)
     try:
         compiler.refuse_mixed_grids(made)
@@ -93,7 +93,7 @@ def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProble
     for path, atom, _ in _atoms(policy):
         texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
         named = filter(None, (vocabulary.column_of(atom.left), *texts))
-        # The parts of a column are told by the compiler.
+        # The compiler reports parts of a column.
         missing = [name for name in named if columns.find_column(schema, name.partition(".")[0]) is None
                    and columns.find_column(schema, name) is None]  # fmt: skip
         if missing:
@@ -131,7 +131,7 @@ def _zoneless(policy: Policy) -> Iterator[LintProblem]:
                         f"or {literal.text}+01:00",
                     )
             except ValueError:
-                continue  # named by the check of unclear words
+                continue  # reported by `_unclear`
 
 
 def _mixed_groups(policy: Policy) -> Iterator[LintProblem]:
@@ -282,14 +282,14 @@ def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[LintP
             allowed = allowed - texts
         if allowed is not None and not allowed and operand.type is not ValueType.IRI and not operand.kinds:
             yield _error(
-                here, "contradiction", f"no value of {compact(atom.left)} meets this and what stands before it"
+                here, "contradiction", f"no value of {compact(atom.left)} meets this and the constraints before it"
             )
             return
     if low is not None and high is not None and low > high:
         yield _error(
             found[-1][0],
             "contradiction",
-            f"the bounds of {compact(found[0][1].left)} exclude each other; no value is left",
+            f"the bounds of {compact(found[0][1].left)} exclude each other; widen one of them",
         )
 
 
@@ -335,14 +335,16 @@ def _groups(policy: Policy) -> Iterator[LintProblem]:
         if ds("epsilonBudget") in found and ds("entityKey") not in found:
             here, _ = found[ds("epsilonBudget")]
             yield _warning(
-                here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
+                here,
+                "budget_of_rows",
+                "without ds:entityKey noise hides single rows, and one person may have many; add it",
             )
         groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
         if groups and vocabulary.resolve_alias(rule.action) == ds("stream"):
             yield _warning(
                 groups[0],
                 "stream_of_groups",
-                "a stream is rows as they are, and groups are asked for: nothing can be had under this permission; "
+                "a stream gives single rows, but this permission gives groups only, so it permits nothing; "
                 "permit ds:query",
             )
         if ds("minGroupSize") not in found:
@@ -353,10 +355,14 @@ def _groups(policy: Policy) -> Iterator[LintProblem]:
         except ValueError:
             continue
         if size < SMALLEST_GROUP:
-            yield _error(here, "group_too_small", f"groups of {size} protect nobody; use at least {SMALLEST_GROUP}")
+            yield _error(
+                here, "group_too_small", f"groups of {size} do not protect a unit; use at least {SMALLEST_GROUP}"
+            )
         if ds("entityKey") not in found:
             yield _warning(
-                here, "group_counts_rows", "without ds:entityKey rows are counted: one person may fill a group"
+                here,
+                "group_counts_rows",
+                "without ds:entityKey rows are counted, and one person may fill a group; add it",
             )
         else:
             yield _warning(here, "group_is_costly", "distinct entities are counted exactly: slower by up to ten times")
@@ -399,8 +405,8 @@ def _together(policy: Policy) -> Iterator[LintProblem]:
             yield _warning(
                 here,
                 "together_by_order",
-                "no question uses these columns together, but rows come in one order: whoever asks for each by itself "
-                "can lay the answers side by side. Hide or mask one of them, or give groups, where that matters",
+                "no query uses these columns together, but rows have one order: answers to separate queries can be "
+                "joined row by row. Hide or mask one of the columns, or give groups, where that matters",
             )
 
 
@@ -425,7 +431,7 @@ def _repeated(policy: Policy) -> Iterator[LintProblem]:
         seen: set[Rule | Duty] = set()
         for index, rule in enumerate(rules):
             if rule in seen:
-                yield _warning(f"/{name}/{index}", "repeated", "the same rule stands here before; remove it")
+                yield _warning(f"/{name}/{index}", "repeated", "the same rule occurs earlier; remove it")
             seen.add(rule)
 
 
@@ -437,7 +443,7 @@ def _on_trust(policy: Policy) -> Iterator[LintProblem]:
             continue
         if place in ("prohibition", "obligation"):
             yield _warning(
-                path, "on_trust", f"nobody can enforce {compact(rule.action)}; it rests on the contract alone"
+                path, "on_trust", f"{compact(rule.action)} cannot be enforced; it rests on the contract alone"
             )
 
 
@@ -445,7 +451,7 @@ def _not_enforced(policy: Policy) -> Iterator[LintProblem]:
     """Conditions on the answer that this engine cannot enforce: no agreement with them is concluded."""
     for path, atom, operand in _atoms(policy):
         if operand is not None and operand.by_engine and not operand.enforced_by:
-            yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
+            yield _error(path, "not_enforced", f"{compact(atom.left)} cannot be enforced here; leave it out")
 
 
 def _no_source(policy: Policy) -> Iterator[LintProblem]:
@@ -458,7 +464,7 @@ def _no_source(policy: Policy) -> Iterator[LintProblem]:
             yield _error(
                 path,
                 "no_source",
-                f"nobody here can supply {compact(atom.left)}{named}: it would stay unknown and refuse everybody; "
+                f"no source here supplies {compact(atom.left)}{named}: it would stay unknown and refuse every party; "
                 "leave it out, or install a source for it",
             )
 
@@ -472,7 +478,7 @@ def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
                 path,
                 "source_absent",
                 f"{compact(atom.left)} comes from {vocabulary.SOURCES[names[0]]} ({absent[names[0]]}): "
-                "it stays unknown and refuses everybody",
+                "it stays unknown and refuses every party",
             )
 
 
@@ -485,14 +491,14 @@ def _strange_purposes(policy: Policy) -> Iterator[LintProblem]:
                 yield _error(
                     path,
                     "not_an_iri",
-                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI"
+                    f"{compact(atom.left)} compares whole IRIs, got {literal.text!r}; write its prefix or IRI"
                     f"{values.purpose_hint(literal.text) if atom.left == odrl('purpose') else ''}",
                 )
             elif atom.left == odrl("purpose") and (meant := values.suggest_purpose(literal.text)):
                 yield _warning(
                     path,
                     "purpose_unknown",
-                    f"{compact(literal.text)} is no purpose of the Data Privacy Vocabulary; did you mean dpv:{meant}?",
+                    f"{compact(literal.text)} is not in the Data Privacy Vocabulary; did you mean dpv:{meant}?",
                 )
 
 
@@ -506,7 +512,7 @@ def _templates(policy: Policy) -> Iterator[LintProblem]:
         for literal in atom.right:
             if not is_readable(literal.text):
                 yield _error(
-                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; ? stands for values"
+                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; write ? for the values"
                 )
 
 

@@ -15,7 +15,7 @@ from policies.review import phrases, unknown_terms
 from policies.vocabulary import ENFORCERS, Tier, ds
 
 REFUSED = "refused"
-CONTRACT_ONLY = "nobody: it stands in the contract and is followed up"
+CONTRACT_ONLY = "the contract only: duties are followed up"
 _WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.DECLARED.value, Tier.ATTESTED.value, Tier.TECHNICAL.value)
 
 
@@ -35,7 +35,7 @@ class ReportLine:
 def enforceability(policy: Policy) -> list[ReportLine]:
     """Return one line for each rule and term, in the policy's order."""
     problems = {one.path.removesuffix("/action"): one.message for one in unknown_terms.find_unclear(policy)}
-    lines = [ReportLine("/profile", REFUSED, "nobody", problems["/profile"])] if "/profile" in problems else []
+    lines = [ReportLine("/profile", REFUSED, "not enforced", problems["/profile"])] if "/profile" in problems else []
     for path, rule, place in unknown_terms.walk_rules(policy):
         lines.extend(_rule(rule, path, place, problems))
     return lines
@@ -48,7 +48,7 @@ def to_json(lines: list[ReportLine]) -> list[dict[str, Any]]:
 def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) -> Iterator[ReportLine]:
     text = _SENTENCES[place](rule)
     if path in problems:
-        yield ReportLine(path, REFUSED, "nobody", f"{text} ({problems[path]})")
+        yield ReportLine(path, REFUSED, "not enforced", f"{text} ({problems[path]})")
     else:
         action = vocabulary.ACTIONS[vocabulary.resolve_alias(rule.action)]
         yield ReportLine(path, action.tier.value, _describe_enforcer(action.enforced_by), text)
@@ -58,7 +58,7 @@ def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) ->
         return
     for index, constraint in enumerate(rule.constraints):
         refused = _weakest_tier(constraint, f"{path}/constraint/{index}", problems)
-        if refused[0] == REFUSED:  # a duty's details stand in its own sentence; only what is refused is told apart
+        if refused[0] == REFUSED:  # a duty's sentence includes its details; refused ones get a line
             yield ReportLine(f"{path}/constraint/{index}", *refused, phrases.constraint(constraint))
 
 
@@ -79,7 +79,7 @@ def _weakest_tier(constraint: Constraint, path: str, problems: dict[str, str]) -
     for here, atom in unknown_terms.walk_constraint(constraint, path):
         operand = vocabulary.operand(atom.left)
         if here in problems or operand is None:
-            return REFUSED, f"nobody: {problems.get(here, 'unknown term')}"
+            return REFUSED, f"not enforced: {problems.get(here, 'unknown term')}"
         tiers.append(operand.tier.value)
         enforcers.append(_describe_enforcer(operand.enforced_by))
     return min(tiers, key=_WEAKEST.index), "; ".join(dict.fromkeys(enforcers))

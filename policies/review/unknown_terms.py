@@ -17,7 +17,7 @@ from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Poli
 from policies.vocabulary import Operand, ValueType, compact
 from policies.vocabulary.terms import DUTY, RULE
 
-# What the ledger of duties hears of.
+# Events that the ledger of duties records.
 EVENTS = tuple(f"ds:event/{name}" for name in ("end", "revoked", "transferStarted", "transferCompleted", "breach"))
 
 
@@ -136,16 +136,14 @@ def _check_action(name: str, path: str, place: str) -> Iterator[UnclearTerm]:
     if action is None:
         yield UnclearTerm(path, "action_unknown", f"action {compact(name)} is not registered; use a known action")
     elif place in ("permission", "prohibition") and not action.use:
-        yield UnclearTerm(
-            path, "action_misplaced", f"{compact(name)} is something owed; put it under duty or obligation"
-        )
+        yield UnclearTerm(path, "action_misplaced", f"{compact(name)} is a duty; put it under duty or obligation")
     elif place in ("duty", "obligation") and not action.duty:
         yield UnclearTerm(
-            path, "action_misplaced", f"{compact(name)} cannot be owed; put it under permission or prohibition"
+            path, "action_misplaced", f"{compact(name)} is not a duty; put it under permission or prohibition"
         )
     elif place == "obligation" and action.by_engine:
         yield UnclearTerm(
-            path, "action_misplaced", f"{compact(name)} acts on the answers of one permission; put it there"
+            path, "action_misplaced", f"{compact(name)} changes the answers of one permission; put it under its duty"
         )
 
 
@@ -153,7 +151,7 @@ def _check_duty(rule: Rule | Duty, path: str, place: str) -> Iterator[UnclearTer
     """Duties in places where they have no effect, and details that a duty cannot have."""
     if place == "prohibition" and isinstance(rule, Rule) and rule.duties:
         yield UnclearTerm(
-            f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition binds nobody; put it under obligation"
+            f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition has no effect; put it under obligation"
         )
     action = vocabulary.ACTIONS.get(rule.action)
     if isinstance(rule, Duty) and (action is None or not action.by_engine):
@@ -164,7 +162,7 @@ def _check_duty(rule: Rule | Duty, path: str, place: str) -> Iterator[UnclearTer
                 yield UnclearTerm(here, "detail_grouped", "a duty takes plain details; write two duties")
             elif constraint.left in seen:
                 yield UnclearTerm(
-                    here, "detail_twice", f"{compact(constraint.left)} stands twice in one duty; keep one"
+                    here, "detail_twice", f"{compact(constraint.left)} occurs twice in one duty; keep one"
                 )
             else:
                 seen.add(constraint.left)
@@ -177,12 +175,14 @@ def _check_detail(atom: Atom, path: str) -> Iterator[UnclearTerm]:
         yield UnclearTerm(path, "operand_misplaced", f"{name} has no meaning outside of ds:mask")
     if name == "odrl:dateTime" and atom.operator not in ("eq", "lt", "lteq"):
         yield UnclearTerm(
-            path, "operator_unfit", f"a duty is done by a time: {name} takes eq, lt, lteq; got {atom.operator}"
+            path, "operator_unfit", f"in a duty {name} is a deadline and takes eq, lt, lteq; got {atom.operator}"
         )
     if name == "odrl:event":
         for one in (compact(vocabulary.expand(literal.text)) for literal in atom.right):
             if one not in EVENTS:
-                yield UnclearTerm(path, "event_unknown", f"nothing here tells of {one}; use {', '.join(EVENTS)}")
+                yield UnclearTerm(
+                    path, "event_unknown", f"the event {one} is not recorded here; use {', '.join(EVENTS)}"
+                )
 
 
 def _check_atom(atom: Atom, path: str, where: str) -> UnclearTerm | None:

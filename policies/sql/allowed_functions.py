@@ -112,11 +112,11 @@ SCALARS: dict[type[exp.Expr], tuple[frozenset[str], tuple[str, ...]]] = {
 
 FUNCTIONS = {**AGGREGATES, **WINDOW_ONLY, **SCALARS}
 
-# What operators and intervals are called in the engine's syntax tree.
+# Names of operators and intervals in the engine's syntax tree.
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*", "like_escape", "not_like_escape",
               "ilike_escape", "not_ilike_escape")  # fmt: skip
 _INTERVALS = ("to_years", "to_months", "to_weeks", "to_days", "to_hours", "to_minutes", "to_seconds", "to_quarters")
-_UNASKED = ("trunc", "row")  # what the engine's parser adds to an interval, and to a row value in IN
+_UNASKED = ("trunc", "row")  # added by the engine's parser to intervals and to row values in IN
 
 ENGINE_FUNCTIONS: frozenset[str] = frozenset(
     {name for _, names in FUNCTIONS.values() for name in names} | {*_OPERATORS, *_INTERVALS, *_UNASKED}

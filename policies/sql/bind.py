@@ -60,17 +60,17 @@ class _Scope:
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
     merged: tuple[MergedColumn, ...] = ()
     aliases: set[str] = field(default_factory=set)
-    keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
+    keys: frozenset[str] = frozenset()  # names that mean an output when they are a whole key of ORDER BY
     outer: _Scope | None = None
-    outside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
+    outside: bool = False  # sources before a derived table in FROM: the engine looks there; refused here
     grouped: exp.Select | None = None  # while its HAVING is bound
-    joined: frozenset[str] = frozenset()  # while an ON is bound: what is joined there, since the last comma
+    joined: frozenset[str] = frozenset()  # while an ON is bound: sources joined since the last comma
 
 
 _DIALECT = DuckDB()
 _LISTED_MAX = 30  # columns that a refusal names
 _NESTED = frozenset({*allowed_syntax.QUERIES, exp.Subquery})
-_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
+_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # these contain no columns
 _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
 
 
@@ -118,7 +118,7 @@ class _Binder:
             self._may_name(alias.name, known)
             columns = _renamed_columns(self.query(cte.this, known, outer), alias)
             fresh = self.token()
-            cte.set("materialized", None)  # for the engine to decide
+            cte.set("materialized", None)  # the engine decides
             known[fold(alias.name)] = (fresh, columns)
             alias.set("this", exp.to_identifier(fresh, quoted=True))
             self.bound.names.append(fresh)
@@ -170,7 +170,7 @@ class _Binder:
         if first is None:
             return
         merging = UsingScope(self._add(first.this, ctes, scope), scope.folded)
-        begun = 0  # the place of the source behind the last comma
+        begun = 0  # index of the first source after the last comma
         for join in joins:
             before = tuple(scope.sources)
             alias = self._add(join.this, ctes, scope)
@@ -199,14 +199,14 @@ class _Binder:
             _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
-        shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own are apart already, and many
+        shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own names are distinct already
         if fold(alias) in scope.sources:
-            refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
+            refuse("name_taken", f"{alias} occurs twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
         if entry is None:
             scope.folded[fold(alias)] = _fold_names(shown)
         else:
-            kept = entry.owner and shown == columns  # other names are the caller's: to keep these, too, fills memory
+            kept = entry.owner and shown == columns  # the caller chooses other names, which would fill the cache
             own = _own_columns_cached(columns) if kept else _own_columns(shown, columns)
             scope.folded[fold(alias)] = own
             scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
@@ -275,7 +275,7 @@ class _Binder:
             return
         key = _is_key(node)
         if key and folded in scope.aliases:
-            return  # of all names the output's is the first there
+            return  # outputs take precedence there
         around: _Scope | None = scope
         named = table = False
         while around is not None:
@@ -284,7 +284,7 @@ class _Binder:
                 raise _refuse_lateral(found[0])
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
             if len(found) > 1 and not plain:
-                refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
+                refuse("column_ambiguous", f"{name} is in several sources; write table.{name}", "columns")
             for alias in found:
                 _note_read(folded, alias, around)
             if found:
@@ -292,14 +292,14 @@ class _Binder:
                     _refuse_shadowed_having(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
-            # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
+            # In aggregates and windows of HAVING and QUALIFY the engine ignores aliases and takes an outer column.
             named = named or folded in around.aliases
             around = around.outer
         if around is None and not named:
             raise self._unknown(name, _visible_names(scope) or sorted(scope.aliases))
         if table and not (folded in scope.aliases and _in_having(node)):
-            # The engine would take the table, and so what is left of all its columns.
-            refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
+            # The engine would take the whole table, as a struct of its columns.
+            refuse("column_unknown", f"{name} is also a table here; give the column or output another alias", "columns")
 
     def _level(self, alias: str, scope: _Scope) -> _Scope:
         """Return the nearest scope, from this one outwards, that has a source of this name."""
@@ -311,15 +311,15 @@ class _Binder:
                     raise _refuse_lateral(alias)
                 nearer = level.joined if fold(alias) not in level.joined else ()
                 if column or any(fold(alias) in level.folded[one] for one in nearer):
-                    # Of a struct the engine would take its field.
-                    refuse("column_unknown", f"{alias} is a column here, too; call the table otherwise", "columns")
+                    # The engine would take the field of a struct column.
+                    refuse("column_unknown", f"{alias} is also a column here; give the table another alias", "columns")
                 return level
             column = column or bool(_holders(fold(alias), level))
             level = level.outer
         if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
         told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
-        raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
+        raise refused("column_unknown", f"expected a source in FROM ({told}), got {alias}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
         """Return the refusal of a column that does not exist or is hidden, in the same words, with the visible
@@ -329,7 +329,7 @@ class _Binder:
         known = [name for name in dict.fromkeys(names) if name not in untold]
         more = f" and {len(known) - _LISTED_MAX} more" if len(known) > _LISTED_MAX else ""
         told = f"{', '.join(known[:_LISTED_MAX])}{more}" or "none"
-        return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
+        return refused("column_unknown", f"no column {shown} can be read here; readable columns: {told}", "columns")
 
 
 def _derived_table_scope(scope: _Scope) -> _Scope | None:
@@ -341,9 +341,9 @@ def _derived_table_scope(scope: _Scope) -> _Scope | None:
 
 def _refuse_lateral(alias: str) -> QueryRefused:
     """Return the refusal of a column of an earlier source in FROM, which the engine would read here."""
-    told = f"{alias} beside it" if alias.strip() else "what stands beside it"
+    told = "the sources before it" if alias.startswith(" ") else alias  # a source without alias has such a name
     return refused(
-        "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
+        "column_unknown", f"a derived table cannot use {told}; write the condition in ON or WHERE", "columns"
     )
 
 
@@ -357,7 +357,7 @@ def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Sc
     if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
         refuse(
             "column_unknown",
-            f"HAVING: {node.name} is no key of GROUP BY; name it there, or call the tables apart",
+            f"HAVING: {node.name} is not in GROUP BY; add it there, or give the tables different aliases",
             "columns",
         )
 
@@ -493,7 +493,7 @@ def _order_all(node: exp.Expr, count: int) -> None:
     if order is None or not any(isinstance(one.this, exp.Var) for one in order.expressions):
         return
     if len(order.expressions) != 1:
-        refuse("syntax_not_allowed", "ORDER BY ALL stands alone", "syntax")
+        refuse("syntax_not_allowed", "ORDER BY ALL takes no other key; remove the others", "syntax")
     given = order.expressions[0]
     positions = []
     for index in range(count):

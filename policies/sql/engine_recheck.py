@@ -23,7 +23,7 @@ _EXPRESSIONS = (
     "BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR PARAMETER STAR SUBQUERY TYPE WINDOW"
 )
 _CLASSES = frozenset(_EXPRESSIONS.split())
-# Most of what is read needs no closer look: what holds nothing that is judged, and expressions of these classes.
+# Most parts need no check: those without a class or type, and expressions of these classes.
 _TELLING = frozenset({"class", "function_name", "type", "sample", "at_clause", "ref_type", "table_name"})
 _SILENT = _CLASSES - {"CAST", "STAR", "FUNCTION"}
 
@@ -41,7 +41,7 @@ def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None
         return part
 
     try:
-        read = json.loads(text, object_hook=judge)  # each object once, while it is read
+        read = json.loads(text, object_hook=judge)  # checks each object once, while parsing
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise _recheck_failed("its answer cannot be read") from None
     if not isinstance(read, dict) or read.get("error") is not False:

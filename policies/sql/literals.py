@@ -28,7 +28,7 @@ TURNED: dict[_Comparison, _Comparison] = {
 _DIGITS_MAX = 60  # before the point: more than any type has
 _TOO_FINE = re.compile(r"[.,]\d{7}")
 _STEPS = {"TIMESTAMP_S": 1_000_000, "TIMESTAMP_MS": 1000}  # microseconds
-_NS_YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold whole
+_NS_YEARS = (1678, 2261)  # whole years that 64 bits of nanoseconds hold
 
 
 def fit_comparison(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
@@ -72,7 +72,7 @@ _TIMES = {
     exp.DType.TIMESTAMPNTZ: columns.TIMESTAMP,
     exp.DType.TIMESTAMPTZ: columns.TIMESTAMPTZ,
 }
-# A day beside a time is its midnight; any other two kinds of time would meet in a type that may not hold the column's.
+# A day compared with a time is its midnight; other mixed kinds could need a type that cannot hold the column's values.
 FITTING: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((columns.TEXT, columns.UUID, columns.ENUM), ("text",)),
     **dict.fromkeys(columns.NUMERIC, ("number",)),
@@ -124,7 +124,7 @@ def _format_steps(steps: int, type_: str) -> str:
     return ("-" if steps < 0 else "") + whole + (f".{part}" if part else "")
 
 
-# the others: read here, and written in one spelling
+# all other types: parsed here and written in one spelling
 
 
 def _float(literal: exp.Expr, type_: str) -> exp.Expr:

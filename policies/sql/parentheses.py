@@ -15,7 +15,7 @@ from policies.sql.allowed_syntax import QUERIES, SETS
 _DIALECT = DuckDB()
 _LEAVES = frozenset({exp.Column, exp.Literal, exp.Identifier, exp.Table, exp.DataType})  # names only below them
 
-# How tightly operators bind, where both parsers agree on it; operands that bind no tighter are bracketed.
+# Operator precedence where both parsers agree; operands that bind no tighter get parentheses.
 _UNKNOWN, _OR, _AND, _NOT, _IS, _COMPARISON, _RANGE, _JOINED, _SUM, _PRODUCT, _SIGN, _ATOM = range(12)
 _LEVELS: dict[type[exp.Expr], int] = {
     exp.Or: _OR,
@@ -29,8 +29,8 @@ _LEVELS: dict[type[exp.Expr], int] = {
     **dict.fromkeys((exp.Mul, exp.Div, exp.IntDiv, exp.Mod), _PRODUCT),
     exp.Neg: _SIGN,
 }
-# The least level of the operands that stand in the text side by side with an operator, by the argument they are in.
-_TRUTH = {"this": _JOINED, "expression": _JOINED}  # none of these stands in another without brackets
+# The lowest level at which an operand needs no parentheses, by its argument.
+_TRUTH = {"this": _JOINED, "expression": _JOINED}  # none of these is inside another without parentheses
 _OPERANDS: dict[type[exp.Expr], dict[str, int]] = {
     exp.Or: {"this": _OR, "expression": _OR},
     exp.And: {"this": _AND, "expression": _AND},
@@ -48,7 +48,7 @@ _OPERANDS: dict[type[exp.Expr], dict[str, int]] = {
     exp.Neg: {"this": _SIGN},
 }
 _ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod, exp.Neg)
-_HOLDERS = (*SETS, exp.CTE, exp.Subquery, exp.Exists)  # what writes a query's brackets itself, or needs none
+_HOLDERS = (*SETS, exp.CTE, exp.Subquery, exp.Exists)  # these write a query's parentheses themselves, or need none
 _ENDINGS = ("with_", "order", "limit", "offset")
 
 
@@ -64,7 +64,7 @@ def write(tree: exp.Expr, *, identify: bool = True, spend: bool = False) -> str:
 def add_brackets(tree: exp.Expr) -> exp.Expr:
     """Add parentheses, in place, around every operand and query that would otherwise be read differently."""
     found = [tree]
-    for node in found:  # which grows on the way
+    for node in found:  # grows while iterating
         kind = type(node)
         if kind in _LEAVES:
             continue

@@ -13,7 +13,7 @@ from sqlglot import exp
 from policies.contracts.columns import fold
 from policies.sql.parse import refuse
 
-_LEAVES = frozenset({exp.Identifier})  # the gate lets through none that holds more than a text
+_LEAVES = frozenset({exp.Identifier})  # after the gate an identifier holds only a text
 
 
 def list_nodes(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
@@ -22,7 +22,7 @@ def list_nodes(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) 
     `closed`: classes whose children are skipped. Twice as fast as `walk`.
     """
     found = [tree]
-    for node in found:  # which grows on the way
+    for node in found:  # grows while iterating
         if type(node) in closed:
             continue
         for value in node.args.values():
@@ -68,7 +68,7 @@ def avoid_dictionaries(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) ->
     it is used only where all sources are tables, whose columns cannot fail.
     """
     known = set(map(id, tables))
-    outputs: dict[int, set[str]] = {}  # of each SELECT that groups rows of tables only
+    outputs: dict[int, set[str]] = {}  # by SELECT that groups rows of tables only
     for group in nodes:
         select = group.parent
         if type(group) is exp.Group and isinstance(select, exp.Select) and _reads_only(select, known):
@@ -78,7 +78,7 @@ def avoid_dictionaries(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) ->
         value = node.this if type(node) is exp.Sum or type(node) is exp.Avg else None
         if not isinstance(value, exp.Column) or (taken := outputs.get(id(node.find_ancestor(exp.Select)))) is None:
             continue
-        if value.table or fold(value.name) not in taken:  # else it may stand for an output's expression
+        if value.table or fold(value.name) not in taken:  # otherwise it may be the alias of an output
             node.set("this", exp.Try(this=value))
 
 
@@ -114,7 +114,7 @@ def _interval(node: exp.Expr) -> None:
     amount = node.this
     if isinstance(amount, exp.Literal):
         amount = exp.Literal.number(str(amount.this))
-    elif isinstance(amount.this, exp.Literal):  # a minus before it
+    elif isinstance(amount.this, exp.Literal):  # a negative amount has a minus node
         amount = exp.Neg(this=exp.Literal.number(str(amount.this.this)))
     node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[amount]))
 

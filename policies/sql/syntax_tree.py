@@ -152,7 +152,7 @@ def _alias_names(found: Iterable[exp.Expr]) -> set[str]:
 
 def columns(node: exp.Expr) -> list[exp.Column]:
     """Return all columns of sources below the node; a column without table names an output."""
-    if type(node) is exp.Column:  # most that is asked about is one
+    if type(node) is exp.Column:  # the most frequent case
         return [node] if node.table else []
     return [one for one in nodes(node) if type(one) is exp.Column and one.table]
 
@@ -201,8 +201,8 @@ def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
 
 
 _SOURCES = ("from_", "joins", "with_")
-_NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier})  # but another block, and names
-_BEFORE = (*_SOURCES, "where")  # what is done before rows are grouped: no aggregate and no window stands there
+_NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier})  # except other SELECTs and names
+_BEFORE = (*_SOURCES, "where")  # evaluated before grouping: without aggregates and windows
 
 
 def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> list[exp.Expr]:

@@ -30,7 +30,7 @@ class UsingScope:
 
     def __init__(self, first: str, columns: Mapping[str, Container[str]]) -> None:
         self.columns = columns
-        self._before: tuple[MergedColumn, ...] = ()  # the last comma
+        self._before: tuple[MergedColumn, ...] = ()  # merged before the last comma
         self._here: tuple[MergedColumn, ...] = ()
         self._sources = [first]  # since the last comma
 

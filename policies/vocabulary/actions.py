@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from policies.vocabulary.terms import Action, Tier, ds, odrl
 
-# Deprecated ODRL actions reach the tree only through their exact match. What ODRL calls stream is what the owner's
-# connector serves under that name: beside it, a prohibition of the one would leave the other.
+# Deprecated ODRL actions are aliases of their exact match. `odrl:stream` is an alias of `ds:stream`: if they were two
+# actions, a prohibition of one would leave the other permitted.
 ALIASES: dict[str, str] = {
     odrl("write"): odrl("modify"),
     odrl("copy"): odrl("reproduce"),

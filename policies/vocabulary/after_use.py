@@ -53,7 +53,7 @@ OPERANDS: tuple[Operand, ...] = (
         "The event that makes it due: ds:event/end, revoked, transferStarted, transferCompleted, breach.",
         "when {value} happens",
     ),
-    _duty_operand(ds("informedParty"), ValueType.IRI, frozenset({EQ, ANY}), "Who is to be informed.", "to {value}"),
+    _duty_operand(ds("informedParty"), ValueType.IRI, frozenset({EQ, ANY}), "The party to inform.", "to {value}"),
     _duty_operand(
         ds("attributionText"), ValueType.TEXT, ONE, "The words of the attribution.", "with the words “{value}”"
     ),
@@ -78,7 +78,7 @@ def _duty_action(name: str, help_: str, phrase: str, *, use: bool = False, enfor
 
 ACTIONS: tuple[Action, ...] = (
     _duty_action(odrl("delete"), "Delete all copies.", "delete all copies", use=True),
-    _duty_action(odrl("inform"), "Tell a party that something happened.", "give notice"),
+    _duty_action(odrl("inform"), "Inform a party of an event.", "give notice"),
     _duty_action(odrl("attribute"), "Name the source in what is published.", "name the source"),
     _duty_action(odrl("compensate"), "Pay, once or per period.", "pay"),
     _duty_action(odrl("anonymize"), "Anonymise the data.", "anonymise the data", use=True),

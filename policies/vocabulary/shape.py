@@ -79,9 +79,9 @@ OPERANDS: tuple[Operand, ...] = (
         "notTogether",
         ValueType.TEXT,
         frozenset({NONE}),
-        "A combination of columns that no query may use all of, be it shown, filtered by or grouped by. It holds for "
-        "each query by itself: rows come in one order, and where they may leave, columns that are asked for one by one "
-        "can be laid side by side.",
+        "Columns that one query must not use together, whether shown, filtered by or grouped by. The limit is for "
+        "each query: rows have one order, so columns of rows that are read in separate queries can be joined by "
+        "position.",
         "no query uses these columns together: {value}",
     ),
     _shape_operand(
@@ -110,10 +110,10 @@ OPERANDS: tuple[Operand, ...] = (
         "dimension/",
         ValueType.GRID,
         frozenset({EQ}),
-        "A column that aggregate answers may group and filter by: exact, or a bin width, where a bin is named by its "
-        "lower edge, and the lowest by the least number of the column's type where its edge is below that. Groups are "
-        "cut by all of them at once, and no answer holds one that is too small: the more of "
-        "them and the finer, the less is answered.",
+        "A column that aggregate answers may group and filter by: exact, or a bin width. A bin is named by its "
+        "lower edge, the lowest one by the smallest number of the column's type if its edge is below that. Groups "
+        "combine all dimensions, and groups that are too small are left out: more and finer dimensions leave out "
+        "more.",
         "answers may group by {column} ({value})",
         parameter=True,
     ),

@@ -65,7 +65,7 @@ class Counting(StrEnum):
     """How an observed quantity relates to the execution being admitted."""
 
     PLAIN = ""
-    BEFORE = "before"  # the fact counts what went before; this execution is one more
+    BEFORE = "before"  # the fact counts earlier uses; this execution is one more
     ELAPSED = "elapsed"  # the fact is the clock, measured from the agreement's timestamp
     CLOCK = "clock"  # the fact is the clock itself
 
@@ -115,7 +115,7 @@ class Operand:
     def __post_init__(self) -> None:
         if self.tier is Tier.TECHNICAL and not self.enforced_by:
             raise ValueError(
-                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                f"{compact(self.name)} is declared technical but names nothing that enforces it; "
                 "set enforced_by, or declare it attested or contractual"
             )
 
@@ -140,14 +140,14 @@ class Action:
     def __post_init__(self) -> None:
         if self.tier is Tier.TECHNICAL and not self.enforced_by:
             raise ValueError(
-                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                f"{compact(self.name)} is declared technical but names nothing that enforces it; "
                 "set enforced_by, or declare it contractual"
             )
 
 
-# Which part of the system answers for a rule; the enforceability report prints the sentence.
+# The parts of the system that enforce rules; the enforceability report prints the sentence.
 ENFORCERS: dict[str, str] = {
-    "identity": "what the member register and the owner's own records say of the caller, asked at each read",
+    "identity": "the member register and the owner's records about the caller, read for each request",
     "request": "the declaration that comes with each request, bound into its token and logged",
     "clock": "the owner's clock, at transfer start and before each batch",
     "grant": "the grant's counters, moved before the data leaves",
@@ -157,17 +157,17 @@ ENFORCERS: dict[str, str] = {
     "negotiation": "the negotiation, which refuses what it does not understand",
 }
 
-# Who can supply a fact: what a refusal says where it is missing. Plugins add theirs (`vocabulary.register`).
+# Who can supply a fact, for refusals when it is missing. Plugins add theirs (`vocabulary.register`).
 SOURCES: dict[str, str] = {
     "signature": "the party itself, by proving its DID",
     "register": "the operator of the data space, in the signed member register",
     "owner": "the owner, who records it (hanse fact add)",
-    "request": "whoever asks, by declaring it with the request",
+    "request": "the caller, by declaring it with the request",
     "clock": "the owner's clock",
     "counter": "the grant's counters",
     "ledger": "the owner's ledger of duties, from evidence (hanse duty done)",
 }
-# Facts that are no operands of their own.
+# Facts without an operand.
 OTHER_FACTS: dict[str, tuple[str, ...]] = {"ds:miningReserved": ("owner",), "ds:fulfilled": ("ledger",)}
 
 PREFIXES: dict[str, str] = {

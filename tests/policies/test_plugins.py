@@ -150,9 +150,9 @@ def word(**changed: Any) -> Operand:
     ("made", "says"),
     [
         (lambda: word(tier=Tier.TECHNICAL, enforced_by=""), "names nothing that enforces it"),
-        (lambda: word(tier=Tier.TECHNICAL, enforced_by="magic"), "expected one of"),
-        (lambda: word(tier=Tier.TECHNICAL, enforced_by="gate", by_engine=True), "brings no function in LOWER"),
-        (lambda: word(tier=Tier.TECHNICAL, sources=("register",)), "it is attested, not technical"),
+        (lambda: word(tier=Tier.TECHNICAL, enforced_by="magic"), "expected enforced_by to be one of"),
+        (lambda: word(tier=Tier.TECHNICAL, enforced_by="gate", by_engine=True), "has no function in LOWER"),
+        (lambda: word(tier=Tier.TECHNICAL, sources=("register",)), "declare it attested, not technical"),
     ],
 )
 def test_a_word_without_a_way_to_enforce_it_cannot_claim_to_be_technical(made: Any, says: str) -> None:
@@ -177,7 +177,7 @@ def test_an_action_of_a_plugin_is_never_technical() -> None:
 
 def test_a_mask_without_sql_or_with_a_taken_name_is_refused() -> None:
     given: dict[str, Any] = {"help": "x", "sentence": "x", "argument": lambda text: None, "families": {columns.TEXT}}
-    with pytest.raises(ValueError, match="brings nothing that makes it true"):
+    with pytest.raises(ValueError, match="has no function that enforces it"):
         MaskWord(name="none", build=None, **given)  # type: ignore[arg-type]  # what a plugin may get wrong
     with pytest.raises(ValueError, match="registered already"):
         plugins.register_plugin(SimpleNamespace(MASKS=(MaskWord(name="hash", build=lambda *_: None, **given),)))

@@ -125,7 +125,7 @@ def _none_before(block: Block) -> None:
 
 
 def is_column(name: str) -> QueryInvalid:
-    return QueryInvalid(f"{name} is a column here, too; call the table otherwise", code="column_unknown")
+    return QueryInvalid(f"{name} is also a column here; give the table another alias", code="column_unknown")
 
 
 def _none_beside(block: Block, known: Mapping[int, Block]) -> None:
@@ -155,7 +155,7 @@ def _one_source(
     for column in names:
         name = fold(column.name)
         if sum(name in there for there in sources.values()) > 1 and all(one.name != name for one in merged):
-            raise QueryInvalid(f"{column.name} stands in several sources; write table.{name}", code="column_unknown")
+            raise QueryInvalid(f"{column.name} is in several sources; write table.{name}", code="column_unknown")
 
 
 def _tables(aliases: Iterable[str], written: Mapping[str, str], block: Block) -> set[str]:

@@ -518,7 +518,7 @@ def test_a_share_is_published_where_no_group_decides_about_it() -> None:
 def test_a_report_without_a_grid_is_an_error() -> None:
     made = gate.Bench()
     dataset = GatedDataset(("a", "b"), "src", gate.contract(gate.schema(id="BIGINT")))
-    with pytest.raises(ValueError, match="no grid"):
+    with pytest.raises(ValueError, match="expected an aggregate-only contract"):
         prepare_withheld_report(dataset, token=made.token, mask_key=b"")
 
 

@@ -112,9 +112,8 @@ def test_a_published_share_leaves_at_least_three_numbers_of_groups_open() -> Non
 def test_a_share_that_one_group_decides_is_not_published() -> None:
     assert publishable_share(_found(40, ()), min_group=5) == WithheldShare(0, 0)  # as where one or two are left out
     assert publishable_share(_found(40, (4, 4)), min_group=5) == WithheldShare(0, 0)
-    assert (
-        publishable_share(WithheldCounts(1000, 400, 50, 7, 350), min_group=5) is None
-    )  # one large group makes the share of rows
+    # One large group makes the share of rows.
+    assert publishable_share(WithheldCounts(1000, 400, 50, 7, 350), min_group=5) is None
     assert publishable_share(WithheldCounts(1000, 60, 20, 2, 4), min_group=5) is None  # one fewer is below a tenth
     assert publishable_share(WithheldCounts(1000, 150, 100, 35, 4), min_group=5) == WithheldShare(10, 30)
     assert publishable_share(WithheldCounts(0, 0, 0, 0, 0), min_group=5) is None
@@ -122,5 +121,5 @@ def test_a_share_that_one_group_decides_is_not_published() -> None:
 
 def test_a_share_is_said_in_words() -> None:
     assert WithheldShare(10, 0).sentence("north") == (
-        "north says that its groups leave out 10 to 20 per cent of all its rows, and 0 to 10 per cent of all its groups"
+        "north reports that its groups leave out 10 to 20 per cent of all its rows and 0 to 10 per cent of all its groups"
     )

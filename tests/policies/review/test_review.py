@@ -499,7 +499,7 @@ def test_a_rule_for_a_part_of_a_column_says_that_rules_are_for_whole_ones() -> N
     schema = TableSchema((Column("patient", "STRUCT(id VARCHAR, zip VARCHAR)"),))
     found = lint.lint(form(GOOD + "columns: {hide: [patient.zip]}"), schema)
     (told,) = {problem.message for problem in found if problem.level == "error"}
-    assert told == "patient.zip is a part of the column patient, and rules are for whole ones; name that"
+    assert told == "patient.zip is part of the column patient; name the whole column"
 
 
 # --- differences -----------------------------------------------------------------------------------------

@@ -91,9 +91,9 @@ def test_a_column_stays_itself_inside_an_iri(column: str) -> None:
 
 
 def test_a_word_without_enforcement_cannot_claim_to_be_technical() -> None:
-    with pytest.raises(ValueError, match="claims to be technical"):
+    with pytest.raises(ValueError, match="is declared technical"):
         _operand("https://x.example/w", tier=Tier.TECHNICAL, enforced_by="")
-    with pytest.raises(ValueError, match="claims to be technical"):
+    with pytest.raises(ValueError, match="is declared technical"):
         Action(name="https://x.example/w", parent=odrl("use"), help="x", phrase="x", tier=Tier.TECHNICAL)
 
 

@@ -202,7 +202,7 @@ def _each_once(tree: exp.Expr) -> None:
             name = fold(source.alias_or_name)
             if name in met:
                 if name in named:
-                    raise QueryInvalid(f"{name} stands twice in one FROM; give one of them an alias", code="name_taken")
+                    raise QueryInvalid(f"{name} occurs twice in one FROM; give one of them an alias", code="name_taken")
                 name = trees.free_name(name, taken)
                 alias = source.args.get("alias") or exp.TableAlias()
                 alias.set("this", exp.to_identifier(name))
