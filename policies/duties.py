@@ -27,7 +27,7 @@ class DutyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DutyWindow:
-    """When a duty is open, in UTC seconds. `opens` is None before its event; `closes` is None without a deadline."""
+    """When a duty is open, in UTC seconds. `opens`: None before its event; `closes`: None without a deadline."""
 
     opens: float | None
     closes: float | None

@@ -25,7 +25,7 @@ _NAMED = 3  # names in one sentence; further ones are counted
 class ActivePolicy:
     """A policy on the dataset, its display name and its contracts.
 
-    `holder`: the party of an agreement, the only one that can hold it. `over`: it has ended after data was read.
+    `holder`: the party of an agreement, which alone can hold it. `over`: it has ended after data was read.
     """
 
     name: str

@@ -22,8 +22,8 @@ def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
     """Require a plain aggregate over cells. `shown_as` is the dataset's name in messages.
 
     One SELECT of dimensions, COUNT(*), COUNT(DISTINCT unit), and COUNT, SUM, AVG of measures; WHERE an AND of
-    comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs. Comparisons are changed
-    in place to ones that cannot fail on any row (`sql.literals`).
+    comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs. Comparisons are
+    rewritten in place so that they cannot fail on any row (`sql.literals`).
 
     Raises: QueryRefused (`rows_not_given`, `aggregate_shape`).
     """

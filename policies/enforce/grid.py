@@ -226,7 +226,7 @@ def differs_from_zero(value: exp.Expr, scale: exp.Expr) -> exp.Expr:
 
 
 def _bounds(contract: DataContract, index: int, maker: StatementBuilder) -> list[exp.Expr]:
-    """The bounds of a measure in clamped rows, 0 for one that its type cannot hold; without 0, at which a value adds
+    """The bounds of a measure in clamped rows, 0 for a bound that its type cannot hold; without 0, where a value adds
     nothing.
     """
     one = require_grid(contract).measures[index]
@@ -242,8 +242,8 @@ def none_or_many(units: exp.Expr, grid: Grid) -> exp.Expr:
 
 
 def _units_countable(grid: Grid) -> exp.Expr:
-    """Whether COUNT(DISTINCT unit) of a cell reveals nothing: units with several rows, or several values of a measure,
-    are none or at least k.
+    """Whether COUNT(DISTINCT unit) of a cell reveals nothing: the number of units with several rows, or with several
+    values of a measure, is 0 or at least k.
     """
     several = [exp.GT(this=column_named(name), expression=ONE.copy()) for name in count_names(grid)]
     return exp.and_(*(none_or_many(exp.CountIf(this=one), grid) for one in several), copy=False)

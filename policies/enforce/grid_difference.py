@@ -54,11 +54,11 @@ def count_differences(
     """Return a query that counts the groups, shown by both versions, whose difference no cell would be allowed to show;
     and the names of its WITH queries.
 
-    The difference of each figure must come from no unit or from at least `min_group` units, none of which contributes
-    more than its share. Each group is examined twice: 1. by the change of each named unit; 2. where units may have
-    other names, or none, by the values left after removing those that occur in both versions. Groups are the cells,
-    those of each dimension alone, and all cells together, because a unit may appear while others move between cells or
-    into cells that the other version lacks. The result counts the kind of group with the most findings.
+    The difference of each figure must come from no unit or from at least `min_group` units, each within its permitted
+    share. Each group is examined twice: 1. by the change of each named unit; 2. where units may have other names, or no
+    names, by the values left after removing those that occur in both versions. Groups are the cells, those of each
+    dimension alone, and all cells together, because a unit may appear while others move between cells or into cells
+    that the other version lacks. The result counts the kind of group with the most findings.
     """
     grid, old, new = require_grid(contract), build_grid(contract, before, maker), build_grid(contract, after, maker)
     sides, found = maker.token(), []

@@ -1,4 +1,4 @@
-"""Finds datasets of which several rows may form one row of the answer.
+"""Finds datasets whose rows may be combined, several into one row of the answer.
 
 Rows are counted as they leave only when each row of the answer stands for one existing row of the dataset, which an
 allow-list of query forms ensures. Aggregates and windows combine rows. `NOT EXISTS` over a caller's table of a million
@@ -85,7 +85,7 @@ def _word(node: exp.Expr, name: str) -> str:
 
 
 def _condition(node: exp.Expr) -> exp.Where | None:
-    """The WHERE of which this is a condition on its own, perhaps among others."""
+    """The WHERE that has this as a condition on its own, perhaps among others."""
     while isinstance(node.parent, exp.And | exp.Paren):
         node = node.parent
     return node.parent if isinstance(node.parent, exp.Where) else None

@@ -295,7 +295,7 @@ def is_below(low: str, high: str) -> bool:
 
 
 def common_descendants(one: str, other: str) -> tuple[str, ...]:
-    """Return the broadest values that are equal to or narrower than both; empty when there are none."""
+    """Return the broadest values that are equal to or narrower than both; empty without a common one."""
     if is_below(one, other) or is_below(other, one):
         return (one,) if is_below(one, other) else (other,)
     both = sorted(low for low, above_it in _ANCESTORS.items() if one in above_it and other in above_it)

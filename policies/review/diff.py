@@ -105,7 +105,7 @@ Request = tuple[str, tuple[tuple[str, Observed], ...], float]
 
 
 def _requests(before: Policy, after: Policy, now: float) -> Iterator[Request]:
-    """Yield requests that satisfy as much as possible, then ones that differ from these in one or two places."""
+    """Yield requests that satisfy as much as possible, then variants that differ from these in one or two places."""
     choices = _choices((before, after))
     actions = _actions((before, after))
     moments = _moments((before, after), now)

@@ -1,7 +1,7 @@
 """Name binding, steps 3 and 4 of the gate: every name in a checked tree is a dataset, a WITH query or a visible column.
 
-Names resolve only in the given catalogue. A hidden column is refused in the same words as one that does not exist.
-Changes the tree: names each output, and renames each WITH query at random. Must not know contracts.
+Names resolve only in the given catalogue. A hidden column is refused in the same words as a missing one. Changes the
+tree: names each output, and renames each WITH query at random. Must not know contracts.
 """
 
 from __future__ import annotations

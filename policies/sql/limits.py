@@ -41,12 +41,20 @@ def refused(code: str, sentence: str, rule: str) -> QueryRefused:
 
 
 def refuse_type(text: str) -> NoReturn:
+    """Refuse a type that queries must not use.
+
+    Raises: QueryRefused (`type_not_allowed`).
+    """
     refuse(
         "type_not_allowed",
-        f"the type {shown(text)} is not allowed here; use numbers, texts, days and times",
+        f"the type {shorten(text)} is not allowed here; use numbers, texts, days and times",
         "types",
     )
 
 
-def shown(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return a text of the query for a message, cut after 40 characters."""
     return text if len(text) <= 40 else text[:40] + "..."
+
+
+shown = shorten  # the name under which parse and token_check import it

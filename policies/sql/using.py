@@ -41,7 +41,8 @@ class UsingScope:
     def join(self, join: exp.Expr, alias: str) -> list[tuple[str, MergedColumn | None]]:
         """Add a join and return the names that USING compares, each with the column on the left side.
 
-        The column is None when the left side has none or several of that name, or the joined source has none.
+        A name has None when the left side has no column or several of that name, or the joined source has no such
+        column.
         """
         side, kind, using = _word(join, "side"), _word(join, "kind"), join.args.get("using") or ()
         tests = kind in ("SEMI", "ANTI")

@@ -121,5 +121,6 @@ def test_a_share_that_one_group_decides_is_not_published() -> None:
 
 def test_a_share_is_said_in_words() -> None:
     assert WithheldShare(10, 0).sentence("north") == (
-        "north reports that its groups leave out 10 to 20 per cent of all its rows and 0 to 10 per cent of all its groups"
+        "north reports that its groups leave out 10 to 20 per cent of all its rows "
+        "and 0 to 10 per cent of all its groups"
     )
