@@ -179,7 +179,7 @@ class Reads:
                 passed = await self._gated(asked, grants, mask_key)  # 2
                 grants = self._needed(grants, passed[0])
                 for grant in grants:
-                    grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
+                    grant.drawn = passed[0].row_multiplicity.get((self._name, grant.held.dataset.name), 0)
                 beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
                 async with self._running_stream(asked, grants, *passed, beginning, begun, spans) as stream:
                     yield stream

@@ -76,7 +76,7 @@ def given_on(asked: Asked, prepared: PreparedQuery) -> tuple[str, ...]:
     if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
         return ()
     blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
-    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.given_on)
+    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.passed_through)
 
 
 def version_relation(version: DatasetVersion) -> Relation:

@@ -201,13 +201,13 @@ def _render_atom(atom: Atom) -> str:
     column = column_of(atom.left)
     if not _BARE_COLUMN.fullmatch(column) or column.lower() in _KEYWORDS:
         column = quote_identifier(column)
-    found = [_quoted(literal.text) for literal in atom.right]
+    found = [_quote_value(literal.text) for literal in atom.right]
     if atom.operator in _OF:
         return f"{column} {_OF[atom.operator]} {found[0]}"
     return f"{column} {'not in' if atom.operator == 'isNoneOf' else 'in'} ({', '.join(found)})"
 
 
-def _quoted(text: str) -> str:
+def _quote_value(text: str) -> str:
     if _BARE_VALUE.fullmatch(text) and text.lower() not in _KEYWORDS:
         return text
     return "'" + text.replace("'", "''") + "'"

@@ -44,7 +44,7 @@ def find_conflicts(mine: ActivePolicy, others: Iterable[ActivePolicy]) -> Iterat
     for code, (level, sentence) in _SENTENCES.items():
         if names := found.get(code):
             path = next(iter(names.values()))
-            message = sentence.format(mine=f"{path} of {mine.name}", others=_listed(list(names)))
+            message = sentence.format(mine=f"{path} of {mine.name}", others=_join_names(list(names)))
             yield LintProblem("error" if level == "error" else "warning", path, code, message)
 
 
@@ -91,7 +91,7 @@ def _can_share_holder(one: frozenset[str] | None, other: frozenset[str] | None) 
     return one is None or other is None or bool(one & other)
 
 
-def _listed(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 

@@ -83,8 +83,8 @@ class Dimension:
 
 def bins_note(dimensions: Iterable[Dimension]) -> str:
     """Return one sentence about all dimensions that have bins."""
-    told = ", ".join(f"{one.column} {one.binned()}" for one in dimensions if one.width is not None)
-    return f"{told}, each named by its lower edge: a condition on it compares that edge" if told else ""
+    bins = ", ".join(f"{one.column} {one.binned()}" for one in dimensions if one.width is not None)
+    return f"{bins}, each named by its lower edge: a condition on it compares that edge" if bins else ""
 
 
 @dataclass(frozen=True, slots=True)

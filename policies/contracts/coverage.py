@@ -37,7 +37,7 @@ def check_action(contract: DataContract, action: str) -> None:
         rows = resolve_alias(action) == _STREAM and _QUERY in contract.actions
         instead = ". Its rows do not leave one by one: send a query (`space.query`)" if rows else ""
         raise QueryRefused(
-            f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}{instead}",
+            f"{compact(action)} is not agreed; agreed: {_join_iris(contract.actions)}{instead}",
             rule=contract.permission,
             code="action_not_agreed",
         )
@@ -54,7 +54,7 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
     named, refused = contract.purposes, contract.purposes_refused
     if not named and not refused:
         return
-    agreed = f"agreed: {_listed(named)}" if named else f"any but {_listed(refused)}"
+    agreed = f"agreed: {_join_iris(named)}" if named else f"any but {_join_iris(refused)}"
     if not purpose:
         problem = "the request names no purpose"
     elif (named and not any(is_below(purpose, one) for one in named)) or any(
@@ -123,7 +123,7 @@ def find_covering(
     return found
 
 
-def _listed(iris: Sequence[str]) -> str:
+def _join_iris(iris: Sequence[str]) -> str:
     return ", ".join(compact(iri) for iri in iris)
 
 

@@ -78,9 +78,10 @@ class PreparedQuery:
     `min_group`: an empty answer is refused with `min_group_size`, so that a missing cell and a small cell look the
     same. `read`: the columns of each dataset that the statement itself names or takes by `*`, without those that only
     the policy reads. `units`: units are counted, so groups are also left out where unit counts would identify few.
-    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only. `given_on`: see
-    `_passed_through`. `drawn`: how often a dataset with counted rows occurs where several of its rows may form one row
-    of the answer; the caller counts all its rows that often. Datasets not listed are counted as rows leave.
+    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only. `passed_through`:
+    folded names of columns that a stream passes on as stored. `row_multiplicity`: how often a dataset with counted rows
+    occurs where several of its rows may form one row of the answer; the caller counts all its rows that often. Datasets
+    not listed are counted as rows leave.
     """
 
     sql: str
@@ -93,9 +94,9 @@ class PreparedQuery:
     min_group: int | None
     read: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     private: PrivateQuery | None = None
-    drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    row_multiplicity: Mapping[tuple[str, str], int] = field(default_factory=dict)
     units: bool = False
-    given_on: frozenset[str] = frozenset()
+    passed_through: frozenset[str] = frozenset()
 
 
 def prepare(
@@ -394,7 +395,7 @@ def _build_prepared(
     wrapper: _Wrapper,
     bound: BoundQuery,
     used: tuple[GatedDataset, ...],
-    drawn: Mapping[tuple[str, str], int],
+    multiplicity: Mapping[tuple[str, str], int],
 ) -> PreparedQuery:
     coarse = wrapper.grid.grid if wrapper.grid is not None else None
     names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
@@ -409,9 +410,9 @@ def _build_prepared(
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
         read=_columns_read(bound),
-        drawn=drawn,
+        row_multiplicity=multiplicity,
         units=coarse is not None and grid.counts_units(tree),
-        given_on=_passed_through(tree),
+        passed_through=_passed_through(tree),
     )
 
 

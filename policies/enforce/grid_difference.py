@@ -154,12 +154,12 @@ def _change_by_name(grid: Grid, sides: str) -> exp.Select:
     absolute sum, and the size of the numbers involved.
     """
     sign = column_named(_SIGN)
-    told = exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)])
+    countable = exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)])
 
     def change(name: str) -> exp.Expr:
         return exp.Sum(this=exp.Mul(this=sign.copy(), expression=column_named(name)))
 
-    return _change_query(grid, sides, exp.Sum(this=sign.copy()), told, change, SIZED)
+    return _change_query(grid, sides, exp.Sum(this=sign.copy()), countable, change, SIZED)
 
 
 def _change_by_group(grid: Grid, units: str) -> exp.Select:
@@ -170,19 +170,21 @@ def _change_by_group(grid: Grid, units: str) -> exp.Select:
     gone, come = (exp.CountIf(this=way(this=sign.copy(), expression=ZERO.copy())) for way in (exp.LTE, exp.GTE))
     now, then = (exp.Anonymous(this="least", expressions=[cells, ONE.copy()]) for cells in (come, gone))
     alone = [exp.LTE(this=cells.copy(), expression=ONE.copy()) for cells in (gone, come)]
-    told = exp.and_(exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)]), *alone, copy=False)
+    countable = exp.and_(
+        exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)]), *alone, copy=False
+    )
     there = exp.Sub(this=now, expression=then)
-    return _change_query(grid, units, there, told, lambda name: exp.Sum(this=column_named(name)), _B)
+    return _change_query(grid, units, there, countable, lambda name: exp.Sum(this=column_named(name)), _B)
 
 
 def _change_query(
-    grid: Grid, source: str, there: exp.Expr, told: exp.Expr, change: Callable[[str], exp.Expr], size: str
+    grid: Grid, source: str, there: exp.Expr, countable: exp.Expr, change: Callable[[str], exp.Expr], size: str
 ) -> exp.Select:
     assert grid.entity is not None
     keys = [*key_columns(grid), column_named(grid.entity)]
     shown = [
         *(key.copy() for key in keys),
-        named_as(told, UNITS_COUNTABLE),
+        named_as(countable, UNITS_COUNTABLE),
         named_as(there, _SIGN),
         named_as(change(IN_ROWS), IN_ROWS),
     ]
@@ -215,8 +217,8 @@ def _judge_changes(contract: DataContract, units: str, maker: StatementBuilder) 
         none_or_many(exp.CountIf(this=exp.NEQ(this=sign.copy(), expression=than)), grid)
         for than in (ZERO.copy(), *(column_named(name) for name in count_names(grid)))
     ]
-    untold = exp.Not(this=exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)]))
-    conditions.append(exp.Paren(this=exp.Or(this=untold, expression=exp.and_(*of_units, copy=False))))
+    uncountable = exp.Not(this=exp.Anonymous(this="bool_and", expressions=[column_named(UNITS_COUNTABLE)]))
+    conditions.append(exp.Paren(this=exp.Or(this=uncountable, expression=exp.and_(*of_units, copy=False))))
     stays = exp.EQ(this=sign.copy(), expression=ZERO.copy())
     figures = [*count_names(grid), *(f"{SUMMED}{index}" for index in every)]
     same = [exp.EQ(this=column_named(name), expression=ZERO.copy()) for name in figures]

@@ -196,7 +196,7 @@ class _Split:
         if where is None:
             return query
         # No comparison can fail (`sql.literals`). If one did, its row is left out: an error would reveal it.
-        return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
+        return query.where(exp.Try(this=_strip_tables(where.this)), copy=False)
 
     def _ranked_rows(self, drawn: str) -> exp.Select:
         """The rows of each unit numbered in random order; the first `rows` of them count."""
@@ -280,10 +280,10 @@ def _conjuncts(where: exp.Expr | None) -> list[exp.Expr]:
 
 
 def _condition_text(condition: exp.Expr) -> str:
-    return str(_unqualified(condition).sql(dialect="duckdb", identify=True, comments=False, normalize=True))
+    return str(_strip_tables(condition).sql(dialect="duckdb", identify=True, comments=False, normalize=True))
 
 
-def _unqualified(condition: exp.Expr) -> exp.Expr:
+def _strip_tables(condition: exp.Expr) -> exp.Expr:
     """The condition with unqualified columns, for use over one relation."""
     copied = condition.copy()
     for column in list(copied.find_all(exp.Column)):

@@ -384,7 +384,7 @@ def _comparison(
     else:  # NULL in the column's type; this type holds both sides; lost digits do not matter so far away
         type_ = "TIMESTAMP"
         column = try_cast(column, type_)
-    values = [_typed(maker.parameters.add(value), type_) for value in given]
+    values = [_cast_parameter(maker.parameters.add(value), type_) for value in given]
     made = _OPERATORS[comparison.operator](column, values)
     if columns.family(type_) != columns.FLOAT:
         return made
@@ -395,7 +395,7 @@ def _comparison(
     return exp.And(this=number, expression=made)
 
 
-def _typed(value: exp.Expr, type_: str) -> exp.Expr:
+def _cast_parameter(value: exp.Expr, type_: str) -> exp.Expr:
     """A parameter cast to the column's type, where a text or a binary fraction would compare differently."""
     kind = columns.family(type_)
     if kind == columns.DECIMAL:

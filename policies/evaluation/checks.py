@@ -62,13 +62,13 @@ class Leaf:
         self.fact, self.check, self.personal = fact, check, personal
         self._waiting: dict[tuple[str, str], ConstraintFinding] = {}
 
-    def finding(self, moment: Moment, rule: str, phase: str, code: int) -> ConstraintFinding:
+    def make_finding(self, moment: Moment, rule: str, phase: str, code: int) -> ConstraintFinding:
         """Return what was expected and observed, the source, and the result `code` of the check."""
         observed: tuple[str, ...]
         if self.fact == "clock":
             observed, source = (values.format_time(moment.now),), "clock"
         elif code == DEFERRED:  # the same each time, and the most frequent result in early phases
-            return self._deferred(rule, phase)
+            return self._make_deferred(rule, phase)
         elif (fact := moment.facts.get(self.fact)) is None:
             observed, source = (), "contract" if code == SATISFIED else ""
         else:
@@ -78,7 +78,7 @@ class Leaf:
         fields = (rule, self.path, self.left, self.op, self.expected, observed, RESULTS[code], source, phase)
         return tuple.__new__(ConstraintFinding, fields)
 
-    def _deferred(self, rule: str, phase: str) -> ConstraintFinding:
+    def _make_deferred(self, rule: str, phase: str) -> ConstraintFinding:
         found = self._waiting.get((rule, phase))
         if found is None:
             found = ConstraintFinding(
@@ -160,7 +160,7 @@ def _compile_atom(operand: Operand, atom: Atom, path: str, claimable: bool) -> t
         return constant_check(UNKNOWN), operand.fact
 
 
-def _verdict_code(answer: bool | None) -> int:
+def _to_code(answer: bool | None) -> int:
     return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
 
 
@@ -173,8 +173,8 @@ def _clock_check(operand: Operand, atom: Atom) -> Check:
     def check(moment: Moment) -> int:
         answer = operators.compare_moment(op, moment.ns, right)
         if moment.phase >= at or answer is None:
-            return _verdict_code(answer)
-        return _verdict_code(answer) if _is_final(op, answer, passed=moment.ns > right.end) else DEFERRED
+            return _to_code(answer)
+        return _to_code(answer) if _is_final(op, answer, passed=moment.ns > right.end) else DEFERRED
 
     return check
 
@@ -251,6 +251,6 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
 
 def _scalar_comparison(op: str, texts: list[str]) -> Callable[[Fact], int]:
     def compare(fact: Fact) -> int:
-        return _verdict_code(operators.compare_scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
+        return _to_code(operators.compare_scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
 
     return compare

@@ -180,7 +180,7 @@ def evaluate(
         return Decision(False, None, (), refused, (), action, phase)
     moment = Moment(facts, phase=phase.order, now=now, start=plan.start)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
-        finding = plan.assignee.finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
+        finding = plan.assignee.make_finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
         reason = f"the agreement is with {policy.assignee}, and the caller is not known to be that party"
         return Decision(False, None, (finding,), (reason,), (), action, phase)
     rules = _rules_for(plan, action, permission)
@@ -215,14 +215,14 @@ def evaluate_offer(policy: Policy, facts: Facts, *, phase: Phase, now: float) ->
 
 def _join_reasons(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
     """Return the reasons once where all permissions share them; otherwise one line for each permission."""
-    told: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+    grouped: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for path, decision in refusals:
         same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # without the permission's path
-        told.setdefault(same, (path, decision.reasons))
-    if len(told) == 1:
-        return next(iter(told.values()))[1]
-    said = [f"under {path}: {'; '.join(reasons)}" for path, reasons in told.values()]
-    return (said[0], *(f"or {one}" for one in said[1:]))
+        grouped.setdefault(same, (path, decision.reasons))
+    if len(grouped) == 1:
+        return next(iter(grouped.values()))[1]
+    lines = [f"under {path}: {'; '.join(reasons)}" for path, reasons in grouped.values()]
+    return (lines[0], *(f"or {one}" for one in lines[1:]))
 
 
 def next_change(policy: Policy, *, action: str, now: float) -> float:
@@ -283,7 +283,7 @@ class _Inspection:
     def _at(self, part: RulePart, rule: str) -> int:
         for leaf in part.leaves:
             code = leaf.check(self.moment)
-            self.findings.append(leaf.finding(self.moment, rule, self.phase, code))
+            self.findings.append(leaf.make_finding(self.moment, rule, self.phase, code))
             if leaf.check is part.check:  # not a group: the part has the code of its only leaf
                 return code
         return part.check(self.moment)
@@ -364,5 +364,5 @@ def _unmet_reason(part: RulePart, code: int, moment: Moment) -> str:
 
 
 def _observed_values(leaf: Leaf, moment: Moment) -> list[str]:
-    observed = leaf.finding(moment, "", "", leaf.check(moment)).observed
+    observed = leaf.make_finding(moment, "", "", leaf.check(moment)).observed
     return [text + values.purpose_hint(text) if leaf.left == "odrl:purpose" else text for text in observed]

@@ -238,16 +238,16 @@ def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
 
 def _merge_part(part: str, own: str, reader: _Reader) -> str:
     """Return the value on the policy, or the value on which all rules agree."""
-    said = reader.parts.get(part, {})
-    agreed = own or next(iter(said.values()), "")
-    for path, value in said.items():
+    values_by_rule = reader.parts.get(part, {})
+    agreed = own or next(iter(values_by_rule.values()), "")
+    for path, value in values_by_rule.items():
         if value != agreed:
             raise PolicyUnreadable(
                 f"expected the policy's own {part} {agreed!r} or none, got {value!r}; "
                 "write one policy per target and party",
                 rule=f"{path}/{part}",
             )
-    if agreed and not own and (silent := [path for path in reader.rules if path not in said]):
+    if agreed and not own and (silent := [path for path in reader.rules if path not in values_by_rule]):
         raise PolicyUnreadable(
             f"expected {part} {agreed!r} on the policy or on each of its rules, got none on {silent[0]}; "
             "state it once, on the policy, or write one policy per target and party",

@@ -41,13 +41,13 @@ def decision(made: Decision) -> list[str]:
     about = f" to {compact(made.action)}" if made.action else ""
     lines = [f"{verdict}{about} ({made.phase.value})."]
     lines.extend(f"Because {reason}." for reason in made.reasons)
-    lines.extend(_finding(finding) for finding in made.findings)
+    lines.extend(_finding_line(finding) for finding in made.findings)
     if made.carried:
         lines.append(f"Still to be decided or made true: {', '.join(made.carried)}.")
     return lines
 
 
-def _finding(finding: ConstraintFinding) -> str:
+def _finding_line(finding: ConstraintFinding) -> str:
     return " ".join(_parts(finding)) + "."
 
 

@@ -55,11 +55,11 @@ def lint(
       [problem.code for problem in lint(policy, schema)]
     """
     found: dict[tuple[str, str], LintProblem] = {}
-    for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
+    for problem in chain(*(check(policy) for check in CHECKS), _find_absent(policy, absent)):
         found.setdefault((problem.path, problem.code), problem)
     unclear = any(problem.level == "error" for problem in found.values())
     if schema is not None and not unclear:
-        for problem in _uncompiled(policy, schema):
+        for problem in _find_uncompiled(policy, schema):
             found.setdefault((problem.path, problem.code), problem)
     return sorted(found.values(), key=lambda problem: problem.level)
 
@@ -72,8 +72,8 @@ def _warning(path: str, code: str, message: str) -> LintProblem:
     return LintProblem("warning", path, code, message)
 
 
-def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
-    if missing := list(_unknown_columns(policy, schema)):  # the compiler stops at the first
+def _find_uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
+    if missing := list(_find_unknown_columns(policy, schema)):  # the compiler stops at the first
         yield from missing
         return
     made = []
@@ -89,7 +89,7 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
         yield _error(problem.rule, "grids_differ", str(problem))
 
 
-def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
+def _find_unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
     for path, atom, _ in _atoms(policy):
         texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
         named = filter(None, (vocabulary.column_of(atom.left), *texts))
@@ -107,17 +107,17 @@ def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProble
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _unclear(policy: Policy) -> Iterator[LintProblem]:
+def _find_unclear(policy: Policy) -> Iterator[LintProblem]:
     for one in unknown_terms.find_unclear(policy):
         yield _error(one.path, one.code, one.message)
 
 
-def _empty(policy: Policy) -> Iterator[LintProblem]:
+def _find_empty(policy: Policy) -> Iterator[LintProblem]:
     if not policy.permissions:
         yield _error("/permission", "nothing_permitted", "no permission: what is not permitted is denied; add one")
 
 
-def _zoneless(policy: Policy) -> Iterator[LintProblem]:
+def _find_zoneless(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.INSTANT:
             continue
@@ -134,7 +134,7 @@ def _zoneless(policy: Policy) -> Iterator[LintProblem]:
                 continue  # reported by `_unclear`
 
 
-def _mixed_groups(policy: Policy) -> Iterator[LintProblem]:
+def _find_mixed_groups(policy: Policy) -> Iterator[LintProblem]:
     """Row filters may be alternatives of each other, and so may facts; masks, group sizes and budgets may not."""
     for path, rule, place in unknown_terms.walk_rules(policy):
         if place not in ("permission", "prohibition"):
@@ -159,7 +159,7 @@ def _kind(atom: Atom) -> str:
     return "row" if operand.name == ds("row/") else "shape"
 
 
-def _masks(policy: Policy) -> Iterator[LintProblem]:
+def _find_mask_problems(policy: Policy) -> Iterator[LintProblem]:
     for path, rule, place in unknown_terms.walk_rules(policy):
         if place != "duty" or rule.action != ds("mask"):
             continue
@@ -174,7 +174,7 @@ def _masks(policy: Policy) -> Iterator[LintProblem]:
             yield _error(path, "mask_unknown", f"expected one of {known_masks}, got {method.right[0].text}; choose one")
 
 
-def _blocked(policy: Policy) -> Iterator[LintProblem]:
+def _find_blocked(policy: Policy) -> Iterator[LintProblem]:
     for path, rule, place in unknown_terms.walk_rules(policy):
         if place == "duty" and rule.action in _AFTER_USE:
             yield _error(
@@ -185,7 +185,7 @@ def _blocked(policy: Policy) -> Iterator[LintProblem]:
             )
 
 
-def _forbidden_again(policy: Policy) -> Iterator[LintProblem]:
+def _find_forbidden(policy: Policy) -> Iterator[LintProblem]:
     for i, permission in enumerate(policy.permissions):
         for j, prohibition in enumerate(policy.prohibitions):
             if not prohibition.constraints and action_includes(prohibition.action, permission.action):
@@ -197,7 +197,7 @@ def _forbidden_again(policy: Policy) -> Iterator[LintProblem]:
                 )
 
 
-def _conflict(policy: Policy) -> Iterator[LintProblem]:
+def _find_conflict(policy: Policy) -> Iterator[LintProblem]:
     overlap = any(
         action_includes(allowed.action, denied.action) or action_includes(denied.action, allowed.action)
         for allowed in policy.permissions
@@ -209,16 +209,16 @@ def _conflict(policy: Policy) -> Iterator[LintProblem]:
         yield _warning("/conflict", "permission_wins", "with strategy perm a permission overrides the prohibitions")
 
 
-def _contradictions(policy: Policy) -> Iterator[LintProblem]:
+def _find_contradictions(policy: Policy) -> Iterator[LintProblem]:
     """Values and bounds within one conjunction that exclude each other."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             operand = vocabulary.operand(left)
             if operand is not None and len(found) > 1:
-                yield from _excluded(operand, found)
+                yield from _find_excluded(operand, found)
 
 
-def _no_rows(policy: Policy) -> Iterator[LintProblem]:
+def _find_empty_bounds(policy: Policy) -> Iterator[LintProblem]:
     """Numeric bounds of a row filter that no row can meet."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
@@ -247,7 +247,7 @@ def _bound(atom: Atom, sign: str) -> Decimal | None:
         return None
 
 
-def _shown_and_hidden(policy: Policy) -> Iterator[LintProblem]:
+def _find_shown_and_hidden(policy: Policy) -> Iterator[LintProblem]:
     for path, by_left in _conjunctions(policy):
         shown, hidden = (
             {columns.fold(one.text): one.text for _, atom in by_left.get(word, ()) for one in atom.right}
@@ -271,7 +271,7 @@ def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[st
         yield path, by_left
 
 
-def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[LintProblem]:
+def _find_excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[LintProblem]:
     low, high = _bounds(operand, found)
     allowed: frozenset[str] | None = None
     for here, atom in found:
@@ -327,7 +327,7 @@ def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
     return float(value), float(value)
 
 
-def _groups(policy: Policy) -> Iterator[LintProblem]:
+def _find_group_problems(policy: Policy) -> Iterator[LintProblem]:
     """Aggregate-only answers: a group size that protects, and columns to protect."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
@@ -377,13 +377,13 @@ def _groups(policy: Policy) -> Iterator[LintProblem]:
             yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
 
 
-def _measures(policy: Policy) -> Iterator[LintProblem]:
+def _find_measure_problems(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.name != ds("measure/"):
             continue
         if atom.right[0].text == "free":
             yield _warning(path, "measure_unbounded", "without bounds one extreme value shows in a sum; give low..high")
-        elif _is_flag(atom.right[0].text) and not _noisy(policy, path):
+        elif _is_flag(atom.right[0].text) and not _has_noise(policy, path):
             yield _warning(
                 path,
                 "measure_is_flag",
@@ -393,7 +393,7 @@ def _measures(policy: Policy) -> Iterator[LintProblem]:
             )
 
 
-def _together(policy: Policy) -> Iterator[LintProblem]:
+def _find_together(policy: Policy) -> Iterator[LintProblem]:
     """Columns that no query may combine, while rows of each can be read separately."""
     for index, rule in enumerate(policy.permissions):
         found = {
@@ -418,7 +418,7 @@ def _is_flag(bounds: str) -> bool:
         return False
 
 
-def _noisy(policy: Policy, path: str) -> bool:
+def _has_noise(policy: Policy, path: str) -> bool:
     """Whether the permission at this path answers with noise."""
     index = int(path.split("/")[2])
     rule = policy.permissions[index] if path.startswith("/permission/") else None
@@ -426,7 +426,7 @@ def _noisy(policy: Policy, path: str) -> bool:
     return any(atom.left == ds("epsilonBudget") for _, atom in found)
 
 
-def _repeated(policy: Policy) -> Iterator[LintProblem]:
+def _find_repeated(policy: Policy) -> Iterator[LintProblem]:
     for name, rules in (("permission", policy.permissions), ("prohibition", policy.prohibitions)):
         seen: set[Rule | Duty] = set()
         for index, rule in enumerate(rules):
@@ -435,7 +435,7 @@ def _repeated(policy: Policy) -> Iterator[LintProblem]:
             seen.add(rule)
 
 
-def _on_trust(policy: Policy) -> Iterator[LintProblem]:
+def _find_on_trust(policy: Policy) -> Iterator[LintProblem]:
     """Rules that the system cannot enforce: they bind by contract only."""
     for path, rule, place in unknown_terms.walk_rules(policy):
         action = vocabulary.action(rule.action)
@@ -447,14 +447,14 @@ def _on_trust(policy: Policy) -> Iterator[LintProblem]:
             )
 
 
-def _not_enforced(policy: Policy) -> Iterator[LintProblem]:
+def _find_not_enforced(policy: Policy) -> Iterator[LintProblem]:
     """Conditions on the answer that this engine cannot enforce: no agreement with them is concluded."""
     for path, atom, operand in _atoms(policy):
         if operand is not None and operand.by_engine and not operand.enforced_by:
             yield _error(path, "not_enforced", f"{compact(atom.left)} cannot be enforced here; leave it out")
 
 
-def _no_source(policy: Policy) -> Iterator[LintProblem]:
+def _find_no_source(policy: Policy) -> Iterator[LintProblem]:
     """Conditions on facts that no source supplies: no request can pass them."""
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
@@ -469,7 +469,7 @@ def _no_source(policy: Policy) -> Iterator[LintProblem]:
             )
 
 
-def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
+def _find_absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
     """Conditions on facts whose only sources are absent at present."""
     for path, atom, operand in _atoms(policy):
         names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
@@ -482,7 +482,7 @@ def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
             )
 
 
-def _strange_purposes(policy: Policy) -> Iterator[LintProblem]:
+def _find_strange_purposes(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
             continue
@@ -502,7 +502,7 @@ def _strange_purposes(policy: Policy) -> Iterator[LintProblem]:
                 )
 
 
-def _templates(policy: Policy) -> Iterator[LintProblem]:
+def _find_unreadable_templates(policy: Policy) -> Iterator[LintProblem]:
     """Templates that no query can match."""
     for path, atom, _ in _atoms(policy):
         if atom.left != ds("template"):
@@ -523,24 +523,24 @@ def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
 
 
 CHECKS: tuple[Callable[[Policy], Iterator[LintProblem]], ...] = (
-    _unclear,
-    _empty,
-    _zoneless,
-    _mixed_groups,
-    _masks,
-    _blocked,
-    _forbidden_again,
-    _conflict,
-    _contradictions,
-    _no_rows,
-    _shown_and_hidden,
-    _groups,
-    _measures,
-    _together,
-    _repeated,
-    _on_trust,
-    _not_enforced,
-    _no_source,
-    _strange_purposes,
-    _templates,
+    _find_unclear,
+    _find_empty,
+    _find_zoneless,
+    _find_mixed_groups,
+    _find_mask_problems,
+    _find_blocked,
+    _find_forbidden,
+    _find_conflict,
+    _find_contradictions,
+    _find_empty_bounds,
+    _find_shown_and_hidden,
+    _find_group_problems,
+    _find_measure_problems,
+    _find_together,
+    _find_repeated,
+    _find_on_trust,
+    _find_not_enforced,
+    _find_no_source,
+    _find_strange_purposes,
+    _find_unreadable_templates,
 )

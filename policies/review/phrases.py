@@ -75,10 +75,10 @@ def values(one: Atom) -> str:
     """Return the right operand as people write it."""
     operand = vocabulary.operand(one.left)
     word = "and" if one.left in _LISTS else "or"
-    return listed([value(literal.text, operand) for literal in one.right], word=word)
+    return join_words([value(literal.text, operand) for literal in one.right], word=word)
 
 
-def listed(texts: list[str], *, word: str = "or") -> str:
+def join_words(texts: list[str], *, word: str = "or") -> str:
     """Return `a`, `a or b`, `a, b or c`."""
     return f"{', '.join(texts[:-1])} {word} {texts[-1]}" if len(texts) > 1 else texts[0]
 
@@ -110,20 +110,20 @@ def spell(span: Duration) -> str:
         (seconds // 60 % 60, "minute"),
         (seconds % 60, "second"),
     ]
-    said = [f"{number:,} {unit}{'' if number == 1 else 's'}" for number, unit in parts if number]
-    return " ".join(said) or "no time"
+    words = [f"{number:,} {unit}{'' if number == 1 else 's'}" for number, unit in parts if number]
+    return " ".join(words) or "no time"
 
 
 def constraint(one: Constraint) -> str:
     """Return a constraint with its logic: `in every row a is 1, or in every row b is 2`."""
     if isinstance(one, Atom):
         return atom(one)
-    said = [constraint(member) if isinstance(member, Atom) else f"({constraint(member)})" for member in one.members]
-    if len(said) == 1:
-        return said[0]
+    phrases = [constraint(member) if isinstance(member, Atom) else f"({constraint(member)})" for member in one.members]
+    if len(phrases) == 1:
+        return phrases[0]
     if one.connective is Connective.XONE:
-        return "exactly one of these holds: " + "; ".join(said)
-    return f", {one.connective.value} ".join(said)
+        return "exactly one of these holds: " + "; ".join(phrases)
+    return f", {one.connective.value} ".join(phrases)
 
 
 def action(name: str) -> str:
@@ -137,9 +137,9 @@ def duty(one: Duty) -> str:
     details = {part.left: part for part in one.constraints if isinstance(part, Atom)}
     if one.action == ds("mask"):
         return "have " + mask(details)
-    said = [action(one.action)]
-    said += [constraint(part) for part in one.constraints if not _is_timing(part)]
-    return " ".join([*said, *_phrase_timing(details)])
+    words = [action(one.action)]
+    words += [constraint(part) for part in one.constraints if not _is_timing(part)]
+    return " ".join([*words, *_phrase_timing(details)])
 
 
 def mask(details: dict[str, Atom]) -> str:
@@ -150,7 +150,7 @@ def mask(details: dict[str, Atom]) -> str:
     argument = details.get(ds("argument"))
     word = masks.MASKS.get(method.right[0].text)
     how = word.sentence if word is not None else _METHODS.get(method.right[0].text, method.right[0].text)
-    names = listed([literal.text for literal in columns.right], word="and")
+    names = join_words([literal.text for literal in columns.right], word="and")
     return f"{names} {how.format(argument.right[0].text if argument else 'no')} in every answer"
 
 
@@ -160,9 +160,9 @@ def _is_timing(part: Constraint) -> bool:
 
 def _phrase_timing(details: dict[str, Atom]) -> list[str]:
     delay, event, by = (details.get(odrl(name)) for name in ("delayPeriod", "event", "dateTime"))
-    when = listed([_phrase_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
-    said = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
-    return [*said, f"by {values(by)}"] if by else said
+    when = join_words([_phrase_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
+    words = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
+    return [*words, f"by {values(by)}"] if by else words
 
 
 def _phrase_event(text: str) -> str:

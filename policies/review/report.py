@@ -64,12 +64,12 @@ def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) ->
 
 def _constraint(constraint: Constraint, path: str, place: str, problems: dict[str, str]) -> ReportLine:
     tier, enforced_by = _weakest_tier(constraint, path, problems)
-    said = phrases.constraint(constraint)
+    phrase = phrases.constraint(constraint)
     if place == "prohibition":
-        return ReportLine(path, tier, enforced_by, f"This prohibition applies when {said}.")
+        return ReportLine(path, tier, enforced_by, f"This prohibition applies when {phrase}.")
     if _is_about_answer(constraint):
-        return ReportLine(path, tier, enforced_by, f"The owner's engine makes sure that {said}.")
-    return ReportLine(path, tier, enforced_by, f"This holds only if {said}.")
+        return ReportLine(path, tier, enforced_by, f"The owner's engine makes sure that {phrase}.")
+    return ReportLine(path, tier, enforced_by, f"This holds only if {phrase}.")
 
 
 def _weakest_tier(constraint: Constraint, path: str, problems: dict[str, str]) -> tuple[str, str]:

@@ -179,7 +179,7 @@ class _Binder:
             merging.join(join, alias)
             scope.merged = merging.merged
             for column in join.args.get("using") or ():
-                self._using(column.name, before, alias, scope)
+                self._bind_using(column.name, before, alias, scope)
             if join.args.get("on") is not None:
                 scope.joined = frozenset((*before, alias)[begun:])
                 self._walk(join.args["on"], ctes, scope)
@@ -239,7 +239,7 @@ class _Binder:
             refuse("dataset_ambiguous", f"{shown} may be any of {owners}; write the owner too", "names")
         return found[0]
 
-    def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
+    def _bind_using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
         left = any(fold(column) in scope.folded[source] for source in before)
         if not left or fold(column) not in scope.folded[alias]:
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
@@ -318,18 +318,18 @@ class _Binder:
             level = level.outer
         if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
-        told = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
-        raise refused("column_unknown", f"expected a source in FROM ({told}), got {alias}", "columns")
+        listed = ", ".join(one for one in scope.sources if one.strip() and one not in scope.hidden) or "none"
+        raise refused("column_unknown", f"expected a source in FROM ({listed}), got {alias}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
         """Return the refusal of a column that does not exist or is hidden, in the same words, with the visible
         columns.
         """
-        untold = {entry.hidden_column for entry in self.catalogue}
-        known = [name for name in dict.fromkeys(names) if name not in untold]
+        hidden = {entry.hidden_column for entry in self.catalogue}
+        known = [name for name in dict.fromkeys(names) if name not in hidden]
         more = f" and {len(known) - _LISTED_MAX} more" if len(known) > _LISTED_MAX else ""
-        told = f"{', '.join(known[:_LISTED_MAX])}{more}" or "none"
-        return refused("column_unknown", f"no column {shown} can be read here; readable columns: {told}", "columns")
+        listed = f"{', '.join(known[:_LISTED_MAX])}{more}" or "none"
+        return refused("column_unknown", f"no column {shown} can be read here; readable columns: {listed}", "columns")
 
 
 def _derived_table_scope(scope: _Scope) -> _Scope | None:
@@ -341,9 +341,9 @@ def _derived_table_scope(scope: _Scope) -> _Scope | None:
 
 def _refuse_lateral(alias: str) -> QueryRefused:
     """Return the refusal of a column of an earlier source in FROM, which the engine would read here."""
-    told = "the sources before it" if alias.startswith(" ") else alias  # a source without alias has such a name
+    source = "the sources before it" if alias.startswith(" ") else alias  # a source without alias has such a name
     return refused(
-        "column_unknown", f"a derived table cannot use {told}; write the condition in ON or WHERE", "columns"
+        "column_unknown", f"a derived table cannot use {source}; write the condition in ON or WHERE", "columns"
     )
 
 

@@ -562,12 +562,16 @@ def test_which_columns_a_statement_gives_on_and_looks_at_nowhere(sql: str) -> No
     )
     made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src")))
     prepared = made.prepare(sql)
-    assert prepared.given_on == GIVEN_ON[sql]
+    assert prepared.passed_through == GIVEN_ON[sql]
     before = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
-    for column in prepared.given_on - {"id"}:
+    for column in prepared.passed_through - {"id"}:
         made.connection.execute(f"UPDATE src SET {column} = NULL")
     after = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
-    at = [number for number, name in enumerate(prepared.columns) if name.casefold() not in prepared.given_on - {"id"}]
+    at = [
+        number
+        for number, name in enumerate(prepared.columns)
+        if name.casefold() not in prepared.passed_through - {"id"}
+    ]
     assert [[row[number] for number in at] for row in after] == [[row[number] for number in at] for row in before]
 
 
@@ -578,4 +582,4 @@ def test_a_masked_column_is_not_given_on(method: str) -> None:
     duties = [gate.mask(method, "image")]
     made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src"), duties=duties))
     for sql in ("SELECT image, id FROM images", "SELECT * FROM images"):
-        assert made.prepare(sql).given_on == {"id"}
+        assert made.prepare(sql).passed_through == {"id"}

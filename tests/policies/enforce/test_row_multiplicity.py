@@ -80,4 +80,4 @@ def drawn(sql: str) -> dict[tuple[str, str], int]:
         "clinic", "t", "src_t", gate.contract(gate.schema(id="BIGINT", g="BIGINT"), atom("ds:rowQuota", "lteq", "5"))
     )
     made.add("clinic", "u", "src_u", gate.contract(gate.schema(id="BIGINT")))
-    return dict(made.prepare(sql, keys=GUESSES).drawn)
+    return dict(made.prepare(sql, keys=GUESSES).row_multiplicity)
