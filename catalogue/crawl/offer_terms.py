@@ -210,8 +210,8 @@ _OTHER = "did:web:other.invalid"  # who is not named
 
 
 def _shown(policy: Policy, facts: Facts) -> bool:
-    """Whether the catalogue of its owner would have the offer for whom this is known of: as `evaluate_offer` says, without
-    its reasons. No clock is looked at yet."""
+    """Whether the catalogue of its owner would have the offer for whom this is known of: as `evaluate_offer` says,
+    without its reasons. No clock is looked at yet."""
     return any(
         permits(
             policy, facts, action=rule.action, permission=f"/permission/{index}", phase=Phase.CATALOGUE, now=0.0

@@ -1,4 +1,4 @@
-"""Whatever comes in, it is read or refused with a reason; what was read can always be handled to the end."""
+"""Hostile input is read or refused with a reason, and whatever is read passes every later step."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_an_action_of_a_plugin_is_never_technical() -> None:
         tier=Tier.TECHNICAL,
         enforced_by="gate",
     )
-    with pytest.raises(ValueError, match="rests on the contract"):
+    with pytest.raises(ValueError, match="expected contractual for an action of a plugin"):
         plugins.register_plugin(SimpleNamespace(ACTIONS=(action,)))
 
 

@@ -1,4 +1,4 @@
-"""What an agreement compiles to, from tests/cases/contracts.yaml; and that nothing is passed over."""
+"""Compiling agreements to contracts, from tests/cases/contracts.yaml; no rule is ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two policies on one dataset: which of them may stand beside each other, and what their owner is told."""
+"""Conflicts of two policies on one dataset, and what their owner reads about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluator and the compiled contract are two readings of one agreement: they say the same about time."""
+"""The evaluator and the compiled contract agree about time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A value is shown as the lower edge of its bin: exactly where its type counts exactly, else as the nearest number."""
+"""A value is shown as the lower edge of its bin: exactly for exact types, otherwise as the nearest number."""
 
 from __future__ import annotations
 

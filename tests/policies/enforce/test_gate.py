@@ -1,4 +1,4 @@
-"""What `prepare` hands out besides rows: names, columns, joins, templates, keys; and what it refuses by rule."""
+"""What `prepare` returns and refuses: names, columns, joins, templates, tables of the caller."""
 
 from __future__ import annotations
 

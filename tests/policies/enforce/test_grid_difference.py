@@ -1,4 +1,4 @@
-"""Two versions under one grid: what whoever asked both learns by subtraction, and what honest updates may do."""
+"""The difference of two versions under one grid: what reveals few units is found, and honest updates pass."""
 
 from __future__ import annotations
 

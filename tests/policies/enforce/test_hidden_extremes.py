@@ -1,4 +1,6 @@
-"""Bounds of a column that only a hidden row has change no answer and make no error, though the planner knows them."""
+"""Hidden rows with the extreme values of a column change no answer and cause no error, although the planner
+uses them.
+"""
 
 from __future__ import annotations
 

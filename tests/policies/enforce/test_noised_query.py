@@ -1,4 +1,4 @@
-"""Answers with noise: what both statements are, and that one unit changes the private one by no more than is said."""
+"""Answers with noise: both statements, and that one unit changes the private answer by at most its sensitivity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which statements may tell of several rows of a dataset in one row of the answer, where its rows are counted."""
+"""Finding statements in which several counted rows of a dataset may form one row of the answer."""
 
 from __future__ import annotations
 

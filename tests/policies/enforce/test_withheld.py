@@ -1,4 +1,4 @@
-"""What is said of groups that an answer may lack: three values, one sentence for each kind of group."""
+"""The statements about withheld groups: three values, and one sentence for each kind of group."""
 
 from __future__ import annotations
 

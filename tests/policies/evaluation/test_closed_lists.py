@@ -1,4 +1,4 @@
-"""A word that a closed list lacks, in an agreement that was signed when there was no list."""
+"""An agreement with a value that its operand's closed list lacks, signed before the list existed."""
 
 from __future__ import annotations
 

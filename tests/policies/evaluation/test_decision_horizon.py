@@ -1,4 +1,4 @@
-"""Until when a decision is sure, as far as prohibitions go by the clock."""
+"""The time until which the clock cannot change what prohibitions decide."""
 
 from __future__ import annotations
 

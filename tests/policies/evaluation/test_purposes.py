@@ -1,4 +1,4 @@
-"""What a purpose covers: itself and what is a kind of it, never what it is a kind of; alike for both readers."""
+"""A purpose covers itself and narrower ones, never broader ones; evaluator and contract agree."""
 
 from __future__ import annotations
 

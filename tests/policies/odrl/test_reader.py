@@ -1,4 +1,4 @@
-"""Reading and writing of wire policies: what is refused, what is kept, what one digest means."""
+"""Reading and writing policies: what is refused, what is kept, what has the same digest."""
 
 from __future__ import annotations
 

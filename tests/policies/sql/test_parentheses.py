@@ -1,4 +1,4 @@
-"""Trees that were put together, and not read, become text that says what they say, to both parsers."""
+"""Assembled trees become SQL that both parsers read back as the same tree."""
 
 from __future__ import annotations
 
