@@ -144,14 +144,14 @@ def prepare(
     if (noisy := _find_noised(tree, bound, used)) is not None:
         return _prepare_noised(tree, wrapper.maker, bound, noisy)  # 5, 6
     if any(one.contract.row_filter is not None for one in used):
-        wrapper.even = _takes_equal_time(wrapper.nodes)
+        wrapper.equal_time = _takes_equal_time(wrapper.nodes)
     if all(one.contract.grid is None for one in used):
         rewrite.avoid_dictionaries(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
         if entry in catalogue:
-            wrapper.dataset(node, catalogue[entry])
+            wrapper.wrap_dataset(node, catalogue[entry])
         else:
-            wrapper.keys(node, tables[entry])
+            wrapper.wrap_caller_table(node, tables[entry])
     wrapper.finish()
     return _build_prepared(tree, wrapper, bound, used, several)  # 6
 
@@ -296,9 +296,9 @@ class _Wrapper:
         self.cells = ""  # the grid's name
         self.nodes = rewrite.list_nodes(tree)
         self.asked = rewrite.make_safe(self.nodes)
-        self.even = False  # see `_takes_equal_time`; irrelevant when no row is hidden
+        self.equal_time = False  # see `_takes_equal_time`; irrelevant when no row is hidden
 
-    def dataset(self, node: exp.Table, dataset: GatedDataset) -> None:
+    def wrap_dataset(self, node: exp.Table, dataset: GatedDataset) -> None:
         contract = dataset.contract
         _refuse_together(contract, self.asked)
         if contract.grid is not None:
@@ -308,8 +308,10 @@ class _Wrapper:
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
-        given = () if contract.row_filter is None else self._passed_on(node, shown)
-        query = policy_view.wrap_rows(contract, dataset.relation, shown, self.maker, given=given, even=self.even)
+        passed_through = () if contract.row_filter is None else self._passed_on(node, shown)
+        query = policy_view.wrap_rows(
+            contract, dataset.relation, shown, self.maker, passed_through=passed_through, equal_time=self.equal_time
+        )
         node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
         self.names.append(dataset.relation)
 
@@ -320,7 +322,7 @@ class _Wrapper:
             return []
         return [name for name in shown if fold(name) not in looked_at]
 
-    def keys(self, node: exp.Table, keys: CallerTable) -> None:
+    def wrap_caller_table(self, node: exp.Table, keys: CallerTable) -> None:
         self.names.append(keys.relation)
         self._replace_table(node, keys.relation)
 

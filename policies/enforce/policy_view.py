@@ -58,17 +58,19 @@ def wrap_rows(
     shown: Sequence[str],
     maker: StatementBuilder,
     *,
-    given: Collection[str] = (),
-    even: bool = False,
+    passed_through: Collection[str] = (),
+    equal_time: bool = False,
 ) -> exp.Select:
     """Return the rows of `relation` that the contract permits, with the columns `shown`, masked.
 
-    `given`, `even`: see `select_permitted`.
+    `passed_through`, `equal_time`: see `select_permitted`.
     """
     source = maker.token()
     outputs = [_visible_output(contract, name, source, maker) for name in shown]
     condition = filter_condition(contract, source, maker)
-    return select_permitted(outputs, relation, source, condition, maker, given=given, even=even)
+    return select_permitted(
+        outputs, relation, source, condition, maker, passed_through=passed_through, equal_time=equal_time
+    )
 
 
 def select_permitted(
@@ -78,18 +80,18 @@ def select_permitted(
     condition: exp.Expr | None,
     maker: StatementBuilder,
     *,
-    given: Collection[str] = (),
-    even: bool = False,
+    passed_through: Collection[str] = (),
+    equal_time: bool = False,
 ) -> exp.Select:
     """Return `outputs` of the rows of `relation` (alias `source`) that fulfil `condition`, if any.
 
-    In other rows the outputs are NULL, except columns in `given`, which the statement only passes on: the engine may
-    evaluate an output before it removes the row, and its time or an error would reveal the row. Values do not come as
-    positions in a file's dictionary either, unless all uses take equal time (`even`): the engine computes a function
-    once for each dictionary value, including values of hidden rows only, and skips a CASE whose condition is true for
-    all rows at hand. TRY yields plain values (decision 45).
+    In other rows the outputs are NULL, except columns in `passed_through`, which the statement only passes on: the
+    engine may evaluate an output before it removes the row, and its time or an error would reveal the row. Values do
+    not come as positions in a file's dictionary either, unless all uses take equal time (`equal_time`): the engine
+    computes a function once for each dictionary value, including values of hidden rows only, and skips a CASE whose
+    condition is true for all rows at hand. TRY yields plain values (decision 45).
     """
-    looked_at = {output.alias_or_name for output in outputs}.difference(given)
+    looked_at = {output.alias_or_name for output in outputs}.difference(passed_through)
     if condition is None or not looked_at:
         outputs = outputs or [_named_output(exp.Literal.number(1), source)]
         where = None if condition is None else exp.Where(this=condition)
@@ -99,7 +101,7 @@ def select_permitted(
         expressions=[*outputs, _named_output(condition, kept)], from_=exp.From(this=aliased_relation(relation, source))
     )
     shown = [
-        _hide_if_filtered(kept, output.alias_or_name, around, even=even)
+        _hide_if_filtered(kept, output.alias_or_name, around, equal_time=equal_time)
         if output.alias_or_name in looked_at
         else stored_column(output.alias_or_name, around)
         for output in outputs
@@ -111,9 +113,9 @@ def select_permitted(
     )
 
 
-def _hide_if_filtered(kept: str, name: str, source: str, *, even: bool) -> exp.Expr:
+def _hide_if_filtered(kept: str, name: str, source: str, *, equal_time: bool) -> exp.Expr:
     value = stored_column(name, source)
-    plain = value if even else exp.Try(this=value)
+    plain = value if equal_time else exp.Try(this=value)
     return _named_output(exp.Case(ifs=[exp.If(this=stored_column(kept, source), true=plain)]), name)
 
 
