@@ -186,7 +186,7 @@ class _DataPlane:
 
 def build(settings: Settings) -> Services:
     """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
-    plugins.load()
+    plugins.load_plugins()
     participant = settings.participant_id or did.did_of(settings.root_url)
     store = Store(settings.database, bus=Bus())
     fresh, keyed, newest = store.read_now(

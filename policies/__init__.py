@@ -1,4 +1,4 @@
-"""Usage policies that decide: ODRL read, evaluated, explained, and compiled into a data contract.
+"""Usage policies: read ODRL, evaluate it, explain it, and compile it into a data contract that queries are held to.
 
-A pure library: no I/O, no clock, no database, no web. Facts, time and keys are arguments.
+A pure library: no I/O, clock, database or web framework. Facts, times and keys are arguments.
 """

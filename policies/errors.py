@@ -1,20 +1,20 @@
-"""What can go wrong with a policy, and with a query held against its contract.
+"""Errors of this package, for policies and for queries that are checked against a contract.
 
-    PolicyError                 every problem of this package
-    ├── PolicyUnreadable        the text or JSON is not a policy (where, expected, came)
-    ├── TermUnknown             an operand, operator, action or profile nobody registered
-    ├── ContractUndecided       compiling left something that nobody enforces or decides
-    └── QueryRefused            a query does not fit its contract; carries the rule that refused it
+    PolicyError                 base class
+    ├── PolicyUnreadable        the text or JSON is not a policy
+    ├── TermUnknown             an operand, operator, action or profile is not registered
+    ├── ContractUndecided       a rule can be neither enforced nor decided when compiling
+    └── QueryRefused            a query is not covered by its contract
 
-Each carries `code` (stable, for machines), the sentence (what was expected, what came, what to do)
-and, where there is one, the `rule` (a JSON-pointer path into the policy, or the gate step).
+Each error has a stable `code` for machines, a sentence for people (expected, got, what to do) and, where one applies, a
+`rule`: a JSON pointer into the policy, or the step of the query gate.
 """
 
 from __future__ import annotations
 
 
 class PolicyError(Exception):
-    """Base of every policy problem: `code` for machines, `str(error)` for people, `rule` for the reason."""
+    """Base class: `code` for machines, `str(error)` for people, `rule` for the part of the policy at fault."""
 
     code = "policy_error"
 
@@ -26,16 +26,24 @@ class PolicyError(Exception):
 
 
 class PolicyUnreadable(PolicyError):
+    """The text or JSON is not a policy, or a value in it cannot be read."""
+
     code = "policy_unreadable"
 
 
 class TermUnknown(PolicyError):
+    """An operand, operator, action or profile is not registered."""
+
     code = "term_unknown"
 
 
 class ContractUndecided(PolicyError):
+    """A rule cannot be made part of a contract for this table."""
+
     code = "contract_undecided"
 
 
 class QueryRefused(PolicyError):
+    """A query is not covered by the contract; `rule` names the policy rule or the gate step."""
+
     code = "query_refused"

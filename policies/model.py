@@ -1,7 +1,9 @@
-"""A usage policy as values: Policy, Rule, Group, Atom (ODRL 2.2 as far as the Dataspace Protocol carries it).
+"""A usage policy as values: Policy, Rule, Duty, Group, Atom (ODRL 2.2, limited to what DSP 2025-1 carries).
 
-Everything is frozen and hashable. Terms are absolute IRIs here (`odrl:purpose` is
-`http://www.w3.org/ns/odrl/2/purpose`); short names exist only at the edges (`vocabulary.compact`).
+All classes are frozen and hashable. Terms are absolute IRIs (`http://www.w3.org/ns/odrl/2/purpose`); short names such
+as `odrl:purpose` are used at the edges only (`vocabulary.compact`).
+
+  Rule(ODRL + "use", (Atom(ODRL + "purpose", "isAnyOf", (Literal(DPV + "ScientificResearch"),), many=True),))
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ XSD = "http://www.w3.org/2001/XMLSchema#"
 
 
 class Kind(StrEnum):
-    """The three shapes of a policy (DSP 2025-1, section 5; a Set never travels)."""
+    """The three types of policy (DSP 2025-1, section 5). A Set is used locally only and is never sent."""
 
     OFFER = "Offer"
     AGREEMENT = "Agreement"
     SET = "Set"
 
 
-class Conflict(StrEnum):
-    """What wins when a permission and a prohibition both apply (ODRL IM 2.2, section 2.10)."""
+class ConflictStrategy(StrEnum):
+    """Which rule wins when a permission and a prohibition both apply (ODRL 2.2, section 2.10)."""
 
     PROHIBIT = "prohibit"
     PERM = "perm"
@@ -33,6 +35,8 @@ class Conflict(StrEnum):
 
 
 class Connective(StrEnum):
+    """How the members of a logical constraint combine (ODRL 2.2, section 2.5.2)."""
+
     AND = "and"
     OR = "or"
     XONE = "xone"
@@ -40,7 +44,7 @@ class Connective(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """One right-hand value: its lexical text and, where given, its datatype IRI. IRIs are texts too."""
+    """One right operand: its lexical text and its datatype IRI, empty where none was given. IRIs are texts too."""
 
     text: str
     datatype: str = ""
@@ -48,7 +52,10 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """`left operator right`. `right` holds one or more values; `many` says that it was written as a list."""
+    """One constraint, `left operator right` (ODRL 2.2, section 2.5.1).
+
+    `right` holds one or more values; `many` records that it was written as a list.
+    """
 
     left: str
     operator: str  # bare term of the protocol: eq, lteq, isAnyOf, ...
@@ -58,7 +65,10 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A logical constraint over at least one member; `andSequence` is read as `and` (the context drops order)."""
+    """A logical constraint over at least one member (ODRL 2.2, section 2.5.2).
+
+    `andSequence` is read as `and`, because the protocol's JSON-LD context keeps no order.
+    """
 
     connective: Connective
     members: tuple[Constraint, ...]
@@ -69,7 +79,7 @@ Constraint: TypeAlias = Atom | Group
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """Something owed: before use when it stands under a permission, on its own as an obligation."""
+    """A required action: before use under a permission, otherwise as an obligation (ODRL 2.2, section 2.6.3)."""
 
     action: str
     constraints: tuple[Constraint, ...] = ()
@@ -77,7 +87,7 @@ class Duty:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A permission or a prohibition: one action, a conjunction of constraints, duties before use."""
+    """A permission or prohibition: one action, constraints that must all hold, duties before use (ODRL 2.2, 2.6)."""
 
     action: str
     constraints: tuple[Constraint, ...] = ()
@@ -86,7 +96,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """An offer or agreement. `target` and parties are empty where the shape has none."""
+    """An offer, agreement or set (ODRL 2.2, section 2.1). `target` and parties are empty where the type has none."""
 
     kind: Kind
     id: str
@@ -97,5 +107,5 @@ class Policy:
     assigner: str = ""
     assignee: str = ""
     timestamp: str = ""
-    conflict: Conflict = Conflict.PROHIBIT
+    conflict: ConflictStrategy = ConflictStrategy.PROHIBIT
     profile: str = ""

@@ -142,7 +142,7 @@ def read_offer(raw: dict[str, Any]) -> Offer:
         if not is_writable(raw):  # cleaned of them it would be another offer
             raise PolicyError("expected an offer without control characters and halves of characters")
         policy = reader.read(raw, kind=Kind.OFFER)
-        unclear = [one.message for one in unknown_terms.unclear(policy)]
+        unclear = [one.message for one in unknown_terms.find_unclear(policy)]
     except (PolicyError, ValueError, RecursionError) as error:
         return Offer(writable(offer_id), {}, (), ("unreadable",), (), (), ("members",), "", clean(str(error), 500))
     return Offer(
@@ -171,7 +171,7 @@ def _until(policy: Policy) -> str:
 
 
 def _atoms(rule: Rule) -> Iterator[Atom]:
-    for _, atom in unknown_terms.atoms(rule.constraints, ""):
+    for _, atom in unknown_terms.walk_atoms(rule.constraints, ""):
         yield atom
 
 
@@ -210,8 +210,8 @@ _OTHER = "did:web:other.invalid"  # who is not named
 
 
 def _shown(policy: Policy, facts: Facts) -> bool:
-    """Whether the catalogue of its owner would have the offer for whom this is known of: as `concludable` says, without
-    its reasons. No clock is looked at yet."""
+    """Whether the catalogue of its owner would have the offer for whom this is known of: as `evaluate_offer` says,
+    without its reasons. No clock is looked at yet."""
     return any(
         permits(
             policy, facts, action=rule.action, permission=f"/permission/{index}", phase=Phase.CATALOGUE, now=0.0
@@ -286,7 +286,7 @@ def _as_far_as_known(policy: Policy) -> tuple[str, ...]:
 def _clear_part(policy: Policy) -> Policy:
     """What is known of a policy: conditions with other words count as met, and what is forbidden by them alone as not.
     Who it is shown to sees no more than the rest of it lets them."""
-    unclear = {one.path for one in unknown_terms.unclear(policy)}
+    unclear = {one.path for one in unknown_terms.find_unclear(policy)}
     if not unclear:
         return policy
 
@@ -294,7 +294,9 @@ def _clear_part(policy: Policy) -> Policy:
         conditions = tuple(
             one
             for number, one in enumerate(rule.constraints)
-            if unclear.isdisjoint(place for place, _ in unknown_terms.atoms_of(one, f"{path}/constraint/{number}"))
+            if unclear.isdisjoint(
+                place for place, _ in unknown_terms.walk_constraint(one, f"{path}/constraint/{number}")
+            )
         )
         return Rule(_USE if f"{path}/action" in unclear else rule.action, conditions)
 

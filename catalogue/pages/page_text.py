@@ -16,7 +16,7 @@ from catalogue.crawl.offer_terms import Line, Offer, uses
 from catalogue.search.facets import FACETS, POLICIES, Card
 from catalogue.search.search_query import Question
 from connector.infra.html.wording import UNITS, ago, counted
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 
 _ROWS = ("ds:stream", "ds:train", "odrl:read", "odrl:use")  # actions by which rows leave
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
@@ -134,7 +134,7 @@ def snippet(card: Card) -> str:
     ]
     if rows:
         return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
-    table = ".".join(map(quoted, (card.owner, card.entry.name)))
+    table = ".".join(map(quote_identifier, (card.owner, card.entry.name)))
     lines += [
         "answer = space.query(",
         f"    {f'SELECT count(*) FROM {table}'!r},",  # noqa: S608  # shown, not run

@@ -221,7 +221,7 @@ async def _verdict(
     facts = counted(facts, uses=0, uses_today=0, running=0)  # as for its first use
     action = said.get("action") or _ACTIONS[0]
     decision = evaluate.evaluate(
-        evaluate.as_if_agreed(policy),
+        evaluate.as_granting_set(policy),
         facts,
         action=vocabulary.expand(action),
         phase=vocabulary.Phase.QUERY,

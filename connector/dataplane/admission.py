@@ -60,14 +60,14 @@ from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants, under
 from connector.usage.held_agreement import Grant, Held, Wanted, ended_by
 from policies.contracts import batch_gate
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 from policies.contracts.contract import DataContract
-from policies.contracts.masks import texts
+from policies.contracts.masks import text_columns
 from policies.errors import PolicyError
 from policies.vocabulary import compact
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
-    from policies.enforce.gate import Keys, Prepared
+    from policies.enforce.gate import CallerTable, PreparedQuery
 
 _T = TypeVar("_T")
 _log = logger("dataplane")
@@ -179,7 +179,7 @@ class Reads:
                 passed = await self._gated(asked, grants, mask_key)  # 2
                 grants = self._needed(grants, passed[0])
                 for grant in grants:
-                    grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
+                    grant.drawn = passed[0].row_multiplicity.get((self._name, grant.held.dataset.name), 0)
                 beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
                 async with self._running_stream(asked, grants, *passed, beginning, begun, spans) as stream:
                     yield stream
@@ -260,9 +260,9 @@ class Reads:
         What was told once is told again without a worker: a version has one schema. Busy where none is free; empty
         where the files cannot be looked at, which a read says why.
         """
-        as_texts = texts(contract.masks)
-        shown = [f"CAST({quoted(one)} AS VARCHAR) AS {quoted(one)}" if one in as_texts else quoted(one)
-                 for one in contract.columns]  # fmt: skip
+        as_texts = text_columns(contract.masks)
+        names = [(one, quote_identifier(one)) for one in contract.columns]
+        shown = [f"CAST({quoted} AS VARCHAR) AS {quoted}" if one in as_texts else quoted for one, quoted in names]
         sql = f"SELECT {', '.join(shown)} FROM t"  # noqa: S608  names of the contract, quoted
         known = (held.dataset.id, held.version.digest, sql)
         if known in self._columns:
@@ -275,11 +275,13 @@ class Reads:
             keep(self._columns, known, found, most=_COLUMNS_MAX)
         return found
 
-    async def _gated(self, asked: Asked, grants: Sequence[Grant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+    async def _gated(
+        self, asked: Asked, grants: Sequence[Grant], mask_key: bytes
+    ) -> tuple[PreparedQuery, list[CallerTable]]:
         work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
         return await self.judging.judge(asked.consumer, work)
 
-    def _needed(self, grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+    def _needed(self, grants: Sequence[Grant], prepared: PreparedQuery) -> list[Grant]:
         """Those of admitted grants that the read is under. The others run no more: tickets that a connection has for
         its other statements are not held, counted, charged or recorded for this one."""
         found = needed(grants, prepared)
@@ -485,8 +487,8 @@ class Reads:
         self,
         asked: Asked,
         grants: Sequence[Grant],
-        prepared: Prepared,
-        keys: Sequence[Keys],
+        prepared: PreparedQuery,
+        keys: Sequence[CallerTable],
         beginning: asyncio.Task[Charged | None],
         begun: float,
         spans: bool,
@@ -520,7 +522,7 @@ class Reads:
             del failure  # it has this frame, and would keep what was asked until the collector comes by
             await self._kept(recording)
 
-    async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
+    async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery) -> Charged | None:
         """Count the read, charge an answer with noise, and record the start, before anything runs; what was charged."""
 
         def start(tx: Transaction) -> Charged | None:
@@ -549,7 +551,7 @@ class Reads:
         except AlreadyExists:  # in another process on this database
             raise _taken(asked) from None
 
-    async def _noised(self, job: Job, grants: Sequence[Grant], prepared: Prepared, charged: Charged) -> Job:
+    async def _noised(self, job: Job, grants: Sequence[Grant], prepared: PreparedQuery, charged: Charged) -> Job:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
         asked = prepared.private
         assert asked is not None
@@ -569,7 +571,7 @@ class Reads:
         )
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
-    def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
+    def _job(self, asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery, keys: Sequence[CallerTable]) -> Job:
         return job_of(asked, grants, prepared, keys, most=self._most, running=len(self._running))
 
     async def _record_end(

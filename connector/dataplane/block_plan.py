@@ -31,10 +31,10 @@ from connector.infra.concurrency.recent_keys import keep
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import Held
-from policies.contracts.contract import DataContract, shown, to_json
+from policies.contracts.contract import DataContract, to_json, visibility_key
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
-    from policies.enforce.gate import Prepared
+    from policies.enforce.gate import PreparedQuery
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
 _CACHED_MAX = 64
@@ -91,7 +91,7 @@ class Plans:
         return {
             "snapshot": snapshot,
             "plan": _digest(snapshot, held.dataset.id, wanted),
-            "shown": block_layout.shown_mark(self._cursor_key(ticket, snapshot, shown(contract))),
+            "shown": block_layout.shown_mark(self._cursor_key(ticket, snapshot, visibility_key(contract))),
             "dataset": held.dataset.id,
             "name": held.dataset.name,
             "schema": schema,
@@ -122,7 +122,7 @@ class Plans:
         found = self._cached.get(_key(held))
         if found is None:
             found, _ = await self._look(held, contract, ticket, wanted)
-        view = shown(contract)
+        view = visibility_key(contract)
         key = self._cursor_key(ticket, current, view)
         if as_shown and as_shown != block_layout.shown_mark(key):
             raise VersionChanged(
@@ -213,14 +213,16 @@ class Plans:
         found: dict[str, Any] = await self._pool.ask(job, seconds=seconds)
         return found
 
-    def _gated(self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str) -> Prepared:
+    def _gated(
+        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str
+    ) -> PreparedQuery:
         """What the gate makes of the rows."""
-        from policies.enforce.gate import Dataset, prepare
+        from policies.enforce.gate import GatedDataset, prepare
 
         name = (self._name, held.dataset.name)
         return prepare(
             ask.rows_sql(name, columns=wanted.columns, where=wanted.where),
-            [Dataset(name, relation, contract, held.dataset.id)],
+            [GatedDataset(name, relation, contract, held.dataset.id)],
             action=ask.STREAM,
             purpose=ticket.purpose or wanted.purpose or None,
             token=new_name,
@@ -274,7 +276,7 @@ def check_snapshot(snapshot: str, held: Held) -> None:
 def check_shown(split: Split, contract: DataContract) -> None:
     """Busy unless the contract that a read runs under shows what its cursors, or its parts, are for: of several
     permissions another one may be the first that has something left by then."""
-    if split.shown not in ("", shown(contract)):
+    if split.shown not in ("", visibility_key(contract)):
         raise Busy(
             "another permission of the agreement is used now than a moment ago, and it shows something else; ask again"
         )

@@ -15,7 +15,7 @@ from connector.datasets import rounded_counts
 from connector.identity.identity_service import Identity
 from connector.usage.held_agreement import Held
 from policies.contracts.contract import DataContract
-from policies.contracts.masks import texts
+from policies.contracts.masks import text_columns
 
 
 class Renewal(BaseModel):
@@ -73,7 +73,7 @@ def summary(held: Held, *, owner: str, left_out: Mapping[str, Any] = MappingProx
 def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None) -> dict[str, Any]:
     grid = contract.grid
     masked = {mask.column: str(mask.kind) for mask in contract.masks}
-    types = types | dict.fromkeys(texts(contract.masks), "VARCHAR") | _edges(contract)
+    types = types | dict.fromkeys(text_columns(contract.masks), "VARCHAR") | _edges(contract)
     return {
         "actions": list(contract.actions),
         "purposes": list(contract.purposes),
@@ -105,5 +105,5 @@ def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[s
 def _edges(contract: DataContract) -> dict[str, str]:
     """The types of what a mask makes texts of and bins make numbers again."""
     dimensions = () if contract.grid is None else contract.grid.dimensions
-    as_texts = texts(contract.masks)
+    as_texts = text_columns(contract.masks)
     return {one.column: "DOUBLE" for one in dimensions if one.width is not None and one.column in as_texts}

@@ -29,7 +29,7 @@ from policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from connector.dataplane.admission import Reads
-    from policies.enforce.gate import Prepared
+    from policies.enforce.gate import PreparedQuery
 
 _log = logger("dataplane")
 _QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
@@ -44,7 +44,7 @@ class GovernedStream:
         reads: Reads,
         asked: Asked,
         grants: Sequence[Grant],
-        prepared: Prepared,
+        prepared: PreparedQuery,
         result: Source,
         policy: tuple[str, ...],
     ) -> None:
@@ -265,7 +265,7 @@ async def why_ended(error: BaseException, grants: Sequence[Grant], by: Grants) -
     return await why_over(grants, by)
 
 
-async def settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:
+async def settled_groups(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
     """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
     if not prepared.aggregate:
         return

@@ -17,7 +17,7 @@ from policies.contracts import batch_gate
 from policies.contracts.columns import fold
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
-    from policies.enforce.gate import Keys, Prepared
+    from policies.enforce.gate import CallerTable, PreparedQuery
 
 BATCH_BYTES = 3 * 2**20
 _IN_FLIGHT = 16 * 2**20
@@ -26,12 +26,14 @@ _THREADS_MAX = 4
 _ROW_LARGE = 4 * 2**20  # bytes
 
 
-def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+def gated(
+    asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes
+) -> tuple[PreparedQuery, list[CallerTable]]:
     """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
-    from policies.enforce.gate import Dataset, Keys, prepare
+    from policies.enforce.gate import CallerTable, GatedDataset, prepare
 
     datasets = [
-        Dataset(
+        GatedDataset(
             (name, grant.held.dataset.name),
             new_name(),
             grant.contract,
@@ -44,21 +46,21 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
-    keys = [Keys(brought.name, new_name(), brought.columns) for brought in asked.brought]
+    keys = [CallerTable(brought.name, new_name(), brought.columns) for brought in asked.brought]
     prepared = prepare(
         asked.sql, datasets, action=asked.action, purpose=None, token=new_name, mask_key=mask_key, keys=keys
     )
     return prepared, keys
 
 
-def needed(grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+def needed(grants: Sequence[Grant], prepared: PreparedQuery) -> list[Grant]:
     """The grants of the datasets that the SQL reads, in the order of `prepared.datasets`. Nothing of a read is charged
     to another one, whichever ticket its reader puts first."""
     of = {grant.held.dataset.name: grant for grant in grants}
     return [of[dataset.name[1]] for dataset in prepared.datasets]
 
 
-def untouched(asked: Asked, prepared: Prepared) -> str:
+def untouched(asked: Asked, prepared: PreparedQuery) -> str:
     """The relation whose rows leave as they are, some columns of them; empty where anything is done to them."""
     if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
         return ""
@@ -69,12 +71,12 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
-def given_on(asked: Asked, prepared: Prepared) -> tuple[str, ...]:
+def given_on(asked: Asked, prepared: PreparedQuery) -> tuple[str, ...]:
     """The columns of blobs of a scan whose stored values leave and decide on nothing, whatever is done to its rows."""
     if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
         return ()
     blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
-    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.given_on)
+    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.passed_through)
 
 
 def version_relation(version: DatasetVersion) -> Relation:
@@ -92,7 +94,13 @@ def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
 
 
 def job_of(
-    asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], *, most: Limits, running: int
+    asked: Asked,
+    grants: Sequence[Grant],
+    prepared: PreparedQuery,
+    keys: Sequence[CallerTable],
+    *,
+    most: Limits,
+    running: int,
 ) -> Job:
     """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them
     unless it is only described."""

@@ -23,7 +23,7 @@ from connector.usage.held_agreement import Grant
 from policies.contracts import coverage
 
 if TYPE_CHECKING:
-    from policies.enforce.noised_query import Private
+    from policies.enforce.noised_query import PrivateQuery
 
 _T = TypeVar("_T")
 MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
@@ -55,7 +55,7 @@ class Charged:
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
-def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Charged:
+def charge(tx: Transaction, asked: Asked, grant: Grant, private: PrivateQuery) -> Charged:
     """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
     BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
     that a crash cut off is over when its end is recorded."""
@@ -76,7 +76,7 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Cha
             f"the answer costs epsilon {micro / MICRO:g} and {left:g} of {most / MICRO:g} is left; ask for less, "
             "ask again what was answered already (that costs nothing), or negotiate a new budget",
             code="privacy_budget_spent",
-            rule=coverage.reason(grant.contract, "epsilonBudget"),
+            rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
     tx.answers.ask(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
     return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
@@ -121,7 +121,7 @@ async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Ch
     )
 
 
-def plan(private: Private, charged: Charged) -> dict[str, object]:
+def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
     """What the worker needs to add the noise (`query.noise.add`). Delta is spent in the same share as epsilon."""
     noise, budget = private.noise, private.budget
     return {
@@ -142,12 +142,12 @@ def _wanted(asked: Asked, most: int, grant: Grant) -> int:
         raise BadInput(
             f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, came {asked.epsilon}",
             code="epsilon_invalid",
-            rule=coverage.reason(grant.contract, "epsilonBudget"),
+            rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
     return micro
 
 
-def _key(grant: Grant, private: Private) -> str:
+def _key(grant: Grant, private: PrivateQuery) -> str:
     """The same for every question with the same answer: dataset, version, permission, and what is asked."""
     text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

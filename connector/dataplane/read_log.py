@@ -17,13 +17,13 @@ from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, together
 from connector.usage.held_agreement import Grant
 from policies.contracts.contract import DataContract, bins_note
-from policies.enforce.withheld import Withheld, left_out, sentences
+from policies.enforce.withheld import Withheld, describe_left_out, sentences
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from connector.dataplane.noise_budget import Charged
     from connector.dataplane.tickets import Ticket
-    from policies.enforce.gate import Prepared
+    from policies.enforce.gate import PreparedQuery
 
 GONE, LEFT = "client_gone", "the client left"
 
@@ -44,7 +44,7 @@ def why_left(failure: BaseException | None, ended: HanseError | None) -> BaseExc
     return by or (ended if isinstance(ended, Busy) else failure)
 
 
-def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ...]:
+def applied(prepared: PreparedQuery, charged: Charged | None = None) -> tuple[str, ...]:
     """What of the policies shaped this answer, in words for its reader: effect and rule."""
     found: list[str] = []
     for dataset in prepared.datasets:
@@ -67,15 +67,19 @@ def _figures(contract: DataContract, charged: Charged | None) -> str:
     return charged.note() if charged is not None else f"groups of at least {contract.grid.min_group}"
 
 
-def withheld(prepared: Prepared) -> tuple[Withheld, tuple[str, ...]]:
+def withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
     """What the policies may leave out of this answer, and in sentences. It says nothing of the data."""
     grids = [(one.name[0], one.contract.grid) for one in prepared.datasets if one.contract.grid is not None]
-    kinds = [(owner, left_out(one.min_group, one.entity, noise=one.privacy is not None)) for owner, one in grids]
+    kinds = [
+        (owner, describe_left_out(one.min_group, one.entity, noise=one.privacy is not None)) for owner, one in grids
+    ]
     said = sentences(kinds, owners=[owner for owner, _ in kinds])
     return (Withheld.POSSIBLY if grids else Withheld.NOTHING), tuple(said)
 
 
-def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> list[ReadStarted]:
+def started(
+    asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery, policy: tuple[str, ...]
+) -> list[ReadStarted]:
     """The records of a start. The SQL is kept as its digest, and so are tables brought along: their values may be
     personal data."""
     detail = {

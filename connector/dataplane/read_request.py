@@ -18,7 +18,7 @@ from connector.errors import BadInput, QueryInvalid, check_harmless
 from connector.infra.formats.digests import NAMES as DIGESTS
 from connector.infra.formats.digests import SEAL_BYTES, sealed
 from connector.usage.held_agreement import EXPIRED, REVOKED
-from policies.contracts.columns import fold, quoted
+from policies.contracts.columns import fold, quote_identifier
 from policies.enforce.withheld import Withheld
 from policies.model import HANSE
 from policies.sql.limits import DEFAULT
@@ -142,8 +142,8 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     if len(columns) > _COLUMNS_MAX or len(where) > _WHERE_MAX:
         raise QueryInvalid(f"expected at most {_COLUMNS_MAX} columns and {_WHERE_MAX} characters of condition")
     named = [*columns, position] if position and columns else columns  # all of them by * have the position too
-    shown = ", ".join(quoted(column) for column in named) or "*"
-    sql = f"SELECT {shown} FROM {quoted(name[0])}.{quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
+    shown = ", ".join(quote_identifier(column) for column in named) or "*"
+    sql = f"SELECT {shown} FROM {quote_identifier(name[0])}.{quote_identifier(name[1])}"  # noqa: S608  quoted; the gate reads it anew
     sql = f"{sql} WHERE {_condition(where)}" if where.strip() else sql
     if len(sql) > DEFAULT.characters:
         raise QueryInvalid(

@@ -35,7 +35,7 @@ def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[
     """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept, or has a word that
     nobody knows and that could matter."""
     try:
-        made: tuple[DataContract, ...] = compile.contracts(policy, published_schema(version))
+        made: tuple[DataContract, ...] = compile.compile_contracts(policy, published_schema(version))
     except PolicyError as error:
         raise Refused(
             f"the policy of agreement {row.id} cannot be kept on its dataset as it is now: {error}. Nothing is served "
@@ -48,7 +48,7 @@ def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[
 
 
 def _check_understood(row: Agreement, policy: Policy) -> None:
-    if found := unknown_terms.dead(policy):
+    if found := unknown_terms.find_blocking(policy):
         told = "; ".join(f"{one.path}: {one.message}" for one in found[:5])
         raise Refused(
             f"the policy of agreement {row.id} has rules that are not understood here: {told}. Nothing is served under "

@@ -28,7 +28,7 @@ from policies.evaluation.evaluate import Facts
 from policies.evaluation.values import instant
 from policies.model import Kind, Policy
 from policies.odrl import reader, strictjson
-from policies.odrl.assignee import kept_to
+from policies.odrl.assignee import restrict_to_party
 from policies.review import unknown_terms
 from policies.vocabulary import Phase, ds, operand
 
@@ -177,7 +177,7 @@ def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
     "For you alone", said by one of them, is no other rule: some name their assignee in an offer and some do not,
     and an agreement is for its assignee anyway.
     """
-    return reader.digest(kept_to(one, consumer)) == reader.digest(kept_to(two, consumer))
+    return reader.digest(restrict_to_party(one, consumer)) == reader.digest(restrict_to_party(two, consumer))
 
 
 _COUNTED = frozenset({"grant", "batch"})  # who enforces what is used up
@@ -188,7 +188,7 @@ def quantities(policy: Policy) -> tuple[bool, bool]:
     """Whether a policy lets out so much and no more (reads, rows, bytes, reads at once), and whether it has a privacy
     budget: a second agreement of the same party would double it."""
     rules = [(f"/permission/{index}", rule.constraints) for index, rule in enumerate(policy.permissions)]
-    names = [operand(atom.left) for path, members in rules for _, atom in unknown_terms.atoms(members, path)]
+    names = [operand(atom.left) for path, members in rules for _, atom in unknown_terms.walk_atoms(members, path)]
     found = [one for one in names if one is not None]
     private = any(one.name == _EPSILON for one in found)
     return private or any(one.enforced_by in _COUNTED for one in found), private
@@ -212,7 +212,7 @@ class Verdict:
 
 def judge(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Verdict:
     """What the facts say about `policy` for their party."""
-    decision = evaluate.concludable(policy, facts, phase=phase, now=now)
+    decision = evaluate.evaluate_offer(policy, facts, phase=phase, now=now)
     rule = next((one.rule for one in decision.findings if one.rule.startswith("/permission")), "")
     return Verdict(decision.permitted, decision.reasons, decision.lacking, rule)
 
@@ -303,12 +303,12 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     if key in _compiles:
         return Fits(dataset.version, _compiles[key])
     try:
-        unknown_terms.require(policy)
+        unknown_terms.refuse_unclear(policy)
         schema = published_schema(tx.datasets.current(dataset))
-        made = compiler.contracts(policy, schema, concluded=tx.now, new=True)
+        made = compiler.compile_contracts(policy, schema, concluded=tx.now, new=True)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
-    exact = any(compiler.exact(one) for one in made)
+    exact = any(compiler.is_exact(one) for one in made)
     keep(_compiles, key, exact, most=_COMPILES_MAX)
     return Fits(dataset.version, exact)
 

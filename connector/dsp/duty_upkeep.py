@@ -184,7 +184,7 @@ class Upkeep:
             await self._store.write(lambda tx: duty_ledger.look(tx, row, now=tx.now))
         if row.role != PROVIDER or row.ended_at is not None:
             return
-        if (end := rules.ends(policy)) is not None and end <= time.time():
+        if (end := rules.agreement_end(policy)) is not None and end <= time.time():
             with suppress(Conflict):  # somebody ended it a moment ago
                 await self._agreements.revoke(row.id, reason=agreement_terms.TIME_ENDED, by="clock", role=PROVIDER)
             return

@@ -39,7 +39,7 @@ def parse(body: bytes | str) -> Any:
     """JSON within bounds that every database and peer can hold, or MessageInvalid."""
     try:
         value = strictjson.loads(body, parse_constant=_refuse_constant)
-    except strictjson.GivenTwice as error:
+    except strictjson.DuplicateMember as error:
         raise MessageInvalid(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise MessageInvalid(f"expected JSON in UTF-8, came something else ({type(error).__name__})") from error

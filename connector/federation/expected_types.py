@@ -18,7 +18,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck
 from connector.federation.planner.model import Fragment, Others
 from connector.infra.concurrency.recent_keys import keep
-from policies.contracts.columns import ENUM, family, quoted
+from policies.contracts.columns import ENUM, family, quote_identifier
 
 _KEPT = 128
 _KEPT_CHARACTERS = 2**19  # of a statement, its columns and its schema; what is longer is asked for each time
@@ -124,16 +124,16 @@ def _written(sql: str, reads: Reads) -> tuple[str, list[str]]:
         tree = sql_parse.parse(sql)
     except QueryRefused:
         return "", []
-    nodes = rewrite.every(tree)
+    nodes = rewrite.list_nodes(tree)
     names = [node.alias if isinstance(node, exp.CTE) else node.name for node in nodes
              if isinstance(node, exp.CTE | exp.Table)]  # fmt: skip
-    rewrite.safe(nodes)
+    rewrite.make_safe(nodes)
     text = sql_text.write(tree, spend=True)
-    tables = ", ".join(f"{quoted(name)} AS ({_no_rows(columns)})" for name, columns in reads)
+    tables = ", ".join(f"{quote_identifier(name)} AS ({_no_rows(columns)})" for name, columns in reads)
     rest = text.removeprefix("WITH ")
     return f"WITH {tables}{' ' if rest == text else ', '}{rest}", [*names, *(name for name, _ in reads)]
 
 
 def _no_rows(columns: Sequence[tuple[str, str]]) -> str:
-    values = [f"TRY_CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns]
+    values = [f"TRY_CAST(NULL AS {kind}) AS {quote_identifier(name)}" for name, kind in columns]
     return f"SELECT {', '.join(values) or 'NULL AS none'}"

@@ -45,7 +45,7 @@ from connector.federation.planner.model import Bearer, Fragment, Silent
 from connector.infra.net.http_client import Answer, Net, origin
 from connector.peer_codes import UNKNOWN, read_code
 from policies.contracts.columns import fold
-from policies.enforce.withheld import Withheld, strongest, withheld_of
+from policies.enforce.withheld import Withheld, parse_withheld, strongest
 
 Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
 
@@ -150,7 +150,7 @@ class Answered:
         """What was left out, by the agreement and by the owner's own word: the stronger of the two."""
         if self.refused is not None:
             return Withheld.SOME
-        return strongest((self.fragment.withheld, withheld_of(self.end.get("withheld"))))
+        return strongest((self.fragment.withheld, parse_withheld(self.end.get("withheld"))))
 
     @property
     def data_rows(self) -> int:

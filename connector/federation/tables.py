@@ -38,7 +38,7 @@ from connector.store.queries.agreements import Holding, Readable, Started
 from connector.telemetry import logger
 from policies.contracts.columns import fold
 from policies.contracts.contract import Dimension
-from policies.enforce.withheld import Share
+from policies.enforce.withheld import WithheldShare
 from policies.evaluation.values import is_below
 from policies.vocabulary import expand
 
@@ -290,7 +290,7 @@ def _grid(told: Grid) -> GridInfo:
         min_group=told.min_group,
         entity=told.entity,
         epsilon=told.epsilon,
-        share=None if told.left_out is None else Share(told.left_out.rows, told.left_out.groups),
+        share=None if told.left_out is None else WithheldShare(told.left_out.rows, told.left_out.groups),
         bins=tuple(Dimension(one.column, one.width) for one in told.dimensions if one.width is not None),
     )
 

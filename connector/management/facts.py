@@ -67,7 +67,7 @@ def known_json(facts: Facts) -> dict[str, Any]:
 def _unknown(facts: Facts) -> list[tuple[str, str]]:
     words = (one for one in vocabulary.OPERANDS.values() if RULE in one.where and one.phase in _FACTS and one.fact)
     asked = (one for one in words if one.counting is Counting.PLAIN and one.fact not in facts)
-    return [(one.fact, vocabulary.suppliers(one.name) or "nobody here") for one in asked]
+    return [(one.fact, vocabulary.describe_suppliers(one.name) or "nobody here") for one in asked]
 
 
 def router(known: Known, tokens: Tokens) -> APIRouter:

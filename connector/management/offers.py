@@ -221,7 +221,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         facts = requested(fresh, purpose=vocabulary.expand(case.purpose), application=case.application)
         now = time.time() if case.at is None else case.at
         decision = evaluate.evaluate(
-            evaluate.as_if_agreed(policy, at=now),
+            evaluate.as_granting_set(policy, at=now),
             facts,
             action=vocabulary.expand(case.action),
             phase=vocabulary.Phase.QUERY,

@@ -13,34 +13,34 @@ from connector.errors import PolicyInvalid, Refused
 from connector.store import Transaction
 from connector.store.tables import DatasetVersion, Json
 from policies.contracts import compile, conflicts
-from policies.contracts.conflicts import Standing
+from policies.contracts.conflicts import ActivePolicy
 from policies.contracts.contract import DataContract, TableSchema
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.odrl import reader
-from policies.review.lint import Problem
+from policies.review.lint import LintProblem
 
 
-def problems(tx: Transaction, mine: Standing, version: DatasetVersion, *, but: str = "") -> list[Problem]:
+def problems(tx: Transaction, mine: ActivePolicy, version: DatasetVersion, *, but: str = "") -> list[LintProblem]:
     """What speaks against a policy beside all that stands on the dataset of `version`; the offer `but` is left out."""
     lost: list[str] = []
-    found = list(conflicts.problems(mine, _standing(tx, version, but, lost)))
+    found = list(conflicts.find_conflicts(mine, _standing(tx, version, but, lost)))
     if lost and any(one.grid is not None for one in mine.contracts):
         said = (
             f"{', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''} cannot be kept on the dataset as it is now: "
             "nothing is served under it, and this policy was not held against it. Withdraw or revoke it"
         )
-        found.append(Problem("warning", "", "not_compared", said))
+        found.append(LintProblem("warning", "", "not_compared", said))
     return found
 
 
-def check_offer(tx: Transaction, mine: Standing, version: DatasetVersion) -> None:
+def check_offer(tx: Transaction, mine: ActivePolicy, version: DatasetVersion) -> None:
     """PolicyInvalid where an offer must not stand beside the rest; nobody changes that before the transaction ends."""
     tx.datasets.hold(version.dataset_id)
     refuse(problems(tx, mine, version))
 
 
-def refuse(found: list[Problem]) -> None:
+def refuse(found: list[LintProblem]) -> None:
     """PolicyInvalid with the first error among these."""
     if error := next((one for one in found if one.level == "error"), None):
         listed = [one.to_json() for one in found]
@@ -57,8 +57,8 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
     if any(offer.digest == digest for offer in tx.datasets.offers_of([dataset_id])):
         return
     version = tx.datasets.current(tx.datasets.of(dataset_id))
-    contracts = compile.contracts(policy, published_schema(version), concluded=tx.now)
-    found = problems(tx, Standing("these terms", policy, contracts, holder=consumer), version)
+    contracts = compile.compile_contracts(policy, published_schema(version), concluded=tx.now)
+    found = problems(tx, ActivePolicy("these terms", policy, contracts, holder=consumer), version)
     if error := next((one for one in found if one.level == "error"), None):
         raise Refused(
             "these terms count other groups or other rows than what is offered or agreed on this dataset, and the "
@@ -70,7 +70,7 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
         )
 
 
-def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[Standing]:
+def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[ActivePolicy]:
     schema = published_schema(version)
     for offer in tx.datasets.offers_of([version.dataset_id]):
         if offer.id != but:
@@ -78,7 +78,7 @@ def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str
             if meant is None:
                 lost.append(name)
             else:
-                yield Standing(name, *meant)
+                yield ActivePolicy(name, *meant)
     known: dict[str, _Meant] = {}  # many agreements are of one offer
     for row, reads in tx.agreements.on(version.dataset_id):
         name, over = f"agreement {row.id} with {row.consumer}", row.ended_at is not None
@@ -87,7 +87,7 @@ def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str
         meant = known.get(row.digest) or _meant(row.policy, schema, now=row.signed_at)
         if meant is not None:
             known[row.digest] = meant
-            yield Standing(name, *meant, holder=row.consumer, over=over)
+            yield ActivePolicy(name, *meant, holder=row.consumer, over=over)
         elif not over:
             lost.append(name)
 
@@ -99,6 +99,6 @@ def _meant(wire: Json, schema: TableSchema, *, now: float) -> _Meant | None:
     """The policy and its contracts; None where it cannot be kept, so that nothing is served under it."""
     try:
         policy = reader.read(wire)
-        return policy, compile.contracts(policy, schema, concluded=now)
+        return policy, compile.compile_contracts(policy, schema, concluded=now)
     except PolicyError:
         return None

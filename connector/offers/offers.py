@@ -21,7 +21,7 @@ from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Json, Offer
 from policies.authoring import convert
 from policies.contracts import compile, coverage
-from policies.contracts.conflicts import Standing
+from policies.contracts.conflicts import ActivePolicy
 from policies.contracts.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Kind, Policy
@@ -41,11 +41,11 @@ class Checked:
     decide: str
     form: str
     contracts: tuple[DataContract, ...]
-    problems: tuple[lint.Problem, ...]
+    problems: tuple[lint.LintProblem, ...]
 
-    def standing(self, offer_id: str) -> Standing:
+    def standing(self, offer_id: str) -> ActivePolicy:
         """As it would stand on its dataset."""
-        return Standing(f"offer {offer_id}" if offer_id else "this offer", self.policy, self.contracts)
+        return ActivePolicy(f"offer {offer_id}" if offer_id else "this offer", self.policy, self.contracts)
 
     def meaning(self) -> dict[str, Any]:
         """For people and machines: sentences, the enforceability report, problems."""
@@ -87,7 +87,7 @@ class Offers:
                     "; ".join(dict.fromkeys(problem.message for problem in errors[:5])),
                     problems=[problem_json(problem) for problem in problems],
                 )
-            contracts = compile.contracts(read, schema, concluded=version.created_at)
+            contracts = compile.compile_contracts(read, schema, concluded=version.created_at)
             _can_draw_noise(contracts)
         except PolicyError as error:
             raise PolicyInvalid(str(error), code=error.code, rule=error.rule) from error
@@ -172,7 +172,7 @@ class Offers:
         await self._store.write(lambda tx: tx.publish(refused))
 
 
-def _refuse_slips(problems: Sequence[lint.Problem]) -> None:
+def _refuse_slips(problems: Sequence[lint.LintProblem]) -> None:
     """PolicyInvalid for a purpose that is nearly one of the vocabulary: nobody would be let in for the one meant."""
     if slips := [problem for problem in problems if problem.code == "purpose_unknown"]:
         raise PolicyInvalid(
@@ -182,7 +182,7 @@ def _refuse_slips(problems: Sequence[lint.Problem]) -> None:
         )
 
 
-def problem_json(problem: lint.Problem) -> dict[str, str]:
+def problem_json(problem: lint.LintProblem) -> dict[str, str]:
     return {
         "level": str(problem.level),
         "path": problem.path,
@@ -198,7 +198,7 @@ def _can_draw_noise(contracts: Sequence[DataContract]) -> None:
             raise PolicyInvalid(
                 "a privacy budget needs noise, and this connector cannot draw it; install hanse-server[privacy]",
                 code="noise_unavailable",
-                rule=coverage.reason(contract, "epsilonBudget"),
+                rule=coverage.rule_path(contract, "epsilonBudget"),
             )
 
 

@@ -30,12 +30,12 @@ from connector.store.tables import Dataset, DatasetVersion, Offer
 from connector.usage.fact_collector import Known, counted, requested
 from policies.contracts import compile as compiler
 from policies.contracts import coverage
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 from policies.contracts.contract import DataContract, Grid
-from policies.contracts.masks import texts
-from policies.enforce.withheld import LeftOut, share_of
+from policies.contracts.masks import text_columns
+from policies.enforce.withheld import WithheldCounts, publishable_share
 from policies.errors import PolicyError, QueryRefused
-from policies.evaluation.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits
+from policies.evaluation.evaluate import Decision, Facts, as_granting_set, evaluate, evaluate_offer, permits
 from policies.model import Policy
 from policies.odrl import reader
 from policies.review import explain, report
@@ -107,7 +107,7 @@ class OwnersView:
         for one in checked.contracts:
             if one.grid is None or one.grid.privacy is not None:
                 continue
-            share = share_of(LeftOut.of(await self._report(version, one)), min_group=one.grid.min_group)
+            share = publishable_share(WithheldCounts.of(await self._report(version, one)), min_group=one.grid.min_group)
             if share is None:
                 raise PolicyInvalid(
                     "the share that the groups leave out cannot be published: one group more or less would change it, "
@@ -129,20 +129,22 @@ class OwnersView:
     async def few_changed(self, contract: DataContract, old: DatasetVersion, new: DatasetVersion) -> int:
         """Groups that both versions show and of which a figure differs by fewer units than a group has, or by one of
         them more than by all others."""
-        from policies.enforce.gate import Dataset as Gated
-        from policies.enforce.gate import changed
+        from policies.enforce.gate import GatedDataset as Gated
+        from policies.enforce.gate import prepare_version_report
 
         before, after = (Gated((self._name, "t"), new_name(), contract) for _ in range(2))
-        prepared = changed(before, after, token=new_name, mask_key=b"owner")
+        prepared = prepare_version_report(before, after, token=new_name, mask_key=b"owner")
         relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
         found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
         return int(found["rows"][0][0])
 
     async def _report(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
-        from policies.enforce.gate import Dataset as Gated
-        from policies.enforce.gate import withheld
+        from policies.enforce.gate import GatedDataset as Gated
+        from policies.enforce.gate import prepare_withheld_report
 
-        prepared = withheld(Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner")
+        prepared = prepare_withheld_report(
+            Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner"
+        )
         found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         return dict(zip(found["columns"], found["rows"][0], strict=True))
 
@@ -179,14 +181,14 @@ class OwnersView:
 
     async def simulate(self, checked: Checked, sql: str, *, action: str, purpose: str, by: str) -> dict[str, Any]:
         """What the gate makes of a query under an offer, without running it; a refusal with code and rule."""
-        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare
 
         asked = {"policy": reader.digest(checked.policy), "action": action, "query_sha256": _sha256(sql)}
         await self._record_view("simulation", checked.version, by=by, purpose=purpose, **asked)
         dataset, chosen, declared = checked.dataset, expand(action), expand(purpose) or None
         try:
-            contract = coverage.covering(checked.contracts, action=chosen, purpose=declared, now=time.time())[0]
+            contract = coverage.find_covering(checked.contracts, action=chosen, purpose=declared, now=time.time())[0]
             gated = Gated((self._name, dataset.name), new_name(), contract, dataset.id)
             prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=new_name, mask_key=b"simulated")
         except PolicyError as error:
@@ -218,12 +220,12 @@ class OwnersView:
         by: str,
         now: float,
     ) -> dict[str, Any]:
-        from policies.enforce.gate import Dataset as Gated
+        from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare
 
-        contracts = compiler.contracts(policy, published_schema(version), concluded=now, new=True)
+        contracts = compiler.compile_contracts(policy, published_schema(version), concluded=now, new=True)
         action, purpose = expand(asked.action), expand(asked.purpose) or None
-        covering = coverage.covering(contracts, action=action, purpose=purpose, now=now)
+        covering = coverage.find_covering(contracts, action=action, purpose=purpose, now=now)
         contract = _active(covering, policy, facts, action=action, now=now)
         if note := _unshown(contract):
             return {**_columns(contract), "columns_shown": [], "rows": [], "sql": "", "note": note}
@@ -317,7 +319,7 @@ def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -
     read = [(offer, policy) for offer in offers if (policy := _understood(offer)) is not None]
     if not read:
         return offers[0], stored_policies.offered(offers[0])  # says why not
-    fitting = (pair for pair in read if concludable(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
+    fitting = (pair for pair in read if evaluate_offer(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
     return next(fitting, read[0])
 
 
@@ -330,8 +332,8 @@ def _understood(offer: Offer) -> Policy | None:
 
 def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[str, Any]:
     """Whether it could agree, and then read; each rule with how it stands."""
-    agree = concludable(policy, facts, phase=Phase.NEGOTIATION, now=now)
-    read = evaluate(as_if_agreed(policy, at=now), facts, action=expand(asked.action), phase=Phase.QUERY, now=now)
+    agree = evaluate_offer(policy, facts, phase=Phase.NEGOTIATION, now=now)
+    read = evaluate(as_granting_set(policy, at=now), facts, action=expand(asked.action), phase=Phase.QUERY, now=now)
     return {
         "permitted": agree.permitted and read.permitted,
         "could_agree": agree.permitted,
@@ -346,7 +348,7 @@ def _active(
     contracts: Sequence[DataContract], policy: Policy, facts: Facts, *, action: str, now: float
 ) -> DataContract:
     """The contract that a read of this party would be under: the first whose own permission is active."""
-    tried = as_if_agreed(policy, at=now)
+    tried = as_granting_set(policy, at=now)
     for one in contracts:
         if permits(tried, facts, action=action, permission=one.permission, phase=Phase.QUERY, now=now):
             return one
@@ -369,7 +371,7 @@ def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
 
 def _columns(contract: DataContract) -> dict[str, Any]:
     types = {column.name: column.type for column in contract.schema.columns}
-    masks, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, texts(contract.masks)
+    masks, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, text_columns(contract.masks)
     shown = [
         {"name": name, "type": "VARCHAR" if name in as_texts else types[name], "mask": masks.get(name)}
         for name in contract.columns
@@ -389,16 +391,19 @@ def _unshown(contract: DataContract) -> str:
 
 def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
     """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
-    source = f"{quoted(owner)}.{quoted(dataset)}"
+    source = f"{quote_identifier(owner)}.{quote_identifier(dataset)}"
     if contract.grid is None:
         together = {name for columns in contract.together for name in columns[1:]}
-        named = ", ".join(quoted(name) for name in contract.columns if name not in together)
+        named = ", ".join(quote_identifier(name) for name in contract.columns if name not in together)
         return f"SELECT {named} FROM {source} LIMIT {ROWS}"  # noqa: S608  quoted, and the gate reads it
-    keys = [quoted(one.column) for one in contract.grid.dimensions]
-    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {quoted(contract.grid.entity)})"
+    keys = [quote_identifier(one.column) for one in contract.grid.dimensions]
+    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {quote_identifier(contract.grid.entity)})"
     figures = [
         f"{unit} AS units",
-        *(f"avg({quoted(m.column)}) AS {quoted('avg_' + m.column)}" for m in contract.grid.measures),
+        *(
+            f"avg({quote_identifier(m.column)}) AS {quote_identifier('avg_' + m.column)}"
+            for m in contract.grid.measures
+        ),
     ]
     grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
     return f"SELECT {', '.join([*keys, *figures])} FROM {source}{grouped} LIMIT {ROWS}"  # noqa: S608  as above

@@ -68,15 +68,15 @@ class Versions:
     ) -> list[tuple[str, str, str, str]]:
         """`over`: nobody asks under it any more. What was asked is known, and can be subtracted from later answers."""
         try:
-            contracts = compiler.contracts(policy, published_schema(new), concluded=concluded)
+            contracts = compiler.compile_contracts(policy, published_schema(new), concluded=concluded)
         except PolicyError as error:
             return [("warning", error.rule, "difference_unknown", _LOST) if over else _unkept(error)]
         found = [] if over else [one for contract in contracts for one in _bounds(contract, new.profile)]
         before = published_schema(old)
         for contract in contracts:
-            changed = column_binding.retyped(contract, before)
+            changed = column_binding.find_retyped(contract, before)
             found += [] if over else [_retyped(contract, one) for one in changed]
-            if not compiler.exact(contract):
+            if not compiler.is_exact(contract):
                 continue
             if old.digest != new.digest:
                 found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
@@ -90,7 +90,7 @@ class Versions:
         found, unknown = [], max(0, len(earlier) - version_retention.EARLIER_MAX)
         for one in earlier[: version_retention.EARLIER_MAX]:
             try:
-                lost = bool(column_binding.retyped(contract, published_schema(one)))
+                lost = bool(column_binding.find_retyped(contract, published_schema(one)))
                 few = 0 if lost else await self._view.few_changed(contract, one, new)
             except HanseError:  # most often: its files have been written over
                 lost, few = True, 0
@@ -168,12 +168,12 @@ def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, s
     return "error", contract.permission, "difference_too_small", said
 
 
-def _retyped(contract: DataContract, one: column_binding.Retyped) -> tuple[str, str, str, str]:
+def _retyped(contract: DataContract, one: column_binding.RetypedColumn) -> tuple[str, str, str, str]:
     said = f"{one}: a rule that was made for the one means something else for the other, so nothing is served; "
     return "error", contract.permission, "type_changed", said + "give it the type that it had, or agree anew"
 
 
-def _incomparable(contract: DataContract, changed: Sequence[column_binding.Retyped]) -> tuple[str, str, str, str]:
+def _incomparable(contract: DataContract, changed: Sequence[column_binding.RetypedColumn]) -> tuple[str, str, str, str]:
     said = f"it cannot be held against the version before ({'; '.join(map(str, changed))}), and {_TELLS}"
     return "error", contract.permission, "difference_unknown", said
 

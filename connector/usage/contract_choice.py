@@ -12,7 +12,7 @@ from connector.usage.quotas import check_concurrency, check_left, uses_spent
 from policies.contracts import coverage
 from policies.contracts.contract import DataContract
 from policies.errors import QueryRefused
-from policies.evaluation.evaluate import Decision, Facts, evaluate, next_turn
+from policies.evaluation.evaluate import Decision, Facts, evaluate, next_change
 from policies.model import ODRL
 from policies.vocabulary import Phase
 
@@ -25,7 +25,7 @@ _NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # wha
 def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
     """The contracts that cover this action, purpose and time; Refused where none does."""
     try:
-        return coverage.covering(contracts, action=action, purpose=purpose or None, now=now)
+        return coverage.find_covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
         raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
 
@@ -80,7 +80,7 @@ def permitted_until(held: Held, contract: DataContract, facts: Facts, *, action:
     decision = decided(held, contract, facts, action=action, now=now)
     if not decision.permitted:
         raise not_permitted(contract, decision)
-    return min(_sure_until(decision, facts), next_turn(held.policy, action=action, now=now))
+    return min(_sure_until(decision, facts), next_change(held.policy, action=action, now=now))
 
 
 def decided(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:

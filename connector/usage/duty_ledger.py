@@ -73,10 +73,10 @@ def _standing(
     mine = tuple(one for one in given if one.path == path)
     counts = [one.fulfilled_at for one in mine if not before_use or one.given_by == PROVIDER]
     try:
-        window = rules.window(duty, happened)
-        state = rules.state(duty, events=happened, fulfilled_at=max(counts, default=None), now=now)
+        window = rules.duty_window(duty, happened)
+        state = rules.duty_state(duty, events=happened, fulfilled_at=max(counts, default=None), now=now)
     except ValueError:  # lint lets none of these through; an older agreement may hold one
-        window, state = rules.Window(None, None), DutyState.DUE
+        window, state = rules.DutyWindow(None, None), DutyState.DUE
     return Standing(path, duty, before_use, state, window.opens, window.closes, mine)
 
 
@@ -186,12 +186,12 @@ def _duties(policy: Policy) -> Iterator[tuple[str, Duty]]:
 def _happened(tx: Transaction, agreement: Agreement, policy: Policy, now: float) -> dict[str, float]:
     """When the events that duties wait for happened, as far as they did."""
     found: dict[str, float] = {}
-    end = rules.ends(policy)
+    end = rules.agreement_end(policy)
     if agreement.ended_at is not None:
         found[ds("event/revoked")] = agreement.ended_at
         end = agreement.ended_at if end is None else min(end, agreement.ended_at)
     if end is not None and end <= now:
-        found[rules.END] = end
+        found[rules.AGREEMENT_END] = end
     moments = tx.transfers.moments(agreement.id, role=agreement.role)
     found |= {ds(f"event/transfer{name}"): at for name, at in moments.items()}
     breach = tx.duties.first_violated(agreement.id, role=agreement.role)

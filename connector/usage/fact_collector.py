@@ -154,7 +154,7 @@ def attestable(fact: str) -> str:
     names = word.sources if word is not None else vocabulary.OTHER_FACTS.get(key, ())
     if "owner" not in names:
         known = sorted(compact(one.name) for one in vocabulary.OPERANDS.values() if "owner" in one.sources)
-        who = vocabulary.suppliers(iri)
+        who = vocabulary.describe_suppliers(iri)
         why = f"{key} comes from {who}" if who else f"{key} is no fact"
         raise BadInput(f"{why}, and is not yours to record; expected one of {', '.join(known)}, ds:miningReserved")
     return key

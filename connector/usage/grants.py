@@ -479,7 +479,7 @@ def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> T
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
     """Refused where a column that a rule looks at is of another kind than when it was agreed."""
-    if changed := column_binding.retyped(contract, signed):
+    if changed := column_binding.find_retyped(contract, signed):
         raise Refused(
             f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules were made "
             "for what it was; ask its owner to give it the types that it had, or negotiate a new agreement",

@@ -55,8 +55,8 @@ class Over(NamedTuple):
 class Grant:
     """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
 
-    `drawn`: how often the question draws on all rows of the dataset at once (`Prepared.drawn`). Where rows are counted,
-    that many are, as if they had left: one row of the answer may carry all of them.
+    `drawn`: how often the question draws on all rows of the dataset at once (`PreparedQuery.row_multiplicity`). Where
+    rows are counted, that many are, as if they had left: one row of the answer may carry all of them.
     """
 
     held: Held

@@ -31,7 +31,7 @@ def check_concurrency(contract: DataContract, running: int) -> None:
         raise Limited(
             f"the agreement allows {most} reads at once and {running} are running; end one or wait",
             code="concurrency",
-            rule=coverage.reason(contract, "concurrency"),
+            rule=coverage.rule_path(contract, "concurrency"),
         )
 
 
@@ -91,7 +91,7 @@ def quota_rule(contract: DataContract, *, of_bytes: bool = False) -> str:
     """The rule behind the quota: that of rows where they are limited, else of bytes; `of_bytes`: these are spent."""
     limits = contract.limits
     spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
-    return coverage.reason(contract, "byteQuota" if of_bytes else spent)
+    return coverage.rule_path(contract, "byteQuota" if of_bytes else spent)
 
 
 def _most_rows(held: Held, contract: DataContract) -> int | None:
@@ -114,7 +114,7 @@ def uses_spent(contract: DataContract, uses: int) -> Limited:
     return Limited(
         f"the agreement allows {what} and they are used up",
         code="count_spent",
-        rule=coverage.reason(contract, "count" if spent else "queriesPerDay"),
+        rule=coverage.rule_path(contract, "count" if spent else "queriesPerDay"),
     )
 
 

@@ -1,1 +1,1 @@
-"""The short YAML form of an offer, read and written."""
+"""The short YAML form of an offer: reading, writing, and conversion to and from a policy."""

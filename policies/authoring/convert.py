@@ -1,7 +1,9 @@
-"""Offers as people write them: YAML to form, form to YAML, form to policy, policy to form; and templates.
+"""Converts offers: YAML to form, form to YAML, form to policy, policy to form. Also ready-made templates.
 
-Lossless both ways: a policy that the short words cannot say is carried whole under `odrl:`. Whether the
-terms make sense is `lint`'s question.
+Lossless both ways: rules that the short words cannot express are kept under `odrl:`. Whether terms make sense is
+checked by `review.lint`.
+
+  policy = to_policy(read_form(template("open")))
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from policies.authoring.form import (
     EVENT,
     LIMITS,
     OFFER_URN,
-    WHO,
-    Columns,
-    Limits,
+    PARTY_WORDS,
+    ColumnRules,
+    DutyLine,
     MaskLine,
     OfferForm,
-    OwedLine,
-    WhoLine,
+    OfferLimits,
+    PartyLine,
     action_iri,
 )
-from policies.authoring.from_policy import recognise
+from policies.authoring.from_policy import policy_to_form
 from policies.authoring.read_yaml import read_form
 from policies.authoring.write_yaml import write_form
 from policies.errors import PolicyUnreadable
@@ -37,12 +39,12 @@ from policies.vocabulary import column_term, ds, expand, odrl
 
 __all__ = [
     "TEMPLATES",
-    "Columns",
-    "Limits",
+    "ColumnRules",
+    "DutyLine",
     "MaskLine",
     "OfferForm",
-    "OwedLine",
-    "WhoLine",
+    "OfferLimits",
+    "PartyLine",
     "from_policy",
     "read_form",
     "template",
@@ -63,39 +65,45 @@ TEMPLATES: tuple[str, ...] = (
 
 
 def template(name: str) -> str:
-    """The YAML of a ready-made offer; an unknown name is refused with the known ones."""
+    """Return the YAML of a ready-made offer.
+
+    Raises: PolicyUnreadable listing the known names.
+    """
     if name not in TEMPLATES:
         raise PolicyUnreadable(f"expected a template, one of {', '.join(TEMPLATES)}, got {name!r}; choose one of these")
     return (files("policies") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def to_policy(form: OfferForm) -> Policy:
-    """The offer that a form means: one permission per action, all with the same conditions."""
+    """Return the offer that a form means: one permission for each action, all with the same conditions.
+
+    Raises: PolicyUnreadable when the rules under `odrl` or the row filter cannot be read.
+    """
     identity = form.offer if ":" in form.offer else OFFER_URN + form.offer
     if form.odrl is not None:
         return reader.read({"@type": "Offer", "@id": identity, "target": form.dataset, **form.odrl}, kind=Kind.OFFER)
-    constraints = tuple(_constraints(form))
-    duties = (*_masks(form.columns), *(_owed(line) for line in form.first))
+    constraints = tuple(_form_to_constraints(form))
+    duties = (*_masks_to_duties(form.columns), *(_line_to_duty(line) for line in form.first))
     return Policy(
         kind=Kind.OFFER,
         id=identity,
         target=form.dataset,
         permissions=tuple(Rule(action_iri(word), constraints, duties) for word in form.may),
         prohibitions=tuple(Rule(action_iri(word)) for word in form.forbidden),
-        obligations=tuple(_owed(line) for line in form.then),
+        obligations=tuple(_line_to_duty(line) for line in form.then),
         profile=HANSE,
     )
 
 
 def from_policy(policy: Policy, *, decide: str = "manual") -> OfferForm:
-    """The form that means this policy, in short words where they can say it, else whole under `odrl:`.
+    """Return a form that means the policy: in short words where they can express it, otherwise under `odrl`.
 
-    Parties and timestamp are left out: a form is an offer. `decide` is not part of a policy.
+    Parties and timestamp are left out. `decide` is not part of a policy and is copied into the form.
     """
     name = policy.id.removeprefix(OFFER_URN)
     offer = name if name and ":" not in name else policy.id
-    form = recognise(policy, offer=offer, decide=decide)
-    if form is not None and _survives(form, policy):
+    form = policy_to_form(policy, offer=offer, decide=decide)
+    if form is not None and _is_lossless(form, policy):
         return form
     wire = reader.write(replace(policy, kind=Kind.OFFER, target="", id=policy.id or "urn:hanse:offer"))
     rules = {key: value for key, value in wire.items() if key not in ("@id", "@type", "target", "assigner", "assignee")}
@@ -103,7 +111,7 @@ def from_policy(policy: Policy, *, decide: str = "manual") -> OfferForm:
     return OfferForm(offer=offer, dataset=policy.target, decide=decide, odrl=rules)
 
 
-def _survives(form: OfferForm, policy: Policy) -> bool:
+def _is_lossless(form: OfferForm, policy: Policy) -> bool:
     """Whether the form, written and read again, still means the policy."""
     try:
         return reader.rules_equal(to_policy(read_form(write_form(form))), policy)
@@ -111,23 +119,23 @@ def _survives(form: OfferForm, policy: Policy) -> bool:
         return False
 
 
-def _constraints(form: OfferForm) -> Iterable[Constraint]:
+def _form_to_constraints(form: OfferForm) -> Iterable[Constraint]:
     for line in form.who:
-        left, operator = WHO[line.word]
+        left, operator = PARTY_WORDS[line.word]
         yield _atom(left, operator, line.values)
     if form.purposes:
         yield _atom(odrl("purpose"), "isAnyOf", form.purposes)
     if form.not_before:
-        yield _time("gteq", form.not_before)
+        yield _time_atom("gteq", form.not_before)
     if form.until:
-        yield _time("lteq", form.until)
+        yield _time_atom("lteq", form.until)
     if form.lasts:
         yield _atom(odrl("elapsedTime"), "lteq", (form.lasts,))
-    yield from _shape(form)
-    yield from _limits(form.limits)
+    yield from _shape_to_constraints(form)
+    yield from _limits_to_constraints(form.limits)
 
 
-def _shape(form: OfferForm) -> Iterable[Constraint]:
+def _shape_to_constraints(form: OfferForm) -> Iterable[Constraint]:
     if form.answers:
         yield _atom(ds("resultKind"), "eq", (form.answers,))
     if form.columns.only:
@@ -147,7 +155,7 @@ def _shape(form: OfferForm) -> Iterable[Constraint]:
         yield _atom(ds("template"), "isAnyOf", form.templates)
 
 
-def _limits(limits: Limits) -> Iterable[Constraint]:
+def _limits_to_constraints(limits: OfferLimits) -> Iterable[Constraint]:
     for word, (left, operator) in LIMITS.items():
         value = getattr(limits, word)
         if value:
@@ -156,8 +164,8 @@ def _limits(limits: Limits) -> Iterable[Constraint]:
             yield _atom(ds("entityKey"), "eq", (limits.per,))
 
 
-def _masks(columns: Columns) -> Iterable[Duty]:
-    """One duty per method and argument, with all its columns."""
+def _masks_to_duties(columns: ColumnRules) -> Iterable[Duty]:
+    """One duty for each method and argument, with all its columns."""
     together: dict[tuple[str, str], list[str]] = {}
     for mask in columns.masks:
         together.setdefault((mask.method, mask.argument), []).append(mask.column)
@@ -168,26 +176,26 @@ def _masks(columns: Columns) -> Iterable[Duty]:
         yield Duty(ds("mask"), tuple(constraints))
 
 
-def _owed(line: OwedLine) -> Duty:
-    return Duty(action_iri(line.action), tuple(_detail(word, texts) for word, texts in line.details))
+def _line_to_duty(line: DutyLine) -> Duty:
+    return Duty(action_iri(line.action), tuple(_detail_to_atom(word, texts) for word, texts in line.details))
 
 
-def _detail(word: str, texts: tuple[str, ...]) -> Atom:
+def _detail_to_atom(word: str, texts: tuple[str, ...]) -> Atom:
     left, operator = DETAILS[word]
     if word == "by":
-        return _time("lteq", texts[0])
+        return _time_atom("lteq", texts[0])
     if word == "on":
         texts = tuple(text if ":" in text else EVENT + text for text in texts)
     return _atom(left, operator, texts)
 
 
-def _time(operator: str, text: str) -> Atom:
+def _time_atom(operator: str, text: str) -> Atom:
     datatype = XSD + ("dateTime" if "T" in text else "date")
     return Atom(odrl("dateTime"), operator, (Literal(text, datatype),))
 
 
 def _atom(left: str, operator: str, texts: tuple[str, ...]) -> Atom:
-    """An atom with its values; IRIs and regions in full, so that the JSON needs no context of ours."""
+    """An atom with its values; IRIs and regions in full, so the JSON needs no context."""
     operand = vocabulary.operand(left)
     type_ = operand.type if operand else vocabulary.ValueType.TEXT
     if type_ is vocabulary.ValueType.PLACE:

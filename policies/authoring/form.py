@@ -1,6 +1,6 @@
-"""The short form of an offer as values, and its words: what each key of the YAML stands for in ODRL.
+"""The short form of an offer as values, and tables of its words with their ODRL operands.
 
-Shapes and tables only; `author` reads, writes and translates.
+Values and tables only; `convert`, `read_yaml` and `write_yaml` do the work.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ OFFER_URN = "urn:hanse:offer:"
 
 
 @dataclass(frozen=True, slots=True)
-class WhoLine:
-    """One condition on the party: a word of `WHO` and its values."""
+class PartyLine:
+    """One condition on the party: a word of `PARTY_WORDS` and its values."""
 
     word: str
     values: tuple[str, ...]
@@ -28,7 +28,7 @@ class WhoLine:
 
 @dataclass(frozen=True, slots=True)
 class MaskLine:
-    """One mask: column, method, argument (characters, digits, bin width or period; empty where there is none)."""
+    """One mask: column, method, and argument (characters, digits, bin width or period; empty without one)."""
 
     column: str
     method: str
@@ -36,7 +36,7 @@ class MaskLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ColumnRules:
     """Which columns can be read, and which are masked."""
 
     only: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OfferLimits:
     """Quantities as written; `per` is the column that identifies a unit for `min_group` or `epsilon`."""
 
     min_group: str = ""
@@ -61,8 +61,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class OwedLine:
-    """Something owed: a short action and its details by the words of `DETAILS`."""
+class DutyLine:
+    """One duty: a short action and its details by the words of `DETAILS`."""
 
     action: str
     details: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -72,29 +72,29 @@ class OwedLine:
 class OfferForm:
     """An offer as a person writes it (usage-policies, section 9).
 
-    `odrl` holds the rules as wire JSON where the short words cannot say them; then only the offer's
-    name, its dataset and `decide` stand beside it.
+    `odrl` holds the rules as JSON where the short words cannot express them; then only the offer's name, its dataset
+    and `decide` may be set as well.
     """
 
     offer: str
     dataset: str = ""
-    who: tuple[WhoLine, ...] = ()
+    who: tuple[PartyLine, ...] = ()
     may: tuple[str, ...] = ()
     purposes: tuple[str, ...] = ()
     not_before: str = ""
     until: str = ""
     lasts: str = ""
     rows: str = ""
-    columns: Columns = Columns()
-    limits: Limits = Limits()
+    columns: ColumnRules = ColumnRules()
+    limits: OfferLimits = OfferLimits()
     answers: str = ""
     group_by: tuple[tuple[str, str], ...] = ()
     measure: tuple[tuple[str, str], ...] = ()
     joins: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    first: tuple[OwedLine, ...] = ()
+    first: tuple[DutyLine, ...] = ()
     forbidden: tuple[str, ...] = ()
-    then: tuple[OwedLine, ...] = ()
+    then: tuple[DutyLine, ...] = ()
     decide: str = "manual"
     odrl: Mapping[str, Any] | None = None
 
@@ -109,7 +109,7 @@ KEYS = tuple(
 )
 
 # word -> operand, operator
-WHO: dict[str, tuple[str, str]] = {
+PARTY_WORDS: dict[str, tuple[str, str]] = {
     "membership": (ds("membership"), "eq"),
     "role": (ds("role"), "isAnyOf"),
     "country": (ds("participantCountry"), "isPartOf"),
@@ -167,30 +167,33 @@ _SPAN = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y|hours?|days?|weeks?|months?|years?)
 _UNITS = {"h": "PT{}H", "d": "P{}D", "w": "P{}W", "m": "P{}M", "y": "P{}Y"}
 
 
-def ordered(masks: Iterable[MaskLine]) -> tuple[MaskLine, ...]:
-    """Masks as the form lists them: hashed columns, emptied ones, then the others as they came."""
+def order_masks(masks: Iterable[MaskLine]) -> tuple[MaskLine, ...]:
+    """Return masks in the order of the form: hashed columns, emptied ones, then the others."""
     return tuple(sorted(masks, key=lambda mask: {"hash": 0, "null": 1}.get(mask.method, 2)))
 
 
-def span(text: str) -> str:
-    """`30d`, `12 hours`, `3 months`, or an ISO duration, as an ISO duration; ValueError when it is none."""
+def parse_span(text: str) -> str:
+    """Return `30d`, `12 hours`, `3 months` or an ISO duration as an ISO duration.
+
+    Raises: ValueError.
+    """
     found = _SPAN.fullmatch(text.strip())
     iso = _UNITS[found[2][0]].format(int(found[1])) if found else text.strip()
     values.duration(iso)
     return iso
 
 
-def short_span(iso: str) -> str:
-    """The shortest spelling of a duration that `span` reads back as the same text."""
+def format_span(iso: str) -> str:
+    """Return the shortest spelling of a duration that `parse_span` reads back."""
     for head, tail, unit in (("P", "D", "d"), ("PT", "H", "h"), ("P", "W", "w"), ("P", "M", "mo"), ("P", "Y", "y")):
         number = iso.removeprefix(head).removesuffix(tail)
-        if number.isdecimal() and iso == f"{head}{number}{tail}" and span(number + unit) == iso:
+        if number.isdecimal() and iso == f"{head}{number}{tail}" and parse_span(number + unit) == iso:
             return number + unit
     return iso
 
 
 def _short_actions() -> dict[str, str]:
-    """Local names of actions; where ODRL has the same word, ours (served by the connector) is meant."""
+    """Local names of actions; an action of this project's profile takes precedence over ODRL's."""
     found: dict[str, str] = {}
     for name in vocabulary.ACTIONS:
         local = vocabulary.compact(name).partition(":")[2]
@@ -200,7 +203,7 @@ def _short_actions() -> dict[str, str]:
 
 
 def action_iri(word: str) -> str:
-    """The action that a word of the form means, or empty."""
+    """Return the action (IRI) of a word of the form, or an empty text."""
     if word in (short := _short_actions()):
         return short[word]
     iri = vocabulary.expand(word)
@@ -208,13 +211,13 @@ def action_iri(word: str) -> str:
 
 
 def action_word(iri: str) -> str:
-    """The shortest word that `action_iri` reads back as the same action."""
+    """Return the shortest word that `action_iri` reads back."""
     local = vocabulary.compact(iri).partition(":")[2]
     return local if _short_actions().get(local) == iri else vocabulary.compact(iri)
 
 
 def action_words(*, duty: bool) -> list[str]:
-    """The words that may stand under `may` and `not`, or under `first` and `then`."""
+    """Return the words for `may` and `not`, or with `duty` those for `first` and `then`."""
     return sorted(
         word
         for word, iri in _short_actions().items()

@@ -1,4 +1,4 @@
-"""A policy back to the short words, where they can say it; `author` checks that nothing was lost."""
+"""Converts a policy to the short form where the short words can express it; `convert` checks that nothing is lost."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from policies.authoring.form import (
     DETAILS,
     EVENT,
     LIMITS,
-    WHO,
-    Columns,
-    Limits,
+    PARTY_WORDS,
+    ColumnRules,
+    DutyLine,
     MaskLine,
     OfferForm,
-    OwedLine,
-    WhoLine,
+    OfferLimits,
+    PartyLine,
     action_word,
-    ordered,
+    order_masks,
 )
-from policies.evaluation.values import in_words
-from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
+from policies.evaluation.values import format_short
+from policies.model import Atom, ConflictStrategy, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.review import unknown_terms
 from policies.vocabulary import column_of, ds, odrl
 
-_WHO = {(left, operator): word for word, (left, operator) in WHO.items()}
+_WHO = {(left, operator): word for word, (left, operator) in PARTY_WORDS.items()}
 _LIMITS = {(left, operator): word for word, (left, operator) in LIMITS.items()}
 _DETAILS = {(left, operator): word for word, (left, operator) in DETAILS.items()}
 _PLAIN = {
@@ -42,26 +42,26 @@ _SINGLE = {
 }
 
 
-class _Inexpressible(Exception):
-    """The short words cannot say it."""
+class _NotExpressible(Exception):
+    """The short words cannot express the policy."""
 
 
-def recognise(policy: Policy, *, offer: str, decide: str) -> OfferForm | None:
-    """The form in short words, or None where they cannot say the policy."""
-    if policy.conflict is not Conflict.PROHIBIT or unknown_terms.unclear(policy):
+def policy_to_form(policy: Policy, *, offer: str, decide: str) -> OfferForm | None:
+    """Return the form in short words, or None when they cannot express the policy."""
+    if policy.conflict is not ConflictStrategy.PROHIBIT or unknown_terms.find_unclear(policy):
         return None
     try:
-        return _form(policy, offer, decide)
-    except _Inexpressible:
+        return _build_form(policy, offer, decide)
+    except _NotExpressible:
         return None
 
 
-def _form(policy: Policy, offer: str, decide: str) -> OfferForm:
+def _build_form(policy: Policy, offer: str, decide: str) -> OfferForm:
     conditions = {(rule.constraints, rule.duties) for rule in policy.permissions}
     if len(conditions) > 1 or any(rule.constraints or rule.duties for rule in policy.prohibitions):
-        raise _Inexpressible
+        raise _NotExpressible
     constraints, duties = next(iter(conditions), ((), ()))
-    found = _Sorted()
+    found = _SortedTerms()
     for constraint in constraints:
         found.take(constraint)
     for duty in duties:
@@ -69,36 +69,36 @@ def _form(policy: Policy, offer: str, decide: str) -> OfferForm:
     return OfferForm(
         offer=offer,
         dataset=policy.target,
-        may=_words(policy.permissions),
-        forbidden=_words(policy.prohibitions),
-        then=tuple(_owed(duty) for duty in policy.obligations),
+        may=_action_words(policy.permissions),
+        forbidden=_action_words(policy.prohibitions),
+        then=tuple(_duty_to_line(duty) for duty in policy.obligations),
         decide=decide,
         **found.fields(),
     )
 
 
-def _words(rules: Iterable[Rule]) -> tuple[str, ...]:
+def _action_words(rules: Iterable[Rule]) -> tuple[str, ...]:
     return tuple(action_word(rule.action) for rule in rules)
 
 
-class _Sorted:
-    """Constraints and duties of one permission, sorted under the form's words."""
+class _SortedTerms:
+    """Constraints and duties of one permission, by the words of the form."""
 
     def __init__(self) -> None:
         self.plain: dict[str, Any] = {}
-        self.who: list[WhoLine] = []
+        self.who: list[PartyLine] = []
         self.limits: dict[str, str] = {}
         self.columns: dict[str, tuple[str, ...]] = {}
         self.masks: list[MaskLine] = []
         self.rows: list[Constraint] = []
         self.grid: dict[str, list[tuple[str, str]]] = {"dimension": [], "measure": []}
-        self.first: list[OwedLine] = []
+        self.first: list[DutyLine] = []
 
     def take(self, constraint: Constraint) -> None:
         if _is_row(constraint):
             self.rows.append(constraint)
         elif isinstance(constraint, Group):
-            raise _Inexpressible
+            raise _NotExpressible
         else:
             self._atom(constraint)
 
@@ -107,7 +107,7 @@ class _Sorted:
         texts = tuple(literal.text for literal in atom.right)
         family = vocabulary.compact(atom.left).removeprefix("ds:").partition("/")[0]
         if key in _WHO:
-            self.who.append(WhoLine(_WHO[key], tuple(in_words(text) for text in texts)))
+            self.who.append(PartyLine(_WHO[key], tuple(format_short(text) for text in texts)))
         elif key in _PLAIN:
             self._set(_PLAIN[key], texts)
         elif key in _SINGLE:
@@ -123,20 +123,20 @@ class _Sorted:
         elif family in self.grid and column_of(atom.left):
             self.grid[family].append((column_of(atom.left), texts[0]))
         else:
-            raise _Inexpressible
+            raise _NotExpressible
 
     def _set(self, word: str, value: Any) -> None:
         if word in self.plain:
-            raise _Inexpressible
+            raise _NotExpressible
         self.plain[word] = value
 
     def take_duty(self, duty: Duty) -> None:
         if duty.action != ds("mask"):
-            self.first.append(_owed(duty))
+            self.first.append(_duty_to_line(duty))
             return
         parts = {vocabulary.compact(one.left): one.right for one in duty.constraints if isinstance(one, Atom)}
         if len(parts) != len(duty.constraints) or not {"ds:column", "ds:method"} <= set(parts):
-            raise _Inexpressible
+            raise _NotExpressible
         argument = parts["ds:argument"][0].text if "ds:argument" in parts else ""
         self.masks.extend(MaskLine(one.text, parts["ds:method"][0].text, argument) for one in parts["ds:column"])
 
@@ -148,8 +148,8 @@ class _Sorted:
             **self.plain,
             "who": tuple(self.who),
             "rows": rows,
-            "columns": Columns(**self.columns, masks=ordered(self.masks)),
-            "limits": Limits(**self.limits),
+            "columns": ColumnRules(**self.columns, masks=order_masks(self.masks)),
+            "limits": OfferLimits(**self.limits),
             "group_by": tuple(self.grid["dimension"]),
             "measure": tuple(self.grid["measure"]),
             "first": tuple(self.first),
@@ -163,15 +163,15 @@ def _is_row(constraint: Constraint) -> bool:
     return operand is not None and operand.name == ds("row/")
 
 
-def _owed(duty: Duty) -> OwedLine:
+def _duty_to_line(duty: Duty) -> DutyLine:
     details: list[tuple[str, tuple[str, ...]]] = []
     for constraint in duty.constraints:
         if not isinstance(constraint, Atom):
-            raise _Inexpressible
+            raise _NotExpressible
         operator = "eq" if constraint.operator == "isAnyOf" else constraint.operator
         word = _DETAILS.get((constraint.left, operator))
         if word is None or any(word == seen for seen, _ in details):
-            raise _Inexpressible
+            raise _NotExpressible
         details.append((word, tuple(literal.text.removeprefix(EVENT) for literal in constraint.right)))
     order = list(DETAILS)
-    return OwedLine(action_word(duty.action), tuple(sorted(details, key=lambda detail: order.index(detail[0]))))
+    return DutyLine(action_word(duty.action), tuple(sorted(details, key=lambda detail: order.index(detail[0]))))

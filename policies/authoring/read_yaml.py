@@ -1,4 +1,4 @@
-"""YAML text to an OfferForm; every mistake is named with its line, what was expected, and what to do."""
+"""Reads an OfferForm from YAML; each error has the line, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from policies.authoring.form import (
     KEYS,
     LIMITS,
     MASKS,
+    PARTY_WORDS,
     PERIODS,
-    WHO,
-    Columns,
-    Limits,
+    ColumnRules,
+    DutyLine,
     MaskLine,
     OfferForm,
-    OwedLine,
-    WhoLine,
+    OfferLimits,
+    PartyLine,
     action_iri,
     action_words,
-    ordered,
-    span,
+    order_masks,
+    parse_span,
 )
-from policies.authoring.yaml_lines import Item, fail, load, shown, unknown
+from policies.authoring.yaml_lines import YamlItem, describe_item, error_at, load_yaml, unknown_word
 from policies.errors import PolicyUnreadable
 from policies.evaluation import values
 from policies.vocabulary import expand
@@ -40,96 +40,102 @@ _OWED = re.compile(r"(?:within\s+)?(?P<span>.+?)(?:\s+after\s+(?P<event>\S+))?")
 
 
 def read_form(text: str, *, now: float | None = None) -> OfferForm:
-    """The form that the YAML `text` holds; PolicyUnreadable names the line of the first mistake.
+    """Return the form in the YAML `text`. With `now` (UTC seconds), an `until` in the past is refused as well.
 
-    With `now` (UTC seconds) an `until` that has passed already is refused too.
+    Raises: PolicyUnreadable with the line of the first mistake.
     """
-    top = load(text)
+    top = load_yaml(text)
     items = top.mapping()
     for word, item in items.items():
         if word not in KEYS:
-            raise unknown(item.line, word, KEYS, what="a word of the short form")
+            raise unknown_word(item.line, word, KEYS, what="a word of the short form")
     if "offer" not in items:
-        raise fail(top.line, "a name for the offer", "none", "add a line such as `offer: readings-for-research`")
-    form = _read(items)
-    _check_whole(items, form, now)
+        raise error_at(top.line, "a name for the offer", "none", "add a line such as `offer: readings-for-research`")
+    form = _build_form(items)
+    _check_form(items, form, now)
     return form
 
 
-def _read(items: dict[str, Item]) -> OfferForm:
-    def of(word: str, reader: Callable[[Item], Any], default: Any) -> Any:
+def _build_form(items: dict[str, YamlItem]) -> OfferForm:
+    def of(word: str, reader: Callable[[YamlItem], Any], default: Any) -> Any:
         return reader(items[word]) if word in items else default
 
-    grid = of("grid", _grid, {})
+    grid = of("grid", _read_grid, {})
     return OfferForm(
-        offer=_name(items["offer"]),
-        dataset=of("dataset", _name, ""),
-        who=of("who", _who, ()),
-        may=of("may", lambda item: _actions(item, duty=False), ()),
-        purposes=of("for", _iris, ()),
-        not_before=of("from", _time, ""),
-        until=of("until", _time, ""),
-        lasts=of("lasts", _span, ""),
-        rows=of("rows", _rows, ""),
-        columns=of("columns", _columns, Columns()),
-        limits=of("limits", _limits, Limits()),
-        answers=of("answers", lambda item: _choice(item, ("aggregate", "rows")), ""),
+        offer=_read_name(items["offer"]),
+        dataset=of("dataset", _read_name, ""),
+        who=of("who", _read_party, ()),
+        may=of("may", lambda item: _read_actions(item, duty=False), ()),
+        purposes=of("for", _read_iris, ()),
+        not_before=of("from", _read_time, ""),
+        until=of("until", _read_time, ""),
+        lasts=of("lasts", _read_span, ""),
+        rows=of("rows", _read_rows, ""),
+        columns=of("columns", _read_columns, ColumnRules()),
+        limits=of("limits", _read_limits, OfferLimits()),
+        answers=of("answers", lambda item: _read_choice(item, ("aggregate", "rows")), ""),
         group_by=grid.get("group_by", ()),
         measure=grid.get("measure", ()),
-        joins=of("joins", _iris, ()),
-        templates=of("templates", Item.texts, ()),
-        first=of("first", _owed, ()),
-        forbidden=of("not", lambda item: _actions(item, duty=False), ()),
-        then=of("then", _owed, ()),
-        decide=of("decide", lambda item: _choice(item, DECIDE), "manual"),
-        odrl=of("odrl", _odrl, None),
+        joins=of("joins", _read_iris, ()),
+        templates=of("templates", YamlItem.texts, ()),
+        first=of("first", _read_duties, ()),
+        forbidden=of("not", lambda item: _read_actions(item, duty=False), ()),
+        then=of("then", _read_duties, ()),
+        decide=of("decide", lambda item: _read_choice(item, DECIDE), "manual"),
+        odrl=of("odrl", _read_odrl, None),
     )
 
 
-def _check_whole(items: dict[str, Item], form: OfferForm, now: float | None) -> None:
+def _check_form(items: dict[str, YamlItem], form: OfferForm, now: float | None) -> None:
     if form.odrl is not None:
         beside = sorted(set(items) - {"offer", "dataset", "decide", "odrl"})
         if beside:
-            raise fail(items[beside[0]].line, "only offer, dataset and decide beside odrl", beside[0], "say it in odrl")
+            raise error_at(
+                items[beside[0]].line, "only offer, dataset and decide next to odrl", beside[0], "write it under odrl"
+            )
     elif not form.may and not form.forbidden:
-        raise fail(items["offer"].line, "may, with at least one action", "none", "add a line such as `may: [query]`")
+        raise error_at(
+            items["offer"].line, "may, with at least one action", "none", "add a line such as `may: [query]`"
+        )
     if now is not None and form.until:
         end = values.instant(form.until).end
         if end <= values.nanoseconds(now):
-            raise fail(items["until"].line, "a time to come", repr(form.until), "nobody could ever use the offer")
+            raise error_at(
+                items["until"].line, "a time in the future", repr(form.until), "the offer could never be used"
+            )
 
 
-def _name(item: Item) -> str:
+def _read_name(item: YamlItem) -> str:
     text = item.text("a name").strip()
     if not text or any(character.isspace() for character in text):
-        raise fail(item.line, "a name or IRI without spaces", shown(item), "use dashes")
+        raise error_at(item.line, "a name or IRI without spaces", describe_item(item), "use dashes")
     return text
 
 
-def _choice(item: Item, known: tuple[str, ...]) -> str:
+def _read_choice(item: YamlItem, known: tuple[str, ...]) -> str:
     text = item.text()
     if text not in known:
-        raise unknown(item.line, text, known, what="a choice")
+        raise unknown_word(item.line, text, known, what="a choice")
     return text
 
 
-def _who(item: Item) -> tuple[WhoLine, ...]:
+def _read_party(item: YamlItem) -> tuple[PartyLine, ...]:
     found = []
     for word, value in item.mapping().items():
-        if word not in WHO:
-            raise unknown(value.line, word, WHO, what="a condition on the party")
+        if word not in PARTY_WORDS:
+            raise unknown_word(value.line, word, PARTY_WORDS, what="a condition on the party")
         texts = value.texts()
-        if WHO[word][1] == "gteq" and len(texts) > 1:
-            raise fail(value.line, "one level", f"{len(texts)}", "name the lowest that is enough")
+        if PARTY_WORDS[word][1] == "gteq" and len(texts) > 1:
+            raise error_at(value.line, "one level", f"{len(texts)}", "name the lowest that is enough")
         if word == "country":
             for one in value.items():
-                _checked(one, values.place)
-        found.append(WhoLine(word, texts))
+                _read_checked(one, values.place)
+        found.append(PartyLine(word, texts))
     return tuple(found)
 
 
-def _checked(item: Item, reader: Callable[[str], object]) -> str:
-    """The item's text, once `reader` accepts it."""
+def _read_checked(item: YamlItem, reader: Callable[[str], object]) -> str:
+    """Return the item's text if `reader` accepts it."""
     text = item.text()
     try:
         reader(text)
@@ -138,48 +144,52 @@ def _checked(item: Item, reader: Callable[[str], object]) -> str:
     return text
 
 
-def _iris(item: Item) -> tuple[str, ...]:
+def _read_iris(item: YamlItem) -> tuple[str, ...]:
     for one in item.items():
-        _checked(one, values.iri)
+        _read_checked(one, values.iri)
         if ":" not in one.text():
-            raise fail(
+            raise error_at(
                 one.line,
                 "an IRI or a name with its prefix, such as dpv:ScientificResearch",
-                shown(one) + values.purpose_hint(one.text()),
+                describe_item(one) + values.purpose_hint(one.text()),
                 "add it",
             )
     return tuple(expand(text) for text in item.texts())
 
 
-def _actions(item: Item, *, duty: bool) -> tuple[str, ...]:
+def _read_actions(item: YamlItem, *, duty: bool) -> tuple[str, ...]:
     found = []
     for one in item.items():
         word = one.text("an action")
         iri = action_iri(word)
         action = vocabulary.action(iri)
         if action is None or not (action.duty if duty else action.use):
-            raise unknown(one.line, word, action_words(duty=duty), what="an action")
+            raise unknown_word(one.line, word, action_words(duty=duty), what="an action")
         found.append(word)
     if not found:
-        raise fail(item.line, "at least one action", "an empty list", "leave the word out instead")
+        raise error_at(item.line, "at least one action", "an empty list", "leave the word out instead")
     return tuple(found)
 
 
-def _time(item: Item) -> str:
-    text = _checked(item, lambda one: values.instant(one))
+def _read_time(item: YamlItem) -> str:
+    text = _read_checked(item, lambda one: values.instant(one))
     if values.instant(text).loose:
-        raise fail(item.line, "a time with its zone", shown(item), f"add it, such as {text}+01:00 or {text}Z")
+        raise error_at(
+            item.line, "a time with its zone", describe_item(item), f"add it, such as {text}+01:00 or {text}Z"
+        )
     return text
 
 
-def _span(item: Item) -> str:
+def _read_span(item: YamlItem) -> str:
     try:
-        return span(item.text())
+        return parse_span(item.text())
     except ValueError:
-        raise fail(item.line, "a duration such as 30d, 12h, 3 months or P30D", shown(item), "correct it") from None
+        raise error_at(
+            item.line, "a duration such as 30d, 12h, 3 months or P30D", describe_item(item), "correct it"
+        ) from None
 
 
-def _rows(item: Item) -> str:
+def _read_rows(item: YamlItem) -> str:
     text = item.text("a row filter on one line").strip()
     try:
         return row_filter.render(row_filter.parse(text))
@@ -187,7 +197,7 @@ def _rows(item: Item) -> str:
         raise PolicyUnreadable(f"line {item.line}: {problem}", rule=f"line {item.line}") from None
 
 
-def _columns(item: Item) -> Columns:
+def _read_columns(item: YamlItem) -> ColumnRules:
     only: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     masks: list[MaskLine] = []
@@ -199,21 +209,21 @@ def _columns(item: Item) -> Columns:
         elif word in ("hash", "null"):
             masks.extend(MaskLine(column, word) for column in value.texts())
         elif word == "mask":
-            masks.extend(_mask(column, how) for column, how in value.mapping().items())
+            masks.extend(_read_mask(column, how) for column, how in value.mapping().items())
         elif word in MASKS:
-            raise fail(value.line, f"{word} under mask", word, f"write mask: {{<column>: {{{word}: 2}}}}")
+            raise error_at(value.line, f"{word} under mask", word, f"write mask: {{<column>: {{{word}: 2}}}}")
         else:
-            raise unknown(value.line, word, ("only", "hide", "hash", "null", "mask"), what="a word under columns")
+            raise unknown_word(value.line, word, ("only", "hide", "hash", "null", "mask"), what="a word under columns")
     twice = sorted({mask.column for mask in masks if [one.column for one in masks].count(mask.column) > 1})
     if twice:
-        raise fail(item.line, "one mask per column", f"several for {', '.join(twice)}", "keep one")
-    return Columns(only, hide, ordered(masks))
+        raise error_at(item.line, "one mask per column", f"several for {', '.join(twice)}", "keep one")
+    return ColumnRules(only, hide, order_masks(masks))
 
 
-def _mask(column: str, how: Item) -> MaskLine:
+def _read_mask(column: str, how: YamlItem) -> MaskLine:
     if isinstance(how.value, dict):
         if len(how.value) != 1:
-            raise fail(how.line, "one method such as {round: 2}", shown(how), "keep one")
+            raise error_at(how.line, "one method such as {round: 2}", describe_item(how), "keep one")
         method, argument = next(iter(how.value.items()))
         text = argument.text("a number")
     else:
@@ -221,118 +231,122 @@ def _mask(column: str, how: Item) -> MaskLine:
     if method in ("", "~"):  # YAML's other spellings of null
         method = "null"
     if not text and (first := method.partition(" ")[0]) in MASKS and first != method:
-        raise fail(how.line, f"a mask such as {{{first}: 2}}", shown(how), "write it in curly brackets")
+        raise error_at(how.line, f"a mask such as {{{first}: 2}}", describe_item(how), "write it in curly brackets")
     if method not in MASKS:
-        raise unknown(how.line, method, MASKS, what="a mask")
+        raise unknown_word(how.line, method, MASKS, what="a mask")
     if MASKS[method] != bool(text):
         need = f"a number with {method}, such as {{{method}: 2}}" if MASKS[method] else f"{method} alone"
-        raise fail(how.line, need, shown(how), "correct it")
+        raise error_at(how.line, need, describe_item(how), "correct it")
     if text and not (method == "generalise" and text in PERIODS):
-        _checked(Item(text, how.line), values.decimal)
+        _read_checked(YamlItem(text, how.line), values.decimal)
     return MaskLine(column, method, text)
 
 
-def _limits(item: Item) -> Limits:
+def _read_limits(item: YamlItem) -> OfferLimits:
     found: dict[str, str] = {}
     for word, value in item.mapping().items():
         if word not in LIMITS:
-            raise unknown(value.line, word, LIMITS, what="a limit")
+            raise unknown_word(value.line, word, LIMITS, what="a limit")
         if word == "min_group":
-            found |= _min_group(value)
+            found |= _read_min_group(value)
         elif word == "epsilon":
-            found |= _epsilon(value)
+            found |= _read_epsilon(value)
         elif word == "delta":
-            found[word] = _checked(value, values.decimal)
+            found[word] = _read_checked(value, values.decimal)
         else:
-            found[word] = _size(value)
-    return Limits(**found)
+            found[word] = _read_size(value)
+    return OfferLimits(**found)
 
 
-def _min_group(item: Item) -> dict[str, str]:
+def _read_min_group(item: YamlItem) -> dict[str, str]:
     match = _MIN_GROUP.fullmatch(item.text().strip())
     if not match:
-        raise fail(item.line, "a number, or a number per column such as 25 per person_id", shown(item), "correct it")
+        raise error_at(
+            item.line, "a number, or a number per column such as 25 per person_id", describe_item(item), "correct it"
+        )
     found = {"min_group": str(int(match[1].replace("_", "")))}
     return found | ({"per": match[2]} if match[2] else {})
 
 
-def _epsilon(item: Item) -> dict[str, str]:
+def _read_epsilon(item: YamlItem) -> dict[str, str]:
     number, per, column = item.text().strip().partition(" per ")
-    found = {"epsilon": _checked(Item(number.strip(), item.line), values.decimal)}
+    found = {"epsilon": _read_checked(YamlItem(number.strip(), item.line), values.decimal)}
     return found | ({"per": column.strip()} if per else {})
 
 
-def _size(item: Item) -> str:
+def _read_size(item: YamlItem) -> str:
     match = _SIZE.fullmatch(item.text().strip())
     if not match:
-        raise fail(item.line, "a whole number such as 5000000, 5M or 2 GiB", shown(item), "correct it")
+        raise error_at(item.line, "a whole number such as 5000000, 5M or 2 GiB", describe_item(item), "correct it")
     unit = (match[2] or "").lower()
     factor = _BINARY[unit[0]] if unit.endswith("ib") else _FACTOR[unit[:1]]
     return str(int(match[1].replace("_", "")) * factor)
 
 
-def _grid(item: Item) -> dict[str, tuple[tuple[str, str], ...]]:
+def _read_grid(item: YamlItem) -> dict[str, tuple[tuple[str, str], ...]]:
     readers = {"group_by": values.grid, "measure": values.clamp}
     found: dict[str, tuple[tuple[str, str], ...]] = {}
     for word, value in item.mapping().items():
         if word not in readers:
-            raise unknown(value.line, word, readers, what="a word under grid")
+            raise unknown_word(value.line, word, readers, what="a word under grid")
         reader = readers[word]
-        found[word] = tuple((column, _checked(how, reader)) for column, how in value.mapping().items())
+        found[word] = tuple((column, _read_checked(how, reader)) for column, how in value.mapping().items())
     return found
 
 
-def _owed(item: Item) -> tuple[OwedLine, ...]:
-    """A mapping of actions to details, or a list of such where one action is owed more than once."""
-    found: list[OwedLine] = []
+def _read_duties(item: YamlItem) -> tuple[DutyLine, ...]:
+    """Read a mapping of actions to details, or a list of such mappings when an action occurs more than once."""
+    found: list[DutyLine] = []
     for part in item.value if isinstance(item.value, list) else [item]:
         if isinstance(part.value, str):
-            part = Item({part.value: Item("true", part.line)}, part.line)
+            part = YamlItem({part.value: YamlItem("true", part.line)}, part.line)
         for word, value in part.mapping().items():
-            _actions(Item(word, value.line), duty=True)
-            found.append(OwedLine(word, _details(value)))
+            _read_actions(YamlItem(word, value.line), duty=True)
+            found.append(DutyLine(word, _read_details(value)))
     if not found:
-        raise fail(item.line, "at least one duty", "an empty list", "leave the word out instead")
+        raise error_at(item.line, "at least one duty", "an empty list", "leave the word out instead")
     return tuple(found)
 
 
-def _details(item: Item) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _read_details(item: YamlItem) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if isinstance(item.value, dict):
         for word, value in item.value.items():
             if word not in DETAILS:
-                raise unknown(value.line, word, DETAILS, what="a detail of a duty")
-        return tuple((word, _detail(word, item.value[word])) for word in DETAILS if word in item.value)
+                raise unknown_word(value.line, word, DETAILS, what="a detail of a duty")
+        return tuple((word, _read_detail(word, item.value[word])) for word in DETAILS if word in item.value)
     text = item.text("true, a duration such as 30d after end, or details in curly brackets").strip()
     if text in ("true", "yes", ""):
         return ()
     if text.startswith("on "):
         return (("on", (text[3:].strip(),)),)
     match = _OWED.fullmatch(text)
-    within = _span(Item(match["span"] if match else text, item.line))
+    within = _read_span(YamlItem(match["span"] if match else text, item.line))
     event = match["event"] if match else None
     return (("within", (within,)), *((("on", (event,)),) if event and event != "end" else ()))
 
 
-def _detail(word: str, item: Item) -> tuple[str, ...]:
+def _read_detail(word: str, item: YamlItem) -> tuple[str, ...]:
     if word in ("within", "every"):
-        return (_span(item),)
+        return (_read_span(item),)
     if word == "by":
-        return (_time(item),)
+        return (_read_time(item),)
     if word == "amount":
-        return (_checked(item, values.decimal),)
+        return (_read_checked(item, values.decimal),)
     if word in ("to", "policy", "registry"):
-        return _iris(item)
+        return _read_iris(item)
     return item.texts() if word == "on" else (item.text(),)
 
 
-def _odrl(item: Item) -> dict[str, Any]:
-    found = _plain(Item(item.mapping(), item.line))
+def _read_odrl(item: YamlItem) -> dict[str, Any]:
+    found = _to_plain_value(YamlItem(item.mapping(), item.line))
     if not isinstance(found, dict):
-        raise fail(item.line, "rules as in ODRL JSON", shown(item), "write permission, prohibition, obligation")
+        raise error_at(
+            item.line, "rules as in ODRL JSON", describe_item(item), "write permission, prohibition, obligation"
+        )
     return found
 
 
-def _plain(item: Item) -> Any:
+def _to_plain_value(item: YamlItem) -> Any:
     if isinstance(item.value, dict):
-        return {key: _plain(value) for key, value in item.value.items()}
-    return [_plain(one) for one in item.value] if isinstance(item.value, list) else item.value
+        return {key: _to_plain_value(value) for key, value in item.value.items()}
+    return [_to_plain_value(one) for one in item.value] if isinstance(item.value, list) else item.value

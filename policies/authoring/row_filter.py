@@ -1,12 +1,12 @@
-"""The little language of `rows:` in the short form: `country in (DE, FR) or consent = broad`.
+"""The language of `rows:` in the short form: `country in (DE, FR) or consent = broad`.
 
-    filter   = conjunction { "or" conjunction }
+    filter      = conjunction { "or" conjunction }
     conjunction = part { "and" part }
-    part     = "(" filter ")" | "xone" "(" filter { "," filter } ")" | comparison
-    comparison = column ("=" | "!=" | "<" | "<=" | ">" | ">=") value | column ["not"] "in" "(" value {"," value} ")"
+    part        = "(" filter ")" | "xone" "(" filter { "," filter } ")" | comparison
+    comparison  = column ("=" | "!=" | "<" | "<=" | ">" | ">=") value | column ["not"] "in" "(" value {"," value} ")"
 
-Columns may stand in double quotes, values in single quotes (doubled inside). Text to constraint and back
-without loss; knows nothing of tables or engines.
+Columns may be in double quotes, values in single quotes (doubled inside). Converts text to a constraint and back
+without loss; knows no tables or engines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 from policies.errors import PolicyUnreadable
 from policies.evaluation.values import is_text
 from policies.model import Atom, Connective, Constraint, Group, Literal
@@ -47,23 +47,28 @@ class _Token:
 
 
 def parse(text: str) -> Constraint:
-    """The constraint that a row filter means; PolicyUnreadable says at which character it stops making sense."""
+    """Return the constraint that a row filter means.
+
+      parse("age >= 18 and ward in (A, B)")
+
+    Raises: PolicyUnreadable with the position of the first mistake.
+    """
     if len(text) > MAX_TEXT or not is_text(text):
         raise PolicyUnreadable(
             f"expected a row filter of at most {MAX_TEXT} characters, got {len(text)} or broken ones"
         )
-    parser = _Parser(_tokens(text))
+    parser = _Parser(_split_tokens(text))
     found = parser.disjunction(0)
     parser.expect_end()
     return found
 
 
 def render(constraint: Constraint) -> str:
-    """The text of a row filter; `parse(render(c))` means the same as `c`."""
+    """Return the text of a row filter; `parse(render(c))` means the same as `c`."""
     return _render(constraint, top=True)
 
 
-def _tokens(text: str) -> list[_Token]:
+def _split_tokens(text: str) -> list[_Token]:
     found, position = [], 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
@@ -195,14 +200,14 @@ def _render(constraint: Constraint, *, top: bool) -> str:
 def _render_atom(atom: Atom) -> str:
     column = column_of(atom.left)
     if not _BARE_COLUMN.fullmatch(column) or column.lower() in _KEYWORDS:
-        column = quoted(column)
-    found = [_quoted(literal.text) for literal in atom.right]
+        column = quote_identifier(column)
+    found = [_quote_value(literal.text) for literal in atom.right]
     if atom.operator in _OF:
         return f"{column} {_OF[atom.operator]} {found[0]}"
     return f"{column} {'not in' if atom.operator == 'isNoneOf' else 'in'} ({', '.join(found)})"
 
 
-def _quoted(text: str) -> str:
+def _quote_value(text: str) -> str:
     if _BARE_VALUE.fullmatch(text) and text.lower() not in _KEYWORDS:
         return text
     return "'" + text.replace("'", "''") + "'"

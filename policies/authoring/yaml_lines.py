@@ -1,7 +1,7 @@
-"""YAML text to plain items that remember their line: safe, small, and without YAML's surprises.
+"""Parses YAML to items that keep their line, with size and depth limits.
 
-Every scalar stays the text that was written (`NO` is Norway, not false; a time keeps its zone). Anchors,
-aliases and tags are refused, size and depth are capped. Knows nothing of offers.
+Every scalar stays the text that was written (`NO` is Norway, not false; a time keeps its zone). Anchors, aliases and
+tags are refused. Knows nothing of offers.
 """
 
 from __future__ import annotations
@@ -21,49 +21,58 @@ MAX_DEPTH = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A text, a list or a mapping, and the line on which it starts."""
+class YamlItem:
+    """A text, list or mapping, and its first line."""
 
-    value: str | list[Item] | dict[str, Item]
+    value: str | list[YamlItem] | dict[str, YamlItem]
     line: int
 
     def text(self, expected: str = "a text") -> str:
-        """Its text; refused when it is a list or a mapping."""
+        """Return its text; refuse a list or mapping."""
         if not isinstance(self.value, str):
-            raise fail(self.line, expected, shown(self), "write it on one line")
+            raise error_at(self.line, expected, describe_item(self), "write it on one line")
         return self.value
 
-    def items(self) -> list[Item]:
-        """Its members; a single text is a list of one."""
+    def items(self) -> list[YamlItem]:
+        """Return its members; a single text is a list of one."""
         if isinstance(self.value, dict):
-            raise fail(self.line, "a list such as [a, b]", shown(self), "write the values in square brackets")
+            raise error_at(
+                self.line, "a list such as [a, b]", describe_item(self), "write the values in square brackets"
+            )
         return self.value if isinstance(self.value, list) else [self]
 
     def texts(self) -> tuple[str, ...]:
-        """Its members' texts; an empty list is refused."""
+        """Return the texts of its members; refuse an empty list."""
         found = tuple(item.text() for item in self.items())
         if not found:
-            raise fail(self.line, "at least one value", "an empty list", "leave the word out instead")
+            raise error_at(self.line, "at least one value", "an empty list", "leave the word out instead")
         return found
 
-    def mapping(self) -> dict[str, Item]:
-        """Its words with their values; an empty one is refused: it says as much as no word, and looks like more."""
+    def mapping(self) -> dict[str, YamlItem]:
+        """Return its words with their values; refuse an empty mapping, which would look like a rule and mean
+        nothing.
+        """
         if not isinstance(self.value, dict):
-            raise fail(self.line, "a mapping such as {word: value}", shown(self), "write it in curly brackets")
+            raise error_at(
+                self.line, "a mapping such as {word: value}", describe_item(self), "write it in curly brackets"
+            )
         if not self.value:
-            raise fail(self.line, "at least one word", "an empty mapping", "leave the word before it out instead")
+            raise error_at(self.line, "at least one word", "an empty mapping", "leave the word before it out instead")
         return self.value
 
 
-def load(text: str) -> Item:
-    """The one document in `text`; PolicyUnreadable with its line where it is no plain YAML."""
+def load_yaml(text: str) -> YamlItem:
+    """Return the single document in `text`.
+
+    Raises: PolicyUnreadable with the line when it is not plain YAML.
+    """
     if len(text) > MAX_TEXT:
         raise PolicyUnreadable(f"expected at most {MAX_TEXT} characters, got {len(text)}; is this an offer?")
     try:
-        node = yaml.compose(text, Loader=_Plain)
+        node = yaml.compose(text, Loader=_PlainLoader)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
-        raise fail(
+        raise error_at(
             mark.line + 1 if mark else 1, "YAML", problem.problem or "something else", "check indentation and brackets"
         ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
@@ -73,8 +82,8 @@ def load(text: str) -> Item:
     return _item(node)
 
 
-class _Plain(yaml.SafeLoader):
-    """Caps and forbidden features, checked on each event before anything is made of it."""
+class _PlainLoader(yaml.SafeLoader):
+    """Checks limits and forbidden features on each event, before anything is built."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -84,55 +93,57 @@ class _Plain(yaml.SafeLoader):
         event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise fail(line, "plain values", "an anchor or alias", "write the value out")
+            raise error_at(line, "plain values", "an anchor or alias", "write the value out")
         if getattr(event, "tag", None):
-            raise fail(line, "plain values", "a tag", "remove it")
+            raise error_at(line, "plain values", "a tag", "remove it")
         self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         self._count += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if self._depth > MAX_DEPTH or self._count > MAX_ITEMS:
-            raise fail(line, f"at most {MAX_ITEMS} values, {MAX_DEPTH} deep", "more", "split the offer")
+            raise error_at(line, f"at most {MAX_ITEMS} values, {MAX_DEPTH} deep", "more", "split the offer")
         return event
 
 
-def _item(node: yaml.Node) -> Item:
+def _item(node: yaml.Node) -> YamlItem:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
-        return Item(_text(node.value, line), line)
+        return YamlItem(_text(node.value, line), line)
     if isinstance(node, yaml.SequenceNode):
-        return Item([_item(member) for member in node.value], line)
-    found: dict[str, Item] = {}
+        return YamlItem([_item(member) for member in node.value], line)
+    found: dict[str, YamlItem] = {}
     for key, value in node.value:
         at = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise fail(at, "a word before the colon", "a list or mapping", "put the word first")
+            raise error_at(at, "a word before the colon", "a list or mapping", "put the word first")
         word = _text(key.value, at)
         if word in found:
-            raise fail(at, f"{word} once", "a second one", "keep one of them")
+            raise error_at(at, f"{word} once", "a second one", "keep one of them")
         found[word] = _item(value)
-    return Item(found, line)
+    return YamlItem(found, line)
 
 
 def _text(value: str, line: int) -> str:
     if not values.is_text(value):
-        raise fail(line, f"a text of at most {values.MAX_TEXT} characters", "something longer or broken", "shorten it")
+        raise error_at(
+            line, f"a text of at most {values.MAX_TEXT} characters", "something longer or broken", "shorten it"
+        )
     return value
 
 
-def shown(item: Item) -> str:
-    """How an item is named in a message."""
+def describe_item(item: YamlItem) -> str:
+    """Return how a message names an item."""
     if isinstance(item.value, str):
         return repr(item.value if len(item.value) <= 60 else item.value[:57] + "...")
     return "a list" if isinstance(item.value, list) else "a mapping"
 
 
-def fail(line: int, expected: str, came: str, do: str) -> PolicyUnreadable:
-    """The error for one place: what was expected, what came, what to do."""
+def error_at(line: int, expected: str, came: str, do: str) -> PolicyUnreadable:
+    """Return the error for a line: what was expected, what came, what to do."""
     return PolicyUnreadable(f"line {line}: expected {expected}, got {came}; {do}", rule=f"line {line}")
 
 
-def unknown(line: int, word: str, known: Iterable[str], *, what: str) -> PolicyUnreadable:
-    """The error for a word that is not known, with the nearest one and the list of those that are."""
+def unknown_word(line: int, word: str, known: Iterable[str], *, what: str) -> PolicyUnreadable:
+    """Return the error for an unknown word, with the nearest known word and the list of known ones."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "choose one of these"
-    return fail(line, f"{what}: one of {', '.join(names)}", repr(word), hint)
+    return error_at(line, f"{what}: one of {', '.join(names)}", repr(word), hint)

@@ -1,1 +1,1 @@
-"""An agreement compiled to a data contract: columns, masks, limits."""
+"""Compiles an agreement into data contracts: columns, masks, row filters and limits for one table."""

@@ -1,7 +1,7 @@
-"""The gate before each batch: three fields, read without lock, query or clock zone.
+"""The check before each batch of a stream: reads four fields, without lock or query.
 
-It stands between source and socket in `stream.py`, once. Renewal and revocation write the lease from
-another thread; a plain attribute write is seen by the next check (usage-policies, section 8).
+Stands between source and socket (`connector.dataplane.governed_stream`). Renewal and revocation write the lease from
+another thread; the next check sees a plain attribute write (usage-policies, section 8).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ UNLIMITED: Final = 1 << 62
 
 @dataclass(slots=True)
 class Lease:
-    """What a running stream may still deliver. `deadline` is a reading of `clock`, the monotonic one.
+    """What a running stream may still deliver. `deadline` is a reading of the monotonic `clock`, in seconds.
 
-    The one mutable value of this package: `revoked` and `deadline` are set by renewal, `rows` and
-    `bytes` count down here and are filled up when the grant reserves another chunk.
+    The only mutable class of this package: renewal sets `revoked` and `deadline`; `rows` and `bytes` are counted down
+    by `check` and refilled when the grant reserves another chunk.
     """
 
     deadline: float
@@ -34,7 +34,10 @@ class Lease:
 
 
 def check(lease: Lease, rows: int, nbytes: int) -> str | None:
-    """None and the batch is counted, or the reason why it must not leave (and nothing is counted)."""
+    """Count a batch of `rows` rows and `nbytes` bytes and return None, or return why it must not leave, uncounted.
+
+    check(Lease(deadline=time.monotonic() + 60, rows=10), rows=11, nbytes=1)  # "rows_spent"
+    """
     if lease.revoked:
         return REVOKED
     if lease.clock() >= lease.deadline:

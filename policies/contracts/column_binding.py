@@ -1,7 +1,7 @@
-"""What a contract is bound to: the columns that its rules look at, and whether they still are what they were.
+"""The columns on which the rules of a contract depend, and whether their types have changed.
 
-A rule is agreed for a column of a kind. `age >= 18` on numbers that have become texts compares letters, and shows whom
-it hid. Pure values; must not know versions or agreements.
+A rule is agreed for a type of column: `age >= 18` on numbers that became texts would compare letters and show hidden
+rows. Pure; must not know versions or agreements.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from policies.contracts.contract import Comparison, DataContract, RowFilter, Tab
 
 
 @dataclass(frozen=True, slots=True)
-class Retyped:
-    """A column of another kind than before; `before` is empty where there was none."""
+class RetypedColumn:
+    """A column whose type changed; `before` is empty when the column did not exist."""
 
     column: str
     before: str
@@ -24,35 +24,35 @@ class Retyped:
         return f"{self.column} is {self.now} and was {self.before or 'not there'}"
 
 
-def enforced(contract: DataContract) -> tuple[str, ...]:
-    """The columns that are filtered by, masked, grouped by, summed, or that say who somebody is."""
+def enforced_columns(contract: DataContract) -> tuple[str, ...]:
+    """Return the columns that are filtered, masked, grouped by or summed, and the entity key."""
     grid = contract.grid
-    named = [*_filtered(contract.row_filter), *(mask.column for mask in contract.masks)]
+    named = [*_filter_columns(contract.row_filter), *(mask.column for mask in contract.masks)]
     if grid is not None:
         named += [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
         named += [grid.entity] if grid.entity is not None else []
     return tuple(dict.fromkeys(named))
 
 
-def retyped(contract: DataContract, before: TableSchema) -> list[Retyped]:
-    """The enforced columns whose kind of type is another than in `before`. All numbers are of one kind."""
+def find_retyped(contract: DataContract, before: TableSchema) -> list[RetypedColumn]:
+    """Return the enforced columns whose kind of type differs from `before`. All numeric types are one kind."""
     found = []
-    for name in enforced(contract):
-        now, old = columns.find(contract.schema, name), columns.find(before, name)
-        one = Retyped(name, old.type if old else "", now.type if now else "not there")
-        if old is None or now is None or _kind(old.type) != _kind(now.type):
+    for name in enforced_columns(contract):
+        now, old = columns.find_column(contract.schema, name), columns.find_column(before, name)
+        one = RetypedColumn(name, old.type if old else "", now.type if now else "not there")
+        if old is None or now is None or _type_kind(old.type) != _type_kind(now.type):
             found.append(one)
     return found
 
 
-def _filtered(row_filter: RowFilter | None) -> list[str]:
+def _filter_columns(row_filter: RowFilter | None) -> list[str]:
     if row_filter is None:
         return []
     if isinstance(row_filter, Comparison):
         return [row_filter.column]
-    return [name for member in row_filter.members for name in _filtered(member)]
+    return [name for member in row_filter.members for name in _filter_columns(member)]
 
 
-def _kind(type_: str) -> str:
+def _type_kind(type_: str) -> str:
     family = columns.family(type_)
     return "number" if family in columns.NUMERIC else family

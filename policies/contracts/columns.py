@@ -1,7 +1,7 @@
-"""Columns of a published schema: finding them by name, and reading policy texts by their type.
+"""Columns of a published schema: lookup by name, and parsing of policy texts by column type.
 
-A text is read by the type of its column, never by its looks; what cannot be read is an error that says
-so. Must not know policies or SQL.
+A text is parsed by the type of its column, never guessed; what cannot be parsed is a ValueError with the reason. Must
+not know policies or SQL.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from decimal import Decimal, InvalidOperation
 from string import ascii_lowercase, ascii_uppercase
 
 from policies.contracts.contract import Column, Scalar, TableSchema
-from policies.evaluation.values import decimal, plain
+from policies.evaluation.values import decimal, format_decimal
 
 TEXT, INTEGER, DECIMAL, FLOAT = "text", "integer", "decimal", "float"
 BOOLEAN, DATE, TIMESTAMP, TIMESTAMPTZ = "boolean", "date", "timestamp", "timestamptz"
 UUID, ENUM, OTHER = "uuid", "enum", "other"
 NUMERIC = frozenset({INTEGER, DECIMAL, FLOAT})
 TEMPORAL = frozenset({DATE, TIMESTAMP, TIMESTAMPTZ})
-UNORDERED = frozenset({BOOLEAN, UUID, ENUM})  # equality is all that a row filter may ask of these
+UNORDERED = frozenset({BOOLEAN, UUID, ENUM})  # row filters may compare these for equality only
 
 _FAMILIES: dict[str, str] = {
     **dict.fromkeys(("VARCHAR", "TEXT", "STRING", "CHAR", "BPCHAR"), TEXT),
@@ -40,19 +40,19 @@ _FRACTION = re.compile(r"[.,](\d+)")
 _DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
 
 
-_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+_TO_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def fold(name: str) -> str:
-    """A name as the engine compares it: the letters A to Z in any case, every other as it is written.
+    """Return a name as DuckDB compares names: A to Z without case, all other letters unchanged.
 
-    `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
+    `SSN` equals `ssn`; `Ärzte` differs from `ärzte`.
     """
-    return name.lower() if name.isascii() else name.translate(_SMALL)
+    return name.lower() if name.isascii() else name.translate(_TO_LOWER)
 
 
-def apart(names: Iterable[str]) -> list[str]:
-    """The names, those that were there before as the engine calls them in a derived table: `v`, `v_1`."""
+def make_distinct(names: Iterable[str]) -> list[str]:
+    """Return the names with repeated ones numbered as DuckDB does in a derived table: `v`, `v_1`."""
     found: dict[str, str] = {}
     times = Counter[str]()
     for name in names:
@@ -64,17 +64,17 @@ def apart(names: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
+def quote_identifier(name: str) -> str:
+    """Return a name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def find(schema: TableSchema, name: str) -> Column | None:
-    """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
+def find_column(schema: TableSchema, name: str) -> Column | None:
+    """Return the column of that name, or the only column whose name differs in case alone; None otherwise.
 
-    More than the engine takes for one name: a rule that hides `ärzte` must not let `Ärzte` pass.
+    Compares case for all letters, unlike the engine: a rule that hides `ärzte` must also hide `Ärzte`.
     """
-    for alike in (str, fold, str.casefold):  # the closest first: strasse and straße are alike to the last
+    for alike in (str, fold, str.casefold):  # the strictest first: the last one treats strasse and straße as equal
         wanted = alike(name)
         if found := [column for column in schema.columns if alike(column.name) == wanted]:
             return found[0] if len(found) == 1 or alike is not str.casefold else None
@@ -82,7 +82,7 @@ def find(schema: TableSchema, name: str) -> Column | None:
 
 
 def family(column_type: str) -> str:
-    """The kind of type, for rules that speak of numbers, texts and times; `other` for nested types."""
+    """Return the kind of a DuckDB type (`TEXT`, `INTEGER`, ... of this module); `OTHER` for nested types."""
     upper = column_type.upper().strip()
     if _DECIMAL_TYPE.fullmatch(upper):
         return DECIMAL
@@ -92,7 +92,10 @@ def family(column_type: str) -> str:
 
 
 def decimal_scale(column_type: str) -> int:
-    """Digits after the point of a DECIMAL type; none of a type of whole numbers."""
+    """Return the digits after the point of a DECIMAL type; 0 for an integer type.
+
+    Raises: ValueError for any other type.
+    """
     if family(column_type) == INTEGER:
         return 0
     found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
@@ -102,7 +105,10 @@ def decimal_scale(column_type: str) -> int:
 
 
 def decimal_width(column_type: str) -> int:
-    """Digits of a DECIMAL type, before and after the point."""
+    """Return the digits of a DECIMAL type, before and after the point.
+
+    Raises: ValueError for any other type.
+    """
     found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
     if not found:
         raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
@@ -112,8 +118,8 @@ def decimal_width(column_type: str) -> int:
 _BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32, "BIGINT": 64, "HUGEINT": 128}
 
 
-def extent(type_: str) -> tuple[int, int]:
-    """The least and the largest number that a type of whole numbers or decimals holds, in steps of its last digit."""
+def value_range(type_: str) -> tuple[int, int]:
+    """Return the smallest and largest value of an integer or DECIMAL type, in steps of its last digit."""
     if family(type_) == DECIMAL:
         most = 10 ** decimal_width(type_) - 1
         return -most, most
@@ -122,16 +128,17 @@ def extent(type_: str) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits else (0, 2 ** _BITS[name.removeprefix("U")] - 1)
 
 
-def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
-    """A bin width for numbers of a type; ValueError for none, or a fraction for masks of whole numbers.
+def parse_bin_width(type_: str, text: str, *, new: bool, digits: int | None = None) -> float:
+    """Parse a bin width for a numeric type.
 
-    Of `new` terms, ValueError also for one with more digits after the point than `digits`, and for one that is not the
-    same as a binary fraction, where whole numbers and decimals would show it. Signed ones are kept: with the nearest
-    binary fraction, and with edges as the type shows them, which are never above a value that it holds."""
+    Raises: ValueError when it is not above 0, or has more digits after the point than `digits` on integers. For `new`
+    terms also for more digits than `digits` on other types, and for a width that is not exact as a binary fraction on
+    decimals. Agreements signed earlier keep such widths: the nearest binary fraction is used.
+    """
     number = decimal(text)
     if number <= 0:
         raise ValueError(f"expected a bin width above 0, got {text!r}")
-    fine = digits is not None and len(plain(number).partition(".")[2]) > digits
+    fine = digits is not None and len(format_decimal(number).partition(".")[2]) > digits
     if fine and (new or family(type_) == INTEGER):
         raise ValueError(f"expected a bin width of at most {digits} digits after the point, got {text!r}")
     if number == number.to_integral_value():
@@ -142,29 +149,31 @@ def width(type_: str, text: str, *, new: bool, digits: int | None = None) -> flo
     return value
 
 
-def read(column: Column, text: str) -> Scalar:
-    """The value that `text` means in `column`; ValueError says what was expected and what came.
+def parse_value(column: Column, text: str) -> Scalar:
+    """Return the value that `text` means in `column`. Decimals, dates and times stay texts in one spelling.
 
-    Decimals, dates and times stay texts in one spelling, so that no binary fraction comes between.
+    Raises: ValueError with what was expected and what came.
     """
     kind = family(column.type)
     if kind == OTHER:
         raise ValueError(f"a column of type {column.type} cannot be compared; choose a plain column")
     if kind in NUMERIC:
-        return _number(column, kind, decimal(text))
+        return _parse_number(column, kind, decimal(text))
     if kind == BOOLEAN:
-        return _boolean(text)
+        return _parse_boolean(text)
     if kind in TEMPORAL:
-        return _time(column.type, kind, text)
-    return uuid(text) if kind == UUID else text
+        return _parse_time(column.type, kind, text)
+    return parse_uuid(text) if kind == UUID else text
 
 
-def _number(column: Column, kind: str, number: Decimal) -> Scalar:
+def _parse_number(column: Column, kind: str, number: Decimal) -> Scalar:
     if kind == FLOAT:
-        return _float(column.type, number)
+        return _parse_float(column.type, number)
     if number < 0 and column.type.upper().strip() == "UHUGEINT":  # the engine compares these in the column's type
-        raise ValueError(f"expected a number from 0 for {column.type}, which holds no other, got {plain(number)}")
-    digits, text = decimal_scale(column.type), plain(number)
+        raise ValueError(
+            f"expected a number from 0 for {column.type}, which holds no other, got {format_decimal(number)}"
+        )
+    digits, text = decimal_scale(column.type), format_decimal(number)
     if len(text.partition(".")[2]) > digits:
         raise ValueError(f"expected at most {digits} digits after the point for {column.type}, got {text}")
     if len(text.partition(".")[0].lstrip("-")) > 38 - digits:
@@ -172,8 +181,8 @@ def _number(column: Column, kind: str, number: Decimal) -> Scalar:
     return int(number) if kind == INTEGER else text
 
 
-def _float(type_: str, number: Decimal) -> float:
-    """The nearest number that the type holds: 0.1 in a REAL column is not the 0.1 of a DOUBLE one."""
+def _parse_float(type_: str, number: Decimal) -> float:
+    """The nearest number that the type holds: 0.1 in a REAL column differs from 0.1 in a DOUBLE column."""
     value, digits = float(number), len(number.normalize().as_tuple().digits)
     try:
         if type_.upper().strip() != "DOUBLE":
@@ -182,31 +191,34 @@ def _float(type_: str, number: Decimal) -> float:
     except (OverflowError, InvalidOperation):
         held = False
     if not held:
-        raise ValueError(f"expected a number with no more digits than {type_} holds, got {plain(number)}")
+        raise ValueError(f"expected a number with no more digits than {type_} holds, got {format_decimal(number)}")
     return value
 
 
-def _boolean(text: str) -> bool:
+def _parse_boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"expected true or false, got {text!r}")
     return text.lower() in ("true", "1")
 
 
-def uuid(text: str) -> str:
-    """A UUID in its one spelling; ValueError where the text is none."""
+def parse_uuid(text: str) -> str:
+    """Return a UUID in its one spelling.
+
+    Raises: ValueError when the text is not a UUID.
+    """
     found = _UUID.fullmatch(text)
     if not found:
         raise ValueError(f"expected a UUID, got {text[:40]!r}")
     return "-".join(found.groups()).lower()
 
 
-def _time(type_: str, kind: str, text: str) -> str:
+def _parse_time(type_: str, kind: str, text: str) -> str:
     try:
         moment = date.fromisoformat(text) if kind == DATE else datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"expected a {'day' if kind == DATE else 'time'} in ISO form, got {text!r}") from None
     if kind != DATE:
-        _exact_time(type_, kind, text)
+        _refuse_rounding(type_, kind, text)
     zoned = isinstance(moment, datetime) and moment.tzinfo is not None
     if zoned != (kind == TIMESTAMPTZ):
         wanted = "with its zone" if kind == TIMESTAMPTZ else "without a zone"
@@ -217,19 +229,21 @@ def _time(type_: str, kind: str, text: str) -> str:
 _NANOSECONDS = datetime(1677, 9, 21, 0, 12, 43, 145225), datetime(2262, 4, 11, 23, 47, 16, 854775)
 
 
-def holds(type_: str, value: Scalar) -> bool:
-    """Whether a column of this type can hold what `read` gave for it: 64 bits of nanoseconds are not all years."""
+def can_hold(type_: str, value: Scalar) -> bool:
+    """Return whether a column of this type can hold a value from `parse_value`: TIMESTAMP_NS covers 1677 to
+    2262 only.
+    """
     if type_.upper().strip() != "TIMESTAMP_NS":
         return True
     first, last = _NANOSECONDS
     return first <= datetime.fromisoformat(str(value)) <= last
 
 
-_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond
+_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # fractional digits; all other types are compared to the microsecond
 
 
-def _exact_time(type_: str, kind: str, text: str) -> None:
-    """Refuse what would be rounded: a day, which is no moment of it, and digits that nothing here holds."""
+def _refuse_rounding(type_: str, kind: str, text: str) -> None:
+    """Refuse a time that would be rounded: a day, and more fractional digits than the type has."""
     if _is_day(text):
         start = f"{text}T00:00:00" + "Z" * (kind == TIMESTAMPTZ)
         raise ValueError(f"expected a time, got the day {text!r}; write where it starts or ends, such as {start}")

@@ -1,8 +1,7 @@
-"""An agreement and a table schema become data contracts, one for each permission (usage-policies, section 7).
+"""Compiles an agreement and a table schema to data contracts, one for each permission (usage-policies, section 7).
 
-Every constraint is lowered (`lowering.LOWER`), or decided elsewhere from facts (`requires`), or named as
-undecided. Nothing is passed over: what is not understood is an error with the rule's path. Pure values in
-and out; must not know SQL, clocks or facts.
+Every constraint is lowered (`lowering.LOWER`), listed in `requires` because facts decide it, or refused as undecided
+with its path. Pure; must not know SQL, clocks or facts.
 """
 
 from __future__ import annotations
@@ -22,83 +21,87 @@ from policies.contracts.contract import (
     Grid,
     Mask,
     MaskKind,
-    Owed,
+    Obligation,
     Privacy,
     RowFilter,
     Scalar,
     TableSchema,
 )
-from policies.contracts.lowering import Draft, undecided
+from policies.contracts.lowering import ContractDraft, undecided_error
 from policies.errors import ContractUndecided
 from policies.evaluation.values import DAY, SECOND, decimal, duration, instant, is_below
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
-from policies.vocabulary import ACTIONS, Phase, action_includes, column_of, compact, expand, meant, operand
+from policies.vocabulary import ACTIONS, Phase, action_includes, column_of, compact, expand, operand, resolve_alias
 
-_EXACT = 2**53  # whole numbers that a float holds
+_EXACT = 2**53  # integers that a float holds exactly
 _MASK = HANSE + "mask"
 _FACTS = frozenset({Phase.CATALOGUE, Phase.NEGOTIATION, Phase.AGREEMENT, Phase.TRANSFER})
 
 
 def fingerprint(schema: TableSchema) -> str:
-    """SHA-256 over names and types in order: a renamed, dropped or retyped column changes it."""
+    """Return the SHA-256 of names and types in order: a renamed, dropped or retyped column changes it."""
     listed = [[column.name, column.type] for column in schema.columns]
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
 
-def contracts(
+def compile_contracts(
     policy: Policy, schema: TableSchema, *, concluded: float | None = None, new: bool = False
 ) -> tuple[DataContract, ...]:
-    """One contract for each permission of the policy, in its order.
+    """Return one contract for each permission of the policy, in its order.
 
-    `concluded`: for an offer, which has no timestamp, the moment (UTC seconds) at which it would be signed. `new`:
-    nobody has signed it yet, so that what is kept only as well as can be is refused (`columns.width`).
-    Raises ContractUndecided, naming the rule, when anything is left undecided in any of them.
+    `concluded`: the assumed time of signing (UTC seconds) of an offer, which has no timestamp. `new`: the policy is not
+    signed yet, so imprecise values that signed agreements keep are refused (`columns.parse_bin_width`).
+
+      compile_contracts(policy, TableSchema((Column("age", "BIGINT"),)), concluded=time.time())[0].columns
+
+    Raises: ContractUndecided, naming the rule, when a rule of any permission is left undecided.
     """
     if not policy.permissions:
-        raise undecided("/permission", "the policy permits nothing; add a permission")
+        raise undecided_error("/permission", "the policy permits nothing; add a permission")
     made = tuple(
         compile_contract(policy, schema, permission=index, concluded=concluded, new=new)
         for index in range(len(policy.permissions))
     )
-    one_grid(made)
+    refuse_mixed_grids(made)
     return made
 
 
-def one_grid(made: Sequence[DataContract]) -> None:
-    """ContractUndecided unless all exact aggregates of a policy count the same groups, and the rows that it gives, too.
+def refuse_mixed_grids(made: Sequence[DataContract]) -> None:
+    """Require that all exact aggregates of a policy count the same groups and the same rows as its row permissions.
 
-    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show; so
-    is what is left of a group without those of its rows that another permission gives.
+    Two different grids reveal small groups by subtraction, although each alone hides them (decision 4).
+
+    Raises: ContractUndecided.
     """
-    counted = [contract for contract in made if exact(contract)]
+    counted = [contract for contract in made if is_exact(contract)]
     if not counted:
         return
     first = counted[0]
     for other in made:
         if other.grid is None and other.row_filter != first.row_filter:
-            _differs(other, f"it gives other rows than {first.permission} counts", "both the same row filter")
-        if differ(first, other):
+            _raise_mixed_grids(other, f"it gives other rows than {first.permission} counts", "both the same row filter")
+        if count_differently(first, other):
             same = "both the same dimensions, bins, measures, group size, entity key, masks and row filter"
-            _differs(other, f"it counts other groups or other rows than {first.permission}", same)
+            _raise_mixed_grids(other, f"it counts other groups or other rows than {first.permission}", same)
 
 
-def _differs(other: DataContract, how: str, same: str) -> NoReturn:
+def _raise_mixed_grids(other: DataContract, how: str, same: str) -> NoReturn:
     sentence = f"{how}, and the difference of two answers shows single units; give {same}, or keep one"
-    raise undecided(other.permission, sentence)
+    raise undecided_error(other.permission, sentence)
 
 
-def exact(contract: DataContract) -> bool:
-    """Whether it answers with exact aggregates: neither rows nor noise."""
+def is_exact(contract: DataContract) -> bool:
+    """Return whether the contract answers with exact aggregates, not with rows or noise."""
     return contract.grid is not None and contract.grid.privacy is None
 
 
-def differ(one: DataContract, other: DataContract) -> bool:
-    """Whether both give exact aggregates, of other groups or other rows."""
-    return exact(one) and exact(other) and _groups(one) != _groups(other)
+def count_differently(one: DataContract, other: DataContract) -> bool:
+    """Return whether both contracts give exact aggregates, but of different groups or rows."""
+    return is_exact(one) and is_exact(other) and _grouping_key(one) != _grouping_key(other)
 
 
-def _groups(contract: DataContract) -> tuple[object, ...]:
-    """All that decides which rows an aggregate counts and which groups it withholds; measures withhold some, too."""
+def _grouping_key(contract: DataContract) -> tuple[object, ...]:
+    """Everything that decides which rows are counted and which groups are withheld; measures withhold some, too."""
     grid = contract.grid
     assert grid is not None
     masked = {mask for mask in contract.masks if mask.column in contract.columns}
@@ -121,51 +124,52 @@ def compile_contract(
     partial: bool = False,
     new: bool = False,
 ) -> DataContract:
-    """What permission number `permission` means for a table of this schema; `new` as for `contracts`.
+    """Return the contract of permission number `permission` for a table of this schema; options as `compile_contracts`.
 
-    Raises ContractUndecided, naming the rule, for what cannot be made true here; also for what is left
-    undecided, unless `partial` (reports show it; such a contract is never served).
+    `partial` keeps undecided rules in `residual`, for reports; such a contract is never served.
+
+    Raises: ContractUndecided, naming the rule, when it cannot be enforced here or is left undecided.
     """
     path = f"/permission/{permission}"
     rule = policy.permissions[permission]
-    pass_ = _Pass(Draft(schema, _started(policy, concluded), new=new), path)
+    pass_ = _Compilation(ContractDraft(schema, _start_time(policy, concluded), new=new), path)
     pass_.constraints(rule.constraints, f"{path}/constraint")
     pass_.duties(rule.duties)
     actions = pass_.actions(rule, policy.prohibitions)
-    made = _contract(policy, pass_, actions)
+    made = _build_contract(policy, pass_, actions)
     if made.residual and not partial:
         raise ContractUndecided(
-            f"nobody enforces or decides: {'; '.join(made.residual)}. Remove these rules or write them in "
-            "the words that the vocabulary offers",
+            f"these rules can neither be enforced nor decided: {'; '.join(made.residual)}. Remove them or use "
+            "terms of docs/policy-words.md",
             rule=made.residual[0].partition(" ")[0],
         )
     return made
 
 
-def _started(policy: Policy, concluded: float | None) -> int | None:
+def _start_time(policy: Policy, concluded: float | None) -> int | None:
     if policy.timestamp:
         try:
             when = instant(policy.timestamp)
         except ValueError as wrong:
-            raise undecided("/timestamp", str(wrong)) from None
+            raise undecided_error("/timestamp", str(wrong)) from None
         if when.loose:
-            raise undecided("/timestamp", f"expected a time with its zone, got {policy.timestamp!r}")
+            raise undecided_error("/timestamp", f"expected a time with its zone, got {policy.timestamp!r}")
         return when.start
     return None if concluded is None else round(concluded * SECOND)
 
 
 @dataclass(slots=True)
-class _Pass:
-    """One walk over one permission: the draft it fills, and what it finds besides."""
+class _Compilation:
+    """The compilation of one permission: the draft and the rules that remain."""
 
-    draft: Draft
+    draft: ContractDraft
     path: str
     requires: list[str] = field(default_factory=list)
     residual: list[str] = field(default_factory=list)
     contractual: list[str] = field(default_factory=list)
 
     def constraints(self, members: Sequence[Constraint], path: str) -> None:
-        """A conjunction: each member is decided on its own."""
+        """Decide each member of a conjunction on its own."""
         for index, member in enumerate(members):
             here = f"{path}/{index}"
             if isinstance(member, Atom):
@@ -176,36 +180,38 @@ class _Pass:
                 self._alternative(member, here)
 
     def _atom(self, atom: Atom, path: str) -> None:
-        if lowering.lower(self.draft, atom, path):
+        if lowering.lower_atom(self.draft, atom, path):
             return
-        if _decided_by_facts(atom) and atom.left not in lowering.LOWER:
+        if _is_decided_by_facts(atom) and atom.left not in lowering.LOWER:
             self.requires.append(path)
-        else:  # a word that is lowered, in a form that is not, would be checked at the start only
+        else:  # a lowered term in another form would be checked at the start only
             self.residual.append(f"{path} {compact(atom.left)} {atom.operator}")
 
     def _alternative(self, group: Group, path: str) -> None:
-        """`or` and `xone`: rows, or facts about the party; nothing that would have to change the query."""
+        """Compile `or` and `xone`: row filters or facts about the party; refuse whatever else would change the
+        query.
+        """
         atoms = tuple(_atoms(group))
         if all(column_of(atom.left) and atom.left.startswith(HANSE + "row/") for atom in atoms):
-            self.draft.filters.append(_row_filter(self.draft, group, path))
+            self.draft.filters.append(_compile_row_filter(self.draft, group, path))
             self.draft.reasons.append(("row", path))
-        elif all(_decided_by_facts(atom) and atom.left not in lowering.LOWER for atom in atoms):
+        elif all(_is_decided_by_facts(atom) and atom.left not in lowering.LOWER for atom in atoms):
             self.requires.append(path)
         else:
             shape = next((a for a in atoms if a.left in lowering.LOWER or column_of(a.left)), atoms[0])
-            raise undecided(
+            raise undecided_error(
                 path,
                 f"{compact(shape.left)} stands under {group.connective}; only row filters, or only facts about "
                 "the party, may be alternatives. Write two permissions instead",
             )
 
     def duties(self, duties: Sequence[Duty]) -> None:
-        """Masks change the query; any other duty before use is a fact that evaluation asks for."""
+        """Compile masks; every other duty before use becomes a fact for evaluation."""
         for index, duty in enumerate(duties):
             here = f"{self.path}/duty/{index}"
             known = ACTIONS.get(duty.action)
             if duty.action == _MASK:
-                _mask(self.draft, duty, here)
+                _compile_mask(self.draft, duty, here)
                 self.draft.reasons.append(("mask", here))
             elif known is not None and known.duty:
                 self.requires.append(here)
@@ -213,20 +219,24 @@ class _Pass:
                 self.residual.append(f"{here} {compact(duty.action)}")
 
     def actions(self, rule: Rule, prohibitions: Sequence[Rule]) -> tuple[str, ...]:
-        """What the permission covers, less what a prohibition takes away."""
+        """Return the actions that the permission covers, without those that a prohibition removes."""
         covered = [name for name, action in ACTIONS.items() if action.use and action_includes(rule.action, name)]
         if not covered:
-            raise undecided(self.path, f"nobody knows the action {compact(rule.action)}; use ds:query or ds:stream")
-        covered.sort(key=lambda name: (name != meant(rule.action), name))
+            raise undecided_error(
+                self.path, f"the action {compact(rule.action)} is not known; use ds:query or ds:stream"
+            )
+        covered.sort(key=lambda name: (name != resolve_alias(rule.action), name))
         for index, prohibition in enumerate(prohibitions):
             covered = self._prohibit(prohibition, f"/prohibition/{index}", covered)
         if not covered:
-            raise undecided(self.path, "a prohibition takes away everything that this permission gives")
+            raise undecided_error(
+                self.path, "a prohibition covers everything that this permission permits; remove one of them"
+            )
         return tuple(covered)
 
     def _prohibit(self, rule: Rule, path: str, covered: list[str]) -> list[str]:
         hit = [name for name in covered if action_includes(rule.action, name)]
-        if meant(rule.action) not in ACTIONS:
+        if resolve_alias(rule.action) not in ACTIONS:
             self.residual.append(f"{path} {compact(rule.action)}")
         elif not hit:
             self.contractual.append(f"{compact(rule.action)} prohibited")
@@ -239,26 +249,26 @@ class _Pass:
         return covered
 
     def _purposes_only(self, rule: Rule, path: str) -> bool:
-        """A prohibition for named purposes: those purposes are refused."""
+        """Apply a prohibition for named purposes by refusing these purposes."""
         atom = rule.constraints[0]
         if len(rule.constraints) != 1 or not isinstance(atom, Atom) or atom.left != ODRL + "purpose":
             return False
         if atom.operator not in ("isAnyOf", "eq"):
             return False
         opposite = Atom(atom.left, "isNoneOf", atom.right, many=True)
-        return lowering.lower(self.draft, opposite, f"{path}/constraint/0")
+        return lowering.lower_atom(self.draft, opposite, f"{path}/constraint/0")
 
     def _narrow(self, rule: Rule, path: str) -> None:
-        """A prohibition that depends on facts is evaluated with them; one that depends on the answer is not."""
+        """Leave a prohibition that depends on facts to evaluation; refuse those that depend on the answer."""
         atoms = [atom for member in rule.constraints for atom in _atoms(member)]
-        if all(_decided_by_facts(atom) for atom in atoms):
+        if all(_is_decided_by_facts(atom) for atom in atoms):
             self.requires.append(path)
         else:
             self.residual.append(f"{path} {compact(rule.action)} with {compact(atoms[0].left)}")
 
 
-def _decided_by_facts(atom: Atom) -> bool:
-    """Whether evaluation decides it from facts before the query: who asks, where from, with what permit."""
+def _is_decided_by_facts(atom: Atom) -> bool:
+    """Whether evaluation decides the atom from facts before the query runs."""
     known = operand(atom.left)
     return known is not None and known.phase in _FACTS and atom.operator in known.ops and not known.by_engine
 
@@ -271,68 +281,75 @@ def _atoms(constraint: Constraint) -> Iterator[Atom]:
             yield from _atoms(member)
 
 
-def _row_filter(draft: Draft, constraint: Constraint, path: str) -> RowFilter:
+def _compile_row_filter(draft: ContractDraft, constraint: Constraint, path: str) -> RowFilter:
     if isinstance(constraint, Atom):
-        return lowering.comparison(draft, constraint, path)
+        return lowering.lower_comparison(draft, constraint, path)
     members = tuple(
-        _row_filter(draft, member, f"{path}/{constraint.connective}/{index}")
+        _compile_row_filter(draft, member, f"{path}/{constraint.connective}/{index}")
         for index, member in enumerate(constraint.members)
     )
     return members[0] if len(members) == 1 else Connected(str(constraint.connective), members)
 
 
-def _mask(draft: Draft, duty: Duty, path: str) -> None:
+def _compile_mask(draft: ContractDraft, duty: Duty, path: str) -> None:
     given: dict[str, tuple[str, ...]] = {}
     for constraint in duty.constraints:
         if not isinstance(constraint, Atom) or constraint.operator not in ("eq", "isAnyOf"):
-            raise undecided(path, "a mask names ds:column, ds:method and ds:argument by eq or isAnyOf, nothing else")
+            raise undecided_error(
+                path, "a mask names ds:column, ds:method and ds:argument by eq or isAnyOf, nothing else"
+            )
         if constraint.left not in (HANSE + "column", HANSE + "method", HANSE + "argument"):
-            raise undecided(path, f"a mask has no {compact(constraint.left)}; use ds:column, ds:method, ds:argument")
+            raise undecided_error(
+                path, f"a mask has no {compact(constraint.left)}; use ds:column, ds:method, ds:argument"
+            )
         if constraint.left in given:
-            raise undecided(path, f"a mask names {compact(constraint.left)} once")
+            raise undecided_error(path, f"a mask names {compact(constraint.left)} once")
         given[constraint.left] = tuple(literal.text for literal in constraint.right)
     named, methods = given.get(HANSE + "column", ()), given.get(HANSE + "method", ())
     arguments = given.get(HANSE + "argument", ())
     if not named or len(methods) != 1 or len(arguments) > 1:
-        raise undecided(path, "a mask needs ds:column, one ds:method and at most one ds:argument")
+        raise undecided_error(path, "a mask needs ds:column, one ds:method and at most one ds:argument")
     for name in named:
-        made = _one_mask(draft, name, methods[0], arguments[0] if arguments else None, path)
+        made = _compile_column_mask(draft, name, methods[0], arguments[0] if arguments else None, path)
         if draft.masks.setdefault(made.column, made) != made:
-            raise undecided(path, f"{made.column} is masked twice in different ways; keep one mask")
+            raise undecided_error(path, f"{made.column} is masked twice in different ways; keep one mask")
 
 
-def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: str) -> Mask:
-    found = lowering.column(draft, name, path)
+def _compile_column_mask(draft: ContractDraft, name: str, method: str, argument: str | None, path: str) -> Mask:
+    found = lowering.require_column(draft, name, path)
     if (word := masks.MASKS.get(method)) is not None:
-        return _plugin_mask(word, found, argument, path)
+        return _compile_plugin_mask(word, found, argument, path)
     if method not in set(MaskKind):
-        raise undecided(path, f"nobody knows the mask {method}; use {', '.join(masks.names())}")
+        raise undecided_error(path, f"the mask {method} is not known; use {', '.join(masks.mask_names())}")
     kind, family = MaskKind(method), columns.family(found.type)
     if family == columns.OTHER and kind is not MaskKind.NULL:
-        raise undecided(path, f"{found.name} ({found.type}) can only be masked by null")
+        raise undecided_error(path, f"{found.name} ({found.type}) can only be masked by null")
     try:
-        read = _argument(kind, found.type, argument, new=draft.new)
-        if _keeps_all(kind, found.type, read):
-            raise ValueError("keeps every value as it is, and looks like a mask; make it coarser or leave it out")
+        read = _parse_argument(kind, found.type, argument, new=draft.new)
+        if _changes_nothing(kind, found.type, read):
+            raise ValueError("changes no value of this column; make it coarser or leave it out")
         return Mask(found.name, kind, read)
     except ValueError as wrong:
-        raise undecided(path, f"mask {method} of {found.name} ({found.type}): {wrong}") from None
+        raise undecided_error(path, f"mask {method} of {found.name} ({found.type}): {wrong}") from None
 
 
-def _plugin_mask(word: masks.MaskWord, found: Column, argument: str | None, path: str) -> Mask:
+def _compile_plugin_mask(word: masks.MaskWord, found: Column, argument: str | None, path: str) -> Mask:
     if columns.family(found.type) not in word.families:
-        raise undecided(path, f"{found.name} ({found.type}) cannot be masked by {word.name}")
+        raise undecided_error(path, f"{found.name} ({found.type}) cannot be masked by {word.name}")
     try:
         return Mask(found.name, word.name, word.argument(argument))
     except ValueError as wrong:
-        raise undecided(path, f"mask {word.name} of {found.name} ({found.type}): {wrong}") from None
+        raise undecided_error(path, f"mask {word.name} of {found.name} ({found.type}): {wrong}") from None
 
 
 _PERIODS = ("year", "quarter", "month", "week", "day", "hour")
 
 
-def _argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) -> Scalar:
-    """The typed argument of a mask; ValueError when it is missing, superfluous or does not suit the type."""
+def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) -> Scalar:
+    """Return the typed argument of a mask.
+
+    Raises: ValueError when it is missing, superfluous or does not fit the type.
+    """
     family = columns.family(type_)
     if kind in (MaskKind.NULL, MaskKind.HASH):
         if argument is not None:
@@ -341,11 +358,11 @@ def _argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) ->
     if argument is None:
         raise ValueError("needs ds:argument")
     if kind is MaskKind.TRUNCATE:
-        return _bounded(argument, low=0, high=1000, what="characters to keep")
+        return _parse_bounded(argument, low=0, high=1000, what="characters to keep")
     if kind is MaskKind.ROUND:
         if family not in columns.NUMERIC:
             raise ValueError("only numbers can be rounded")
-        return _bounded(argument, low=-30, high=30, what="digits after the point")
+        return _parse_bounded(argument, low=-30, high=30, what="digits after the point")
     if family in columns.TEMPORAL:
         if argument not in _PERIODS:
             raise ValueError(f"expected one of {', '.join(_PERIODS)}, got {argument!r}")
@@ -353,11 +370,11 @@ def _argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) ->
     if family not in columns.NUMERIC:
         raise ValueError("only numbers, days and times can be generalised; use truncate for texts")
     digits = None if family == columns.FLOAT else columns.decimal_scale(type_)
-    return columns.width(type_, argument, new=new, digits=digits)  # the edges of its bins have no more
+    return columns.parse_bin_width(type_, argument, new=new, digits=digits)  # edges of bins have no more digits
 
 
-def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:
-    """Whether a mask by rounding or generalising changes no value that a column of this type can hold."""
+def _changes_nothing(kind: MaskKind, type_: str, argument: Scalar) -> bool:
+    """Whether rounding or generalising changes no value that a column of this type can hold."""
     family = columns.family(type_)
     if family == columns.DATE:
         return kind is MaskKind.GENERALISE and argument in ("day", "hour")
@@ -367,19 +384,19 @@ def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:
     return argument >= digits if kind is MaskKind.ROUND else kind is MaskKind.GENERALISE and argument <= 10.0**-digits
 
 
-def _bounded(text: str, *, low: int, high: int, what: str) -> int:
+def _parse_bounded(text: str, *, low: int, high: int, what: str) -> int:
     number = decimal(text)
     if number != number.to_integral_value() or not low <= number <= high:
         raise ValueError(f"expected {what} between {low} and {high}, got {text!r}")
     return int(number)
 
 
-def _contract(policy: Policy, pass_: _Pass, actions: tuple[str, ...]) -> DataContract:
+def _build_contract(policy: Policy, pass_: _Compilation, actions: tuple[str, ...]) -> DataContract:
     from policies.odrl.reader import digest  # here, so that this module loads without the JSON-LD contexts
 
     draft, path = pass_.draft, pass_.path
-    _contradictions(draft, path)
-    grid = _grid(draft, path)
+    _refuse_contradictions(draft, path)
+    grid = _build_grid(draft, path)
     return DataContract(
         policy_digest=digest(policy),
         schema_fingerprint=fingerprint(draft.schema),
@@ -387,17 +404,17 @@ def _contract(policy: Policy, pass_: _Pass, actions: tuple[str, ...]) -> DataCon
         actions=actions,
         purposes=draft.purposes or (),
         purposes_refused=draft.purposes_refused,
-        columns=_visible(draft, grid, path),
+        columns=_visible_columns(draft, grid, path),
         schema=draft.schema,
         not_before=None if draft.not_before == -math.inf else draft.not_before,
         not_after=None if draft.not_after == math.inf else draft.not_after,
-        row_filter=_conjunction(draft.filters),
+        row_filter=_join_filters(draft.filters),
         masks=tuple(draft.masks.values()),
         grid=grid,
         limits=draft.limits,
         joins=draft.joins,
         templates=draft.templates or (),
-        obligations=tuple(_owed(duty, index) for index, duty in enumerate(policy.obligations)),
+        obligations=tuple(_compile_obligation(duty, index) for index, duty in enumerate(policy.obligations)),
         contractual=tuple(dict.fromkeys(pass_.contractual)),
         requires=tuple(pass_.requires),
         together=tuple(draft.together),
@@ -406,34 +423,34 @@ def _contract(policy: Policy, pass_: _Pass, actions: tuple[str, ...]) -> DataCon
     )
 
 
-def _contradictions(draft: Draft, path: str) -> None:
+def _refuse_contradictions(draft: ContractDraft, path: str) -> None:
     if draft.purposes is not None:
         draft.purposes = tuple(
             one for one in draft.purposes if not any(is_below(one, bad) for bad in draft.purposes_refused)
         )
         if not draft.purposes:
-            raise undecided(path, "no purpose is left that all rules allow; nothing could be asked")
+            raise undecided_error(path, "the rules have no purpose in common; it could never be used")
     if draft.not_before > draft.not_after:
-        raise undecided(path, "the times exclude each other; there is no moment at which it could be used")
+        raise undecided_error(path, "the times exclude each other; it could never be used")
 
 
-def _conjunction(filters: list[RowFilter]) -> RowFilter | None:
+def _join_filters(filters: list[RowFilter]) -> RowFilter | None:
     if not filters:
         return None
     return filters[0] if len(filters) == 1 else Connected("and", tuple(filters))
 
 
-def _grid(draft: Draft, path: str) -> Grid | None:
-    privacy = _privacy(draft, path)
+def _build_grid(draft: ContractDraft, path: str) -> Grid | None:
+    privacy = _build_privacy(draft, path)
     coarse = draft.min_group is not None or draft.dimensions or draft.measures or privacy
     if not coarse and draft.kind != "aggregate":
         if draft.entity is not None:
-            raise undecided(path, "ds:entityKey says whom to count, but no ds:minGroupSize says how many")
+            raise undecided_error(path, "ds:entityKey needs ds:minGroupSize, the number of units in a group; add it")
         return None
     if draft.kind == "rows":
-        raise undecided(path, "ds:resultKind rows contradicts a smallest group, dimensions or measures")
+        raise undecided_error(path, "ds:resultKind rows contradicts a smallest group, dimensions or measures")
     for column in {draft.entity, *draft.measures} & set(draft.masks):
-        raise undecided(path, f"{column} is masked and at the same time counted or summed; keep one of the two")
+        raise undecided_error(path, f"{column} is masked and at the same time counted or summed; keep one of the two")
     return Grid(
         min_group=1 if privacy else draft.min_group or lowering.USUAL_GROUP,
         entity=draft.entity,
@@ -443,66 +460,70 @@ def _grid(draft: Draft, path: str) -> Grid | None:
     )
 
 
-def _privacy(draft: Draft, path: str) -> Privacy | None:
-    """The budget, where there is one: noise in place of cells. What is withheld by true counts would tell of them."""
+def _build_privacy(draft: ContractDraft, path: str) -> Privacy | None:
+    """Return the privacy budget, if any. Noise replaces cells: withholding by true counts would leak them."""
     if draft.epsilon is None:
         if draft.delta is not None or draft.rows_per_entity is not None:
-            raise undecided(path, "ds:deltaBudget and ds:rowsPerEntity need ds:epsilonBudget; add it")
+            raise undecided_error(path, "ds:deltaBudget and ds:rowsPerEntity need ds:epsilonBudget; add it")
         return None
     if draft.min_group is not None:
-        raise undecided(
+        raise undecided_error(
             path, "ds:epsilonBudget and ds:minGroupSize are two ways to hide one person; groups withheld by their true "
             "size would give away what the noise hides. Keep one of the two",
         )  # fmt: skip
     if unbounded := [one.column for one in draft.measures.values() if one.low is None]:
-        raise undecided(path, f"noise is as large as one unit's share of {unbounded[0]}; give it bounds low..high")
+        raise undecided_error(path, f"noise depends on the bounds of {unbounded[0]}; give it bounds low..high")
     rows = draft.rows_per_entity or 1
     for one in draft.measures.values():
         if max(abs(one.low or 0), abs(one.high or 0)) * rows > _EXACT:
-            raise undecided(path, f"the bounds of {one.column} are so wide that noise could not be exact; narrow them")
+            raise undecided_error(path, f"the bounds of {one.column} are too wide for exact noise; narrow them")
     if draft.rows_per_entity is not None and draft.entity is None:
-        raise undecided(path, "ds:rowsPerEntity needs ds:entityKey, which says whose rows they are")
+        raise undecided_error(path, "ds:rowsPerEntity needs ds:entityKey, the column that identifies a unit; add it")
     return Privacy(draft.epsilon, draft.delta or lowering.USUAL_DELTA, rows)
 
 
-def _visible(draft: Draft, grid: Grid | None, path: str) -> tuple[str, ...]:
-    """Columns in table order that a query may name; under a grid its dimensions and measures."""
+def _visible_columns(draft: ContractDraft, grid: Grid | None, path: str) -> tuple[str, ...]:
+    """Return the columns that a query may name, in table order; under a grid its dimensions and measures."""
     allowed = draft.schema.names() if draft.allowed is None else draft.allowed
     named = [name for name in draft.schema.names() if name in allowed and name not in draft.denied]
     if grid is not None:
         shown = [*draft.dimensions, *draft.measures]
         for name in shown:
             if name not in named:
-                raise undecided(path, f"{name} is a dimension or measure, and yet not among the allowed columns")
+                raise undecided_error(
+                    path, f"{name} is a dimension or measure but not an allowed column; allow it or leave it out"
+                )
         if draft.entity in shown:
-            raise undecided(path, f"{draft.entity} identifies a unit; it cannot be a dimension or measure")
+            raise undecided_error(path, f"{draft.entity} identifies a unit; it cannot be a dimension or measure")
         if set(draft.dimensions) & set(draft.measures):
-            raise undecided(path, "a column is either a dimension or a measure, not both")
+            raise undecided_error(path, "a column is either a dimension or a measure, not both")
         return tuple(name for name in named if name in shown)
     if not named:
-        raise undecided(path, "no column is left that may be read")
+        raise undecided_error(path, "no readable column is left; allow at least one")
     return tuple(named)
 
 
-def _owed(duty: Duty, index: int) -> Owed:
+def _compile_obligation(duty: Duty, index: int) -> Obligation:
     within, event, details = None, "", []
     for constraint in duty.constraints:
         if not isinstance(constraint, Atom) or not constraint.right:
-            raise undecided(f"/obligation/{index}", "an obligation holds plain constraints; write two obligations")
+            raise undecided_error(
+                f"/obligation/{index}", "an obligation holds plain constraints; write two obligations"
+            )
         text = constraint.right[0].text
         if constraint.left == ODRL + "delayPeriod":
-            within = _span(text, index)
+            within = _delay_seconds(text, index)
         elif constraint.left == ODRL + "event":
             event = expand(text)
         else:
             details.append((compact(constraint.left), ", ".join(literal.text for literal in constraint.right)))
-    return Owed(duty.action, within, event, tuple(details))
+    return Obligation(duty.action, within, event, tuple(details))
 
 
-def _span(text: str, index: int) -> int:
-    """A delay in seconds. Months count 28 days: what is owed falls due early, never late."""
+def _delay_seconds(text: str, index: int) -> int:
+    """Return a delay in seconds. A month counts 28 days, so a duty is due early, never late."""
     try:
         span = duration(text)
     except ValueError as wrong:
-        raise undecided(f"/obligation/{index}", str(wrong)) from None
+        raise undecided_error(f"/obligation/{index}", str(wrong)) from None
     return (span.months * 28 * DAY + span.nanoseconds) // SECOND

@@ -1,7 +1,7 @@
 """The data contract: what one permission of an agreement means for one table, ready to be enforced.
 
-Immutable, derived, keyed by (policy digest, schema fingerprint). Made by `compile`, applied by `enforce`,
-checked before each batch by `gate`. Values only: nothing here evaluates or parses.
+Immutable; identified by policy digest and schema fingerprint. Built by `compile`, applied by `enforce`, checked before
+each batch by `batch_gate`. Values only.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class MaskKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Mask:
     column: str
-    kind: MaskKind | str  # a text names a plugin's mask
+    kind: MaskKind | str  # a text is the name of a plugin's mask
     argument: Scalar = None  # characters for truncate, digits for round, bin width for generalise
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`column operator values` of a row filter; operator is eq, neq, lt, lteq, gt, gteq, isAnyOf or isNoneOf."""
+    """`column operator values` of a row filter; operator: eq, neq, lt, lteq, gt, gteq, isAnyOf or isNoneOf."""
 
     column: str
     operator: str
@@ -67,29 +67,29 @@ RowFilter: TypeAlias = Comparison | Connected
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """A column that an aggregate-only answer may group and filter by; `width` bins numbers, None keeps values."""
+    """A column that an aggregate-only answer may group and filter by; `width` is a bin width, None keeps values."""
 
     column: str
     width: float | None = None
 
     def binned(self) -> str:
-        """Its bins in words; empty where its values are kept."""
+        """Return the bins in words; empty without bins."""
         return "" if self.width is None else f"in bins of {Decimal(str(self.width)).normalize():f}"
 
     def note(self) -> str:
-        """What to know of them in a condition; empty where there are none."""
+        """Return what to know about the bins in a condition; empty without bins."""
         return bins_note([self])
 
 
 def bins_note(dimensions: Iterable[Dimension]) -> str:
-    """The same of all that have bins, in one sentence."""
-    told = ", ".join(f"{one.column} {one.binned()}" for one in dimensions if one.width is not None)
-    return f"{told}, each named by its lower edge: a condition on it compares that edge" if told else ""
+    """Return one sentence about all dimensions that have bins."""
+    bins = ", ".join(f"{one.column} {one.binned()}" for one in dimensions if one.width is not None)
+    return f"{bins}, each named by its lower edge: a condition on it compares that edge" if bins else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A numeric column that may be summed and averaged, clamped to [low, high] where these are given."""
+    """A numeric column that may be summed and averaged, clamped to [low, high] where given."""
 
     column: str
     low: float | None = None
@@ -98,10 +98,10 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Privacy:
-    """Differential privacy: what all answers under one agreement may tell of one unit, together.
+    """Differential privacy for all answers under one agreement.
 
-    `epsilon`, `delta`: the whole budget; an answer that spends a share of epsilon spends the same share of delta.
-    `rows`: how many rows of one unit count in one answer, chosen at random where it has more.
+    `epsilon`, `delta`: the whole budget; an answer spends the same share of both. `rows`: at most so many rows of one
+    unit count in one answer, chosen at random.
     """
 
     epsilon: float
@@ -111,11 +111,11 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Aggregate-only answers, in one of two ways: over whole cells, or with noise where `privacy` is given.
+    """Aggregate-only answers over whole cells, or with noise where `privacy` is set.
 
-    Cells: answers are unions of whole cells over `dimensions`, each of at least `min_group` units, and none in which
-    one unit makes more than `dominance` of a measure. With `privacy` there are no cells, and `min_group` is 1.
-    `entity` names the column that identifies a unit (a person); None counts rows.
+    Cells: an answer is a union of whole cells over `dimensions`. Each cell has at least `min_group` units, and no unit
+    contributes more than the share `dominance` to a measure. With `privacy` there are no cells, and `min_group` is 1.
+    `entity`: the column that identifies a unit, such as a patient; None counts rows.
     """
 
     min_group: int
@@ -127,8 +127,8 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Quantities under one agreement; None is no limit. Rows and bytes count what leaves the owner."""
+class UsageLimits:
+    """Quantities under one agreement; None means no limit. Rows and bytes are those that leave the owner."""
 
     rows: int | None = None
     bytes: int | None = None
@@ -139,13 +139,13 @@ class Limits:
 
     @property
     def rationed(self) -> bool:
-        """Whether what leaves is counted, and there is an end of it."""
+        """Whether what leaves is counted against a limit."""
         return any(limit is not None for limit in (self.rows, self.bytes, self.share))
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
-    """An obligation to follow up: the action, its delay in seconds after the event, and the event's name."""
+class Obligation:
+    """An obligation to follow up: its action, its delay in seconds after the event, and the name of the event."""
 
     action: str
     within_seconds: int | None = None
@@ -155,11 +155,11 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class DataContract:
-    """What may be asked of one dataset under one permission. `residual` must be empty to serve.
+    """What may be asked of one dataset under one permission. Only a contract with an empty `residual` is served.
 
-    `purposes` and `actions` are IRIs; `not_before`/`not_after` are UTC seconds since the epoch;
-    `requires` names what facts decide and no query can make true (as policy paths), for people to see: whoever serves
-    asks the evaluator about the whole of `permission`, at the start and at each renewal.
+    `purposes` and `actions` are IRIs; `not_before` and `not_after` are UTC seconds. `requires`: policy paths that facts
+    decide and no query can enforce, for display; the server evaluates the whole `permission` at the start and at each
+    renewal.
     """
 
     policy_digest: str
@@ -174,62 +174,65 @@ class DataContract:
     row_filter: RowFilter | None = None
     masks: tuple[Mask, ...] = ()
     grid: Grid | None = None  # not None: aggregate only
-    limits: Limits = Limits()
-    purposes_refused: tuple[str, ...] = ()  # what a declared purpose must not be; declaring none is refused
-    joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any under an agreement
+    limits: UsageLimits = UsageLimits()
+    purposes_refused: tuple[str, ...] = ()  # purposes that are refused; a request without purpose is refused
+    joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any with an agreement
     templates: tuple[str, ...] = ()
-    obligations: tuple[Owed, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
     contractual: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
-    together: tuple[tuple[str, ...], ...] = ()  # columns of which no query may use all
+    together: tuple[tuple[str, ...], ...] = ()  # columns that one query must not use together
     residual: tuple[str, ...] = ()
-    reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): which rule to name when it refuses
+    reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): the rule to name in a refusal
 
 
 def to_json(contract: DataContract) -> str:
-    """The contract as one line of JSON, keys sorted: equal contracts give equal text."""
+    """Return the contract as one line of JSON with sorted keys: equal contracts give equal text."""
     return json.dumps(asdict(contract), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def shown(contract: DataContract) -> str:
-    """Which rows a reader sees, and what of them, as one line of JSON: where it is the same, the same rows are."""
+def visibility_key(contract: DataContract) -> str:
+    """Return a text that is equal for contracts that show the same rows in the same form."""
     row_filter = None if contract.row_filter is None else asdict(contract.row_filter)
     return json.dumps([contract.columns, [asdict(mask) for mask in contract.masks], row_filter])
 
 
 def from_json(text: str) -> DataContract:
-    """The contract that `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
+    """Return the contract that `to_json` wrote.
+
+    Raises: ValueError, KeyError or TypeError for any other text.
+    """
     raw = json.loads(text)
     grid, row_filter = raw["grid"], raw["row_filter"]
     return DataContract(
-        **{name: _frozen(value) for name, value in raw.items() if name not in _NESTED},
+        **{name: _freeze(value) for name, value in raw.items() if name not in _NESTED},
         schema=TableSchema(tuple(Column(**column) for column in raw["schema"]["columns"])),
-        row_filter=None if row_filter is None else _row_filter(row_filter),
-        masks=tuple(Mask(**{**mask, "kind": _kind(mask["kind"])}) for mask in raw["masks"]),
-        grid=None if grid is None else _grid(grid),
-        limits=Limits(**raw["limits"]),
-        obligations=tuple(Owed(**{name: _frozen(v) for name, v in owed.items()}) for owed in raw["obligations"]),
+        row_filter=None if row_filter is None else _read_row_filter(row_filter),
+        masks=tuple(Mask(**{**mask, "kind": _read_mask_kind(mask["kind"])}) for mask in raw["masks"]),
+        grid=None if grid is None else _read_grid(grid),
+        limits=UsageLimits(**raw["limits"]),
+        obligations=tuple(Obligation(**{name: _freeze(v) for name, v in owed.items()}) for owed in raw["obligations"]),
     )
 
 
-def _kind(text: str) -> MaskKind | str:
+def _read_mask_kind(text: str) -> MaskKind | str:
     return MaskKind(text) if text in set(MaskKind) else text
 
 
 _NESTED = frozenset({"schema", "row_filter", "masks", "grid", "limits", "obligations"})
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(member) for member in value) if isinstance(value, list) else value
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(member) for member in value) if isinstance(value, list) else value
 
 
-def _row_filter(raw: dict[str, Any]) -> RowFilter:
+def _read_row_filter(raw: dict[str, Any]) -> RowFilter:
     if "connective" in raw:
-        return Connected(raw["connective"], tuple(_row_filter(member) for member in raw["members"]))
+        return Connected(raw["connective"], tuple(_read_row_filter(member) for member in raw["members"]))
     return Comparison(raw["column"], raw["operator"], tuple(raw["values"]))
 
 
-def _grid(raw: dict[str, Any]) -> Grid:
+def _read_grid(raw: dict[str, Any]) -> Grid:
     return Grid(
         min_group=raw["min_group"],
         entity=raw["entity"],

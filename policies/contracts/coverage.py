@@ -1,7 +1,6 @@
-"""Whether a contract covers a request at all: its action, its purpose, the time. Who asks is a fact, not here.
+"""Whether a contract covers a request: its action, purpose and time. The party is decided from facts elsewhere.
 
-Each check raises QueryRefused with the rule's path; `covering` finds the permissions under which a request may
-run. Pure; the time is an argument.
+Each check raises QueryRefused with the path of the rule. Pure; the time is an argument.
 """
 
 from __future__ import annotations
@@ -13,44 +12,49 @@ from policies.contracts.contract import DataContract
 from policies.errors import QueryRefused
 from policies.evaluation.values import is_below, purpose_hint
 from policies.model import HANSE
-from policies.vocabulary import compact, meant
+from policies.vocabulary import compact, resolve_alias
 
 _QUERY, _STREAM = HANSE + "query", HANSE + "stream"
 
 
-def reason(contract: DataContract, effect: str) -> str:
-    """The path of the rule that had this effect, or the permission itself."""
+def rule_path(contract: DataContract, effect: str) -> str:
+    """Return the path of the rule that had this effect, or of the permission itself."""
     return next((path for name, path in contract.reasons if name == effect), contract.permission)
 
 
 def check_action(contract: DataContract, action: str) -> None:
-    """Refuse (`action_not_agreed`) what the permission does not cover, and any contract left undecided."""
+    """Require that the permission covers the action (IRI) and that the contract is fully decided.
+
+    Raises: QueryRefused (`action_not_agreed`).
+    """
     if contract.residual:
         raise QueryRefused(
-            f"the agreement leaves open what nobody decides: {'; '.join(contract.residual)}. Agree anew",
+            f"the agreement has rules that cannot be decided: {'; '.join(contract.residual)}; negotiate another",
             rule=contract.residual[0].partition(" ")[0],
             code="contract_undecided",
         )
-    if meant(action) not in contract.actions:
-        rows = meant(action) == _STREAM and _QUERY in contract.actions
+    if resolve_alias(action) not in contract.actions:
+        rows = resolve_alias(action) == _STREAM and _QUERY in contract.actions
         instead = ". Its rows do not leave one by one: send a query (`space.query`)" if rows else ""
         raise QueryRefused(
-            f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}{instead}",
+            f"{compact(action)} is not agreed; agreed: {_join_iris(contract.actions)}{instead}",
             rule=contract.permission,
             code="action_not_agreed",
         )
 
 
 def check_purpose(contract: DataContract, purpose: str | None) -> None:
-    """Refuse (`purpose_not_agreed`) a purpose outside the agreed ones, or none where the contract names any.
+    """Require an agreed purpose (IRI); None passes only when the contract names no purpose.
 
-    A purpose that is a kind of an agreed one is covered, and one that is a kind of a refused one is refused. A broader
-    one than agreed is not covered; one broader than a refused one might mean it, and is refused too.
+    A narrower purpose than an agreed one is covered; a broader one is not. A purpose narrower or broader than a refused
+    one is refused.
+
+    Raises: QueryRefused (`purpose_not_agreed`).
     """
     named, refused = contract.purposes, contract.purposes_refused
     if not named and not refused:
         return
-    agreed = f"agreed: {_listed(named)}" if named else f"any but {_listed(refused)}"
+    agreed = f"agreed: {_join_iris(named)}" if named else f"any but {_join_iris(refused)}"
     if not purpose:
         problem = "the request names no purpose"
     elif (named and not any(is_below(purpose, one) for one in named)) or any(
@@ -61,34 +65,39 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
         return
     raise QueryRefused(
         f"{problem}; {agreed}. Name one of these, or negotiate another agreement",
-        rule=reason(contract, "purpose"),
+        rule=rule_path(contract, "purpose"),
         code="purpose_not_agreed",
     )
 
 
 def check_time(contract: DataContract, now: float) -> None:
-    """Refuse (`not_in_force`) before the start and after the end; `now` in UTC seconds since the epoch."""
+    """Require that the contract is in force at `now` (UTC seconds).
+
+    Raises: QueryRefused (`not_in_force`).
+    """
     if contract.not_before is not None and now < contract.not_before:
         raise QueryRefused(
-            f"the agreement is not in force before {_stamp(contract.not_before)}",
+            f"the agreement is not in force before {_format_time(contract.not_before)}",
             rule=_time_rule(contract),
             code="not_in_force",
         )
     if contract.not_after is not None and now > contract.not_after:
         raise QueryRefused(
-            f"the agreement ended {_stamp(contract.not_after)}; negotiate another",
+            f"the agreement ended {_format_time(contract.not_after)}; negotiate another",
             rule=_time_rule(contract),
             code="not_in_force",
         )
 
 
-def covering(
+def find_covering(
     contracts: Sequence[DataContract], *, action: str, purpose: str | None, now: float | None = None
 ) -> list[DataContract]:
-    """The contracts that cover the request, in order; whether their permissions are active depends on who asks.
+    """Return the contracts that cover the request, in order. Whether their permissions are active depends on facts.
 
-    Columns and rows of two permissions are never merged: whoever serves the request takes the first of these whose
-    own permission is active. Raises the refusal of the contract that came closest (the last check to fail wins).
+    Columns and rows of two permissions are never merged: the server takes the first contract whose permission is
+    active.
+
+    Raises: QueryRefused of the contract that passed the most checks.
     """
     if not contracts:
         raise QueryRefused("there is no agreement for this dataset; negotiate one", code="action_not_agreed")
@@ -114,7 +123,7 @@ def covering(
     return found
 
 
-def _listed(iris: Sequence[str]) -> str:
+def _join_iris(iris: Sequence[str]) -> str:
     return ", ".join(compact(iri) for iri in iris)
 
 
@@ -122,7 +131,7 @@ def _time_rule(contract: DataContract) -> str:
     return next((path for name, path in contract.reasons if name in ("dateTime", "elapsedTime")), contract.permission)
 
 
-def _stamp(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):

@@ -1,7 +1,7 @@
-"""Masks that plugins bring, beside the built-in ones: `MASKS`, by the text that `ds:method` names them with.
+"""Masks of plugins, in addition to the built-in ones: `MASKS`, by the text of `ds:method`.
 
-A mask is made true in every query: what it is and takes stands here, its SQL is made by `build`, which only
-`enforce.wrap` calls. Must not know SQL or the engine.
+A mask is enforced in every query. Its description and argument are here; `build` makes its SQL and is called by
+`enforce.policy_view` only. Must not know SQL or the engine.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from policies.contracts.contract import Mask, MaskKind, Scalar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskWord:
-    """One mask. `families`: the kinds of column it is for (`columns.TEXT`, ...). `argument` reads `ds:argument` (None
-    where it is missing) or raises ValueError. `build(value, argument, maker)` gives the expression in its place;
-    values go in by `maker.parameters.add`. `text`: its values are texts, whatever the column's type.
+    """One mask of a plugin.
+
+    `families`: the kinds of column that it accepts (`columns.TEXT`, ...). `argument` parses `ds:argument`, None when
+    absent, and raises ValueError. `build(value, argument, builder)` returns the expression that replaces the column;
+    add values with `builder.parameters.add`. `text`: the masked values are texts whatever the column type.
+
+    Raises: ValueError without a callable `build`.
     """
 
     name: str
@@ -31,20 +35,23 @@ class MaskWord:
 
     def __post_init__(self) -> None:
         if not callable(self.build):
-            raise ValueError(f"the mask {self.name} brings nothing that makes it true; give it `build`")
+            raise ValueError(f"the mask {self.name} has no function that enforces it; give it `build`")
 
 
 MASKS: dict[str, MaskWord] = {}
 
 
 def register(word: MaskWord) -> None:
-    """Add a mask; ValueError for a name that is taken."""
+    """Add a mask.
+
+    Raises: ValueError when the name is registered already.
+    """
     if word.name in set(MaskKind) or MASKS.setdefault(word.name, word) is not word:
         raise ValueError(f"a mask {word.name} is registered already; choose another name")
 
 
-def texts(masks: Iterable[Mask]) -> frozenset[str]:
-    """The columns whose values are shown as texts, whatever their type: those that are hashed or shortened."""
+def text_columns(masks: Iterable[Mask]) -> frozenset[str]:
+    """Return the columns whose masked values are texts whatever their type: hashed and truncated ones."""
     return frozenset(mask.column for mask in masks if _shows_text(mask))
 
 
@@ -53,6 +60,6 @@ def _shows_text(mask: Mask) -> bool:
     return mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)
 
 
-def names() -> list[str]:
-    """Every mask that a policy may name."""
+def mask_names() -> list[str]:
+    """Return the names of all masks."""
     return [*MaskKind, *sorted(MASKS)]

@@ -1,7 +1,7 @@
-"""From a consumer's SQL to what the owner's engine may run: the whole gate, steps 1 to 6, in `prepare`.
+"""The query gate: from a consumer's SQL to the statement that the owner's engine may run (steps 1 to 6, `prepare`).
 
-Nothing that came in is trusted to have been checked, and the text that goes out is generated anew. Must not
-know the engine: the caller runs `sql` with `params` in a worker, after `recheck.check` (step 7).
+The input is never trusted to have been checked, and the SQL that runs is generated anew from the tree. Must not know
+the engine: the caller runs `sql` with `params` in a worker, after `engine_recheck.check` (step 7).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from policies.contracts.columns import fold
 from policies.contracts.contract import DataContract, Scalar
-from policies.contracts.coverage import check_action, check_purpose, check_time, reason
+from policies.contracts.coverage import check_action, check_purpose, check_time, rule_path
 from policies.enforce import (
     aggregate_shapes,
     grid,
@@ -23,24 +23,34 @@ from policies.enforce import (
     row_multiplicity,
     template,
 )
-from policies.enforce.noised_query import Private
-from policies.enforce.policy_view import Maker, Parameters
+from policies.enforce.noised_query import PrivateQuery
+from policies.enforce.policy_view import Parameters, StatementBuilder
 from policies.sql import bind, parentheses, parse, rewrite
 from policies.sql.allowed_functions import ENGINE_FUNCTIONS
-from policies.sql.bind import Bound, Entry
+from policies.sql.bind import BoundQuery, TableEntry
 from policies.sql.parse import DEFAULT, Caps, refuse
-from policies.vocabulary import ds, meant
+from policies.vocabulary import ds, resolve_alias
 
-__all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "changed", "check_time", "prepare", "withheld"]
+__all__ = [
+    "DEFAULT",
+    "CallerTable",
+    "Caps",
+    "GatedDataset",
+    "PreparedQuery",
+    "check_time",
+    "prepare",
+    "prepare_version_report",
+    "prepare_withheld_report",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """One dataset of the caller: (owner, table) as queries name it, the engine's relation, its contract.
+class GatedDataset:
+    """One dataset of the caller: its name (owner, table) in queries, the engine's relation, and its contract.
 
     `id`: the dataset's IRI, by which `ds:joinWith` may name it. `position`: a column of the relation, under a random
-    name, that holds each row's place and passes the policy as it is; the caller takes it out of the answer.
-    `purpose`: what this one is read for, where it is not what the call is for.
+    name, with each row's position; it passes the policy unchanged, and the caller removes it from the answer.
+    `purpose`: the purpose of this dataset, when it differs from that of the call.
     """
 
     name: tuple[str, str]
@@ -52,8 +62,8 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """A table that the caller brought along to join with (keys of another owner); no policy stands on it."""
+class CallerTable:
+    """A table that the caller sends to join with, such as keys from another owner; it has no policy."""
 
     name: str
     relation: str
@@ -61,19 +71,17 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What may run: `sql` with named parameters `params`, which hold policy values and never go to a log.
+class PreparedQuery:
+    """A statement that may run. `params` are the values of `sql`; they contain policy values and must not be logged.
 
-    `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
-    read; `min_group`: an empty answer of an aggregate-only query is refused with `min_group_size`, so that no cell and
-    a small cell look the same.
-    `read`: of each dataset those of its own columns that the statement names anywhere or takes by `*`, whatever it
-    calls them; what the policy alone looks at is not among them.
-    `units`: whether its groups are left out too where different units are not told.
-    `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
-    `given_on`: see `_given_on`.
-    `drawn`: how often a dataset whose rows are counted is drawn on in a way that may put several rows of it into one
-    of the answer; the caller counts all its rows that often. Names that are not there are counted as they leave.
+    `names` and `functions`: what the recheck accepts. `columns`: the output. `datasets`: those that are read.
+    `min_group`: an empty answer is refused with `min_group_size`, so that a missing cell and a small cell look the
+    same. `read`: the columns of each dataset that the statement itself names or takes by `*`, without those that only
+    the policy reads. `units`: units are counted, so groups are also left out where unit counts would identify few.
+    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only. `passed_through`:
+    folded names of columns that a stream passes on as stored. `row_multiplicity`: how often a dataset with counted rows
+    occurs where several of its rows may form one row of the answer; the caller counts all its rows that often. Datasets
+    not listed are counted as rows leave.
     """
 
     sql: str
@@ -81,99 +89,109 @@ class Prepared:
     names: tuple[str, ...]
     functions: frozenset[str]
     columns: tuple[str, ...]
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[GatedDataset, ...]
     aggregate: bool
     min_group: int | None
     read: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
-    private: Private | None = None
-    drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    private: PrivateQuery | None = None
+    row_multiplicity: Mapping[tuple[str, str], int] = field(default_factory=dict)
     units: bool = False
-    given_on: frozenset[str] = frozenset()
+    passed_through: frozenset[str] = frozenset()
 
 
 def prepare(
     sql: str,
-    datasets: Sequence[Dataset],
+    datasets: Sequence[GatedDataset],
     *,
     action: str,
     purpose: str | None,
     token: Callable[[], str],
     mask_key: bytes,
     caps: Caps = DEFAULT,
-    keys: Sequence[Keys] = (),
-) -> Prepared:
-    """The statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
+    keys: Sequence[CallerTable] = (),
+) -> PreparedQuery:
+    """Return the statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
 
-    1. Caps; one statement; a query. 2. Allowed syntax and functions only. 3. Names mean datasets of this
-    call. 4. Columns mean visible columns. 5. Each dataset becomes its policy subquery under a random name;
-    casts become TRY_CAST. 6. The SQL is generated from the tree, without comments.
-    `token` gives a fresh random name each time; `mask_key` keys hash masks. Raises QueryRefused, which
-    carries code, sentence and rule. The time is the caller's: `check_time`.
+    1. Limits; one statement; a query.
+    2. Allowed syntax and functions only.
+    3. Table names resolve to datasets of this call.
+    4. Column names resolve to visible columns.
+    5. Each dataset is replaced by its policy subquery under a random name; casts become TRY_CAST.
+    6. The SQL is generated from the tree, without comments.
+
+    `action` and `purpose` are IRIs. `token` returns a new random name on each call; `mask_key` keys hash masks. The
+    caller checks the time with `check_time`.
+
+      sql = "SELECT count(*) FROM north.patients"
+      prepare(sql, [dataset], action=ds("query"), purpose=None, token=token, mask_key=key).sql
+
+    Raises: QueryRefused with code, sentence and rule.
     """
     tree = parse.parse(sql, caps)  # 1, 2
     original = tree.copy() if any(one.contract.templates for one in datasets) else None
-    catalogue = {_entry(one): one for one in datasets}
-    tables = {Entry("", one.name, one.columns): one for one in keys}
+    catalogue = {_catalogue_entry(one): one for one in datasets}
+    tables = {TableEntry("", one.name, one.columns): one for one in keys}
     bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
-    used = _used(bound, catalogue)
-    _admit(used, action, purpose)
-    if meant(action) == _STREAM:
-        _check_streamed(tree, bound)
-    _joins(used, bound, catalogue, tree)
+    used = _datasets_read(bound, catalogue)
+    _check_agreed(used, action, purpose)
+    if resolve_alias(action) == _STREAM:
+        _check_stream(tree, bound)
+    _check_joins(used, bound, catalogue, tree)
     if original is not None:
         template.check(original, used, brought=any(entry in tables for _, entry in bound.tables))
-    several = row_multiplicity.drawn(tree, bound, {one.name for one in used if _rows_counted(one.contract)})
-    wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
-    if (noisy := _noisy(tree, bound, used)) is not None:
-        return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
+    several = row_multiplicity.count_multiplied(tree, bound, {one.name for one in used if _has_row_limit(one.contract)})
+    wrapper = _Wrapper(tree, StatementBuilder(Parameters(), token, mask_key))
+    if (noisy := _find_noised(tree, bound, used)) is not None:
+        return _prepare_noised(tree, wrapper.maker, bound, noisy)  # 5, 6
     if any(one.contract.row_filter is not None for one in used):
-        wrapper.even = _even(wrapper.nodes)
+        wrapper.equal_time = _takes_equal_time(wrapper.nodes)
     if all(one.contract.grid is None for one in used):
-        rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
+        rewrite.avoid_dictionaries(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
         if entry in catalogue:
-            wrapper.dataset(node, catalogue[entry])
+            wrapper.wrap_dataset(node, catalogue[entry])
         else:
-            wrapper.keys(node, tables[entry])
+            wrapper.wrap_caller_table(node, tables[entry])
     wrapper.finish()
-    return _prepared(tree, wrapper, bound, used, several)  # 6
+    return _build_prepared(tree, wrapper, bound, used, several)  # 6
 
 
-def _entry(dataset: Dataset) -> Entry:
+def _catalogue_entry(dataset: GatedDataset) -> TableEntry:
     contract = dataset.contract
     shown = contract.columns
     if contract.grid is not None:
-        shown = grid.asked_columns(shown, contract.grid)
+        shown = grid.queryable_columns(shown, contract.grid)
     elif dataset.position:
         shown = (*shown, dataset.position)
-    return Entry(*dataset.name, shown, untold=dataset.position)
+    return TableEntry(*dataset.name, shown, hidden_column=dataset.position)
 
 
-def _used(bound: Bound, catalogue: dict[Entry, Dataset]) -> tuple[Dataset, ...]:
+def _datasets_read(bound: BoundQuery, catalogue: dict[TableEntry, GatedDataset]) -> tuple[GatedDataset, ...]:
     found = dict.fromkeys(entry for _, entry in bound.tables if entry in catalogue)
     if not found:
         refuse("dataset_missing", "the query reads no dataset; name one after FROM", "names")
     return tuple(catalogue[entry] for entry in found)
 
 
-def _read(bound: Bound) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The columns that are read of each dataset, in its own order, without that of the rows' places."""
+def _columns_read(bound: BoundQuery) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The columns that are read of each dataset, in its order, without the position column."""
     return {
-        (entry.owner, entry.table): tuple(one for one in entry.columns if one in names and one != entry.untold)
+        (entry.owner, entry.table): tuple(one for one in entry.columns if one in names and one != entry.hidden_column)
         for entry, names in bound.read.items()
         if entry.owner
     }
 
 
-def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
+def _check_agreed(used: Sequence[GatedDataset], action: str, purpose: str | None) -> None:
     for dataset in used:
         check_action(dataset.contract, action)
         check_purpose(dataset.contract, dataset.purpose or purpose)
 
 
-def _check_streamed(tree: exp.Expr, bound: Bound) -> None:
-    """Refuse (`not_a_stream`) all but rows of one dataset as they are. A question says itself that it is a stream:
-    whoever may stream and not query would ask what he likes, and call it one."""
+def _check_stream(tree: exp.Expr, bound: BoundQuery) -> None:
+    """Require rows of one dataset, unaltered (`not_a_stream`): the caller declares a query to be a stream, so a party
+    that may stream but not query could otherwise ask anything.
+    """
     filled = {name for name, value in tree.args.items() if value}
     shown = (output.this if isinstance(output, exp.Alias) else output for output in tree.args.get("expressions") or ())
     plain = isinstance(tree, exp.Select) and "from_" in filled and filled <= _STREAMED
@@ -191,27 +209,32 @@ _STREAM = ds("stream")
 _STREAMED = frozenset({"expressions", "from_", "where", "limit"})
 
 
-def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], tree: exp.Expr) -> None:
-    """`ds:joinWith`: the only datasets that may stand in one query with this one. Itself counts as another."""
+def _check_joins(
+    used: Sequence[GatedDataset], bound: BoundQuery, catalogue: dict[TableEntry, GatedDataset], tree: exp.Expr
+) -> None:
+    """Enforce `ds:joinWith`: the only datasets that may be in one query with this one. A second use of itself
+    counts.
+    """
     if all(dataset.contract.joins is None for dataset in used):
         return
-    stands = _standing(tree, bound)
+    stands = _count_sources(tree, bound)
     for dataset in used:
         allowed = dataset.contract.joins
         if allowed is None or sum(stands.values()) == 1:
             continue
-        others = [one for one in used if one is not dataset or stands[_entry(one)] > 1]
+        others = [one for one in used if one is not dataset or stands[_catalogue_entry(one)] > 1]
         foreign = any(entry not in catalogue for entry in stands)
-        if foreign or not all(_named_in(one, dataset, allowed) for one in others):
+        if foreign or not all(_is_named_in(one, dataset, allowed) for one in others):
             refuse(
                 "join_not_agreed",
-                f"{_shown(dataset)} may be joined only with {', '.join(allowed) or 'nothing'} under this agreement",
-                reason(dataset.contract, "joinWith"),
+                f"{_quote_dataset(dataset)} can be joined only with {', '.join(allowed) or 'nothing'}"
+                " under this agreement",
+                rule_path(dataset.contract, "joinWith"),
             )
 
 
-def _standing(tree: exp.Expr, bound: Bound) -> dict[Entry, int]:
-    """How often each source stands in a query: what a WITH query reads, as often as that is read."""
+def _count_sources(tree: exp.Expr, bound: BoundQuery) -> dict[TableEntry, int]:
+    """Return how often each source is used; the sources of a WITH query count once for each use of it."""
     readers: dict[str, list[exp.Expr]] = {name: [] for name in bound.names}
     for node in tree.find_all(exp.Table):
         if node.name in readers:
@@ -226,18 +249,18 @@ def _standing(tree: exp.Expr, bound: Bound) -> dict[Entry, int]:
             known[name] = sum(map(times, readers[name]))
         return known[name]
 
-    found: dict[Entry, int] = {}
+    found: dict[TableEntry, int] = {}
     for node, entry in bound.tables:
         found[entry] = found.get(entry, 0) + times(node)
     return found
 
 
-def _rows_counted(contract: DataContract) -> bool:
-    """Groups and noise have their own bounds; there a row of the answer is meant to be of many."""
+def _has_row_limit(contract: DataContract) -> bool:
+    """Whether rows of the contract are counted. Grids and noise have limits of their own."""
     return contract.grid is None and (contract.limits.rows is not None or contract.limits.share is not None)
 
 
-def _named_in(other: Dataset, dataset: Dataset, allowed: Sequence[str]) -> bool:
+def _is_named_in(other: GatedDataset, dataset: GatedDataset, allowed: Sequence[str]) -> bool:
     names = {f"{other.name[0]}.{other.name[1]}"}
     if other.id:
         names.add(other.id)
@@ -246,63 +269,65 @@ def _named_in(other: Dataset, dataset: Dataset, allowed: Sequence[str]) -> bool:
     return not names.isdisjoint(allowed)
 
 
-def _shown(dataset: Dataset) -> str:
+def _quote_dataset(dataset: GatedDataset) -> str:
     return f'"{dataset.name[0]}".{dataset.name[1]}'
 
 
-def _apart(contract: DataContract, asked: set[str] | None) -> None:
-    """`ds:notTogether`: a statement does not use all of these columns, wherever they stand in it."""
+def _refuse_together(contract: DataContract, asked: set[str] | None) -> None:
+    """Enforce `ds:notTogether`: a statement must not use all of these columns, wherever they occur."""
     for columns in contract.together:
         if asked is None or all(fold(name) in asked for name in columns):
             refuse(
                 "columns_together",
-                f"{', '.join(columns)} may not be used together; ask for some of them, by name",
-                reason(contract, "notTogether"),
+                f"{', '.join(columns)} must not be used together; ask for some of them, by name",
+                rule_path(contract, "notTogether"),
             )
 
 
 class _Wrapper:
-    """Puts the policy in place of each dataset, and makes every cast one that cannot fail."""
+    """Replaces each dataset by its policy subquery and makes every cast safe."""
 
-    def __init__(self, tree: exp.Expr, maker: Maker) -> None:
+    def __init__(self, tree: exp.Expr, maker: StatementBuilder) -> None:
         self.tree = tree
         self.maker = maker
         self.names: list[str] = []
         self.ctes: list[exp.CTE] = []
         self.grid: DataContract | None = None
         self.cells = ""  # the grid's name
-        self.nodes = rewrite.every(tree)
-        self.asked = rewrite.safe(self.nodes)
-        self.even = False  # see `_even`; where no row is hidden it makes no difference
+        self.nodes = rewrite.list_nodes(tree)
+        self.asked = rewrite.make_safe(self.nodes)
+        self.equal_time = False  # see `_takes_equal_time`; irrelevant when no row is hidden
 
-    def dataset(self, node: exp.Table, dataset: Dataset) -> None:
+    def wrap_dataset(self, node: exp.Table, dataset: GatedDataset) -> None:
         contract = dataset.contract
-        _apart(contract, self.asked)
+        _refuse_together(contract, self.asked)
         if contract.grid is not None:
-            aggregate_shapes.check(self.tree, contract, _shown(dataset))
+            aggregate_shapes.check(self.tree, contract, _quote_dataset(dataset))
             self.grid, self.cells = contract, self._grid(dataset)
-            self._point(node, self.cells)
+            self._replace_table(node, self.cells)
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
-        given = () if contract.row_filter is None else self._given(node, shown)
-        query = policy_view.rows(contract, dataset.relation, shown, self.maker, given=given, even=self.even)
+        passed_through = () if contract.row_filter is None else self._passed_on(node, shown)
+        query = policy_view.wrap_rows(
+            contract, dataset.relation, shown, self.maker, passed_through=passed_through, equal_time=self.equal_time
+        )
         node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
         self.names.append(dataset.relation)
 
-    def _given(self, node: exp.Table, shown: Sequence[str]) -> list[str]:
-        """Those of the columns shown that the statement only gives on; none where their names are others around."""
-        looked_at, renamed = _looked_at(self.tree), node.args["alias"].args.get("columns")
+    def _passed_on(self, node: exp.Table, shown: Sequence[str]) -> list[str]:
+        """The visible columns that the statement only passes on; none when an outer query could name them."""
+        looked_at, renamed = _examined_columns(self.tree), node.args["alias"].args.get("columns")
         if looked_at is None or renamed or node.parent is not self.tree.args.get("from_"):
             return []
         return [name for name in shown if fold(name) not in looked_at]
 
-    def keys(self, node: exp.Table, keys: Keys) -> None:
+    def wrap_caller_table(self, node: exp.Table, keys: CallerTable) -> None:
         self.names.append(keys.relation)
-        self._point(node, keys.relation)
+        self._replace_table(node, keys.relation)
 
     def finish(self) -> None:
-        """Put the WITH queries of the policy before those of the user; guard an aggregate-only answer."""
+        """Put the WITH queries of the policy before those of the consumer; guard an aggregate-only answer."""
         if self.grid is not None:
             assert isinstance(self.tree, exp.Select)
             grid.guard(self.tree, self.grid, self.cells)
@@ -311,12 +336,12 @@ class _Wrapper:
             theirs = [] if clause is None else clause.expressions
             self.tree.set("with_", exp.With(expressions=[*self.ctes, *theirs]))
 
-    def _point(self, node: exp.Table, name: str) -> None:
+    def _replace_table(self, node: exp.Table, name: str) -> None:
         node.set("this", exp.to_identifier(name, quoted=True))
         node.set("db", None)
 
-    def _grid(self, dataset: Dataset) -> str:
-        layers = grid.layers(dataset.contract, dataset.relation, self.maker)
+    def _grid(self, dataset: GatedDataset) -> str:
+        layers = grid.build_grid(dataset.contract, dataset.relation, self.maker)
         for name, query in layers.ctes:
             self.names.append(name)
             self.ctes.append(grid.cte(name, query))
@@ -324,26 +349,26 @@ class _Wrapper:
         return layers.name
 
 
-def _noisy(tree: exp.Expr, bound: Bound, used: Sequence[Dataset]) -> Dataset | None:
-    """The dataset that answers with noise. Nothing else stands in such a query: its shape is checked here."""
+def _find_noised(tree: exp.Expr, bound: BoundQuery, used: Sequence[GatedDataset]) -> GatedDataset | None:
+    """Return the dataset that answers with noise. Such a query reads nothing else; its shape is checked here."""
     for dataset in used:
         contract = dataset.contract
         if contract.grid is not None and contract.grid.privacy is not None:
-            aggregate_shapes.check(tree, contract, _shown(dataset))
+            aggregate_shapes.check(tree, contract, _quote_dataset(dataset))
             return dataset
     return None
 
 
-def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Prepared:
-    """Two statements in place of one (`private`): both are judged like any other before they run."""
+def _prepare_noised(tree: exp.Expr, maker: StatementBuilder, bound: BoundQuery, dataset: GatedDataset) -> PreparedQuery:
+    """Return two statements instead of one (`noised_query`); both are rechecked like any other."""
     assert isinstance(tree, exp.Select)
     assert dataset.contract.grid is not None
     assert dataset.contract.grid.privacy is not None
-    _apart(dataset.contract, rewrite.safe(rewrite.every(tree)))
-    parts = noised_query.parts(tree, dataset.contract, dataset.relation, maker)
-    own = rewrite.relations(parts.private, parts.names)
-    asked = Private(
-        sql=generate(parts.private),
+    _refuse_together(dataset.contract, rewrite.make_safe(rewrite.list_nodes(tree)))
+    parts = noised_query.split_query(tree, dataset.contract, dataset.relation, maker)
+    own = rewrite.check_relations(parts.private, parts.names)
+    asked = PrivateQuery(
+        sql=generate_sql(parts.private),
         params=dict(maker.parameters.values),
         names=tuple(parts.names),
         functions=ENGINE_FUNCTIONS | own,
@@ -352,9 +377,9 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
         question=parts.question,
         budget=dataset.contract.grid.privacy,
     )
-    rewrite.relations(parts.public, (parts.relation,))
-    return Prepared(
-        sql=generate(parts.public),
+    rewrite.check_relations(parts.public, (parts.relation,))
+    return PreparedQuery(
+        sql=generate_sql(parts.public),
         params={},
         names=(parts.relation,),
         functions=ENGINE_FUNCTIONS,
@@ -362,23 +387,23 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
         datasets=(dataset,),
         aggregate=True,
         min_group=None,
-        read=_read(bound),
+        read=_columns_read(bound),
         private=asked,
     )
 
 
-def _prepared(
+def _build_prepared(
     tree: exp.Expr,
     wrapper: _Wrapper,
-    bound: Bound,
-    used: tuple[Dataset, ...],
-    drawn: Mapping[tuple[str, str], int],
-) -> Prepared:
+    bound: BoundQuery,
+    used: tuple[GatedDataset, ...],
+    multiplicity: Mapping[tuple[str, str], int],
+) -> PreparedQuery:
     coarse = wrapper.grid.grid if wrapper.grid is not None else None
     names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
-    own = rewrite.relations(tree, names)
-    return Prepared(
-        sql=generate(tree),
+    own = rewrite.check_relations(tree, names)
+    return PreparedQuery(
+        sql=generate_sql(tree),
         params=dict(wrapper.maker.parameters.values),
         names=names,
         functions=ENGINE_FUNCTIONS | own,
@@ -386,27 +411,25 @@ def _prepared(
         datasets=used,
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
-        read=_read(bound),
-        drawn=drawn,
+        read=_columns_read(bound),
+        row_multiplicity=multiplicity,
         units=coarse is not None and grid.counts_units(tree),
-        given_on=_given_on(tree),
+        passed_through=_passed_through(tree),
     )
 
 
-def _given_on(tree: exp.Expr) -> frozenset[str]:
-    """The columns, folded, that a stream of one dataset gives on as they are stored and looks at nowhere: what
-    their values are decides on nothing. None of a statement of any other form."""
-    if (looked_at := _looked_at(tree)) is None:
+def _passed_through(tree: exp.Expr) -> frozenset[str]:
+    """The folded names of columns that a stream passes on as stored and uses nowhere else; empty for other queries."""
+    if (looked_at := _examined_columns(tree)) is None:
         return frozenset()
     return frozenset(fold(node.name) for node in tree.find_all(exp.Column)) - looked_at
 
 
-def _looked_at(tree: exp.Expr) -> set[str] | None:
-    """The names, folded, of what a stream of one dataset does more with than to give it on; None where the
-    statement is of any other form."""
+def _examined_columns(tree: exp.Expr) -> set[str] | None:
+    """The folded names that a stream uses for more than passing them on; None for other queries."""
     found: set[str] = set()
-    for node in rewrite.every(tree) if _streams(tree, tree) else (tree,):
-        if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _streams(node, tree)):
+    for node in rewrite.list_nodes(tree) if _is_plain_rows(tree, tree) else (tree,):
+        if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _is_plain_rows(node, tree)):
             return None
         if isinstance(node, exp.Column) and not isinstance(node.parent, exp.Select):
             found.add(fold(node.name))
@@ -422,74 +445,81 @@ _CONDITIONS = frozenset({exp.And, exp.Or, exp.Not, exp.Paren})
 _CLAUSES = frozenset({exp.Where, exp.Having, exp.Join})
 
 
-def _even(nodes: Sequence[exp.Expr]) -> bool:
-    """Whether all that a statement does with a column takes equal time for each value, whatever it is: sums, groups,
-    comparisons that are conditions, in a single SELECT, whose outputs nothing computes with.
+def _takes_equal_time(nodes: Sequence[exp.Expr]) -> bool:
+    """Whether all uses of columns take equal time for every value: sums, groups, and comparisons that are conditions,
+    in a single SELECT whose outputs feed no further computation.
 
-    A comparison that is a value is computed of a whole dictionary, and of texts takes longer the more of them is alike.
+    A comparison used as a value is computed for a whole dictionary, and its time depends on the texts.
     """
     if sum(isinstance(node, exp.Query) for node in nodes) != 1:
         return False
-    return all(map(_evenly, (node for node in nodes if type(node) is exp.Column)))
+    return all(map(_is_used_in_equal_time, (node for node in nodes if type(node) is exp.Column)))
 
 
-def _evenly(column: exp.Expr) -> bool:
-    around = _out_of(_FIGURES, column.parent)
+def _is_used_in_equal_time(column: exp.Expr) -> bool:
+    around = _first_outside(_FIGURES, column.parent)
     if around is not None and type(around) in _COMPARISONS:
-        return type(_out_of(_CONDITIONS, around.parent)) in _CLAUSES
-    return type(_out_of(_OUTPUTS, around)) is exp.Select
+        return type(_first_outside(_CONDITIONS, around.parent)) in _CLAUSES
+    return type(_first_outside(_OUTPUTS, around)) is exp.Select
 
 
-def _out_of(classes: Collection[type[exp.Expr]], node: exp.Expr | None) -> exp.Expr | None:
-    """This node, or the first one around it that is of none of these classes."""
+def _first_outside(classes: Collection[type[exp.Expr]], node: exp.Expr | None) -> exp.Expr | None:
+    """The node, or its nearest ancestor, that is of none of these classes."""
     while node is not None and type(node) in classes:
         node = node.parent
     return node
 
 
-def _streams(select: exp.Expr, tree: exp.Expr) -> bool:
-    """Whether a part of a statement is rows of one source as they are, and stands where the next one's rows come
-    from."""
+def _is_plain_rows(select: exp.Expr, tree: exp.Expr) -> bool:
+    """Whether a SELECT returns rows of one source unaltered and is the root or the source of the next SELECT."""
     around = select.parent
     feeds = isinstance(around, exp.CTE) or (isinstance(around, exp.Subquery) and isinstance(around.parent, exp.From))
     filled = {name for name, value in select.args.items() if value}
     return (select is tree or feeds) and filled <= _STREAMED | {"with_"}
 
 
-def generate(tree: exp.Expr) -> str:
-    """DuckDB's SQL for a checked tree: every name quoted, no comments (two parsers read those differently)."""
+def generate_sql(tree: exp.Expr) -> str:
+    """Return DuckDB's SQL for a checked tree: every name quoted, without comments, which parsers read differently."""
     try:
         return parentheses.write(tree, spend=True)
     except RecursionError:
         refuse("query_too_deep", "the query is nested too deeply; flatten it", "depth")
 
 
-def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> Prepared:
-    """For the OWNER: what the grid of an aggregate-only contract keeps back. One row of figures.
+def prepare_withheld_report(dataset: GatedDataset, *, token: Callable[[], str], mask_key: bytes) -> PreparedQuery:
+    """Return a statement for the OWNER: one row of figures about what a grid withholds. Never served to a consumer.
 
-    cells, cells_shown, units, units_shown, rows, rows_shown, rows_with_unit; the difference is withheld.
-    Raises ValueError for a contract without a grid. Never served to a consumer.
+    Columns: cells, cells_shown, units, units_shown, rows, rows_shown, rows_with_unit, rows_of_largest.
+
+    Raises: ValueError for a contract without a grid.
     """
-    maker = Maker(Parameters(), token, mask_key)
-    tree, names = grid.report(dataset.contract, dataset.relation, maker)
-    return _for_owner(tree, (dataset.relation, *names), maker, (dataset,))
+    maker = StatementBuilder(Parameters(), token, mask_key)
+    tree, names = grid.withheld_report(dataset.contract, dataset.relation, maker)
+    return _prepare_for_owner(tree, (dataset.relation, *names), maker, (dataset,))
 
 
-def changed(before: Dataset, after: Dataset, *, token: Callable[[], str], mask_key: bytes) -> Prepared:
-    """For the OWNER: `cells`, or groups of these, that two versions under one aggregate-only contract both show, and
-    whose difference is made of fewer units than a group has, or of one for the most part.
+def prepare_version_report(
+    before: GatedDataset, after: GatedDataset, *, token: Callable[[], str], mask_key: bytes
+) -> PreparedQuery:
+    """Return a statement for the OWNER: the number of `cells` or groups whose change between two versions reveals few
+    units.
 
-    Raises ValueError for a contract without a grid. Never served to a consumer.
+    Counts groups that both versions show and whose difference comes from fewer units than a group needs, or mostly from
+    one. Never served to a consumer.
+
+    Raises: ValueError for a contract without a grid.
     """
-    maker = Maker(Parameters(), token, mask_key)
-    tree, names = grid_difference.between(after.contract, before.relation, after.relation, maker)
-    return _for_owner(tree, (before.relation, after.relation, *names), maker, (before, after))
+    maker = StatementBuilder(Parameters(), token, mask_key)
+    tree, names = grid_difference.count_differences(after.contract, before.relation, after.relation, maker)
+    return _prepare_for_owner(tree, (before.relation, after.relation, *names), maker, (before, after))
 
 
-def _for_owner(tree: exp.Select, names: tuple[str, ...], maker: Maker, datasets: tuple[Dataset, ...]) -> Prepared:
-    own = rewrite.relations(tree, names)
-    return Prepared(
-        sql=generate(tree),
+def _prepare_for_owner(
+    tree: exp.Select, names: tuple[str, ...], maker: StatementBuilder, datasets: tuple[GatedDataset, ...]
+) -> PreparedQuery:
+    own = rewrite.check_relations(tree, names)
+    return PreparedQuery(
+        sql=generate_sql(tree),
         params=dict(maker.parameters.values),
         names=names,
         functions=ENGINE_FUNCTIONS | own,

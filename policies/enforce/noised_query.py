@@ -1,8 +1,8 @@
-"""Aggregate-only answers with noise (federated-query, section 7, v2): one statement for the owner, one for everybody.
+"""Aggregate-only answers with noise: a private statement and a public one (federated-query, section 7, v2).
 
-The private statement reads the data: rows through the filter, binned and clamped, at most `rows` of each unit, summed
-as whole numbers. A worker adds noise to its answer, chosen by `Noise`. The public statement makes the asked outputs
-of the noised table; whatever it does costs no privacy. Must not know how noise is drawn, nor who asks.
+The private statement reads the data: filtered rows, binned and clamped, at most `rows` for each unit, summed as
+integers. A worker adds noise to its answer as `Noise` describes. The public statement computes the outputs from the
+noised table and costs no privacy. Must not know how noise is drawn, nor the party.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from policies.contracts import columns
 from policies.contracts.columns import fold
 from policies.contracts.contract import DataContract, Measure, Privacy, Scalar
 from policies.enforce import grid, policy_view
-from policies.enforce.policy_view import Maker
+from policies.enforce.policy_view import StatementBuilder
 from policies.sql.parse import refuse
 
 UNITS, ROWS = "units", "rows"
@@ -29,10 +29,10 @@ _STEPS_MAX = 2**40
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What may change when one unit is added or removed: `columns` by their L1 sensitivity, whole numbers.
+    """The effect of one unit on the private answer: `columns` with their L1 sensitivity, as integers.
 
-    `keys`: whether groups exist only where somebody is in them; then those of too few are left out, by the noisy
-    count of `units`, to which one unit adds at most 1 in at most `rows` groups.
+    `keys`: whether groups exist only when a unit is in them; small groups are then left out by the noised count of
+    `units`, to which one unit adds at most 1 in at most `rows` groups.
     """
 
     columns: tuple[tuple[str, int], ...]
@@ -41,10 +41,10 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Private:
+class PrivateQuery:
     """The private statement and its noise; `relation` names the noised table in the public statement.
 
-    `question` is equal for questions with the same answer, however they are written.
+    `question` is equal for queries with the same answer, however they are written.
     """
 
     sql: str
@@ -58,8 +58,8 @@ class Private:
 
 
 @dataclass(slots=True)
-class Parts:
-    """Both statements as trees, and what the caller needs to finish them."""
+class NoisedStatements:
+    """Both statements as trees, and what the caller needs to complete them."""
 
     private: exp.Select
     public: exp.Select
@@ -69,40 +69,42 @@ class Parts:
     question: str = ""
 
 
-def parts(tree: exp.Select, contract: DataContract, relation: str, maker: Maker) -> Parts:
-    """Both statements for a checked aggregate query (`aggregate.check`, after `bind.bind`)."""
-    return _Split(tree, contract, relation, maker).parts()
+def split_query(tree: exp.Select, contract: DataContract, relation: str, maker: StatementBuilder) -> NoisedStatements:
+    """Split a checked aggregate query into its private and public statements (after `aggregate_shapes.check` and
+    `bind.bind`).
+    """
+    return _Split(tree, contract, relation, maker).build()
 
 
 class _Split:
-    def __init__(self, tree: exp.Select, contract: DataContract, relation: str, maker: Maker) -> None:
+    def __init__(self, tree: exp.Select, contract: DataContract, relation: str, maker: StatementBuilder) -> None:
         self.tree, self.contract, self.relation, self.maker = tree, contract, relation, maker
-        self.grid = grid.of(contract)
+        self.grid = grid.require_grid(contract)
         assert self.grid.privacy is not None
         self.budget = self.grid.privacy
         self.bound = 1 if self.grid.entity is None else self.budget.rows
         self.measures = {fold(one.column): (index, one) for index, one in enumerate(self.grid.measures)}
         self.keys = self._keys()
-        self.columns: dict[str, exp.Expr] = {}  # of the private answer, beside the keys
+        self.columns: dict[str, exp.Expr] = {}  # of the private answer, without the keys
         self.sensitive: dict[str, int] = {}
         if self.keys:
             self._units()
 
-    def parts(self) -> Parts:
+    def build(self) -> NoisedStatements:
         noised = self.maker.token()
         public = self._public(noised)
         private, names = self._private()
         noise = Noise(tuple(self.sensitive.items()), keys=bool(self.keys), rows=self.bound)
-        return Parts(private, public, names, noised, noise, self._question())
+        return NoisedStatements(private, public, names, noised, noise, self._question())
 
-    # what is asked
+    # the query
 
     def _keys(self) -> tuple[str, ...]:
-        """The dimensions that the question groups by, by their stored names."""
+        """The dimensions by which the query groups, by their stored names."""
         names = {fold(one.column): one.column for one in self.grid.dimensions}
         clause = self.tree.args.get("group")
         found = [self._key(key, names) for key in (clause.expressions if clause else ())]
-        shown = [one for one in map(_value, self.tree.expressions) if isinstance(one, exp.Column)]
+        shown = [one for one in map(_output_value, self.tree.expressions) if isinstance(one, exp.Column)]
         for one in shown:
             if names[fold(one.name)] not in found:
                 refuse("aggregate_shape", f"{one.name} is shown and not grouped by; add it to GROUP BY", "group")
@@ -112,27 +114,27 @@ class _Split:
         if isinstance(key, exp.Literal):
             outputs = self.tree.expressions
             place = int(key.this) if str(key.this).isdigit() else 0
-            key = _value(outputs[place - 1]) if 0 < place <= len(outputs) else key
+            key = _output_value(outputs[place - 1]) if 0 < place <= len(outputs) else key
         if not isinstance(key, exp.Column):
             refuse("aggregate_shape", "GROUP BY lists dimensions, or positions of outputs that are dimensions", "group")
         return names[fold(key.name)]
 
     def _question(self) -> str:
-        """A digest of what the private answer depends on, beside the data and the contract."""
+        """A digest of everything but data and contract on which the private answer depends."""
         where = self.tree.args.get("where")
-        conditions = sorted(_plain(part) for part in _conjuncts(where))
+        conditions = sorted(_condition_text(part) for part in _conjuncts(where))
         asked = {"keys": sorted(self.keys), "where": conditions, "columns": sorted(self.sensitive)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     # the public side
 
     def _public(self, noised: str) -> exp.Select:
-        outputs = [grid.named_as(self._output(_value(one)), one.alias_or_name) for one in self.tree.expressions]
+        outputs = [grid.named_as(self._output(_output_value(one)), one.alias_or_name) for one in self.tree.expressions]
         query = exp.select(*outputs, copy=False).from_(grid.table_named(noised), copy=False)
         for name in ("order", "limit", "offset"):
             if self.tree.args.get(name) is not None:
                 query.set(name, self.tree.args[name].copy())
-        grid.settle(query)
+        grid.fix_group_order(query)
         return query
 
     def _output(self, value: exp.Expr) -> exp.Expr:
@@ -155,7 +157,7 @@ class _Split:
         return total if step == 1 else exp.Mul(this=policy_view.try_cast(total, "DOUBLE"), expression=_number(step))
 
     def _mean(self, index: int, measure: Measure) -> exp.Expr:
-        """Noisy sum over noisy count, at least 1, within the bounds: whatever the noise, no impossible mean."""
+        """Noised sum divided by noised count (at least 1), within the bounds, so no mean is impossible."""
         assert measure.low is not None
         assert measure.high is not None
         total = exp.Mul(
@@ -180,24 +182,24 @@ class _Split:
         source = grid.base_rows(self.contract, self.relation, self.maker)
         ctes = [
             grid.cte(base, source, materialised=True),
-            grid.cte(drawn, self._drawn(base)),
-            grid.cte(kept, self._ranked(drawn)),
+            grid.cte(drawn, self._sampled_rows(base)),
+            grid.cte(kept, self._ranked_rows(drawn)),
         ]
         query.set("with_", exp.With(expressions=ctes))
         return query, [self.relation, base, drawn, kept]
 
-    def _drawn(self, base: str) -> exp.Select:
-        """The rows that the question asks for, each with a random number."""
+    def _sampled_rows(self, base: str) -> exp.Select:
+        """The rows that the query asks for, each with a random number."""
         draw = grid.named_as(exp.Anonymous(this="random"), _DRAW)
         query = exp.select(exp.Star(), draw, copy=False).from_(grid.table_named(base), copy=False)
         where = self.tree.args.get("where")
         if where is None:
             return query
-        # No comparison can fail (`literals`). Should one, its row is left out: an error would tell of it exactly.
-        return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
+        # No comparison can fail (`sql.literals`). If one did, its row is left out: an error would reveal it.
+        return query.where(exp.Try(this=_strip_tables(where.this)), copy=False)
 
-    def _ranked(self, drawn: str) -> exp.Select:
-        """The rows of each unit numbered in the order of their random numbers: the first few will count."""
+    def _ranked_rows(self, drawn: str) -> exp.Select:
+        """The rows of each unit numbered in random order; the first `rows` of them count."""
         shown: list[exp.Expr] = [exp.Star()]
         if self.grid.entity is not None:
             place = exp.Window(
@@ -227,7 +229,7 @@ class _Split:
         return self._add(f"count {index}", exp.Count(this=grid.column_named(measure.column), big_int=True), self.bound)
 
     def _sum(self, index: int, measure: Measure) -> str:
-        """The sum in whole steps, held within 2^62: both change by no more than one unit's share."""
+        """The sum in integer steps, limited to 2^62, so that one unit changes it by at most its share."""
         step = _step(self.contract, measure)
         value: exp.Expr = grid.column_named(measure.column)
         if step != 1:
@@ -237,11 +239,11 @@ class _Split:
         total = exp.Coalesce(this=added, expressions=[exp.Literal.number(0)])
         lowest = exp.Neg(this=exp.Literal.number(_SUM_MAX))
         whole = policy_view.try_cast(_least(grid.greatest(total, lowest), exp.Literal.number(_SUM_MAX)), "BIGINT")
-        return self._add(f"sum {index}", whole, self.bound * largest(self.contract, measure))
+        return self._add(f"sum {index}", whole, self.bound * largest_contribution(self.contract, measure))
 
 
-def largest(contract: DataContract, measure: Measure) -> int:
-    """How much one row adds to a sum at most, in whole steps."""
+def largest_contribution(contract: DataContract, measure: Measure) -> int:
+    """Return how much one row adds to a sum at most, in integer steps."""
     assert measure.low is not None
     assert measure.high is not None
     step = _step(contract, measure)
@@ -250,10 +252,10 @@ def largest(contract: DataContract, measure: Measure) -> int:
 
 
 def _step(contract: DataContract, measure: Measure) -> float:
-    """The unit in which a measure is summed: 1 for whole numbers, the last digit of decimals, else a power of two."""
+    """The step in which a measure is summed: 1 for integers, the last digit of decimals, otherwise a power of two."""
     assert measure.low is not None
     assert measure.high is not None
-    type_ = policy_view.type_of(contract, measure.column)
+    type_ = policy_view.column_type(contract, measure.column)
     family, most = columns.family(type_), max(abs(measure.low), abs(measure.high), 1e-300)
     if family == columns.INTEGER:
         return 1
@@ -262,10 +264,10 @@ def _step(contract: DataContract, measure: Measure) -> float:
     return math.ldexp(1.0, math.frexp(most)[1] - _FLOAT_BITS)
 
 
-_DRAW, _PLACE = "draw of row", "place of row"  # no column of a table is called that
+_DRAW, _PLACE = "draw of row", "place of row"  # not names of table columns
 
 
-def _value(output: exp.Expr) -> exp.Expr:
+def _output_value(output: exp.Expr) -> exp.Expr:
     found = output.this if isinstance(output, exp.Alias) else output
     assert isinstance(found, exp.Expr)
     return found
@@ -277,12 +279,12 @@ def _conjuncts(where: exp.Expr | None) -> list[exp.Expr]:
     return list(where.this.flatten()) if isinstance(where.this, exp.And) else [where.this]
 
 
-def _plain(condition: exp.Expr) -> str:
-    return str(_unqualified(condition).sql(dialect="duckdb", identify=True, comments=False, normalize=True))
+def _condition_text(condition: exp.Expr) -> str:
+    return str(_strip_tables(condition).sql(dialect="duckdb", identify=True, comments=False, normalize=True))
 
 
-def _unqualified(condition: exp.Expr) -> exp.Expr:
-    """The condition over the columns of one relation, whatever the question calls it."""
+def _strip_tables(condition: exp.Expr) -> exp.Expr:
+    """The condition with unqualified columns, for use over one relation."""
     copied = condition.copy()
     for column in list(copied.find_all(exp.Column)):
         column.set("table", None)

@@ -1,8 +1,8 @@
-"""The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
+"""The policy view: a contract as the SELECT that replaces its dataset (step 5 of the gate).
 
-Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
-parameter. A user's predicate sees what comes out of it and nothing else: a hidden row is NULL in every column
-(`let_through`), wherever the engine evaluates what. Must not know the user's query.
+Row filter, masks and grid become a subquery over the physical relation; every policy value is a bound parameter. In a
+hidden row every column is NULL (`select_permitted`), whatever order the engine evaluates in, so the consumer's
+expressions cannot see it. Must not know the consumer's query.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sqlglot import exp
 from policies.contracts import columns
 from policies.contracts.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
 from policies.contracts.masks import MASKS
-from policies.evaluation.values import plain
-from policies.sql.rewrite import unplanned
+from policies.evaluation.values import format_decimal
+from policies.sql.rewrite import hide_bounds
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Parameters:
     _seen: dict[tuple[type, Scalar], str] = field(default_factory=dict)
 
     def add(self, value: Scalar) -> exp.Expr:
-        """A placeholder for `value`."""
+        """Return a placeholder for `value`."""
         key = (type(value), value)
         name = self._seen.get(key)
         if name is None:
@@ -44,127 +44,128 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class Maker:
-    """What the wrap of one statement needs: its parameters, random names, and the key of hash masks."""
+class StatementBuilder:
+    """The context of one statement: its parameters, a source of random names, and the key of hash masks."""
 
     parameters: Parameters
     token: Callable[[], str]
     mask_key: bytes
 
 
-def rows(
+def wrap_rows(
     contract: DataContract,
     relation: str,
     shown: Sequence[str],
-    maker: Maker,
+    maker: StatementBuilder,
     *,
-    given: Collection[str] = (),
-    even: bool = False,
+    passed_through: Collection[str] = (),
+    equal_time: bool = False,
 ) -> exp.Select:
-    """The rows of `relation` that the contract lets through, with the columns `shown`, masked. `given`: those of them
-    that leave as they are, and that nothing else in the statement looks at. `even`: see `let_through`."""
+    """Return the rows of `relation` that the contract permits, with the columns `shown`, masked.
+
+    `passed_through`, `equal_time`: see `select_permitted`.
+    """
     source = maker.token()
-    outputs = [_shown(contract, name, source, maker) for name in shown]
-    condition = condition_of(contract, source, maker)
-    return let_through(outputs, relation, source, condition, maker, given=given, even=even)
+    outputs = [_visible_output(contract, name, source, maker) for name in shown]
+    condition = filter_condition(contract, source, maker)
+    return select_permitted(
+        outputs, relation, source, condition, maker, passed_through=passed_through, equal_time=equal_time
+    )
 
 
-def let_through(
+def select_permitted(
     outputs: Sequence[exp.Expr],
     relation: str,
     source: str,
     condition: exp.Expr | None,
-    maker: Maker,
+    maker: StatementBuilder,
     *,
-    given: Collection[str] = (),
-    even: bool = False,
+    passed_through: Collection[str] = (),
+    equal_time: bool = False,
 ) -> exp.Select:
-    """The outputs, computed of `relation` under the alias `source`, of its rows that fulfil the condition, if any.
+    """Return `outputs` of the rows of `relation` (alias `source`) that fulfil `condition`, if any.
 
-    Of a row that does not, they are NULL as well, but for those that are `given` on: the engine may look at an output
-    before it leaves the row out, in the scan and in joins it does, and by the time that this takes, or by an error,
-    would tell what is in the row.
-
-    Nor do they come as places in a dictionary of a file, unless what is done with them takes equal time for all values
-    (`even`): the engine computes a function once for each value of a dictionary, those that only hidden rows have among
-    them, and passes a CASE over where it is true of all rows at hand. TRY gives plain values.
+    In other rows the outputs are NULL, except columns in `passed_through`, which the statement only passes on: the
+    engine may evaluate an output before it removes the row, and its time or an error would reveal the row. Values do
+    not come as positions in a file's dictionary either, unless all uses take equal time (`equal_time`): the engine
+    computes a function once for each dictionary value, including values of hidden rows only, and skips a CASE whose
+    condition is true for all rows at hand. TRY yields plain values (decision 45).
     """
-    looked_at = {output.alias_or_name for output in outputs}.difference(given)
+    looked_at = {output.alias_or_name for output in outputs}.difference(passed_through)
     if condition is None or not looked_at:
-        outputs = outputs or [_output(exp.Literal.number(1), source)]
+        outputs = outputs or [_named_output(exp.Literal.number(1), source)]
         where = None if condition is None else exp.Where(this=condition)
-        return exp.Select(expressions=outputs, from_=exp.From(this=relation_of(relation, source)), where=where)
+        return exp.Select(expressions=outputs, from_=exp.From(this=aliased_relation(relation, source)), where=where)
     around, kept = maker.token(), maker.token()
     inner = exp.Select(
-        expressions=[*outputs, _output(condition, kept)], from_=exp.From(this=relation_of(relation, source))
+        expressions=[*outputs, _named_output(condition, kept)], from_=exp.From(this=aliased_relation(relation, source))
     )
     shown = [
-        _kept(kept, output.alias_or_name, around, even=even)
+        _hide_if_filtered(kept, output.alias_or_name, around, equal_time=equal_time)
         if output.alias_or_name in looked_at
-        else stored(output.alias_or_name, around)
+        else stored_column(output.alias_or_name, around)
         for output in outputs
     ]
     return exp.Select(
         expressions=shown,
-        from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_name(around)))),
-        where=exp.Where(this=stored(kept, around)),
+        from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_quoted_name(around)))),
+        where=exp.Where(this=stored_column(kept, around)),
     )
 
 
-def _kept(kept: str, name: str, source: str, *, even: bool) -> exp.Expr:
-    value = stored(name, source)
-    plain = value if even else exp.Try(this=value)
-    return _output(exp.Case(ifs=[exp.If(this=stored(kept, source), true=plain)]), name)
+def _hide_if_filtered(kept: str, name: str, source: str, *, equal_time: bool) -> exp.Expr:
+    value = stored_column(name, source)
+    plain = value if equal_time else exp.Try(this=value)
+    return _named_output(exp.Case(ifs=[exp.If(this=stored_column(kept, source), true=plain)]), name)
 
 
-def _shown(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
-    value = masked(contract, name, source, maker)
-    return value if type(value) is exp.Column else _output(value, name)  # a stored column has its name
+def _visible_output(contract: DataContract, name: str, source: str, maker: StatementBuilder) -> exp.Expr:
+    value = masked_column(contract, name, source, maker)
+    return value if type(value) is exp.Column else _named_output(value, name)  # a stored column has its name
 
 
-def _output(value: exp.Expr, name: str) -> exp.Expr:
-    return exp.Alias(this=value, alias=_name(name))
+def _named_output(value: exp.Expr, name: str) -> exp.Expr:
+    return exp.Alias(this=value, alias=_quoted_name(name))
 
 
-def _name(name: str) -> exp.Identifier:
+def _quoted_name(name: str) -> exp.Identifier:
     return exp.Identifier(this=name, quoted=True)
 
 
-def relation_of(relation: str, alias: str) -> exp.Table:
-    """The physical relation under a random alias, so that no column can be taken for it."""
+def aliased_relation(relation: str, alias: str) -> exp.Table:
+    """Return the physical relation under a random alias, so that no column can be mistaken for it."""
     return exp.Table(
-        this=_name(relation),
-        alias=exp.TableAlias(this=_name(alias)),
+        this=_quoted_name(relation),
+        alias=exp.TableAlias(this=_quoted_name(alias)),
     )
 
 
-def condition_of(contract: DataContract, source: str, maker: Maker) -> exp.Expr | None:
-    """The row filter as a condition, or None."""
+def filter_condition(contract: DataContract, source: str, maker: StatementBuilder) -> exp.Expr | None:
+    """Return the row filter as a condition, or None."""
     if contract.row_filter is None:
         return None
     return _filter(contract.row_filter, contract, source, maker, exact=False)
 
 
-def stored(name: str, source: str) -> exp.Expr:
-    """The raw column of the relation."""
-    return exp.Column(this=_name(name), table=_name(source))
+def stored_column(name: str, source: str) -> exp.Expr:
+    return exp.Column(this=_quoted_name(name), table=_quoted_name(source))
 
 
-def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
-    """The column as the contract shows it: itself, or its mask."""
+def masked_column(contract: DataContract, name: str, source: str, maker: StatementBuilder) -> exp.Expr:
+    """Return the column as the contract shows it: unchanged or masked."""
     mask = next((one for one in contract.masks if one.column == name), None)
-    raw = stored(name, source)
+    raw = stored_column(name, source)
     if mask is None:
         return raw
     if (word := MASKS.get(mask.kind)) is not None:
         made: exp.Expr = word.build(raw, mask.argument, maker)
         return made
-    return _MASKS[MaskKind(mask.kind)](raw, mask, type_of(contract, name), maker)
+    return _MASKS[MaskKind(mask.kind)](raw, mask, column_type(contract, name), maker)
 
 
-def type_of(contract: DataContract, name: str) -> str:
-    """The declared type of a column of the contract's schema."""
-    found = columns.find(contract.schema, name)
+def column_type(contract: DataContract, name: str) -> str:
+    """Return the declared type of a column of the contract's schema."""
+    found = columns.find_column(contract.schema, name)
     if found is None:
         raise KeyError(f"the contract's schema has no column {name}")
     return found.type
@@ -173,18 +174,18 @@ def type_of(contract: DataContract, name: str) -> str:
 # masks
 
 
-def _null(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+def _null(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
     return try_cast(exp.Null(), type_)
 
 
-def _hash(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
-    """Nested keyed SHA-256: two keys, each one block of the hash, derived from the owner's. NULL stays NULL."""
-    inner, outer = (maker.parameters.add(_derived(maker.mask_key, label)) for label in (b"inner", b"outer"))
+def _hash(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
+    """Nested SHA-256 with two keys derived from the owner's key, each one block long. NULL stays NULL."""
+    inner, outer = (maker.parameters.add(_derive_key(maker.mask_key, label)) for label in (b"inner", b"outer"))
     text = try_cast(raw, "VARCHAR")
     return _sha256(exp.DPipe(this=outer, expression=_sha256(exp.DPipe(this=inner, expression=text))))
 
 
-def _derived(key: bytes, label: bytes) -> str:
+def _derive_key(key: bytes, label: bytes) -> str:
     return hmac.new(key, b"hanse mask " + label, hashlib.sha256).hexdigest()
 
 
@@ -192,52 +193,55 @@ def _sha256(value: exp.Expr) -> exp.Expr:
     return exp.Anonymous(this="sha256", expressions=[value])
 
 
-def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
     return exp.Left(this=try_cast(raw, "VARCHAR"), expression=maker.parameters.add(mask.argument))
 
 
-def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
-    """Rounded in the column's own type; what does not fit becomes NULL: an error would tell of it."""
+def _round(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
+    """The value rounded in its own type; NULL when it does not fit, because an error would reveal it."""
     digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
-    return one_zero(try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_), type_)
+    return unsigned_zero(try_cast(_null_on_error(exp.Round(this=raw, decimals=digits)), type_), type_)
 
 
-def _never_fails(value: exp.Expr) -> exp.Expr:
+def _null_on_error(value: exp.Expr) -> exp.Expr:
     return exp.Anonymous(this="try", expressions=[value])
 
 
-def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: StatementBuilder) -> exp.Expr:
     if isinstance(mask.argument, str):
         period = exp.Literal.string(mask.argument)
-        raw = unplanned(raw) if mask.argument == "week" else raw
-        return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
-    return one_zero(try_cast(binned(raw, mask.argument or 1, type_, maker), type_), type_)
+        raw = hide_bounds(raw) if mask.argument == "week" else raw
+        return try_cast(_null_on_error(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
+    return unsigned_zero(try_cast(bin_edge(raw, mask.argument or 1, type_, maker), type_), type_)
 
 
-def binned(raw: exp.Expr, width: float, type_: str, maker: Maker) -> exp.Expr:
-    """The lower edge of the value's bin: exact for whole numbers and decimals; of floats as DOUBLE, see `_nearest`."""
+def bin_edge(raw: exp.Expr, width: float, type_: str, maker: StatementBuilder) -> exp.Expr:
+    """Return the lower edge of the value's bin: exact for integers and decimals; for floats see `_nearest`."""
     step = Decimal(str(width))
-    kind = _counted_in(type_, step)
+    kind = _step_type(type_, step)
     return _exact(raw, step, kind, maker) if kind else _nearest(raw, step, type_, maker)
 
 
-def edges_in(type_: str, width: float) -> str:
-    """The type in which the edges of these bins are exact; empty for floats, and where no type has such digits."""
+def edge_type(type_: str, width: float) -> str:
+    """Return the type in which the edges of these bins are exact; empty for floats and when no type is precise
+    enough.
+    """
     step = Decimal(str(width))
-    kind = _counted_in(type_, step)
+    kind = _step_type(type_, step)
     return kind if kind and Fraction(step) <= _greatest(kind) else ""
 
 
-def _counted_in(type_: str, step: Decimal) -> str:
-    """The narrowest type that holds whatever a column holds, and the step if any does; empty for floats, and where its
-    digits and those of the step are more than any type has."""
+def _step_type(type_: str, step: Decimal) -> str:
+    """The narrowest type that holds every value of the column and the step; empty for floats and when no type does."""
     if columns.family(type_) == columns.FLOAT:
         return ""
-    least, most = columns.extent(type_)
-    whole, _, part = plain(step).partition(".")
+    least, most = columns.value_range(type_)
+    whole, _, part = format_decimal(step).partition(".")
     if columns.family(type_) == columns.INTEGER and not part:
-        holding = [one for one in _WHOLE if columns.extent(one)[0] <= least and most <= columns.extent(one)[1]]
-        return next((one for one in holding if step <= columns.extent(one)[1]), holding[0])
+        holding = [
+            one for one in _WHOLE if columns.value_range(one)[0] <= least and most <= columns.value_range(one)[1]
+        ]
+        return next((one for one in holding if step <= columns.value_range(one)[1]), holding[0])
     digits, scale = len(str(most)) - columns.decimal_scale(type_), max(columns.decimal_scale(type_), len(part))
     width = max(digits, len(whole)) + scale
     width = width if width <= _DECIMAL_MAX else digits + scale
@@ -245,32 +249,33 @@ def _counted_in(type_: str, step: Decimal) -> str:
 
 
 def _greatest(kind: str) -> Fraction:
-    return Fraction(columns.extent(kind)[1], 10 ** columns.decimal_scale(kind))
+    return Fraction(columns.value_range(kind)[1], 10 ** columns.decimal_scale(kind))
 
 
 _WHOLE = ("BIGINT", "UBIGINT", "HUGEINT", "UHUGEINT")
 _DECIMAL_MAX = 38
 
 
-def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: Maker) -> exp.Expr:
-    """The value less its remainder, which has its sign. What is below all numbers of `kind` becomes NULL."""
+def _exact(raw: exp.Expr, step: Decimal, kind: str, maker: StatementBuilder) -> exp.Expr:
+    """The value minus its remainder, which has its sign; NULL when the result is below all numbers of `kind`."""
     value, zero = try_cast(raw, kind), exp.Literal.number(0)
     if Fraction(step) > _greatest(kind):  # there are two bins
         below = exp.If(this=exp.LT(this=value.copy(), expression=zero.copy()), true=maker.parameters.add(-float(step)))
         return exp.Case(ifs=[exp.If(this=exp.GTE(this=value, expression=zero), true=zero.copy()), below])
-    size = try_cast(maker.parameters.add(plain(step)), kind)
+    size = try_cast(maker.parameters.add(format_decimal(step)), kind)
     rest = exp.Mod(this=value.copy(), expression=size)
     under = exp.If(this=exp.LT(this=rest.copy(), expression=zero), true=size.copy())
     lower = exp.Case(ifs=[under], default=try_cast(exp.Literal.number(0), kind))
     edge = exp.Sub(this=exp.Sub(this=value, expression=rest), expression=lower)
-    return _never_fails(edge)
+    return _null_on_error(edge)
 
 
-def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr:
-    """The greatest edge that is not above the value, of edges that are the nearest numbers of its type to the true
-    ones: what is shown as 0.3 lies in the bin of 0.3, in steps of 0.1, though a binary 0.3 is less than three of them.
-    Numbers so large that they lie further apart than the edges are edges themselves: they are shown as they are, or,
-    where the last digits of a product are lost, as one of the next below.
+def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: StatementBuilder) -> exp.Expr:
+    """The greatest edge not above the value, where edges are the nearest floats to the true edges.
+
+    So 0.3 is in the bin of 0.3 for steps of 0.1, although the binary 0.3 is less than three binary 0.1. Numbers so
+    large that they are further apart than the edges are edges themselves; where a product loses its last digits, such a
+    number may be assigned to the next lower edge.
     """
     type_ = type_ if columns.family(type_) == columns.FLOAT else "DOUBLE"
     times, parts = step.as_integer_ratio()
@@ -284,7 +289,7 @@ def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr
             made = exp.Mul(this=made, expression=maker.parameters.add(float(times)))
         return made if parts == 1 else exp.Div(this=made, expression=maker.parameters.add(float(parts)))
 
-    # Of no finite number is an edge infinite, which it would be by overflow.
+    # A finite number must not get an infinite edge by overflow.
     bounds = {"low": maker.parameters.add(-sys.float_info.max), "high": try_cast(raw.copy(), type_)}
     fits = [
         exp.If(this=exp.Between(this=try_cast(edge(more), type_), **bounds), true=edge(more)) for more in (1, 0, -1)
@@ -292,11 +297,11 @@ def _nearest(raw: exp.Expr, step: Decimal, type_: str, maker: Maker) -> exp.Expr
     return exp.Case(ifs=fits, default=value)
 
 
-def one_zero(value: exp.Expr, type_: str) -> exp.Expr:
-    """Zero for the zero below it, which is shown with the sign of what was rounded, or of a cell's first row."""
+def unsigned_zero(value: exp.Expr, type_: str) -> exp.Expr:
+    """Return 0 for -0, whose sign would reveal what was rounded, or the first row of a cell."""
     if columns.family(type_) != columns.FLOAT:
         return value
-    # The engine takes `x + 0`, and 0 where x is 0, for x.
+    # The engine simplifies `x + 0`, and `CASE WHEN x = 0 THEN 0`, to x.
     is_zero = exp.EQ(this=value.copy(), expression=exp.Literal.number(0))
     return exp.Case(ifs=[exp.If(this=is_zero, true=exp.Abs(this=value.copy()))], default=value)
 
@@ -311,30 +316,34 @@ _MASKS = {
 
 
 def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
-    """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
-    return exp.TryCast(this=value, to=_another(_type_node(type_)), safe=True)
+    """Return TRY_CAST: a value that does not fit becomes NULL; an error would quote it."""
+    return exp.TryCast(this=value, to=_copy_type(_type_node(type_)), safe=True)
 
 
 @lru_cache(maxsize=1024)
 def _type_node(type_: str) -> exp.DataType:
-    """Types are parsed, and the same few come with every query."""
-    if '"NULL"' in type_:  # of a column of nothing but nulls, which the parser takes for no name
+    """Parse a type; cached, because the same few types occur in every query."""
+    if '"NULL"' in type_:  # the type of an all-NULL column, which the parser does not accept as a name
         return exp.DataType(this=exp.DType.USERDEFINED, kind=type_)
     return exp.DataType.build(type_, dialect="duckdb")
 
 
-def _another(node: Any) -> Any:
-    """A copy of a type, without what `copy` looks for in vain: a cast stands at every value of a policy."""
+def _copy_type(node: Any) -> Any:
+    """Copy a type node; faster than `copy`, and every policy value needs a cast."""
     if isinstance(node, exp.Expr):
-        return type(node)(**{name: _another(value) for name, value in node.args.items()})
-    return [_another(one) for one in node] if type(node) is list else node
+        return type(node)(**{name: _copy_type(value) for name, value in node.args.items()})
+    return [_copy_type(one) for one in node] if type(node) is list else node
 
 
 # row filters
 
 
-def _filter(row_filter: RowFilter, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
-    """`exact`: unknown must stay NULL (inside xone); elsewhere NULL and false both hide the row."""
+def _filter(
+    row_filter: RowFilter, contract: DataContract, source: str, maker: StatementBuilder, *, exact: bool
+) -> exp.Expr:
+    """The row filter as a condition. `exact`: unknown must stay NULL (inside xone); elsewhere NULL hides the row like
+    false.
+    """
     if isinstance(row_filter, Comparison):
         return exp.Paren(this=_comparison(row_filter, contract, source, maker, exact=exact))
     if row_filter.connective == "xone":
@@ -344,8 +353,8 @@ def _filter(row_filter: RowFilter, contract: DataContract, source: str, maker: M
     return exp.Paren(this=reduce(lambda left, right: join(this=left, expression=right), parts))
 
 
-def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -> exp.Expr:
-    """Two satisfied: false. Otherwise one unknown: unknown. Otherwise: exactly one is satisfied."""
+def _xone(group: Connected, contract: DataContract, source: str, maker: StatementBuilder) -> exp.Expr:
+    """Two satisfied members: false. Otherwise an unknown member: unknown. Otherwise: whether one is satisfied."""
     zero, one = exp.Literal.number(0), exp.Literal.number(1)
     members = [_filter(member, contract, source, maker, exact=True) for member in group.members]
     satisfied: exp.Expr | None = None
@@ -367,27 +376,29 @@ def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -
     )
 
 
-def _comparison(comparison: Comparison, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
-    type_ = type_of(contract, comparison.column)
-    column, given = stored(comparison.column, source), comparison.values
-    if held := [value for value in given if columns.holds(type_, value)]:
-        given = tuple(held)  # of several, it equals none of the others
-    else:  # NULL in its own type; this one has both sides, and the digits that it lacks decide nothing so far away
+def _comparison(
+    comparison: Comparison, contract: DataContract, source: str, maker: StatementBuilder, *, exact: bool
+) -> exp.Expr:
+    type_ = column_type(contract, comparison.column)
+    column, given = stored_column(comparison.column, source), comparison.values
+    if held := [value for value in given if columns.can_hold(type_, value)]:
+        given = tuple(held)  # of several values, it equals none of the others
+    else:  # NULL in the column's type; this type holds both sides; lost digits do not matter so far away
         type_ = "TIMESTAMP"
         column = try_cast(column, type_)
-    values = [_typed(maker.parameters.add(value), type_) for value in given]
+    values = [_cast_parameter(maker.parameters.add(value), type_) for value in given]
     made = _OPERATORS[comparison.operator](column, values)
     if columns.family(type_) != columns.FLOAT:
         return made
-    # NaN is no value (unknown), but the engine takes it for the largest number, equal to itself.
+    # NaN is unknown, but the engine treats it as the largest number, equal to itself.
     number = exp.LTE(this=column.copy(), expression=try_cast(exp.Literal.string("inf"), "DOUBLE"))
     if exact:
         return exp.Case(ifs=[exp.If(this=number, true=made)])
     return exp.And(this=number, expression=made)
 
 
-def _typed(value: exp.Expr, type_: str) -> exp.Expr:
-    """A parameter as the column's type, where a text or a binary fraction would compare differently."""
+def _cast_parameter(value: exp.Expr, type_: str) -> exp.Expr:
+    """A parameter cast to the column's type, where a text or a binary fraction would compare differently."""
     kind = columns.family(type_)
     if kind == columns.DECIMAL:
         return try_cast(value, f"DECIMAL(38, {columns.decimal_scale(type_)})")

@@ -1,11 +1,10 @@
-"""Which datasets a statement draws on in a way that may put several rows of them into one row of the answer.
+"""Finds datasets whose rows may be combined, several into one row of the answer.
 
-Rows are counted as they leave only where each row of the answer stands for one row of the dataset, which is there: in
-statements of an allow-list of forms. What combines rows tells of several, and so does what asks that there be none:
-`NOT EXISTS` over a table of guesses that the caller brought answers, in a single row, which of a million guesses about
-all rows is right. So does the place of a row among the others: the row that comes after `OFFSET`, or that is the last
-of a LIMIT further in, is another one for each number of rows before it, which a join has made of all rows together.
-The first rows of the answer, in whatever order, are rows that the statement might have asked for by a condition.
+Rows are counted as they leave only when each row of the answer stands for one existing row of the dataset, which an
+allow-list of query forms ensures. Aggregates and windows combine rows. `NOT EXISTS` over a caller's table of a million
+guesses answers, in one row, which guess about all rows is right. A row after OFFSET, or at the end of an inner LIMIT,
+depends on the number of rows before it. The first rows of the whole answer are harmless: a condition could have
+selected them.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from sqlglot import exp
 from policies.sql import rewrite
 from policies.sql.allowed_functions import SCALARS
 from policies.sql.allowed_syntax import OPERATORS
-from policies.sql.bind import Bound
+from policies.sql.bind import BoundQuery
 
-# What leaves each row by itself, wherever it stands; and what orders and cuts the answer, at its top.
+# Nodes that keep rows separate anywhere; and those that order and cut the answer, allowed at its top.
 _EACH: frozenset[type[exp.Expr]] = frozenset({
     exp.Select, exp.From, exp.Table, exp.TableAlias, exp.Subquery, exp.Join, exp.Where, exp.Exists, exp.Distinct,
     exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Ordered, exp.Paren, exp.Tuple, exp.Literal, exp.Boolean,
@@ -28,31 +27,36 @@ _EACH: frozenset[type[exp.Expr]] = frozenset({
 _AT_THE_TOP = frozenset({exp.Order, exp.Limit})
 
 
-def drawn(tree: exp.Expr, bound: Bound, counted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Of these datasets (owner, table), those that are drawn on so, and how often each stands in the statement."""
+def count_multiplied(
+    tree: exp.Expr, bound: BoundQuery, counted: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], int]:
+    """Return which of the `counted` datasets (owner, table) are used this way, and how often each occurs."""
     if not counted:
         return {}
-    each = all(_leaves_each(node, tree) for node in rewrite.every(tree))
+    each = all(_is_row_by_row(node, tree) for node in rewrite.list_nodes(tree))
     places: dict[tuple[str, str], list[exp.Table]] = {name: [] for name in counted}
     for node, entry in bound.tables:
         if (entry.owner, entry.table) in places:
             places[entry.owner, entry.table].append(node)
     return {
-        name: len(nodes) for name, nodes in places.items() if not each or len(nodes) > 1 or not all(map(_there, nodes))
+        name: len(nodes)
+        for name, nodes in places.items()
+        if not each or len(nodes) > 1 or not all(map(_must_have_row, nodes))
     }
 
 
-def _leaves_each(node: exp.Expr, tree: exp.Expr) -> bool:
+def _is_row_by_row(node: exp.Expr, tree: exp.Expr) -> bool:
     return type(node) in _EACH or (type(node) in _AT_THE_TOP and node.parent is tree)
 
 
-def _there(table: exp.Expr) -> bool:
-    """Whether each row of the answer stands for a row of this table: one that is joined, or that EXISTS or IN finds, as
-    a condition that all rows of the answer meet."""
+def _must_have_row(table: exp.Expr) -> bool:
+    """Whether each row of the answer needs a row of this table: it is joined, or EXISTS or IN over it is a condition
+    that every row of the answer meets.
+    """
     node: exp.Expr | None = table
     while node is not None and (parent := node.parent) is not None:
         if isinstance(parent, exp.From | exp.Join):
-            if not _keeps(parent, node):
+            if not _requires_match(parent, node):
                 return False
             node = parent.parent
         elif isinstance(parent, exp.Exists) or (isinstance(parent, exp.In) and node.arg_key == "query"):
@@ -66,8 +70,8 @@ def _there(table: exp.Expr) -> bool:
     return True
 
 
-def _keeps(source: exp.From | exp.Join, node: exp.Expr) -> bool:
-    """Whether only rows for which the source has one come out of the joins of its SELECT."""
+def _requires_match(source: exp.From | exp.Join, node: exp.Expr) -> bool:
+    """Whether only rows with a match in this source leave the joins of its SELECT."""
     if node.arg_key != "this" or _word(source, "side") in ("LEFT", "FULL") or _word(source, "kind") == "ANTI":
         return False
     assert source.parent is not None
@@ -81,7 +85,7 @@ def _word(node: exp.Expr, name: str) -> str:
 
 
 def _condition(node: exp.Expr) -> exp.Where | None:
-    """The WHERE that has this as a condition by itself, beside others at most."""
+    """The WHERE that has this as a condition on its own, perhaps among others."""
     while isinstance(node.parent, exp.And | exp.Paren):
         node = node.parent
     return node.parent if isinstance(node.parent, exp.Where) else None

@@ -1,7 +1,7 @@
-"""Approved query templates (`ds:template`): a query must be one of them, up to the values it fills in.
+"""Approved query templates (`ds:template`): a query must equal one of them except for the literals it fills in.
 
-A template is SQL text with `?` where a literal may stand. Compared as trees, so that spelling, comments and
-letter case of names do not matter. Must not know contracts beyond their templates.
+A template is SQL with `?` where a literal may be. Trees are compared, so spelling, comments and case of names do not
+matter. Must not know contracts beyond their templates.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 
 from policies.contracts.columns import fold
-from policies.contracts.coverage import reason
+from policies.contracts.coverage import rule_path
 from policies.sql.parse import refuse
 
 if TYPE_CHECKING:
-    from policies.enforce.gate import Dataset
+    from policies.enforce.gate import GatedDataset
 
 
-def check(tree: exp.Expr, used: Sequence[Dataset], *, brought: bool) -> None:
-    """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query.
+def check(tree: exp.Expr, used: Sequence[GatedDataset], *, brought: bool) -> None:
+    """Require that each contract with templates lists this query. `brought`: it reads a table of the caller.
 
-    `brought`: it reads a table that the caller brought along. An owner who approved a query meant datasets: whoever
-    puts his own rows in the place of one asks something else in the same words.
+    An owner approves a query over datasets; with the caller's own rows in a dataset's place it would be another query.
+
+    Raises: QueryRefused (`template_not_agreed`).
     """
     for dataset in used:
         templates = dataset.contract.templates
         if templates and brought:
             refuse(
                 "template_not_agreed",
-                "approved queries read datasets, not tables that are brought along; leave these out",
-                reason(dataset.contract, "template"),
+                "approved queries read datasets, not tables of the caller; leave these out",
+                rule_path(dataset.contract, "template"),
             )
-        if templates and not any(matches(tree, text) for text in templates):
+        if templates and not any(matches_template(tree, text) for text in templates):
             refuse(
                 "template_not_agreed",
                 "only approved queries run under this agreement; fill in one of: " + " | ".join(templates),
-                reason(dataset.contract, "template"),
+                rule_path(dataset.contract, "template"),
             )
 
 
-def matches(tree: exp.Expr, template: str) -> bool:
-    """Whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
+def matches_template(tree: exp.Expr, template: str) -> bool:
+    """Return whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
     pattern = _read(template)
-    return pattern is not None and _same(pattern, tree)
+    return pattern is not None and _is_same_tree(pattern, tree)
 
 
-def readable(template: str) -> bool:
-    """Whether a query could match: the text is one query."""
+def is_readable(template: str) -> bool:
+    """Return whether the template is one query that can be parsed."""
     return isinstance(_read(template), exp.Query)
 
 
@@ -64,7 +65,7 @@ def _read(template: str) -> exp.Expr | None:
     return tree
 
 
-def _same(pattern: exp.Expr, tree: exp.Expr) -> bool:
+def _is_same_tree(pattern: exp.Expr, tree: exp.Expr) -> bool:
     pairs: list[tuple[object, object]] = [(pattern, tree)]
     while pairs:
         left, right = pairs.pop()

@@ -1,7 +1,7 @@
-"""Whether an answer lacks groups that a policy leaves out, and the sentence that says so. Pure values.
+"""Whether an answer lacks groups that a policy withholds, and the sentence that says so. Pure values.
 
-`POSSIBLY` depends on the agreement and the question alone, never on the data: it is the same whether a small group is
-there or not (decision 56).
+`POSSIBLY` depends on the agreement and the query only, never on the data: it is the same whether a small group exists
+or not (decision 56).
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from enum import StrEnum
 
 
 class Withheld(StrEnum):
-    """What policies left out of an answer; the later member is the stronger statement."""
+    """What policies withheld from an answer; a later member is a stronger statement."""
 
     NOTHING = "nothing"
-    POSSIBLY = "possibly"  # groups may be left out; whether any was, the owner does not say
+    POSSIBLY = "possibly"  # groups may be left out; the owner does not reveal whether any is
     SOME = "some"  # an owner refused its whole part, or has published that its groups leave something out
 
 
 _ORDER = tuple(Withheld)
-_STEP = 10  # per cent: the same for all data, as a step that follows the data would tell of it
+_STEP = 10  # per cent; fixed, because a step that depends on the data would reveal it
 
 
 def strongest(values: Iterable[Withheld]) -> Withheld:
-    """The strongest of these statements; NOTHING where there is none."""
+    """Return the strongest of these statements; NOTHING without any."""
     return max(values, key=_ORDER.index, default=Withheld.NOTHING)
 
 
-def withheld_of(value: object) -> Withheld:
-    """The statement in a record of a peer. Earlier versions said true or false; what is unknown counts as POSSIBLY."""
+def parse_withheld(value: object) -> Withheld:
+    """Return the statement in a peer's record. Earlier versions sent true or false; an unknown value is POSSIBLY."""
     if value is None or isinstance(value, bool):
         return Withheld.SOME if value else Withheld.NOTHING
     known = {one.value: one for one in Withheld}
     return known.get(value, Withheld.POSSIBLY) if isinstance(value, str) else Withheld.POSSIBLY
 
 
-def left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
-    """Which groups an agreement leaves out: `Groups below 5 patients`."""
+def describe_left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
+    """Return which groups an agreement leaves out: `Groups below 5 patients`."""
     if noise:
         return "Groups that are small by a noisy count"
     if entity is None:
@@ -47,8 +47,10 @@ def left_out(min_group: int, entity: str | None, *, noise: bool = False) -> str:
 
 
 def sentences(groups: Iterable[tuple[str, str]], *, owners: Sequence[str]) -> list[str]:
-    """One sentence for each kind of group that is left out. `groups`: an owner and its `left_out`, which may be empty.
-    `owners`: all owners of the question."""
+    """Return one sentence for each kind of group that is left out.
+
+    `groups`: pairs of an owner and its `describe_left_out`, which may be empty. `owners`: all owners of the query.
+    """
     at: dict[str, dict[str, None]] = {}
     for owner, kind in groups:
         if kind:
@@ -62,8 +64,8 @@ def sentences(groups: Iterable[tuple[str, str]], *, owners: Sequence[str]) -> li
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What a grid keeps back of one version, in numbers. For its owner alone."""
+class WithheldCounts:
+    """What a grid withholds of one version, in numbers, for its owner only."""
 
     rows: int
     rows_lost: int
@@ -72,8 +74,8 @@ class LeftOut:
     rows_of_largest: int  # of the groups that are left out
 
     @classmethod
-    def of(cls, report: Mapping[str, int]) -> LeftOut:
-        """From the figures of `enforce.sql.withheld`."""
+    def of(cls, report: Mapping[str, int]) -> WithheldCounts:
+        """Return the counts from the figures of `gate.prepare_withheld_report`."""
         return cls(
             rows=report["rows"],
             rows_lost=report["rows"] - report["rows_shown"],
@@ -84,21 +86,22 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What an owner publishes of it: per cent of its rows and of its groups, each `low` to below `low + 10`."""
+class WithheldShare:
+    """The share that an owner publishes: per cent of rows and of groups, each from `low` to below `low + 10`."""
 
     rows: int
     groups: int
 
     def sentence(self, owner: str) -> str:
-        """The share in words."""
         rows, groups = (f"{low} to {low + _STEP} per cent" for low in (self.rows, self.groups))
-        return f"{owner} says that its groups leave out {rows} of all its rows, and {groups} of all its groups"
+        return f"{owner} reports that its groups leave out {rows} of all its rows and {groups} of all its groups"
 
 
-def share_of(found: LeftOut, *, min_group: int) -> Share | None:
-    """The share that may be published. None where a single group decides about it: where any group that is left out
-    were not there, or one more were, the share would be another (decision 56)."""
+def publishable_share(found: WithheldCounts, *, min_group: int) -> WithheldShare | None:
+    """Return the share that may be published, or None when a single group decides it (decision 56).
+
+    The share must stay the same when any withheld group is removed or one more is added.
+    """
     share = _share(found.rows_lost, found.rows, found.groups_lost, found.groups)
     largest = max(found.rows_of_largest, min_group)
     more = _share(found.rows_lost + largest, found.rows + largest, found.groups_lost + 1, found.groups + 1)
@@ -112,10 +115,10 @@ def share_of(found: LeftOut, *, min_group: int) -> Share | None:
     return share
 
 
-def _share(rows_lost: int, rows: int, groups_lost: int, groups: int) -> Share:
-    return Share(_low(rows_lost, rows), _low(groups_lost, groups))
+def _share(rows_lost: int, rows: int, groups_lost: int, groups: int) -> WithheldShare:
+    return WithheldShare(_decile_edge(rows_lost, rows), _decile_edge(groups_lost, groups))
 
 
-def _low(part: int, whole: int) -> int:
-    """The lower edge of the ten per cent that a part is in; all of it is in the last ones."""
+def _decile_edge(part: int, whole: int) -> int:
+    """The lower edge of the ten per cent that contain the share; a full share is in the last ten."""
     return min(100 - _STEP, part * 100 // max(1, whole) // _STEP * _STEP)

@@ -1,1 +1,1 @@
-"""A policy and facts in, a decision out."""
+"""Evaluates a policy against facts and returns a decision."""

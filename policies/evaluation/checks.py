@@ -1,7 +1,7 @@
-"""One atom or duty compiled to a check: a closure from the moment of a decision to one of four codes.
+"""Compiles an atom or duty to a check: a function from the moment of a decision to one of four codes.
 
-The codes are small integers because they are compared a million times a second; `RESULTS` gives their
-names. Groups and rules are the business of `plan`.
+Codes are small integers because millions are compared each second; `RESULTS` has their names. Groups and rules are
+compiled in `compiled_policy`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from policies import vocabulary
 from policies.evaluation import operators, values
-from policies.evaluation.facts import Fact, Moment, shown
+from policies.evaluation.facts import Fact, Moment, format_observed
 from policies.model import Atom, Duty
 from policies.review import phrases, unknown_terms
 from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
@@ -24,8 +24,8 @@ TRANSFER, BATCH = Phase.TRANSFER.order, Phase.BATCH.order
 Check: TypeAlias = Callable[[Moment], int]
 
 
-class Finding(NamedTuple):
-    """One constraint that was looked at (a NamedTuple: thousands are made per second)."""
+class ConstraintFinding(NamedTuple):
+    """The result of one constraint. A NamedTuple, because thousands are made each second."""
 
     rule: str
     constraint: str
@@ -38,12 +38,12 @@ class Finding(NamedTuple):
     phase: str
 
     def to_json(self) -> dict[str, object]:
-        """As in the specification's example line (usage-policies, section 4)."""
+        """Return the finding in the form of usage-policies, section 4."""
         return {**self._asdict(), "expected": list(self.expected), "observed": list(self.observed)}
 
 
 class Leaf:
-    """One compiled atom or duty: its check, and what an explanation says about it."""
+    """One compiled atom or duty: its check, and the texts for an explanation."""
 
     __slots__ = ("_waiting", "check", "expected", "fact", "left", "op", "path", "personal")
 
@@ -60,40 +60,42 @@ class Leaf:
     ) -> None:
         self.path, self.left, self.op, self.expected = path, left, op, expected
         self.fact, self.check, self.personal = fact, check, personal
-        self._waiting: dict[tuple[str, str], Finding] = {}
+        self._waiting: dict[tuple[str, str], ConstraintFinding] = {}
 
-    def finding(self, moment: Moment, rule: str, phase: str, code: int) -> Finding:
-        """What was expected, observed and found, from whom; `code` is what the check said."""
+    def make_finding(self, moment: Moment, rule: str, phase: str, code: int) -> ConstraintFinding:
+        """Return what was expected and observed, the source, and the result `code` of the check."""
         observed: tuple[str, ...]
         if self.fact == "clock":
-            observed, source = (values.written(moment.now),), "clock"
-        elif code == DEFERRED:  # always the same, and most of a policy in early phases
-            return self._deferred(rule, phase)
+            observed, source = (values.format_time(moment.now),), "clock"
+        elif code == DEFERRED:  # the same each time, and the most frequent result in early phases
+            return self._make_deferred(rule, phase)
         elif (fact := moment.facts.get(self.fact)) is None:
             observed, source = (), "contract" if code == SATISFIED else ""
         else:
             personal = self.personal or fact.personal
-            observed, source = tuple([shown(value, personal=personal) for value in fact.values]), fact.source
+            observed, source = tuple([format_observed(value, personal=personal) for value in fact.values]), fact.source
         # The tuple's own constructor: the named one takes three times as long, and this is half of an explanation.
         fields = (rule, self.path, self.left, self.op, self.expected, observed, RESULTS[code], source, phase)
-        return tuple.__new__(Finding, fields)
+        return tuple.__new__(ConstraintFinding, fields)
 
-    def _deferred(self, rule: str, phase: str) -> Finding:
+    def _make_deferred(self, rule: str, phase: str) -> ConstraintFinding:
         found = self._waiting.get((rule, phase))
         if found is None:
-            found = Finding(rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase)
+            found = ConstraintFinding(
+                rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase
+            )
             self._waiting[rule, phase] = found
         return found
 
 
 def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
-    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before.
+    """Compile one atom. An atom that cannot be read yields unknown; a policy with one is refused as a whole earlier.
 
-    `claimable`: the contract's word (`ds:enforced`) stands for an observation. Only where satisfied is the
-    best that can happen: not in a prohibition, and not under `xone`, where one more yes can be a no.
+    `claimable`: `ds:enforced` of a contract may stand for an observation. Only valid where satisfied is the best
+    result: not in a prohibition and not under `xone`.
     """
     operand = vocabulary.operand(atom.left)
-    check, key = _check(operand, atom, path, claimable) if operand else (constant(UNKNOWN), "")
+    check, key = _compile_atom(operand, atom, path, claimable) if operand else (constant_check(UNKNOWN), "")
     return Leaf(
         path,
         left=compact(atom.left),
@@ -106,7 +108,7 @@ def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
 
 
 def duty_leaf(duty: Duty, path: str) -> Leaf | None:
-    """A duty before use: the permission sleeps until it is fulfilled. Masks are the engine's own work: None."""
+    """Compile a duty before use: the permission is inactive until it is fulfilled. Returns None for masks."""
     action = vocabulary.ACTIONS.get(duty.action)
     if action is not None and action.by_engine:
         return None
@@ -121,7 +123,7 @@ def duty_leaf(duty: Duty, path: str) -> Leaf | None:
 
 
 def mining_leaf(path: str) -> Leaf:
-    """Whether the asset is known not to reserve mining and training for explicit permissions."""
+    """Compile the check that the asset is known not to reserve mining and training."""
 
     def check(moment: Moment) -> int:
         if moment.phase < TRANSFER:
@@ -134,18 +136,18 @@ def mining_leaf(path: str) -> Leaf:
     return Leaf(path, left="ds:miningReserved", op="eq", expected=("false",), fact="ds:miningReserved", check=check)
 
 
-def duty_words(duty: Duty) -> str:
-    """How a duty before use is said in a reason."""
+def describe_duty(duty: Duty) -> str:
+    """Return how a reason names a duty before use."""
     return f"first: {phrases.duty(duty)}"
 
 
-def constant(code: int) -> Check:
-    """A check that always says the same."""
+def constant_check(code: int) -> Check:
+    """Return a check that always gives `code`."""
     return lambda moment: code
 
 
-def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
-    """The check of one atom, and the key under which its fact is found."""
+def _compile_atom(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
+    """Return the check of an atom and the key of its fact."""
     try:
         if operand.counting is Counting.CLOCK:
             return _clock_check(operand, atom), "clock"
@@ -155,30 +157,30 @@ def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Ch
         claims = frozenset((path, atom.left, operand.name)) if claimable and operand.by_engine else frozenset()
         return _fact_check(operand, atom, key, claims), key
     except (ValueError, KeyError, IndexError):
-        return constant(UNKNOWN), operand.fact
+        return constant_check(UNKNOWN), operand.fact
 
 
-def _verdict(answer: bool | None) -> int:
+def _to_code(answer: bool | None) -> int:
     return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
 
 
 def _clock_check(operand: Operand, atom: Atom) -> Check:
-    """Before its phase only what can never change again is said: time moves forward."""
+    """Time only moves forward: before its phase, the check gives a result only when no later moment changes it."""
     literal, op = atom.right[0], atom.operator
     right = values.instant(literal.text, literal.datatype)
     at = operand.phase.order
 
     def check(moment: Moment) -> int:
-        answer = operators.moment(op, moment.ns, right)
+        answer = operators.compare_moment(op, moment.ns, right)
         if moment.phase >= at or answer is None:
-            return _verdict(answer)
-        return _verdict(answer) if _stays(op, answer, passed=moment.ns > right.end) else DEFERRED
+            return _to_code(answer)
+        return _to_code(answer) if _is_final(op, answer, passed=moment.ns > right.end) else DEFERRED
 
     return check
 
 
-def _stays(op: str, answer: bool, *, passed: bool) -> bool:
-    """Whether later moments give the same answer: a deadline missed, a start reached, a day gone by."""
+def _is_final(op: str, answer: bool, *, passed: bool) -> bool:
+    """Whether later moments give the same answer, such as a missed deadline or a day that has passed."""
     if op in ("lt", "lteq"):
         return not answer
     return answer if op in ("gt", "gteq") else passed
@@ -193,7 +195,7 @@ def _elapsed_check(operand: Operand, atom: Atom) -> Check:
             return DEFERRED
         if moment.start is None:
             return UNKNOWN
-        end = values.later(moment.start, span)
+        end = values.add_duration(moment.start, span)
         if op in ("gt", "gteq"):
             return int(moment.ns > end if op == "gt" else moment.ns >= end)
         return int(moment.ns < end if op == "lt" else moment.ns <= end)  # eq means a budget, as lteq
@@ -217,16 +219,16 @@ def _fact_check(operand: Operand, atom: Atom, key: str, claims: frozenset[str]) 
 
 
 def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
-    """Fact in, code out; a fact that cannot be read as the operand's type leaves it unknown."""
+    """Return a function from a fact to a code; a fact that the operand's type cannot parse gives unknown."""
     if operand.type is ValueType.SCALAR:
         return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
     taken = atom.right
-    if words_known := unknown_terms.chosen(operand, atom):
+    if words_known := unknown_terms.known_choices(operand, atom):
         taken = tuple(one for one in atom.right if one.text in words_known)
     right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in taken]
-    test = operators.comparing(atom.operator, right, kinds=operand.kinds)
+    test = operators.compile_comparison(atom.operator, right, kinds=operand.kinds)
     absent = operand.absent if atom.operator in ("neq", "isNoneOf") else ""
-    read, one_more = values.reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
+    read, one_more = values.make_reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
 
     def compare(fact: Fact) -> int:
         if None in fact.values:
@@ -238,7 +240,7 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
         if one_more:
             left = [value + 1 for value in left if isinstance(value, Decimal)]
         answer = test(left)
-        if not answer and len(taken) < len(atom.right):  # it may be meant by a word that nobody knows
+        if not answer and len(taken) < len(atom.right):  # an unknown word of the list may mean it
             return UNKNOWN
         if answer and absent and absent in fact.values:
             return UNKNOWN
@@ -249,6 +251,6 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
 
 def _scalar_comparison(op: str, texts: list[str]) -> Callable[[Fact], int]:
     def compare(fact: Fact) -> int:
-        return _verdict(operators.scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
+        return _to_code(operators.compare_scalar(op, fact.values[0], texts)) if len(fact.values) == 1 else UNKNOWN
 
     return compare

@@ -1,6 +1,6 @@
-"""Facts: an immutable snapshot of what is known, who says so and until when; and the moment of a decision.
+"""Facts: an immutable snapshot of what is known, from whom and until when; and the moment of a decision.
 
-Gathers nothing and decides nothing. What is absent is unknown.
+Collects nothing and decides nothing. An absent fact is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Observed: TypeAlias = str | int | float | Decimal | bool | date | None
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What is known under one key, who says so, and until when (UTC seconds); `personal` is hashed when shown."""
+    """The values known under one key, their source, and until when (UTC seconds). `personal` values are shown as
+    hashes.
+    """
 
     values: tuple[Observed, ...]
     source: str = ""
@@ -29,12 +31,12 @@ class Fact:
 
 
 class Facts(Mapping[str, Fact]):
-    """A frozen snapshot of facts by short key (`ds:membership`, `odrl:purpose`). What is absent is unknown.
+    """An immutable snapshot of facts by short key (`ds:membership`, `odrl:purpose`). An absent fact is unknown.
 
-    Beside the operands' own keys: `ds:fulfilled` holds paths or actions of duties,
-    `ds:enforced` holds paths or operands that a compiled contract makes true (in permissions), `ds:start` the start of
-    elapsed time where the policy has no timestamp, `ds:miningReserved` whether the asset reserves mining.
-    Counting facts (`odrl:count`, `ds:queriesPerDay`, `ds:concurrency`) state what went before.
+    Further keys: `ds:fulfilled` (paths or actions of fulfilled duties), `ds:enforced` (paths or operands of permissions
+    that a compiled contract enforces), `ds:start` (start of elapsed time when the policy has no timestamp),
+    `ds:miningReserved` (whether the asset reserves mining). Counting facts (`odrl:count`, `ds:queriesPerDay`,
+    `ds:concurrency`) state earlier use.
     """
 
     __slots__ = ("_facts",)
@@ -44,20 +46,20 @@ class Facts(Mapping[str, Fact]):
 
     @classmethod
     def of(cls, given: Mapping[str, Observed | Iterable[Observed] | Fact], *, source: str = "") -> Facts:
-        """Facts from plain values: `Facts.of({"ds:membership": "active", "odrl:purpose": ["dpv:X"]})`."""
-        return cls({key: _fact(value, source) for key, value in given.items()})
+        """Return facts from plain values: `Facts.of({"ds:membership": "active", "odrl:purpose": ["dpv:X"]})`."""
+        return cls({key: _to_fact(value, source) for key, value in given.items()})
 
     def adding(self, more: Mapping[str, Fact]) -> Facts:
-        """These facts and more; the newer one wins."""
+        """Return these facts with `more` added; a newer fact replaces an older one."""
         return Facts({**self._facts, **more})
 
     def without(self, key: str) -> Facts:
-        """These facts without one."""
+        """Return these facts without the fact `key`."""
         return Facts({name: fact for name, fact in self._facts.items() if name != compact(expand(key))})
 
     @property
     def raw(self) -> dict[str, Fact]:
-        """The facts as a plain dictionary, for reading only."""
+        """The facts as a plain dictionary; read-only."""
         return self._facts
 
     def __getitem__(self, key: str) -> Fact:
@@ -73,10 +75,10 @@ class Facts(Mapping[str, Fact]):
         return f"Facts({sorted(self._facts)})"
 
     def to_json(self) -> dict[str, Any]:
-        """The snapshot for the audit log; personal values as hashes."""
+        """Return the snapshot for the audit log, with personal values as hashes."""
         return {
             key: {
-                "values": [shown(value, personal=fact.personal) for value in fact.values],
+                "values": [format_observed(value, personal=fact.personal) for value in fact.values],
                 "source": fact.source,
                 **({} if fact.valid_until is None else {"validUntil": fact.valid_until}),
             }
@@ -84,7 +86,7 @@ class Facts(Mapping[str, Fact]):
         }
 
 
-def _fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
+def _to_fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
     if isinstance(value, Fact):
         return value
     if value is None or isinstance(value, str | int | float | Decimal | date):
@@ -92,8 +94,8 @@ def _fact(value: Observed | Iterable[Observed] | Fact, source: str) -> Fact:
     return Fact(tuple(value), source)
 
 
-def shown(value: Observed, *, personal: bool) -> str:
-    """A value as an explanation shows it; a personal one as a hash."""
+def format_observed(value: Observed, *, personal: bool) -> str:
+    """Return a value as explanations show it; a personal value as a hash."""
     text = "null" if value is None else str(value)
     if personal:
         return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -101,7 +103,7 @@ def shown(value: Observed, *, personal: bool) -> str:
 
 
 class Moment:
-    """All that a compiled check may look at."""
+    """The inputs of a compiled check: facts, phase and time."""
 
     __slots__ = ("enforced", "facts", "fulfilled", "now", "ns", "phase", "start")
 
@@ -111,27 +113,27 @@ class Moment:
         self.now = now
         self.ns = values.nanoseconds(now)
         self.start = start if start is not None else self._stated_start()
-        self.fulfilled = self._named("ds:fulfilled")
-        self.enforced = self._named("ds:enforced")
+        self.fulfilled = self._expanded_values("ds:fulfilled")
+        self.enforced = self._expanded_values("ds:enforced")
 
     def fresh(self, key: str) -> Fact | None:
-        """The fact, unless it is missing, empty or past its time."""
+        """Return the fact, or None when it is missing, empty or expired."""
         fact = self.facts.get(key)
         if fact is None or not fact.values or (fact.valid_until is not None and self.now >= fact.valid_until):
             return None
         return fact
 
-    def _named(self, key: str) -> frozenset[str]:
+    def _expanded_values(self, key: str) -> frozenset[str]:
         fact = self.fresh(key) if key in self.facts else None
         return frozenset(expand(str(value)) for value in fact.values) if fact else frozenset()
 
     def _stated_start(self) -> int | None:
         fact = self.fresh("ds:start") if "ds:start" in self.facts else None
-        return start_of(str(fact.values[0])) if fact and len(fact.values) == 1 else None
+        return parse_start(str(fact.values[0])) if fact and len(fact.values) == 1 else None
 
 
-def start_of(text: str) -> int | None:
-    """A timestamp in nanoseconds, or None where it is unreadable, a whole day, or without a zone."""
+def parse_start(text: str) -> int | None:
+    """Return a timestamp in nanoseconds; None when it is unreadable, a whole day, or without a zone."""
     try:
         moment = values.instant(text)
     except ValueError:

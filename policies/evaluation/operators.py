@@ -1,7 +1,8 @@
-"""What eq, isAnyOf, isPartOf and the others mean, in one table (usage-policies, section 3).
+"""The meaning of the operators (eq, isAnyOf, isPartOf, ...) in one table (ODRL 2.2, section 2.5; usage-policies,
+section 3).
 
-Each takes observed values L and expected values R, already read by type, and answers True, False or
-None (cannot be known). Engines in the field disagree on several of these; this table is the contract.
+Each compares observed values with expected values of the same type and returns True, False, or None for unknown. Other
+engines differ on several of them; this table is normative here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from decimal import Decimal
 from operator import eq, ge, gt, le, lt, ne
 from typing import Any, TypeAlias
 
-from policies.evaluation.values import Duration, Instant, Value, above, decimal, later
+from policies.evaluation.values import Duration, Instant, Value, add_duration, ancestors, decimal
 
 Verdict: TypeAlias = bool | None
 Test: TypeAlias = Callable[[Sequence[Value]], Verdict]
@@ -27,11 +28,11 @@ _STARTS = (
 )
 
 
-def comparing(operator: str, expected: Sequence[Value], *, kinds: bool = False) -> Test:
-    """The comparison with `expected`, prepared once: a function of the observed values.
+def compile_comparison(operator: str, expected: Sequence[Value], *, kinds: bool = False) -> Test:
+    """Return a function that compares observed values with `expected`.
 
-    `kinds`: an observed value also counts as everything that it is a kind of, so that scientific research is research.
-    Never the other way round: where a broad value might mean an excluded one below it, the answer is not known.
+    `kinds`: an observed value also counts as each of its broader values, so scientific research is research. The
+    reverse does not hold: where a broad value could mean an excluded narrower one, the result is unknown.
     """
     made = _MAKERS[operator]
     if not kinds or operator in _BY_TREE:
@@ -44,7 +45,7 @@ def _among_kinds(expected: tuple[str, ...]) -> Test:
 
     def check(left: Sequence[Value]) -> Verdict:
         for value in left:  # noqa: SIM110  # a generator costs twice as much for the one value there usually is
-            if not right.isdisjoint(above(str(value))):
+            if not right.isdisjoint(ancestors(str(value))):
                 return True
         return False
 
@@ -52,20 +53,20 @@ def _among_kinds(expected: tuple[str, ...]) -> Test:
 
 
 def _one_kind(expected: tuple[str, ...]) -> Test:
-    return lambda left: expected[0] in above(str(left[0])) if len(left) == 1 else None
+    return lambda left: expected[0] in ancestors(str(left[0])) if len(left) == 1 else None
 
 
 def _all_kinds(expected: tuple[str, ...]) -> Test:
     right = frozenset(expected)
-    return lambda left: right.issubset(frozenset[str]().union(*(above(str(value)) for value in left)))
+    return lambda left: right.issubset(frozenset[str]().union(*(ancestors(str(value)) for value in left)))
 
 
 def _no_kind(expected: tuple[str, ...]) -> Test:
     right = frozenset(expected)
-    broader = frozenset[str]().union(*(above(value) for value in expected)) - right
+    broader = frozenset[str]().union(*(ancestors(value) for value in expected)) - right
 
     def check(left: Sequence[Value]) -> Verdict:
-        if any(not right.isdisjoint(above(str(value))) for value in left):
+        if any(not right.isdisjoint(ancestors(str(value))) for value in left):
             return False
         return None if any(str(value) in broader for value in left) else True
 
@@ -77,7 +78,7 @@ def _not_that_kind(expected: tuple[str, ...]) -> Test:
     return lambda left: check(left) if len(left) == 1 else None
 
 
-_BY_TREE = frozenset({"isPartOf", "hasPart", "isA"})  # look into the hierarchy by themselves
+_BY_TREE = frozenset({"isPartOf", "hasPart", "isA"})  # use the hierarchy themselves
 _NARROWING: dict[str, Callable[[tuple[str, ...]], Test]] = {
     "eq": _one_kind,
     "neq": _not_that_kind,
@@ -90,10 +91,7 @@ _NARROWING: dict[str, Callable[[tuple[str, ...]], Test]] = {
 def _single(
     check: Callable[[Value, Value], Verdict], *, numbers: Callable[[Any, Any], bool]
 ) -> Callable[[tuple[Value, ...]], Test]:
-    """One value on either side; several observed values leave the answer unknown.
-
-    `numbers` says the same of two numbers, without asking what they are: both sides were read by one type.
-    """
+    """One value on each side; several observed values give unknown. `numbers` compares numbers without type checks."""
 
     def make(expected: tuple[Value, ...]) -> Test:
         right = expected[0]
@@ -124,7 +122,7 @@ def _part_of(expected: tuple[Value, ...]) -> Test:
 
     def check(left: Sequence[Value]) -> Verdict:
         for value in left:  # noqa: SIM110  # as above
-            if right.isdisjoint(above(str(value))):
+            if right.isdisjoint(ancestors(str(value))):
                 return False
         return True
 
@@ -132,7 +130,7 @@ def _part_of(expected: tuple[Value, ...]) -> Test:
 
 
 def _has_part(expected: tuple[Value, ...]) -> Test:
-    right = [above(str(value)) for value in expected]
+    right = [ancestors(str(value)) for value in expected]
 
     def check(left: Sequence[Value]) -> Verdict:
         holders = {str(value) for value in left}
@@ -147,17 +145,17 @@ def _is_a(expected: tuple[Value, ...]) -> Test:
 
 def _equal(left: Value, right: Value) -> Verdict:
     if isinstance(left, Instant) and isinstance(right, Instant):
-        return moment("eq", left.start, right) if left.start == left.end else None
+        return compare_moment("eq", left.start, right) if left.start == left.end else None
     if isinstance(left, Duration) and isinstance(right, Duration):
-        return _negate(_either(_span_less(left, right), _span_less(right, left)))
+        return _negate(_either(_is_shorter(left, right), _is_shorter(right, left)))
     return left == right
 
 
 def _less(left: Value, right: Value) -> Verdict:
     if isinstance(left, Instant) and isinstance(right, Instant):
-        return moment("lt", left.start, right) if left.start == left.end else None
+        return compare_moment("lt", left.start, right) if left.start == left.end else None
     if isinstance(left, Duration) and isinstance(right, Duration):
-        return _span_less(left, right)
+        return _is_shorter(left, right)
     if isinstance(left, int | Decimal) and isinstance(right, int | Decimal):
         return left < right
     return None
@@ -165,12 +163,12 @@ def _less(left: Value, right: Value) -> Verdict:
 
 def _greater(left: Value, right: Value) -> Verdict:
     if isinstance(left, Instant) and isinstance(right, Instant):
-        return moment("gt", left.start, right) if left.start == left.end else None
+        return compare_moment("gt", left.start, right) if left.start == left.end else None
     return _less(right, left)
 
 
-def _span_less(left: Duration, right: Duration) -> Verdict:
-    answers = {later(start, left) < later(start, right) for start in _STARTS}
+def _is_shorter(left: Duration, right: Duration) -> Verdict:
+    answers = {add_duration(start, left) < add_duration(start, right) for start in _STARTS}
     return answers.pop() if len(answers) == 1 else None
 
 
@@ -200,14 +198,14 @@ _MAKERS: dict[str, Callable[[tuple[Value, ...]], Test]] = {
 }
 
 
-def moment(operator: str, now: int, right: Instant) -> Verdict:
-    """Compare a known moment with an instant, a day, or a time without a zone.
+def compare_moment(operator: str, now: int, right: Instant) -> Verdict:
+    """Compare a known time (nanoseconds) with an instant, a day, or a time without zone.
 
-    A day: `lteq` holds until its end, `lt` until its start. Without a zone the answer is unknown
-    within 14 hours either way.
+    A day: `lteq` holds until its end, `lt` until its start. Without a zone the result is unknown within 14 hours either
+    way.
     """
     if right.loose:
-        return _moment_loose(operator, now, right)
+        return _compare_loose_moment(operator, now, right)
     if right.start == right.end:
         return _MOMENT[operator](now, right.start, right.start + 1)
     return _MOMENT[operator](now, right.start, right.end)
@@ -223,7 +221,7 @@ _MOMENT: dict[str, Callable[[int, int, int], bool]] = {
 }
 
 
-def _moment_loose(operator: str, now: int, right: Instant) -> Verdict:
+def _compare_loose_moment(operator: str, now: int, right: Instant) -> Verdict:
     first = _MOMENT[operator](now, right.start, right.start + 1)
     last = _MOMENT[operator](now, right.end, right.end + 1)
     if operator in ("eq", "neq") and right.start <= now <= right.end:
@@ -231,10 +229,10 @@ def _moment_loose(operator: str, now: int, right: Instant) -> Verdict:
     return first if first == last else None
 
 
-def scalar(operator: str, observed: Any, texts: Sequence[str]) -> Verdict:
-    """Compare one column value with texts, read by the column's own type; NULL is unknown."""
+def compare_scalar(operator: str, observed: Any, texts: Sequence[str]) -> Verdict:
+    """Compare one column value with texts that are parsed as the column's type; NULL gives unknown."""
     try:
-        right = [_like(observed, text) for text in texts]
+        right = [_convert_like(observed, text) for text in texts]
         if observed is None or observed != observed:  # NULL, NaN
             return None
         return _SCALAR[operator](observed, right)
@@ -242,30 +240,30 @@ def scalar(operator: str, observed: Any, texts: Sequence[str]) -> Verdict:
         return None
 
 
-def _like(observed: Any, text: str) -> Any:
+def _convert_like(observed: Any, text: str) -> Any:
     if isinstance(observed, bool):
-        return _truth(text)
+        return _parse_boolean(text)
     if isinstance(observed, float):
         return float(decimal(text))
     if isinstance(observed, int | Decimal):
         return decimal(text)
     if isinstance(observed, datetime):
-        return _like_moment(observed, text)
+        return _parse_datetime_like(observed, text)
     if isinstance(observed, date):
         return date.fromisoformat(text)
     return text
 
 
-def _truth(text: str) -> bool:
+def _parse_boolean(text: str) -> bool:
     if text.lower() not in ("true", "1", "false", "0"):
         raise ValueError(f"expected true or false, got {text!r}")
     return text.lower() in ("true", "1")
 
 
-def _like_moment(observed: datetime, text: str) -> datetime:
+def _parse_datetime_like(observed: datetime, text: str) -> datetime:
     found = datetime.fromisoformat(text)
     if (found.tzinfo is None) != (observed.tzinfo is None):
-        # Python calls them unequal; whether they are cannot be known.
+        # Python compares them as unequal; the answer is unknown.
         raise ValueError("expected both with a zone or both without")
     return found
 

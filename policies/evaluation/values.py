@@ -1,7 +1,8 @@
-"""Values by declared type: decimals, instants, days, durations, places, levels; and what lies below what.
+"""Parses values by declared type (decimals, times, durations, places, levels), and holds the hierarchies of regions and
+purposes.
 
-A text is read by the type of its operand, never by its looks (usage-policies, section 3). Every reader
-raises ValueError with what was expected and what came. Must not know policies, facts or operators.
+A text is parsed by the type of its operand, never guessed (usage-policies, section 3). Every parser raises ValueError
+with what was expected and what came. Must not know policies, facts or operators.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from policies.vocabulary.terms import ValueType, compact, expand
 
 SECOND = 1_000_000_000  # instants are whole nanoseconds since the epoch: peers send nine digits
 DAY = 86_400 * SECOND
-LOOSE = 14 * 3_600 * SECOND  # a time without a zone is known within 14 hours either way
+LOOSE = 14 * 3_600 * SECOND  # a time without zone is known to 14 hours either way
 FOREVER = 10**30
 MAX_TEXT = 20_000
-_NAME_MAX = 200  # characters of a name that is compared with those that are known
+_NAME_MAX = 200  # characters of a name that is compared with known names
 
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A moment (start == end), a day (`start` up to, not including, `end`), or a moment without a zone.
+    """A time (`start` equals `end`), a day (`end` is exclusive), or a time without zone; nanoseconds since the epoch.
 
-    `loose`: the true moment is somewhere in [start, end], both included.
+    `loose`: the true time is anywhere in [start, end], both included.
     """
 
     start: int
@@ -42,7 +43,7 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Calendar months and exact nanoseconds; `P60M` is sixty months, `PT60M` is an hour."""
+    """Calendar months and exact nanoseconds: `P60M` is sixty months, `PT60M` is an hour."""
 
     months: int
     nanoseconds: int
@@ -72,15 +73,18 @@ _RANGE = re.compile(r"([+-]?\d{1,40}(?:\.\d{1,40})?)\.\.([+-]?\d{1,40}(?:\.\d{1,
 
 @lru_cache(maxsize=8192)
 def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> Value:
-    """The value that `text` means as `type_`; ValueError says what was expected and what came."""
+    """Return `text` parsed as `type_`.
+
+    Raises: ValueError with what was expected and what came.
+    """
     if len(text) > MAX_TEXT:
         raise ValueError(f"expected at most {MAX_TEXT} characters, got {len(text)}")
     if type_ in (ValueType.TEXT, ValueType.SCALAR):
         return text
     if type_ is ValueType.LEVEL:
-        return levels.index(_one_of(text, levels))
+        return levels.index(_require_known(text, levels))
     if type_ is ValueType.CHOICE:
-        return _one_of(text, levels)
+        return _require_known(text, levels)
     if type_ is ValueType.INSTANT:
         return instant(text, datatype)
     if type_ in _NUMBERS and datatype.startswith(XSD) and datatype.removeprefix(XSD) not in _NUMERIC_DATATYPES:
@@ -89,8 +93,8 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
 
 
 @lru_cache(maxsize=256)
-def reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
-    """`parse` for one type, for observed values: asked by the text alone, which is read once while it is in use."""
+def make_reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
+    """Return `parse` for one type, with its own cache, for observed values."""
 
     @lru_cache(maxsize=1024)
     def read(text: str) -> Value:
@@ -100,16 +104,18 @@ def reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Va
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether it is a text that can be stored and sent: bounded, and without halves of surrogate pairs."""
+    """Return whether the value is a text that can be stored and sent: at most `MAX_TEXT` characters, no lone
+    surrogates.
+    """
     return isinstance(value, str) and len(value) <= MAX_TEXT and is_whole(value)
 
 
 def is_whole(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which no database and no UTF-8 takes."""
+    """Return whether the text has no lone surrogate, which neither databases nor UTF-8 accept."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
-def _one_of(text: str, names: tuple[str, ...]) -> str:
+def _require_known(text: str, names: tuple[str, ...]) -> str:
     if text in names:
         return text
     near = difflib.get_close_matches(text[:_NAME_MAX].lower(), names, n=1)
@@ -118,14 +124,14 @@ def _one_of(text: str, names: tuple[str, ...]) -> str:
 
 
 def decimal(text: str) -> Decimal:
-    """A plain decimal such as 10, -2.5; no exponent, at most 40 digits on either side."""
+    """Parse a plain decimal such as 10 or -2.5: no exponent, at most 40 digits on either side."""
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"expected a number such as 10 or 2.5, got {text!r}")
     return Decimal(text)
 
 
 def integer(text: str) -> Decimal:
-    """A whole number; `10.0` is accepted as ten."""
+    """Parse a whole number; `10.0` is ten."""
     number = decimal(text)
     if number != number.to_integral_value():
         raise ValueError(f"expected a whole number, got {text!r}")
@@ -133,14 +139,14 @@ def integer(text: str) -> Decimal:
 
 
 def iri(text: str) -> str:
-    """An IRI with its prefix expanded; refused when empty or holding spaces."""
+    """Return an IRI with its prefix expanded; refuse an empty text or spaces."""
     if not text or any(character.isspace() for character in text):
         raise ValueError(f"expected an IRI without spaces, got {text!r}")
     return expand(text)
 
 
 def place(text: str) -> str:
-    """A country as two upper-case letters, or the IRI of a known region."""
+    """Return a country as two upper-case letters, or the IRI of a known region."""
     if re.fullmatch(r"[A-Za-z]{2}", text) and text.upper() != "EU":
         code = text.upper()
         return _CODES.get(code, code)
@@ -153,28 +159,28 @@ def place(text: str) -> str:
 
 
 def grid(text: str) -> str:
-    """`exact`, or a bin width above nought."""
+    """Parse `exact` or a bin width above 0."""
     if text == "exact":
         return text
     if not _DECIMAL.fullmatch(text) or decimal(text) <= 0:
         raise ValueError(f"expected exact or a bin width above 0 such as 10, got {text!r}")
-    return plain(decimal(text))
+    return format_decimal(decimal(text))
 
 
 def clamp(text: str) -> str:
-    """`free`, or `low..high` with low not above high."""
+    """Parse `free` or `low..high`."""
     if text == "free":
         return text
     found = _RANGE.fullmatch(text)
     if not found or decimal(found[1]) > decimal(found[2]):
         raise ValueError(f"expected free or low..high such as 0..3000, got {text!r}")
-    return f"{plain(decimal(found[1]))}..{plain(decimal(found[2]))}"
+    return f"{format_decimal(decimal(found[1]))}..{format_decimal(decimal(found[2]))}"
 
 
 def instant(text: str, datatype: str = "") -> Instant:
-    """An xsd:dateTime (with or without zone) or an xsd:date, told apart by datatype, else by form."""
+    """Parse an xsd:dateTime (with or without zone) or an xsd:date; the datatype decides, otherwise the form."""
     if datatype == XSD + "date" or (datatype != XSD + "dateTime" and _DATE.fullmatch(text)):
-        return _day(text)
+        return _parse_day(text)
     found = _INSTANT.fullmatch(text)
     if not found:
         raise ValueError(f"expected a time such as 2027-12-31T23:59:59+01:00, got {text!r}")
@@ -182,22 +188,22 @@ def instant(text: str, datatype: str = "") -> Instant:
     if hour > 24 or minute > 59 or second > 59 or (hour == 24 and (minute or second or int(found[7] or 0))):
         raise ValueError(f"expected a time of day up to 24:00:00, got {text!r}")
     fraction = int(((found[7] or "") + "0" * 9)[:9])
-    local = _midnight(found, text) + (hour * 3600 + minute * 60 + second) * SECOND + fraction
+    local = _parse_midnight(found, text) + (hour * 3600 + minute * 60 + second) * SECOND + fraction
     if found[8] is None:
         return Instant(local - LOOSE, local + LOOSE, loose=True)
-    moment = local - _offset(found[8], text)
+    moment = local - _parse_offset(found[8], text)
     return Instant(moment, moment)
 
 
-def _day(text: str) -> Instant:
+def _parse_day(text: str) -> Instant:
     found = _DATE.fullmatch(text)
     if not found:
         raise ValueError(f"expected a day such as 2027-12-31, got {text!r}")
-    start = _midnight(found, text) - _offset(found[4] or "Z", text)
+    start = _parse_midnight(found, text) - _parse_offset(found[4] or "Z", text)
     return Instant(start, start + DAY)
 
 
-def _midnight(found: re.Match[str], text: str) -> int:
+def _parse_midnight(found: re.Match[str], text: str) -> int:
     try:
         ordinal = date(int(found[1]), int(found[2]), int(found[3])).toordinal()
     except ValueError:
@@ -205,7 +211,7 @@ def _midnight(found: re.Match[str], text: str) -> int:
     return (ordinal - _EPOCH) * DAY
 
 
-def _offset(zone: str, text: str) -> int:
+def _parse_offset(zone: str, text: str) -> int:
     if zone == "Z":
         return 0
     hours, minutes = int(zone[1:3]), int(zone[4:6])
@@ -216,7 +222,7 @@ def _offset(zone: str, text: str) -> int:
 
 
 def duration(text: str) -> Duration:
-    """An ISO 8601 duration such as P30D, P2M, PT12H; not negative."""
+    """Parse an ISO 8601 duration such as P30D, P2M, PT12H; not negative."""
     found = _DURATION.fullmatch(text)
     if not found or text == "P" or text.endswith("T"):
         raise ValueError(f"expected a duration such as P30D, P2M or PT12H, got {text!r}")
@@ -231,12 +237,14 @@ def duration(text: str) -> Duration:
     return Duration(int(years or 0) * 12 + int(months or 0), whole * SECOND + part)
 
 
-def later(start: int, span: Duration) -> int:
-    """`start` (nanoseconds) plus a duration: months by the calendar in UTC (31 January + P1M = end of February)."""
+def add_duration(start: int, span: Duration) -> int:
+    """Return `start` (nanoseconds) plus a duration; months follow the calendar in UTC (31 January + P1M = end of
+    February).
+    """
     if not span.months:
         return start + span.nanoseconds
     days, rest = divmod(start, DAY)
-    today = date.fromordinal(min(max(days + _EPOCH, 1), date.max.toordinal()))  # an agreement may say any time
+    today = date.fromordinal(min(max(days + _EPOCH, 1), date.max.toordinal()))  # an agreement may contain any time
     month = today.year * 12 + today.month - 1 + span.months
     year, month = divmod(month, 12)
     if year > 9999:
@@ -247,38 +255,38 @@ def later(start: int, span: Duration) -> int:
 
 
 def nanoseconds(now: float) -> int:
-    """A clock reading in UTC seconds as nanoseconds, exact to the microsecond."""
+    """Return UTC seconds as nanoseconds, exact to the microsecond."""
     return round(now * 1_000_000) * 1_000
 
 
-def written(now: float) -> str:
-    """A clock reading as xsd:dateTime in UTC, to the second; a reading beyond the calendar as a number."""
+def format_time(now: float) -> str:
+    """Return UTC seconds as xsd:dateTime to the second; a time beyond the calendar as a number."""
     try:
-        return _to_the_second(int(now))
+        return _format_second(int(now))
     except (ValueError, OverflowError):
         return str(now)
 
 
 @lru_cache(maxsize=16)  # thousands of decisions fall into one second
-def _to_the_second(now: int) -> str:
+def _format_second(now: int) -> str:
     days, rest = divmod(now, 86_400)
     day = date.fromordinal(days + _EPOCH).isoformat()
     return f"{day}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}Z"
 
 
-def plain(number: Decimal) -> str:
-    """One spelling per number: no exponent, no trailing noughts, no plus or minus nought."""
+def format_decimal(number: Decimal) -> str:
+    """Return the one spelling of a number: no exponent, trailing zeros, plus sign or negative zero."""
     text = format(number, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text in ("-0", "") else text
 
 
-def canonical(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> str:
-    """One spelling per value, for digests: 10 = 10.0, 23:59+01:00 = 22:59Z, P1Y = P12M."""
+def canonical_text(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ...] = ()) -> str:
+    """Return the one spelling of a value, for digests: 10 = 10.0, 23:59+01:00 = 22:59Z, P1Y = P12M."""
     value = parse(type_, text, datatype, levels)
     if isinstance(value, Decimal):
-        return plain(value)
+        return format_decimal(value)
     if isinstance(value, Instant):
         return f"{value.start}/{value.end}/{'loose' if value.loose else 'known'}"
     if isinstance(value, Duration):
@@ -286,18 +294,18 @@ def canonical(type_: ValueType, text: str, datatype: str = "", levels: tuple[str
     return str(value)
 
 
-def above(value: str) -> frozenset[str]:
-    """The value and everything that contains it in the shipped hierarchies."""
+def ancestors(value: str) -> frozenset[str]:
+    """Return the value and all broader values in the shipped hierarchies."""
     return _ANCESTORS.get(value) or frozenset((value,))
 
 
 def is_below(low: str, high: str) -> bool:
-    """Whether `low` is the same as `high` or below it. IRIs are compared whole."""
-    return high in above(low)
+    """Return whether `low` equals `high` or is narrower. IRIs are compared as a whole."""
+    return high in ancestors(low)
 
 
-def meeting(one: str, other: str) -> tuple[str, ...]:
-    """The broadest values that are the same as or below both; empty where nothing is both."""
+def common_descendants(one: str, other: str) -> tuple[str, ...]:
+    """Return the broadest values that are equal to or narrower than both; empty without a common one."""
     if is_below(one, other) or is_below(other, one):
         return (one,) if is_below(one, other) else (other,)
     both = sorted(low for low, above_it in _ANCESTORS.items() if one in above_it and other in above_it)
@@ -305,12 +313,12 @@ def meeting(one: str, other: str) -> tuple[str, ...]:
 
 
 def known_regions() -> list[str]:
-    """Short names of the shipped regions."""
+    """Return the short names of the shipped regions."""
     return sorted(region.removeprefix(REGION) for region in REGIONS)
 
 
-def in_words(text: str) -> str:
-    """A value as a person writes it: regions by name, IRIs with their prefix."""
+def format_short(text: str) -> str:
+    """Return a value as people write it: regions by name, IRIs with their prefix."""
     return text.removeprefix(REGION) if text.startswith(REGION) else compact(text)
 
 
@@ -328,9 +336,12 @@ _MEMBERS: dict[str, str] = {
 REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 
-def meant_purpose(text: str) -> str:
-    """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
-    want of its prefix; empty: none. A word more or less is no slip: NonAcademicResearch is not AcademicResearch."""
+def suggest_purpose(text: str) -> str:
+    """Return the purpose of the Data Privacy Vocabulary that a misspelt or unprefixed name probably means; empty if
+    none.
+
+    A missing or additional word is not a typing error: NonAcademicResearch is not AcademicResearch.
+    """
     name = text.removeprefix(DPV)
     if text in _PURPOSES or (":" in name and name == text) or len(name) > _NAME_MAX:
         return ""
@@ -340,39 +351,39 @@ def meant_purpose(text: str) -> str:
 
 
 def _is_spelt_alike(one: str, other: str) -> bool:
-    """Whether two names differ by no more than two letters at a place, none of them a word such as `AI`."""
+    """Whether two names differ by at most two letters at each place, and not by a word such as `AI`."""
     steps = difflib.SequenceMatcher(None, one, other).get_opcodes()
     parts = [part for tag, a, b, c, d in steps if tag != "equal" for part in (one[a:b], other[c:d])]
     return not any(len(part) > 2 or (len(part) == 2 and part[0].isupper()) for part in parts)
 
 
 def purpose_hint(purpose: str) -> str:
-    """What a refusal of a purpose adds to its name: ` (did you mean dpv:ScientificResearch?)`, or nothing."""
-    meant = meant_purpose(expand(purpose))
+    """Return the hint that a refusal of a purpose adds, ` (did you mean dpv:ScientificResearch?)`, or an empty text."""
+    meant = suggest_purpose(expand(purpose))
     return f" (did you mean dpv:{meant}?)" if meant else ""
 
 
-def _kinds(text: str) -> Iterator[tuple[str, str]]:
-    """Lines of a shipped hierarchy as pairs: a purpose, and what it is a kind of."""
+def _read_hierarchy(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (purpose, broader purpose) pairs from the lines of a shipped hierarchy."""
     for line in text.splitlines():
         broad, colon, narrow = line.partition(":")
         if colon and not line.startswith("#"):
             yield from ((DPV + name, DPV + broad) for name in narrow.split())
 
 
-def _parents() -> dict[str, set[str]]:
+def _read_parents() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for region, members in _MEMBERS.items():
         for member in members.split():
             child = REGION + member if member in _MEMBERS else member
             found.setdefault(child, set()).add(REGION + region)
     shipped = Path(__file__).parents[1] / "vocabulary" / "purposes.txt"
-    for child, parent in _kinds(shipped.read_text(encoding="utf-8")):
+    for child, parent in _read_hierarchy(shipped.read_text(encoding="utf-8")):
         found.setdefault(child, set()).add(parent)
     return found
 
 
-def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
+def _close_hierarchy(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     def climb(value: str, seen: frozenset[str]) -> frozenset[str]:
         for parent in parents.get(value, ()):
             if parent not in seen:
@@ -382,7 +393,7 @@ def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     return {child: climb(child, frozenset((child,))) for child in parents}
 
 
-_ANCESTORS = _closure(_parents())
+_ANCESTORS = _close_hierarchy(_read_parents())
 _PURPOSES = frozenset(name for line in _ANCESTORS.values() for name in line if name.startswith(DPV))
 _READERS: dict[ValueType, Callable[[str], Value]] = {
     ValueType.IRI: iri,

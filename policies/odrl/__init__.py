@@ -1,1 +1,1 @@
-"""ODRL policies on the wire: reading, writing, digests."""
+"""Reading, writing and digesting ODRL policies in their JSON-LD form."""

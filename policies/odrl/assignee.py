@@ -1,7 +1,7 @@
-"""For whom a policy is: ODRL's `assignee` of an offer, as the one condition that every later phase decides.
+"""The assignee of an offer, kept as a constraint of each permission.
 
-Parties do not travel on catalogue offers and do not count in the digest; a condition does both, so that an offer
-for one party stays one. Must not know how policies are read or written.
+Catalogue offers carry no parties, and digests ignore them. A constraint survives both, so an offer for one party stays
+limited to that party. Must not import the reader or the writer.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from dataclasses import replace
 from policies.model import HANSE, Atom, Literal, Policy, Rule
 
 
-def kept_to(policy: Policy, party: str) -> Policy:
-    """The policy with each of its permissions for `party` alone; prohibitions go on forbidding everybody."""
+def restrict_to_party(policy: Policy, party: str) -> Policy:
+    """Return the policy with every permission limited to `party` (a DID). Prohibitions stay as they are.
+
+    The constraint `ds:participant eq <party>` is added once, after the author's own constraints.
+    """
     only = Atom(HANSE + "participant", "eq", (Literal(party),))
-    return replace(policy, permissions=tuple(_with(rule, only) for rule in policy.permissions))
+    return replace(policy, permissions=tuple(_add_constraint(rule, only) for rule in policy.permissions))
 
 
-def _with(rule: Rule, only: Atom) -> Rule:
-    # At the end: the paths of what the author wrote stay as they are.
+def _add_constraint(rule: Rule, only: Atom) -> Rule:
+    # Last, so that paths of the author's constraints stay the same.
     return rule if only in rule.constraints else replace(rule, constraints=(*rule.constraints, only))

@@ -1,6 +1,6 @@
-"""The normal form of a policy and its digest: one per meaning, whatever the spelling or order.
+"""The normal form of a policy and its digest: equal for every spelling and order of the same rules.
 
-Ids, parties, target and timestamp do not count (usage-policies, section 5); values count by their type.
+Ids, parties, target and timestamp are left out; values are compared by their type.
 """
 
 from __future__ import annotations
@@ -16,75 +16,80 @@ from policies.model import Atom, Connective, Constraint, Duty, Literal, Policy, 
 
 
 def digest(policy: Policy) -> str:
-    """`sha256:...` over the rules alone: the same for every spelling and order of the same meaning.
+    """Return `sha256:<hex>` over the rules of the policy (usage-policies, section 5).
 
-    Ids, parties, target, timestamp and our own profile's name are left out (usage-policies, section 5).
+    Ids, parties, target, timestamp and the name of this project's own profile are left out, so an agreement has the
+    digest of the offer that it came from.
     """
-    return "sha256:" + hashlib.sha256(json.dumps(_normal(policy)).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(json.dumps(_normalise_policy(policy)).encode()).hexdigest()
 
 
 def rules_equal(a: Policy, b: Policy) -> bool:
-    """Whether two policies mean the same: an agreement and the offer it came from, say."""
-    return bool(_normal(a) == _normal(b))
+    """Return whether two policies have the same rules, for example an agreement and its offer."""
+    return bool(_normalise_policy(a) == _normalise_policy(b))
 
 
-def _normal(policy: Policy) -> list[Any]:
+def _normalise_policy(policy: Policy) -> list[Any]:
     foreign = sorted(set(policy.profile.split()) - vocabulary.PROFILES)
-    # Without both kinds of rule no conflict is possible, and the strategy means nothing.
+    # Without both kinds of rule no conflict is possible, and the strategy has no effect.
     conflict = policy.conflict.value if policy.permissions and policy.prohibitions else ""
     return [
         "hanse-policy-1",
         foreign,
         conflict,
-        _unique(_normal_rule(rule) for rule in policy.permissions),
-        _unique(_normal_rule(rule) for rule in policy.prohibitions),
-        _unique(_normal_rule(rule) for rule in policy.obligations),
+        _sort_unique(_normalise_rule(rule) for rule in policy.permissions),
+        _sort_unique(_normalise_rule(rule) for rule in policy.prohibitions),
+        _sort_unique(_normalise_rule(rule) for rule in policy.obligations),
     ]
 
 
-def _normal_rule(rule: Rule | Duty) -> list[Any]:
-    duties = _unique(_normal_rule(duty) for duty in rule.duties) if isinstance(rule, Rule) else []
-    action = vocabulary.meant(rule.action)
-    return [action, _conjunction(rule.constraints), duties]
+def _normalise_rule(rule: Rule | Duty) -> list[Any]:
+    duties = _sort_unique(_normalise_rule(duty) for duty in rule.duties) if isinstance(rule, Rule) else []
+    action = vocabulary.resolve_alias(rule.action)
+    return [action, _flatten_conjunction(rule.constraints), duties]
 
 
-def _conjunction(constraints: Iterable[Constraint]) -> list[Any]:
-    """Members of an `and`, nested ones lifted out."""
+def _flatten_conjunction(constraints: Iterable[Constraint]) -> list[Any]:
+    """The members of an `and`, with nested `and` groups flattened."""
     found: list[Any] = []
-    for one in map(_normal_constraint, constraints):
+    for one in map(_normalise_constraint, constraints):
         found.extend(one[1] if one[0] == "and" else [one])
-    return _unique(found)
+    return _sort_unique(found)
 
 
-def _normal_constraint(constraint: Constraint) -> list[Any]:
+def _normalise_constraint(constraint: Constraint) -> list[Any]:
     if isinstance(constraint, Atom):
-        return _normal_atom(constraint)
+        return _normalise_atom(constraint)
     if constraint.connective is Connective.AND:
-        members = _conjunction(constraint.members)
+        members = _flatten_conjunction(constraint.members)
         return members[0] if len(members) == 1 else ["and", members]
-    members = [_normal_constraint(member) for member in constraint.members]
+    members = [_normalise_constraint(member) for member in constraint.members]
     if constraint.connective is Connective.OR:
-        members = _unique(inner for one in members for inner in (one[1] if one[0] == "or" else [one]))
+        members = _sort_unique(inner for one in members for inner in (one[1] if one[0] == "or" else [one]))
     else:
-        members = sorted(members, key=json.dumps)  # xone: saying it twice means something else
+        members = sorted(members, key=json.dumps)  # in xone a repeated member changes the meaning
     return members[0] if len(members) == 1 else [constraint.connective.value, members]
 
 
-def _normal_atom(atom: Atom) -> list[Any]:
+def _normalise_atom(atom: Atom) -> list[Any]:
     operand = vocabulary.operand(atom.left)
-    return ["atom", atom.left, atom.operator, _unique(_normal_value(literal, operand) for literal in atom.right)]
+    return [
+        "atom",
+        atom.left,
+        atom.operator,
+        _sort_unique(_normalise_value(literal, operand) for literal in atom.right),
+    ]
 
 
-def _normal_value(literal: Literal, operand: vocabulary.Operand | None) -> str:
+def _normalise_value(literal: Literal, operand: vocabulary.Operand | None) -> str:
     if operand is None:
         return f"{literal.text}^^{literal.datatype}"
     try:
-        return values.canonical(operand.type, literal.text, literal.datatype, operand.levels)
-    except ValueError:  # unreadable values are refused elsewhere; here they are only told apart
+        return values.canonical_text(operand.type, literal.text, literal.datatype, operand.levels)
+    except ValueError:  # unreadable values are refused elsewhere; here they only need to differ
         return f"{literal.text}^^{literal.datatype}"
 
 
-def _unique(items: Iterable[Any]) -> list[Any]:
-    """Sorted, each once."""
+def _sort_unique(items: Iterable[Any]) -> list[Any]:
     found = {json.dumps(item): item for item in items}
     return [found[key] for key in sorted(found)]

@@ -1,7 +1,7 @@
-"""Members of a wire node: each is known, is an annotation that changes nothing, or is refused by name.
+"""Classifies the members of a JSON-LD node: known, a harmless annotation, or refused by name.
 
-What looks like a member of a rule and is none (`constraints`, `ds:prohibition`, a term that only an inline context
-knows) would leave a policy wider than its author wrote it. Must not know what the members mean.
+A misspelt member (`constraints`, `ds:prohibition`, a term defined by an inline context) would silently widen the
+policy, so it is refused. Must not know what members mean.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from policies.model import ODRL
 from policies.vocabulary import expand
 
 
-def words(text: str) -> frozenset[str]:
-    """The words of a text."""
+def split_words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-POLICY = words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
-RULE = words("action constraint duty target assigner assignee uid")
-CONSTRAINT = words("leftOperand operator rightOperand and or xone andSequence uid")
+POLICY = split_words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
+RULE = split_words("action constraint duty target assigner assignee uid")
+CONSTRAINT = split_words("leftOperand operator rightOperand and or xone andSequence uid")
 # Members that would change what a rule means and have no term in the protocol's context: refused, never skipped.
-LOST = words(
+LOST = split_words(
     """refinement remedy consequence inheritFrom inheritRelation inheritAllowed unit status dataType
     rightOperandReference"""
 )
 ODRL_KEYS = POLICY | RULE | CONSTRAINT | LOST
-# They speak of the text, not of the use: no engine gives them another meaning.
-_ANNOTATIONS = words("label comment title name description creator publisher created modified issued version")
-# Prefixes that everybody writes without saying where they come from; their members are annotations.
-_ELSEWHERE = words("rdf rdfs owl skos schema prov foaf vcard dc dcterms edc")
-# Where a member must be one that we know: ODRL's, the protocol's and our own vocabulary, however they are misspelt.
+# They describe the text, not the use: no engine gives them another meaning.
+_ANNOTATIONS = split_words("label comment title name description creator publisher created modified issued version")
+# Prefixes that are often used without a definition; their members are annotations.
+_ELSEWHERE = split_words("rdf rdfs owl skos schema prov foaf vcard dc dcterms edc")
+# Namespaces whose members must be known, also when misspelt: ODRL, the protocol, this project's vocabulary.
 _NEAR = re.compile(r"/ns/odrl|w3id\.org/+(hanse|dspace)", re.IGNORECASE)
 _IRI = re.compile(r"https?://|urn:", re.IGNORECASE)
-_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # of an inline context; characters of the IRI that a prefix stands for
+_PREFIXES_MAX, _PREFIX_MAX = 100, 255  # prefixes of an inline context; characters of a prefix's IRI
 _TIMESTAMP = "https://w3id.org/dspace/2025/1/timestamp"
-# Contexts whose terms are those that are read here anyway; documents are never fetched.
+# Contexts whose terms are known here; documents are never fetched.
 _CONTEXTS = frozenset(
     [
         "https://w3id.org/dspace/2025/1/context.jsonld",
@@ -49,8 +48,11 @@ _CONTEXTS = frozenset(
 )
 
 
-def local(key: str, name: Callable[[str], str], path: str) -> str:
-    """The member's local name, empty for an annotation. `name` gives the IRI of a written name."""
+def local_name(key: str, name: Callable[[str], str], path: str) -> str:
+    """Return the local name of a member, empty for an annotation. `name` expands a written name to an IRI.
+
+    Raises: PolicyUnreadable (`member_unknown`).
+    """
     if key in ("@id", "id"):
         return "uid"
     if key in ("@type", "type") or (key == "@context" and not path):
@@ -60,7 +62,7 @@ def local(key: str, name: Callable[[str], str], path: str) -> str:
             return key
         if key in _ANNOTATIONS:
             return ""
-        raise _unknown(key, path)
+        raise _unknown_member(key, path)
     iri = name(key)
     if iri == _TIMESTAMP:
         return "timestamp"
@@ -68,37 +70,37 @@ def local(key: str, name: Callable[[str], str], path: str) -> str:
         return iri[len(ODRL) :]
     foreign = _IRI.match(iri) or key.partition(":")[0] in _ELSEWHERE
     if not foreign or _NEAR.search(iri):
-        raise _unknown(key, path)
+        raise _unknown_member(key, path)
     return ""
 
 
-def _unknown(key: str, path: str) -> PolicyUnreadable:
+def _unknown_member(key: str, path: str) -> PolicyUnreadable:
     return PolicyUnreadable(
-        f"nobody knows the member {key[:80]}, and left out it could change what the policy says; expected one of "
+        f"the member {key[:80]} is not known, and the policy could mean something else without it; expected one of "
         f"{', '.join(sorted(ODRL_KEYS - LOST))}, or a note under the full name of another vocabulary",
         rule=f"{path}/{key[:80]}",
         code="member_unknown",
     )
 
 
-def contained(node: Mapping[str, Any], path: str) -> list[Any] | None:
-    """The members of a `@list` or `@set`, or None for any other node."""
+def container_items(node: Mapping[str, Any], path: str) -> list[Any] | None:
+    """Return the items of a `@list` or `@set` node; None for any other node."""
     if "@list" not in node and "@set" not in node:
         return None
-    alone(node, path)
-    return listed(next(iter(node.values())))
+    refuse_other_members(node, path)
+    return as_list(next(iter(node.values())))
 
 
-def alone(node: Mapping[str, Any], path: str, *beside: str) -> None:
-    """Refuse other members beside the one that holds the value."""
-    if len(node.keys() - set(beside)) != 1:
+def refuse_other_members(node: Mapping[str, Any], path: str, *allowed: str) -> None:
+    """Refuse a node that has members other than its value and those in `allowed`."""
+    if len(node.keys() - set(allowed)) != 1:
         raise PolicyUnreadable(
             f"expected one of {', '.join(sorted(node, key=str))} alone, got all of them; keep one", rule=path or "/"
         )
 
 
-def listed(value: object) -> list[Any]:
-    """A single value is a list of one; none is an empty one."""
+def as_list(value: object) -> list[Any]:
+    """Return a list as it is, a single value as a list of one, and None as an empty list."""
     if value is None:
         return []
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -106,17 +108,18 @@ def listed(value: object) -> list[Any]:
     return [value]
 
 
-def prefixes(context: object) -> dict[str, str]:
-    """Prefixes that an inline context defines. Whatever else it could define would give names another meaning.
+def read_prefixes(context: object) -> dict[str, str]:
+    """Return the prefixes that an inline context defines; any other definition is refused.
 
-    PolicyUnreadable for more or longer ones than anybody needs: each name could become as long as such an IRI.
+    Raises: PolicyUnreadable for other definitions, more than 100 prefixes, or IRIs over 255 characters: every name in
+    the policy could grow by such an IRI.
     """
     found: dict[str, str] = {}
-    for part in listed(context):
+    for part in as_list(context):
         if isinstance(part, Mapping):
             for key, value in part.items():
-                if not _says_nothing(key, value):
-                    found[key] = _prefix(key, value)
+                if not _is_harmless(key, value):
+                    found[key] = _read_prefix(key, value)
         elif not isinstance(part, str) or part not in _CONTEXTS:
             raise PolicyUnreadable(
                 f"expected a context that is known here ({', '.join(sorted(_CONTEXTS))}) or prefixes, got "
@@ -133,11 +136,11 @@ def prefixes(context: object) -> dict[str, str]:
     return found
 
 
-def _says_nothing(key: object, value: object) -> bool:
+def _is_harmless(key: object, value: object) -> bool:
     return key == "@version" or (key == "@vocab" and value == ODRL)
 
 
-def _prefix(key: object, value: object) -> str:
+def _read_prefix(key: object, value: object) -> str:
     if isinstance(value, Mapping) and set(value) <= {"@id", "@prefix"}:
         value = value.get("@id")
     plain = isinstance(key, str) and not key.startswith("@") and key not in ODRL_KEYS

@@ -1,6 +1,7 @@
-"""A policy as the one wire form that is emitted: valid against the protocol's schema, right under its context.
+"""Writes a policy as JSON-LD that is valid against the DSP 2025-1 schema.
 
-The context defines few names, so ODRL's travel with their prefix, all others as full IRIs. Reads nothing.
+The protocol's context defines few names, so ODRL terms are written with their prefix and all others as full IRIs. Reads
+nothing.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from policies.errors import PolicyUnreadable
-from policies.model import ODRL, XSD, Conflict, Constraint, Duty, Group, Kind, Literal, Policy, Rule
+from policies.model import ODRL, XSD, ConflictStrategy, Constraint, Duty, Group, Kind, Literal, Policy, Rule
 
 Json: TypeAlias = dict[str, Any]
 
 
 def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False) -> Json:
-    """The one form that is emitted: valid against the protocol's schema, right under its context alone.
+    """Return the policy as JSON-LD for the wire (DSP 2025-1, section 5).
 
-    Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
-    (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
+    Offers in a catalogue carry no target (`in_catalog`); offers in a message must (`in_message`); agreements carry
+    target, parties and timestamp.
+
+    Raises: PolicyUnreadable naming the missing part.
     """
-    _complete(policy, in_message=in_message)
+    _refuse_incomplete(policy, in_message=in_message)
     wire: Json = {"@id": policy.id, "@type": policy.kind.value}
     profiles = policy.profile.split()
     if profiles:
@@ -29,7 +32,7 @@ def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False)
         value = getattr(policy, name)
         if value and not (in_catalog and policy.kind is Kind.OFFER):
             wire[name] = value
-    if policy.prohibitions or policy.conflict is not Conflict.PROHIBIT:
+    if policy.prohibitions or policy.conflict is not ConflictStrategy.PROHIBIT:
         wire["odrl:conflict"] = {"@id": f"odrl:{policy.conflict.value}"}
     lists: tuple[tuple[str, Iterable[Rule | Duty]], ...] = (
         ("permission", policy.permissions),
@@ -43,7 +46,7 @@ def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False)
     return wire
 
 
-def _complete(policy: Policy, *, in_message: bool) -> None:
+def _refuse_incomplete(policy: Policy, *, in_message: bool) -> None:
     needed = {"@id": policy.id}
     if policy.kind is Kind.AGREEMENT:
         needed |= {
@@ -58,7 +61,7 @@ def _complete(policy: Policy, *, in_message: bool) -> None:
     if missing:
         raise PolicyUnreadable(f"expected {', '.join(missing)} in an {policy.kind}, got none; set it before sending")
     if not policy.permissions and not policy.prohibitions:
-        raise PolicyUnreadable("expected at least one permission or prohibition; a policy without rules says nothing")
+        raise PolicyUnreadable("expected at least one permission or prohibition; add a rule")
 
 
 def _write_rule(rule: Rule | Duty) -> Json:
@@ -82,7 +85,7 @@ def _write_constraint(constraint: Constraint) -> Json:
 
 
 def _write_name(iri: str) -> str:
-    """`use` bare, ODRL prefixed, everything else in full: the only spellings that the context expands."""
+    """`use` is written bare, ODRL terms with prefix, all others in full: the spellings that the context expands."""
     if iri == ODRL + "use":
         return "use"
     return "odrl:" + iri[len(ODRL) :] if iri.startswith(ODRL) else iri

@@ -1,1 +1,1 @@
-"""What people see of a policy before and after signing: lint, explanation, differences, enforceability."""
+"""Reviews a policy before and after signing: lint, explanation, differences, enforceability."""

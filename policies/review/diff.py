@@ -1,8 +1,8 @@
-"""What changes between two policies: requests whose outcome differs, and terms that came or went.
+"""Differences between two policies: requests with another outcome, and terms added or removed.
 
-Requests are made up from the values that either policy mentions, one beside them, one missing, and the
-moments around each boundary; both policies are evaluated on the same ones. A search, not a proof: an empty
-result together with equal digests is certain, an empty result alone is not.
+Requests are generated from the values that either policy mentions, an unmentioned value, a missing value, and the times
+around each boundary; both policies are evaluated on each. This is a search, not a proof: only an empty result with
+equal digests is certain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from policies import vocabulary
 from policies.evaluation import values
-from policies.evaluation.evaluate import as_if_agreed, permits
+from policies.evaluation.evaluate import as_granting_set, permits
 from policies.evaluation.facts import Facts, Observed
 from policies.model import Atom, Policy
 from policies.odrl import reader
@@ -27,8 +27,8 @@ _SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One request whose outcome differs: its action, facts in words, time (UTC seconds), before and after."""
+class OutcomeChange:
+    """One request with another outcome: its action, facts in words, time (UTC seconds), outcome before and after."""
 
     action: str
     facts: tuple[tuple[str, str], ...]
@@ -37,7 +37,6 @@ class Change:
     after: bool
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {
             "action": compact(self.action),
             "facts": dict(self.facts),
@@ -48,16 +47,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """The same meaning or not; requests that change outcome; sentences that came and went."""
+class PolicyDifference:
+    """Whether both mean the same; requests with another outcome; sentences added and removed."""
 
     same: bool
-    requests: tuple[Change, ...] = ()
+    requests: tuple[OutcomeChange, ...] = ()
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {
             "same": self.same,
             "requests": [change.to_json() for change in self.requests],
@@ -66,16 +64,16 @@ class Difference:
         }
 
 
-def diff(before: Policy, after: Policy, *, now: float, limit: int = 20, tries: int = 20_000) -> Difference:
-    """What changes from `before` to `after`, tried at `now` and around every time that either mentions.
+def diff(before: Policy, after: Policy, *, now: float, limit: int = 20, tries: int = 20_000) -> PolicyDifference:
+    """Return what changes from `before` to `after`, at `now` (UTC seconds) and around every time that either mentions.
 
-    At most `limit` changes, the simplest first, out of at most `tries` requests.
+    Returns at most `limit` changes, the simplest first, from at most `tries` requests.
     """
     if reader.rules_equal(before, after):
-        return Difference(same=True)
+        return PolicyDifference(same=True)
     said_before = [sentence.text for sentence in explain.sentences(before)]
     said_after = [sentence.text for sentence in explain.sentences(after)]
-    return Difference(
+    return PolicyDifference(
         same=False,
         requests=tuple(_changes(before, after, now, limit, tries)),
         added=tuple(text for text in dict.fromkeys(said_after) if text not in said_before),
@@ -83,17 +81,17 @@ def diff(before: Policy, after: Policy, *, now: float, limit: int = 20, tries: i
     )
 
 
-def _changes(before: Policy, after: Policy, now: float, limit: int, tries: int) -> Iterator[Change]:
-    old, new = as_if_agreed(before), as_if_agreed(after)
+def _changes(before: Policy, after: Policy, now: float, limit: int, tries: int) -> Iterator[OutcomeChange]:
+    old, new = as_granting_set(before), as_granting_set(after)
     shown: set[tuple[str, bool]] = set()
-    kept: list[Change] = []
+    kept: list[OutcomeChange] = []
     for action, facts, moment in itertools.islice(_requests(before, after, now), tries):
-        snapshot = _facts(facts, now)
+        snapshot = _build_facts(facts, now)
         was = permits(old, snapshot, action=action, phase=Phase.BATCH, now=moment)
         becomes = permits(new, snapshot, action=action, phase=Phase.BATCH, now=moment)
         if was == becomes:
             continue
-        change = Change(action, tuple((key, _word(value)) for key, value in facts), moment, was, becomes)
+        change = OutcomeChange(action, tuple((key, _format_value(value)) for key, value in facts), moment, was, becomes)
         # One example of each kind comes first; more of the same follow while there is room.
         if (action, was) in shown:
             kept.append(change)
@@ -107,13 +105,13 @@ Request = tuple[str, tuple[tuple[str, Observed], ...], float]
 
 
 def _requests(before: Policy, after: Policy, now: float) -> Iterator[Request]:
-    """Requests that satisfy as much as they can first, then ones that depart from that in one or two places."""
+    """Yield requests that satisfy as much as possible, then variants that differ from these in one or two places."""
     choices = _choices((before, after))
     actions = _actions((before, after))
     moments = _moments((before, after), now)
     keys = sorted(choices)
     product = itertools.product(*(choices[key] for key in keys))
-    ordered = _few_departures(keys, choices) if _size(choices) > 2_000 else product
+    ordered = _few_departures(keys, choices) if _count_combinations(choices) > 2_000 else product
     for combination in ordered:
         facts = tuple(zip(keys, combination, strict=True))
         for action in actions:
@@ -121,7 +119,7 @@ def _requests(before: Policy, after: Policy, now: float) -> Iterator[Request]:
                 yield action, facts, moment
 
 
-def _size(choices: dict[str, list[Observed]]) -> int:
+def _count_combinations(choices: dict[str, list[Observed]]) -> int:
     size = 1
     for options in choices.values():
         size *= len(options)
@@ -140,24 +138,24 @@ def _few_departures(keys: list[str], choices: dict[str, list[Observed]]) -> Iter
 
 
 def _choices(policies: Iterable[Policy]) -> dict[str, list[Observed]]:
-    """For each fact: what the policies mention, something beside it, and nothing."""
+    """Return for each fact the values that the policies mention, an unmentioned one, and none."""
     found: dict[str, list[Observed]] = {}
     for policy in policies:
-        for _, rule, place in unknown_terms.rules(policy):
+        for _, rule, place in unknown_terms.walk_rules(policy):
             if place == "duty":
                 found.setdefault("ds:fulfilled", [compact(rule.action), None])
-            for _, atom in unknown_terms.atoms(rule.constraints, ""):
+            for _, atom in unknown_terms.walk_atoms(rule.constraints, ""):
                 operand = vocabulary.operand(atom.left)
                 if operand is None or place in ("duty", "obligation"):
                     continue
                 if operand.by_engine or operand.counting in (Counting.CLOCK, Counting.ELAPSED):
                     continue
                 options = found.setdefault(operand.fact, [])
-                options += [value for value in _mentioned(operand, atom) if value not in options]
+                options += [value for value in _mentioned_values(operand, atom) if value not in options]
     return {key: [*options, *([] if None in options else [OTHER, None])] for key, options in found.items()}
 
 
-def _mentioned(operand: Operand, atom: Atom) -> Iterator[Observed]:
+def _mentioned_values(operand: Operand, atom: Atom) -> Iterator[Observed]:
     for literal in atom.right:
         if operand.type in (ValueType.INTEGER, ValueType.DECIMAL):
             try:
@@ -166,17 +164,17 @@ def _mentioned(operand: Operand, atom: Atom) -> Iterator[Observed]:
                 continue
             yield from (0, max(0, limit - 1), limit, limit + 1)
         elif operand.type is ValueType.PLACE:
-            yield from _inside(literal.text)
+            yield from _sample_countries(literal.text)
         else:
             yield literal.text
 
 
-def _inside(text: str) -> Iterator[str]:
-    """Countries that tell regions apart: Germany, Norway, Switzerland, and what is named itself."""
+def _sample_countries(text: str) -> Iterator[str]:
+    """Countries that distinguish regions (Germany, Norway, Switzerland), and the place itself."""
     if not text.startswith(values.REGION):
         yield text
     for country in ("DE", "NO", "CH", "NL"):
-        if text in values.above(country):
+        if text in values.ancestors(country):
             yield country
 
 
@@ -194,13 +192,13 @@ def _actions(policies: Iterable[Policy]) -> list[str]:
 def _moments(policies: Iterable[Policy], now: float) -> list[float]:
     found = [now]
     for policy in policies:
-        for _, rule, _ in unknown_terms.rules(policy):
-            for _, atom in unknown_terms.atoms(rule.constraints, ""):
-                found.extend(_around(atom, now))
+        for _, rule, _ in unknown_terms.walk_rules(policy):
+            for _, atom in unknown_terms.walk_atoms(rule.constraints, ""):
+                found.extend(_moments_around(atom, now))
     return list(dict.fromkeys(found))
 
 
-def _around(atom: Atom, now: float) -> Iterator[float]:
+def _moments_around(atom: Atom, now: float) -> Iterator[float]:
     operand = vocabulary.operand(atom.left)
     if operand is None:
         return
@@ -209,23 +207,23 @@ def _around(atom: Atom, now: float) -> Iterator[float]:
             moment = values.instant(atom.right[0].text, atom.right[0].datatype)
             yield from (moment.start / _SECOND - 1, moment.end / _SECOND + 1)
         elif operand.counting is Counting.ELAPSED:
-            end = values.later(values.nanoseconds(now), values.duration(atom.right[0].text))
+            end = values.add_duration(values.nanoseconds(now), values.duration(atom.right[0].text))
             yield from (end / _SECOND - 1, end / _SECOND + 1)
     except ValueError:
         return
 
 
-def _facts(chosen: tuple[tuple[str, Observed], ...], signed: float) -> Facts:
-    """A snapshot of an agreement signed at `signed`, in which the engine keeps every condition on the answer."""
-    given: dict[str, Any] = {key: _beside(key, value) for key, value in chosen if value is not None}
+def _build_facts(chosen: tuple[tuple[str, Observed], ...], signed: float) -> Facts:
+    """Facts of an agreement signed at `signed`, with every condition on the answer enforced."""
+    given: dict[str, Any] = {key: _unmentioned_value(key, value) for key, value in chosen if value is not None}
     given["ds:enforced"] = [name for name, operand in vocabulary.OPERANDS.items() if operand.by_engine]
     given.setdefault("ds:miningReserved", "false")
-    given["ds:start"] = values.written(signed)
+    given["ds:start"] = values.format_time(signed)
     return Facts.of(given, source="made up")
 
 
-def _beside(key: str, value: Observed) -> Observed:
-    """A value that no policy names."""
+def _unmentioned_value(key: str, value: Observed) -> Observed:
+    """A value that no policy mentions."""
     if value != OTHER:
         return value
     if key == "ds:participantCountry":
@@ -233,5 +231,5 @@ def _beside(key: str, value: Observed) -> Observed:
     return "urn:hanse:another" if key in ("odrl:purpose", "ds:participant") else "another"
 
 
-def _word(value: Observed) -> str:
+def _format_value(value: Observed) -> str:
     return MISSING if value is None else compact(str(value))

@@ -1,14 +1,11 @@
-"""Policies and decisions in sentences that a lawyer and an engineer both understand.
-
-Wording only: what is true was decided elsewhere.
-"""
+"""Phrases policies and decisions as plain sentences. Wording only: decisions are made elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policies.evaluation.evaluate import Decision, Finding
+from policies.evaluation.evaluate import ConstraintFinding, Decision
 from policies.model import Policy
 from policies.review import report
 from policies.vocabulary import compact
@@ -23,39 +20,38 @@ _RESULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One rule or term: its path in the policy, the sentence, and its tier (or `refused`)."""
+    """One rule or term: its path in the policy, its sentence, and its tier (or `refused`)."""
 
     path: str
     text: str
     tier: str
 
     def to_json(self) -> dict[str, str]:
-        """For the API and the page."""
         return {"path": self.path, "text": self.text, "tier": self.tier}
 
 
 def sentences(policy: Policy) -> list[Sentence]:
-    """One sentence per rule and per term, in the policy's order."""
+    """Return one sentence for each rule and term, in the policy's order."""
     return [Sentence(line.path, line.text, line.tier) for line in report.enforceability(policy)]
 
 
 def decision(made: Decision) -> list[str]:
-    """The verdict, its reasons, and one line per constraint that was looked at."""
+    """Return the verdict, its reasons, and one line for each constraint."""
     verdict = "Permitted" if made.permitted else "Refused"
     about = f" to {compact(made.action)}" if made.action else ""
     lines = [f"{verdict}{about} ({made.phase.value})."]
     lines.extend(f"Because {reason}." for reason in made.reasons)
-    lines.extend(_finding(finding) for finding in made.findings)
+    lines.extend(_finding_line(finding) for finding in made.findings)
     if made.carried:
         lines.append(f"Still to be decided or made true: {', '.join(made.carried)}.")
     return lines
 
 
-def _finding(finding: Finding) -> str:
+def _finding_line(finding: ConstraintFinding) -> str:
     return " ".join(_parts(finding)) + "."
 
 
-def _parts(finding: Finding) -> Iterator[str]:
+def _parts(finding: ConstraintFinding) -> Iterator[str]:
     expected = ", ".join(finding.expected)
     yield f"{finding.constraint}: {finding.left} {finding.op} {expected} {_RESULTS[finding.result]}"
     if finding.observed:

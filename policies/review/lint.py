@@ -1,8 +1,7 @@
-"""Problems of a policy before anybody signs it: unknown words, contradictions, rules that nobody can enforce.
+"""Finds problems of a policy before it is signed: unknown terms, contradictions, rules that cannot be enforced.
 
-Errors make the policy useless or mean something else than it says; warnings are worth a second look.
-With a table schema it is also compiled, so that what the engine cannot make true shows here. Evaluates no
-facts, reads no clock.
+Errors make the policy useless or change its meaning; warnings deserve a second look. With a table schema the policy is
+also compiled, so rules that the engine cannot enforce appear as errors. Evaluates no facts, reads no clock.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from policies.contracts import compile as compiler
 from policies.contracts.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.evaluation import values
-from policies.model import Atom, Conflict, Connective, Duty, Policy, Rule
+from policies.model import Atom, ConflictStrategy, Connective, Duty, Policy, Rule
 from policies.review import unknown_terms
 from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
 from policies.vocabulary.terms import RULE
@@ -33,8 +32,8 @@ _OF_COLUMNS = frozenset(ds(word) for word in ("columnAllow", "columnDeny", "notT
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One finding: `error` or `warning`, where, a code for machines, a sentence for people."""
+class LintProblem:
+    """One problem: `error` or `warning`, its path, a code for machines, a sentence for people."""
 
     level: OneOf["error", "warning"]
     path: str
@@ -42,35 +41,39 @@ class Problem:
     message: str
 
     def to_json(self) -> dict[str, str]:
-        """For the API and the page."""
         return {"level": self.level, "path": self.path, "code": self.code, "message": self.message}
 
 
 def lint(
     policy: Policy, schema: TableSchema | None = None, *, absent: Mapping[str, str] = MappingProxyType({})
-) -> list[Problem]:
-    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too. `absent`:
-    sources of facts that the owner does not have now, each with why."""
-    found: dict[tuple[str, str], Problem] = {}
-    for problem in chain(*(check(policy) for check in CHECKS), _absent(policy, absent)):
+) -> list[LintProblem]:
+    """Return all problems of a policy, errors first.
+
+    With `schema`, rules that cannot be compiled for that table are errors. `absent`: fact sources that the owner does
+    not have at present, with the reason of each.
+
+      [problem.code for problem in lint(policy, schema)]
+    """
+    found: dict[tuple[str, str], LintProblem] = {}
+    for problem in chain(*(check(policy) for check in CHECKS), _find_absent(policy, absent)):
         found.setdefault((problem.path, problem.code), problem)
     unclear = any(problem.level == "error" for problem in found.values())
     if schema is not None and not unclear:
-        for problem in _uncompiled(policy, schema):
+        for problem in _find_uncompiled(policy, schema):
             found.setdefault((problem.path, problem.code), problem)
     return sorted(found.values(), key=lambda problem: problem.level)
 
 
-def _error(path: str, code: str, message: str) -> Problem:
-    return Problem("error", path, code, message)
+def _error(path: str, code: str, message: str) -> LintProblem:
+    return LintProblem("error", path, code, message)
 
 
-def _warning(path: str, code: str, message: str) -> Problem:
-    return Problem("warning", path, code, message)
+def _warning(path: str, code: str, message: str) -> LintProblem:
+    return LintProblem("warning", path, code, message)
 
 
-def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
-    if missing := list(_unknown_columns(policy, schema)):  # a compiler stops at the first
+def _find_uncompiled(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
+    if missing := list(_find_unknown_columns(policy, schema)):  # the compiler stops at the first
         yield from missing
         return
     made = []
@@ -78,21 +81,21 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
         try:
             made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0, new=True))
         except (ContractUndecided, PolicyUnreadable) as problem:
-            said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
+            said = str(problem).removeprefix(f"{problem.rule}: ")  # the path is shown separately
             yield _error(problem.rule or f"/permission/{index}", problem.code, said)
     try:
-        compiler.one_grid(made)
+        compiler.refuse_mixed_grids(made)
     except ContractUndecided as problem:
         yield _error(problem.rule, "grids_differ", str(problem))
 
 
-def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+def _find_unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[LintProblem]:
     for path, atom, _ in _atoms(policy):
         texts = [literal.text for literal in atom.right] if atom.left in _OF_COLUMNS else []
         named = filter(None, (vocabulary.column_of(atom.left), *texts))
-        # The parts of a column are told by the compiler.
-        missing = [name for name in named if columns.find(schema, name.partition(".")[0]) is None
-                   and columns.find(schema, name) is None]  # fmt: skip
+        # The compiler reports parts of a column.
+        missing = [name for name in named if columns.find_column(schema, name.partition(".")[0]) is None
+                   and columns.find_column(schema, name) is None]  # fmt: skip
         if missing:
             yield _error(
                 path,
@@ -104,17 +107,17 @@ def _unknown_columns(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _unclear(policy: Policy) -> Iterator[Problem]:
-    for one in unknown_terms.unclear(policy):
+def _find_unclear(policy: Policy) -> Iterator[LintProblem]:
+    for one in unknown_terms.find_unclear(policy):
         yield _error(one.path, one.code, one.message)
 
 
-def _empty(policy: Policy) -> Iterator[Problem]:
+def _find_empty(policy: Policy) -> Iterator[LintProblem]:
     if not policy.permissions:
         yield _error("/permission", "nothing_permitted", "no permission: what is not permitted is denied; add one")
 
 
-def _zoneless(policy: Policy) -> Iterator[Problem]:
+def _find_zoneless(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.INSTANT:
             continue
@@ -128,18 +131,18 @@ def _zoneless(policy: Policy) -> Iterator[Problem]:
                         f"or {literal.text}+01:00",
                     )
             except ValueError:
-                continue  # named by the check of unclear words
+                continue  # reported by `_unclear`
 
 
-def _mixed_groups(policy: Policy) -> Iterator[Problem]:
-    """Row filters may be alternatives, and so may facts; masks, group sizes and budgets may not."""
-    for path, rule, place in unknown_terms.rules(policy):
+def _find_mixed_groups(policy: Policy) -> Iterator[LintProblem]:
+    """Row filters may be alternatives of each other, and so may facts; masks, group sizes and budgets may not."""
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place not in ("permission", "prohibition"):
             continue
-        for here, group in unknown_terms.groups(rule.constraints, path):
+        for here, group in unknown_terms.walk_groups(rule.constraints, path):
             if group.connective is Connective.AND:
                 continue
-            kinds = {_kind(atom) for _, atom in unknown_terms.atoms_of(group, here)}
+            kinds = {_kind(atom) for _, atom in unknown_terms.walk_constraint(group, here)}
             if "shape" in kinds or len(kinds) > 1:
                 yield _error(
                     here,
@@ -156,23 +159,23 @@ def _kind(atom: Atom) -> str:
     return "row" if operand.name == ds("row/") else "shape"
 
 
-def _masks(policy: Policy) -> Iterator[Problem]:
-    for path, rule, place in unknown_terms.rules(policy):
+def _find_mask_problems(policy: Policy) -> Iterator[LintProblem]:
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place != "duty" or rule.action != ds("mask"):
             continue
-        given = {atom.left: atom for _, atom in unknown_terms.atoms(rule.constraints, path)}
+        given = {atom.left: atom for _, atom in unknown_terms.walk_atoms(rule.constraints, path)}
         method = given.get(ds("method"))
         if ds("column") not in given or method is None:
             yield _error(path, "mask_incomplete", "a mask needs ds:column and ds:method; add what is missing")
         elif method.right[0].text in ("truncate", "round", "generalise") and ds("argument") not in given:
             yield _error(path, "mask_incomplete", f"{method.right[0].text} needs ds:argument; add it")
-        elif method.right[0].text not in masks.names():
-            known_masks = ", ".join(masks.names())
+        elif method.right[0].text not in masks.mask_names():
+            known_masks = ", ".join(masks.mask_names())
             yield _error(path, "mask_unknown", f"expected one of {known_masks}, got {method.right[0].text}; choose one")
 
 
-def _blocked(policy: Policy) -> Iterator[Problem]:
-    for path, rule, place in unknown_terms.rules(policy):
+def _find_blocked(policy: Policy) -> Iterator[LintProblem]:
+    for path, rule, place in unknown_terms.walk_rules(policy):
         if place == "duty" and rule.action in _AFTER_USE:
             yield _error(
                 path,
@@ -182,7 +185,7 @@ def _blocked(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _forbidden_again(policy: Policy) -> Iterator[Problem]:
+def _find_forbidden(policy: Policy) -> Iterator[LintProblem]:
     for i, permission in enumerate(policy.permissions):
         for j, prohibition in enumerate(policy.prohibitions):
             if not prohibition.constraints and action_includes(prohibition.action, permission.action):
@@ -194,29 +197,29 @@ def _forbidden_again(policy: Policy) -> Iterator[Problem]:
                 )
 
 
-def _conflict(policy: Policy) -> Iterator[Problem]:
+def _find_conflict(policy: Policy) -> Iterator[LintProblem]:
     overlap = any(
         action_includes(allowed.action, denied.action) or action_includes(denied.action, allowed.action)
         for allowed in policy.permissions
         for denied in policy.prohibitions
     )
-    if overlap and policy.conflict is Conflict.INVALID:
+    if overlap and policy.conflict is ConflictStrategy.INVALID:
         yield _error("/conflict", "policy_void", "strategy invalid and overlapping rules void it all; use prohibit")
-    if overlap and policy.conflict is Conflict.PERM:
+    if overlap and policy.conflict is ConflictStrategy.PERM:
         yield _warning("/conflict", "permission_wins", "with strategy perm a permission overrides the prohibitions")
 
 
-def _contradictions(policy: Policy) -> Iterator[Problem]:
-    """Single values and bounds within one conjunction that exclude each other."""
+def _find_contradictions(policy: Policy) -> Iterator[LintProblem]:
+    """Values and bounds within one conjunction that exclude each other."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             operand = vocabulary.operand(left)
             if operand is not None and len(found) > 1:
-                yield from _excluded(operand, found)
+                yield from _find_excluded(operand, found)
 
 
-def _no_rows(policy: Policy) -> Iterator[Problem]:
-    """Bounds of numbers in a row filter that no row is within."""
+def _find_empty_bounds(policy: Policy) -> Iterator[LintProblem]:
+    """Numeric bounds of a row filter that no row can meet."""
     for _, by_left in _conjunctions(policy):
         for left, found in by_left.items():
             if not left.startswith(ds("row/")):
@@ -235,7 +238,7 @@ def _no_rows(policy: Policy) -> Iterator[Problem]:
 
 
 def _bound(atom: Atom, sign: str) -> Decimal | None:
-    """The number that is a bound of this sign (`gt`, or `lt`), whether it is within or not."""
+    """The bound of an atom in this direction (`gt` or `lt`), inclusive or not."""
     if atom.operator not in (sign, f"{sign}eq"):
         return None
     try:
@@ -244,7 +247,7 @@ def _bound(atom: Atom, sign: str) -> Decimal | None:
         return None
 
 
-def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
+def _find_shown_and_hidden(policy: Policy) -> Iterator[LintProblem]:
     for path, by_left in _conjunctions(policy):
         shown, hidden = (
             {columns.fold(one.text): one.text for _, atom in by_left.get(word, ()) for one in atom.right}
@@ -259,16 +262,16 @@ def _shown_and_hidden(policy: Policy) -> Iterator[Problem]:
 
 
 def _conjunctions(policy: Policy) -> Iterator[tuple[str, dict[str, list[tuple[str, Atom]]]]]:
-    """Of each permission the path of its constraints, and those that hold together, by what they are about."""
+    """For each permission, the path of its constraints and its required atoms by operand."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}/constraint"
         by_left: dict[str, list[tuple[str, Atom]]] = {}
-        for here, atom in unknown_terms.conjunction(rule.constraints, path):
+        for here, atom in unknown_terms.walk_required(rule.constraints, path):
             by_left.setdefault(atom.left, []).append((here, atom))
         yield path, by_left
 
 
-def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:
+def _find_excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[LintProblem]:
     low, high = _bounds(operand, found)
     allowed: frozenset[str] | None = None
     for here, atom in found:
@@ -279,20 +282,20 @@ def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Probl
             allowed = allowed - texts
         if allowed is not None and not allowed and operand.type is not ValueType.IRI and not operand.kinds:
             yield _error(
-                here, "contradiction", f"no value of {compact(atom.left)} meets this and what stands before it"
+                here, "contradiction", f"no value of {compact(atom.left)} meets this and the constraints before it"
             )
             return
     if low is not None and high is not None and low > high:
         yield _error(
             found[-1][0],
             "contradiction",
-            f"the bounds of {compact(found[0][1].left)} exclude each other; no value is left",
+            f"the bounds of {compact(found[0][1].left)} exclude each other; widen one of them",
         )
 
 
 def _canonical(operand: Operand, text: str) -> str:
     try:
-        return values.canonical(operand.type, text, "", operand.levels)
+        return values.canonical_text(operand.type, text, "", operand.levels)
     except ValueError:
         return text
 
@@ -324,22 +327,24 @@ def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
     return float(value), float(value)
 
 
-def _groups(policy: Policy) -> Iterator[Problem]:
-    """Aggregate-only answers: a group size that protects, and columns that it protects."""
+def _find_group_problems(policy: Policy) -> Iterator[LintProblem]:
+    """Aggregate-only answers: a group size that protects, and columns to protect."""
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
-        found = {atom.left: (here, atom) for here, atom in unknown_terms.atoms(rule.constraints, path)}
+        found = {atom.left: (here, atom) for here, atom in unknown_terms.walk_atoms(rule.constraints, path)}
         if ds("epsilonBudget") in found and ds("entityKey") not in found:
             here, _ = found[ds("epsilonBudget")]
             yield _warning(
-                here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
+                here,
+                "budget_of_rows",
+                "without ds:entityKey noise hides single rows, and one person may have many; add it",
             )
         groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
-        if groups and vocabulary.meant(rule.action) == ds("stream"):
+        if groups and vocabulary.resolve_alias(rule.action) == ds("stream"):
             yield _warning(
                 groups[0],
                 "stream_of_groups",
-                "a stream is rows as they are, and groups are asked for: nothing can be had under this permission; "
+                "a stream gives single rows, but this permission gives groups only, so it permits nothing; "
                 "permit ds:query",
             )
         if ds("minGroupSize") not in found:
@@ -350,10 +355,14 @@ def _groups(policy: Policy) -> Iterator[Problem]:
         except ValueError:
             continue
         if size < SMALLEST_GROUP:
-            yield _error(here, "group_too_small", f"groups of {size} protect nobody; use at least {SMALLEST_GROUP}")
+            yield _error(
+                here, "group_too_small", f"groups of {size} do not protect a unit; use at least {SMALLEST_GROUP}"
+            )
         if ds("entityKey") not in found:
             yield _warning(
-                here, "group_counts_rows", "without ds:entityKey rows are counted: one person may fill a group"
+                here,
+                "group_counts_rows",
+                "without ds:entityKey rows are counted, and one person may fill a group; add it",
             )
         else:
             yield _warning(here, "group_is_costly", "distinct entities are counted exactly: slower by up to ten times")
@@ -368,13 +377,13 @@ def _groups(policy: Policy) -> Iterator[Problem]:
             yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
 
 
-def _measures(policy: Policy) -> Iterator[Problem]:
+def _find_measure_problems(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.name != ds("measure/"):
             continue
         if atom.right[0].text == "free":
             yield _warning(path, "measure_unbounded", "without bounds one extreme value shows in a sum; give low..high")
-        elif _is_flag(atom.right[0].text) and not _noisy(policy, path):
+        elif _is_flag(atom.right[0].text) and not _has_noise(policy, path):
             yield _warning(
                 path,
                 "measure_is_flag",
@@ -384,19 +393,20 @@ def _measures(policy: Policy) -> Iterator[Problem]:
             )
 
 
-def _together(policy: Policy) -> Iterator[Problem]:
-    """Columns that no question may use together, of which rows may leave one by one."""
+def _find_together(policy: Policy) -> Iterator[LintProblem]:
+    """Columns that no query may combine, while rows of each can be read separately."""
     for index, rule in enumerate(policy.permissions):
         found = {
-            atom.left: here for here, atom in unknown_terms.atoms(rule.constraints, f"/permission/{index}/constraint")
+            atom.left: here
+            for here, atom in unknown_terms.walk_atoms(rule.constraints, f"/permission/{index}/constraint")
         }
         groups = (ds("minGroupSize"), ds("epsilonBudget"), ds("resultKind"))
         if (here := found.get(ds("notTogether"))) and not any(word in found for word in groups):
             yield _warning(
                 here,
                 "together_by_order",
-                "no question uses these columns together, but rows come in one order: whoever asks for each by itself "
-                "can lay the answers side by side. Hide or mask one of them, or give groups, where that matters",
+                "no query uses these columns together, but rows have one order: answers to separate queries can be "
+                "joined row by row. Hide or mask one of the columns, or give groups, where that matters",
             )
 
 
@@ -408,59 +418,59 @@ def _is_flag(bounds: str) -> bool:
         return False
 
 
-def _noisy(policy: Policy, path: str) -> bool:
+def _has_noise(policy: Policy, path: str) -> bool:
     """Whether the permission at this path answers with noise."""
     index = int(path.split("/")[2])
     rule = policy.permissions[index] if path.startswith("/permission/") else None
-    found = unknown_terms.atoms(rule.constraints, "") if rule is not None else ()
+    found = unknown_terms.walk_atoms(rule.constraints, "") if rule is not None else ()
     return any(atom.left == ds("epsilonBudget") for _, atom in found)
 
 
-def _repeated(policy: Policy) -> Iterator[Problem]:
+def _find_repeated(policy: Policy) -> Iterator[LintProblem]:
     for name, rules in (("permission", policy.permissions), ("prohibition", policy.prohibitions)):
         seen: set[Rule | Duty] = set()
         for index, rule in enumerate(rules):
             if rule in seen:
-                yield _warning(f"/{name}/{index}", "repeated", "the same rule stands here before; remove it")
+                yield _warning(f"/{name}/{index}", "repeated", "the same rule occurs earlier; remove it")
             seen.add(rule)
 
 
-def _on_trust(policy: Policy) -> Iterator[Problem]:
-    """Rules that nobody can enforce: they stand in the contract only."""
-    for path, rule, place in unknown_terms.rules(policy):
+def _find_on_trust(policy: Policy) -> Iterator[LintProblem]:
+    """Rules that the system cannot enforce: they bind by contract only."""
+    for path, rule, place in unknown_terms.walk_rules(policy):
         action = vocabulary.action(rule.action)
         if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
             continue
         if place in ("prohibition", "obligation"):
             yield _warning(
-                path, "on_trust", f"nobody can enforce {compact(rule.action)}; it rests on the contract alone"
+                path, "on_trust", f"{compact(rule.action)} cannot be enforced; it rests on the contract alone"
             )
 
 
-def _not_enforced(policy: Policy) -> Iterator[Problem]:
-    """Conditions on the answer that this engine cannot make true: no agreement with them is concluded."""
+def _find_not_enforced(policy: Policy) -> Iterator[LintProblem]:
+    """Conditions on the answer that this engine cannot enforce: no agreement with them is concluded."""
     for path, atom, operand in _atoms(policy):
         if operand is not None and operand.by_engine and not operand.enforced_by:
-            yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
+            yield _error(path, "not_enforced", f"{compact(atom.left)} cannot be enforced here; leave it out")
 
 
-def _no_source(policy: Policy) -> Iterator[Problem]:
-    """Conditions on facts that nobody could ever supply: no request would pass them."""
+def _find_no_source(policy: Policy) -> Iterator[LintProblem]:
+    """Conditions on facts that no source supplies: no request can pass them."""
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
             continue
-        if not vocabulary.suppliers(atom.left):
+        if not vocabulary.describe_suppliers(atom.left):
             named = f" ({', '.join(operand.sources)})" if operand.sources else ""
             yield _error(
                 path,
                 "no_source",
-                f"nobody here can supply {compact(atom.left)}{named}: it would stay unknown and refuse everybody; "
+                f"no source here supplies {compact(atom.left)}{named}: it would stay unknown and refuse every party; "
                 "leave it out, or install a source for it",
             )
 
 
-def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
-    """Conditions on facts that come from nobody but a source that is not there: it may come later."""
+def _find_absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[LintProblem]:
+    """Conditions on facts whose only sources are absent at present."""
     for path, atom, operand in _atoms(policy):
         names = () if operand is None else [name for name in operand.sources if name in vocabulary.SOURCES]
         if names and all(name in absent for name in names):
@@ -468,11 +478,11 @@ def _absent(policy: Policy, absent: Mapping[str, str]) -> Iterator[Problem]:
                 path,
                 "source_absent",
                 f"{compact(atom.left)} comes from {vocabulary.SOURCES[names[0]]} ({absent[names[0]]}): "
-                "it stays unknown and refuses everybody",
+                "it stays unknown and refuses every party",
             )
 
 
-def _strange_purposes(policy: Policy) -> Iterator[Problem]:
+def _find_strange_purposes(policy: Policy) -> Iterator[LintProblem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
             continue
@@ -481,56 +491,56 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                 yield _error(
                     path,
                     "not_an_iri",
-                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI"
+                    f"{compact(atom.left)} compares whole IRIs, got {literal.text!r}; write its prefix or IRI"
                     f"{values.purpose_hint(literal.text) if atom.left == odrl('purpose') else ''}",
                 )
-            elif atom.left == odrl("purpose") and (meant := values.meant_purpose(literal.text)):
+            elif atom.left == odrl("purpose") and (meant := values.suggest_purpose(literal.text)):
                 yield _warning(
                     path,
                     "purpose_unknown",
-                    f"{compact(literal.text)} is no purpose of the Data Privacy Vocabulary; did you mean dpv:{meant}?",
+                    f"{compact(literal.text)} is not in the Data Privacy Vocabulary; did you mean dpv:{meant}?",
                 )
 
 
-def _templates(policy: Policy) -> Iterator[Problem]:
-    """Templates that no query could match."""
+def _find_unreadable_templates(policy: Policy) -> Iterator[LintProblem]:
+    """Templates that no query can match."""
     for path, atom, _ in _atoms(policy):
         if atom.left != ds("template"):
             continue
-        from policies.enforce.template import readable  # here: most policies need no parser
+        from policies.enforce.template import is_readable  # here: most policies need no parser
 
         for literal in atom.right:
-            if not readable(literal.text):
+            if not is_readable(literal.text):
                 yield _error(
-                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; ? stands for values"
+                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; write ? for the values"
                 )
 
 
 def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
-    for path, rule, _ in unknown_terms.rules(policy):
-        for here, atom in unknown_terms.atoms(rule.constraints, path):
+    for path, rule, _ in unknown_terms.walk_rules(policy):
+        for here, atom in unknown_terms.walk_atoms(rule.constraints, path):
             yield here, atom, vocabulary.operand(atom.left)
 
 
-CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
-    _unclear,
-    _empty,
-    _zoneless,
-    _mixed_groups,
-    _masks,
-    _blocked,
-    _forbidden_again,
-    _conflict,
-    _contradictions,
-    _no_rows,
-    _shown_and_hidden,
-    _groups,
-    _measures,
-    _together,
-    _repeated,
-    _on_trust,
-    _not_enforced,
-    _no_source,
-    _strange_purposes,
-    _templates,
+CHECKS: tuple[Callable[[Policy], Iterator[LintProblem]], ...] = (
+    _find_unclear,
+    _find_empty,
+    _find_zoneless,
+    _find_mixed_groups,
+    _find_mask_problems,
+    _find_blocked,
+    _find_forbidden,
+    _find_conflict,
+    _find_contradictions,
+    _find_empty_bounds,
+    _find_shown_and_hidden,
+    _find_group_problems,
+    _find_measure_problems,
+    _find_together,
+    _find_repeated,
+    _find_on_trust,
+    _find_not_enforced,
+    _find_no_source,
+    _find_strange_purposes,
+    _find_unreadable_templates,
 )

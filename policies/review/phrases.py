@@ -1,13 +1,13 @@
-"""How one constraint, action or value is said in plain English; the building stones of every sentence.
+"""Phrases one constraint, action or value in plain English.
 
-One place for wording, so that a decision, an explanation and a report say the same thing alike.
+The only place for wording, so that decisions, explanations and reports use the same words.
 """
 
 from __future__ import annotations
 
 from policies import vocabulary
 from policies.contracts import masks
-from policies.evaluation.values import Duration, duration, in_words
+from policies.evaluation.values import Duration, duration, format_short
 from policies.model import Atom, Connective, Constraint, Duty
 from policies.vocabulary import Operand, ValueType, compact, ds, odrl
 
@@ -52,7 +52,7 @@ _METHODS = {
 
 
 def atom(one: Atom) -> str:
-    """`the declared purpose is dpv:ScientificResearch`."""
+    """Return an atom in words: `the declared purpose is dpv:ScientificResearch`."""
     operand = vocabulary.operand(one.left)
     if operand is None:
         return f"{compact(one.left)} {_OPERATORS.get(one.operator, one.operator)} {values(one)} (an unknown term)"
@@ -61,7 +61,7 @@ def atom(one: Atom) -> str:
 
 
 def operator(operand: Operand, one: Atom) -> str:
-    """The operator as words that fit the operand."""
+    """Return the operator in words that fit the operand."""
     if operand.type is ValueType.INSTANT:
         return _TIME.get(one.operator, one.operator)
     if one.operator == "eq" and operand.type is ValueType.DURATION:
@@ -72,27 +72,27 @@ def operator(operand: Operand, one: Atom) -> str:
 
 
 def values(one: Atom) -> str:
-    """The right side as a person writes it."""
+    """Return the right operand as people write it."""
     operand = vocabulary.operand(one.left)
     word = "and" if one.left in _LISTS else "or"
-    return listed([value(literal.text, operand) for literal in one.right], word=word)
+    return join_words([value(literal.text, operand) for literal in one.right], word=word)
 
 
-def listed(texts: list[str], *, word: str = "or") -> str:
-    """`a`, `a or b`, `a, b or c`."""
+def join_words(texts: list[str], *, word: str = "or") -> str:
+    """Return `a`, `a or b`, `a, b or c`."""
     return f"{', '.join(texts[:-1])} {word} {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def value(text: str, operand: Operand | None) -> str:
-    """One value: durations and regions in words, numbers with separators, IRIs short."""
+    """Return one value: durations and regions in words, numbers with separators, IRIs with prefix."""
     if operand is not None and operand.type is ValueType.DURATION:
-        return _spelled(text)
+        return _spell_duration(text)
     if operand is not None and operand.type is ValueType.INTEGER and text.isdecimal():
         return f"{int(text):,}"
-    return _VALUES.get(text, in_words(text))
+    return _VALUES.get(text, format_short(text))
 
 
-def _spelled(text: str) -> str:
+def _spell_duration(text: str) -> str:
     try:
         return spell(duration(text))
     except ValueError:
@@ -100,7 +100,7 @@ def _spelled(text: str) -> str:
 
 
 def spell(span: Duration) -> str:
-    """`P30D` -> 30 days, `P14M` -> 1 year 2 months."""
+    """Return a duration in words: `P30D` is 30 days, `P14M` is 1 year 2 months."""
     seconds = span.nanoseconds // 1_000_000_000
     parts = [
         (span.months // 12, "year"),
@@ -110,47 +110,47 @@ def spell(span: Duration) -> str:
         (seconds // 60 % 60, "minute"),
         (seconds % 60, "second"),
     ]
-    said = [f"{number:,} {unit}{'' if number == 1 else 's'}" for number, unit in parts if number]
-    return " ".join(said) or "no time"
+    words = [f"{number:,} {unit}{'' if number == 1 else 's'}" for number, unit in parts if number]
+    return " ".join(words) or "no time"
 
 
 def constraint(one: Constraint) -> str:
-    """A constraint with its logic: `in every row a is 1, or in every row b is 2`."""
+    """Return a constraint with its logic: `in every row a is 1, or in every row b is 2`."""
     if isinstance(one, Atom):
         return atom(one)
-    said = [constraint(member) if isinstance(member, Atom) else f"({constraint(member)})" for member in one.members]
-    if len(said) == 1:
-        return said[0]
+    phrases = [constraint(member) if isinstance(member, Atom) else f"({constraint(member)})" for member in one.members]
+    if len(phrases) == 1:
+        return phrases[0]
     if one.connective is Connective.XONE:
-        return "exactly one of these holds: " + "; ".join(said)
-    return f", {one.connective.value} ".join(said)
+        return "exactly one of these holds: " + "; ".join(phrases)
+    return f", {one.connective.value} ".join(phrases)
 
 
 def action(name: str) -> str:
-    """`query the data`; an unknown action by its name."""
+    """Return `query the data`; an unknown action by its name."""
     known = vocabulary.action(name)
     return known.phrase if known else f"do {compact(name)} (an unknown action)"
 
 
 def duty(one: Duty) -> str:
-    """`delete all copies within 30 days after the agreement ends`."""
+    """Return `delete all copies within 30 days after the agreement ends`."""
     details = {part.left: part for part in one.constraints if isinstance(part, Atom)}
     if one.action == ds("mask"):
         return "have " + mask(details)
-    said = [action(one.action)]
-    said += [constraint(part) for part in one.constraints if not _is_timing(part)]
-    return " ".join([*said, *_timing(details)])
+    words = [action(one.action)]
+    words += [constraint(part) for part in one.constraints if not _is_timing(part)]
+    return " ".join([*words, *_phrase_timing(details)])
 
 
 def mask(details: dict[str, Atom]) -> str:
-    """`name and phone emptied in every answer`."""
+    """Return `name and phone emptied in every answer`."""
     columns, method = details.get(ds("column")), details.get(ds("method"))
     if columns is None or method is None:
         return "columns masked in a way that is not stated"
     argument = details.get(ds("argument"))
     word = masks.MASKS.get(method.right[0].text)
     how = word.sentence if word is not None else _METHODS.get(method.right[0].text, method.right[0].text)
-    names = listed([literal.text for literal in columns.right], word="and")
+    names = join_words([literal.text for literal in columns.right], word="and")
     return f"{names} {how.format(argument.right[0].text if argument else 'no')} in every answer"
 
 
@@ -158,13 +158,13 @@ def _is_timing(part: Constraint) -> bool:
     return isinstance(part, Atom) and part.left in (odrl("delayPeriod"), odrl("event"), odrl("dateTime"))
 
 
-def _timing(details: dict[str, Atom]) -> list[str]:
+def _phrase_timing(details: dict[str, Atom]) -> list[str]:
     delay, event, by = (details.get(odrl(name)) for name in ("delayPeriod", "event", "dateTime"))
-    when = listed([_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
-    said = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
-    return [*said, f"by {values(by)}"] if by else said
+    when = join_words([_phrase_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
+    words = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
+    return [*words, f"by {values(by)}"] if by else words
 
 
-def _event(text: str) -> str:
+def _phrase_event(text: str) -> str:
     name = compact(text).removeprefix("ds:event/")
     return _EVENTS.get(name, name)

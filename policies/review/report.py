@@ -1,7 +1,6 @@
-"""What each rule rests on: technical, attested, declared or contractual, and which part of the system enforces it.
+"""What each rule rests on (technical, attested, declared, contractual), and which part of the system enforces it.
 
-Shown to both sides before they sign (usage-policies, section 5). What nobody understands is listed as
-refused. Reads policies and the vocabulary; decides nothing.
+Shown to both sides before they sign (usage-policies, section 5). Unknown terms are listed as refused. Decides nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from policies.review import phrases, unknown_terms
 from policies.vocabulary import ENFORCERS, Tier, ds
 
 REFUSED = "refused"
-NOBODY = "nobody: it stands in the contract and is followed up"
+CONTRACT_ONLY = "the contract only: duties are followed up"
 _WEAKEST = (REFUSED, Tier.CONTRACTUAL.value, Tier.DECLARED.value, Tier.ATTESTED.value, Tier.TECHNICAL.value)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One rule or term: its path, its tier (or `refused`), who enforces it, and what it says."""
+class ReportLine:
+    """One rule or term: its path, its tier (or `refused`), what enforces it, and its sentence."""
 
     path: str
     tier: str
@@ -30,70 +29,68 @@ class Line:
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
         return {"path": self.path, "tier": self.tier, "enforcedBy": self.enforced_by, "text": self.text}
 
 
-def enforceability(policy: Policy) -> list[Line]:
-    """One line per rule and per term, in the policy's order."""
-    problems = {one.path.removesuffix("/action"): one.message for one in unknown_terms.unclear(policy)}
-    lines = [Line("/profile", REFUSED, "nobody", problems["/profile"])] if "/profile" in problems else []
-    for path, rule, place in unknown_terms.rules(policy):
+def enforceability(policy: Policy) -> list[ReportLine]:
+    """Return one line for each rule and term, in the policy's order."""
+    problems = {one.path.removesuffix("/action"): one.message for one in unknown_terms.find_unclear(policy)}
+    lines = [ReportLine("/profile", REFUSED, "not enforced", problems["/profile"])] if "/profile" in problems else []
+    for path, rule, place in unknown_terms.walk_rules(policy):
         lines.extend(_rule(rule, path, place, problems))
     return lines
 
 
-def to_json(lines: list[Line]) -> list[dict[str, Any]]:
-    """The whole report as JSON."""
+def to_json(lines: list[ReportLine]) -> list[dict[str, Any]]:
     return [line.to_json() for line in lines]
 
 
-def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) -> Iterator[Line]:
-    text = _SAYS[place](rule)
+def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) -> Iterator[ReportLine]:
+    text = _SENTENCES[place](rule)
     if path in problems:
-        yield Line(path, REFUSED, "nobody", f"{text} ({problems[path]})")
+        yield ReportLine(path, REFUSED, "not enforced", f"{text} ({problems[path]})")
     else:
-        action = vocabulary.ACTIONS[vocabulary.meant(rule.action)]
-        yield Line(path, action.tier.value, _by(action.enforced_by), text)
+        action = vocabulary.ACTIONS[vocabulary.resolve_alias(rule.action)]
+        yield ReportLine(path, action.tier.value, _describe_enforcer(action.enforced_by), text)
     if isinstance(rule, Rule):
         for index, constraint in enumerate(rule.constraints):
             yield _constraint(constraint, f"{path}/constraint/{index}", place, problems)
         return
     for index, constraint in enumerate(rule.constraints):
-        refused = _worst(constraint, f"{path}/constraint/{index}", problems)
-        if refused[0] == REFUSED:  # a duty's details stand in its own sentence; only what is refused is told apart
-            yield Line(f"{path}/constraint/{index}", *refused, phrases.constraint(constraint))
+        refused = _weakest_tier(constraint, f"{path}/constraint/{index}", problems)
+        if refused[0] == REFUSED:  # a duty's sentence includes its details; refused ones get a line
+            yield ReportLine(f"{path}/constraint/{index}", *refused, phrases.constraint(constraint))
 
 
-def _constraint(constraint: Constraint, path: str, place: str, problems: dict[str, str]) -> Line:
-    tier, enforced_by = _worst(constraint, path, problems)
-    said = phrases.constraint(constraint)
+def _constraint(constraint: Constraint, path: str, place: str, problems: dict[str, str]) -> ReportLine:
+    tier, enforced_by = _weakest_tier(constraint, path, problems)
+    phrase = phrases.constraint(constraint)
     if place == "prohibition":
-        return Line(path, tier, enforced_by, f"This prohibition applies when {said}.")
-    if _is_shape(constraint):
-        return Line(path, tier, enforced_by, f"The owner's engine makes sure that {said}.")
-    return Line(path, tier, enforced_by, f"This holds only if {said}.")
+        return ReportLine(path, tier, enforced_by, f"This prohibition applies when {phrase}.")
+    if _is_about_answer(constraint):
+        return ReportLine(path, tier, enforced_by, f"The owner's engine makes sure that {phrase}.")
+    return ReportLine(path, tier, enforced_by, f"This holds only if {phrase}.")
 
 
-def _worst(constraint: Constraint, path: str, problems: dict[str, str]) -> tuple[str, str]:
-    """The weakest tier in a constraint, and who enforces its parts."""
+def _weakest_tier(constraint: Constraint, path: str, problems: dict[str, str]) -> tuple[str, str]:
+    """The weakest tier in a constraint, and what enforces its parts."""
     tiers: list[str] = []
     enforcers: list[str] = []
-    for here, atom in unknown_terms.atoms_of(constraint, path):
+    for here, atom in unknown_terms.walk_constraint(constraint, path):
         operand = vocabulary.operand(atom.left)
         if here in problems or operand is None:
-            return REFUSED, f"nobody: {problems.get(here, 'unknown term')}"
+            return REFUSED, f"not enforced: {problems.get(here, 'unknown term')}"
         tiers.append(operand.tier.value)
-        enforcers.append(_by(operand.enforced_by))
+        enforcers.append(_describe_enforcer(operand.enforced_by))
     return min(tiers, key=_WEAKEST.index), "; ".join(dict.fromkeys(enforcers))
 
 
-def _by(enforcer: str) -> str:
-    return ENFORCERS.get(enforcer, enforcer) if enforcer else NOBODY
+def _describe_enforcer(enforcer: str) -> str:
+    return ENFORCERS.get(enforcer, enforcer) if enforcer else CONTRACT_ONLY
 
 
-def _is_shape(constraint: Constraint) -> bool:
-    found = (vocabulary.operand(atom.left) for _, atom in unknown_terms.atoms_of(constraint, ""))
+def _is_about_answer(constraint: Constraint) -> bool:
+    found = (vocabulary.operand(atom.left) for _, atom in unknown_terms.walk_constraint(constraint, ""))
     return all(operand is not None and operand.by_engine for operand in found)
 
 
@@ -116,4 +113,4 @@ def _duty(rule: Rule | Duty) -> str:
     return f"Before use, the party must {phrases.duty(Duty(rule.action, rule.constraints))}."
 
 
-_SAYS = {"permission": _permission, "prohibition": _prohibition, "obligation": _obligation, "duty": _duty}
+_SENTENCES = {"permission": _permission, "prohibition": _prohibition, "obligation": _obligation, "duty": _duty}

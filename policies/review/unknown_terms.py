@@ -1,7 +1,7 @@
-"""Which words of a policy somebody understands, and a walk over its parts with their paths.
+"""Finds unknown terms of a policy, and walks over its parts with their paths.
 
-An operand, operator, action or profile that is not registered is an error when authoring, a refusal when
-negotiating and a denial in an agreement already signed (usage-policies, section 4). Decides nothing else.
+An unregistered operand, operator, action or profile is an error when authoring, a refusal when negotiating, and a
+denial in a signed agreement (usage-policies, section 4).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Poli
 from policies.vocabulary import Operand, ValueType, compact
 from policies.vocabulary.terms import DUTY, RULE
 
-# What the ledger of duties hears of.
+# Events that the ledger of duties records.
 EVENTS = tuple(f"ds:event/{name}" for name in ("end", "revoked", "transferStarted", "transferCompleted", "breach"))
 
 
 @dataclass(frozen=True, slots=True)
-class Unclear:
-    """One word that cannot be acted on: where it stands, a code for machines, a sentence for people. `spare`: others
-    of the same list are understood, and any of these will do."""
+class UnclearTerm:
+    """One term that cannot be acted on: its path, a code for machines, a sentence for people.
+
+    `spare`: other values of the same list are known, and any one of them suffices.
+    """
 
     path: str
     code: str
@@ -32,8 +34,8 @@ class Unclear:
     spare: bool = False
 
 
-def rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
-    """Every permission, prohibition, duty and obligation with its path and its kind of place."""
+def walk_rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
+    """Yield every permission, prohibition, duty and obligation with its path and its kind."""
     for index, rule in enumerate(policy.permissions):
         yield f"/permission/{index}", rule, "permission"
         for number, duty in enumerate(rule.duties):
@@ -46,76 +48,81 @@ def rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
         yield f"/obligation/{index}", duty, "obligation"
 
 
-def atoms(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
-    """Every atom under a rule's constraints, with its path (`<rule>/constraint/0/or/1`)."""
+def walk_atoms(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
+    """Yield every atom of a rule's constraints with its path (`<rule>/constraint/0/or/1`)."""
     for index, constraint in enumerate(constraints):
-        yield from atoms_of(constraint, f"{path}/constraint/{index}")
+        yield from walk_constraint(constraint, f"{path}/constraint/{index}")
 
 
-def atoms_of(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
-    """Every atom of one constraint that stands at `path`."""
+def walk_constraint(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
+    """Yield every atom of the constraint at `path`."""
     if isinstance(constraint, Atom):
         yield path, constraint
         return
     for index, member in enumerate(constraint.members):
-        yield from atoms_of(member, f"{path}/{constraint.connective.value}/{index}")
+        yield from walk_constraint(member, f"{path}/{constraint.connective.value}/{index}")
 
 
-def conjunction(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
-    """The atoms that all have to be met: of no alternative."""
+def walk_required(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
+    """Yield the atoms that must all hold, without those of alternatives."""
     for index, member in enumerate(members):
         here = f"{path}/{index}"
         if isinstance(member, Atom):
             yield here, member
         elif member.connective is Connective.AND:
-            yield from conjunction(member.members, f"{here}/and")
+            yield from walk_required(member.members, f"{here}/and")
 
 
-def groups(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Group]]:
-    """Every logical constraint under a rule, outermost first."""
+def walk_groups(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Group]]:
+    """Yield every logical constraint of a rule, outermost first."""
     for index, constraint in enumerate(constraints):
         if isinstance(constraint, Group):
             here = f"{path}/constraint/{index}"
             yield here, constraint
-            yield from _groups(constraint, here)
+            yield from _walk_nested_groups(constraint, here)
 
 
-def _groups(group: Group, path: str) -> Iterator[tuple[str, Group]]:
+def _walk_nested_groups(group: Group, path: str) -> Iterator[tuple[str, Group]]:
     for index, member in enumerate(group.members):
         if isinstance(member, Group):
             here = f"{path}/{group.connective.value}/{index}"
             yield here, member
-            yield from _groups(member, here)
+            yield from _walk_nested_groups(member, here)
 
 
-def unclear(policy: Policy) -> tuple[Unclear, ...]:
-    """Everything in the policy that nobody registered or that its operand cannot take."""
-    found: list[Unclear] = []
+def find_unclear(policy: Policy) -> tuple[UnclearTerm, ...]:
+    """Return every term that is not registered or that its operand does not accept."""
+    found: list[UnclearTerm] = []
     for profile in policy.profile.split():
         if profile not in vocabulary.PROFILES:
             found.append(
-                Unclear("/profile", "profile_unknown", f"profile {profile} is not registered; remove it or install it")
+                UnclearTerm(
+                    "/profile", "profile_unknown", f"profile {profile} is not registered; remove it or install it"
+                )
             )
-    for path, rule, place in rules(policy):
-        found.extend(_action(rule.action, path, place))
+    for path, rule, place in walk_rules(policy):
+        found.extend(_check_action(rule.action, path, place))
         where = RULE if place in ("permission", "prohibition") else DUTY
-        for atom_path, atom in atoms(rule.constraints, path):
-            problem = _atom(atom, atom_path, where)
+        for atom_path, atom in walk_atoms(rule.constraints, path):
+            problem = _check_atom(atom, atom_path, where)
             if problem:
                 found.append(problem)
-        found.extend(_duties(rule, path, place))
+        found.extend(_check_duty(rule, path, place))
     return tuple(found)
 
 
-def dead(policy: Policy) -> tuple[Unclear, ...]:
-    """What is unclear and keeps a policy from being acted on: of an agreement not what is spare."""
+def find_blocking(policy: Policy) -> tuple[UnclearTerm, ...]:
+    """Return the unclear terms that prevent use of the policy; in an agreement, spare values do not."""
     signed = policy.kind is Kind.AGREEMENT
-    return tuple(one for one in unclear(policy) if not (signed and one.spare))
+    return tuple(one for one in find_unclear(policy) if not (signed and one.spare))
 
 
-def require(policy: Policy) -> None:
-    """Raise TermUnknown (or PolicyUnreadable for a bad value) naming the first unclear word and how many more."""
-    found = unclear(policy)
+def refuse_unclear(policy: Policy) -> None:
+    """Refuse a policy with an unclear term, naming the first and the number of others.
+
+    Raises: TermUnknown; PolicyUnreadable for a bad value.
+    """
+    found = find_unclear(policy)
     if not found:
         return
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -123,26 +130,28 @@ def require(policy: Policy) -> None:
     raise error(found[0].message + more, rule=found[0].path)
 
 
-def _action(name: str, path: str, place: str) -> Iterator[Unclear]:
+def _check_action(name: str, path: str, place: str) -> Iterator[UnclearTerm]:
     action = vocabulary.action(name)
     path = f"{path}/action"
     if action is None:
-        yield Unclear(path, "action_unknown", f"action {compact(name)} is not registered; use a known action")
+        yield UnclearTerm(path, "action_unknown", f"action {compact(name)} is not registered; use a known action")
     elif place in ("permission", "prohibition") and not action.use:
-        yield Unclear(path, "action_misplaced", f"{compact(name)} is something owed; put it under duty or obligation")
+        yield UnclearTerm(path, "action_misplaced", f"{compact(name)} is a duty; put it under duty or obligation")
     elif place in ("duty", "obligation") and not action.duty:
-        yield Unclear(
-            path, "action_misplaced", f"{compact(name)} cannot be owed; put it under permission or prohibition"
+        yield UnclearTerm(
+            path, "action_misplaced", f"{compact(name)} is not a duty; put it under permission or prohibition"
         )
     elif place == "obligation" and action.by_engine:
-        yield Unclear(path, "action_misplaced", f"{compact(name)} acts on the answers of one permission; put it there")
+        yield UnclearTerm(
+            path, "action_misplaced", f"{compact(name)} changes the answers of one permission; put it under its duty"
+        )
 
 
-def _duties(rule: Rule | Duty, path: str, place: str) -> Iterator[Unclear]:
-    """What stands in a duty, or is one, where nobody would look at it."""
+def _check_duty(rule: Rule | Duty, path: str, place: str) -> Iterator[UnclearTerm]:
+    """Duties in places where they have no effect, and details that a duty cannot have."""
     if place == "prohibition" and isinstance(rule, Rule) and rule.duties:
-        yield Unclear(
-            f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition binds nobody; put it under obligation"
+        yield UnclearTerm(
+            f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition has no effect; put it under obligation"
         )
     action = vocabulary.ACTIONS.get(rule.action)
     if isinstance(rule, Duty) and (action is None or not action.by_engine):
@@ -150,55 +159,59 @@ def _duties(rule: Rule | Duty, path: str, place: str) -> Iterator[Unclear]:
         for index, constraint in enumerate(rule.constraints):
             here = f"{path}/constraint/{index}"
             if isinstance(constraint, Group):
-                yield Unclear(here, "detail_grouped", "a duty takes plain details; write two duties")
+                yield UnclearTerm(here, "detail_grouped", "a duty takes plain details; write two duties")
             elif constraint.left in seen:
-                yield Unclear(here, "detail_twice", f"{compact(constraint.left)} stands twice in one duty; keep one")
+                yield UnclearTerm(
+                    here, "detail_twice", f"{compact(constraint.left)} occurs twice in one duty; keep one"
+                )
             else:
                 seen.add(constraint.left)
-                yield from _detail(constraint, here)
+                yield from _check_detail(constraint, here)
 
 
-def _detail(atom: Atom, path: str) -> Iterator[Unclear]:
+def _check_detail(atom: Atom, path: str) -> Iterator[UnclearTerm]:
     operand, name = vocabulary.operand(atom.left), compact(atom.left)
     if operand is not None and operand.by_engine:
-        yield Unclear(path, "operand_misplaced", f"{name} has no meaning outside of ds:mask")
+        yield UnclearTerm(path, "operand_misplaced", f"{name} has no meaning outside of ds:mask")
     if name == "odrl:dateTime" and atom.operator not in ("eq", "lt", "lteq"):
-        yield Unclear(
-            path, "operator_unfit", f"a duty is done by a time: {name} takes eq, lt, lteq; got {atom.operator}"
+        yield UnclearTerm(
+            path, "operator_unfit", f"in a duty {name} is a deadline and takes eq, lt, lteq; got {atom.operator}"
         )
     if name == "odrl:event":
         for one in (compact(vocabulary.expand(literal.text)) for literal in atom.right):
             if one not in EVENTS:
-                yield Unclear(path, "event_unknown", f"nothing here tells of {one}; use {', '.join(EVENTS)}")
+                yield UnclearTerm(
+                    path, "event_unknown", f"the event {one} is not recorded here; use {', '.join(EVENTS)}"
+                )
 
 
-def _atom(atom: Atom, path: str, where: str) -> Unclear | None:
+def _check_atom(atom: Atom, path: str, where: str) -> UnclearTerm | None:
     operand = vocabulary.operand(atom.left)
     name = compact(atom.left)
     if operand is None:
-        return Unclear(path, "operand_unknown", f"operand {name} is not registered; use a known operand")
+        return UnclearTerm(path, "operand_unknown", f"operand {name} is not registered; use a known operand")
     if where not in operand.where:
         place = "a permission or prohibition" if where == RULE else "a duty or obligation"
-        return Unclear(path, "operand_misplaced", f"{name} has no meaning in {place}")
+        return UnclearTerm(path, "operand_misplaced", f"{name} has no meaning in {place}")
     if atom.operator not in vocabulary.OPERATORS:
-        return Unclear(path, "operator_unknown", f"operator {compact(atom.operator)} is not registered")
+        return UnclearTerm(path, "operator_unknown", f"operator {compact(atom.operator)} is not registered")
     if atom.operator not in operand.ops:
         allowed = ", ".join(sorted(operand.ops))
-        return Unclear(path, "operator_unfit", f"{name} takes {allowed}; got {atom.operator}")
+        return UnclearTerm(path, "operator_unfit", f"{name} takes {allowed}; got {atom.operator}")
     if atom.operator in ONE_VALUE and len(atom.right) != 1:
-        return Unclear(
+        return UnclearTerm(
             path, "value_many", f"{name} {atom.operator} takes one value; got {len(atom.right)}; use isAnyOf"
         )
     for literal in atom.right:
         try:
             values.parse(operand.type, literal.text, literal.datatype, operand.levels)
         except ValueError as problem:
-            return Unclear(path, "value_unreadable", f"{name}: {problem}", spare=bool(chosen(operand, atom)))
+            return UnclearTerm(path, "value_unreadable", f"{name}: {problem}", spare=bool(known_choices(operand, atom)))
     return None
 
 
-def chosen(operand: Operand, atom: Atom) -> tuple[str, ...]:
-    """The words that are known, of a list of which any will do; empty for everything else."""
+def known_choices(operand: Operand, atom: Atom) -> tuple[str, ...]:
+    """Return the known values of an `isAnyOf` list over a closed choice; empty for everything else."""
     if operand.type is not ValueType.CHOICE or atom.operator != "isAnyOf":
         return ()
     return tuple(literal.text for literal in atom.right if literal.text in operand.levels)

@@ -1,1 +1,1 @@
-"""The generic SQL front end for gate and planner: parsing, allowed syntax, name binding."""
+"""The SQL front end of the gate and the planner: parsing, allowed syntax, name binding."""

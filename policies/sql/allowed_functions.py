@@ -1,9 +1,8 @@
-"""Which functions a query may call: sqlglot's class, the arguments it may fill, the engine's names for it.
+"""The functions that a query may call: sqlglot's class, its permitted arguments, and the engine's names.
 
-An allow-list: what is not here is refused. Left out on purpose: whatever reads files, settings, catalogs,
-variables or clocks; whatever builds large values in one call that cannot be interrupted (repeat, lpad, range,
-replace, list and string aggregation); whatever raises errors that quote values (error, strptime, date
-parsing); randomness. Data only.
+An allow-list. Left out on purpose: functions that read files, settings, catalogues, variables or clocks; that build
+large values in one call that cannot be interrupted (repeat, lpad, range, replace, list and string aggregation); that
+raise errors with values in them (error, strptime, date parsing); randomness. Data only.
 """
 
 from __future__ import annotations
@@ -113,11 +112,11 @@ SCALARS: dict[type[exp.Expr], tuple[frozenset[str], tuple[str, ...]]] = {
 
 FUNCTIONS = {**AGGREGATES, **WINDOW_ONLY, **SCALARS}
 
-# What operators and intervals are called in the engine's syntax tree.
+# Names of operators and intervals in the engine's syntax tree.
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*", "like_escape", "not_like_escape",
               "ilike_escape", "not_ilike_escape")  # fmt: skip
 _INTERVALS = ("to_years", "to_months", "to_weeks", "to_days", "to_hours", "to_minutes", "to_seconds", "to_quarters")
-_UNASKED = ("trunc", "row")  # what the engine's parser adds to an interval, and to a row value in IN
+_UNASKED = ("trunc", "row")  # added by the engine's parser to intervals and to row values in IN
 
 ENGINE_FUNCTIONS: frozenset[str] = frozenset(
     {name for _, names in FUNCTIONS.values() for name in names} | {*_OPERATORS, *_INTERVALS, *_UNASKED}

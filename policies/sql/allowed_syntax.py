@@ -1,8 +1,7 @@
-"""Which syntax a query may use: token kinds before parsing, node classes and their arguments after it.
+"""The syntax that a query may use: token kinds before parsing, node classes and their arguments after it.
 
-Allow-lists: a token, class, argument, type or unit that is not here is refused. `NODES` maps each class of
-sqlglot's tree to the arguments that may be filled, because some syntax (locks, samples, hints, named
-joins) hides in an argument of a harmless class. Data only.
+Allow-lists of tokens, classes, arguments, types and units. `NODES` maps each sqlglot class to its permitted arguments,
+because some syntax (locks, samples, hints, named joins) is an argument of a harmless class. Data only.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ STRUCTURE: dict[type[exp.Expr], frozenset[str]] = {
     exp.Filter: _TWO,
     exp.IgnoreNulls: _THIS,
     exp.Exists: _THIS,
-    exp.DataType: frozenset({"this", "expressions", "nested", "kind"}),  # judged further in `statement`
+    exp.DataType: frozenset({"this", "expressions", "nested", "kind"}),  # checked further in `parse`
     exp.DataTypeParam: _THIS,
     exp.Cast: frozenset({"this", "to"}),
     exp.TryCast: frozenset({"this", "to", "safe"}),
@@ -115,10 +114,10 @@ _TYPES = (
 )
 CLAUSES: frozenset[TokenType] = frozenset(
     TokenType[name] for name in ("LATERAL", "VALUES", "PIVOT", "UNPIVOT", "ANY", "SOME", "RENAME")
-)  # words that no function is called by
+)  # words that are not function names
 NAME_TOKENS: frozenset[TokenType] = frozenset(
     TokenType[name] for name in (*_NAMES.split(), *_TYPES.split(), "FIRST", "LEFT", "RIGHT")
-) - {TokenType.STRING, TokenType.NUMBER}  # what may stand before a parenthesis as a function
+) - {TokenType.STRING, TokenType.NUMBER}  # tokens that can be a function name before a parenthesis
 TYPE_TOKENS: frozenset[TokenType] = frozenset(TokenType[name] for name in _TYPES.split())
 TOKENS: frozenset[TokenType] = (
     frozenset(TokenType[name] for line in (_PUNCTUATION, _WORDS, _NAMES) for name in line.split()) | TYPE_TOKENS

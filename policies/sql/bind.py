@@ -1,8 +1,7 @@
-"""The SQL gate's steps 3 and 4: every name in a checked tree means a dataset, a WITH query or a visible column.
+"""Name binding, steps 3 and 4 of the gate: every name in a checked tree is a dataset, a WITH query or a visible column.
 
-Names resolve only in the catalogue that is handed in; whatever else exists in the engine does not exist
-here, and a hidden column is refused in the same words as one that was never there. Changes the tree: gives
-each output a name, and each WITH query a random one. Must not know contracts.
+Names resolve only in the given catalogue. A hidden column is refused in the same words as a missing one. Changes the
+tree: names each output, and renames each WITH query at random. Must not know contracts.
 """
 
 from __future__ import annotations
@@ -15,44 +14,44 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
-from policies.contracts.columns import apart, fold
+from policies.contracts.columns import fold, make_distinct
 from policies.errors import QueryRefused
 from policies.sql import allowed_syntax, using
 from policies.sql.parse import refuse, refused
-from policies.sql.using import Merged, Merging
+from policies.sql.using import MergedColumn, UsingScope
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns.
+class TableEntry:
+    """One table of the catalogue: owner (empty for a caller's table), table, and visible columns.
 
-    `untold`: one of these that is no column of the dataset, and is named to nobody.
+    `hidden_column`: one of these columns that is not part of the dataset and is never listed in a message.
     """
 
     owner: str
     table: str
     columns: tuple[str, ...]
-    untold: str = ""
+    hidden_column: str = ""
 
 
 @dataclass(slots=True)
-class Bound:
-    """What binding found: the output's columns, each table node with its entry, and the names taken anew.
+class BoundQuery:
+    """The result of binding: the output's columns, each table node with its entry, and the new names of WITH queries.
 
-    `read`: of each source those of its own columns that are named anywhere, or taken by `*`, whatever they are called.
+    `read`: for each source, its own columns that are named anywhere or taken by `*`, whatever their aliases.
     """
 
     columns: tuple[str, ...] = ()
-    tables: list[tuple[exp.Table, Entry]] = field(default_factory=list)
-    read: dict[Entry, set[str]] = field(default_factory=dict)
+    tables: list[tuple[exp.Table, TableEntry]] = field(default_factory=list)
+    read: dict[TableEntry, set[str]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)  # random names of the WITH queries
 
 
 @dataclass(slots=True)
 class _Scope:
-    """The sources of one SELECT: alias -> columns; `merged` are those that USING makes one.
+    """The sources of one SELECT: alias to columns; `merged` are the columns that USING merges.
 
-    `own`: of each source that is a table its own columns by what they are called here, folded, and those read so far.
+    `own`: for each source that is a table, its own columns by their folded name here, and those read so far.
     """
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -62,39 +61,42 @@ class _Scope:
     )  # names of sources and outputs, folded -> as messages show them
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
-    merged: tuple[Merged, ...] = ()
+    merged: tuple[MergedColumn, ...] = ()
     aliases: set[str] = field(default_factory=set)
-    keys: frozenset[str] = frozenset()  # names that are an output's where they alone are a key of ORDER BY
+    keys: frozenset[str] = frozenset()  # names that mean an output when they are a whole key of ORDER BY
     outer: _Scope | None = None
-    beside: bool = False  # what stands before a derived table in FROM: the engine looks there, and nobody may
+    outside: bool = False  # sources before a derived table in FROM: the engine looks there; refused here
     grouped: exp.Select | None = None  # while its HAVING is bound
-    joined: frozenset[str] = frozenset()  # while an ON is bound: what is joined there, since the last comma
+    joined: frozenset[str] = frozenset()  # while an ON is bound: sources joined since the last comma
 
 
 _DIALECT = DuckDB()
-_TOLD_MAX = 30  # columns that a refusal names
+_LISTED_MAX = 30  # columns that a refusal names
 _NESTED = frozenset({*allowed_syntax.QUERIES, exp.Subquery})
-_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
+_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # these contain no columns
 _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
 
 
-def bind(tree: exp.Expr, catalogue: Sequence[Entry], *, token: Callable[[], str]) -> Bound:
-    """Resolve all names of `tree`, in place. Raises QueryRefused for any that is unknown or ambiguous."""
+def bind(tree: exp.Expr, catalogue: Sequence[TableEntry], *, token: Callable[[], str]) -> BoundQuery:
+    """Resolve all names of `tree`, in place.
+
+    Raises: QueryRefused for an unknown or ambiguous name.
+    """
     binder = _Binder(catalogue, token)
     binder.bound.columns = binder.query(tree, {}, None)
     return binder.bound
 
 
 class _Binder:
-    def __init__(self, catalogue: Sequence[Entry], token: Callable[[], str]) -> None:
+    def __init__(self, catalogue: Sequence[TableEntry], token: Callable[[], str]) -> None:
         self.catalogue = catalogue
         self.token = token
-        self.bound = Bound()
+        self.bound = BoundQuery()
 
     # queries
 
     def query(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
-        """Bind a SELECT, a set operation, or one in parentheses; the names of its columns."""
+        """Bind a SELECT, a set operation, or one in parentheses; return the names of its columns."""
         ctes = self._with(node, ctes, outer)
         if isinstance(node, exp.Select):
             return self._select(node, ctes, outer)
@@ -107,7 +109,7 @@ class _Binder:
         order = node.args.get("order")
         if order is not None:
             written = {fold(column): column for column in columns}
-            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), written=written, outer=outer))
+            self._walk(order, ctes, _Scope(aliases=set(_fold_names(columns)), written=written, outer=outer))
         return columns
 
     def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
@@ -118,9 +120,9 @@ class _Binder:
         for cte in clause.expressions:
             alias = cte.args["alias"]
             self._may_name(alias.name, known)
-            columns = _renamed(self.query(cte.this, known, outer), alias)
+            columns = _renamed_columns(self.query(cte.this, known, outer), alias)
             fresh = self.token()
-            cte.set("materialized", None)  # for the engine to decide
+            cte.set("materialized", None)  # the engine decides
             known[fold(alias.name)] = (fresh, columns)
             alias.set("this", exp.to_identifier(fresh, quoted=True))
             self.bound.names.append(fresh)
@@ -154,15 +156,15 @@ class _Binder:
             refuse("syntax_not_allowed", "write what to select after SELECT", "syntax")
         for shown in list(node.expressions):
             if isinstance(shown, exp.Star):
-                names.extend(_star(scope))
+                names.extend(_expand_star(scope))
                 for alias in scope.sources.keys() - scope.hidden:
-                    _read_all(alias, scope)
+                    _note_all_read(alias, scope)
             elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
                 level = self._level(shown.table, scope)
                 names.extend(level.sources[fold(shown.table)])
-                _read_all(fold(shown.table), level)
+                _note_all_read(fold(shown.table), level)
             else:
-                names.append(_named(shown))
+                names.append(_output_name(shown))
                 self._walk(shown, ctes, scope)
         return tuple(names)
 
@@ -173,8 +175,8 @@ class _Binder:
         joins = node.args.get("joins") or ()
         if first is None:
             return
-        merging = Merging(self._add(first.this, ctes, scope), scope.folded)
-        begun = 0  # the place of the source behind the last comma
+        merging = UsingScope(self._add(first.this, ctes, scope), scope.folded)
+        begun = 0  # index of the first source after the last comma
         for join in joins:
             before = tuple(scope.sources)
             alias = self._add(join.this, ctes, scope)
@@ -183,7 +185,7 @@ class _Binder:
             merging.join(join, alias)
             scope.merged = merging.merged
             for column in join.args.get("using") or ():
-                self._using(column.name, before, alias, scope)
+                self._bind_using(column.name, before, alias, scope)
             if join.args.get("on") is not None:
                 scope.joined = frozenset((*before, alias)[begun:])
                 self._walk(join.args["on"], ctes, scope)
@@ -192,10 +194,10 @@ class _Binder:
                 scope.hidden.add(alias)
 
     def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
-        """Put one source into the scope; its folded alias."""
-        entry: Entry | None = None
+        """Add one source to the scope; return its folded alias."""
+        entry: TableEntry | None = None
         if isinstance(node, exp.Subquery):
-            columns = self.query(node, ctes, _beside(scope))
+            columns = self.query(node, ctes, _derived_table_scope(scope))
             alias = node.alias or f" {len(scope.sources)}"
         else:
             alias = node.alias or node.name
@@ -203,22 +205,22 @@ class _Binder:
             _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
-        shown = columns if plain else _renamed(columns, named)  # a dataset's own are apart already, and many
+        shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own names are distinct already
         if fold(alias) in scope.sources:
-            refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
+            refuse("name_taken", f"{alias} occurs twice in one FROM; give one of them an alias", "names")
         scope.sources[fold(alias)] = shown
         scope.written[fold(alias)] = alias
         if entry is None:
-            scope.folded[fold(alias)] = _folded(shown)
+            scope.folded[fold(alias)] = _fold_names(shown)
         else:
-            kept = entry.owner and shown == columns  # other names are the caller's: to keep these, too, fills memory
-            own = _own_kept(columns) if kept else _own(shown, columns)
+            kept = entry.owner and shown == columns  # the caller chooses other names, which would fill the cache
+            own = _own_columns_cached(columns) if kept else _own_columns(shown, columns)
             scope.folded[fold(alias)] = own
             scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
         return fold(alias)
 
-    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], Entry | None]:
-        """The columns of a table, and its entry; None of a WITH query, whose own sources note what is read."""
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], TableEntry | None]:
+        """Return the columns of a table and its entry; None for a WITH query, whose own sources record what is read."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
@@ -229,7 +231,7 @@ class _Binder:
         self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
         return entry.columns, entry
 
-    def _entry(self, owner: str, name: str) -> Entry:
+    def _entry(self, owner: str, name: str) -> TableEntry:
         found = [
             entry
             for entry in self.catalogue
@@ -244,17 +246,17 @@ class _Binder:
             refuse("dataset_ambiguous", f"{shown} may be any of {owners}; write the owner too", "names")
         return found[0]
 
-    def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
+    def _bind_using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
         left = any(fold(column) in scope.folded[source] for source in before)
         if not left or fold(column) not in scope.folded[alias]:
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
         for source in (*before, alias):
-            _read_one(fold(column), source, scope)
+            _note_read(fold(column), source, scope)
 
     # columns
 
     def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope) -> None:
-        """Bind every column below `root`; subqueries see this scope from inside."""
+        """Bind every column below `root`; subqueries see this scope as their outer scope."""
         stack = [root]
         while stack:
             node = stack.pop()
@@ -275,105 +277,108 @@ class _Binder:
             level = self._level(table, scope)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
-            _no_other(node, [fold(table)], level)
-            _read_one(folded, fold(table), level)
+            _refuse_shadowed_having(node, [fold(table)], level)
+            _note_read(folded, fold(table), level)
             return
         key = _is_key(node)
         if key and folded in scope.aliases:
-            return  # of all names the output's is the first there
+            return  # outputs take precedence there
         around: _Scope | None = scope
         named = table = False
         while around is not None:
             found = _holders(folded, around)
-            if found and around.beside:
-                raise _unseen(found[0])
+            if found and around.outside:
+                raise _refuse_lateral(found[0])
             plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
             if len(found) > 1 and not plain:
-                refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
+                refuse("column_ambiguous", f"{name} is in several sources; write table.{name}", "columns")
             for alias in found:
-                _read_one(folded, alias, around)
+                _note_read(folded, alias, around)
             if found:
                 if folded not in around.aliases:
-                    _no_other(node, found, around)
+                    _refuse_shadowed_having(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
-            # In an aggregate or a window of HAVING and QUALIFY the engine sees no alias, and takes a column around it.
+            # In aggregates and windows of HAVING and QUALIFY the engine ignores aliases and takes an outer column.
             named = named or folded in around.aliases
             around = around.outer
         if around is None and not named:
-            raise self._unknown(name, _star_of(scope) or sorted(map(scope.written.__getitem__, scope.aliases)))
+            raise self._unknown(name, _visible_names(scope) or sorted(map(scope.written.__getitem__, scope.aliases)))
         if table and not (folded in scope.aliases and _in_having(node)):
-            # The engine would take the table, and so what is left of all its columns.
-            refuse("column_unknown", f"{name} is a table here, too; call the column or the output otherwise", "columns")
+            # The engine would take the whole table, as a struct of its columns.
+            refuse("column_unknown", f"{name} is also a table here; give the column or output another alias", "columns")
 
     def _level(self, alias: str, scope: _Scope) -> _Scope:
-        """The scope, this one or one around it, that has a source of this name."""
+        """Return the nearest scope, from this one outwards, that has a source of this name."""
         level: _Scope | None = scope
         column = False
         while level is not None:
             if fold(alias) in level.sources and fold(alias) not in level.hidden:
-                if level.beside:
-                    raise _unseen(alias)
+                if level.outside:
+                    raise _refuse_lateral(alias)
                 nearer = level.joined if fold(alias) not in level.joined else ()
                 if column or any(fold(alias) in level.folded[one] for one in nearer):
-                    # Of a struct the engine would take its field.
-                    refuse("column_unknown", f"{alias} is a column here, too; call the table otherwise", "columns")
+                    # The engine would take the field of a struct column.
+                    refuse("column_unknown", f"{alias} is also a column here; give the table another alias", "columns")
                 return level
             column = column or bool(_holders(fold(alias), level))
             level = level.outer
         if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
         seen = [scope.written[one] for one in scope.sources if one.strip() and one not in scope.hidden]
-        told = ", ".join(seen) or "none"
-        raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
+        listed = ", ".join(seen) or "none"
+        raise refused("column_unknown", f"expected a source in FROM ({listed}), got {alias}", "columns")
 
     def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
-        """The refusal for a column that is not there or not shown, and what there is: in the same words for both."""
-        untold = {entry.untold for entry in self.catalogue}
-        known = [name for name in dict.fromkeys(names) if name not in untold]
-        more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
-        told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
-        return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
+        """Return the refusal of a column that does not exist or is hidden, in the same words, with the visible
+        columns.
+        """
+        hidden = {entry.hidden_column for entry in self.catalogue}
+        known = [name for name in dict.fromkeys(names) if name not in hidden]
+        more = f" and {len(known) - _LISTED_MAX} more" if len(known) > _LISTED_MAX else ""
+        listed = f"{', '.join(known[:_LISTED_MAX])}{more}" or "none"
+        return refused("column_unknown", f"no column {shown} can be read here; readable columns: {listed}", "columns")
 
 
-def _beside(scope: _Scope) -> _Scope | None:
-    """What is around a derived table: what stands before it in its FROM, then what is around that."""
+def _derived_table_scope(scope: _Scope) -> _Scope | None:
+    """The outer scope of a derived table: the sources before it in its FROM, then its own outer scope."""
     if not scope.sources:
         return scope.outer
-    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, beside=True)
+    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, outside=True)
 
 
-def _unseen(alias: str) -> QueryRefused:
-    """The engine would read that column, and the name may stand for another of a query around."""
-    told = f"{alias} beside it" if alias.strip() else "what stands beside it"
+def _refuse_lateral(alias: str) -> QueryRefused:
+    """Return the refusal of a column of an earlier source in FROM, which the engine would read here."""
+    source = "the sources before it" if alias.startswith(" ") else alias  # a source without alias has such a name
     return refused(
-        "column_unknown", f"a derived table does not see {told}; write the condition in ON or WHERE", "columns"
+        "column_unknown", f"a derived table cannot use {source}; write the condition in ON or WHERE", "columns"
     )
 
 
-def _no_other(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
-    """Refuse a column in HAVING that rows are not grouped by, where a query around has a source, or a struct, that is
-    called as its own source is: the engine would read that one's."""
+def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
+    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: the
+    engine would read the outer one.
+    """
     around = scope.outer
     while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
         around = around.outer
     if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
         refuse(
             "column_unknown",
-            f"HAVING: {node.name} is no key of GROUP BY; name it there, or call the tables apart",
+            f"HAVING: {node.name} is not in GROUP BY; add it there, or give the tables different aliases",
             "columns",
         )
 
 
 def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
-    """Whether a column in HAVING is one that rows are grouped by, or stands in such an expression or an aggregate."""
+    """Whether a column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
     above: list[exp.Expr] = [node]
     while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
         above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
     direct = not any(type(one) in _NESTED for one in above)
     if direct and any(isinstance(one, exp.AggFunc | exp.Filter | exp.WithinGroup) for one in above):
         return True
-    for key in _keys(select, scope):
+    for key in _group_keys(select, scope):
         if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
             return True
         if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
@@ -384,8 +389,8 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
     return False
 
 
-def _keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
-    """What rows are grouped by: places and outputs' names as what they stand for."""
+def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
+    """The expressions of GROUP BY, with positions and output names replaced by what they refer to."""
     group, outputs = select.args.get("group"), select.expressions
     if group is None:
         return []
@@ -407,42 +412,42 @@ def _keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
 
 
 def _in_having(node: exp.Expr) -> bool:
-    """Whether a name stands in HAVING outside of aggregates, where an output is looked for before a table."""
+    """Whether a name is in HAVING outside aggregates, where outputs take precedence over tables."""
     return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 
-def _folded(names: tuple[str, ...]) -> frozenset[str]:
+def _fold_names(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
 
 
 def _is_key(node: exp.Expr) -> bool:
-    """Whether a column is a key of a query's ORDER BY, all of it; in a window's, the engine looks for no output."""
+    """Whether a column is a whole key of a query's ORDER BY; in a window's ORDER BY outputs are not looked up."""
     order = node.parent.parent if isinstance(node.parent, exp.Ordered) else None
     return isinstance(order, exp.Order) and type(order.parent) in _NESTED
 
 
 @lru_cache(maxsize=1024)
-def _own_kept(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """As `_own`, of a dataset under its own names."""
-    return _own(columns, columns)
+def _own_columns_cached(columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """`_own_columns` of a dataset under its own names, cached."""
+    return _own_columns(columns, columns)
 
 
-def _own(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """A table's own columns by the names that they are shown under, folded."""
+def _own_columns(shown: tuple[str, ...], columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """The columns of a table by the folded names under which they are shown."""
     found: dict[str, tuple[str, ...]] = {}
     for name, column in zip(shown, columns, strict=True):
         found[fold(name)] = (*found.get(fold(name), ()), column)
     return found
 
 
-def _read_one(name: str, alias: str, scope: _Scope) -> None:
-    """Note that a column of a source is read, where that is a table that has it."""
+def _note_read(name: str, alias: str, scope: _Scope) -> None:
+    """Record that a column of a source is read, when the source is a table that has it."""
     if alias in scope.own:
         own, read = scope.own[alias]
         read.update(own.get(name, ()))
 
 
-def _read_all(alias: str, scope: _Scope) -> None:
+def _note_all_read(alias: str, scope: _Scope) -> None:
     if alias in scope.own:
         own, read = scope.own[alias]
         read.update(*own.values())
@@ -453,24 +458,24 @@ def _holders(name: str, scope: _Scope) -> list[str]:
     return [alias for alias, columns in scope.folded.items() if name in columns and alias not in scope.hidden]
 
 
-def _star(scope: _Scope) -> list[str]:
-    shown = _star_of(scope)
+def _expand_star(scope: _Scope) -> list[str]:
+    shown = _visible_names(scope)
     if not shown:
         refuse("column_unknown", "* needs a FROM", "columns")
     return shown
 
 
-def _star_of(scope: _Scope) -> list[str]:
-    """The columns of all sources, in their order; those that are merged once."""
-    return [name for _, name, _ in using.shown(scope.sources, scope.hidden, scope.merged)]
+def _visible_names(scope: _Scope) -> list[str]:
+    """The columns of all sources in order, merged ones once."""
+    return [name for _, name, _ in using.expand_star(scope.sources, scope.hidden, scope.merged)]
 
 
-def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
-    """Columns under the names that `alias(a, b)` gives them, each another: as the engine calls them."""
+def _renamed_columns(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
+    """The columns under the names of `alias(a, b)`, made distinct as the engine does."""
     given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
     if len(given) > len(columns):
         refuse("column_unknown", "an alias names more columns than there are", "columns")
-    return tuple(apart((*given, *columns[len(given) :])))
+    return tuple(make_distinct((*given, *columns[len(given) :])))
 
 
 def _alias(node: exp.Expr, name: str) -> None:
@@ -479,8 +484,8 @@ def _alias(node: exp.Expr, name: str) -> None:
         node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
 
 
-def _named(shown: exp.Expr) -> str:
-    """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
+def _output_name(shown: exp.Expr) -> str:
+    """The output's name: its alias, its column, or its SQL text, which becomes its alias."""
     if isinstance(shown, exp.Alias | exp.Column):
         return shown.alias_or_name
     name = _DIALECT.generate(shown, comments=False)[:60]
@@ -491,12 +496,12 @@ def _named(shown: exp.Expr) -> str:
 
 
 def _order_all(node: exp.Expr, count: int) -> None:
-    """ORDER BY ALL as positions: the engine's parser would show it as columns chosen by a pattern."""
+    """Replace ORDER BY ALL by positions: the engine's parser would report it as columns chosen by a pattern."""
     order = node.args.get("order")
     if order is None or not any(isinstance(one.this, exp.Var) for one in order.expressions):
         return
     if len(order.expressions) != 1:
-        refuse("syntax_not_allowed", "ORDER BY ALL stands alone", "syntax")
+        refuse("syntax_not_allowed", "ORDER BY ALL takes no other key; remove the others", "syntax")
     given = order.expressions[0]
     positions = []
     for index in range(count):
@@ -507,8 +512,10 @@ def _order_all(node: exp.Expr, count: int) -> None:
 
 
 def _drop_stars(query: exp.Expr) -> None:
-    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read. Where the outputs decide on
-    the rows, or have places, `*` stays; and what other clauses may name is left as it is."""
+    """Replace `*` in `EXISTS (SELECT * ...)` by a constant, so that it reads no columns.
+
+    `*` stays where outputs decide the rows or have positions, or where another clause may name them.
+    """
     while isinstance(query, exp.Subquery) and not query.args.get("order"):
         query = query.this
     if not isinstance(query, exp.Select) or any(query.args.get(name) for name in _LOOKS_AT_OUTPUTS):

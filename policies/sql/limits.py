@@ -1,4 +1,4 @@
-"""How large a query may be, and how the gate says no. Must not know sqlglot."""
+"""Size limits of a query, and the function that refuses one. Must not import sqlglot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policies.errors import QueryRefused
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Sizes that a query must stay within; the defaults take every TPC-H query with room to spare."""
+    """The size limits of a query; the defaults allow every TPC-H query with room to spare."""
 
     characters: int = 65_536
     tokens: int = 16_384
@@ -36,17 +36,25 @@ def refuse(code: str, sentence: str, rule: str) -> NoReturn:
 
 
 def refused(code: str, sentence: str, rule: str) -> QueryRefused:
-    """The refusal itself, where it must be raised in sight."""
+    """Return the refusal, for callers that raise it themselves."""
     return QueryRefused(sentence, rule=rule if rule.startswith("/") else GATE + rule, code=code)
 
 
 def refuse_type(text: str) -> NoReturn:
+    """Refuse a type that queries must not use.
+
+    Raises: QueryRefused (`type_not_allowed`).
+    """
     refuse(
         "type_not_allowed",
-        f"the type {shown(text)} is not allowed here; use numbers, texts, days and times",
+        f"the type {shorten(text)} is not allowed here; use numbers, texts, days and times",
         "types",
     )
 
 
-def shown(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return a text of the query for a message, cut after 40 characters."""
     return text if len(text) <= 40 else text[:40] + "..."
+
+
+shown = shorten  # the name under which parse and token_check import it

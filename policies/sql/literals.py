@@ -1,9 +1,8 @@
-"""A comparison of a dimension with literals, in the dimension's own type: no row is cast, so no row can make it fail.
+"""Compares a dimension with literals in the dimension's own type, so that no row is cast and no comparison can fail.
 
-An engine that compares two types casts the column to what holds both, row by row, and a cast that overflows is an
-error that tells of a row: with literals of more and more digits, of how large its value is. So it is the literal that
-is made to fit, before there are rows: exactly, or the comparison is true or false for every value. Pure; must not know
-contracts.
+For two types an engine casts the column row by row to a common type; an overflow is an error that reveals a row, and
+literals with more and more digits reveal its value. So the literal is converted before any row is read: exactly, or the
+comparison becomes true or false for every value. Pure; must not know contracts.
 """
 
 from __future__ import annotations
@@ -29,11 +28,14 @@ TURNED: dict[_Comparison, _Comparison] = {
 _DIGITS_MAX = 60  # before the point: more than any type has
 _TOO_FINE = re.compile(r"[.,]\d{7}")
 _STEPS = {"TIMESTAMP_S": 1_000_000, "TIMESTAMP_MS": 1000}  # microseconds
-_NS_YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold whole
+_NS_YEARS = (1678, 2261)  # whole years that 64 bits of nanoseconds hold
 
 
-def compared(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
-    """`column operator literal` for a column of `type_`; ValueError says what was expected and what came."""
+def fit_comparison(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
+    """Return `column operator literal` for a column of `type_`.
+
+    Raises: ValueError with what was expected and what came.
+    """
     family = columns.family(type_)
     if family in (columns.INTEGER, columns.DECIMAL):
         return _exact(column, operator, literal, type_)
@@ -41,19 +43,22 @@ def compared(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: 
     return operator(this=subject, expression=_READ[family](literal, type_))
 
 
-def among(column: exp.Expr, literals: Sequence[exp.Expr], type_: str) -> exp.Expr:
-    """`column IN (literals)`; what no value can equal is left out."""
-    each = [compared(column, exp.EQ, literal, type_) for literal in literals]
+def fit_membership(column: exp.Expr, literals: Sequence[exp.Expr], type_: str) -> exp.Expr:
+    """Return `column IN (literals)`, without literals that no value can equal.
+
+    Raises: ValueError as `fit_comparison`.
+    """
+    each = [fit_comparison(column, exp.EQ, literal, type_) for literal in literals]
     found = [one for one in each if isinstance(one, exp.EQ)]
-    return exp.In(this=found[0].this, expressions=[one.expression for one in found]) if found else _no()
+    return exp.In(this=found[0].this, expressions=[one.expression for one in found]) if found else _never_true()
 
 
-def kind(value: object) -> str:
-    """text, number, truth, the family of a typed time (DATE '2026-01-01'), or nothing of the sort."""
+def literal_kind(value: object) -> str:
+    """Return text, number, truth, the family of a typed time (DATE '2026-01-01'), or empty for anything else."""
     if isinstance(value, exp.Cast):
-        return _TIMES.get(value.to.this, "") if kind(value.this) == "text" else ""
+        return _TIMES.get(value.to.this, "") if literal_kind(value.this) == "text" else ""
     if isinstance(value, exp.Neg):
-        return "number" if kind(value.this) == "number" and isinstance(value.this, exp.Literal) else ""
+        return "number" if literal_kind(value.this) == "number" and isinstance(value.this, exp.Literal) else ""
     if isinstance(value, exp.Boolean):
         return "truth"
     if isinstance(value, exp.Literal):
@@ -67,7 +72,7 @@ _TIMES = {
     exp.DType.TIMESTAMPNTZ: columns.TIMESTAMP,
     exp.DType.TIMESTAMPTZ: columns.TIMESTAMPTZ,
 }
-# A day beside a time is its midnight; any other two kinds of time would meet in a type that may not hold the column's.
+# A day compared with a time is its midnight; other mixed kinds could need a type that cannot hold the column's values.
 FITTING: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((columns.TEXT, columns.UUID, columns.ENUM), ("text",)),
     **dict.fromkeys(columns.NUMERIC, ("number",)),
@@ -84,20 +89,20 @@ FITTING: dict[str, tuple[str, ...]] = {
 
 def _exact(column: exp.Expr, operator: _Comparison, literal: exp.Expr, type_: str) -> exp.Expr:
     low, high = _steps(_text(literal), columns.decimal_scale(type_))
-    least, most = columns.extent(type_)
+    least, most = columns.value_range(type_)
     if operator in (exp.EQ, exp.NEQ):
         fits = low == high and least <= low <= most
         if not fits:
-            return _no() if operator is exp.EQ else _any(column)
+            return _never_true() if operator is exp.EQ else _always_true(column)
     bound = high if operator in (exp.LT, exp.GTE) else low
     if not least <= bound <= most:
         every = bound > most if operator in (exp.LT, exp.LTE) else bound < least
-        return _any(column) if every else _no()
-    return operator(this=column.copy(), expression=_literal(_written(bound, type_), type_))
+        return _always_true(column) if every else _never_true()
+    return operator(this=column.copy(), expression=_literal(_format_steps(bound, type_), type_))
 
 
 def _steps(text: str, scale: int) -> tuple[int, int]:
-    """The number in steps of its column's last digit, rounded down and up."""
+    """The number in steps of its column's last digit, rounded down and rounded up."""
     exact = decimal.Context(prec=len(text) + 100, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
     try:
         number = Decimal(text)
@@ -112,14 +117,14 @@ def _steps(text: str, scale: int) -> tuple[int, int]:
         raise ValueError(f"expected a number such as 10 or 2.5, came {text[:40]}") from None
 
 
-def _written(steps: int, type_: str) -> str:
+def _format_steps(steps: int, type_: str) -> str:
     scale = columns.decimal_scale(type_)
     digits = str(abs(steps)).rjust(scale + 1, "0")
     whole, part = digits[: len(digits) - scale], digits[len(digits) - scale :]
     return ("-" if steps < 0 else "") + whole + (f".{part}" if part else "")
 
 
-# the others: read here, and written in one spelling
+# all other types: parsed here and written in one spelling
 
 
 def _float(literal: exp.Expr, type_: str) -> exp.Expr:
@@ -161,10 +166,10 @@ def _moment(literal: exp.Expr, type_: str) -> exp.Expr:
 
 
 def _uuid(literal: exp.Expr, type_: str) -> exp.Expr:
-    return _literal(columns.uuid(_text(literal)), type_)
+    return _literal(columns.parse_uuid(_text(literal)), type_)
 
 
-def _as_it_is(literal: exp.Expr, type_: str) -> exp.Expr:
+def _keep_literal(literal: exp.Expr, type_: str) -> exp.Expr:
     return literal.copy()
 
 
@@ -174,14 +179,14 @@ _READ: dict[str, Callable[[exp.Expr, str], exp.Expr]] = {
     columns.TIMESTAMP: _moment,
     columns.TIMESTAMPTZ: _moment,
     columns.UUID: _uuid,
-    columns.TEXT: _as_it_is,
-    columns.ENUM: _as_it_is,
-    columns.BOOLEAN: _as_it_is,
+    columns.TEXT: _keep_literal,
+    columns.ENUM: _keep_literal,
+    columns.BOOLEAN: _keep_literal,
 }
 
 
 def _text(literal: exp.Expr) -> str:
-    """The words of a literal of any kind."""
+    """The text of a literal of any kind."""
     if isinstance(literal, exp.Neg):
         return f"-{_text(literal.this)}"
     return str(literal.this.this if isinstance(literal, exp.Cast) else literal.this)
@@ -191,9 +196,9 @@ def _literal(text: str, type_: str) -> exp.Expr:
     return policy_view.try_cast(exp.Literal.string(text), type_)
 
 
-def _no() -> exp.Expr:
+def _never_true() -> exp.Expr:
     return exp.Boolean(this=False)
 
 
-def _any(column: exp.Expr) -> exp.Expr:
+def _always_true(column: exp.Expr) -> exp.Expr:
     return exp.Not(this=exp.Is(this=column.copy(), expression=exp.Null()))

@@ -1,8 +1,8 @@
-"""A tree as text that says what the tree says: brackets where an operand would be taken for something else.
+"""Writes a tree as SQL with the parentheses that it needs.
 
-The generator writes trees as they are and puts no brackets of its own, so a tree that was put together and not read
-(an expression in another's place, a union under EXCEPT) is other text. Every tree of ours becomes text here. Knows
-no contracts.
+sqlglot's generator adds no parentheses, so a tree that was assembled rather than parsed (an expression substituted for
+a column, a UNION under EXCEPT) could be read back as another tree. Every tree of this project becomes SQL here. Must
+not know contracts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from policies.sql.allowed_syntax import QUERIES, SETS
 _DIALECT = DuckDB()
 _LEAVES = frozenset({exp.Column, exp.Literal, exp.Identifier, exp.Table, exp.DataType})  # names only below them
 
-# How tightly operators bind, where both parsers agree on it; operands that bind no tighter are bracketed.
+# Operator precedence where both parsers agree; operands that bind no tighter get parentheses.
 _UNKNOWN, _OR, _AND, _NOT, _IS, _COMPARISON, _RANGE, _JOINED, _SUM, _PRODUCT, _SIGN, _ATOM = range(12)
 _LEVELS: dict[type[exp.Expr], int] = {
     exp.Or: _OR,
@@ -29,8 +29,8 @@ _LEVELS: dict[type[exp.Expr], int] = {
     **dict.fromkeys((exp.Mul, exp.Div, exp.IntDiv, exp.Mod), _PRODUCT),
     exp.Neg: _SIGN,
 }
-# The least level of the operands that stand in the text side by side with an operator, by the argument they are in.
-_TRUTH = {"this": _JOINED, "expression": _JOINED}  # none of these stands in another without brackets
+# The lowest level at which an operand needs no parentheses, by its argument.
+_TRUTH = {"this": _JOINED, "expression": _JOINED}  # none of these is inside another without parentheses
 _OPERANDS: dict[type[exp.Expr], dict[str, int]] = {
     exp.Or: {"this": _OR, "expression": _OR},
     exp.And: {"this": _AND, "expression": _AND},
@@ -48,21 +48,23 @@ _OPERANDS: dict[type[exp.Expr], dict[str, int]] = {
     exp.Neg: {"this": _SIGN},
 }
 _ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod, exp.Neg)
-_HOLDERS = (*SETS, exp.CTE, exp.Subquery, exp.Exists)  # what writes a query's brackets itself, or needs none
+_HOLDERS = (*SETS, exp.CTE, exp.Subquery, exp.Exists)  # these write a query's parentheses themselves, or need none
 _ENDINGS = ("with_", "order", "limit", "offset")
 
 
 def write(tree: exp.Expr, *, identify: bool = True, spend: bool = False) -> str:
-    """DuckDB's SQL for a tree, without comments (two parsers read those differently). `identify`: every name quoted;
-    `spend`: the tree is not used again."""
-    tree = bracketed(tree if spend else tree.copy())
+    """Return DuckDB's SQL for a tree, without comments, which parsers read differently.
+
+    `identify`: quote every name. `spend`: the tree is not used again and may be changed.
+    """
+    tree = add_brackets(tree if spend else tree.copy())
     return _DIALECT.generate(tree, identify=identify, comments=False, copy=False)
 
 
-def bracketed(tree: exp.Expr) -> exp.Expr:
-    """The tree, in place, with brackets around every operand and query that would be read otherwise without."""
+def add_brackets(tree: exp.Expr) -> exp.Expr:
+    """Add parentheses, in place, around every operand and query that would otherwise be read differently."""
     found = [tree]
-    for node in found:  # which grows on the way
+    for node in found:  # grows while iterating
         kind = type(node)
         if kind in _LEAVES:
             continue
@@ -73,21 +75,21 @@ def bracketed(tree: exp.Expr) -> exp.Expr:
             if kind is exp.Add and _ends_in_interval(node.this):
                 node.set("this", exp.Paren(this=node.this))
         elif kind in SETS:
-            _sides(node)
+            _bracket_sides(node)
         elif isinstance(node, exp.Binary | exp.Unary) and not isinstance(node, exp.Func | exp.Paren):
             for name, value in node.args.items():
                 if isinstance(value, exp.Expr) and _level(value) < _ATOM:
                     node.set(name, exp.Paren(this=value))
         for value in node.args.values():
             if isinstance(value, exp.Expr):
-                found.append(_held(value, kind))
+                found.append(_bracket_query(value, kind))
             elif type(value) is list:
-                found.extend([_held(one, kind) for one in value if isinstance(one, exp.Expr)])
+                found.extend([_bracket_query(one, kind) for one in value if isinstance(one, exp.Expr)])
     return tree
 
 
 def is_atom(node: exp.Expr) -> bool:
-    """Whether a node is one thing wherever it stands: a column, a literal, a call, a CASE, a query in brackets."""
+    """Return whether a node needs no parentheses anywhere: a column, literal, call, CASE, or parenthesised query."""
     return _level(node) == _ATOM
 
 
@@ -101,14 +103,14 @@ def _level(node: exp.Expr) -> int:
 
 
 def _ends_in_interval(node: exp.Expr) -> bool:
-    """`INTERVAL '3' DAY + 1` is read as an interval of two parts."""
+    """Whether it ends in an interval: `INTERVAL '3' DAY + 1` is read as an interval of two parts."""
     while type(node) in _ARITHMETIC:
         node = node.args.get("expression") or node.this
     return type(node) is exp.Interval
 
 
-def _held(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
-    """A query that stands where a value does, in brackets."""
+def _bracket_query(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
+    """A query used as a value, in parentheses."""
     if type(value) in QUERIES and holder not in _HOLDERS:
         place = exp.Subquery()
         value.replace(place)
@@ -117,14 +119,14 @@ def _held(value: exp.Expr, holder: type[exp.Expr]) -> exp.Expr:
     return value
 
 
-def _sides(node: exp.Expr) -> None:
-    """Set operations go from left to right, INTERSECT first: any other order needs brackets."""
+def _bracket_sides(node: exp.Expr) -> None:
+    """Set operations are read from left to right, INTERSECT first; any other order needs parentheses."""
     left, right = node.args["this"], node.args["expression"]
-    if type(left) in QUERIES and (_ends(left) or (type(left) in SETS and type(left) is not type(node))):
+    if type(left) in QUERIES and (_has_end_clause(left) or (type(left) in SETS and type(left) is not type(node))):
         node.set("this", exp.Subquery(this=left))
-    if type(right) in QUERIES and (_ends(right) or type(right) in SETS):
+    if type(right) in QUERIES and (_has_end_clause(right) or type(right) in SETS):
         node.set("expression", exp.Subquery(this=right))
 
 
-def _ends(query: exp.Expr) -> bool:
+def _has_end_clause(query: exp.Expr) -> bool:
     return any(query.args.get(name) for name in _ENDINGS)

@@ -1,6 +1,6 @@
-"""The SQL gate's first half: text to a checked tree (federated-query, section 3.4, steps 1 and 2).
+"""Steps 1 and 2 of the gate: from text to a checked tree (federated-query, section 3.4).
 
-Nothing recursive runs before the text has been measured (`tokens`). What comes out holds only syntax of the
+The text is measured (`token_check`) before anything recursive reads it. The tree contains only syntax of the
 allow-lists. Must not know contracts or names.
 """
 
@@ -36,11 +36,14 @@ _CHAINS = frozenset(allowed_syntax.CHAINS)
 
 
 def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
-    """One SELECT (or UNION, INTERSECT, EXCEPT) as a tree that holds only allowed syntax.
+    """Return one SELECT (or UNION, INTERSECT, EXCEPT) as a tree of allowed syntax only; names are not bound yet.
 
-    1. Caps on length, tokens and nesting; exactly one statement; a query at the root.
+    1. Limits on length, tokens and nesting; exactly one statement; a query at the root.
     2. Every node class, its filled arguments, types, units and literals are on the allow-lists.
-    Raises QueryRefused with the code, the step, and what to write instead. Not yet bound to any name.
+
+      parse("SELECT count(*) FROM north.patients")
+
+    Raises: QueryRefused with the code, the step, and what to write instead.
     """
     tree = unchecked(sql, caps)
     _check(tree, caps)
@@ -48,7 +51,10 @@ def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
 
 
 def unchecked(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
-    """The same of any syntax, for whoever looks at it and runs nothing: step 1 alone."""
+    """Return the tree of any syntax, after step 1 only, for callers that inspect it and run nothing.
+
+    Raises: QueryRefused as `parse`.
+    """
     words = token_check.read(sql, caps)
     named = keywords.mark_names(words)
     token_check.measure(named, caps)
@@ -120,7 +126,7 @@ def _check(tree: exp.Expr, caps: Caps) -> None:
 
 
 def _node(node: exp.Expr) -> list[exp.Expr]:
-    """The node's children, all of them in arguments that its class may fill."""
+    """Return the node's children; refuse arguments that its class must not fill."""
     allowed = allowed_syntax.NODES.get(type(node))
     if allowed is None:
         _refuse_node(node)
@@ -287,7 +293,7 @@ def _interval(node: exp.Expr, caps: Caps) -> None:
 
 
 def _unit(node: exp.Expr, caps: Caps) -> None:
-    """A unit of time is a word of our list, wherever sqlglot keeps it."""
+    """A unit of time must be on this project's list, wherever sqlglot stores it."""
     unit = node.this if isinstance(node, exp.Extract) else node.args.get("unit")
     if unit is not None and str(getattr(unit, "this", "")).upper() not in allowed_syntax.UNITS:
         refuse("syntax_not_allowed", "the unit of time is not known here; use year, month, day, hour ...", "syntax")
@@ -309,7 +315,7 @@ def _in(node: exp.Expr, caps: Caps) -> None:
 
 
 def _like(node: exp.Expr, caps: Caps) -> None:
-    """Patterns are literals with few wildcards: matching tries every way to fill them in."""
+    """A pattern must be a literal with few wildcards, because matching tries every way to fill them."""
     pattern = node.args.get("expression")
     if not isinstance(pattern, exp.Literal) or not pattern.is_string:
         refuse("syntax_not_allowed", "LIKE takes a pattern written as text", "syntax")
@@ -367,8 +373,11 @@ def _cte(node: exp.Expr, caps: Caps) -> None:
 
 
 class _Growth:
-    """How much longer than its inputs `||` may make a text. Doubling level by level fills memory in calls that
-    cannot be interrupted, and an alias may feed one chain into the next, so all chains multiply."""
+    """Limits how much longer than its inputs `||` may make a text.
+
+    Doubling level by level fills memory in calls that cannot be interrupted, and an alias may feed one chain into the
+    next, so the growth of all chains is multiplied.
+    """
 
     def __init__(self, limit: int) -> None:
         self.left = limit

@@ -1,7 +1,7 @@
-"""What a checked query is changed into before the policy stands in it: casts that cannot fail, plain words.
+"""Rewrites a checked query before the policy is inserted: casts that cannot fail, functions by their own name.
 
-One pass over the tree. Afterwards the engine's parser sees the same functions as the gate, and no cast but
-TRY_CAST. Must not know contracts.
+Afterwards the engine's parser sees the same functions as the gate, and no cast except TRY_CAST. Must not know
+contracts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from sqlglot import exp
 from policies.contracts.columns import fold
 from policies.sql.parse import refuse
 
-_LEAVES = frozenset({exp.Identifier})  # the gate lets through none that holds more than a text
+_LEAVES = frozenset({exp.Identifier})  # after the gate an identifier holds only a text
 
 
-def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
-    """The nodes of a tree, parents first, as a list: they may be changed on the way. `closed`: classes of nodes that
-    are not looked into. Twice as quick as `walk`."""
+def list_nodes(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
+    """Return the nodes of a tree, parents first, as a list, so they can be changed while iterating.
+
+    `closed`: classes whose children are skipped. Twice as fast as `walk`.
+    """
     found = [tree]
-    for node in found:  # which grows on the way
+    for node in found:  # grows while iterating
         if type(node) in closed:
             continue
         for value in node.args.values():
@@ -33,9 +35,11 @@ def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> li
     return found
 
 
-def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
-    """Rewrite a tree in place, given as `every` node of it; folded names of the columns that it mentions, None when
-    it asks for all by `*`, or renames a table's columns by their places."""
+def make_safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
+    """Rewrite a tree in place, given as its `list_nodes`; return the folded names of the columns that it mentions.
+
+    Returns None when it reads all columns by `*`, or renames a table's columns by position.
+    """
     names: set[str] = set()
     everything = False
     for node in nodes:
@@ -55,16 +59,16 @@ def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
     return None if everything else names
 
 
-def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
-    """Grouped sums over columns of `tables` take their values one by one, not as places in a file's dictionary.
+def avoid_dictionaries(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
+    """Make grouped sums over columns of `tables` read plain values instead of dictionary positions.
 
-    DuckDB 2.0 keeps 8 bytes for each value of each dictionary that such a sum has met, until it ends and beside its
-    memory limit. A Parquet file has a dictionary for each column and row group: a large one hundreds of MB of them.
-    TRY gives plain values. It also gives NULL in place of an error, and the engine may compute a subquery's column
-    inside of it: so only where all sources are tables, whose columns are there or masked, which cannot fail.
+    DuckDB 2.0 keeps 8 bytes for each value of each dictionary that such a sum has met, outside its memory limit, until
+    the sum ends. A Parquet file has a dictionary for each column and row group, hundreds of MB for a large file. TRY
+    yields plain values, but also turns errors into NULL, and the engine may evaluate a subquery's column inside it; so
+    it is used only where all sources are tables, whose columns cannot fail.
     """
     known = set(map(id, tables))
-    outputs: dict[int, set[str]] = {}  # of each SELECT that groups rows of tables only
+    outputs: dict[int, set[str]] = {}  # by SELECT that groups rows of tables only
     for group in nodes:
         select = group.parent
         if type(group) is exp.Group and isinstance(select, exp.Select) and _reads_only(select, known):
@@ -74,7 +78,7 @@ def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
         value = node.this if type(node) is exp.Sum or type(node) is exp.Avg else None
         if not isinstance(value, exp.Column) or (taken := outputs.get(id(node.find_ancestor(exp.Select)))) is None:
             continue
-        if value.table or fold(value.name) not in taken:  # else it may stand for an output's expression
+        if value.table or fold(value.name) not in taken:  # otherwise it may be the alias of an output
             node.set("this", exp.Try(this=value))
 
 
@@ -84,13 +88,13 @@ def _reads_only(select: exp.Select, tables: set[int]) -> bool:
     return bool(clauses) and all(id(clause.this) in tables for clause in clauses)
 
 
-def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
-    """The functions that the wrap wrote into the finished tree by name.
+def check_relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
+    """Return the functions that the policy view added to the finished tree by name.
 
-    Raises QueryRefused unless every relation in it is one of `names`: what the policy put there, or a WITH query.
+    Raises: QueryRefused unless every relation in the tree is one of `names`: the policy's relations and WITH queries.
     """
     written: set[str] = set()
-    for node in every(tree):
+    for node in list_nodes(tree):
         kind = type(node)
         if kind is exp.Anonymous:
             written.add(str(node.this).lower())
@@ -100,33 +104,33 @@ def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
 
 
 def _cast(node: exp.Expr) -> None:
-    """An error would quote the value, and tell of a row that the answer hides."""
+    """Use TRY_CAST: an error would quote the value and reveal a hidden row."""
     node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
 
 
 def _interval(node: exp.Expr) -> None:
-    """INTERVAL '3' MONTH as to_months(3): the engine's parser would read the former through plain casts."""
+    """Write INTERVAL '3' MONTH as to_months(3): the engine's parser would insert plain casts into the former."""
     unit = str(node.args["unit"].this).lower().rstrip("s")
     amount = node.this
     if isinstance(amount, exp.Literal):
         amount = exp.Literal.number(str(amount.this))
-    elif isinstance(amount.this, exp.Literal):  # a minus before it
+    elif isinstance(amount.this, exp.Literal):  # a negative amount has a minus node
         amount = exp.Neg(this=exp.Literal.number(str(amount.this.this)))
     node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[amount]))
 
 
 def _is(node: exp.Expr) -> None:
-    """`x IS TRUE` without the cast that the engine's parser puts in."""
+    """Write `x IS TRUE` without the cast that the engine's parser inserts."""
     if isinstance(node.expression, exp.Boolean):
         value = exp.TryCast(this=node.this, to=exp.DataType(this=exp.DType.BOOLEAN), safe=True)
         node.replace(exp.Paren(this=exp.NullSafeEQ(this=value, expression=node.expression)))
 
 
-def unplanned(value: exp.Expr) -> exp.Expr:
-    """A day or time as it is, of which the engine's planner knows no bounds.
+def hide_bounds(value: exp.Expr) -> exp.Expr:
+    """Return a date or time unchanged, but hidden from the engine's planner.
 
-    DuckDB 2.0 works out `date_trunc('week', x)` for the least and greatest x of a whole column, hidden rows included,
-    before it runs anything: a hidden date at the end of the calendar made every such query fail, which tells of it.
+    DuckDB 2.0 evaluates `date_trunc('week', x)` for the minimum and maximum of the column, hidden rows included, before
+    it runs a query; a hidden date at the end of the calendar made every such query fail and so revealed it.
     """
     return exp.Paren(this=exp.Add(this=value, expression=exp.Anonymous(this="to_days", expressions=[_ZERO.copy()])))
 
@@ -136,11 +140,11 @@ _ZERO = exp.Literal.number(0)
 
 def _trunc(node: exp.Expr) -> None:
     if str(node.args["unit"].this).upper().startswith("WEEK") and not isinstance(node.this, exp.Literal):
-        node.set("this", unplanned(node.this))
+        node.set("this", hide_bounds(node.this))
 
 
-def _named(name: str) -> Callable[[exp.Expr], None]:
-    """The function by its own name, without the cast that the generator puts in."""
+def _rename_to(name: str) -> Callable[[exp.Expr], None]:
+    """Return a rewrite to the function's own name, without the cast that the generator inserts."""
 
     def change(node: exp.Expr) -> None:
         node.replace(exp.Anonymous(this=name, expressions=[node.this]))
@@ -154,6 +158,6 @@ _CHANGES: dict[type[exp.Expr], Callable[[exp.Expr], None]] = {
     exp.Is: _is,
     exp.DateTrunc: _trunc,
     exp.TimestampTrunc: _trunc,
-    exp.LogicalAnd: _named("bool_and"),
-    exp.LogicalOr: _named("bool_or"),
+    exp.LogicalAnd: _rename_to("bool_and"),
+    exp.LogicalOr: _rename_to("bool_or"),
 }

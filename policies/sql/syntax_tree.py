@@ -1,7 +1,7 @@
-"""Small questions about a bound tree, and small changes to it, that several planner rules need.
+"""Questions about bound sqlglot trees and small changes to them, for the gate and planner rules.
 
-A bound tree: aliases of sources are unique over the whole tree, so a column's table says where it comes from
-without a look at scopes. Must not know plans.
+In a bound tree, aliases of sources are unique over the whole tree, so a column's table name identifies its source. Must
+not know plans.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlglot import exp
 
 from policies.sql import parentheses
 from policies.sql.allowed_syntax import QUERIES
-from policies.sql.rewrite import every
+from policies.sql.rewrite import list_nodes
 
 _QUERIES = frozenset(QUERIES)
 _FROM = frozenset({exp.Table, exp.Subquery})
@@ -26,7 +26,7 @@ WINDOW_FUNCTIONS = (
 
 
 def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
-    """The members of an AND, outer parentheses taken off."""
+    """Return the members of an AND, without outer parentheses."""
     if condition is None:
         return []
     found: list[exp.Expr] = []
@@ -43,7 +43,7 @@ def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
 
 
 def disjuncts(condition: exp.Expr) -> list[exp.Expr]:
-    """The members of an OR, outer parentheses taken off."""
+    """Return the members of an OR, without outer parentheses."""
     found: list[exp.Expr] = []
     stack = [condition]
     while stack:
@@ -58,7 +58,7 @@ def disjuncts(condition: exp.Expr) -> list[exp.Expr]:
 
 
 def conjoin(conditions: Iterable[exp.Expr]) -> exp.Expr | None:
-    """The AND of conditions; None of none."""
+    """Return the AND of conditions; None without any."""
     whole: exp.Expr | None = None
     for condition in conditions:
         one = exp.Paren(this=condition) if isinstance(condition, exp.Or) else condition
@@ -67,7 +67,7 @@ def conjoin(conditions: Iterable[exp.Expr]) -> exp.Expr | None:
 
 
 def disjoin(conditions: Iterable[exp.Expr]) -> exp.Expr:
-    """The OR of at least one condition."""
+    """Return the OR of at least one condition."""
     members = [exp.Paren(this=one) if isinstance(one, exp.And | exp.Or) else one for one in conditions]
     whole = members[0]
     for one in members[1:]:
@@ -81,13 +81,13 @@ def where_of(select: exp.Select) -> list[exp.Expr]:
 
 
 def set_where(select: exp.Select, conditions: Iterable[exp.Expr]) -> None:
-    """Put these conditions in WHERE; they are taken as they are, so they must stand nowhere else any more."""
+    """Set WHERE to these conditions. They are moved, not copied: they must not be part of another tree."""
     whole = conjoin(conditions)
     select.set("where", None if whole is None else exp.Where(this=whole))
 
 
 def sources(select: exp.Select) -> list[exp.Expr]:
-    """Tables and derived tables after FROM and JOIN, in order."""
+    """Return the tables and derived tables of FROM and JOIN, in order."""
     first = select.args.get("from_")
     if first is None:
         return []
@@ -95,7 +95,7 @@ def sources(select: exp.Select) -> list[exp.Expr]:
 
 
 def entries(select: exp.Select) -> list[tuple[exp.Expr, exp.Join | None]]:
-    """What `sources` gives, each with the join that brings it in; nothing for a SELECT without FROM."""
+    """Return each of `sources` with the join that adds it (None for FROM); empty without FROM."""
     found = sources(select)
     joins: list[exp.Join | None] = [None, *(select.args.get("joins") or ())] if found else []
     return list(zip(found, joins, strict=True))
@@ -113,46 +113,46 @@ def is_inner(join: exp.Expr) -> bool:
     return not side(join) and kind(join) in ("", "INNER", "CROSS")
 
 
-def unwrapped(node: exp.Expr) -> exp.Expr:
-    """The query inside parentheses that say nothing else."""
+def unwrap(node: exp.Expr) -> exp.Expr:
+    """Return the query inside redundant parentheses."""
     while isinstance(node, exp.Subquery) and not any(node.args.get(name) for name in ("order", "limit", "offset")):
         node = node.this
     return node
 
 
 def nodes(node: exp.Expr) -> list[exp.Expr]:
-    """What `every` gives, but for the names that tables and columns are made of."""
-    return every(node, closed=_NAMES)
+    """Return `list_nodes` without the identifiers of tables and columns."""
+    return list_nodes(node, closed=_NAMES)
 
 
 def selects(node: exp.Expr) -> list[exp.Select]:
-    """The SELECTs of a tree, outermost first."""
+    """Return the SELECTs of a tree, outermost first."""
     return [one for one in nodes(node) if type(one) is exp.Select]
 
 
 def tables(node: exp.Expr) -> list[exp.Table]:
-    """Tables anywhere below: datasets, WITH queries, fragments."""
+    """Return all tables below the node: datasets, WITH queries, fragments."""
     return [one for one in nodes(node) if type(one) is exp.Table]
 
 
 def base_tables(node: exp.Expr) -> list[exp.Table]:
-    """Datasets anywhere below; names of WITH queries and fragments have no owner."""
+    """Return all datasets below the node; names of WITH queries and fragments have no owner."""
     return [table for table in tables(node) if table.db]
 
 
 def aliases(node: exp.Expr) -> set[str]:
-    """Aliases of all sources anywhere below."""
-    return _named(nodes(node))
+    """Return the aliases of all sources below the node."""
+    return _alias_names(nodes(node))
 
 
-def _named(found: Iterable[exp.Expr]) -> set[str]:
+def _alias_names(found: Iterable[exp.Expr]) -> set[str]:
     return {one.alias_or_name for one in found
             if type(one) in _FROM and isinstance(one.parent, exp.From | exp.Join)}  # fmt: skip
 
 
 def columns(node: exp.Expr) -> list[exp.Column]:
-    """Columns of sources anywhere below (those without a table name outputs)."""
-    if type(node) is exp.Column:  # most that is asked about is one
+    """Return all columns of sources below the node; a column without table names an output."""
+    if type(node) is exp.Column:  # the most frequent case
         return [node] if node.table else []
     return [one for one in nodes(node) if type(one) is exp.Column and one.table]
 
@@ -162,24 +162,26 @@ def column_tables(node: exp.Expr) -> set[str]:
 
 
 def tables_read(found: Iterable[exp.Expr]) -> set[str]:
-    """What `column_tables` gives, of nodes that are at hand."""
+    """Return the tables of the columns among these nodes."""
     return {one.table for one in found if type(one) is exp.Column and one.table}
 
 
 def free_tables(node: exp.Expr) -> set[str]:
-    """Sources outside of `node` that it reads from: what makes it correlated."""
+    """Return the sources outside `node` that it reads; non-empty when it is correlated."""
     found = nodes(node)
-    return tables_read(found) - _named(found)
+    return tables_read(found) - _alias_names(found)
 
 
 def may_fail(node: exp.Expr) -> bool:
-    """Whether an expression is an error for rows as there are: where it divides into whole parts, unless by a number
-    that is not 0. That numbers grow beyond their type is no reason to have all rows sent in place of their sum."""
-    return any(isinstance(one, exp.IntDiv | exp.Mod) and not _counts(one.expression) for one in node.walk())
+    """Return whether an expression may raise an error on ordinary rows: an integer division, except by a nonzero
+    number.
+
+    Overflow is not counted: it does not justify fetching all rows instead of their sum.
+    """
+    return any(isinstance(one, exp.IntDiv | exp.Mod) and not _is_nonzero_number(one.expression) for one in node.walk())
 
 
-def _counts(node: exp.Expr) -> bool:
-    """Whether it is a number that is written, and not 0."""
+def _is_nonzero_number(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and not node.is_string and bool(float(node.this))
 
 
@@ -188,7 +190,7 @@ def has_query(node: exp.Expr) -> bool:
 
 
 def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
-    """The outermost queries below a node that is none itself."""
+    """Yield the outermost queries below a node that is not a query."""
     stack = [node] if has_query(node) else []
     while stack:
         one = stack.pop()
@@ -199,12 +201,12 @@ def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
 
 
 _SOURCES = ("from_", "joins", "with_")
-_NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier})  # but another block, and names
-_BEFORE = (*_SOURCES, "where")  # what is done before rows are grouped: no aggregate and no window stands there
+_NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier})  # except other SELECTs and names
+_BEFORE = (*_SOURCES, "where")  # evaluated before grouping: without aggregates and windows
 
 
 def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> list[exp.Expr]:
-    """Nodes of one SELECT, its sources and nested queries left out (the nested query itself is named)."""
+    """Return the nodes of one SELECT without its sources and the inside of nested queries."""
     stack: list[exp.Expr] = []
     found: list[exp.Expr] = []
     for name, values in select.args.items():
@@ -219,7 +221,7 @@ def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> list[e
 
 
 def is_aggregate(node: exp.Expr) -> bool:
-    """An aggregate of its block: not one that stands before OVER, and no window function."""
+    """Return whether the node is an aggregate of its SELECT, not part of a window function."""
     if not isinstance(node, exp.AggFunc) or isinstance(node, WINDOW_FUNCTIONS):
         return False
     above = node.parent
@@ -229,7 +231,7 @@ def is_aggregate(node: exp.Expr) -> bool:
 
 
 def aggregates(select: exp.Select) -> list[exp.Expr]:
-    """The block's aggregates, with their FILTER where they have one."""
+    """Return the aggregates of the SELECT, with their FILTER."""
     found: list[exp.Expr] = []
     for node in in_block(select, without=_BEFORE):
         if isinstance(node, exp.AggFunc) and is_aggregate(node):
@@ -244,7 +246,7 @@ def has_window(select: exp.Select) -> bool:
 
 
 def is_plain(select: exp.Expr) -> bool:
-    """SELECT of expressions, FROM, WHERE, and nothing else."""
+    """Return whether the query is SELECT, FROM and WHERE only."""
     if not isinstance(select, exp.Select):
         return False
     if any(select.args.get(name) for name in ("with_", "distinct", "group", "having", "qualify", "order", "limit")):
@@ -253,7 +255,7 @@ def is_plain(select: exp.Expr) -> bool:
 
 
 def group_keys(select: exp.Select) -> list[exp.Expr]:
-    """The expressions of GROUP BY, also those inside grouping sets."""
+    """Return the expressions of GROUP BY, including those inside grouping sets."""
     clause = select.args.get("group")
     found: list[exp.Expr] = []
     stack = [] if clause is None else grouping_sets(clause) + list(clause.expressions)
@@ -269,7 +271,7 @@ def group_keys(select: exp.Select) -> list[exp.Expr]:
 
 
 def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
-    """ROLLUP, CUBE and GROUPING SETS of a GROUP BY."""
+    """Return ROLLUP, CUBE and GROUPING SETS of a GROUP BY."""
     kinds = (exp.Rollup, exp.Cube, exp.GroupingSets)
     found: list[exp.Expr] = [one for one in clause.expressions if isinstance(one, kinds)]
     for name in ("grouping_sets", "cube", "rollup"):
@@ -278,7 +280,7 @@ def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
 
 
 def first_select(query: exp.Expr) -> exp.Select:
-    """The SELECT whose outputs give a query's their names."""
+    """Return the SELECT whose outputs name the columns of a query."""
     while not isinstance(query, exp.Select):
         query = query.this
     return query
@@ -289,7 +291,7 @@ def output_names(query: exp.Expr) -> list[str]:
 
 
 def is_place(key: exp.Expr) -> bool:
-    """Whether a key of ORDER BY or GROUP BY is the place of an output."""
+    """Return whether a key of ORDER BY or GROUP BY is the position of an output."""
     return isinstance(key, exp.Literal) and key.is_int
 
 
@@ -297,9 +299,11 @@ def column(name: str, table: str = "") -> exp.Column:
     return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None, copy=False)
 
 
-def put(value: exp.Expr, place: exp.Expr) -> exp.Expr:
-    """A copy of a value in the place of a column, in brackets unless it is one thing wherever it stands. What is there
-    now; `place` may be the whole of an expression, which is then this."""
+def substitute(value: exp.Expr, place: exp.Expr) -> exp.Expr:
+    """Replace `place` by a copy of `value`, in parentheses where needed, and return the new node.
+
+    `place` may be the root of an expression; the returned node is then the expression.
+    """
     made = value.copy()
     made = made if parentheses.is_atom(made) else exp.Paren(this=made)
     place.replace(made)
@@ -307,16 +311,16 @@ def put(value: exp.Expr, place: exp.Expr) -> exp.Expr:
 
 
 def cast(value: exp.Expr, kind: exp.DType) -> exp.TryCast:
-    """The value as another type; NULL where that cannot be."""
+    """Return the value as TRY_CAST to another type; NULL when it does not fit."""
     return exp.TryCast(this=value, to=exp.DataType(this=kind), safe=True)
 
 
-def free(name: str, taken: Collection[str]) -> str:
-    """The name, or one like it that is not taken."""
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return the name, or a variant of it that is not in `taken`."""
     while name in taken:
         name += "_"
     return name
 
 
-def named(value: exp.Expr, name: str) -> exp.Alias:
+def alias_as(value: exp.Expr, name: str) -> exp.Alias:
     return exp.Alias(this=value, alias=exp.to_identifier(name))

@@ -1,8 +1,8 @@
-"""The SQL gate's first step: the text as tokens, measured before anything recursive reads it (section 3.4, step 1).
+"""Step 1 of the gate: checks the tokens of a query before anything recursive reads it (federated-query, section 3.4).
 
-The parser's time and stack grow with nesting, and for some shapes (joins without ON, types used as functions,
-words that may be aliases, joins or functions) exponentially. All of that is told from the tokens alone, in one
-pass. Must not know contracts, names or trees.
+Time and stack of the parser grow with nesting, and for some shapes (joins without ON, types used as functions, words
+that may be aliases, joins or functions) exponentially. One pass over the tokens detects all of these. Must not know
+contracts, names or trees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _DIALECT = DuckDB()
 
 
 def read(sql: str, caps: Caps) -> list[Token]:
-    """The tokens of one statement, without semicolons at its end. Raises QueryRefused when there are too many."""
+    """Return the tokens of one statement, without semicolons at its end.
+
+    Raises: QueryRefused when the text is too long, cannot be tokenized, or has too many tokens.
+    """
     if len(sql) > caps.characters:
         refuse(
             "query_too_long",
@@ -46,7 +49,10 @@ def read(sql: str, caps: Caps) -> list[Token]:
 
 
 def measure(tokens: list[Token], caps: Caps) -> None:
-    """Refuse by tokens alone what the parser must not see: other statements, odd syntax, deep nesting."""
+    """Refuse, from tokens alone, what the parser must not see: other statements, unusual syntax, deep nesting.
+
+    Raises: QueryRefused.
+    """
     if tokens[0].token_type not in (TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN):
         refuse("statement_not_allowed", "only SELECT can be asked here; start with SELECT or WITH", "statement")
     shape = _Shape(caps)
@@ -83,9 +89,9 @@ def _allowed(token: Token, before: Token | None, following: Token | None) -> Non
 
 
 def _opening(tokens: list[Token], index: int) -> None:
-    """What stands before a parenthesis: an operator, a keyword, or a function's name where an operand may stand.
+    """Require an operator, a keyword, or a function's name in an operand's place before a parenthesis.
 
-    Otherwise the parser tries each word as an alias, a join and a function in turn, twice over per level.
+    Otherwise the parser tries each word as an alias, a join and a function in turn, twice for each level.
     """
     before = tokens[index - 1].token_type if index else None
     earlier = tokens[index - 2].token_type if index > 1 else None
@@ -98,7 +104,7 @@ def _opening(tokens: list[Token], index: int) -> None:
 
 
 def _only_names(tokens: list[Token], index: int) -> None:
-    """After an alias, parentheses hold the names of columns and nothing else."""
+    """Require only column names in parentheses after an alias."""
     while index < len(tokens) and tokens[index].token_type is not TokenType.R_PAREN:
         if tokens[index].token_type not in (TokenType.VAR, TokenType.IDENTIFIER, TokenType.COMMA):
             refuse("query_unreadable", "a parenthesis after an alias holds names of columns only", "tokens")
@@ -132,7 +138,7 @@ def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
 
 
 class _Shape:
-    """Counts what makes a parser slow or deep, token by token."""
+    """Counts, token by token, what makes a parser slow or deep."""
 
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
@@ -141,7 +147,7 @@ class _Shape:
         self.cases = self.joins = self.queries = self.run = 0
 
     def word(self, kind: TokenType) -> None:
-        """An operator or a word that opens, closes and joins nothing."""
+        """Count an operator or a word that opens, closes and joins nothing."""
         self._run(kind)
         if self.run > self.caps.prefixes:
             self._too_deep()
@@ -188,7 +194,7 @@ class _Shape:
             self.cases -= 1
 
     def _joins(self, kind: TokenType, before: Token | None) -> None:
-        """A join without ON makes the parser try every way of nesting: each join names its condition first."""
+        """Require each join to name its condition first: a join without ON makes the parser try every nesting."""
         if kind is TokenType.JOIN:
             self.joins += 1
             crossed = before is not None and before.token_type is TokenType.CROSS
@@ -199,7 +205,9 @@ class _Shape:
             self.open[-1] = False
 
     def _run(self, kind: TokenType) -> None:
-        """Prefix operators in a row recurse in the parser; an operand or a closing bracket ends the run."""
+        """Count prefix operators in a row, which recurse in the parser; an operand or a closing parenthesis
+        ends the run.
+        """
         self.run = 0 if kind in _OPERANDS else self.run + 1
 
     @staticmethod

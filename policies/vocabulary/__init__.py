@@ -1,7 +1,6 @@
-"""What the words of a policy mean: `OPERANDS`, `ACTIONS`, and look-ups over both.
+"""The policy vocabulary: registered operands and actions, and functions to look them up.
 
-One file per family; a plugin's words come in by the same door (`register`). Data only:
-nothing here evaluates.
+One file for each family of terms. Plugins register theirs through `register`. Data only: nothing here evaluates.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ __all__ = [
     "column_of",
     "column_term",
     "compact",
+    "describe_suppliers",
     "ds",
     "expand",
-    "meant",
     "odrl",
     "operand",
     "register",
-    "suppliers",
+    "resolve_alias",
 ]
 
 OPERANDS: dict[str, Operand] = {}
@@ -71,7 +70,7 @@ _ABOVE: dict[str, frozenset[str]] = {}
 
 
 def operand(iri: str) -> Operand | None:
-    """The operand of that IRI (`ds:row/<column>` finds its family), or None when nobody registered it."""
+    """Return the operand with that IRI, or None. `ds:row/<column>` returns the operand of its family `ds:row/`."""
     found = OPERANDS.get(iri)
     if found is not None:
         return None if found.parameter else found
@@ -81,30 +80,30 @@ def operand(iri: str) -> Operand | None:
     return _FAMILIES.get(f"{HANSE}{head}/") if slash and column else None
 
 
-def suppliers(iri: str) -> str:
-    """Who can supply the fact of that operand, in words; empty where nobody here can."""
+def describe_suppliers(iri: str) -> str:
+    """Return in words who can supply the fact of an operand (IRI); empty when no source can."""
     word = operand(iri)
     names = word.sources if word is not None else OTHER_FACTS.get(compact(iri), ())
     return " or ".join(SOURCES[name] for name in names if name in SOURCES)
 
 
-def meant(action: str) -> str:
-    """The action (IRI) of the tree that a name stands for; itself where it is no other name of one."""
-    return actions.SAME.get(action, action)
+def resolve_alias(action: str) -> str:
+    """Return the action (IRI) that a name is an alias of; the name itself when it is not an alias."""
+    return actions.ALIASES.get(action, action)
 
 
 def action(name: str) -> Action | None:
-    """The action that a name (IRI) stands for; None where there is none."""
-    return ACTIONS.get(meant(name))
+    """Return the action that a name (IRI) stands for, or None."""
+    return ACTIONS.get(resolve_alias(name))
 
 
 def action_includes(broad: str, narrow: str) -> bool:
-    """Whether a rule on `broad` covers `narrow` (IRIs): the same action, or one above it in the tree."""
-    return meant(broad) in _above(narrow)
+    """Return whether a rule on action `broad` covers action `narrow` (IRIs; ODRL 2.2 `includedIn`)."""
+    return resolve_alias(broad) in _including_actions(narrow)
 
 
-def _above(action: str) -> frozenset[str]:
-    action = meant(action)
+def _including_actions(action: str) -> frozenset[str]:
+    action = resolve_alias(action)
     known = _ABOVE.get(action)
     if known is None:
         found, current = [action], ACTIONS.get(action)
@@ -123,9 +122,9 @@ def register(
     new_actions: Iterable[Action] = (),
     sources: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Add words, actions and sources of facts; a name that exists already is refused (ValueError).
+    """Register operands, actions and sources of facts.
 
-    A word that claims to be technical without naming what enforces it is refused when it is made.
+    Raises: ValueError when a name is registered already.
     """
     for name, who in sources.items():
         if SOURCES.setdefault(name, who) != who:
@@ -147,4 +146,4 @@ for _family in (party, time, quantity, shape, training, after_use):
     register(operands=_family.OPERANDS)
 for _table in (actions.ACTIONS, training.ACTIONS, after_use.ACTIONS):
     register(new_actions=_table)
-SAME_ACTION = actions.SAME
+ACTION_ALIASES = actions.ALIASES

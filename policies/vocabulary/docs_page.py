@@ -1,6 +1,6 @@
-"""The reference page of all words, from the tables: `python -m policies.vocabulary.docs_page > docs/policy-words.md`.
+"""Generates the reference page of all terms: `python -m policies.vocabulary.docs_page > docs/policy-words.md`.
 
-Plain Markdown; a test compares the page in `docs/` with what this says.
+A test compares the page in `docs/` with the output.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _HEAD = """# Words of a policy
 
 Written by `python -m policies.vocabulary.docs_page`; do not edit. `ds:` stands for
 `https://w3id.org/hanse/policy/1/`, on the wire these words travel as full IRIs.
-A word that stands in no table here is refused by name. Tiers: *technical*, the owner's connector enforces it alone;
-*attested*, it rests on a claim that somebody vouches for; *declared*, on what the party itself says;
+A word that is in no table here is refused by name. Tiers: *technical*, the owner's connector enforces it alone;
+*attested*, it rests on a claim by a third party; *declared*, on a declaration by the party itself;
 *contractual*, it is recorded and followed up.
 """
 
 
-_FORM = """An offer in YAML. `offer` and one of `may` and `not` are needed; what is not said is not limited.
+_FORM = """An offer in YAML. `offer` and one of `may` and `not` are required; anything else is unlimited by default.
 
-| word | says | for example |
+| word | meaning | for example |
 |---|---|---|
 | `offer`, `dataset` | its name; the dataset's | `readings`, `patients` |
 | `who` | conditions on the party | `{membership: active, country: EU}` |
@@ -42,13 +42,13 @@ hash: [patient], mask: {zip: {truncate: 2}, weight: {round: 1}, age: {generalise
 `{group_by: {age: 10, ward: exact}, measure: {cost: 0..5000}}` |
 | `joins`, `templates` | the only datasets to join it with, by their ids; the only queries that run | \
 `["urn:hanse:north:labs"]` |
-| `first`, `then` | owed before use, and after it | `{attribute: {text: "Clinic North"}}`, \
+| `first`, `then` | duties before use, and after it | `{attribute: {text: "Clinic North"}}`, \
 `{delete: 30d after end, inform: {to: "did:web:dpo.example", on: breach}}` |
-| `decide` | who answers: nobody (`auto`), a person (`manual`, the default), or a person unless the facts permit it \
-(`rules`) | `auto` |
-| `odrl` | in place of the rules: the policy in ODRL, where these words cannot say it | below |
+| `decide` | who decides: the connector (`auto`), a person (`manual`, the default), or a person unless the facts \
+permit it (`rules`) | `auto` |
+| `odrl` | in place of the rules: the policy in ODRL, where these words cannot express it | below |
 
-Either of two conditions on the party is one thing that these words cannot say:
+For example, these words cannot express that either of two conditions on the party suffices:
 ```yaml
 offer: readings
 dataset: readings
@@ -72,34 +72,36 @@ A plugin is one file in an installed distribution, named by the entry point `han
 | name | what it is |
 |---|---|
 | `OPERANDS` | `policies.vocabulary.Operand` entries: name (an IRI of yours), type, operators, phase, tier, `sources` |
-| `ACTIONS` | `policies.vocabulary.Action` entries; what a plugin lets do rests on the contract, so none is technical |
+| `ACTIONS` | `policies.vocabulary.Action` entries; an action of a plugin rests on the contract, so none is technical |
 | `LOWER` | operand IRI to a function of (draft, atom, path): makes a condition on the answer part of the contract |
 | `MASKS` | `masks.MaskWord` entries: the columns a mask is for, how its argument is read, the SQL it becomes |
-| `SOURCES` | name of a source of facts to who that is, as a refusal says it |
+| `SOURCES` | name of a source of facts to its description in refusals |
 
 A source of facts about participants is an object named by the entry point `hanse.fact_sources`, with `NAME`, `HELP`,
 `SUPPLIES` (the words it may supply, and no others) and `async def facts(participant)`, which gives
-`evaluate.Fact` values with who says so and until when. One that fails or takes over two seconds supplies
-nothing. Membership, identity, purpose, time and counters are not for plugins to say.
+`evaluate.Fact` values with their source and expiry. A source that fails or takes over two seconds supplies
+nothing. Plugins cannot supply membership, identity, purpose, time and counters.
 
-A word that claims to be technical without bringing what makes it so is refused when the connector starts, and so is one
-that rests on what others say: that is attested. `tests/policies/test_plugins.py` holds a whole plugin.
+A word that is declared technical without code that enforces it is refused when the connector starts, and so is a
+technical word that rests on claims of others: declare it attested. `tests/policies/test_plugins.py` has a whole plugin.
 """
 
 
-def page() -> str:
-    """The whole page."""
+def write_page() -> str:
+    """Return the whole page as Markdown."""
     operands, actions = vocabulary.OPERANDS.values(), vocabulary.ACTIONS.values()
     parts = [
         _HEAD,
-        _section("Conditions of a permission or prohibition", _operands(one for one in operands if RULE in one.where)),
-        _section("Details of a duty or obligation", _operands(one for one in operands if RULE not in one.where)),
-        _section("Actions that are permitted or prohibited", _actions(one for one in actions if one.use)),
-        f"Other names: {', '.join(_same())}.\n",
-        _section("Actions that are owed", _actions(one for one in actions if one.duty)),
-        _section("The short form", _words()),
+        _section(
+            "Conditions of a permission or prohibition", _operand_rows(one for one in operands if RULE in one.where)
+        ),
+        _section("Details of a duty or obligation", _operand_rows(one for one in operands if RULE not in one.where)),
+        _section("Actions that are permitted or prohibited", _action_rows(one for one in actions if one.use)),
+        f"Other names: {', '.join(_alias_rows())}.\n",
+        _section("Actions of duties", _action_rows(one for one in actions if one.duty)),
+        _section("The short form", _form_rows()),
         f"Regions: {', '.join(values.known_regions())}.\n",
-        _section("Where facts come from", _sources()),
+        _section("Where facts come from", _source_rows()),
         _OWN,
     ]
     return "\n".join(parts)
@@ -109,7 +111,7 @@ def _section(title: str, rows: Iterable[str]) -> str:
     return f"## {title}\n\n" + "\n".join(rows) + "\n"
 
 
-def _operands(operands: Iterable[Operand]) -> Iterator[str]:
+def _operand_rows(operands: Iterable[Operand]) -> Iterator[str]:
     yield "| word | value | operators | decided at | tier | fact | meaning |"
     yield "|---|---|---|---|---|---|---|"
     for one in operands:
@@ -121,8 +123,11 @@ def _operands(operands: Iterable[Operand]) -> Iterator[str]:
         yield f"| `{name}` | {kind} | {ops} | {one.phase.value} | {one.tier.value} | {fact} | {one.help} |"
 
 
-def _sources() -> Iterator[str]:
-    yield "Where several speak, the owner's own record counts. Lint refuses a condition whose fact nobody can supply."
+def _source_rows() -> Iterator[str]:
+    yield (
+        "Where several sources supply a fact, the owner's own record counts. "
+        "Lint refuses a condition whose fact no source supplies."
+    )
     yield ""
     yield "| source | who | words |"
     yield "|---|---|---|"
@@ -132,7 +137,7 @@ def _sources() -> Iterator[str]:
         yield f"| {name} | {who} | {', '.join(f'`{word}`' for word in words)} |"
 
 
-def _actions(actions: Iterable[Action]) -> Iterator[str]:
+def _action_rows(actions: Iterable[Action]) -> Iterator[str]:
     yield "| word | below | tier | meaning |"
     yield "|---|---|---|---|"
     for one in actions:
@@ -140,19 +145,19 @@ def _actions(actions: Iterable[Action]) -> Iterator[str]:
         yield f"| `{compact(one.name)}` | {parent} | {one.tier.value} | {one.help} |"
 
 
-def _same() -> Iterator[str]:
-    for name, meant in vocabulary.SAME_ACTION.items():
+def _alias_rows() -> Iterator[str]:
+    for name, meant in vocabulary.ACTION_ALIASES.items():
         yield f"`{compact(name)}` is `{compact(meant)}`"
 
 
-def _words() -> Iterator[str]:
+def _form_rows() -> Iterator[str]:
     yield _FORM
     yield "| where | word | stands for |"
     yield "|---|---|---|"
-    for where, table in (("who", form.WHO), ("limits", form.LIMITS), ("then, first", form.DETAILS)):
+    for where, table in (("who", form.PARTY_WORDS), ("limits", form.LIMITS), ("then, first", form.DETAILS)):
         for word, (left, operator) in table.items():
             yield f"| {where} | `{word}` | `{compact(left)} {operator}` |"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    sys.stdout.write(write_page())

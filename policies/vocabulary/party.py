@@ -1,6 +1,6 @@
-"""Words about who asks and for what: membership, role, country, identity, purpose.
+"""Terms about the party and its purpose: membership, role, country, identity, purpose.
 
-All rest on a claim that somebody vouches for. Missing claims are unknown, never satisfied.
+Each is decided from a claim that a third party makes. A missing claim leaves the constraint unknown.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("register",),
         absent="none",
         enforced_by="identity",
-        help="State of the party's membership in the data space, as its operator signs it; none of whoever "
-        "is no member. That one is no other than suspended: neq and isNoneOf are unknown of him.",
+        help="State of the party's membership in the data space, as its operator signs it; `none` for a party "
+        "that is not a member. For such a party neq and isNoneOf are unknown.",
         sentence="the party's membership in the data space {op} {value}",
     ),
     Operand(

@@ -1,6 +1,6 @@
-"""Words about how much: uses, rows, bytes, queries per day, parallel queries.
+"""Terms about quantities: uses, rows, bytes, queries per day, concurrent queries.
 
-Counted by the grant; a fact for a count states what went before, the execution being admitted is one more.
+Counted by the grant. A counting fact states earlier use; the execution being admitted counts as one more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Words about the answer: which rows and columns, how coarse, how large a group, joined with what.
+"""Terms about the answer: rows, columns, granularity, group size, joins.
 
-They are conditions about what leaves; the compiled contract makes them true inside every query
-(usage-policies, section 6), so evaluation carries them until an answer exists.
+The compiled contract enforces these inside every query (usage-policies, section 6); evaluation defers them until an
+answer exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from policies.vocabulary.terms import (
 )
 
 
-def _shape(
+def _shape_operand(
     name: str,
     type_: ValueType,
     ops: frozenset[str],
@@ -34,7 +34,7 @@ def _shape(
     levels: tuple[str, ...] = (),
     where: str = "rule",
 ) -> Operand:
-    """Everything that the gate and the contract's view make true."""
+    """An operand that the gate and the contract's view enforce."""
     return Operand(
         name=ds(name),
         type=type_,
@@ -53,7 +53,7 @@ def _shape(
 
 
 OPERANDS: tuple[Operand, ...] = (
-    _shape(
+    _shape_operand(
         "row/",
         ValueType.SCALAR,
         EQUALITY | ORDER,
@@ -61,30 +61,30 @@ OPERANDS: tuple[Operand, ...] = (
         "in every row {column} {op} {value}",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "columnAllow",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
         "The only columns that can be read.",
         "only these columns can be read: {value}",
     ),
-    _shape(
+    _shape_operand(
         "columnDeny",
         ValueType.TEXT,
         frozenset({NONE}),
         "Columns that cannot be read. Those that no rule names can.",
         "these columns cannot be read: {value}",
     ),
-    _shape(
+    _shape_operand(
         "notTogether",
         ValueType.TEXT,
         frozenset({NONE}),
-        "A combination of columns that no query may use all of, be it shown, filtered by or grouped by. It holds for "
-        "each query by itself: rows come in one order, and where they may leave, columns that are asked for one by one "
-        "can be laid side by side.",
+        "Columns that one query must not use together, whether shown, filtered by or grouped by. The limit is for "
+        "each query: rows have one order, so columns of rows that are read in separate queries can be joined by "
+        "position.",
         "no query uses these columns together: {value}",
     ),
-    _shape(
+    _shape_operand(
         "resultKind",
         ValueType.CHOICE,
         frozenset({EQ}),
@@ -92,32 +92,32 @@ OPERANDS: tuple[Operand, ...] = (
         "the answer consists of {value}",
         levels=("aggregate", "rows"),
     ),
-    _shape(
+    _shape_operand(
         "minGroupSize",
         ValueType.INTEGER,
         frozenset({GTEQ, "gt"}),
         "The smallest group that may appear in an aggregate answer; counts entities where ds:entityKey is given.",
         "the number of units in each group of an answer {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "entityKey",
         ValueType.TEXT,
         frozenset({EQ}),
         "The column that identifies a unit of privacy; it may be counted but not returned.",
         "groups are counted by distinct {value}, which is itself never returned",
     ),
-    _shape(
+    _shape_operand(
         "dimension/",
         ValueType.GRID,
         frozenset({EQ}),
-        "A column that aggregate answers may group and filter by: exact, or a bin width, where a bin is named by its "
-        "lower edge, and the lowest by the least number of the column's type where its edge is below that. Groups are "
-        "cut by all of them at once, and no answer holds one that is too small: the more of "
-        "them and the finer, the less is answered.",
+        "A column that aggregate answers may group and filter by: exact, or a bin width. A bin is named by its "
+        "lower edge, the lowest one by the smallest number of the column's type if its edge is below that. Groups "
+        "combine all dimensions, and groups that are too small are left out: more and finer dimensions leave out "
+        "more.",
         "answers may group by {column} ({value})",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "measure/",
         ValueType.RANGE,
         frozenset({EQ}),
@@ -127,21 +127,21 @@ OPERANDS: tuple[Operand, ...] = (
         "answers may sum and average {column} ({value})",
         parameter=True,
     ),
-    _shape(
+    _shape_operand(
         "joinWith",
         ValueType.IRI,
         frozenset({EQ, ANY}),
         "The only datasets it may be joined with.",
         "it is joined only with {value}",
     ),
-    _shape(
+    _shape_operand(
         "template",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
         "The only queries that may run, as approved templates.",
         "only these approved queries run: {value}",
     ),
-    _shape(
+    _shape_operand(
         "epsilonBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
@@ -149,21 +149,21 @@ OPERANDS: tuple[Operand, ...] = (
         "instead of being cut into cells.",
         "the privacy budget spent (epsilon) {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "deltaBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
         "Differential privacy: the probability with which the promise may fail; 0.000001 where none is given.",
         "the probability that the privacy promise fails (delta) {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "rowsPerEntity",
         ValueType.INTEGER,
         frozenset({LTEQ}),
         "Differential privacy: how many rows of one entity count in one answer; more rows need more noise.",
         "the number of rows of one unit that count in an answer {op} {value}",
     ),
-    _shape(
+    _shape_operand(
         "column",
         ValueType.TEXT,
         frozenset({EQ, ANY}),
@@ -171,7 +171,7 @@ OPERANDS: tuple[Operand, ...] = (
         "the columns {value}",
         where=DUTY,
     ),
-    _shape(
+    _shape_operand(
         "method",
         ValueType.TEXT,
         frozenset({EQ}),
@@ -179,7 +179,7 @@ OPERANDS: tuple[Operand, ...] = (
         "by {value}",
         where=DUTY,
     ),
-    _shape(
+    _shape_operand(
         "argument",
         ValueType.TEXT,
         frozenset({EQ}),

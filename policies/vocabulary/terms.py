@@ -1,7 +1,6 @@
-"""What one word of the vocabulary is: Phase, Tier, Operand, Action, and names in long and short form.
+"""The types of a vocabulary entry (Operand, Action, Phase, Tier), and conversion between short names and IRIs.
 
-Only shapes and name arithmetic live here; the words themselves stand in the family files. Must not
-know policies, facts or evaluation.
+The entries themselves are in the family files. Must not know policies, facts or evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from policies.model import DPV, HANSE, ODRL, XSD
 
 
 class Phase(StrEnum):
-    """When something is decided (usage-policies, section 5), in order of time."""
+    """When a constraint is decided (usage-policies, section 5), in order of time."""
 
     CATALOGUE = "catalogue"
     NEGOTIATION = "negotiation"
@@ -27,7 +26,7 @@ class Phase(StrEnum):
 
     @property
     def order(self) -> int:
-        """Position in time, 0 for the catalogue."""
+        """Position in time; 0 for the catalogue."""
         return PHASE_ORDER[self]
 
 
@@ -35,8 +34,9 @@ PHASE_ORDER: dict[Phase, int] = {phase: index for index, phase in enumerate(Phas
 
 
 class Tier(StrEnum):
-    """What a rule rests on: the owner's engine, a verified claim, what the party says of itself, or the contract
-    alone."""
+    """What enforcement of a rule rests on: the owner's engine, a verified claim, a declaration of the party, the
+    contract only.
+    """
 
     TECHNICAL = "technical"
     ATTESTED = "attested"
@@ -45,7 +45,7 @@ class Tier(StrEnum):
 
 
 class ValueType(StrEnum):
-    """How the right side (and the fact) of an operand is read; never guessed from its looks."""
+    """How the right operand and the fact are parsed; never guessed from the text."""
 
     TEXT = "text"
     IRI = "iri"
@@ -65,7 +65,7 @@ class Counting(StrEnum):
     """How an observed quantity relates to the execution being admitted."""
 
     PLAIN = ""
-    BEFORE = "before"  # the fact counts what went before; this execution is one more
+    BEFORE = "before"  # the fact counts earlier uses; this execution is one more
     ELAPSED = "elapsed"  # the fact is the clock, measured from the agreement's timestamp
     CLOCK = "clock"  # the fact is the clock itself
 
@@ -82,14 +82,15 @@ RULE, DUTY = "rule", "duty"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
-    """One left operand and all there is to know about it.
+    """One left operand and everything known about it.
 
-    `fact` is the key under which its observed value is looked up; `enforced_by` names the part of the
-    system that makes it true (see `ENFORCERS`), empty when nobody does. `by_engine`: a condition about
-    the answer, which the compiled contract makes true. `parameter`: the operand is a family,
-    `name` + one column. `sentence` is how `explain` says it, with {op} and {value}. `sources` names who can supply
-    the fact (see `SOURCES`). `kinds`: an observed value counts as everything that it is a kind of. `absent`: the value
-    of whoever has none, which is no other value either: to be something else than X is not known of it.
+    `fact`: the key of its observed value. `enforced_by`: the part of the system that enforces it (see `ENFORCERS`),
+    empty when none does. `by_engine`: a condition on the answer, which the compiled contract enforces. `parameter`: a
+    family of operands, `name` followed by a column. `sentence`: how `explain` phrases it, with {op} and {value}.
+    `sources`: who can supply the fact (see `SOURCES`). `kinds`: an observed value also counts as each of its broader
+    values. `absent`: the value of a party that has none; comparing it with `neq` or `isNoneOf` stays unknown.
+
+    Raises: ValueError for a technical operand without `enforced_by`.
     """
 
     name: str
@@ -114,14 +115,17 @@ class Operand:
     def __post_init__(self) -> None:
         if self.tier is Tier.TECHNICAL and not self.enforced_by:
             raise ValueError(
-                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                f"{compact(self.name)} is declared technical but names nothing that enforces it; "
                 "set enforced_by, or declare it attested or contractual"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One action: its broader action (`parent`, empty for a root), and who makes a rule on it true."""
+    """One action: its broader action (`parent`, empty for a root) and what enforces a rule on it.
+
+    Raises: ValueError for a technical action without `enforced_by`.
+    """
 
     name: str
     parent: str
@@ -136,14 +140,14 @@ class Action:
     def __post_init__(self) -> None:
         if self.tier is Tier.TECHNICAL and not self.enforced_by:
             raise ValueError(
-                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                f"{compact(self.name)} is declared technical but names nothing that enforces it; "
                 "set enforced_by, or declare it contractual"
             )
 
 
-# Which part of the system answers for a rule; the enforceability report prints the sentence.
+# The parts of the system that enforce rules; the enforceability report prints the sentence.
 ENFORCERS: dict[str, str] = {
-    "identity": "what the member register and the owner's own records say of the caller, asked at each read",
+    "identity": "the member register and the owner's records about the caller, read for each request",
     "request": "the declaration that comes with each request, bound into its token and logged",
     "clock": "the owner's clock, at transfer start and before each batch",
     "grant": "the grant's counters, moved before the data leaves",
@@ -153,17 +157,17 @@ ENFORCERS: dict[str, str] = {
     "negotiation": "the negotiation, which refuses what it does not understand",
 }
 
-# Who can supply a fact: what a refusal says where it is missing. Plugins add theirs (`vocabulary.register`).
+# Who can supply a fact, for refusals when it is missing. Plugins add theirs (`vocabulary.register`).
 SOURCES: dict[str, str] = {
     "signature": "the party itself, by proving its DID",
     "register": "the operator of the data space, in the signed member register",
     "owner": "the owner, who records it (hanse fact add)",
-    "request": "whoever asks, by declaring it with the request",
+    "request": "the caller, by declaring it with the request",
     "clock": "the owner's clock",
     "counter": "the grant's counters",
     "ledger": "the owner's ledger of duties, from evidence (hanse duty done)",
 }
-# Facts that are no operands of their own.
+# Facts without an operand.
 OTHER_FACTS: dict[str, tuple[str, ...]] = {"ds:miningReserved": ("owner",), "ds:fulfilled": ("ledger",)}
 
 PREFIXES: dict[str, str] = {
@@ -179,18 +183,18 @@ PREFIXES: dict[str, str] = {
 
 
 def ds(local: str) -> str:
-    """The IRI of a term of this project's profile."""
+    """Return the IRI of a term of this project's profile: `ds("query")`."""
     return HANSE + local
 
 
 def odrl(local: str) -> str:
-    """The IRI of an ODRL term."""
+    """Return the IRI of an ODRL term: `odrl("purpose")`."""
     return ODRL + local
 
 
 @lru_cache(maxsize=2_048)
 def compact(iri: str) -> str:
-    """`http://www.w3.org/ns/odrl/2/purpose` -> `odrl:purpose`; anything unknown stays as it is."""
+    """Return an IRI with its known prefix (`odrl:purpose`); other IRIs unchanged."""
     for prefix, namespace in PREFIXES.items():
         if iri.startswith(namespace) and len(iri) > len(namespace):
             return f"{prefix}:{iri[len(namespace) :]}"
@@ -198,7 +202,7 @@ def compact(iri: str) -> str:
 
 
 def expand(term: str) -> str:
-    """`ds:query` -> its IRI; a name without a known prefix stays as it is."""
+    """Return the IRI of a prefixed name (`ds:query`); names without known prefix unchanged."""
     prefix, colon, local = term.partition(":")
     if colon and not local.startswith("//") and prefix in PREFIXES:
         return PREFIXES[prefix] + local
@@ -206,12 +210,14 @@ def expand(term: str) -> str:
 
 
 def column_term(family: str, column: str) -> str:
-    """The IRI of `ds:row/<column>` and its like; the column is percent-encoded to stay an IRI."""
+    """Return the IRI of a column term such as `ds:row/<column>`, with the column percent-encoded."""
     return f"{HANSE}{family}/{quote(column, safe='')}"
 
 
 def column_of(iri: str) -> str:
-    """The column named by `ds:row/<column>`, `ds:dimension/<column>`, `ds:measure/<column>`; else empty."""
+    """Return the column that `ds:row/<column>`, `ds:dimension/<column>` or `ds:measure/<column>` names; otherwise
+    empty.
+    """
     for family in ("row", "dimension", "measure"):
         head = f"{HANSE}{family}/"
         if iri.startswith(head):

@@ -1,4 +1,4 @@
-"""Words about time: from when, until when, for how long.
+"""Terms about time: start, end, duration.
 
 Decided by the owner's clock, which is an argument of evaluation.
 """

@@ -1,4 +1,4 @@
-"""Words about models: what may be trained, where models are registered, which models a duty covers.
+"""Terms about models: training, registration of models, deletion of models.
 
 The order mining > training > generative training follows the ODRL community's draft AI vocabulary.
 """

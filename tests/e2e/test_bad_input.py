@@ -124,7 +124,7 @@ FORMS = {
         "shoe_size",
     ),
     "a dataset that is not there": ("offer: x\ndataset: unicorns\nmay: [query]\n", "unicorns"),
-    "a day that has passed": ("offer: x\ndataset: patients\nmay: [query]\nuntil: 2020-01-01\n", "a time to come"),
+    "a day that has passed": ("offer: x\ndataset: patients\nmay: [query]\nuntil: 2020-01-01\n", "a time in the future"),
     "no YAML": ("{[", "line"),
 }
 

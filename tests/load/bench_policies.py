@@ -17,7 +17,7 @@ from policies.authoring import convert
 from policies.contracts import compile
 from policies.contracts.contract import Column, TableSchema
 from policies.evaluation import evaluate
-from policies.evaluation.compiled_policy import Plan
+from policies.evaluation.compiled_policy import CompiledPolicy
 from policies.evaluation.facts import Facts
 from policies.model import Kind, Policy
 from policies.odrl import reader
@@ -94,7 +94,7 @@ def main() -> None:
     form = convert.write_form(convert.from_policy(policy))
     action, phase = ds("query"), Phase.TRANSFER
     # One that is decided from facts alone, as in a catalogue of plain offers.
-    small = evaluate.as_if_agreed(convert.to_policy(convert.read_form(convert.template("members-only"))))
+    small = evaluate.as_granting_set(convert.to_policy(convert.read_form(convert.template("members-only"))))
 
     def decide(asked: Policy, facts: Facts, *, explained: bool) -> Callable[[], object]:
         decide_ = evaluate.evaluate if explained else evaluate.permits
@@ -108,13 +108,13 @@ def main() -> None:
         ("decision with explanation, refused", decide(policy, refused, explained=True), "30,000/s"),
         ("decision with explanation, members only", decide(small, FACTS, explained=True), "30,000/s"),
         ("facts of a request", lambda: Facts.of({key: FACTS[key].values for key in FACTS}), ""),
-        ("policy to plan (first use)", lambda: Plan(policy), ""),
+        ("policy to plan (first use)", lambda: CompiledPolicy(policy), ""),
         ("read from JSON-LD", lambda: reader.read(wire), ""),
         ("write as JSON-LD", lambda: reader.write(policy), ""),
         ("digest", lambda: reader.digest(policy), ""),
         ("read the YAML form", lambda: convert.read_form(form), ""),
         ("lint with a schema", lambda: lint.lint(policy, SCHEMA), ""),
-        ("compile to contracts", lambda: compile.contracts(policy, SCHEMA), "50/s (20 ms)"),
+        ("compile to contracts", lambda: compile.compile_contracts(policy, SCHEMA), "50/s (20 ms)"),
     ]
     print(f"policies on one core of {platform.machine()}, Python {platform.python_version()}")
     print(f"{'what':<42}{'per second':>12}{'each':>12}   aim")

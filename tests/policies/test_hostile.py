@@ -1,4 +1,4 @@
-"""Whatever comes in, it is read or refused with a reason; what was read can always be handled to the end."""
+"""Hostile input is read or refused with a reason, and whatever is read passes every later step."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _handle(policy: Policy) -> None:
     for action in (odrl("use"), ds("query"), ""):
         for phase in Phase:
             arguments = {"action": action, "phase": phase, "now": 1.8e9}
-            tried = evaluate.as_if_agreed(policy)
+            tried = evaluate.as_granting_set(policy)
             made = evaluate.evaluate(tried, Facts.of({"ds:row/a": 1}), **arguments)  # type: ignore[arg-type]  # a table
             json.dumps(made.to_json())
             assert explain.decision(made)

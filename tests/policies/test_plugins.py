@@ -70,11 +70,11 @@ from policies.contracts import compile as compiler
 from policies.odrl import reader
 from policies.review import lint, phrases
 from policies.contracts.contract import Column, TableSchema
-from policies.evaluation.evaluate import as_if_agreed, evaluate
+from policies.evaluation.evaluate import as_granting_set, evaluate
 from policies.vocabulary import OPERANDS, Phase, ds, expand
-from policies.enforce.gate import Dataset, prepare
+from policies.enforce.gate import GatedDataset, prepare
 
-loaded = plugins.load()
+loaded = plugins.load_plugins()
 found = fact_sources.load()
 facts = asyncio.run(fact_sources.ask(found, "did:web:a.example"))
 policy = reader.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action": "ds:query", "constraint": [
@@ -85,13 +85,14 @@ policy = reader.read({"@id": "urn:x", "@type": "Offer", "permission": [{"action"
         {"leftOperand": "ds:method", "operator": "eq", "rightOperand": "last"},
         {"leftOperand": "ds:argument", "operator": "eq", "rightOperand": "2"}]}]}]})
 schema = TableSchema((Column("name", "VARCHAR"),))
-contract = compiler.contracts(policy, schema, concluded=1.8e9)[0]
+contract = compiler.compile_contracts(policy, schema, concluded=1.8e9)[0]
 tokens = iter(f"t{n}" for n in range(99))
-made = prepare("SELECT name FROM o.t", [Dataset(("o", "t"), "src", contract)], action=ds("query"), purpose=None,
+made = prepare("SELECT name FROM o.t", [GatedDataset(("o", "t"), "src", contract)], action=ds("query"), purpose=None,
                token=lambda: next(tokens), mask_key=b"k" * 32)
 con = duckdb.connect()
 con.execute("CREATE TABLE src AS SELECT 'Hamburg' AS name")
-decide = lambda known: evaluate(as_if_agreed(policy, at=1.8e9), known, action=ds("query"), phase=Phase.QUERY, now=1.8e9)
+granting = as_granting_set(policy, at=1.8e9)
+decide = lambda known: evaluate(granting, known, action=ds("query"), phase=Phase.QUERY, now=1.8e9)
 print(json.dumps({
     "loaded": loaded, "sources": [one.NAME for one in found], "facts": sorted(facts), "rows": contract.limits.rows,
     "shown": con.execute(made.sql, made.params).fetchall(), "lint": [p.code for p in lint.lint(policy, schema)],
@@ -149,15 +150,15 @@ def word(**changed: Any) -> Operand:
     ("made", "says"),
     [
         (lambda: word(tier=Tier.TECHNICAL, enforced_by=""), "names nothing that enforces it"),
-        (lambda: word(tier=Tier.TECHNICAL, enforced_by="magic"), "expected one of"),
-        (lambda: word(tier=Tier.TECHNICAL, enforced_by="gate", by_engine=True), "brings no function in LOWER"),
-        (lambda: word(tier=Tier.TECHNICAL, sources=("register",)), "it is attested, not technical"),
+        (lambda: word(tier=Tier.TECHNICAL, enforced_by="magic"), "expected enforced_by to be one of"),
+        (lambda: word(tier=Tier.TECHNICAL, enforced_by="gate", by_engine=True), "has no function in LOWER"),
+        (lambda: word(tier=Tier.TECHNICAL, sources=("register",)), "declare it attested, not technical"),
     ],
 )
 def test_a_word_without_a_way_to_enforce_it_cannot_claim_to_be_technical(made: Any, says: str) -> None:
     before = dict(OPERANDS)
     with pytest.raises(ValueError, match=says):
-        plugins.take(SimpleNamespace(OPERANDS=(made(),)))
+        plugins.register_plugin(SimpleNamespace(OPERANDS=(made(),)))
     assert before == OPERANDS
 
 
@@ -170,14 +171,14 @@ def test_an_action_of_a_plugin_is_never_technical() -> None:
         tier=Tier.TECHNICAL,
         enforced_by="gate",
     )
-    with pytest.raises(ValueError, match="rests on the contract"):
-        plugins.take(SimpleNamespace(ACTIONS=(action,)))
+    with pytest.raises(ValueError, match="expected contractual for an action of a plugin"):
+        plugins.register_plugin(SimpleNamespace(ACTIONS=(action,)))
 
 
 def test_a_mask_without_sql_or_with_a_taken_name_is_refused() -> None:
     given: dict[str, Any] = {"help": "x", "sentence": "x", "argument": lambda text: None, "families": {columns.TEXT}}
-    with pytest.raises(ValueError, match="brings nothing that makes it true"):
+    with pytest.raises(ValueError, match="has no function that enforces it"):
         MaskWord(name="none", build=None, **given)  # type: ignore[arg-type]  # what a plugin may get wrong
     with pytest.raises(ValueError, match="registered already"):
-        plugins.take(SimpleNamespace(MASKS=(MaskWord(name="hash", build=lambda *_: None, **given),)))
+        plugins.register_plugin(SimpleNamespace(MASKS=(MaskWord(name="hash", build=lambda *_: None, **given),)))
     assert MASKS == {}

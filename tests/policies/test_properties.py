@@ -14,7 +14,7 @@ from policies import vocabulary
 from policies.authoring import convert
 from policies.evaluation import evaluate, values
 from policies.evaluation.facts import Facts
-from policies.model import Conflict, Group, Kind, Policy, Rule
+from policies.model import ConflictStrategy, Group, Kind, Policy, Rule
 from policies.odrl import reader
 from policies.vocabulary import Phase, ds, odrl
 from tests.support import dsp_schemas
@@ -26,7 +26,7 @@ PHASES = st.sampled_from([Phase.CATALOGUE, Phase.NEGOTIATION, Phase.TRANSFER, Ph
 FEW = st.sampled_from(random.FEW_USES)
 MOMENTS = st.sampled_from([1.7e9, 1.8e9, 1.83e9, 1.9e9])
 ACTIONS = st.sampled_from([*random.USES, odrl("sell"), ds("mining")])
-CONFLICTS = st.sampled_from(list(Conflict))
+CONFLICTS = st.sampled_from(list(ConflictStrategy))
 
 
 @st.composite
@@ -68,7 +68,7 @@ def _spoken(policy: Policy) -> Any:
     """All that a policy says, as sets: a second way of telling whether two mean the same."""
 
     def rule(one: Any) -> Any:
-        action = vocabulary.SAME_ACTION.get(one.action, one.action)
+        action = vocabulary.ACTION_ALIASES.get(one.action, one.action)
         duties = frozenset(map(rule, getattr(one, "duties", ())))
         return action, frozenset(map(constraint, one.constraints)), duties
 
@@ -77,7 +77,7 @@ def _spoken(policy: Policy) -> Any:
             return one.connective, tuple(sorted(map(repr, map(constraint, one.members))))
         operand = vocabulary.operand(one.left)
         assert operand is not None
-        canonical = (values.canonical(operand.type, v.text, v.datatype, operand.levels) for v in one.right)
+        canonical = (values.canonical_text(operand.type, v.text, v.datatype, operand.levels) for v in one.right)
         return one.left, one.operator, frozenset(canonical)
 
     kinds = (policy.permissions, policy.prohibitions, policy.obligations)
@@ -172,7 +172,7 @@ def test_order_never_matters_to_a_decision(
     policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float, shuffle: Any
 ) -> None:
     facts = Facts.of(given_facts)
-    a, b = (evaluate.as_if_agreed(one) for one in (policy, _shuffled(policy, shuffle)))
+    a, b = (evaluate.as_granting_set(one) for one in (policy, _shuffled(policy, shuffle)))
     assert evaluate.permits(a, facts, action=action, phase=phase, now=now) == evaluate.permits(
         b, facts, action=action, phase=phase, now=now
     )
@@ -183,7 +183,7 @@ def test_order_never_matters_to_a_decision(
 def test_the_explained_decision_is_the_plain_one(
     policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float
 ) -> None:
-    facts, tried = Facts.of(given_facts), evaluate.as_if_agreed(policy)
+    facts, tried = Facts.of(given_facts), evaluate.as_granting_set(policy)
     decision = evaluate.evaluate(tried, facts, action=action, phase=phase, now=now)
     assert decision.permitted == evaluate.permits(tried, facts, action=action, phase=phase, now=now)
     assert (decision.permission is not None) == decision.permitted
@@ -197,7 +197,7 @@ def test_the_explained_decision_is_the_plain_one(
 def test_leaving_out_a_fact_never_permits(
     policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float
 ) -> None:
-    tried = evaluate.as_if_agreed(policy)
+    tried = evaluate.as_granting_set(policy)
     facts = Facts.of(given_facts)
     if evaluate.permits(tried, facts, action=action, phase=phase, now=now):
         return
@@ -211,11 +211,11 @@ def test_one_more_constraint_on_a_permission_never_permits(
     policy: Policy, extra: Any, given_facts: dict[str, Any], action: str, phase: Phase, now: float
 ) -> None:
     facts = Facts.of(given_facts)
-    before = evaluate.permits(evaluate.as_if_agreed(policy), facts, action=action, phase=phase, now=now)
+    before = evaluate.permits(evaluate.as_granting_set(policy), facts, action=action, phase=phase, now=now)
     for index, rule in enumerate(policy.permissions):
         narrowed = replace(rule, constraints=(*rule.constraints, extra))
         permissions = (*policy.permissions[:index], narrowed, *policy.permissions[index + 1 :])
-        tried = evaluate.as_if_agreed(replace(policy, permissions=permissions))
+        tried = evaluate.as_granting_set(replace(policy, permissions=permissions))
         assert before or not evaluate.permits(tried, facts, action=action, phase=phase, now=now)
 
 
@@ -227,8 +227,8 @@ def test_one_more_prohibition_never_permits(
     facts = Facts.of(given_facts)
     more = replace(policy, prohibitions=(*policy.prohibitions, extra))
     for phase in Phase:
-        before = evaluate.permits(evaluate.as_if_agreed(policy), facts, action=action, phase=phase, now=now)
-        after = evaluate.permits(evaluate.as_if_agreed(more), facts, action=action, phase=phase, now=now)
+        before = evaluate.permits(evaluate.as_granting_set(policy), facts, action=action, phase=phase, now=now)
+        after = evaluate.permits(evaluate.as_granting_set(more), facts, action=action, phase=phase, now=now)
         assert before or not after
 
 

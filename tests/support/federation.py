@@ -123,7 +123,7 @@ class Federation:
             for key in fragment.keys:
                 keys = values(here, key, made)
                 cursor.register(key.name, keys)
-                brought.append(gate.Keys(key.name, key.name, ("k",)))
+                brought.append(gate.CallerTable(key.name, key.name, ("k",)))
                 sent += len(data.stream(keys))
             prepared = self.gates[fragment.owner].prepare(fragment.sql, keys=brought)
             self.gates[fragment.owner].recheck(prepared)

@@ -10,7 +10,7 @@ import duckdb
 
 from policies.contracts.compile import compile_contract
 from policies.contracts.contract import Column, DataContract, TableSchema
-from policies.enforce.gate import Dataset, Keys, Prepared, prepare
+from policies.enforce.gate import CallerTable, GatedDataset, PreparedQuery, prepare
 from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Literal, Policy, Rule
 from policies.sql import engine_recheck
 from policies.vocabulary.terms import expand
@@ -78,7 +78,7 @@ class Bench:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection | None = None) -> None:
         self.connection = connection or duckdb.connect(config={"threads": 1})
-        self.datasets: list[Dataset] = []
+        self.datasets: list[GatedDataset] = []
         self._names = itertools.count()
 
     def token(self) -> str:
@@ -88,23 +88,23 @@ class Bench:
         """The same names again: what is written alike afterwards is the same text."""
         self._names = itertools.count()
 
-    def add(self, owner: str, table: str, relation: str, made: DataContract) -> Dataset:
-        dataset = Dataset((owner, table), relation, made, id=f"urn:{owner}:{table}")
+    def add(self, owner: str, table: str, relation: str, made: DataContract) -> GatedDataset:
+        dataset = GatedDataset((owner, table), relation, made, id=f"urn:{owner}:{table}")
         self.datasets.append(dataset)
         return dataset
 
-    def prepare(self, sql: str, *, purpose: str | None = None, keys: Sequence[Keys] = ()) -> Prepared:
+    def prepare(self, sql: str, *, purpose: str | None = None, keys: Sequence[CallerTable] = ()) -> PreparedQuery:
         return prepare(sql, self.datasets, action=QUERY, purpose=purpose, token=self.token, mask_key=KEY, keys=keys)
 
-    def recheck(self, prepared: Prepared) -> None:
+    def recheck(self, prepared: PreparedQuery) -> None:
         found = self.connection.execute(engine_recheck.RECHECK_SQL, [prepared.sql]).fetchone()
         assert found is not None
         engine_recheck.check(found[0], names=prepared.names, functions=prepared.functions)
 
-    def run(self, prepared: Prepared) -> list[tuple[Any, ...]]:
+    def run(self, prepared: PreparedQuery) -> list[tuple[Any, ...]]:
         self.recheck(prepared)
         return self.connection.execute(prepared.sql, prepared.params).fetchall()
 
-    def ask(self, sql: str, *, purpose: str | None = None, keys: Sequence[Keys] = ()) -> list[tuple[Any, ...]]:
+    def ask(self, sql: str, *, purpose: str | None = None, keys: Sequence[CallerTable] = ()) -> list[tuple[Any, ...]]:
         """The rows of the answer. Raises QueryRefused, or DuckDB's error (which never leaves a real owner)."""
         return self.run(self.prepare(sql, purpose=purpose, keys=keys))

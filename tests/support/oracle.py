@@ -24,7 +24,7 @@ def verdict(constraint: Constraint, row: Mapping[str, Any]) -> bool | None:
     """satisfied, unsatisfied, or unknown (usage-policies, section 4)."""
     if isinstance(constraint, Atom):
         texts = [literal.text for literal in constraint.right]
-        return operators.scalar(constraint.operator, row[column_of(constraint.left)], texts)
+        return operators.compare_scalar(constraint.operator, row[column_of(constraint.left)], texts)
     found = [verdict(member, row) for member in constraint.members]
     if constraint.connective is Connective.AND:
         return False if False in found else None if None in found else True

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from policies import vocabulary
-from policies.model import HANSE, Atom, Conflict, Connective, Duty, Group, Kind, Literal, Policy, Rule
+from policies.model import HANSE, Atom, ConflictStrategy, Connective, Duty, Group, Kind, Literal, Policy, Rule
 from policies.vocabulary import Operand, ValueType, column_term, ds, odrl
 from policies.vocabulary.terms import DUTY, RULE
 
@@ -124,7 +124,7 @@ def rules(*, only: tuple[str, ...] = (), duty: bool = True) -> st.SearchStrategy
 
 
 def policies(
-    *, only: tuple[str, ...] = (), conflict: st.SearchStrategy[Conflict] | None = None
+    *, only: tuple[str, ...] = (), conflict: st.SearchStrategy[ConflictStrategy] | None = None
 ) -> st.SearchStrategy[Policy]:
     """An offer of known words, with everything that a message needs."""
     return st.builds(
@@ -135,7 +135,7 @@ def policies(
         prohibitions=st.lists(rules(only=only, duty=False), max_size=2).map(tuple),
         obligations=st.lists(duties(), max_size=2).map(tuple),
         target=st.just("urn:example:dataset"),
-        conflict=st.just(Conflict.PROHIBIT) if conflict is None else conflict,
+        conflict=st.just(ConflictStrategy.PROHIBIT) if conflict is None else conflict,
         profile=st.sampled_from(["", HANSE]),
     )
 
@@ -194,7 +194,7 @@ def few_policies() -> st.SearchStrategy[Policy]:
         id=st.just("urn:few"),
         permissions=st.lists(few_rules(duty=True), min_size=1, max_size=2).map(tuple),
         prohibitions=st.lists(few_rules(duty=False), max_size=2).map(tuple),
-        conflict=st.sampled_from(list(Conflict)),
+        conflict=st.sampled_from(list(ConflictStrategy)),
     )
 
 

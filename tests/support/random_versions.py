@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from policies.enforce.gate import Dataset, changed
+from policies.enforce.gate import GatedDataset, prepare_version_report
 from tests.support import gate
 from tests.support.gate import atom
 from tests.support.oracle import Row
@@ -62,8 +62,8 @@ def outcome(seed: int) -> Outcome:
         *(atom(f"ds:dimension/{name}", "eq", "exact") for name in dimensions),
         *(atom(f"ds:measure/{name}", "eq", "0..1000") for name in measures),
     )
-    before, after = (Dataset(("clinic", "t"), name, contract) for name in ("old", "new"))
-    ((found,),) = bench.run(changed(before, after, token=bench.token, mask_key=gate.KEY))
+    before, after = (GatedDataset(("clinic", "t"), name, contract) for name in ("old", "new"))
+    ((found,),) = bench.run(prepare_version_report(before, after, token=bench.token, mask_key=gate.KEY))
     sides = (_shown(old, dimensions, before, bench), _shown(new, dimensions, after, bench))
     told = tuple(_told(*sides, dimensions, measures))
     bench.connection.close()
@@ -148,7 +148,7 @@ _CHANGES: dict[str, Callable[[random.Random, list[Row]], list[Row]]] = {
 }  # fmt: skip
 
 
-def _shown(rows: list[Row], dimensions: tuple[str, ...], version: Dataset, bench: gate.Bench) -> list[Row]:
+def _shown(rows: list[Row], dimensions: tuple[str, ...], version: GatedDataset, bench: gate.Bench) -> list[Row]:
     """The rows of the cells that the gate shows of a version."""
     asking, among = gate.Bench(bench.connection), "".join(f"{name}, " for name in dimensions)
     asking.add(*version.name, version.relation, version.contract)

@@ -22,7 +22,7 @@ from connector.federation.tables import Holdings
 from connector.management.auth import Caller
 from connector.store import Store
 from connector.store.tables import Transfer
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 
 _STREAM = frozenset(("stream", "train", "read", "use"))  # last words of the actions that permit it
 _QUERY = frozenset(("query", "use"))
@@ -50,7 +50,7 @@ class Reading:
 
     @property
     def sql(self) -> str:
-        name = ".".join(map(quoted, (self.owner, self.dataset)))
+        name = ".".join(map(quote_identifier, (self.owner, self.dataset)))
         return f"SELECT count(*) AS n FROM {name}" if self.groups else f"SELECT * FROM {name} LIMIT 10"  # noqa: S608
 
 

@@ -33,8 +33,8 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
 from connector.usage.held_agreement import Held
 from policies.contracts.columns import fold
-from policies.contracts.contract import Limits
-from policies.contracts.masks import texts
+from policies.contracts.contract import UsageLimits
+from policies.contracts.masks import text_columns
 from policies.errors import PolicyError
 from policies.vocabulary import expand
 
@@ -134,7 +134,7 @@ class Desk:
         if "path" not in wanted:
             return None
         held = await self._held(tickets[0])
-        if any(contract.limits != Limits() for contract in held.contracts):
+        if any(contract.limits != UsageLimits() for contract in held.contracts):
             return None
         try:
             return await self._reads.plans.plan(tickets[0], Wanted(**_declared(wanted)))
@@ -157,7 +157,7 @@ class Desk:
         for ticket in tickets:
             with suppress(HanseError):  # it is refused when the statement is asked
                 for contract in (await self._usable(ticket)).contracts:
-                    as_texts = texts(contract.masks)
+                    as_texts = text_columns(contract.masks)
                     for column in contract.schema.columns:
                         if column.name in contract.columns:
                             shown = "VARCHAR" if column.name in as_texts else column.type

@@ -109,7 +109,7 @@ def parsed(form: type[_Form], body: bytes) -> _Form:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
         raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
-    except strictjson.GivenTwice as error:
+    except strictjson.DuplicateMember as error:
         raise BadInput(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
         raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error

@@ -23,7 +23,7 @@ from typing import Any
 
 from connector.datasets.sources.path_errors import check_path_text, path_refusal, path_refusals
 from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
-from policies.contracts.columns import quoted
+from policies.contracts.columns import quote_identifier
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
@@ -320,7 +320,7 @@ def quote_name(value: str) -> str:
     """A name as an identifier of the engine."""
     if "\x00" in value:
         raise SourceUnreadable("expected a name without NUL")
-    return quoted(value)
+    return quote_identifier(value)
 
 
 def alike(name: str) -> str:

@@ -12,7 +12,7 @@ from connector.federation.planner import sql_text
 from connector.federation.planner.model import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables, shared_name
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
-from policies.sql.rewrite import every
+from policies.sql.rewrite import list_nodes
 
 _SITE_MAX = 32  # letters of an owner's name, in ids that stand with others in the 64 of a read's name: a DID has more
 
@@ -299,7 +299,7 @@ def gives_results(statement: exp.Expr) -> bool:
 def _is_unfiltered(statement: exp.Expr) -> bool:
     """Whether every group that there is adds to the answer."""
     return not any(
-        isinstance(node, exp.Where | exp.Having | exp.Limit | exp.Filter | exp.If) for node in every(statement)
+        isinstance(node, exp.Where | exp.Having | exp.Limit | exp.Filter | exp.If) for node in list_nodes(statement)
     )
 
 
@@ -321,7 +321,7 @@ def _aggregates(output: exp.Expr) -> Iterator[exp.Expr]:
 
 def _names_in(statement: exp.Expr) -> frozenset[str]:
     """Every name that is in a statement, folded: those of its columns, and more."""
-    return frozenset(fold(node.name) for node in every(statement) if type(node) is exp.Identifier)
+    return frozenset(fold(node.name) for node in list_nodes(statement) if type(node) is exp.Identifier)
 
 
 def _of(columns: Sequence[Column], names: Collection[str]) -> tuple[Column, ...]:

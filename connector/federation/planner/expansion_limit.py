@@ -14,12 +14,12 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.federation.planner.context import Planning
-from policies.contracts.columns import apart, fold
+from policies.contracts.columns import fold, make_distinct
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES, SETS
 from policies.sql.limits import DEFAULT
-from policies.sql.rewrite import every
-from policies.sql.using import Merged, Merging, shown
+from policies.sql.rewrite import list_nodes
+from policies.sql.using import MergedColumn, UsingScope, expand_star
 
 Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" where one has none
 MOST = DEFAULT.nodes  # parts that may be added: as many as a question may have
@@ -39,7 +39,7 @@ def check(tree: exp.Expr, planning: Planning) -> Reckoned:
 
 def size(node: exp.Expr) -> int:
     """How many parts an expression has."""
-    return len(every(node))
+    return len(list_nodes(node))
 
 
 def refusal() -> QueryInvalid:
@@ -57,8 +57,8 @@ class Joined:
 
     join: exp.Expr
     alias: str
-    pairs: Sequence[tuple[str, Merged | None]]
-    merged: Sequence[Merged]
+    pairs: Sequence[tuple[str, MergedColumn | None]]
+    merged: Sequence[MergedColumn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Block:
     called: Mapping[str, int]
 
     @property
-    def merged(self) -> Sequence[Merged]:
+    def merged(self) -> Sequence[MergedColumn]:
         """What USING makes one of."""
         return _last(self.joined)
 
@@ -118,7 +118,9 @@ class Reckoned:
             if output.is_star:
                 table = fold(output.table) if isinstance(output, exp.Column) else ""
                 stars = (
-                    sources.get(table, ()) if table else [name for _, name, _ in shown(sources, tested, _last(joined))]
+                    sources.get(table, ())
+                    if table
+                    else [name for _, name, _ in expand_star(sources, tested, _last(joined))]
                 )
                 self._show(len(stars))
                 outputs += [(name, _STAR) for name in stars]
@@ -158,7 +160,7 @@ class Reckoned:
         if not given and len(set(called)) == len(called):
             return names
         found = [*given, *names[len(given) :]]
-        found = apart([name or f"_col_{place}" for place, name in enumerate(found)])
+        found = make_distinct([name or f"_col_{place}" for place, name in enumerate(found)])
         self.renamed.append((source, found))
         return found
 
@@ -203,7 +205,7 @@ def _joined(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Jo
     if not any(join.args.get("using") for join in joins):
         return ()
     first, *others = sources
-    merging = Merging(first, sources)
+    merging = UsingScope(first, sources)
     # One alias twice is for the binder to refuse.
     return tuple(
         Joined(join, alias, merging.join(join, alias), merging.merged)
@@ -211,5 +213,5 @@ def _joined(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Jo
     )
 
 
-def _last(joined: Sequence[Joined]) -> Sequence[Merged]:
+def _last(joined: Sequence[Joined]) -> Sequence[MergedColumn]:
     return joined[-1].merged if joined else ()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from connector.errors import HanseError, QueryInvalid
 from policies.contracts.columns import fold
 from policies.contracts.contract import Dimension
-from policies.enforce.withheld import Share, Withheld, left_out, sentences, strongest
+from policies.enforce.withheld import Withheld, WithheldShare, describe_left_out, sentences, strongest
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -64,7 +64,7 @@ class GridInfo:
     entity: str | None = None
     epsilon: float | None = None  # answers carry noise that spends this budget
     bins: tuple[Dimension, ...] = ()  # those of the dimensions whose values are in bins
-    share: Share | None = None  # what its owner has published of what it leaves out
+    share: WithheldShare | None = None  # what its owner has published of what it leaves out
 
     def least(self) -> str:
         """What its figures are over, in words."""
@@ -72,7 +72,7 @@ class GridInfo:
 
     def left_out(self) -> str:
         """Which groups its answers leave out, in words."""
-        return left_out(self.min_group, self.entity, noise=self.epsilon is not None)
+        return describe_left_out(self.min_group, self.entity, noise=self.epsilon is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Fragment:
     bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
     results: bool = False  # its rows are figures over groups, and no rows of data
     left_out: str = ""  # which groups its agreement leaves out, in words
-    share: Share | None = None  # what its owner has published of that
+    share: WithheldShare | None = None  # what its owner has published of that
     unfiltered: bool = False  # it asks for all groups
 
     @property

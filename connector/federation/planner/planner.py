@@ -19,7 +19,7 @@ from connector.federation.planner import sql_text, statistics
 from connector.federation.planner.context import Planning
 from connector.federation.planner.model import Fragment, Mode, Others, Plan, Tables
 from connector.federation.planner.rules import RULES, apply
-from policies.contracts.columns import fold, quoted
+from policies.contracts.columns import fold, quote_identifier
 from policies.sql import rewrite
 from policies.sql import syntax_tree as trees
 
@@ -42,7 +42,7 @@ def plan(
     planning.
     """
     tree = sql_text.read(sql) if tree is None else tree
-    spelled = [str(node.this) for node in rewrite.every(tree) if type(node) is exp.Identifier]
+    spelled = [str(node.this) for node in rewrite.list_nodes(tree) if type(node) is exp.Identifier]
     try:
         return _planned(sql, tables, tree, mode=mode, across_agreements=across_agreements, trace=trace)
     except QueryInvalid as error:
@@ -75,7 +75,7 @@ def _planned(sql: str, tables: Tables, tree: exp.Expr, *, mode: Mode, across_agr
     if not planning.drafts:
         raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
     residual = _named(tree, names)
-    nodes = rewrite.every(residual)
+    nodes = rewrite.list_nodes(residual)
     _notes(nodes, planning)
     ctes = tuple(node.alias for node in nodes if isinstance(node, exp.CTE))
     fragments = planning.fragments(lambda draft: statistics.expected(draft, planning))
@@ -140,7 +140,7 @@ def merge_sql(
 
 def _all(fragment: Fragment, others: Mapping[int, str]) -> str:
     """What came of a fragment, in the engine's types."""
-    names = [quoted(name) for name in fragment.outputs]
+    names = [quote_identifier(name) for name in fragment.outputs]
     outputs = [f"TRY_CAST({name} AS {others[at]}) AS {name}" if at in others else name for at, name in enumerate(names)]
     return f'SELECT {", ".join(outputs) if others else "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
 
@@ -180,7 +180,7 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
     }
     for output, name in zip(first.expressions, names, strict=True):
         output.set("alias", exp.to_identifier(name)) if isinstance(output, exp.Alias) else output.replace(
-            trees.named(output.copy(), name)
+            trees.alias_as(output.copy(), name)
         )
     node, orders = tree, [tree.args.get("order")]
     while node is not first:  # a side in brackets may have an order of its own
@@ -206,5 +206,5 @@ def _notes(nodes: Sequence[exp.Expr], planning: Planning) -> None:
 
 def _text(residual: exp.Expr, nodes: Sequence[exp.Expr]) -> str:
     """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
-    rewrite.safe(nodes)
+    rewrite.make_safe(nodes)
     return sql_text.write(residual, spend=True)

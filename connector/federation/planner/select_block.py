@@ -132,7 +132,7 @@ def parts_of(source: exp.Expr, planning: Planning) -> tuple[Part, ...]:
     """Where a source's rows are: a dataset, a query over one owner, or a UNION ALL of such; () if made here."""
     if isinstance(source, exp.Table):
         return parts_of_table(source, planning) if source.db else ()
-    query = trees.unwrapped(source.this)
+    query = trees.unwrap(source.this)
     branches = _branches(query)
     if len(branches) > 1 and not same_types(branches, planning):
         return ()
@@ -175,7 +175,7 @@ def statement(
 
     `clauses` are further parts of the SELECT (having, qualify, distinct), in terms of the group's sources.
     """
-    select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
+    select = exp.Select(expressions=[trees.alias_as(value.copy(), name) for name, value in outputs])
     for source in group.sources:
         relation = _relation(source, source.parts[number])
         if select.args.get("from_") is None:
@@ -250,7 +250,7 @@ def write_out(columns: Iterable[exp.Column], known: Mapping[str, Mapping[str, ex
             parts += expansion_limit.size(value)
             if parts > expansion_limit.MOST:
                 raise expansion_limit.refusal()
-            trees.put(value, column)
+            trees.substitute(value, column)
 
 
 def _nested(condition: exp.Expr, group: Group, number: int) -> exp.Expr:
@@ -290,7 +290,7 @@ def _branches(query: exp.Expr) -> list[exp.Expr]:
     found: list[exp.Expr] = []
     stack = [query]
     while stack:
-        node = trees.unwrapped(stack.pop())
+        node = trees.unwrap(stack.pop())
         plain = not any(node.args.get(name) for name in ("order", "limit", "offset", "with_"))
         if isinstance(node, exp.Union) and plain and not node.args.get("distinct"):
             stack.extend((node.args["expression"], node.this))
@@ -321,7 +321,7 @@ def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None
         if isinstance(source, exp.Table) and source.db:
             types = {fold(column.name): column.type for column in planning.columns(source)}
             return types.get(fold(value.name))
-        if isinstance(source, exp.Subquery) and isinstance(inner := trees.unwrapped(source.this), exp.Select):
+        if isinstance(source, exp.Subquery) and isinstance(inner := trees.unwrap(source.this), exp.Select):
             for output in inner.selects:
                 if output.alias_or_name == value.name:
                     return _type(output.unalias(), inner, planning)
@@ -338,7 +338,7 @@ def _parts(query: exp.Expr, names: Sequence[str], planning: Planning, *, alone: 
         return ()
     inner = query.copy()
     if isinstance(inner, exp.Select) and names:
-        outputs = [trees.named(one.unalias().copy(), name) for one, name in zip(inner.selects, names, strict=True)]
+        outputs = [trees.alias_as(one.unalias().copy(), name) for one, name in zip(inner.selects, names, strict=True)]
         inner.set("expressions", outputs)
     return (Part(found[0], exp.Subquery(this=inner), found[1]),)
 

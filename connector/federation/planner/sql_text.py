@@ -15,7 +15,7 @@ from connector.federation.planner.model import ALL
 from policies.contracts.columns import fold
 from policies.errors import QueryRefused
 from policies.sql import parentheses, parse
-from policies.sql.rewrite import every
+from policies.sql.rewrite import list_nodes
 
 
 def read(sql: str) -> exp.Expr:
@@ -24,7 +24,7 @@ def read(sql: str) -> exp.Expr:
         tree = parse.parse(sql)
     except QueryRefused as error:
         raise QueryInvalid(str(error), code=error.code, rule=error.rule) from None
-    for node in every(tree):
+    for node in list_nodes(tree):
         # At an owner a cast never fails, as its error would quote a value; where it runs must not change the answer.
         if type(node) is exp.Cast:
             node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
@@ -34,7 +34,7 @@ def read(sql: str) -> exp.Expr:
 def datasets(tree: exp.Expr) -> tuple[tuple[str, str], ...]:
     """Every (owner, dataset) that the tree names, in order; QueryInvalid for a name without its owner."""
     found: dict[tuple[str, str], None] = {}
-    for table in [node for node in every(tree) if type(node) is exp.Table]:
+    for table in [node for node in list_nodes(tree) if type(node) is exp.Table]:
         if table.db:
             found[(fold(table.db), fold(table.name))] = None
         elif not any(fold(table.name) == name for name in _with_names(table)):

@@ -15,7 +15,7 @@ from connector.federation.planner.expansion_limit import Block
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES
-from policies.sql.using import Merged, is_comma, shown
+from policies.sql.using import MergedColumn, expand_star, is_comma
 
 _QUERIES = (*QUERIES, exp.Subquery)
 WRITTEN = "written"  # noted at sources: what they were called before they got other names
@@ -125,7 +125,7 @@ def _none_before(block: Block) -> None:
 
 
 def is_column(name: str) -> QueryInvalid:
-    return QueryInvalid(f"{name} is a column here, too; call the table otherwise", code="column_unknown")
+    return QueryInvalid(f"{name} is also a column here; give the table another alias", code="column_unknown")
 
 
 def _none_beside(block: Block, known: Mapping[int, Block]) -> None:
@@ -148,12 +148,14 @@ def unseen(alias: str) -> QueryInvalid:
     )
 
 
-def _one_source(names: Iterable[exp.Column], sources: Mapping[str, frozenset[str]], merged: Sequence[Merged]) -> None:
+def _one_source(
+    names: Iterable[exp.Column], sources: Mapping[str, frozenset[str]], merged: Sequence[MergedColumn]
+) -> None:
     """QueryInvalid where several sources have a column of one of the names, and USING makes no one of them."""
     for column in names:
         name = fold(column.name)
         if sum(name in there for there in sources.values()) > 1 and all(one.name != name for one in merged):
-            raise QueryInvalid(f"{column.name} stands in several sources; write table.{name}", code="column_unknown")
+            raise QueryInvalid(f"{column.name} is in several sources; write table.{name}", code="column_unknown")
 
 
 def _tables(aliases: Iterable[str], written: Mapping[str, str], block: Block) -> set[str]:
@@ -179,7 +181,7 @@ def _from_inside(block: Block, known: Mapping[int, Block]) -> None:
                     column.set("table", exp.to_identifier(there[0]))
 
 
-def value(one: Merged) -> exp.Expr:
+def value(one: MergedColumn) -> exp.Expr:
     """What is merged, in the type of the side that keeps its rows; of a FULL JOIN alone it is of both."""
     if one.value:
         return trees.column(one.name, one.value)
@@ -187,7 +189,7 @@ def value(one: Merged) -> exp.Expr:
     return exp.Coalesce(this=first, expressions=others)
 
 
-def meant(name: str, merged: Sequence[Merged]) -> Merged | None:
+def meant(name: str, merged: Sequence[MergedColumn]) -> MergedColumn | None:
     """What of the merged a name means; QueryInvalid if it may be two."""
     found = [one for one in merged if one.name == name]
     if len(found) > 1:
@@ -209,7 +211,7 @@ def _block(block: Block, known: Mapping[int, Block]) -> None:
             _names([one for one in _free(part, known) if not _is_output(one, clause, block)], block.merged)
 
 
-def _equal(alias: str, name: str, left: Merged | None) -> exp.Expr:
+def _equal(alias: str, name: str, left: MergedColumn | None) -> exp.Expr:
     if left is None:
         raise QueryInvalid(
             f"USING ({name}): expected one column of that name before {alias}, and one of {alias}, as a comma begins "
@@ -229,22 +231,22 @@ def _stars(block: Block) -> None:
     found: list[exp.Expr] = []
     for output in block.select.expressions:
         if isinstance(output, exp.Star):
-            found += [trees.named(value(one), name) if one is not None else trees.column(name, alias)
-                      for alias, name, one in shown(block.sources, block.tested, block.merged)]  # fmt: skip
+            found += [trees.alias_as(value(one), name) if one is not None else trees.column(name, alias)
+                      for alias, name, one in expand_star(block.sources, block.tested, block.merged)]  # fmt: skip
         else:
             found.append(output)
     block.select.set("expressions", found)
 
 
-def _names(columns: Sequence[exp.Column], merged: Sequence[Merged]) -> None:
+def _names(columns: Sequence[exp.Column], merged: Sequence[MergedColumn]) -> None:
     for column in columns:
         one = meant(fold(column.name), merged)
         if one is None:
             continue
         if isinstance(column.parent, exp.Select):  # an output of its own name
-            column.replace(trees.named(value(one), column.name))
+            column.replace(trees.alias_as(value(one), column.name))
         else:
-            trees.put(value(one), column)
+            trees.substitute(value(one), column)
 
 
 def _is_output(column: exp.Column, clause: str, block: Block) -> bool:

@@ -20,7 +20,7 @@ class _Strict(Request):
         """The body as JSON; where a member stands twice, `twice` says which."""
         try:
             return strictjson.loads(await self.body())
-        except strictjson.GivenTwice as error:
+        except strictjson.DuplicateMember as error:
             self.twice = str(error)
             raise
 

@@ -25,7 +25,7 @@ from connector.federation.planner.model import Column, Fragment
 from connector.federation.planner.planner import plan
 from connector.federation.tables import table_of
 from connector.store.queries.agreements import Holding
-from policies.enforce.gate import Dataset, prepare
+from policies.enforce.gate import GatedDataset, prepare
 from policies.errors import QueryRefused
 from tests.load.random_federated import daring
 from tests.support import gate
@@ -299,7 +299,7 @@ def test_owners_answers_have_the_shape_that_is_said(policy: str) -> None:
     for seed in range(20):
         for fragment in _fragments(over, seed):
             datasets = [
-                Dataset((fragment.owner, name), name, gate.contract(gate.schema(**_types(columns)),
+                GatedDataset((fragment.owner, name), name, gate.contract(gate.schema(**_types(columns)),
                                                                     duties=POLICIES[policy]))
                 for name, columns in ((name, over.tables[fragment.owner, name].columns) for name in fragment.datasets)
             ]  # fmt: skip
@@ -329,10 +329,10 @@ def test_bins_of_masked_values_are_numbers(method: str, told: str, kind: str) ->
     (fragment,) = plan("SELECT k, count(*) AS n, sum(m) AS s FROM north.ds GROUP BY k", tables).fragments
     with duckdb.connect() as owner:
         owner.execute(f"CREATE TABLE ds AS SELECT CAST(NULL AS {kind}) AS k, CAST(1 AS INTEGER) AS m")
-        assert _wrong(fragment, [Dataset(("north", "ds"), "ds", contract)], owner) == ""
+        assert _wrong(fragment, [GatedDataset(("north", "ds"), "ds", contract)], owner) == ""
 
 
-def _wrong(fragment: Fragment, datasets: Sequence[Dataset], owner: duckdb.DuckDBPyConnection) -> str:
+def _wrong(fragment: Fragment, datasets: Sequence[GatedDataset], owner: duckdb.DuckDBPyConnection) -> str:
     """What is said of the types that an owner's gate and engine give for a fragment."""
     names = itertools.count()
     sql, reads = expected_types._statement(fragment)

@@ -26,7 +26,9 @@ until: 2099-12-31T23:59:59+01:00
 limits: {min_group: 5 per patient}
 grid: {group_by: {town: exact}, measure: {age: 0..120}}
 """
-SAID = "north says that its groups leave out 0 to 10 per cent of all its rows, and 10 to 20 per cent of all its groups"
+SAID = (
+    "north reports that its groups leave out 0 to 10 per cent of all its rows and 10 to 20 per cent of all its groups"
+)
 
 
 def people(path: Path, *, large: int, small: int) -> None:

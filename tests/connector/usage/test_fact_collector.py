@@ -89,7 +89,7 @@ async def test_the_owners_record_counts_where_several_speak_and_ends_when_it_say
     [
         (DID, "ds:membership", ["active"], None, "comes from the operator of the data space"),
         (DID, "ds:participant", [DID], None, "comes from the party itself"),
-        (DID, "odrl:purpose", ["dpv:Marketing"], None, "comes from whoever asks"),
+        (DID, "odrl:purpose", ["dpv:Marketing"], None, "comes from the caller"),
         (DID, "odrl:count", ["0"], None, "comes from the grant's counters"),
         (DID, "ds:minGroupSize", ["1"], None, "is no fact"),
         (DID, "ds:mood", ["good"], None, "is no fact"),

@@ -20,7 +20,7 @@ from connector.store.queries.agreements import Agreements
 from connector.usage import held_agreement as values
 from connector.usage import quotas
 from policies.contracts.batch_gate import Lease
-from policies.contracts.contract import Limits
+from policies.contracts.contract import UsageLimits
 
 READS, ROWS = 4, 15_625
 
@@ -67,7 +67,9 @@ def _after(name: str, dies: str) -> None:
 async def _admits(url: str, dies: str, said: Connection) -> None:
     store = Store(url, pool_size=1)
     quotas._SHARE = 1  # whoever is admitted takes all that is left
-    contract: Any = SimpleNamespace(limits=Limits(queries=READS, rows=ROWS), permission="/permission/0", reasons={})
+    contract: Any = SimpleNamespace(
+        limits=UsageLimits(queries=READS, rows=ROWS), permission="/permission/0", reasons={}
+    )
     held: Any = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
     grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
     try:

@@ -60,7 +60,7 @@ def short(text: str) -> list[str]:
 def test_every_word_of_the_form_survives_to_odrl_and_back() -> None:
     form = convert.read_form(FULL)
     policy = convert.to_policy(form)
-    unknown_terms.require(policy)
+    unknown_terms.refuse_unclear(policy)
     back = convert.from_policy(policy, decide="rules")
     assert back == form
     assert back.odrl is None
@@ -185,7 +185,7 @@ MISTAKES = [
     ("offer: x\nmay: use\nthen: {delete: {witin: 3d}}", "did you mean within?"),
     ("offer: x\nmay: use\nthen: {distribute: true}", "expected an action"),
     ("offer: x\nmay: use\ndecide: maybe", "expected a choice: one of auto, manual, rules"),
-    ("offer: x\nmay: use\nodrl: {permission: []}", "only offer, dataset and decide beside odrl"),
+    ("offer: x\nmay: use\nodrl: {permission: []}", "only offer, dataset and decide next to odrl"),
     ("offer: &a x\nmay: use", "line 1: expected plain values, got an anchor"),
     ("offer: !!python/object:os.system x\nmay: use", "line 1: expected plain values, got a tag"),
     ("offer: x\nmay: " + "[" * 60 + "]" * 60, "40 deep"),
@@ -206,7 +206,7 @@ def test_a_mistake_is_named_with_its_line_and_remedy(text: str, says: str) -> No
 def test_an_offer_that_has_ended_already_is_refused_when_the_time_is_given() -> None:
     text = "offer: x\nmay: use\nuntil: 2027-01-01T00:00:00Z\n"
     convert.read_form(text, now=1.79e9)
-    with pytest.raises(PolicyUnreadable, match="a time to come"):
+    with pytest.raises(PolicyUnreadable, match="a time in the future"):
         convert.read_form(text, now=1.9e9)
 
 

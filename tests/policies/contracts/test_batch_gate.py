@@ -1,4 +1,4 @@
-"""The check before each batch: three fields, in their order, and nothing counted for a batch that must not leave."""
+"""The check before each batch: order of the checks, and nothing counted for a refused batch."""
 
 from __future__ import annotations
 

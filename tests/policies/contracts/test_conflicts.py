@@ -1,4 +1,4 @@
-"""Two policies on one dataset: which of them may stand beside each other, and what their owner is told."""
+"""Conflicts of two policies on one dataset, and what their owner reads about them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from policies.contracts import compile, conflicts
-from policies.contracts.conflicts import Standing
+from policies.contracts.conflicts import ActivePolicy
 from policies.model import Constraint, Policy, Rule
 from policies.vocabulary.terms import expand
 from tests.support import gate
@@ -69,13 +69,13 @@ CASES: dict[str, tuple[tuple[Constraint, ...], tuple[Constraint, ...], list[str]
 }  # fmt: skip
 
 
-def standing(name: str, *constraints: Constraint, **more: object) -> Standing:
+def standing(name: str, *constraints: Constraint, **more: object) -> ActivePolicy:
     policy = gate.agreement(*constraints)
-    return replace(Standing(name, policy, compile.contracts(policy, SCHEMA)), **more)
+    return replace(ActivePolicy(name, policy, compile.compile_contracts(policy, SCHEMA)), **more)
 
 
-def codes(mine: Standing, *others: Standing) -> list[str]:
-    return [problem.code for problem in conflicts.problems(mine, others)]
+def codes(mine: ActivePolicy, *others: ActivePolicy) -> list[str]:
+    return [problem.code for problem in conflicts.find_conflicts(mine, others)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,14 +103,16 @@ def test_an_agreement_is_held_by_its_party_and_remembered_when_it_is_over(
 
 def test_rows_are_linked_whose_masks_are_others_although_an_agreement_has_ended() -> None:
     masked = gate.agreement(*HIDING, duties=[gate.mask("hash", "country")])
-    other = replace(standing("agreement two"), policy=masked, contracts=compile.contracts(masked, SCHEMA), over=True)
+    other = replace(
+        standing("agreement two"), policy=masked, contracts=compile.compile_contracts(masked, SCHEMA), over=True
+    )
     assert codes(standing("offer one", atom("ds:columnDeny", "isNoneOf", "price")), other) == ["rows_linked"]
     assert codes(standing("offer one"), other) == []  # shows all by itself
 
 
 def test_the_owner_is_told_of_both_by_name_and_what_to_do() -> None:
     others = [standing(f"offer urn:{number}", *TWENTIES) for number in range(5)]
-    (problem,) = conflicts.problems(standing("offer urn:new", *COUNTED), others)
+    (problem,) = conflicts.find_conflicts(standing("offer urn:new", *COUNTED), others)
     assert (problem.level, problem.path) == ("error", "/permission/0")
     assert "/permission/0 of offer urn:new" in problem.message
     assert "offer urn:0, offer urn:1, offer urn:2 and 2 more" in problem.message
@@ -120,8 +122,8 @@ def test_the_owner_is_told_of_both_by_name_and_what_to_do() -> None:
 def test_each_permission_is_held_against_each() -> None:
     rows = gate.agreement(atom("ds:columnAllow", "eq", "id"))
     both: Policy = replace(rows, permissions=(*rows.permissions, Rule(expand("ds:query"), COUNTED)))
-    mine = Standing("offer one", both, compile.contracts(both, SCHEMA))
-    found = list(conflicts.problems(mine, [standing("offer two", *TWENTIES)]))
+    mine = ActivePolicy("offer one", both, compile.compile_contracts(both, SCHEMA))
+    found = list(conflicts.find_conflicts(mine, [standing("offer two", *TWENTIES)]))
     assert [(one.code, one.path) for one in found] == [
         ("grids_differ", "/permission/1"),
         ("rows_beside_groups", "/permission/0"),

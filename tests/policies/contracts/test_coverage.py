@@ -103,21 +103,21 @@ def test_the_request_selects_the_permissions_that_cover_it() -> None:
     stream = replace(_contract(), actions=(STREAM,), permission="/permission/1")
     marketing = replace(_contract(gate.atom("odrl:purpose", "eq", MARKETING)), permission="/permission/2")
     all_three = [FOR_RESEARCH, stream, marketing]
-    assert coverage.covering(all_three, action=QUERY, purpose=RESEARCH) == [FOR_RESEARCH]
-    assert coverage.covering(all_three, action=STREAM, purpose=None) == [stream]
-    assert coverage.covering(all_three, action=QUERY, purpose=MARKETING) == [marketing]
+    assert coverage.find_covering(all_three, action=QUERY, purpose=RESEARCH) == [FOR_RESEARCH]
+    assert coverage.find_covering(all_three, action=STREAM, purpose=None) == [stream]
+    assert coverage.find_covering(all_three, action=QUERY, purpose=MARKETING) == [marketing]
     both = [replace(stream, permission="/permission/3"), stream]
-    assert coverage.covering(both, action=STREAM, purpose=None) == both
+    assert coverage.find_covering(both, action=STREAM, purpose=None) == both
 
 
 def test_the_refusal_of_the_closest_permission_is_told() -> None:
     stream = replace(_contract(), actions=(STREAM,))
     with pytest.raises(QueryRefused) as refused:
-        coverage.covering([stream, FOR_RESEARCH], action=QUERY, purpose=MARKETING)
+        coverage.find_covering([stream, FOR_RESEARCH], action=QUERY, purpose=MARKETING)
     assert refused.value.code == "purpose_not_agreed"
     late = replace(FOR_RESEARCH, not_after=5.0)
     with pytest.raises(QueryRefused) as refused:
-        coverage.covering([stream, late], action=QUERY, purpose=RESEARCH, now=9.0)
+        coverage.find_covering([stream, late], action=QUERY, purpose=RESEARCH, now=9.0)
     assert refused.value.code == "not_in_force"
     with pytest.raises(QueryRefused, match="negotiate one"):
-        coverage.covering([], action=QUERY, purpose=None)
+        coverage.find_covering([], action=QUERY, purpose=None)

@@ -1,4 +1,4 @@
-"""The evaluator and the compiled contract are two readings of one agreement: they say the same about time."""
+"""The evaluator and the compiled contract agree about time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def edges(name: str, text: str) -> list[float]:
         moment = values.instant(text)
         turning = [moment.start, moment.end]
     else:
-        turning = [values.later(values.instant(SIGNED).start, values.duration(text))]
+        turning = [values.add_duration(values.instant(SIGNED).start, values.duration(text))]
     return [one / values.SECOND + step for one in turning for step in (-86_400, -1, 0, 1, 86_400)]
 
 
@@ -70,12 +70,12 @@ def test_a_contract_is_in_force_exactly_when_evaluation_permits(name: str, op: s
     facts = Facts.of({"ds:participant": "did:web:c"})
     for now in edges(name, text):
         permitted = evaluate.permits(policy, facts, action=ds("query"), phase=Phase.TRANSFER, now=now)
-        assert permitted is (low <= now <= high), values.written(now)
+        assert permitted is (low <= now <= high), values.format_time(now)
 
 
 def test_what_the_contract_leaves_to_facts_is_what_evaluation_decides() -> None:
     policy = agreement(Atom(ds("membership"), "eq", (Literal("active"),)))
-    (contract,) = compiler.contracts(policy, SCHEMA)
+    (contract,) = compiler.compile_contracts(policy, SCHEMA)
     made = evaluate.evaluate(
         replace(policy), Facts.of({"ds:participant": "did:web:c"}), action=ds("query"), phase=Phase.TRANSFER, now=2e9
     )

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from policies.contracts.contract import DataContract
-from policies.enforce.gate import Dataset, withheld
-from policies.enforce.withheld import LeftOut, Share, share_of
+from policies.enforce.gate import GatedDataset, prepare_withheld_report
+from policies.enforce.withheld import WithheldCounts, WithheldShare, publishable_share
 from policies.errors import QueryRefused
 from tests.support import gate
 from tests.support.gate import atom
@@ -466,7 +466,7 @@ def test_dominance_is_decided_before_the_consumers_filter() -> None:
 
 def test_the_owner_is_told_what_the_grid_keeps_back() -> None:
     made = _units(*BY_UNIT)
-    report = withheld(made.datasets[0], token=made.token, mask_key=gate.KEY)
+    report = prepare_withheld_report(made.datasets[0], token=made.token, mask_key=gate.KEY)
     figures = dict(zip(report.columns, made.run(report)[0], strict=True))
     assert figures == {
         "cells": 9,
@@ -480,7 +480,7 @@ def test_the_owner_is_told_what_the_grid_keeps_back() -> None:
     }
 
 
-def _published(*sizes: int) -> Share | None:
+def _published(*sizes: int) -> WithheldShare | None:
     """The share that may be published of towns of so many persons."""
     made = gate.Bench()
     towns = ", ".join(f"({number}, {size})" for number, size in enumerate(sizes))
@@ -494,10 +494,10 @@ def _published(*sizes: int) -> Share | None:
         atom("ds:dimension/town", "eq", "exact"),
     )
     made.add("clinic", "towns", "src", _contract(made, "src", *shape))
-    report = withheld(made.datasets[0], token=made.token, mask_key=gate.KEY)
+    report = prepare_withheld_report(made.datasets[0], token=made.token, mask_key=gate.KEY)
     figures = dict(zip(report.columns, made.run(report)[0], strict=True))
     made.connection.close()
-    return share_of(LeftOut.of(figures), min_group=K)
+    return publishable_share(WithheldCounts.of(figures), min_group=K)
 
 
 @pytest.mark.parametrize("victim", [1, K - 1])
@@ -510,16 +510,16 @@ def test_a_published_share_does_not_tell_whether_one_group_is_there(victim: int,
 
 
 def test_a_share_is_published_where_no_group_decides_about_it() -> None:
-    assert _published(*[40] * 40, *[4] * 7) == Share(0, 10)
-    assert _published(*[40] * 40, 4) == Share(0, 0)
+    assert _published(*[40] * 40, *[4] * 7) == WithheldShare(0, 10)
+    assert _published(*[40] * 40, 4) == WithheldShare(0, 0)
     assert _published(*[40] * 9, 4) is None
 
 
 def test_a_report_without_a_grid_is_an_error() -> None:
     made = gate.Bench()
-    dataset = Dataset(("a", "b"), "src", gate.contract(gate.schema(id="BIGINT")))
-    with pytest.raises(ValueError, match="no grid"):
-        withheld(dataset, token=made.token, mask_key=b"")
+    dataset = GatedDataset(("a", "b"), "src", gate.contract(gate.schema(id="BIGINT")))
+    with pytest.raises(ValueError, match="expected an aggregate-only contract"):
+        prepare_withheld_report(dataset, token=made.token, mask_key=b"")
 
 
 def test_the_refusal_of_rows_says_plainly_what_to_ask_instead(bench: gate.Bench) -> None:

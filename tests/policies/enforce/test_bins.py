@@ -1,4 +1,4 @@
-"""A value is shown as the lower edge of its bin: exactly where its type counts exactly, else as the nearest number."""
+"""A value is shown as the lower edge of its bin: exactly for exact types, otherwise as the nearest number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fractions import Fraction
 import pytest
 
 from policies.contracts import columns
-from policies.contracts.compile import contracts
+from policies.contracts.compile import compile_contracts
 from policies.errors import ContractUndecided
 from tests.support import gate
 
@@ -45,7 +45,7 @@ def edge(value: Decimal, width: str) -> Decimal:
 
 def some(type_: str, width: str) -> list[Decimal]:
     """Values of a type: its ends, what is about its edges, and others."""
-    chosen, (least, most), scale = random.Random(type_), columns.extent(type_), columns.decimal_scale(type_)
+    chosen, (least, most), scale = random.Random(type_), columns.value_range(type_), columns.decimal_scale(type_)
     step = max(1, int(Fraction(width) * 10**scale))
     edges = [step * chosen.randrange(least // step, most // step + 1) for _ in range(30)]
     near = [one + more for one in (0, *edges, *range(0, 9 * step, step)) for more in (-1, 0, 1)]
@@ -78,7 +78,7 @@ def grouped(type_: str, values: list[Decimal], width: str) -> dict[object, int]:
 
 @pytest.mark.parametrize(("type_", "width"), OF_BOTH)
 def test_a_mask_shows_the_exact_edge_or_none_that_does_not_fit(type_: str, width: str) -> None:
-    values, (least, most), scale = some(type_, width), columns.extent(type_), columns.decimal_scale(type_)
+    values, (least, most), scale = some(type_, width), columns.value_range(type_), columns.decimal_scale(type_)
     shown = masked(type_, values, width)
     edges = [edge(value, width) for value in values]
     wanted = [one if least <= one.scaleb(scale) <= most else None for one in edges]
@@ -177,7 +177,7 @@ def test_a_float_is_never_shown_above_itself(width: str) -> None:
 def test_new_terms_have_no_width_whose_edges_could_not_be_shown(type_: str, width: str, says: str) -> None:
     policy = gate.agreement(duties=[gate.mask("generalise", "c", argument=width)])
     with pytest.raises(ContractUndecided, match=says):
-        contracts(policy, gate.schema(c=type_), new=True)
+        compile_contracts(policy, gate.schema(c=type_), new=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `prepare` hands out besides rows: names, columns, joins, templates, keys; and what it refuses by rule."""
+"""What `prepare` returns and refuses: names, columns, joins, templates, tables of the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from policies.enforce.gate import DEFAULT, Dataset, Keys, Prepared, prepare
+from policies.enforce.gate import DEFAULT, CallerTable, GatedDataset, PreparedQuery, prepare
 from policies.errors import QueryRefused
 from policies.vocabulary.terms import expand
 from tests.support import clinic, gate
@@ -52,15 +52,15 @@ WIDE = ", ".join(f"c{number:02}" for number in range(40))
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
-        ("select nope from t", "no column nope can be read here; those that can are id, g"),
-        ("select ssn from t", "no column ssn can be read here; those that can are id, g"),
-        ("select t.nope from t join u using (id)", "no column t.nope can be read here; those that can are id, g"),
-        ("select nope from t join u using (id)", "those that can are id, g"),
-        ("select nope from (select id as k from u) x", "those that can are k"),
-        ("select id from t union select id from u order by nope", "those that can are id"),
-        ("select x.id from t join u on true", "nothing here is called x; FROM has t, u"),
+        ("select nope from t", "no column nope can be read here; readable columns: id, g"),
+        ("select ssn from t", "no column ssn can be read here; readable columns: id, g"),
+        ("select t.nope from t join u using (id)", "no column t.nope can be read here; readable columns: id, g"),
+        ("select nope from t join u using (id)", "readable columns: id, g"),
+        ("select nope from (select id as k from u) x", "readable columns: k"),
+        ("select id from t union select id from u order by nope", "readable columns: id"),
+        ("select x.id from t join u on true", "expected a source in FROM (t, u), got x"),
         (f"select nope from t as t({WIDE[:8]}), (select {', '.join(['1'] * 40)}) as w({WIDE})", "c29 and 10 more"),
-        ("select nope", "those that can are none"),
+        ("select nope", "readable columns: none"),
         ("select g.x from t", "g is a column; a struct is read whole, not by its fields"),
     ],
 )
@@ -178,7 +178,7 @@ def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
 )
 def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) -> None:
     """The engine takes `x` for the table, before an output: all columns would leave, and none be told."""
-    with pytest.raises(QueryRefused, match="is a table here, too") as refused:
+    with pytest.raises(QueryRefused, match="is also a table here") as refused:
         bench.prepare(sql)
     assert refused.value.code == "column_unknown"
 
@@ -209,7 +209,7 @@ def test_an_output_may_be_called_as_a_table(bench: gate.Bench, sql: str) -> None
 )
 def test_a_derived_table_reads_nothing_of_what_stands_beside_it(bench: gate.Bench, read: str) -> None:
     """The engine takes the `age` of people there, and of the query around it the owner was told."""
-    with pytest.raises(QueryRefused, match="a derived table does not see") as refused:
+    with pytest.raises(QueryRefused, match="a derived table cannot use") as refused:
         bench.prepare(f"select (select max(z) from {read}) from (select code as age from visits) p")
     assert refused.value.code == "column_unknown"
 
@@ -225,7 +225,7 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
         "select max(a.f) from i",
         "select 1 from i where (select count(*) from (select 1 as one) where a.f = 7) = 1",
     ):
-        with pytest.raises(QueryRefused, match="a is a column here, too; call the table otherwise"):
+        with pytest.raises(QueryRefused, match="a is also a column here; give the table another alias"):
             made.prepare(f"select ({inside}) from o a, (select 1 as a) q where q.a = 1")
     assert made.ask("select (select max(x.f + i.k) from i) from o x") == [(101,)]
     made.connection.close()
@@ -242,7 +242,7 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
 )
 def test_in_having_a_column_is_of_no_table_around_that_is_called_alike(bench: gate.Bench, having: str) -> None:
     """The engine takes the `id` of the one around for it, where rows are not grouped by it."""
-    with pytest.raises(QueryRefused, match="HAVING: id is no key of GROUP BY") as refused:
+    with pytest.raises(QueryRefused, match="HAVING: id is not in GROUP BY") as refused:
         bench.prepare(f"select name from people x where exists (select max(x.code) from visits x {having})")
     assert refused.value.code == "column_unknown"
 
@@ -285,9 +285,9 @@ def test_before_a_comma_no_table_is_called_as_a_struct_behind_it() -> None:
     made.connection.execute("CREATE TABLE src_i AS SELECT 1 AS k, {'f': 7} AS a")
     for name in ("o", "i"):
         made.add("north", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
-    with pytest.raises(QueryRefused, match="a is a column here, too; call the table otherwise"):
+    with pytest.raises(QueryRefused, match="a is also a column here; give the table another alias"):
         made.prepare("select count(*) from o a, o x join i on i.k = a.f")
-    with pytest.raises(QueryRefused, match="HAVING: f is no key of GROUP BY"):
+    with pytest.raises(QueryRefused, match="HAVING: f is not in GROUP BY"):
         made.prepare("select k from i where exists (select count(*) from o a having f > 3)")
     assert made.ask("select count(*) from o a, o x join i on i.k = x.k") == [(1,)]
     assert made.ask("select count(*) from o x join o a on true join i on i.k = a.k") == [(1,)]
@@ -372,7 +372,7 @@ def test_a_dataset_is_joined_only_with_those_agreed(allowed: tuple[str, ...], sq
 def test_keys_of_the_caller_can_be_joined_and_are_no_dataset() -> None:
     made = _one()
     made.connection.execute("CREATE TABLE keys_1 AS SELECT 2 AS k UNION ALL SELECT 5")
-    keys = [Keys("keys", "keys_1", ("k",))]
+    keys = [CallerTable("keys", "keys_1", ("k",))]
     assert made.ask("select id from t where id in (select k from keys) order by id", keys=keys) == [(2,), (5,)]
     assert made.ask("select t.id from t semi join keys on t.id = keys.k order by 1", keys=keys) == [(2,), (5,)]
     with pytest.raises(QueryRefused) as refused:
@@ -418,9 +418,9 @@ def test_a_table_of_the_callers_own_stands_for_no_dataset_of_an_approved_query()
     made = _one(templates=("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", TEMPLATES[1]))
     made.connection.execute("CREATE TABLE mine AS SELECT 2 AS id")
     with pytest.raises(QueryRefused) as refused:
-        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[Keys("cohort", "mine", ("id",))])
+        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[CallerTable("cohort", "mine", ("id",))])
     assert refused.value.code == "template_not_agreed"
-    assert made.ask("select max(id) from t where g in (1, 2)", keys=[Keys("cohort", "mine", ("id",))])
+    assert made.ask("select max(id) from t where g in (1, 2)", keys=[CallerTable("cohort", "mine", ("id",))])
 
 
 def test_an_unreadable_template_matches_nothing() -> None:
@@ -452,7 +452,7 @@ def test_names_that_need_quotes_stay_names() -> None:
         gate.schema_of(made.connection, f"src_{quoted}"),
         gate.Atom(gate.expand("ds:row/") + "select", "eq", (gate.Literal("x"),)),
     )
-    made.datasets.append(Dataset(("an owner", odd), f"src_{odd}", contract))
+    made.datasets.append(GatedDataset(("an owner", odd), f"src_{odd}", contract))
     assert made.ask(f'select * from "an owner"."{quoted}"') == [(1, "x", 2)]
     assert made.ask(f'select "{quoted}" as k, größe from "{quoted}" where "select" = \'x\'') == [(1, 2)]
 
@@ -518,7 +518,7 @@ def test_what_is_declared_a_stream_is_one(sql: str) -> None:
     made, stream = _one(), expand("ds:stream")
     made.datasets = [replace(one, contract=replace(one.contract, actions=(stream,))) for one in made.datasets]
 
-    def prepared() -> Prepared:
+    def prepared() -> PreparedQuery:
         return prepare(sql, made.datasets, action=stream, purpose=None, token=made.token, mask_key=gate.KEY)
 
     if STREAMS[sql]:
@@ -562,12 +562,16 @@ def test_which_columns_a_statement_gives_on_and_looks_at_nowhere(sql: str) -> No
     )
     made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src")))
     prepared = made.prepare(sql)
-    assert prepared.given_on == GIVEN_ON[sql]
+    assert prepared.passed_through == GIVEN_ON[sql]
     before = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
-    for column in prepared.given_on - {"id"}:
+    for column in prepared.passed_through - {"id"}:
         made.connection.execute(f"UPDATE src SET {column} = NULL")
     after = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
-    at = [number for number, name in enumerate(prepared.columns) if name.casefold() not in prepared.given_on - {"id"}]
+    at = [
+        number
+        for number, name in enumerate(prepared.columns)
+        if name.casefold() not in prepared.passed_through - {"id"}
+    ]
     assert [[row[number] for number in at] for row in after] == [[row[number] for number in at] for row in before]
 
 
@@ -578,4 +582,4 @@ def test_a_masked_column_is_not_given_on(method: str) -> None:
     duties = [gate.mask(method, "image")]
     made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src"), duties=duties))
     for sql in ("SELECT image, id FROM images", "SELECT * FROM images"):
-        assert made.prepare(sql).given_on == {"id"}
+        assert made.prepare(sql).passed_through == {"id"}

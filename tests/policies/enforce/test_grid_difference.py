@@ -1,10 +1,10 @@
-"""Two versions under one grid: what whoever asked both learns by subtraction, and what honest updates may do."""
+"""The difference of two versions under one grid: what reveals few units is found, and honest updates pass."""
 
 from __future__ import annotations
 
 import pytest
 
-from policies.enforce.gate import Dataset, changed
+from policies.enforce.gate import GatedDataset, prepare_version_report
 from tests.support import gate
 from tests.support.gate import atom
 
@@ -187,8 +187,8 @@ def few(constraints: tuple[gate.Constraint, ...], old: str, new: str) -> int:
     for name, rows in (("old", old), ("new", new)):
         bench.connection.execute(f"CREATE TABLE {name} AS {rows}")
     contract = gate.contract(gate.schema_of(bench.connection, "new"), *constraints)
-    before, after = (Dataset(("clinic", "t"), name, contract) for name in ("old", "new"))
-    ((found,),) = bench.run(changed(before, after, token=bench.token, mask_key=gate.KEY))
+    before, after = (GatedDataset(("clinic", "t"), name, contract) for name in ("old", "new"))
+    ((found,),) = bench.run(prepare_version_report(before, after, token=bench.token, mask_key=gate.KEY))
     bench.connection.close()
     return int(found)
 

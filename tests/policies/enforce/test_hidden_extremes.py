@@ -1,4 +1,6 @@
-"""Bounds of a column that only a hidden row has change no answer and make no error, though the planner knows them."""
+"""Hidden rows with the extreme values of a column change no answer and cause no error, although the planner
+uses them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import duckdb
 import pytest
 import yaml
 
-from policies.enforce.gate import Prepared
+from policies.enforce.gate import PreparedQuery
 from tests.support import gate
 from tests.support.gate import atom
 
@@ -34,7 +36,7 @@ def questions(group: dict[str, Any]) -> list[str]:
     return values + [f"select {value} as x from t" for value in group.get("aggregates", ())]
 
 
-def told(bench: gate.Bench, asked: Prepared) -> str:
+def told(bench: gate.Bench, asked: PreparedQuery) -> str:
     """The answer, or that there is none; the words of an error never leave an owner."""
     try:
         return repr(bench.connection.execute(asked.sql, asked.params).fetchall())

@@ -17,7 +17,7 @@ import pytest
 
 from connector.datasets.sources import arrow_ipc
 from connector.engine.worker.read.duckdb_engine import _BELIEVED_LESS
-from policies.enforce.gate import Keys
+from policies.enforce.gate import CallerTable
 from tests.support import gate
 from tests.support.gate import atom, either, exactly_one
 
@@ -147,7 +147,7 @@ def under(bench: gate.Bench, relation: str, *constraints: Any) -> None:
 
 def beside_the_policy(bench: gate.Bench, question: str) -> list[str]:
     """The conditions of each scan, and of all filters above it up to where rows are joined or put together."""
-    prepared = bench.prepare(question, keys=[Keys("k", "brought", ("x",))])
+    prepared = bench.prepare(question, keys=[CallerTable("k", "brought", ("x",))])
     bench.recheck(prepared)
     found = bench.connection.execute(f"EXPLAIN (FORMAT json) {prepared.sql}", prepared.params).fetchone()
     assert found is not None

@@ -1,4 +1,4 @@
-"""Answers with noise: what both statements are, and that one unit changes the private one by no more than is said."""
+"""Answers with noise: both statements, and that one unit changes the private answer by at most its sensitivity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from policies.enforce.gate import Dataset, Prepared, prepare
-from policies.enforce.noised_query import Private
+from policies.enforce.gate import GatedDataset, PreparedQuery, prepare
+from policies.enforce.noised_query import PrivateQuery
 from policies.errors import QueryRefused
 from policies.sql import engine_recheck
 from tests.support import gate
@@ -36,12 +36,12 @@ TERMS = [
 NAME = '"clinic".stays'
 
 
-def prepared(sql: str, *more: Any) -> Prepared:
+def prepared(sql: str, *more: Any) -> PreparedQuery:
     schema = gate.schema(**TYPES)
     contract = gate.compile_contract(gate.agreement(*TERMS, *more), schema, permission=0)
     counter = itertools.count()
     return prepare(
-        sql, [Dataset(("clinic", "stays"), "rel", contract)], action=gate.QUERY, purpose=None,
+        sql, [GatedDataset(("clinic", "stays"), "rel", contract)], action=gate.QUERY, purpose=None,
         token=lambda: f"t{next(counter)}", mask_key=gate.KEY,
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def units(*, rows: str) -> tuple[Any, ...]:
     return atom("ds:entityKey", "eq", "pid"), atom("ds:rowsPerEntity", "lteq", rows)
 
 
-def private_of(found: Prepared) -> Private:
+def private_of(found: PreparedQuery) -> PrivateQuery:
     assert found.private is not None
     return found.private
 
@@ -77,7 +77,7 @@ def patients(rng: random.Random, count: int) -> list[list[tuple[Any, ...]]]:
     ]  # fmt: skip
 
 
-def answer(connection: duckdb.DuckDBPyConnection, asked: Private) -> dict[tuple[Any, ...], dict[str, int]]:
+def answer(connection: duckdb.DuckDBPyConnection, asked: PrivateQuery) -> dict[tuple[Any, ...], dict[str, int]]:
     found = connection.sql(asked.sql, params=asked.params)
     counted = [name for name, _ in asked.noise.columns]
     return {

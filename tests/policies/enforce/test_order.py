@@ -1,4 +1,4 @@
-"""The order of groups tells nothing of rows: an engine gives them as it met them, the group of the first row first."""
+"""The order of groups in an answer reveals nothing about the order of rows."""
 
 from __future__ import annotations
 

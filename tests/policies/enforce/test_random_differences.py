@@ -1,4 +1,4 @@
-"""Two random versions under one grid: whatever tells of few patients by subtraction is found."""
+"""Two random versions under one grid: a difference that reveals few patients is always found."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Which statements may tell of several rows of a dataset in one row of the answer, where its rows are counted."""
+"""Finding statements in which several counted rows of a dataset may form one row of the answer."""
 
 from __future__ import annotations
 
 import pytest
 
-from policies.enforce.gate import Keys
+from policies.enforce.gate import CallerTable
 from tests.support import gate
 from tests.support.gate import atom
 
-GUESSES = [Keys("c", "c_1", ("id", "k"))]
+GUESSES = [CallerTable("c", "c_1", ("id", "k"))]
 ROW_BY_ROW = [
     "SELECT id FROM t",
     "SELECT id FROM t ORDER BY id LIMIT 10",
@@ -80,4 +80,4 @@ def drawn(sql: str) -> dict[tuple[str, str], int]:
         "clinic", "t", "src_t", gate.contract(gate.schema(id="BIGINT", g="BIGINT"), atom("ds:rowQuota", "lteq", "5"))
     )
     made.add("clinic", "u", "src_u", gate.contract(gate.schema(id="BIGINT")))
-    return dict(made.prepare(sql, keys=GUESSES).drawn)
+    return dict(made.prepare(sql, keys=GUESSES).row_multiplicity)

@@ -1,4 +1,4 @@
-"""Columns that no query may use together, however it hides that it does."""
+"""Columns that one query must not use together, in any disguise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of groups that an answer may lack: three values, one sentence for each kind of group."""
+"""The statements about withheld groups: three values, and one sentence for each kind of group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from policies.enforce.withheld import LeftOut, Share, Withheld, left_out, sentences, share_of, strongest, withheld_of
+from policies.enforce.withheld import (
+    Withheld,
+    WithheldCounts,
+    WithheldShare,
+    describe_left_out,
+    parse_withheld,
+    publishable_share,
+    sentences,
+    strongest,
+)
 
 SAID: list[tuple[Any, str]] = [
     (None, "nothing"), (False, "nothing"), (True, "some"),  # earlier versions
@@ -19,7 +28,7 @@ SAID: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("said", "meant"), SAID, ids=str)
 def test_a_peers_word_has_three_meanings_and_what_is_unknown_is_possibly(said: Any, meant: str) -> None:
-    assert withheld_of(said) == meant
+    assert parse_withheld(said) == meant
 
 
 def test_the_strongest_statement_counts() -> None:
@@ -39,7 +48,7 @@ KINDS = [
 @pytest.mark.parametrize(("grid", "kind"), KINDS, ids=[kind for _, kind in KINDS])
 def test_a_kind_of_group_is_named_in_words(grid: tuple[int, str | None, bool], kind: str) -> None:
     min_group, entity, noise = grid
-    assert left_out(min_group, entity, noise=noise) == kind
+    assert describe_left_out(min_group, entity, noise=noise) == kind
 
 
 ALL = [("north", "Groups below 5 patients"), ("south", "Groups below 5 patients")]
@@ -64,32 +73,32 @@ def _tables(most: int, largest: int) -> Iterator[tuple[int, tuple[int, ...]]]:
                 yield shown, sizes
 
 
-def _found(shown: int, sizes: tuple[int, ...]) -> LeftOut:
+def _found(shown: int, sizes: tuple[int, ...]) -> WithheldCounts:
     lost = sum(sizes)
-    return LeftOut(shown * 20 + lost, lost, shown + len(sizes), len(sizes), max(sizes, default=0))
+    return WithheldCounts(shown * 20 + lost, lost, shown + len(sizes), len(sizes), max(sizes, default=0))
 
 
 def test_a_published_share_is_the_same_with_any_one_group_and_without_it() -> None:
     """The attack: who knows all groups but one, and what is shown, tells by the share whether that one is there."""
     published = 0
     for shown, sizes in _tables(7, 6):
-        if (share := share_of(_found(shown, sizes), min_group=5)) is None:
+        if (share := publishable_share(_found(shown, sizes), min_group=5)) is None:
             continue
         published += 1
         for gone in range(len(sizes)):
-            less = share_of(_found(shown, sizes[:gone] + sizes[gone + 1 :]), min_group=5)
+            less = publishable_share(_found(shown, sizes[:gone] + sizes[gone + 1 :]), min_group=5)
             assert less in (None, share), (shown, sizes)
         for size in range(1, 5):
-            assert share_of(_found(shown, (*sizes, size)), min_group=5) in (None, share), (shown, sizes, size)
+            assert publishable_share(_found(shown, (*sizes, size)), min_group=5) in (None, share), (shown, sizes, size)
     assert published > 100
 
 
 def test_a_published_share_leaves_at_least_three_numbers_of_groups_open() -> None:
     """The attack: who has the table of all groups that are shown counts by the share how many there are beside them."""
-    shares: dict[tuple[int, Share], set[int]] = {}
+    shares: dict[tuple[int, WithheldShare], set[int]] = {}
     for shown, sizes in _tables(7, 3):
         found = _found(shown, sizes)
-        if (share := share_of(found, min_group=5)) is None:
+        if (share := publishable_share(found, min_group=5)) is None:
             continue
         shares.setdefault((shown, share), set())
         for beside in range(len(sizes) + 2):
@@ -101,15 +110,17 @@ def test_a_published_share_leaves_at_least_three_numbers_of_groups_open() -> Non
 
 
 def test_a_share_that_one_group_decides_is_not_published() -> None:
-    assert share_of(_found(40, ()), min_group=5) == Share(0, 0)  # as where one or two are left out
-    assert share_of(_found(40, (4, 4)), min_group=5) == Share(0, 0)
-    assert share_of(LeftOut(1000, 400, 50, 7, 350), min_group=5) is None  # one large group makes the share of rows
-    assert share_of(LeftOut(1000, 60, 20, 2, 4), min_group=5) is None  # one fewer is below a tenth
-    assert share_of(LeftOut(1000, 150, 100, 35, 4), min_group=5) == Share(10, 30)
-    assert share_of(LeftOut(0, 0, 0, 0, 0), min_group=5) is None
+    assert publishable_share(_found(40, ()), min_group=5) == WithheldShare(0, 0)  # as where one or two are left out
+    assert publishable_share(_found(40, (4, 4)), min_group=5) == WithheldShare(0, 0)
+    # One large group makes the share of rows.
+    assert publishable_share(WithheldCounts(1000, 400, 50, 7, 350), min_group=5) is None
+    assert publishable_share(WithheldCounts(1000, 60, 20, 2, 4), min_group=5) is None  # one fewer is below a tenth
+    assert publishable_share(WithheldCounts(1000, 150, 100, 35, 4), min_group=5) == WithheldShare(10, 30)
+    assert publishable_share(WithheldCounts(0, 0, 0, 0, 0), min_group=5) is None
 
 
 def test_a_share_is_said_in_words() -> None:
-    assert Share(10, 0).sentence("north") == (
-        "north says that its groups leave out 10 to 20 per cent of all its rows, and 0 to 10 per cent of all its groups"
+    assert WithheldShare(10, 0).sentence("north") == (
+        "north reports that its groups leave out 10 to 20 per cent of all its rows "
+        "and 0 to 10 per cent of all its groups"
     )

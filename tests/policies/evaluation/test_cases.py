@@ -49,7 +49,7 @@ def test_every_word_of_a_rule_has_its_three_cases() -> None:
     for file in ("party", "quantity", "shape", "time", "training"):
         for entry in cases.load(file):
             for rule in cases.policy(entry).permissions:
-                for _, atom in unknown_terms.atoms(rule.constraints, ""):
+                for _, atom in unknown_terms.walk_atoms(rule.constraints, ""):
                     operand = vocabulary.operand(atom.left)
                     assert operand is not None
                     seen.add(operand.name)
@@ -67,5 +67,5 @@ def test_a_duty_stands_where_the_case_says(entry: dict[str, Any], one: dict[str,
     assert phrases.duty(duty) == entry["says"]
     fulfilled = cases.seconds(one["fulfilled"]) if "fulfilled" in one else None
     events = {name: cases.seconds(when) for name, when in one.get("events", {}).items()}
-    found = duties.state(duty, events=events, fulfilled_at=fulfilled, now=cases.seconds(one["now"]))
+    found = duties.duty_state(duty, events=events, fulfilled_at=fulfilled, now=cases.seconds(one["now"]))
     assert found == one["state"]

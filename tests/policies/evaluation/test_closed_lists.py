@@ -1,4 +1,4 @@
-"""A word that a closed list lacks, in an agreement that was signed when there was no list."""
+"""An agreement with a value that its operand's closed list lacks, signed before the list existed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_known_word_decides_where_any_of_the_list_will_do(
 ) -> None:
     policy = gate.agreement(gate.atom("ds:membership", operator, *words))
     assert permitted(policy, state) is may
-    assert [one.path for one in unknown_terms.unclear(policy)] == ["/permission/0/constraint/0"]
-    assert bool(unknown_terms.dead(policy)) is ("active" not in words)
+    assert [one.path for one in unknown_terms.find_unclear(policy)] == ["/permission/0/constraint/0"]
+    assert bool(unknown_terms.find_blocking(policy)) is ("active" not in words)
 
 
 def test_a_prohibition_of_a_word_that_nobody_knows_hits_everybody() -> None:
@@ -48,4 +48,4 @@ def test_a_prohibition_of_a_word_that_nobody_knows_hits_everybody() -> None:
 def test_an_offer_has_no_such_word() -> None:
     signed = gate.agreement(gate.atom("ds:membership", "isAnyOf", "active", "expelled"))
     offer = replace(signed, kind=Kind.OFFER, assignee="", timestamp="")
-    assert unknown_terms.dead(offer) == unknown_terms.unclear(offer) != ()
+    assert unknown_terms.find_blocking(offer) == unknown_terms.find_unclear(offer) != ()

@@ -1,4 +1,4 @@
-"""Until when a decision is sure, as far as prohibitions go by the clock."""
+"""The time until which the clock cannot change what prohibitions decide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from policies.evaluation.evaluate import next_turn
+from policies.evaluation.evaluate import next_change
 from policies.evaluation.values import instant
 from policies.model import Constraint, Rule
 from policies.vocabulary import expand
@@ -36,4 +36,4 @@ def test_when_the_clock_may_next_change_what_is_prohibited(
     action: str, constraints: list[Constraint], expected: float
 ) -> None:
     policy = agreement(prohibitions=[Rule(expand(action), tuple(constraints))])
-    assert next_turn(policy, action="ds:query", now=at("2027-01-01T12:00:00Z")) == expected
+    assert next_change(policy, action="ds:query", now=at("2027-01-01T12:00:00Z")) == expected

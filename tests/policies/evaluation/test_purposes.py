@@ -1,4 +1,4 @@
-"""What a purpose covers: itself and what is a kind of it, never what it is a kind of; alike for both readers."""
+"""A purpose covers itself and narrower ones, never broader ones; evaluator and contract agree."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_narrower_is_covered_and_broader_never(operator: str) -> None:
 
 
 def test_the_shipped_hierarchy_has_no_circle_and_only_known_roots() -> None:
-    above = {name: values.above(name) for name in SAID}
+    above = {name: values.ancestors(name) for name in SAID}
     assert expand("dpv:Personalisation") in above[expand("dpv:TargetedAdvertising")]
     assert expand("dpv:Marketing") in above[expand("dpv:TargetedAdvertising")]
     for low, high in itertools.permutations(SAID, 2):
@@ -101,4 +101,4 @@ def test_the_shipped_hierarchy_has_no_circle_and_only_known_roots() -> None:
     ],
 )
 def test_a_name_with_a_word_more_or_less_is_another_purpose(name: str, meant: str) -> None:
-    assert values.meant_purpose(expand(name)) == meant
+    assert values.suggest_purpose(expand(name)) == meant

@@ -1,4 +1,4 @@
-"""Reading and writing of wire policies: what is refused, what is kept, what one digest means."""
+"""Reading and writing policies: what is refused, what is kept, what has the same digest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from policies import vocabulary
 from policies.errors import PolicyUnreadable, TermUnknown
-from policies.evaluation.evaluate import Facts, concludable
-from policies.model import HANSE, Atom, Conflict, Kind, Policy
+from policies.evaluation.evaluate import Facts, evaluate_offer
+from policies.model import HANSE, Atom, ConflictStrategy, Kind, Policy
 from policies.odrl import reader
-from policies.odrl.assignee import kept_to
+from policies.odrl.assignee import restrict_to_party
 from policies.review import unknown_terms
 from policies.vocabulary import Phase, ValueType, odrl
 
@@ -249,10 +249,10 @@ def test_an_offer_for_one_party_is_for_nobody_else(wire: dict[str, Any]) -> None
     for phase in (Phase.CATALOGUE, Phase.NEGOTIATION):
         for party in ("did:web:a", "did:web:b"):
             facts = Facts.of({"ds:participant": party}, source="signature")
-            assert concludable(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
+            assert evaluate_offer(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
     assert reader.digest(policy) != reader.digest(reader.read(USE))
     assert reader.read(reader.write(policy, in_catalog=True)) == policy
-    assert reader.rules_equal(policy, kept_to(reader.read(USE), "did:web:a"))
+    assert reader.rules_equal(policy, restrict_to_party(reader.read(USE), "did:web:a"))
 
 
 def test_several_actions_of_a_rule_stand_for_one_rule_each() -> None:
@@ -275,7 +275,7 @@ def test_unknown_words_are_kept_written_back_and_refused_by_name(wire: dict[str,
     policy = reader.read(wire)
     assert reader.read(reader.write(policy)) == policy
     with pytest.raises(TermUnknown, match=name):
-        unknown_terms.require(policy)
+        unknown_terms.refuse_unclear(policy)
 
 
 NUMERIC = [one for one in vocabulary.OPERANDS.values() if one.type in (ValueType.DECIMAL, ValueType.INTEGER)]
@@ -297,7 +297,7 @@ def test_a_boolean_is_no_number_of_a_policy(operand: vocabulary.Operand, value: 
     atom = {"leftOperand": operand.name, "operator": sorted(operand.ops)[0], "rightOperand": value}
     duty = {"action": "compensate", "constraint": [atom]}
     wire = constrained(**atom) if unknown_terms.RULE in operand.where else with_rule(duty=[duty])
-    (found,) = unknown_terms.unclear(reader.read(wire))
+    (found,) = unknown_terms.find_unclear(reader.read(wire))
     assert (found.code, "expected a" in found.message) == ("value_unreadable", True)
 
 
@@ -308,7 +308,7 @@ def test_a_number_of_a_policy_has_any_datatype_of_numbers(datatype: str) -> None
     """JSON-LD writes a typed number as a text, and other connectors write every value as one."""
     for value in (5, "5", {"@value": "5", "@type": datatype}, {"@value": 5, "@type": datatype}):
         policy = reader.read(constrained(leftOperand="ds:epsilonBudget", operator="lteq", rightOperand=value))
-        assert not unknown_terms.unclear(policy)
+        assert not unknown_terms.find_unclear(policy)
 
 
 def test_a_foreign_profile_and_a_foreign_value_change_the_digest() -> None:
@@ -323,9 +323,9 @@ def test_the_digest_ignores_who_when_and_where_but_not_what() -> None:
     )
     assert reader.digest(dressed) == reader.digest(policy)
     assert reader.digest(replace(policy, prohibitions=())) != reader.digest(policy)
-    assert reader.digest(replace(policy, conflict=Conflict.PERM)) != reader.digest(policy)
+    assert reader.digest(replace(policy, conflict=ConflictStrategy.PERM)) != reader.digest(policy)
     lonely = replace(policy, prohibitions=())
-    assert reader.digest(replace(lonely, conflict=Conflict.PERM)) == reader.digest(lonely)
+    assert reader.digest(replace(lonely, conflict=ConflictStrategy.PERM)) == reader.digest(lonely)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from policies.authoring import convert
 from policies.contracts.contract import Column, TableSchema
 from policies.evaluation import evaluate
 from policies.evaluation.facts import Fact, Facts
-from policies.model import HANSE, Conflict, Kind, Policy
+from policies.model import HANSE, ConflictStrategy, Kind, Policy
 from policies.odrl import reader
 from policies.review import diff, explain, lint, report
 from policies.vocabulary import ENFORCERS, Phase
@@ -116,7 +116,7 @@ def test_what_nobody_understands_is_reported_as_refused() -> None:
 
 
 def test_a_decision_is_told_with_verdict_reasons_and_findings() -> None:
-    policy = evaluate.as_if_agreed(form("may: query\nwho: {membership: active}\nfor: [dpv:ScientificResearch]"))
+    policy = evaluate.as_granting_set(form("may: query\nwho: {membership: active}\nfor: [dpv:ScientificResearch]"))
     facts = Facts.of(
         {"ds:membership": Fact(("active",), "credential 7 of did:web:ds.example"), "odrl:purpose": "dpv:X"}
     )
@@ -128,7 +128,7 @@ def test_a_decision_is_told_with_verdict_reasons_and_findings() -> None:
 
 
 def test_personal_facts_are_hashed_wherever_they_are_shown() -> None:
-    policy = evaluate.as_if_agreed(form("may: query\nwho: {permit: FI-1}"))
+    policy = evaluate.as_granting_set(form("may: query\nwho: {permit: FI-1}"))
     facts = Facts({"ds:permit": Fact(("FI-SECRET",), "permit", personal=True)})
     made = evaluate.evaluate(policy, facts, action="ds:query", phase=Phase.TRANSFER, now=NOW)
     told = str(made.to_json()) + str(explain.decision(made)) + str(facts.to_json()) + repr(facts)
@@ -137,7 +137,7 @@ def test_personal_facts_are_hashed_wherever_they_are_shown() -> None:
 
 
 def test_a_stale_fact_is_unknown_and_a_fresh_one_counts() -> None:
-    policy = evaluate.as_if_agreed(form("may: query\nwho: {membership: active}"))
+    policy = evaluate.as_granting_set(form("may: query\nwho: {membership: active}"))
     for valid_until, permitted in ((None, True), (NOW + 1, True), (NOW, False), (NOW - 1, False)):
         facts = Facts({"ds:membership": Fact(("active",), "credential", valid_until)})
         assert evaluate.permits(policy, facts, action="ds:query", phase=Phase.QUERY, now=NOW) is permitted
@@ -163,15 +163,15 @@ def test_an_offer_is_shown_when_any_of_its_permissions_could_be_active() -> None
             {"action": "ds:stream", "constraint": [atom("ds:membership", "eq", "active")]},
         ]
     )
-    member = evaluate.concludable(offer, Facts.of({"ds:membership": "active"}), phase=Phase.CATALOGUE, now=NOW)
+    member = evaluate.evaluate_offer(offer, Facts.of({"ds:membership": "active"}), phase=Phase.CATALOGUE, now=NOW)
     assert (member.permitted, member.permission) == (True, "/permission/1")
-    nobody = evaluate.concludable(offer, Facts(), phase=Phase.CATALOGUE, now=NOW)
+    nobody = evaluate.evaluate_offer(offer, Facts(), phase=Phase.CATALOGUE, now=NOW)
     assert not nobody.permitted
     assert {name for name in ("ds:role", "ds:membership") if name in str(nobody.reasons)} == {
         "ds:role",
         "ds:membership",
     }
-    empty = evaluate.concludable(raw(prohibition=[{"action": "use"}]), Facts(), phase=Phase.CATALOGUE, now=NOW)
+    empty = evaluate.evaluate_offer(raw(prohibition=[{"action": "use"}]), Facts(), phase=Phase.CATALOGUE, now=NOW)
     assert not empty.permitted
 
 
@@ -206,15 +206,15 @@ def test_what_each_permission_lacks(case: str) -> None:
         permission=[{"action": "use", "constraint": one} for one in permissions],
         **({"prohibition": prohibitions} if prohibitions else {}),
     )
-    agreed = evaluate.as_if_agreed(made, at=NOW)
-    found = evaluate.concludable(agreed, Facts.of(facts), phase=Phase.TRANSFER, now=NOW)
+    agreed = evaluate.as_granting_set(made, at=NOW)
+    found = evaluate.evaluate_offer(agreed, Facts.of(facts), phase=Phase.TRANSFER, now=NOW)
     assert not found.permitted
     assert sorted(map(sorted, found.lacking)) == sorted(map(sorted, expected))
 
 
 def test_a_refusal_says_of_each_permission_what_stands_against_it_the_nearest_first() -> None:
     made = raw(permission=[{"action": "use", "constraint": one} for one in ([DANE, MEMBER], [MEMBER], [DANE])])
-    found = evaluate.concludable(made, Facts.of(SWEDE), phase=Phase.CATALOGUE, now=NOW)
+    found = evaluate.evaluate_offer(made, Facts.of(SWEDE), phase=Phase.CATALOGUE, now=NOW)
     assert [reason.partition(" /")[2].partition(":")[0] for reason in found.reasons] == [
         "permission/1", "permission/2", "permission/0"
     ]  # fmt: skip
@@ -225,7 +225,7 @@ def test_a_refusal_says_of_each_permission_what_stands_against_it_the_nearest_fi
 
 def test_one_reason_that_stands_against_all_permissions_is_said_once() -> None:
     made = raw(permission=[{"action": "use"}, {"action": "ds:query"}], prohibition=[{"action": "use"}])
-    found = evaluate.concludable(made, Facts(), phase=Phase.CATALOGUE, now=NOW)
+    found = evaluate.evaluate_offer(made, Facts(), phase=Phase.CATALOGUE, now=NOW)
     assert [reason.partition(" to ")[0] for reason in found.reasons] == ["/prohibition/0 forbids"]
 
 
@@ -237,7 +237,7 @@ def test_one_permission_is_asked_about_without_what_the_others_permit() -> None:
         ],
         prohibition=[{"action": "use", "constraint": [atom("ds:participantCountry", "eq", "US")]}],
     )
-    tried, at = evaluate.as_if_agreed(policy), {"action": "ds:query", "phase": Phase.TRANSFER, "now": NOW}
+    tried, at = evaluate.as_granting_set(policy), {"action": "ds:query", "phase": Phase.TRANSFER, "now": NOW}
     for country, allowed in (("FI", {"": True, "/permission/0": False, "/permission/1": True}), ("US", {})):
         facts = Facts.of({"ds:membership": "active", "ds:role": "insurer", "ds:participantCountry": country})
         for one in ("", "/permission/0", "/permission/1", "/permission/2"):
@@ -254,14 +254,14 @@ def test_an_offer_for_later_can_be_agreed_now_and_a_past_one_not() -> None:
         ("until: 2030-01-01T00:00:00Z", True),
         ("until: 2020-01-01T00:00:00Z", False),
     ):
-        made = evaluate.concludable(form(f"may: query\n{line}"), Facts(), phase=Phase.NEGOTIATION, now=NOW)
+        made = evaluate.evaluate_offer(form(f"may: query\n{line}"), Facts(), phase=Phase.NEGOTIATION, now=NOW)
         assert made.permitted is permitted, line
 
 
 def test_an_offer_is_tried_as_if_it_were_signed_at_a_moment() -> None:
     offer = form("may: query\nlasts: 30d")
     for at, permitted in ((None, False), (NOW, True), (NOW - 31 * 86_400, False)):
-        tried = evaluate.as_if_agreed(offer, at=at)
+        tried = evaluate.as_granting_set(offer, at=at)
         assert evaluate.permits(tried, Facts(), action="ds:query", phase=Phase.TRANSFER, now=NOW) is permitted
 
 
@@ -371,8 +371,8 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
         "duty_never_met",
     ),
     ("forbidden again", form("may: query\nnot: use"), "error", "permission_void"),
-    ("void", replace(form("may: use\nnot: distribute"), conflict=Conflict.INVALID), "error", "policy_void"),
-    ("perm", replace(form("may: use\nnot: distribute"), conflict=Conflict.PERM), "warning", "permission_wins"),
+    ("void", replace(form("may: use\nnot: distribute"), conflict=ConflictStrategy.INVALID), "error", "policy_void"),
+    ("perm", replace(form("may: use\nnot: distribute"), conflict=ConflictStrategy.PERM), "warning", "permission_wins"),
     (
         "two roles at once",
         use(atom("ds:role", "eq", "a"), atom("ds:role", "eq", "b")),
@@ -423,9 +423,9 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
 
 @pytest.mark.parametrize("said", ["ScientificResearch", "dpv:SientificResearch"])
 def test_a_purpose_that_is_none_is_asked_about_where_it_is_refused(said: str) -> None:
-    made = evaluate.as_if_agreed(form("may: query\nfor: [dpv:ScientificResearch]"))
+    made = evaluate.as_granting_set(form("may: query\nfor: [dpv:ScientificResearch]"))
     facts = Facts.of({"odrl:purpose": said}, source="request")
-    (reason,) = evaluate.concludable(made, facts, phase=Phase.TRANSFER, now=NOW).reasons
+    (reason,) = evaluate.evaluate_offer(made, facts, phase=Phase.TRANSFER, now=NOW).reasons
     assert reason.endswith(f"observed {said} (did you mean dpv:ScientificResearch?)")
 
 
@@ -450,7 +450,7 @@ def test_a_word_that_stands_in_no_list_is_refused_with_the_one_that_was_meant(sa
 
 def test_permissions_that_lack_the_same_are_told_once() -> None:
     made = form("who: {membership: active}\nmay: [query, stream]")
-    (reason,) = evaluate.concludable(made, Facts(), phase=Phase.NEGOTIATION, now=NOW).reasons
+    (reason,) = evaluate.evaluate_offer(made, Facts(), phase=Phase.NEGOTIATION, now=NOW).reasons
     assert reason.startswith("/permission/0/constraint/0: ")
 
 
@@ -499,7 +499,7 @@ def test_a_rule_for_a_part_of_a_column_says_that_rules_are_for_whole_ones() -> N
     schema = TableSchema((Column("patient", "STRUCT(id VARCHAR, zip VARCHAR)"),))
     found = lint.lint(form(GOOD + "columns: {hide: [patient.zip]}"), schema)
     (told,) = {problem.message for problem in found if problem.level == "error"}
-    assert told == "patient.zip is a part of the column patient, and rules are for whole ones; name that"
+    assert told == "patient.zip is part of the column patient; name the whole column"
 
 
 # --- differences -----------------------------------------------------------------------------------------
@@ -508,7 +508,7 @@ def test_a_rule_for_a_part_of_a_column_says_that_rules_are_for_whole_ones() -> N
 def test_the_same_meaning_differs_in_nothing() -> None:
     policy = form("may: [query, stream]\nwho: {membership: active}")
     turned = replace(policy, permissions=tuple(reversed(policy.permissions)), id="urn:other")
-    assert diff.diff(policy, turned, now=NOW) == diff.Difference(same=True)
+    assert diff.diff(policy, turned, now=NOW) == diff.PolicyDifference(same=True)
 
 
 @pytest.mark.parametrize(

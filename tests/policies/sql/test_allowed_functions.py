@@ -1,4 +1,4 @@
-"""Every function and operator on the allow-list is written so that the engine means what the user meant."""
+"""Every function and operator on the allow-list is written so that the engine gives it the consumer's meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's own parser as second opinion: what the first gate would have let through is refused here."""
+"""The recheck with the engine's own parser refuses what an error in the first gate would let through."""
 
 from __future__ import annotations
 

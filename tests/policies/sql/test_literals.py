@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from sqlglot import exp
 
-from policies.enforce.gate import Prepared
+from policies.enforce.gate import PreparedQuery
 from policies.errors import QueryRefused
 from policies.sql import literals
 from tests.support import gate
@@ -63,7 +63,7 @@ NOISE = (atom("ds:epsilonBudget", "lteq", "1"),)
 CELLS = (atom("ds:minGroupSize", "gteq", "10"),)
 
 
-def prepared(bench: gate.Bench, sql: str) -> Prepared | str:
+def prepared(bench: gate.Bench, sql: str) -> PreparedQuery | str:
     """As the gate wrote it for these columns, whatever is in them; or why it is refused."""
     bench.restart()
     try:
@@ -75,7 +75,7 @@ def prepared(bench: gate.Bench, sql: str) -> Prepared | str:
     return found
 
 
-def outcome(bench: gate.Bench, asked: Prepared | str) -> Any:
+def outcome(bench: gate.Bench, asked: PreparedQuery | str) -> Any:
     """ok, or what came in place of an answer; the answer itself where it is of whole cells."""
     if isinstance(asked, str):
         return asked
@@ -88,7 +88,7 @@ def outcome(bench: gate.Bench, asked: Prepared | str) -> Any:
     return "ok"
 
 
-def outcomes(bench: gate.Bench, written: Sequence[Prepared | str]) -> list[Any]:
+def outcomes(bench: gate.Bench, written: Sequence[PreparedQuery | str]) -> list[Any]:
     """Of each; what is written alike, as half of them are, is asked once."""
     alike = [one if isinstance(one, str) else repr((one.sql, one.params, one.private)) for one in written]
     found = {key: outcome(bench, one) for key, one in dict(zip(alike, written, strict=True)).items()}
@@ -153,7 +153,7 @@ def test_a_comparison_with_a_number_is_the_one_of_exact_arithmetic(type_: str) -
         literal = exp.Neg(this=number) if text.startswith("-") else number
         asked, expected = [], []
         for node, compare in OPERATORS.items():
-            made = literals.compared(exp.column("v"), node, literal, type_).sql("duckdb")
+            made = literals.fit_comparison(exp.column("v"), node, literal, type_).sql("duckdb")
             value = Decimal(rng.choice([near if low <= near <= high else 0, low, high])).scaleb(-scale)
             of_null = f"SELECT count(*) FROM (SELECT NULL::{type_} AS v) WHERE {made}"
             asked.append(f"SELECT {made}, ({of_null}) FROM (SELECT '{value:f}'::{type_} AS v)")

@@ -1,4 +1,4 @@
-"""Trees that were put together, and not read, become text that says what they say, to both parsers."""
+"""Assembled trees become SQL that both parsers read back as the same tree."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _all_bracketed(tree: exp.Expr) -> exp.Expr:
             place = exp.Paren()
             node.replace(place)
             place.set("this", node)
-    return parentheses.bracketed(found)
+    return parentheses.add_brackets(found)
 
 
 def _engine(sql: str) -> Any:

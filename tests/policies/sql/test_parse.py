@@ -1,4 +1,4 @@
-"""The first half of the gate: sizes, nesting and odd shapes are refused before anything slow or deep runs."""
+"""Parsing in the gate: sizes, nesting and unusual shapes are refused before anything slow or deep runs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _exists(condition: exp.Expr) -> exp.Select | None:
     inner = condition.this if isinstance(condition, exp.Not) else condition
     while isinstance(inner, exp.Paren):
         inner = inner.this
-    query = trees.unwrapped(inner.this) if isinstance(inner, exp.Exists) else None
+    query = trees.unwrap(inner.this) if isinstance(inner, exp.Exists) else None
     if not isinstance(query, exp.Select) or not trees.is_plain(query) or len(trees.sources(query)) != 1:
         return None
     return None if any(trees.has_query(one) for one in trees.where_of(query)) else query

@@ -83,7 +83,7 @@ def _split(select: exp.Select, group: Group, planning: Planning) -> None:
     names = [output.alias_or_name for output in select.expressions]
     for name in ("joins", "group", "having", "qualify"):
         select.set(name, None)
-    columns = [trees.named(trees.column(own, table), name) for (own, _), name in zip(outputs, names, strict=True)]
+    columns = [trees.alias_as(trees.column(own, table), name) for (own, _), name in zip(outputs, names, strict=True)]
     select.set("expressions", columns)
     select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
     for ordered, own in order:

@@ -109,6 +109,6 @@ def _named(found: list[exp.Expr], select: exp.Select, group: Group) -> list[tupl
     taken = group.taken(select)
     for node in found:
         if node not in names:
-            names[node.copy()] = trees.free(f"x{len(names)}", taken)
+            names[node.copy()] = trees.free_name(f"x{len(names)}", taken)
         node.replace(trees.column(names[node], group.name))
     return [(name, value) for value, name in names.items()]

@@ -227,7 +227,7 @@ class _Partials:
         for name, known in self.partials:
             if known == value:
                 return trees.column(name, self.group.name)
-        name = trees.free(f"p{len(self.partials)}", self.taken)
+        name = trees.free_name(f"p{len(self.partials)}", self.taken)
         self.partials.append((name, value.copy()))
         return trees.column(name, self.group.name)
 
@@ -238,7 +238,7 @@ class _Partials:
             if isinstance(key, exp.Column) or not reads or not reads <= self.group.aliases or trees.has_query(key):
                 continue
             if all(key != known for _, known in self.keys):
-                self.keys.append((trees.free(f"k{len(self.keys)}", self.taken), key.copy()))
+                self.keys.append((trees.free_name(f"k{len(self.keys)}", self.taken), key.copy()))
         for name, key in self.keys:
             for node in [one for one in trees.in_block(self.select) if one == key]:
                 node.replace(trees.column(name, self.group.name))

@@ -105,7 +105,7 @@ def _as_it_is(
     table = planning.draft([Share(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",))
     for name in [name for name in select.args if name not in ("kind", "hint")]:
         select.set(name, None)
-    select.set("expressions", [trees.named(trees.column(name, table), name) for name in outputs])
+    select.set("expressions", [trees.alias_as(trees.column(name, table), name) for name in outputs])
     select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
     return True
 

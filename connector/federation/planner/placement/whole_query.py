@@ -15,14 +15,14 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
     if found is None or trees.free_tables(node):
         return None
     owner, _ = found
-    query = trees.unwrapped(node).copy()
+    query = trees.unwrap(node).copy()
     names = trees.output_names(query)
     order = _order(query, names) if root else []
     if distinct and trees.is_plain(query):
         query.set("distinct", exp.Distinct())
     shown = list(dict.fromkeys([*names, *(name for name, _ in order)]))  # the order may name one twice
     table = planning.draft([Share(owner, query)], outputs=shown, kind="whole", pushed=_pushed(query))
-    select = exp.select(*(trees.named(trees.column(name, table), name) for name in names), copy=False)
+    select = exp.select(*(trees.alias_as(trees.column(name, table), name) for name in names), copy=False)
     select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
     if order:
         keys = [exp.Ordered(this=trees.column(name, table), desc=one.args.get("desc"),
@@ -46,8 +46,8 @@ def _order(query: exp.Expr, names: list[str]) -> list[tuple[str, exp.Ordered]]:
         if same is None:
             if query.args.get("distinct"):
                 return []
-            same = trees.free(f"order_{number}", [*names, *(name for name, _ in found)])
-            query.append("expressions", trees.named(key.copy(), same))
+            same = trees.free_name(f"order_{number}", [*names, *(name for name, _ in found)])
+            query.append("expressions", trees.alias_as(key.copy(), same))
         found.append((same, ordered))
     return found
 

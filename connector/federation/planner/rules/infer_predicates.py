@@ -141,7 +141,7 @@ def _owners(source: exp.Expr, planning: Planning) -> set[str]:
     if isinstance(source, exp.Table):
         shares = planning.shares(source) if source.db else ()
         return set(planning.sites(shares[0])) if len(shares) == 1 else set()
-    if isinstance(trees.unwrapped(source.this), exp.Union):
+    if isinstance(trees.unwrap(source.this), exp.Union):
         return set()
     parts = blocks.parts_of(source, planning)
     return {parts[0].owner} if len(parts) == 1 else set()

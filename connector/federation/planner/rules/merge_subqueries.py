@@ -24,7 +24,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 
 
 def _fits(select: exp.Select, source: exp.Subquery) -> bool:
-    query = trees.unwrapped(source.this)
+    query = trees.unwrap(source.this)
     joins = select.args.get("joins") or []
     if not isinstance(query, exp.Select) or not trees.is_plain(query) or not trees.sources(query):
         return False
@@ -44,7 +44,7 @@ def _plain_join(join: exp.Expr) -> bool:
 
 
 def _merge(select: exp.Select, source: exp.Subquery, planning: Planning) -> None:
-    query = trees.unwrapped(source.this)
+    query = trees.unwrap(source.this)
     assert isinstance(query, exp.Select)
     values = {output.alias_or_name: output.unalias() for output in query.selects}
     alias, conditions = source.alias_or_name, trees.where_of(query)
@@ -55,7 +55,7 @@ def _merge(select: exp.Select, source: exp.Subquery, planning: Planning) -> None
     first, joins = query.args["from_"].this, list(query.args.get("joins") or [])
     _place(select, source, first, joins)
     for column in places:
-        trees.put(values[column.name], column)
+        trees.substitute(values[column.name], column)
     trees.set_where(select, [*conditions, *trees.where_of(select)])
 
 

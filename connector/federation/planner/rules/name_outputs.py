@@ -9,7 +9,7 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.federation.planner.context import Planning
-from policies.contracts.columns import apart
+from policies.contracts.columns import make_distinct
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES
 
@@ -24,7 +24,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
             _keys(order, trees.output_names(node))
     for select in [node for node in nodes if isinstance(node, exp.Select)]:
         names = trees.output_names(select)
-        for output, name, own in zip(select.expressions, names, apart(names), strict=True):
+        for output, name, own in zip(select.expressions, names, make_distinct(names), strict=True):
             if own != name:
                 output.set("alias", exp.to_identifier(own))
     return tree
@@ -32,7 +32,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 
 def _keys(order: exp.Expr, names: list[str]) -> None:
     """Places as the names that the outputs there will have; a name is that of the first output called so."""
-    own = apart(names)
+    own = make_distinct(names)
     for ordered in order.expressions:
         key = ordered.this
         if trees.is_place(key):

@@ -13,7 +13,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with `SELECT 1` in every EXISTS that only asks whether there is a row. Names are bound by now: a
     condition may have named an output."""
     for query in _asked(tree):
-        query.set("expressions", [trees.named(exp.Literal.number(1), "one")])
+        query.set("expressions", [trees.alias_as(exp.Literal.number(1), "one")])
         query.set("order", None)
     return tree
 
@@ -31,7 +31,7 @@ def drop_stars(tree: exp.Expr) -> None:
 
 def _asked(tree: exp.Expr) -> list[exp.Select]:
     """The queries of each EXISTS that only asks whether there is a row."""
-    queries = [trees.unwrapped(node.this) for node in trees.nodes(tree) if type(node) is exp.Exists]
+    queries = [trees.unwrap(node.this) for node in trees.nodes(tree) if type(node) is exp.Exists]
     return [query for query in queries if isinstance(query, exp.Select) and not _asks_more(query)]
 
 

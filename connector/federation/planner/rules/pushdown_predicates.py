@@ -26,7 +26,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
                     continue  # its owners take the condition as it is
                 for condition in trees.where_of(select):
                     if trees.column_tables(condition) == {source.alias_or_name} and not trees.has_query(condition):
-                        _push(trees.unwrapped(source.this), condition, planning, None)
+                        _push(trees.unwrap(source.this), condition, planning, None)
     return tree
 
 
@@ -35,7 +35,7 @@ def _push(query: exp.Expr, condition: exp.Expr, planning: Planning, names: list[
     if any(query.args.get(name) for name in ("limit", "offset", "with_")):
         return
     if isinstance(query, SETS):
-        sides = [trees.unwrapped(query.this), trees.unwrapped(query.args["expression"])]
+        sides = [trees.unwrap(query.this), trees.unwrap(query.args["expression"])]
         if blocks.same_types(_leaves(query), planning):
             names = names or [output.alias_or_name for output in _leaves(query)[0].selects]
             for side in sides:
@@ -45,7 +45,7 @@ def _push(query: exp.Expr, condition: exp.Expr, planning: Planning, names: list[
 
 
 def _leaves(query: exp.Expr) -> list[exp.Select]:
-    query = trees.unwrapped(query)
+    query = trees.unwrap(query)
     if isinstance(query, SETS):
         return [*_leaves(query.this), *_leaves(query.args["expression"])]
     return [query] if isinstance(query, exp.Select) else []
@@ -67,7 +67,7 @@ def _push_select(query: exp.Select, condition: exp.Expr, planning: Planning, nam
         return
     inside = condition.copy()
     for column in trees.columns(inside):
-        new = trees.put(values[column.name], column)
+        new = trees.substitute(values[column.name], column)
         inside = new if column is inside else inside
     trees.set_where(query, [*trees.where_of(query), inside])
 

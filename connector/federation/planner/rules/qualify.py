@@ -20,8 +20,8 @@ from connector.federation.planner.rules import prune_exists
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES, SETS
-from policies.sql.rewrite import every
-from policies.sql.using import Merged, shown
+from policies.sql.rewrite import list_nodes
+from policies.sql.using import MergedColumn, expand_star
 
 _NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
@@ -74,7 +74,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         raise QueryInvalid(said, code="column_unknown") from None
     for source, names in reckoned.renamed:
         _check_names(source, names)
-    nodes = every(bound)
+    nodes = list_nodes(bound)
     for node in nodes:
         if isinstance(node, exp.TableColumn):  # its rows as structs: of which columns, pruning would decide
             raise using_rewrite.is_table(node.name)
@@ -175,7 +175,7 @@ def _written_outputs(select: exp.Select) -> None:
         if isinstance(output, exp.Alias):
             output.meta[_CALLED] = True
         elif isinstance(output, exp.Subquery):
-            called = trees.named(exp.Null(), f"_col_{place}")
+            called = trees.alias_as(exp.Null(), f"_col_{place}")
             output.replace(called)
             called.set("this", output)  # itself, and no copy: what is inside is looked at after it
 
@@ -203,8 +203,8 @@ def _each_once(tree: exp.Expr) -> None:
             name = fold(source.alias_or_name)
             if name in met:
                 if name in named:
-                    raise QueryInvalid(f"{name} stands twice in one FROM; give one of them an alias", code="name_taken")
-                name = trees.free(name, taken)
+                    raise QueryInvalid(f"{name} occurs twice in one FROM; give one of them an alias", code="name_taken")
+                name = trees.free_name(name, taken)
                 alias = source.args.get("alias") or exp.TableAlias()
                 alias.set("this", exp.to_identifier(name))
                 source.set("alias", alias)
@@ -282,7 +282,7 @@ def _columns_first(block: expansion_limit.Block) -> None:
             one = using_rewrite.meant(name, block.merged)
             there = [keys[name]] if one is not None and keys.get(name) else _there_is(name, block)
             if one is not None and len(there) != 1:
-                trees.put(using_rewrite.value(one), column)
+                trees.substitute(using_rewrite.value(one), column)
             elif len(there) == 1:
                 column.set("table", exp.to_identifier(there[0]))
 
@@ -313,7 +313,7 @@ def _one_column(block: expansion_limit.Block) -> None:
             raise _several(name, count)  # `*` calls what is merged by AS, as it were: which one is last?
 
 
-def _of_sources(column: exp.Column, one: Merged | None, block: expansion_limit.Block) -> None:
+def _of_sources(column: exp.Column, one: MergedColumn | None, block: expansion_limit.Block) -> None:
     """Put the source that has it to a name, or what USING merges; of several, one cannot be told."""
     name = fold(column.name)
     there = _there_is(name, block)
@@ -322,7 +322,7 @@ def _of_sources(column: exp.Column, one: Merged | None, block: expansion_limit.B
     if len(there) == 1:
         column.set("table", exp.to_identifier(there[0]))
     elif one is not None:
-        trees.put(using_rewrite.value(one), column)
+        trees.substitute(using_rewrite.value(one), column)
     elif there:
         raise _several(name, block.names.count(name))
 
@@ -383,7 +383,7 @@ def _written_out(block: expansion_limit.Block) -> Iterator[exp.Expr]:
     """The outputs without what they are called, those that `*` stands for among them."""
     for output in block.select.expressions:
         if isinstance(output, exp.Star):
-            for alias, name, _ in shown(block.sources, block.tested, block.merged):
+            for alias, name, _ in expand_star(block.sources, block.tested, block.merged):
                 yield trees.column(name, alias)
         elif output.is_star:
             for name in block.sources.get(fold(output.table), ()):
@@ -403,7 +403,7 @@ def _group(select: exp.Select) -> None:
         select.set("group", group)
         _no_other(select, outputs, "no output that GROUP BY ALL groups by; name it in GROUP BY, with the others")
     elif select.args.get("having") is not None:
-        _no_other(select, outputs, "no key of GROUP BY, and in no aggregate; name it in GROUP BY")
+        _no_other(select, outputs, "not in GROUP BY, and in no aggregate; add it to GROUP BY")
     for key in trees.group_keys(select) if group is not None else ():
         while isinstance(key.parent, exp.Paren) and key not in outputs:
             key = key.parent
@@ -455,14 +455,14 @@ def _order(query: exp.Expr, order: exp.Expr) -> None:
     for column in [one for one in order.find_all(exp.Column) if not one.table] if isinstance(query, exp.Select) else ():
         same = [place for place, output in enumerate(outputs, 1) if output.alias_or_name == column.name]
         if place := column.meta.get(_PLACE):
-            trees.put(outputs[place - 1].unalias(), column)
+            trees.substitute(outputs[place - 1].unalias(), column)
         elif same and not isinstance(column.parent, exp.Ordered):
             place = _meant(same, outputs)
             if exp.Literal.number(place) in trees.group_keys(trees.first_select(query)) and trees.has_query(
                 outputs[place - 1]
             ):
                 raise _inside_of_key("ORDER BY")
-            trees.put(outputs[place - 1].unalias(), column)
+            trees.substitute(outputs[place - 1].unalias(), column)
         elif len(same) > 1:
             column.replace(exp.Literal.number(_meant(same, outputs)))
 

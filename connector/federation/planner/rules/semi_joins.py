@@ -195,7 +195,7 @@ def _of_in(
     if not isinstance(condition, exp.In) or not isinstance(condition.this, exp.Column):
         return
     holder = condition.args.get("query")
-    if holder is None or trees.unwrapped(holder) is not query or len(query.selects) != 1:
+    if holder is None or trees.unwrap(holder) is not query or len(query.selects) != 1:
         return
     mine, theirs = condition.this, query.selects[0].unalias()
     if mine.table not in here or _joined(joins.get(mine.table)) or not isinstance(theirs, exp.Column):

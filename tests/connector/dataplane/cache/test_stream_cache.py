@@ -453,12 +453,12 @@ async def test_a_stream_of_very_many_batches_is_not_kept(tmp_path: Path, monkeyp
 
 
 def _contract() -> DataContract:
-    (found,) = compiler.contracts(provider.OPEN, gate.schema(id="BIGINT", name="VARCHAR"))
+    (found,) = compiler.compile_contracts(provider.OPEN, gate.schema(id="BIGINT", name="VARCHAR"))
     return found
 
 
 def _masked() -> DataContract:
-    (found,) = compiler.contracts(MASKED, gate.schema(id="BIGINT", name="VARCHAR"))
+    (found,) = compiler.compile_contracts(MASKED, gate.schema(id="BIGINT", name="VARCHAR"))
     return found
 
 
