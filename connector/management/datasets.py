@@ -15,7 +15,7 @@ from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
 from connector.management.offers import a_party
 from connector.offers.preview import Asked, OwnersView
-from connector.store.tables import Dataset, DatasetVersion
+from connector.store.tables import DatasetVersion, RegisteredDataset
 
 
 class NewDataset(BaseModel):
@@ -75,7 +75,7 @@ class DatasetView(BaseModel):
     )
 
 
-def view(row: Dataset, version: DatasetVersion, *, unchanged: bool | None = None) -> DatasetView:
+def view(row: RegisteredDataset, version: DatasetVersion, *, unchanged: bool | None = None) -> DatasetView:
     statistics = version.profile["columns"]
     return DatasetView(
         id=row.id,
