@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from catalogue.exports.graph import Node, flat, jsonld, rdfxml, turtle
+from catalogue.exports.graph import Node, jsonld, merge_nodes, rdfxml, turtle
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Export:
     write: Callable[[Iterable[Node]], str]
 
     def text(self, nodes: Iterable[Node]) -> str:
-        return self.write(flat(nodes))
+        return self.write(merge_nodes(nodes))
 
 
 EXPORTS: dict[str, Export] = {

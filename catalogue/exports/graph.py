@@ -44,7 +44,7 @@ class Iri:
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class RdfLiteral:
     """A text, with a language or a datatype (prefixed) where it has one."""
 
     text: str
@@ -65,7 +65,7 @@ class Node:
         self.properties += [(term, value) for value in values if value is not None]
 
 
-Value: TypeAlias = Iri | Literal | Node
+Value: TypeAlias = Iri | RdfLiteral | Node
 
 
 def expand(term: str) -> str:
@@ -159,7 +159,7 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
     indent = "  " * depth
     if isinstance(value, Node) and not value.id:
         return f"{indent}<{term}>\n{_xml_node(value, depth + 1)}{indent}</{term}>\n"
-    if not isinstance(value, Literal):
+    if not isinstance(value, RdfLiteral):
         target = value.safe if isinstance(value, Iri) else Iri(value.id).safe
         return f"{indent}<{term} rdf:resource={quoteattr(target)}/>\n"
     kind = f" rdf:datatype={quoteattr(expand(value.datatype))}" if value.datatype else ""
@@ -167,7 +167,7 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
     return f"{indent}<{term}{kind}>{escape(value.text)}</{term}>\n"
 
 
-def flat(nodes: Iterable[Node]) -> list[Node]:
+def merge_nodes(nodes: Iterable[Node]) -> list[Node]:
     """Every node that has an id, each once with all that is said of it, in the order met; blank ones stay inside."""
     waiting, found = deque(nodes), dict[str, Node]()
     said = dict[str, set[Hashable]]()
@@ -178,7 +178,7 @@ def flat(nodes: Iterable[Node]) -> list[Node]:
         if id(node) in met:
             continue
         met.add(id(node))
-        waiting.extend(_named(node))
+        waiting.extend(_list_identified(node))
         if not node.id:
             anonymous.append(node)
             continue
@@ -198,9 +198,9 @@ def _key(value: Value) -> Hashable:
     return value.id or (value.types, tuple((term, _key(inner)) for term, inner in value.properties))
 
 
-def _named(node: Node) -> list[Node]:
+def _list_identified(node: Node) -> list[Node]:
     found: list[Node] = []
     for _, value in node.properties:
         if isinstance(value, Node):
-            found += [value] if value.id else _named(value)
+            found += [value] if value.id else _list_identified(value)
     return found

@@ -25,7 +25,7 @@ _KNOWN = {"policy": POLICIES, "state": STATES}  # every value that there can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class SearchQuery:
     """A search. Values of one facet are alternatives; facets, columns and words must all fit."""
 
     words: str = ""
@@ -39,25 +39,25 @@ class Question:
         """No words to rank by: newest first."""
         return not self.words.strip()
 
-    def without(self, facet: str) -> Question:
+    def without(self, facet: str) -> SearchQuery:
         """The same question without one facet's filter, for counting that facet."""
         return replace(self, filters={name: values for name, values in self.filters.items() if name != facet})
 
 
-def replaced(question: Question, *, words: str | None = None, column: str = "") -> Question:
+def replace_part(question: SearchQuery, *, words: str | None = None, column: str = "") -> SearchQuery:
     """The question with other words, or without one of its columns; from its first page on."""
     columns = tuple(name for name in question.columns if name != column)
     return replace(question, words=question.words if words is None else words, columns=columns, page=1)
 
 
-def read(
+def parse_query(
     text: str,
     *,
     columns: Iterable[str] = (),
     filters: Mapping[str, Iterable[str]] | None = None,
     page: int = 1,
     size: int = SIZE,
-) -> Question:
+) -> SearchQuery:
     """A question from a search box and parameters. BadInput for one that is too long or too deep, or asks for a
     state or a class of policies that there is not."""
     if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
@@ -79,7 +79,7 @@ def read(
     if max(sum(map(len, wanted)), *(len(one) for values in chosen.values() for one in values), 0) > _FILTER_MAX:
         raise BadInput(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
-    return Question(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
+    return SearchQuery(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
 
 
 def _typed(match: re.Match[str], found: dict[str, list[str]], columns: list[str]) -> str:

@@ -4,7 +4,7 @@
 of the store. A write is committed, durably, before `write` returns.
 """
 
-from catalogue.store.engine import Store
-from catalogue.store.transaction import Transaction
+from catalogue.store.engine import CatalogueStore
+from catalogue.store.transaction import CatalogueTransaction
 
-__all__ = ["Store", "Transaction"]
+__all__ = ["CatalogueStore", "CatalogueTransaction"]

@@ -12,16 +12,16 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
-from catalogue.store.transaction import Transaction
+from catalogue.store.transaction import CatalogueTransaction
 from connector.errors import BadInput, Busy
 from connector.infra.concurrency.thread_pool import Threads
 from connector.infra.database.database import open_engine
 
 T = TypeVar("T")
-Work = Callable[[Transaction], T]
+Work = Callable[[CatalogueTransaction], T]
 
 
-class Store:
+class CatalogueStore:
     """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock.
 
     BadInput where a value is none that the database takes: PostgreSQL has no text with NUL, whoever asks for one.
@@ -50,23 +50,23 @@ class Store:
                 self.engine.connect().execution_options(writing=True) as connection,
                 Session(connection, expire_on_commit=False) as session,
             ):
-                result = work(Transaction(session, now=self.clock()))
+                result = work(CatalogueTransaction(session, now=self.clock()))
                 session.commit()
                 return result
         except OperationalError as error:
-            raise _unavailable(error) from error
+            raise _busy_error(error) from error
         except DataError as error:
-            raise _unfit(error) from error
+            raise _bad_input_error(error) from error
 
     def read_now(self, work: Work[T]) -> T:
         """As `read`, in the caller's thread."""
         try:
             with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
-                return work(Transaction(session, now=self.clock()))
+                return work(CatalogueTransaction(session, now=self.clock()))
         except OperationalError as error:
-            raise _unavailable(error) from error
+            raise _busy_error(error) from error
         except DataError as error:
-            raise _unfit(error) from error
+            raise _bad_input_error(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -75,11 +75,11 @@ class Store:
         self.engine.dispose()
 
 
-def _unavailable(error: OperationalError) -> Busy:
+def _busy_error(error: OperationalError) -> Busy:
     return Busy("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])
 
 
-def _unfit(error: DataError) -> BadInput:
+def _bad_input_error(error: DataError) -> BadInput:
     return BadInput(
         "expected values that the database can hold, came one that it cannot, as a text with NUL; leave that out",
         private=repr(error.orig)[:500],

@@ -13,17 +13,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = dict[str, Any]
 
 
-class Table(DeclarativeBase):
+class CatalogueTable(DeclarativeBase):
     type_annotation_map: ClassVar = {Json: JSON, list[Any]: JSON, str: Text, int: BigInteger, float: Float}
 
 
 _Id = String(1024)  # bytes too: readers refuse longer ids, so that a B-tree page can hold them
 _Key = String(255)
-DOUBTED = -1  # in place of a number of misses: stale, though no complete visit has left it out
+MARKED_STALE = -1  # in place of a number of misses: stale, though no complete visit has left it out
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
 
 
-class Token(Table):
+class Token(CatalogueTable):
     """A bearer token of the operator, or a browser session of one; only its SHA-256 is kept."""
 
     __tablename__ = "token"
@@ -34,7 +34,7 @@ class Token(Table):
     expires_at: Mapped[float | None]
 
 
-class Member(Table):
+class Member(CatalogueTable):
     """A participant that the operator admitted. `id` is its DID, `url` the root of its public listener."""
 
     __tablename__ = "member"
@@ -50,7 +50,7 @@ class Member(Table):
     changed_at: Mapped[float]
 
 
-class Source(Table):
+class CrawlState(CatalogueTable):
     """What the crawler knows of one member's connector; attempts are counted here, so a restart forgets none."""
 
     __tablename__ = "source"
@@ -64,7 +64,7 @@ class Source(Table):
     etag: Mapped[str]
 
 
-class Run(Table):
+class VisitRecord(CatalogueTable):
     """One visit of one connector, as the health page shows it."""
 
     __tablename__ = "run"
@@ -79,7 +79,7 @@ class Run(Table):
     skipped: Mapped[list[Any]]  # [{dataset, problem}], the first few
 
 
-class Entry(Table):
+class EntryRow(CatalogueTable):
     """The last good copy of one dataset's description. `withdrawn_at` makes it a tombstone that says why."""
 
     __tablename__ = "entry"
@@ -101,7 +101,7 @@ class Entry(Table):
     __table_args__ = (Index("ix_entry_seq", "seq"),)
 
 
-class Counter(Table):
+class Counter(CatalogueTable):
     """The change number. Its one row is locked until commit, so numbers become visible in order."""
 
     __tablename__ = "counter"

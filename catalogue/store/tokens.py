@@ -8,14 +8,14 @@ from sqlalchemy.orm import Session
 from catalogue.store.tables import Token
 
 
-class Tokens:
+class CatalogueTokenQueries:
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def add(self, token: Token) -> None:
         self._session.add(token)
 
-    def by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
+    def find_by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
         """`lock`: whoever ends it waits until the transaction ends."""
         return self._session.get(Token, digest, with_for_update=lock)
 

@@ -6,12 +6,12 @@ from functools import cached_property
 
 from sqlalchemy.orm import Session
 
-from catalogue.store.entries import Entries
-from catalogue.store.members import Members
-from catalogue.store.tokens import Tokens
+from catalogue.store.entries import EntryQueries
+from catalogue.store.members import MemberQueries
+from catalogue.store.tokens import CatalogueTokenQueries
 
 
-class Transaction:
+class CatalogueTransaction:
     """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
 
     Who waits for locks while it holds some takes them in one order, or two would wait for each other: the member, its
@@ -24,13 +24,13 @@ class Transaction:
         self.now = now
 
     @cached_property
-    def tokens(self) -> Tokens:
-        return Tokens(self.session)
+    def tokens(self) -> CatalogueTokenQueries:
+        return CatalogueTokenQueries(self.session)
 
     @cached_property
-    def members(self) -> Members:
-        return Members(self.session)
+    def members(self) -> MemberQueries:
+        return MemberQueries(self.session)
 
     @cached_property
-    def entries(self) -> Entries:
-        return Entries(self.session)
+    def entries(self) -> EntryQueries:
+        return EntryQueries(self.session)
