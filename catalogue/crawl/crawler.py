@@ -36,7 +36,7 @@ from connector.telemetry import logger
 _TICK_SECONDS = 1.0
 _HOUR = 3600.0
 _PROBLEM_MAX = 2000
-_BROKEN = "the visit broke off at an error of this catalogue's own, which its log has; it is tried again later"
+_BROKEN = "the visit ended with an internal error of the catalogue; see its log; it is tried again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Basis:
-    """What a visit begins with. What is changed while it lasts, it does not undo: it compares when it stores."""
+    """The state at the start of a visit. The visit compares with it before it stores, so that later changes stay."""
 
     member: Member
     etag: str
@@ -63,7 +63,7 @@ class _Basis:
 
 
 class Crawler:
-    """`run()` visits who is due; `crawl(member)` visits one now. `on_change` follows every visit."""
+    """`run()` visits due members, `start(member_id)` visits a member now. `on_change` runs after each visit."""
 
     def __init__(
         self,
@@ -121,18 +121,16 @@ class Crawler:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def stop(self, member_id: str) -> None:
-        """End the visit of a member that is suspended or removed, and the one that was to follow; what was taken so
-        far stays, as the member's entries do."""
+        """Cancel the running and the following visit of a member that is suspended or removed. Stored pages stay."""
         for tasks in (self._following, self._running):
             if (task := tasks.get(member_id)) is not None:
                 task.cancel()
 
     def start(self, member_id: str, *, why: str) -> asyncio.Task[VisitRecord]:
-        """A visit of a member that begins no earlier than now.
+        """Start a visit of a member, or join one. `why`: schedule, operator or member.
 
-        On schedule, the visit under way is good enough. Who asks for one wants to see what has just changed, so theirs
-        follows the one under way; all who ask meanwhile share it. One that waits for its place has not begun: it stands
-        in the line of who asks, too.
+        The schedule joins a running visit. A request must see recent changes, so it gets a visit after the running one,
+        shared by all requests until it begins. A visit that still waits for a place is joined and also queued as `why`.
         """
         running = self._running.get(member_id)
         if running is None:
@@ -196,7 +194,7 @@ class Crawler:
         return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
 
     async def _store_page(self, basis: _Basis, datasets: list[object], tally: Tally) -> None:
-        """Store a page. Its texts are read beside the event loop and outside the transaction that stores them."""
+        """Store a page. Its texts are parsed in a thread, outside the transaction that stores them."""
         member = basis.member
         sift = partial(ingest.sift, spaces=basis.spaces, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
         candidates = await asyncio.to_thread(sift, datasets, member)
@@ -231,7 +229,7 @@ class Crawler:
     def _follow(
         self, tx: CatalogueTransaction, source: CrawlState, basis: _Basis, outcome: _Outcome, tally: Tally
     ) -> None:
-        """What a visit means for the member's entries, and for when it is visited again."""
+        """Apply a visit's outcome to the member's entries and to the time of the next visit."""
         if tx.members.read_revision() != basis.revision or tx.entries.withdrawn_after(source.member_id, basis.seq):
             outcome = replace(outcome, etag="")  # what was read was judged by what has changed since: read it again
         if outcome.outcome == "complete":
@@ -256,7 +254,7 @@ class Crawler:
     def _age(
         self, tx: CatalogueTransaction, source: CrawlState, outcome: _Outcome, *, since: float, tally: Tally
     ) -> None:
-        """What visits did not come to ages as it would with a connector that is silent, and makes room for the rest."""
+        """Mark entries that visits did not reach as stale or expired, and withdraw entries above the limit."""
         tx.entries.reset_future_times(source.member_id, since, now=tx.now)
         if outcome.outcome == "partial":
             tx.entries.mark_stale(source.member_id, before=min(since, tx.now - self._timing.unreachable))
@@ -272,7 +270,7 @@ class Crawler:
             continue
 
     def _update_state(self, tx: CatalogueTransaction, source: CrawlState) -> None:
-        """Bring a connector's state up to date; its entries show a change."""
+        """Update a connector's state. If it changed, its entries count as changed."""
         state = self._state(source, tx.now)
         if state != source.state:
             source.state = state
@@ -282,7 +280,7 @@ class Crawler:
         return freshness.state_of(self._timing, failures=source.failures, last_ok=source.last_ok, now=now)
 
     async def _sweep(self) -> None:
-        """Once an hour: states that change by time alone, and tombstones that are old enough."""
+        """Hourly upkeep: update states that change with time and remove old tombstones."""
         for member_id in await self._store.read(self._list_outdated_states):
             await self._store.write(
                 partial(self._update_member_state, member_id=member_id)
@@ -303,7 +301,7 @@ def _list_due(tx: CatalogueTransaction, *, limit: int) -> list[CrawlState]:
 
 
 def _read_basis(tx: CatalogueTransaction, *, key: str, operator: tuple[str, str, str]) -> _Basis:
-    """What a visit of a member begins with. The operator's ids are no member's."""
+    """Read the state at the start of a visit. The operator's ids belong to no member."""
     revision, seq = tx.members.read_revision(), tx.entries.last_seq()  # before what they stand for
     member = tx.members.of(key)
     source = tx.members.get_source(member.id)

@@ -1,4 +1,4 @@
-"""The catalogue in other people's formats: one line per format in EXPORTS."""
+"""Export formats of the catalogue: one line per format in EXPORTS."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from catalogue.exports.graph import Node, jsonld, merge_nodes, rdfxml, turtle
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A spelling of the DCAT-AP graph: how it is called, served and written."""
+    """A serialisation of the DCAT-AP graph: title, media type and writer."""
 
     title: str
     media_type: str

@@ -3,8 +3,8 @@
 Where DCAT-AP and the protocol differ (design of the catalogue, section 2.1): licence and policy belong to the
 distribution here, at most one policy each, so there is one distribution per way of access and offer.
 
-Nodes with one id are one node to a reader, with what is said of each. So every node's id is of this catalogue's own
-making, or a DID that a member has proven: with an id of its choice a member could add to what another one offers.
+Readers merge nodes with one id. Each node's id is therefore made by this catalogue or is a DID that a member has
+proven. With an id of its choice a member could add statements to another member's dataset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROFILE = "http://data.europa.eu/r5r/"  # DCAT-AP
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What the exports say of the catalogue itself."""
+    """The catalogue's own facts in the exports. `root` is its URL, `operator` a DID."""
 
     root: str
     title: str
@@ -72,7 +72,7 @@ def catalog(cards: Iterable[EntryView], about: About, paging: Paging) -> list[No
 
 
 def weight(card: EntryView) -> int:
-    """Roughly how many bytes a dataset is written in."""
+    """The approximate size of an exported dataset in bytes."""
     entry = card.entry
     texts = [sum(map(len, offer.sentences)) for offer in card.offers] or [0]
     ways = max(1, len(entry.formats)) * sum(1_500 + min(text, _SENTENCES_MAX) for text in texts)
@@ -188,7 +188,7 @@ def _access_right(card: EntryView) -> str:
 
 
 def _theme(text: str) -> str:
-    """A theme's IRI; free text is no theme in DCAT-AP."""
+    """A theme's IRI; empty for free text, which DCAT-AP does not allow."""
     code = theme_code(text)
     if code in THEMES:
         return THEME_BASE + code
@@ -223,7 +223,7 @@ def policies(card: EntryView, about: About) -> list[Node]:
 
 
 def _policy(offer: CatalogueOffer, iri: str) -> Node:
-    """An offer as an ODRL graph; one that could not be read is described in words only."""
+    """An offer as an ODRL graph. An unreadable offer gets a description only."""
     node = Node(("odrl:Offer",), iri)
     node.add("dct:identifier", RdfLiteral(offer.id) if offer.id else None)
     try:

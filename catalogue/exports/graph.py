@@ -1,4 +1,4 @@
-"""A small RDF graph as values, and its three spellings: Turtle, JSON-LD and RDF/XML. Pure; knows no vocabulary.
+"""A small RDF graph and its writers for Turtle, JSON-LD and RDF/XML. Pure; independent of any vocabulary.
 
 Terms are written with a prefix (`dct:title`) and expand by PREFIXES. A node without an id is blank. Written by template
 because a graph library costs a second and 35 thousand triples of memory per thousand datasets.
@@ -168,7 +168,7 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
 
 
 def merge_nodes(nodes: Iterable[Node]) -> list[Node]:
-    """Every node that has an id, each once with all that is said of it, in the order met; blank ones stay inside."""
+    """Nodes with an id, each once with all its properties, in order of appearance. Blank nodes stay inside others."""
     waiting, found = deque(nodes), dict[str, Node]()
     said = dict[str, set[Hashable]]()
     met = set[int]()  # one object that stands in many places is looked at once
@@ -192,7 +192,7 @@ def merge_nodes(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _key(value: Value) -> Hashable:
-    """Equal for what says the same: two blank nodes with the same content count as one."""
+    """A key for comparing values. Two blank nodes with the same content are equal."""
     if not isinstance(value, Node):
         return value
     return value.id or (value.types, tuple((term, _key(inner)) for term, inner in value.properties))

@@ -1,4 +1,4 @@
-"""Admitting, listing, suspending and removing members. Knows nothing of how their catalogues are read."""
+"""Service that admits, lists, suspends and removes members. Independent of the crawler."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Members:
         await self._notify(ended=await self._store.write(work))
 
     async def _notify(self, *, ended: str = "") -> None:
-        """After a commit. `ended`: the DID of who is a member no longer, or not for now."""
+        """Call the hooks after a commit. `ended`: DID of a removed or suspended member."""
         if ended and self._stop is not None:
             self._stop(ended)
         if self._on_change is not None:
@@ -160,7 +160,7 @@ class Members:
         return made
 
     async def _check_did_document(self, did: str) -> None:
-        """The DID document resolves, and its id is the DID."""
+        """Raise PeerNonsense or PeerUnreachable unless the DID document resolves and has this id."""
         url = address_of(did, insecure_http=self._net.guard.insecure_http)
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)

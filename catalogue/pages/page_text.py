@@ -1,4 +1,4 @@
-"""Words and small helpers of the pages: ages, dates, chips of an offer, the Python snippet. Pure."""
+"""Template filters of the pages: ages, dates, labels of an offer, the Python snippet. Pure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OfferClause:
 
 
 def clauses(offer: CatalogueOffer) -> list[OfferClause]:
-    """An offer's rules with their conditions; neighbours with the same conditions are said once."""
+    """An offer's rules with their conditions. Adjacent rules with the same conditions are merged."""
     made: list[OfferClause] = []
     for line in offer.lines:
         if line.depth == 0 or not made:
@@ -118,7 +118,7 @@ def search_url(question: SearchQuery, **changes: Any) -> str:
 
 
 def snippet(card: EntryView) -> str:
-    """Python that gets at the data: rows where an offer lets rows leave, for what it does, else an aggregate."""
+    """A Python example for the dataset: it streams rows if an offer allows that, else it asks for an aggregate."""
     allowed = [use for offer in card.offers for use in list_uses(offer)]
     rows = [use for use in allowed if use[0] in _ROWS]
     purpose = _literal(next((purpose for _, purpose in rows or allowed), ""))

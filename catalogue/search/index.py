@@ -1,8 +1,8 @@
-"""Full text and facets over all entries: a tantivy index that is derived from the database and rebuilt at any time.
+"""Full-text and facet index over all entries (tantivy), derived from the database.
 
-One document per rendering of an entry (visibility); every query is ANDed with the viewer's views. The index
-remembers the change number it has come to; one that is lost, of another layout or from the future of its database is
-built anew, in a folder of its own beside the one that answers meanwhile.
+One document per rendering of an entry (`visibility`); every query is ANDed with the viewer's views. The index stores
+the change number that it has applied. It is rebuilt if it is lost, has another layout, or is newer than the database.
+The rebuild uses a new folder, while the old index answers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Copy:
 class Index:
     """The search index in `directory`. `catch_up`, `rebuild` and `search` may run in any thread.
 
-    `problem` says why it answers from before the last changes, where it does: until `catch_up` has mended it.
+    `problem` says why the index does not contain the last changes; empty if it does.
     """
 
     def __init__(self, directory: Path, store: CatalogueStore) -> None:
@@ -113,15 +113,16 @@ class Index:
         self._go_live(self._live)
 
     def rebuild(self) -> int:
-        """Build the index anew from the database; how many entries were read. Until that is whole, the one that was
-        there before answers, and is kept up with the changes."""
+        """Rebuild the index from the database. Returns the number of entries read. The old index answers meanwhile."""
         with self._building:
             return self._rebuild()
 
     def catch_up(self) -> int:
-        """Apply every change since the last one applied; how many there were. An index that is lost is built anew;
-        who comes while that is under way need not wait for it. It takes no changes, so that what it counts until then
-        is what it counted before: `problem` says so."""
+        """Apply all new changes. Returns their number.
+
+        A lost index is rebuilt. During a rebuild other callers return 0 at once, the old index takes no changes, and
+        `problem` gives the reason.
+        """
         with self._lock:
             self.problem = self._find_problem()
             if not self.problem:
@@ -135,9 +136,9 @@ class Index:
             self._building.release()
 
     def _find_problem(self) -> str:
-        """Why the index has to be built anew, if it has."""
+        """Why the index must be rebuilt; empty if it need not."""
         if not (self._live.is_there and (self._directory / "hanse.json").exists()):
-            return "the files of the search index are gone; it is being built anew"
+            return "the files of the search index are gone; it is being rebuilt"
         if self._live.at[0] > self._store.read_now(lambda tx: tx.entries.last_seq()):
             return "the database was restored to an earlier day; the search index is being built anew"
         if self._failed >= _FAILED_MAX:
@@ -205,7 +206,7 @@ class Index:
         return IndexHits(ids, result.count, self._counts(searcher, question, viewer, query))
 
     def count(self, question: SearchQuery, viewer: Viewer) -> int:
-        """How many hits a question has for the viewer: what `search` says, for less."""
+        """The number of hits for the viewer, without reading them."""
         return count_hits(self._live.engine.searcher(), self._query(question, viewer))
 
     def owners(self, viewer: Viewer) -> dict[str, int]:
@@ -230,7 +231,7 @@ class Index:
     def _counts(
         self, searcher: tantivy.Searcher, question: SearchQuery, viewer: Viewer, query: tantivy.Query
     ) -> dict[str, list[tuple[str, int]]]:
-        """Facet counts; a facet that is filtered by is counted as if it were not, so that its alternatives show."""
+        """Facet counts. A facet with a filter is counted without its filter, so that its other values show."""
         counts = count_facets(searcher, query, [name for name in FACETS if name not in question.filters])
         for name, values in question.filters.items():
             own = self._query(question.without(name), viewer)
@@ -343,7 +344,7 @@ class Index:
     # -- files
 
     def _open_existing(self) -> _Copy | None:
-        """The index on disk, where there is one of our layout."""
+        """The index on disk; None if there is none with this layout."""
         try:
             meta = json.loads((self._directory / "hanse.json").read_text())
             folder, (seq, entry_id) = self._directory / meta["folder"], meta["at"]
@@ -365,7 +366,7 @@ class Index:
         return engine
 
     def _go_live(self, copy: _Copy) -> None:
-        """Have this one answer, now and after a start; no other is kept."""
+        """Use this index for queries from now on and delete all others."""
         self._write_position(copy)
         self._live = copy
         for path in self._directory.iterdir():
@@ -397,7 +398,7 @@ def _changes(
 
 
 def _document(card: EntryView, texts: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> tantivy.Document:
-    """One rendering, with what all renderings of its entry have."""
+    """The index document of one rendering."""
     document = tantivy.Document()
     for field, text in texts.items():
         document.add_text(field, text)

@@ -1,4 +1,4 @@
-"""What somebody searches for: words, columns and facet values, read from a search box and from parameters. Pure.
+"""A search query: words, columns and facet values, parsed from a search box and from parameters. Pure.
 
 The search box takes typed filters among the words: `glucose column:age owner:north theme:HEAL policy:"members-only"`.
 """
@@ -40,12 +40,12 @@ class SearchQuery:
         return not self.words.strip()
 
     def without(self, facet: str) -> SearchQuery:
-        """The same question without one facet's filter, for counting that facet."""
+        """The query without one facet's filter, for counting that facet."""
         return replace(self, filters={name: values for name, values in self.filters.items() if name != facet})
 
 
 def replace_part(question: SearchQuery, *, words: str | None = None, column: str = "") -> SearchQuery:
-    """The question with other words, or without one of its columns; from its first page on."""
+    """The query with other words, or without one of its columns; on its first page."""
     columns = tuple(name for name in question.columns if name != column)
     return replace(question, words=question.words if words is None else words, columns=columns, page=1)
 
@@ -58,8 +58,11 @@ def parse_query(
     page: int = 1,
     size: int = SIZE,
 ) -> SearchQuery:
-    """A question from a search box and parameters. BadInput for one that is too long or too deep, or asks for a
-    state or a class of policies that there is not."""
+    """Parse a query from the search box and parameters.
+
+    Raises:
+        BadInput: the text is too long, the page too deep, or a state or policy class unknown.
+    """
     if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
         raise BadInput(
             f"expected at most {TEXT_MAX} characters to search for, or one id of a dataset of at most {_ID_MAX}, "
@@ -83,7 +86,7 @@ def parse_query(
 
 
 def _typed(match: re.Match[str], found: dict[str, list[str]], columns: list[str]) -> str:
-    """Take a typed filter out of the text; what is no filter stays a word."""
+    """Move a typed filter from the text to `found` or `columns`. Other text stays a word."""
     name, value = match[1], match[2] if match[2] is not None else match[3]
     if name == "column":
         columns.append(value)

@@ -1,7 +1,7 @@
-"""Answering a question: the index finds, the database tells, and what is shown is decided per viewer once more.
+"""Search service: finds ids in the index, reads entries from the database, and filters them for the viewer again.
 
-Knows nothing of HTTP. The second look at the database means that an index that lags behind never shows what was
-withdrawn or closed since.
+Does not import HTTP. Visibility is checked again with the database, so that an index that lags never shows a withdrawn
+or hidden dataset.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PART_MIN = 4  # letters of a searched word that may be found inside a longer on
 
 
 class Gone(NotFound):
-    """A dataset that was here; its tombstone says since when and why."""
+    """The error for a withdrawn dataset, with the time and the reason."""
 
     status = 410
     code = "gone"
@@ -74,14 +74,14 @@ class Results:
 
     @property
     def pages(self) -> int:
-        """How many can be asked for; what lies deeper is for exports, and for narrower questions."""
+        """The number of pages that can be requested. Deeper results need an export or a narrower query."""
         size = self.question.size
         return max(1, min(-(-self.total // size), DEPTH_MAX // size))
 
 
 @dataclass(frozen=True, slots=True)
 class EntryDetail:
-    """One dataset for one viewer, with its rows for whoever needs more than the card."""
+    """One dataset for one viewer, with its database rows."""
 
     card: EntryView
     row: Row
@@ -90,7 +90,7 @@ class EntryDetail:
 
 
 class Search:
-    """Questions over one index and its database."""
+    """Search over one index and its database."""
 
     def __init__(self, store: CatalogueStore, index: Index) -> None:
         self._store, self._index = store, index
@@ -101,7 +101,7 @@ class Search:
         self._threads.close()
 
     async def ask(self, question: SearchQuery, viewer: Viewer) -> Results:
-        """One page of results for a viewer. Busy where too many are asked for."""
+        """One page of results for a viewer. Raises Busy if too many searches wait."""
         started = time.perf_counter()
         found = await self._in_index(partial(self._index.search, question, viewer))
         cards = await self._store.read(partial(_read_views, ids=found.ids, viewer=viewer))
@@ -111,14 +111,17 @@ class Search:
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
 
     async def count(self, question: SearchQuery, viewer: Viewer) -> int:
-        """How many hits a question has for a viewer, and nothing else of them. Busy as for `ask`."""
+        """The number of hits for a viewer. Raises Busy as `ask` does."""
         return await self._in_index(partial(self._index.count, question, viewer))
 
     async def _in_index(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._threads.submit(work))
 
     async def dataset(self, dataset_id: str, viewer: Viewer) -> EntryDetail:
-        """One dataset. NotFound where it is not there or not for this viewer: the two look alike."""
+        """One dataset.
+
+        Raises NotFound if it does not exist or this viewer may not see it, and Gone if it was withdrawn.
+        """
         return await self._store.read(partial(_read_detail, dataset_id=dataset_id, viewer=viewer))
 
     async def owners(self, viewer: Viewer) -> dict[str, int]:
@@ -130,13 +133,13 @@ class Search:
         return await self._store.read(partial(_read_page, viewer=viewer, after=after, size=size))
 
     def _hits(self, cards: Sequence[EntryView], question: SearchQuery) -> list[Hit]:
-        """What is shown of each; beside the loop, as entries are as long as their owners make them."""
+        """The hits of these renderings. Runs in a thread, as entries may be long."""
         fold = cache(lambda text: tuple(self._index.words_in(text)))
         matches, is_asked = self._matcher(question, fold), _build_column_matcher(question, fold)
         return [_hit(card, question, matches, is_asked) for card in cards]
 
     def _matcher(self, question: SearchQuery, fold: Fold) -> Matches:
-        """Whether a word of an entry is one that was searched for: itself, its stem, or with it inside."""
+        """A predicate for words of an entry that match the query: the word, its stem, or a part of it."""
         words = set(self._index.words_in(" ".join((question.words, *question.columns))))
         stems = {self._index.stem(word) for word in words}
         parts = [re.escape(word) for word in words if is_part(word, _PART_MIN)]
@@ -155,7 +158,7 @@ class Search:
 
 
 def _build_column_matcher(question: SearchQuery, fold: Fold) -> Matches:
-    """Whether a column is one that was asked for, by the letters or the words of its name: as the index finds it."""
+    """A predicate for column names that match the query's columns by letters or words, as the index matches them."""
     wanted = [_fold_name(name, fold) for name in question.columns]
 
     def is_asked(name: str) -> bool:
@@ -208,7 +211,7 @@ def _read_titles(tx: CatalogueTransaction, *, known: dict[str, str]) -> dict[str
 
 
 def _values(found: IndexHits, question: SearchQuery, owners: dict[str, str]) -> dict[str, list[Value]]:
-    """Facet counts in words; a chosen value is there even where nothing has it."""
+    """Facet values with labels and counts. A chosen value is included even without hits."""
     facets: dict[str, list[Value]] = {}
     for name, facet in FACETS.items():
         chosen = question.filters.get(name, ())
@@ -231,7 +234,7 @@ def _read_detail(tx: CatalogueTransaction, *, dataset_id: str, viewer: Viewer) -
 
 
 def _refuse_gone(row: Row | None, viewer: Viewer) -> None:
-    """Gone for a tombstone, to those who saw the dataset while it was listed."""
+    """Raise Gone for a tombstone if the viewer could see the dataset while it was listed."""
     if row is None or row.withdrawn_at is None or not has_seen(row.content, viewer):
         return
     raise Gone(

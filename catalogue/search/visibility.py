@@ -1,8 +1,8 @@
-"""Which renderings an entry has, and which one a viewer gets. The only place that decides what is visible. Pure.
+"""Renderings of an entry and which one a viewer gets. The only module that decides what is visible. Pure.
 
-An entry may have offers for everybody, for members, for named members, and for those with a role or a country. Each
-audience gets a rendering of its own (`Card`) that holds the offers it may see; the index keeps one document per
-rendering, so that neither hits nor counts nor facets tell anybody of what is for others.
+An entry may have offers for the public, for members, for named members, and for members with a role or a country. Each
+audience gets its own rendering (`EntryView`) with the offers it may see. The index has one document per rendering, so
+that hits, counts and facets reveal nothing that is for others.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def party_of(member: Member) -> Party:
 def list_views(
     row: Row, member: Member | None, source: CrawlState | None, parties: Mapping[str, Party] = _NO_PARTIES
 ) -> list[EntryView]:
-    """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member. `parties`:
-    the members by their DIDs."""
+    """Every rendering of an entry; empty if it is withdrawn or expired or its owner is not an active member.
+
+    `parties`: the members by DID.
+    """
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return []
     entry = CatalogueEntry.from_json(row.content)
@@ -44,7 +46,7 @@ def list_views(
 
 
 def view_for(viewer: Viewer, row: Row, member: Member | None, source: CrawlState | None) -> EntryView | None:
-    """The rendering that a viewer gets, and no other is made; None where there is nothing for them to see."""
+    """The rendering for a viewer; None if the viewer may not see the entry."""
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return None
     entry = CatalogueEntry.from_json(row.content)
@@ -64,8 +66,10 @@ def views_of(viewer: Viewer) -> tuple[str, ...]:
 
 
 def reduce_to_audience(content: Json) -> Json:
-    """What a tombstone keeps of an entry's content: who saw it, but for those who did by what they are. Nothing is lost
-    where it is done again."""
+    """The content of a tombstone:
+
+    the audiences that saw the entry, without members chosen by their facts. Idempotent.
+    """
     names = {*content.get("audience", ()), *(name for offer in content.get("offers", ()) for name in offer["audience"])}
     named = sorted(name for name in names - {PUBLIC, MEMBERS, SOME} if len(name) <= _DID_MAX)
     return {
@@ -75,19 +79,19 @@ def reduce_to_audience(content: Json) -> Json:
 
 
 def is_selective(content: Json) -> bool:
-    """Whether an entry has offers for some members by what they are."""
+    """Whether an entry has offers for members chosen by their facts (SOME)."""
     return any(SOME in offer["audience"] for offer in content["offers"])
 
 
 def has_seen(content: Json, viewer: Viewer) -> bool:
-    """Whether a viewer saw an entry while it was listed, by the content that there was or by what is remembered."""
+    """Whether a viewer could see an entry while it was listed, from its content or its tombstone's content."""
     kept = reduce_to_audience(content)
     mine = viewer.kind == MEMBERS and viewer.id == kept["participant"]
     return mine or viewer.is_operator or any(map(viewer.sees, kept["audience"]))
 
 
 def _state(row: Row, member: Member, source: CrawlState) -> str | None:
-    """The entry's state; None where nobody is shown it."""
+    """The entry's state; None if it is hidden from all viewers."""
     state = entry_state(source.state, misses=row.misses, withdrawn=row.withdrawn_at is not None)
     return None if member.status != "active" or state in (EXPIRED, WITHDRAWN) else state
 
@@ -142,7 +146,7 @@ def _groups(
 
 
 def _viewer(view: str) -> Viewer:
-    """Who has this view, and no other one before it."""
+    """The viewer whose first view is this one."""
     return Viewer(view) if view in _GENERAL else Viewer(MEMBERS, view)
 
 

@@ -1,4 +1,5 @@
-"""The catalogue's only place that imports SQLAlchemy. Queries live with their aggregate; callers never see a `select`.
+"""The catalogue's database. The only room of the catalogue that imports SQLAlchemy. Queries live with their aggregate;
+callers never see a `select`.
 
 `await store.write(work)` and `await store.read(work)` run the plain function `work(tx)` as one transaction in a thread
 of the store. A write is committed, durably, before `write` returns.

@@ -1,4 +1,4 @@
-"""Opening the catalogue's database and running transactions on it: SQLite (WAL, FULL) or PostgreSQL."""
+"""The catalogue's database: opens it and runs transactions. SQLite (WAL, synchronous=FULL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Work = Callable[[CatalogueTransaction], T]
 
 
 class CatalogueStore:
-    """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock.
+    """The catalogue's database. SQLite has one writer thread, so that writers queue instead of waiting for a lock.
 
-    BadInput where a value is none that the database takes: PostgreSQL has no text with NUL, whoever asks for one.
+    Raises BadInput for a value that the database cannot store, such as text with NUL in PostgreSQL.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 4) -> None:
@@ -35,12 +35,14 @@ class CatalogueStore:
         self._writers = Threads(1 if self.is_sqlite else pool_size, "catalogue-write")
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work(tx)` and commit; what it returns, once that is durable. An exception undoes everything. Busy where
-        too much waits before it."""
+        """Run `work(tx)` and commit. Returns its result once the commit is durable.
+
+        An exception rolls everything back. Raises Busy if too many writes wait.
+        """
         return await asyncio.wrap_future(self._writers.submit(partial(self.write_now, work)))
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where too much waits before it."""
+        """Run `work(tx)` on a snapshot and roll back. Raises Busy if too many reads wait."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
     def write_now(self, work: Work[T]) -> T:

@@ -1,4 +1,4 @@
-"""Queries for entries. Every change takes a new change number, which the index follows."""
+"""Queries for entries. Each change takes a new change number (`seq`), which the index follows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from catalogue.store.tables import MARKED_STALE, CrawlState, EntryRow, Member
 from connector.errors import NotFound
 
 _SEQ = "entry"
-_SET_BACK = 3_600.0  # seconds; less may be while a visit lasts, and what that has seen is seen
-_CHUNK = 10_000  # ids in one statement: databases take some 32,000 variables
+_SET_BACK = 3_600.0  # a `last_seen` this far in the future is from a clock that was set back
+_CHUNK = 10_000  # ids in one statement: databases accept about 32,000 variables
 _OWNED = (
     select(EntryRow, Member, CrawlState)
     .outerjoin(Member, Member.id == EntryRow.member_id)
@@ -39,7 +39,7 @@ class EntryQueries:
         return self._session.get(EntryRow, entry_id)
 
     def of(self, entry_id: str) -> EntryRow:
-        """By id; NotFound for an unknown one."""
+        """By id. Raises NotFound if unknown."""
         if (found := self.find(entry_id)) is None:
             raise NotFound(f"no dataset {entry_id[:200]!r} is in this catalogue")
         return found
@@ -50,7 +50,7 @@ class EntryQueries:
         return {entry.id: entry for one in asked for entry in self._session.scalars(one)}
 
     def read_texts(self, member_id: str, ids: Iterable[str], *, reader: int) -> dict[str, str]:
-        """The raw texts of a member's entries that were listed by its last visit and read by this reader."""
+        """The raw texts of a member's entries, by id, that its last visit listed and this reader version parsed."""
         found = select(EntryRow.id, EntryRow.raw).where(
             EntryRow.member_id == member_id,
             EntryRow.reader == reader,
@@ -61,7 +61,7 @@ class EntryQueries:
         return {row.id: row.raw for one in asked for row in self._session.execute(one)}
 
     def mark_seen(self, member_id: str, ids: Sequence[str], now: float) -> int:
-        """These entries of a member were listed again, unchanged; how many there are."""
+        """Mark entries of a member as listed again without a change. Returns their number."""
         again = (
             update(EntryRow)
             .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
@@ -71,7 +71,7 @@ class EntryQueries:
         return sum(len(self._session.execute(one).all()) for one in asked)
 
     def get_with_owner(self, ids: Sequence[str]) -> dict[str, tuple[EntryRow, Member, CrawlState]]:
-        """Entries, each with its member and what the crawler knows of it."""
+        """Entries by id, each with its member and the crawl state."""
         rows = self._session.execute(
             select(EntryRow, Member, CrawlState)
             .join(Member, Member.id == EntryRow.member_id)
@@ -112,19 +112,23 @@ class EntryQueries:
         return self._session.scalar(live) or 0
 
     def touch_all(self, member_id: str) -> None:
-        """Something about the member changed that every live entry of it shows: all of them count as changed. A
-        tombstone shows nothing, and keeps the number of its withdrawal."""
+        """Mark all live entries of a member as changed, after a change of the member. Tombstones keep their number."""
         live = update(EntryRow).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
         self._session.execute(live.values(seq=self.next_seq()))
 
     def touch_selective(self) -> None:
-        """Who a member is has changed: entries with offers for some members may be for others now. Who calls this holds
-        every source."""
+        """Mark entries with offers for chosen members as changed, after a member's facts changed.
+
+        The caller must hold the locks of `lock_sources`.
+        """
         live = update(EntryRow).where(EntryRow.selective, EntryRow.withdrawn_at.is_(None))
         self._session.execute(live.values(seq=self.next_seq()))
 
     def mark_all_seen(self, member_id: str, now: float) -> int:
-        """The provider said that nothing changed: every entry that it listed last time is seen again."""
+        """Mark every entry of the last visit as seen again, after the provider answered "unchanged".
+
+        Returns their number.
+        """
         touched = self._session.execute(
             update(EntryRow)
             .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None), EntryRow.misses == 0)
@@ -134,8 +138,10 @@ class EntryQueries:
         return len(touched.all())
 
     def list_unseen_since(self, member_id: str, since: float, *, now: float) -> Sequence[EntryRow]:
-        """Live entries of a member that were last seen before `since`, or by a clock that has been set back since then;
-        their texts are loaded only when asked for."""
+        """Live entries of a member that were last seen before `since`, or by a clock that was set back later.
+
+        Their texts are loaded on access.
+        """
         unseen = or_(EntryRow.last_seen < since, EntryRow.last_seen > max(now, since) + _SET_BACK)
         return self._session.scalars(
             select(EntryRow)
@@ -144,14 +150,16 @@ class EntryQueries:
         ).all()
 
     def reset_future_times(self, member_id: str, since: float, *, now: float) -> None:
-        """Live entries of a member that were last seen by a clock that has been set back since then, and not by the
-        visit that began at `since`: how old they are begins anew, just before that."""
+        """Correct `last_seen` values in the future, left by a clock that was set back, to just before `since`.
+
+        `since` is the start of the current visit; entries that it saw are not changed.
+        """
         live = update(EntryRow).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
         ahead = live.where(EntryRow.last_seen > max(now, since) + _SET_BACK)
         self._session.execute(ahead.values(last_seen=min(now, since) - 1.0))
 
     def mark_stale(self, member_id: str, *, before: float) -> None:
-        """Live entries of a member that were last seen before then are stale."""
+        """Mark live entries of a member that were last seen before `before` as stale."""
         self._session.execute(
             update(EntryRow)
             .where(
@@ -164,7 +172,7 @@ class EntryQueries:
         )
 
     def withdraw_beyond(self, member_id: str, most: int, *, now: float, why: str) -> int:
-        """Make tombstones of a member's live entries but for the `most` that were seen last; how many there were."""
+        """Withdraw a member's live entries except the `most` seen last. Returns the number of withdrawn entries."""
         if (over := self.count_of(member_id) - most) <= 0:
             return 0
         live = select(EntryRow.id).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
@@ -177,7 +185,7 @@ class EntryQueries:
         return over
 
     def withdraw_all(self, member_id: str, *, now: float, why: str) -> None:
-        """Make every live entry of a member a tombstone."""
+        """Withdraw every live entry of a member."""
         self._session.execute(
             update(EntryRow)
             .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
@@ -192,17 +200,17 @@ class EntryQueries:
         return self._session.scalar(dead.limit(1)) is not None
 
     def list_outdated(self, reader: int, *, limit: int) -> Sequence[EntryRow]:
-        """Entries that an older version of the program read; of tombstones there is nothing left to read."""
+        """Live entries that another version of the reader parsed."""
         older = select(EntryRow).where(EntryRow.reader != reader, EntryRow.withdrawn_at.is_(None))
         return self._session.scalars(older.limit(limit)).all()
 
     def list_unstripped_tombstones(self, *, limit: int) -> Sequence[EntryRow]:
-        """Withdrawn entries that still have all of their description, but for those that others change now."""
+        """Withdrawn entries that still have their description, without those that another transaction has locked."""
         whole = select(EntryRow).where(EntryRow.withdrawn_at.is_not(None), EntryRow.raw != "")
         return self._session.scalars(whole.limit(limit).with_for_update(skip_locked=True)).all()
 
     def forget_tombstones(self, before: float) -> None:
-        """But for those that others change now."""
+        """Remove tombstones older than `before`, without those that another transaction has locked."""
         old = select(EntryRow.id).where(EntryRow.withdrawn_at < before).with_for_update(skip_locked=True)
         self._session.execute(delete(EntryRow).where(EntryRow.id.in_(old)))
 

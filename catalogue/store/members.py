@@ -24,18 +24,18 @@ class MemberQueries:
         self._session.flush()
 
     def find(self, key: str, *, lock: bool = False) -> Member | None:
-        """By DID or by short name. `lock`: first wait for whoever takes something of it, and have others wait."""
+        """By DID or short name; None if unknown. `lock`: for update."""
         found = select(Member).where(or_(Member.id == key, Member.name == key))
         return self._session.scalars(found.with_for_update() if lock else found).one_or_none()
 
     def is_current(self, member: Member) -> bool:
-        """Whether this is still that active member with that address, and stays so until the transaction ends."""
+        """Whether the member is still active with this URL. Locked against changes until the transaction ends."""
         now = select(Member.status, Member.url, Member.joined_at).where(Member.id == member.id)
         found = self._session.execute(now.with_for_update(read=True)).one_or_none()
         return found is not None and tuple(found) == ("active", member.url, member.joined_at)
 
     def of(self, key: str, *, lock: bool = False) -> Member:
-        """By DID or by short name, as `find`; NotFound names what was asked."""
+        """By DID or short name, as `find`. Raises NotFound if unknown."""
         if (found := self.find(key, lock=lock)) is None:
             raise NotFound(f"no member {key[:200]!r} is registered here; list them with `hanse catalogue member list`")
         return found
@@ -53,32 +53,34 @@ class MemberQueries:
         self._session.delete(member)
 
     def bump_revision(self) -> None:
-        """Note that the register says something else from now on."""
+        """Raise the register's revision after a change."""
         counters.bump(self._session, _REVISION)
 
     def read_revision(self) -> int:
-        """Which register it is: a number that every change of a member raises."""
+        """The register's revision, which every change of a member raises."""
         return counters.current(self._session, _REVISION)
 
     def get_source(self, member_id: str, *, lock: bool = False) -> CrawlState | None:
-        """`lock`: first wait for whoever changes something of it, and have others wait."""
+        """The crawl state of a member. `lock`: for update."""
         return self._session.get(CrawlState, member_id, with_for_update=lock)
 
     def list_sources(self) -> Sequence[CrawlState]:
         return self._session.scalars(select(CrawlState)).all()
 
     def lock_sources(self) -> None:
-        """Wait for whoever changes entries, of whatever member, and have others wait. All lock in one order."""
+        """Lock the crawl state of all members, in one order, before changing entries of several members."""
         self._session.execute(select(CrawlState.member_id).order_by(CrawlState.member_id).with_for_update())
 
     def forget_etags(self) -> None:
-        """Read every catalogue anew at its next visit: what is taken of it depends on who the members are."""
+        """Clear all ETags, so that the next visits read everything: the members decide which ids are accepted."""
         self.lock_sources()
         self._session.execute(update(CrawlState).values(etag=""))
 
     def list_due(self, now: float, *, limit: int) -> Sequence[CrawlState]:
-        """Connectors of active members that are to be visited now, longest due first. One that was visited later than
-        now was so by a clock that went wrong, and so is when it was to be visited next."""
+        """Connectors of active members that are due for a visit, longest due first.
+
+        A last visit in the future means that a clock was wrong: such a connector is due too.
+        """
         return self._session.scalars(
             select(CrawlState)
             .join(Member, Member.id == CrawlState.member_id)

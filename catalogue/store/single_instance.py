@@ -1,5 +1,4 @@
-"""A catalogue's directory and database are one process's: two would build the index for each other, and visit everybody
-twice."""
+"""Lets only one process use a catalogue's directory and database. Two would visit each member twice."""
 
 from __future__ import annotations
 
@@ -63,8 +62,10 @@ def _hold_lock(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
 def _watch(
     engine: Engine, held: Connection, ours: set[int], over: threading.Event, lost: Callable[[Conflict], None]
 ) -> None:
-    """Look after the lock until it is `over`. A database that is away is nobody else's either. `ours`: what the server
-    calls the connection, and those since then that were lost before they said whether they have the lock."""
+    """Check the lock until `over` is set, and take it again after a lost connection.
+
+    While the database is unreachable no other process can take it. `ours`: backend ids of this process's connections.
+    """
     connection: Connection | None = held
     while not over.wait(_RETAKE_SECONDS if connection is None else _LOOK_SECONDS):
         try:
@@ -81,7 +82,7 @@ def _watch(
 
 
 def _read_backend_pid(connection: Connection) -> int:
-    """What the server calls the connection."""
+    """The backend id of the connection."""
     return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
 
 

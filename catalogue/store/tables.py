@@ -1,6 +1,6 @@
-"""All tables. Rows are the catalogue's entities. Times are UTC seconds since the epoch.
+"""All tables of the catalogue. Rows are its entities. Times are UTC seconds since the epoch.
 
-Rows are detached after their transaction: they can be read anywhere, and changed only inside one.
+After its transaction a row is detached: it can be read anywhere and changed only inside a transaction.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class CatalogueTable(DeclarativeBase):
 
 _Id = String(1024)  # bytes too: readers refuse longer ids, so that a B-tree page can hold them
 _Key = String(255)
-MARKED_STALE = -1  # in place of a number of misses: stale, though no complete visit has left it out
-_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+MARKED_STALE = -1  # special value of `misses`: stale, although no complete visit missed it
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates values only for an INTEGER key
 
 
 class Token(CatalogueTable):
-    """A bearer token of the operator, or a browser session of one; only its SHA-256 is kept."""
+    """A bearer token of the operator, or a browser session of one; only its SHA-256 is stored."""
 
     __tablename__ = "token"
     digest: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -51,7 +51,7 @@ class Member(CatalogueTable):
 
 
 class CrawlState(CatalogueTable):
-    """What the crawler knows of one member's connector; attempts are counted here, so a restart forgets none."""
+    """The crawl state of one member's connector. Attempts are counted here, so that a restart keeps them."""
 
     __tablename__ = "source"
     member_id: Mapped[str] = mapped_column(_Id, primary_key=True)

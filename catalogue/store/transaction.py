@@ -1,4 +1,4 @@
-"""One transaction, with the queries of every aggregate at hand."""
+"""One transaction with the queries of every aggregate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from catalogue.store.tokens import CatalogueTokenQueries
 
 
 class CatalogueTransaction:
-    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
+    """The argument of a unit of work. `now` is the transaction's time in UTC seconds since the epoch.
 
-    Who waits for locks while it holds some takes them in one order, or two would wait for each other: the member, its
-    source (several of them by id), the change number, its entries, the number of the register. Who changes entries
-    of a member holds its source.
+    Locks are taken in one order to avoid deadlocks: the member, its crawl state (several by id), the change number, its
+    entries, the register's revision. A change of a member's entries requires the lock on its crawl state.
     """
 
     def __init__(self, session: Session, *, now: float) -> None:

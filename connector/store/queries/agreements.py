@@ -86,7 +86,7 @@ class StartedTransfer(NamedTuple):
 class ReadableAgreement(NamedTuple):
     """An agreement of this participant as consumer, with its started transfers.
 
-    `transfers`: for each purpose the newest one that has an address; newest first.
+    `transfers`: for each purpose the newest with an address; newest first.
     """
 
     ended_at: float | None
