@@ -53,7 +53,7 @@ class CatalogueEntry:
     keywords: tuple[str, ...]
     themes: tuple[str, ...]
     license: str
-    language: str  # of title, description and keywords, by its tag if it has one; empty where none is, or several are
+    language: str  # of title, description and keywords, by its tag if it has one; empty for none or several
     languages: tuple[str, ...] = ()  # of the dataset, as they are said
     columns: tuple[EntryColumn, ...]
     offers: tuple[CatalogueOffer, ...]

@@ -386,7 +386,7 @@ def test_members_of_a_catalogue_that_nobody_made_are_refused(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(commands, ["member", *words])
     assert result.exit_code == 4
-    assert f"came nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
+    assert f"got nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
     assert not list(tmp_path.iterdir())
 
 

@@ -413,7 +413,7 @@ async def test_one_page_is_in_memory_as_objects_however_many_visits_there_are(
         await take(basis, datasets, tally)
         alive -= 1
 
-    monkeypatch.setattr(visits, "_parsed", counted)
+    monkeypatch.setattr(visits, "_parse_json", counted)
     monkeypatch.setattr(crawler, "_store_page", taken)
     for member, name in ((north, "north"), (south, "south")):
         member.answer = partial(pages, 5)
