@@ -137,7 +137,10 @@ class ViewerAuthenticator:
 
 
 def replace_token(tx: CatalogueTransaction, file: Path | None) -> str:
-    """Replace the operator's token, as `make_token`. Raises Conflict if there is none: the catalogue never started."""
+    """Replace the operator's token, as `make_token`.
+
+    Raises Conflict if no token exists: the catalogue never started.
+    """
     if not tx.tokens.count():
         raise Conflict(
             "no catalogue has served from this database yet, so that there is no token to be replaced; the first start "

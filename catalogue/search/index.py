@@ -344,7 +344,7 @@ class Index:
     # -- files
 
     def _open_existing(self) -> _Copy | None:
-        """The index on disk; None if there is none with this layout."""
+        """The index on disk; None if it is missing or has another layout."""
         try:
             meta = json.loads((self._directory / "hanse.json").read_text())
             folder, (seq, entry_id) = self._directory / meta["folder"], meta["at"]

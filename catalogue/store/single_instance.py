@@ -87,8 +87,10 @@ def _read_backend_pid(connection: Connection) -> int:
 
 
 def _connect_and_lock(engine: Engine, ours: set[int]) -> Connection:
-    """A connection that has the lock, which is one of `ours` from then on. Conflict where another one has it; Busy
-    where that is one of ours of before, in which the server believes for some seconds yet."""
+    """Connect and take the lock; the backend id is added to `ours`.
+
+    Raises Conflict if another process has the lock, and Busy if a lost connection of this process still has it.
+    """
     connection = connected(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
         ours.add(_read_backend_pid(connection))

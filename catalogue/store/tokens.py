@@ -16,7 +16,7 @@ class CatalogueTokenQueries:
         self._session.add(token)
 
     def find_by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
-        """The token with this digest; None if there is none. `lock`: for update."""
+        """The token with this digest; None if it does not exist. `lock`: for update."""
         return self._session.get(Token, digest, with_for_update=lock)
 
     def count(self) -> int:

@@ -63,7 +63,7 @@ class NoisedAnswerQueries:
         return self._session.get(NoisedAnswer, (agreement_id, question))
 
     def read_charged_read(self, agreement_id: str, question: str) -> str:
-        """Id of the last read that was charged for this question; empty if there is none."""
+        """Id of the last read that was charged for this question; empty if there was no such read."""
         row = self.get(agreement_id, _pending_key(question))
         return "" if row is None else row.answer.decode()
 

@@ -95,7 +95,7 @@ class OutboxQueries:
         self._session.execute(update(Outbox).values(lease_until=0.0, lease_owner=""))
 
     def read_next_due(self, *, but: DeliveryExclusions | None = None) -> float | None:
-        """The earliest time at which a message may be claimed; None if there is none. `but` as for `claim`."""
+        """The earliest time at which a message may be claimed; None if no message waits. `but` as for `claim`."""
         claimable = case((Outbox.lease_until > Outbox.due_at, Outbox.lease_until), else_=Outbox.due_at)
         due: float | None = self._session.scalar(select(func.min(claimable)).where(_not_excluded(but)))
         return due
