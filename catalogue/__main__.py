@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 from connector.errors import Conflict, HanseError, NotFound
 from connector.setting_types import make_folder, unfit
 
@@ -23,7 +23,7 @@ commands = typer.Typer(help="The data space's operator: members, search, pages."
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
 commands.add_typer(member, name="member")
 
-_SHOWN = ("name", "status", "role", "country", "id", "url")
+_LIST_COLUMNS = ("name", "status", "role", "country", "id", "url")
 
 
 def _run(server: uvicorn.Server) -> None:
@@ -39,7 +39,7 @@ def serve() -> None:
     import uvicorn
 
     from catalogue.app import create_app
-    from catalogue.store.single_instance import alone
+    from catalogue.store.single_instance import hold_exclusively
     from connector.infra.http.http_limits import Bounded, raise_descriptors
     from connector.telemetry import set_up_logging
 
@@ -57,9 +57,9 @@ def serve() -> None:
         for server in servers:
             server.should_exit = True
 
-    def served() -> None:
+    def run_server() -> None:
         make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
-        with alone(settings.data_dir, settings.database, lost=end):
+        with hold_exclusively(settings.data_dir, settings.database, lost=end):
             app = create_app(settings)
             made = uvicorn.Config(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
             servers.append(server := uvicorn.Server(made))
@@ -70,12 +70,12 @@ def serve() -> None:
         if not server.started:
             raise typer.Exit(3)  # its log says why
 
-    _told(served)
+    _run_or_exit(run_server)
 
 
 @commands.command()
 def ready() -> None:
-    """Exit 0 where the catalogue that these settings are for is up and ready, as a supervisor asks; else 1."""
+    """Exit 0 if the catalogue with these settings is ready, else 1. For supervisors."""
     from connector.infra.http.readiness_probe import why_not
 
     settings = _settings()
@@ -86,21 +86,21 @@ def ready() -> None:
 
 @commands.command()
 def migrate() -> None:
-    """Bring the database to the schema of this program."""
+    """Migrate the database to the schema of this program."""
     from catalogue.store.migrate import upgrade
 
-    before, after = _told(lambda: upgrade(_settings().database))
+    before, after = _run_or_exit(lambda: upgrade(_settings().database))
     typer.echo(f"schema {after} (was {before or 'empty'})")
 
 
 @commands.command()
 def token() -> None:
-    """Make a new token for the operator; the one before it, and every session in a browser, end at once."""
-    from catalogue.api.access import another_token
+    """Make a new token for the operator. The old token and all browser sessions end at once."""
+    from catalogue.api.access import replace_token
 
     settings = _settings()
     file = settings.admin_token_file
-    text = _told(lambda: _with_store(lambda store: store.write_now(lambda tx: another_token(tx, file))))
+    text = _run_or_exit(lambda: _with_store(lambda store: store.write_now(lambda tx: replace_token(tx, file))))
     typer.echo(f"the operator's token is in {file}" if file else f"Operator's token (shown once): {text}")
 
 
@@ -124,14 +124,16 @@ def add(
 @member.command("list")
 def list_members(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
     """Every member."""
-    rows = [{name: getattr(row, name) for name in _SHOWN} for row in _with_members(lambda members: members.list())]
+    rows = [
+        {name: getattr(row, name) for name in _LIST_COLUMNS} for row in _with_members(lambda members: members.list())
+    ]
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     if not rows:
         typer.echo("no members yet; `hanse catalogue member add DID NAME` admits one", err=True)
         return
-    for row in [dict(zip(_SHOWN, _SHOWN, strict=True)), *rows]:
+    for row in [dict(zip(_LIST_COLUMNS, _LIST_COLUMNS, strict=True)), *rows]:
         typer.echo("{name:20} {status:10} {role:15} {country:8} {id}  {url}".format(**row))
 
 
@@ -154,10 +156,10 @@ def remove(key: Annotated[str, typer.Argument(help="DID or short name.")]) -> No
     typer.echo(f"{key} is no longer a member")
 
 
-def _settings() -> Settings:
-    """From the environment; one that does not fit is named, and ends the command."""
+def _settings() -> CatalogueSettings:
+    """Read the settings. Exit 2 and name each invalid one."""
     try:
-        return Settings()
+        return CatalogueSettings()
     except ValidationError as error:
         for sentence in unfit(error):
             typer.echo(sentence, err=True)
@@ -178,26 +180,26 @@ def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
         finally:
             await net.close()
 
-    return _told(lambda: _with_store(lambda store: asyncio.run(run(store))))
+    return _run_or_exit(lambda: _with_store(lambda store: asyncio.run(run(store))))
 
 
 def _with_store(work: Callable[[Any], Any]) -> Any:
-    """Run `work` on the configured database, which a catalogue has made."""
-    from catalogue.store import Store
+    """Run `work` on the configured database, which must exist."""
+    from catalogue.store import CatalogueStore
     from catalogue.store.migrate import check_made, upgrade
 
     settings = _settings()
     check_made(settings.database)
     upgrade(settings.database)
-    store = Store(settings.database)
+    store = CatalogueStore(settings.database)
     try:
         return work(store)
     finally:
         store.close()
 
 
-def _told(work: Callable[[], Any]) -> Any:
-    """Run it; an error of ours is a sentence and an exit status as `hanse` has them, not a traceback."""
+def _run_or_exit(work: Callable[[], Any]) -> Any:
+    """Run `work`. A HanseError is printed as a sentence and ends the command with status 1, or 4 for NotFound."""
     try:
         return work()
     except HanseError as error:

@@ -1,4 +1,4 @@
-"""Builds every part of the catalogue and mounts every router; knows all, known by none."""
+"""Composition root of the catalogue: builds every service and mounts every router. No module imports it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogue import pages
 from catalogue.api import admin, error_pages, export_routes, health, routes
-from catalogue.api.access import Access
+from catalogue.api.access import ViewerAuthenticator
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
 from catalogue.members.members import Members
-from catalogue.members.register import Register
+from catalogue.members.register import RegisterSigner
 from catalogue.search.index import Index
 from catalogue.search.search_service import Search
-from catalogue.settings import Settings
-from catalogue.store import Store
+from catalogue.settings import CatalogueSettings
+from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
 from connector.identity.did import Resolver
@@ -45,50 +45,52 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Every part of one running catalogue."""
+class CatalogueServices:
+    """The services of one running catalogue."""
 
-    settings: Settings
-    store: Store
+    settings: CatalogueSettings
+    store: CatalogueStore
     net: Net
     identity: Identity
-    access: Access
-    register: Register
+    access: ViewerAuthenticator
+    register: RegisterSigner
     index: Index
     search: Search
     crawler: Crawler
     members: Members
-    metrics: health.Metrics
+    metrics: health.CatalogueMetrics
 
 
-def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Parts:
+def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time) -> CatalogueServices:
     """Open the database and make every part. Migrates the database where that is needed. BadInput for a folder that
     cannot be used."""
     make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
     if settings.admin_token_file is not None:
         make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     upgrade(settings.database)
-    store = Store(settings.database, clock=clock)
+    store = CatalogueStore(settings.database, clock=clock)
     served = store.read_now(lambda tx: tx.tokens.count())  # the first start makes one
     key = participant_key(settings.data_dir, new=not served)
     guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
     identity = Identity(did=settings.did, key=key, resolver=Resolver(net))
-    access = Access(store, identity, session_seconds=settings.session_seconds)
+    access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
     index = Index(settings.data_dir / "index", store)
 
     async def follow() -> None:
-        await _caught_up(index)
+        await _catch_up(index)
 
-    metrics = health.Metrics()
+    metrics = health.CatalogueMetrics()
     crawler = Crawler(store, net, identity, settings, on_change=follow, count=metrics.visits)
     members = Members(store, net, settings, on_change=follow, wake=crawler.wake, stop=crawler.stop)
-    register = Register(store, key, settings)
+    register = RegisterSigner(store, key, settings)
     search = Search(store, index)
-    return Parts(settings, store, net, identity, access, register, index, search, crawler, members, metrics)
+    return CatalogueServices(settings, store, net, identity, access, register, index, search, crawler, members, metrics)
 
 
-def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callable[[], float] = time.time) -> FastAPI:
+def create_app(
+    settings: CatalogueSettings, *, parts: CatalogueServices | None = None, clock: Callable[[], float] = time.time
+) -> FastAPI:
     """The catalogue as an ASGI application. Its lifespan crawls; without it nothing runs by itself."""
     built = parts or build(settings, clock=clock)
     app = FastAPI(
@@ -99,9 +101,9 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
         docs_url=None,  # its page has scripts from elsewhere, beside the operator's session
         redoc_url=None,
     )
-    app.middleware("http")(_guarded(settings.body_max_bytes))
+    app.middleware("http")(_build_guard(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
-    app.add_middleware(Heads)
+    app.add_middleware(HeadRequests)
     site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
@@ -119,8 +121,8 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     return app
 
 
-class Heads:
-    """HEAD as GET whose body stays here: whatever can be had can be asked about."""
+class HeadRequests:
+    """ASGI middleware that answers HEAD like GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -136,14 +138,14 @@ class Heads:
 
 
 @asynccontextmanager
-async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+async def _lifespan(parts: CatalogueServices) -> AsyncIterator[None]:
     settings, log = parts.settings, logger("catalogue")
     token, file = await parts.access.first_token(settings.admin_token_file), settings.admin_token_file
     if token is not None and file is None:  # or logs would hold it
         print(f"Operator's token (shown once): {token}", flush=True)  # noqa: T201  # the one place it is ever shown
-    while await parts.store.write(ingest.read_again):
+    while await parts.store.write(ingest.reread_outdated):
         continue
-    indexed = await _caught_up(parts.index)  # else it is not ready, and `_follow` tries again
+    indexed = await _catch_up(parts.index)  # else it is not ready, and `_follow` tries again
     log.info("started", did=settings.did, url=settings.root_url, indexed=indexed)
     working = [asyncio.create_task(parts.crawler.run()), asyncio.create_task(_follow(parts.index))]
     try:
@@ -159,15 +161,15 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 
 
 async def _follow(index: Index) -> None:
-    """Bring to the index what others write into the database, as the command line does, until cancelled."""
+    """Apply changes that other processes (the command line) make in the database to the index, until cancelled."""
     pause = _FOLLOW_SECONDS
     while True:
         await asyncio.sleep(pause)
-        pause = _FOLLOW_SECONDS if await _caught_up(index) else min(2 * pause, _FOLLOW_SECONDS_MAX)
+        pause = _FOLLOW_SECONDS if await _catch_up(index) else min(2 * pause, _FOLLOW_SECONDS_MAX)
 
 
-async def _caught_up(index: Index) -> bool:
-    """Whether the index has come up with the database. What was changed there is changed, even where it has not."""
+async def _catch_up(index: Index) -> bool:
+    """Apply new changes to the index. Returns whether it is up to date; the database keeps its changes in any case."""
     try:
         await asyncio.to_thread(index.catch_up)
     except Exception as error:  # noqa: BLE001  # an index that stops would show what is no longer there
@@ -176,8 +178,8 @@ async def _caught_up(index: Index) -> bool:
     return True
 
 
-def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Refuse large bodies before they are read, and give every answer the headers that browsers honour."""
+def _build_guard(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    """Middleware that refuses large bodies before they are read and sets security headers on each answer."""
 
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         length = request.headers.get("content-length", "0")

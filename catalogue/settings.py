@@ -15,7 +15,7 @@ from connector.identity.did import did_of
 from connector.setting_types import Address, Database, Did, Name, Networks, Place
 
 
-class Settings(BaseSettings):
+class CatalogueSettings(BaseSettings):
     """One catalogue, which is also the data space's operator. `HANSE_` + a field's name in capitals sets the field."""
 
     model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Settings:
+    def _ordered(self) -> CatalogueSettings:
         if not self.unreachable_seconds < self.expired_seconds:
             raise ValueError(
                 "expected HANSE_UNREACHABLE_SECONDS below HANSE_EXPIRED_SECONDS, came "

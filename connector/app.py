@@ -198,7 +198,7 @@ def _health(parts: Services) -> APIRouter:
     @routes.get("/ready", summary="The database answers, takes changes, and work can be taken")
     async def ready() -> JSONResponse:
         try:
-            await asyncio.wait_for(parts.store.check(), timeout=2)
+            await asyncio.wait_for(parts.store.check_writable(), timeout=2)
         except (HanseError, TimeoutError) as error:
             reason = error.message if isinstance(error, HanseError) else "the database has not answered within 2 s"
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)

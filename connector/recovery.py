@@ -25,7 +25,7 @@ from connector.services import Services, build
 from connector.setting_types import make_folder
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.migrate import missing, named, upgrade
+from connector.store.migrate import is_missing, redact_password, upgrade
 from connector.telemetry import set_up_logging
 
 _CODE, _REASON = "database_restored", "the provider's database was put back from a copy; agree anew"
@@ -45,7 +45,7 @@ class Done:
 
 def place(settings: Settings) -> str:
     """What is gone on with, for whoever is to say so."""
-    return f"the database {named(settings.database)} with the data directory {settings.data_dir.resolve()}"
+    return f"the database {redact_password(settings.database)} with the data directory {settings.data_dir.resolve()}"
 
 
 async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
@@ -56,7 +56,7 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
     signed with another key than ours, unless that one is lost.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
-    _check_there(settings, database=not missing(settings.database))
+    _check_there(settings, database=not is_missing(settings.database))
     begun = time.time()
     make_folder(settings.data_dir / "keys", "HANSE_DATA_DIR", mode=0o700)  # before anything is ended
     with alone(settings):
@@ -103,7 +103,7 @@ async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
         await parts.store.read(_nobody_serves)  # 1
         if not lost_log_key:
             before = await parts.store.read(partial(_signer_of, parts=parts))
-    size = await parts.store.read(lambda tx: tx.audit.size())
+    size = await parts.store.read(lambda tx: tx.audit.read_size())
     offers = await _withdraw_offers(parts)  # 2
     negotiations = await _end_negotiations(parts)
     agreements = await _end_agreements(parts)
@@ -126,19 +126,19 @@ def _signer_of(tx: Transaction, *, parts: Services) -> str:
 
 
 def _signed(tx: Transaction, *, signer: Signer) -> bool:
-    newest = tx.audit.checkpoint()
+    newest = tx.audit.read_checkpoint()
     return newest is not None and signer.has_signed(newest.note)
 
 
 def _nobody_serves(tx: Transaction) -> None:
-    if alive := tx.reads.alive():
+    if alive := tx.reads.list_live_runs():
         raise Conflict(
             f"{len(alive)} processes serve this database, or did a minute ago; stop them, and try again in two minutes"
         )
 
 
 async def _end_agreements(parts: Services) -> int:
-    found = await parts.store.read(lambda tx: tx.agreements.not_ended(role=PROVIDER))
+    found = await parts.store.read(lambda tx: tx.agreements.list_not_ended(role=PROVIDER))
     for one in found:
         await parts.agreements.revoke(one, reason=_REASON, by=parts.participant, role=PROVIDER)
     return len(found)
@@ -146,22 +146,22 @@ async def _end_agreements(parts: Services) -> int:
 
 async def _end_negotiations(parts: Services) -> int:
     """Those that are not over: what they would come to was perhaps withdrawn since."""
-    found = await parts.store.read(lambda tx: tx.negotiations.not_over(role=PROVIDER))
+    found = await parts.store.read(lambda tx: tx.negotiations.list_not_ended(role=PROVIDER))
     for one in found:
         await parts.negotiations.command(one, "terminate", by=parts.participant, code=_CODE, reason=_REASON)
     return len(found)
 
 
 async def _withdraw_offers(parts: Services) -> int:
-    found = await parts.store.read(lambda tx: [row.id for row in tx.datasets.offers(withdrawn=False, limit=None)])
+    found = await parts.store.read(lambda tx: [row.id for row in tx.datasets.list_offers(withdrawn=False, limit=None)])
     for one in found:
         await parts.offers.withdraw(one, by=parts.participant)
     return len(found)
 
 
 def _end_tokens(tx: Transaction, *, actor: str) -> int:
-    tx.tokens.alone()
-    rows = tx.tokens.all()
+    tx.tokens.lock_exclusively()
+    rows = tx.tokens.list_all()
     for row in rows:
         tx.tokens.remove(row)
         tx.publish(TokenRevoked(actor=actor, reason=_REASON, detail={"token": row.name}))

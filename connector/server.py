@@ -61,7 +61,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
-    counting = asyncio.create_task(parts.store.count_refusals())
+    counting = asyncio.create_task(parts.store.run_refusal_counter())
     announcing = asyncio.create_task(parts.announcer.run())
     await parts.outside.start()
     await parts.pool.start()
@@ -94,7 +94,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         parts.registry.close()
         counting.cancel()
         with contextlib.suppress(HanseError):
-            await parts.store.tell_counted()
+            await parts.store.record_refusal_counts()
         with contextlib.suppress(HanseError):
             await parts.sequencer.settle()
         sequencing.cancel()
@@ -105,7 +105,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
 
 async def tell_of_another_self(parts: Services) -> None:
     """Say which agreements are those of who we were: their other sides know us by another DID, and at its address."""
-    for before, count in sorted((await parts.store.read(lambda tx: tx.agreements.signed_as())).items()):
+    for before, count in sorted((await parts.store.read(lambda tx: tx.agreements.count_by_signer())).items()):
         if before != parts.participant:
             _log.warning(
                 "signed as another participant",

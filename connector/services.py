@@ -50,7 +50,7 @@ from connector.offers.preview import OwnersView
 from connector.offers.version_effects import Versions
 from connector.outbox.sender import Sender
 from connector.settings import Settings
-from connector.store import Relay, Store, Transaction
+from connector.store import EventRelay, Store, Transaction
 from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
@@ -72,7 +72,7 @@ class Services:
     participant: str
     instance: str  # this process, the same at every start
     store: Store
-    relay: Relay
+    relay: EventRelay
     metrics: Metrics
     net: Net
     identity: Identity
@@ -190,7 +190,7 @@ def build(settings: Settings) -> Services:
     participant = settings.participant_id or did.did_of(settings.root_url)
     store = Store(settings.database, bus=Bus())
     fresh, keyed, newest = store.read_now(
-        lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.checkpoint())
+        lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.read_checkpoint())
     )
     key_dir = settings.data_dir / "keys"
     key = keys.participant_key(key_dir, new=fresh)
@@ -340,7 +340,7 @@ def build(settings: Settings) -> Services:
         participant=participant,
         instance=instance,
         store=store,
-        relay=Relay(store, number=sequencer.wake),
+        relay=EventRelay(store, number=sequencer.wake),
         metrics=metrics,
         net=net,
         identity=identity,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastapi import Request
 
-from catalogue.store import Store, Transaction
+from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member, Token
 from connector.errors import Conflict, ScopeMissing, Unauthenticated
 from connector.identity.identity_service import Identity
@@ -27,8 +27,10 @@ PUBLIC, MEMBERS, OPERATOR = "public", "members", "operator"
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Somebody who looks. `id` is a member's DID, `role` and `country` what the register says of it; `kind` is one of
-    PUBLIC, MEMBERS, OPERATOR."""
+    """The sender of a request. `kind` is PUBLIC, MEMBERS or OPERATOR.
+
+    `id` is a member's DID, `role` and `country` its facts in the register.
+    """
 
     kind: str = PUBLIC
     id: str = ""
@@ -41,7 +43,7 @@ class Viewer:
 
     @property
     def audiences(self) -> frozenset[str]:
-        """Of what is for public, members or one member's DID: whose this viewer may be shown. The operator may all."""
+        """Audiences (public, members, a DID) that this viewer belongs to. The operator may see all."""
         return frozenset((PUBLIC, MEMBERS, self.id) if self.kind == MEMBERS else (PUBLIC,))
 
     def sees(self, audience: str) -> bool:
@@ -49,19 +51,22 @@ class Viewer:
         return self.is_operator or audience in self.audiences
 
 
-class Access:
-    """Turns a request into a viewer. A proof that does not hold is refused, never taken for none."""
+class ViewerAuthenticator:
+    """Turns a request into a viewer. An invalid token or session is refused, not treated as anonymous."""
 
-    def __init__(self, store: Store, identity: Identity, *, session_seconds: float) -> None:
+    def __init__(self, store: CatalogueStore, identity: Identity, *, session_seconds: float) -> None:
         self._store, self._identity = store, identity
         self._session_seconds = session_seconds
 
     async def first_token(self, file: Path | None) -> str | None:
-        """Make the operator's token if there is none; its text, which stands in `file`, or is to be printed once."""
+        """Make the operator's token on the first start.
+
+        Returns its text, also written to `file`; None if one exists.
+        """
         return await self._store.write(lambda tx: None if tx.tokens.count() else make_token(tx, file))
 
     async def viewer(self, request: Request) -> Viewer:
-        """Who looks. Unauthenticated for a token that does not hold."""
+        """The viewer of a request. Raises Unauthenticated for an invalid token."""
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme:
             return await self._of_token(scheme, text.strip())
@@ -80,23 +85,23 @@ class Access:
         return Viewer(kind, principal.id, member.role, member.country)
 
     async def _member(self, did: str) -> Member:
-        """The member with this DID. Unauthenticated where there is none."""
+        """The member with this DID. Raises Unauthenticated if it does not exist."""
         is_text = did.isascii() and did.isprintable()  # any other is no DID, and nothing to ask a database for
         member = await self._store.read(lambda tx: tx.members.find(did)) if is_text else None
         if member is None or member.id != did:
             raise Unauthenticated(
-                f"expected the token of a member of this data space, came one of {did[:200]!a}, which is none; ask the "
-                "operator to admit it, or ask without a token"
+                f"expected the token of a member of this data space, got one of {did[:200]!a}, which is not a "
+                "member; ask the operator to admit it, or send no token"
             )
         return member
 
     async def _operator(self, text: str) -> bool:
         digest, now = _digest(text), time.time()
-        row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
+        row = await self._store.read(lambda tx: tx.tokens.find_by_digest(digest))
         return row is not None and (row.expires_at is None or row.expires_at > now)
 
     def operator(self) -> Callable[[Request], Awaitable[Viewer]]:
-        """A dependency that lets the operator through and nobody else."""
+        """A FastAPI dependency that admits only the operator. It raises Unauthenticated or ScopeMissing."""
 
         async def check(request: Request) -> Viewer:
             viewer = await self.viewer(request)
@@ -108,14 +113,14 @@ class Access:
         return check
 
     async def log_in(self, text: str) -> str:
-        """A browser session for the operator's token; its cookie value."""
+        """Start a browser session with the operator's token. Returns the cookie's value. Raises Unauthenticated."""
         refused = Unauthenticated("this token is not the operator's; the first start of the catalogue printed it, once")
         if not await self._operator(text):
             raise refused
         cookie = secrets.token_urlsafe(32)
 
-        def work(tx: Transaction) -> None:
-            token = tx.tokens.by_digest(_digest(text), lock=True)
+        def work(tx: CatalogueTransaction) -> None:
+            token = tx.tokens.find_by_digest(_digest(text), lock=True)
             if token is None or token.kind != "token":  # ended meanwhile, with every session; or a session itself
                 raise refused
             until = tx.now + self._session_seconds
@@ -131,9 +136,11 @@ class Access:
         await self._store.write(lambda tx: tx.tokens.remove(_digest(cookie)))
 
 
-def another_token(tx: Transaction, file: Path | None) -> str:
-    """A token in place of the one that there is, as `make_token`. Conflict where none is: a database with a token is
-    one whose catalogue has its key."""
+def replace_token(tx: CatalogueTransaction, file: Path | None) -> str:
+    """Replace the operator's token, as `make_token`.
+
+    Raises Conflict if no token exists: the catalogue never started.
+    """
     if not tx.tokens.count():
         raise Conflict(
             "no catalogue has served from this database yet, so that there is no token to be replaced; the first start "
@@ -142,8 +149,8 @@ def another_token(tx: Transaction, file: Path | None) -> str:
     return make_token(tx, file)
 
 
-def make_token(tx: Transaction, file: Path | None) -> str:
-    """A token for the operator in place of all tokens and sessions; its text, which stands in `file`, if given."""
+def make_token(tx: CatalogueTransaction, file: Path | None) -> str:
+    """Make the operator's token and end all tokens and sessions. Returns its text, also written to `file` if given."""
     text = secrets.token_urlsafe(32)
     tx.tokens.end_all()
     tx.tokens.add(Token(digest=_digest(text), name="admin", kind="token", created_at=tx.now, expires_at=None))

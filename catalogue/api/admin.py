@@ -9,29 +9,31 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Response
 
 from catalogue.api import schemas
-from catalogue.api.access import MEMBERS, Access, Viewer
+from catalogue.api.access import MEMBERS, Viewer, ViewerAuthenticator
 from catalogue.api.schemas import ChangedMember, CrawlRequest, NewMember
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
 from catalogue.crawl.sanitize import is_writable
 from catalogue.members.members import Application, Members
 from catalogue.search.index import Index
-from catalogue.store import Store, Transaction
-from catalogue.store.tables import Member, Run
+from catalogue.store import CatalogueStore, CatalogueTransaction
+from catalogue.store.tables import Member, VisitRecord
 from connector.errors import BadInput, Forbidden, Unauthenticated
 
 _WAIT_MAX = 600.0
 
 
-def router(members: Members, crawler: Crawler, index: Index, store: Store, access: Access) -> APIRouter:
+def router(
+    members: Members, crawler: Crawler, index: Index, store: CatalogueStore, access: ViewerAuthenticator
+) -> APIRouter:
     """Routes for the operator (bearer token or session), and `POST /crawl` for members too."""
     routes = APIRouter(prefix="/api/v1")
     operator = Depends(access.operator())
 
     @routes.get("/members", tags=["members"], dependencies=[operator])
-    async def listed() -> list[dict[str, Any]]:
+    async def list_members() -> list[dict[str, Any]]:
         """Every member, with the state of its connector and how many datasets it lists."""
-        return await store.read(_overview)
+        return await store.read(_list_members)
 
     @routes.post("/members", tags=["members"], status_code=201, dependencies=[operator])
     async def join(wanted: NewMember) -> dict[str, Any]:
@@ -39,9 +41,9 @@ def router(members: Members, crawler: Crawler, index: Index, store: Store, acces
         return schemas.member(await members.join(Application(**wanted.model_dump())))
 
     @routes.get("/members/{key:path}", tags=["members"], dependencies=[operator])
-    async def one(key: str) -> dict[str, Any]:
+    async def read_member(key: str) -> dict[str, Any]:
         """One member by DID or name, with its last visits."""
-        return await store.read(partial(_member, key=key))
+        return await store.read(partial(_read_member, key=key))
 
     @routes.patch("/members/{key:path}", tags=["members"], dependencies=[operator])
     async def change(key: str, changed: ChangedMember) -> dict[str, Any]:
@@ -63,13 +65,13 @@ def router(members: Members, crawler: Crawler, index: Index, store: Store, acces
         body: Annotated[CrawlRequest | None, Body()] = None,
     ) -> dict[str, Any]:
         """Visit a connector now. The operator names any member; a member's token asks for its own connector."""
-        chosen = await store.read(partial(_chosen, viewer=viewer, key=member))
+        chosen = await store.read(partial(_list_members_to_visit, viewer=viewer, key=member))
         if body is not None and body.withdrawn:
             await _withdraw(store, viewer, body.withdrawn)
             await asyncio.to_thread(index.catch_up)
         why = "operator" if viewer.is_operator else "member"
         tasks = {crawler.start(one.id, why=why): one.name for one in chosen}
-        done, _ = await asyncio.wait(tasks, timeout=wait) if tasks else (set[asyncio.Task[Run]](), None)
+        done, _ = await asyncio.wait(tasks, timeout=wait) if tasks else (set[asyncio.Task[VisitRecord]](), None)
         stopped = {task for task in done if task.cancelled()}  # its member was suspended or removed meanwhile
         return {
             "runs": [schemas.run(task.result(), name) for task, name in tasks.items() if task in done - stopped],
@@ -85,34 +87,34 @@ def router(members: Members, crawler: Crawler, index: Index, store: Store, acces
     return routes
 
 
-def _overview(tx: Transaction) -> list[dict[str, Any]]:
-    sources = {source.member_id: source for source in tx.members.sources()}
+def _list_members(tx: CatalogueTransaction) -> list[dict[str, Any]]:
+    sources = {source.member_id: source for source in tx.members.list_sources()}
     return [
         {
             **schemas.member(member),
             "source": schemas.source(sources.get(member.id)),
             "datasets": tx.entries.count_of(member.id),
         }
-        for member in tx.members.all()
+        for member in tx.members.list_all()
     ]
 
 
-def _member(tx: Transaction, *, key: str) -> dict[str, Any]:
+def _read_member(tx: CatalogueTransaction, *, key: str) -> dict[str, Any]:
     member = tx.members.of(key)
     return {
         **schemas.member(member),
-        "source": schemas.source(tx.members.source(member.id)),
+        "source": schemas.source(tx.members.get_source(member.id)),
         "datasets": tx.entries.count_of(member.id),
-        "runs": [schemas.run(run, member.name) for run in tx.members.runs(member.id)],
+        "runs": [schemas.run(run, member.name) for run in tx.members.list_runs(member.id)],
     }
 
 
-def _chosen(tx: Transaction, *, viewer: Viewer, key: str) -> list[Member]:
+def _list_members_to_visit(tx: CatalogueTransaction, *, viewer: Viewer, key: str) -> list[Member]:
     """The members that are to be visited, if this viewer may ask for it."""
     if not viewer.is_operator and viewer.kind != MEMBERS:
         raise Unauthenticated("expected the operator's token, or a self-issued token of the member to visit")
     if viewer.is_operator and not key:
-        return [member for member in tx.members.all() if member.status == "active"]
+        return [member for member in tx.members.list_all() if member.status == "active"]
     member = tx.members.of(key or viewer.id)
     if not viewer.is_operator and member.id != viewer.id:
         raise Forbidden("a member may ask for a visit of its own connector only")
@@ -121,7 +123,7 @@ def _chosen(tx: Transaction, *, viewer: Viewer, key: str) -> list[Member]:
     return [member]
 
 
-async def _withdraw(store: Store, viewer: Viewer, ids: list[str]) -> None:
+async def _withdraw(store: CatalogueStore, viewer: Viewer, ids: list[str]) -> None:
     if viewer.kind != MEMBERS:
         raise Forbidden("only the member that lists a dataset withdraws it; the operator suspends members instead")
     if not is_writable(ids):

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from catalogue.api.access import PUBLIC, Access, Viewer
+from catalogue.api.access import PUBLIC, Viewer, ViewerAuthenticator
 from catalogue.crawl.description_quality import validate
 from catalogue.exports import EXPORTS, Export, croissant, dcat
 from catalogue.exports.dcat import About, Paging
-from catalogue.search.facets import Card
+from catalogue.search.facets import EntryView
 from catalogue.search.search_service import Gone, Search
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 from connector.errors import BadInput, NotFound
 
 _PAGE = 100
@@ -34,12 +34,12 @@ def _json(made: Any) -> str:
     return json.dumps(made, ensure_ascii=False, indent=1)
 
 
-def _in_dcat(export: Export, card: Card, about: About) -> str:
+def _in_dcat(export: Export, card: EntryView, about: About) -> str:
     return export.text([dcat.dataset(card, about)])
 
 
 # How a dataset can be had besides its page: the media type and the writer of each.
-WAYS: dict[str, tuple[str, Callable[[Card, About], str]]] = {
+WAYS: dict[str, tuple[str, Callable[[EntryView, About], str]]] = {
     "croissant": (croissant.MEDIA_TYPE, lambda card, about: _json(croissant.croissant(card, about))),
     **{f"dcat.{suffix}": (export.media_type, partial(_in_dcat, export)) for suffix, export in EXPORTS.items()},
     "validation": ("application/json", lambda card, _: _json(validate(card).to_json())),
@@ -48,15 +48,19 @@ _Way = Annotated[str, Query(alias="as", description=f"One of {', '.join(WAYS)}; 
 
 
 def router(
-    search: Search, access: Access, settings: Settings, *, page: Callable[[Card, Viewer], Response]
+    search: Search,
+    access: ViewerAuthenticator,
+    settings: CatalogueSettings,
+    *,
+    page: Callable[[EntryView, Viewer], Response],
 ) -> APIRouter:
-    """Exports for harvesters and tools; beside these a dataset has its `page`."""
+    """Routes of the exports. `page` renders a dataset for a browser at the same address."""
     routes = APIRouter(tags=["exports"])
     looking = Depends(access.viewer)
     about = About(root=settings.root_url, title=settings.title, operator=settings.did, operator_name=settings.title)
     turn = asyncio.Semaphore(1)  # who harvests waits for others who do, and nobody else for any of them
 
-    async def written(write: Callable[[], str]) -> str:
+    async def write_in_thread(write: Callable[[], str]) -> str:
         async with turn:
             return await asyncio.to_thread(write)
 
@@ -66,20 +70,22 @@ def router(
         export = EXPORTS.get(suffix)
         if export is None:
             raise NotFound(f"expected catalog.{' or catalog.'.join(EXPORTS)}, came catalog.{suffix[:20]}")
-        cards, following = _light(*await search.page(viewer, after=_cursor(after), size=_PAGE))
+        cards, following = _fit_page(*await search.page(viewer, after=_decode_cursor(after), size=_PAGE))
         first = f"{settings.root_url}/catalog.{suffix}"
         paging = Paging(
             here=f"{first}?after={after}" if after else first,
             first=first,
-            following=f"{first}?after={_encoded(following)}" if following else "",
+            following=f"{first}?after={_encode_cursor(following)}" if following else "",
             total=sum((await search.owners(viewer)).values()),
         )
-        text = await written(lambda: export.text(dcat.catalog(cards, about, paging)))
+        text = await write_in_thread(lambda: export.text(dcat.catalog(cards, about, paging)))
         return _answer(request, viewer, text, export.media_type)
 
-    async def found(dataset_id: str, way: str, viewer: Viewer) -> tuple[Card, str]:
-        """The dataset at an address, and as what it is asked for. Exports had addresses of their own, which ended in
-        their names; such a one is an export's still, where no dataset has it for its id."""
+    async def find_dataset(dataset_id: str, way: str, viewer: Viewer) -> tuple[EntryView, str]:
+        """The dataset at an address and the requested format.
+
+        Older addresses of exports ended in the format's name. They still work unless a dataset has that id.
+        """
         try:
             return (await search.dataset(dataset_id, viewer)).card, way
         except NotFound as error:
@@ -98,11 +104,11 @@ def router(
         """One dataset: a page for people, Croissant 1.1, DCAT-AP 3, or what its description lacks."""
         if way and way not in WAYS:
             raise BadInput(f"expected as={' or as='.join(WAYS)}, came {way[:50]!r}; without it, there is a page")
-        card, way = await found(dataset_id, way, viewer)
+        card, way = await find_dataset(dataset_id, way, viewer)
         if not way:
             return page(card, viewer)
         media_type, write = WAYS[way]
-        return _answer(request, viewer, await written(lambda: write(card, about)), media_type)
+        return _answer(request, viewer, await write_in_thread(lambda: write(card, about)), media_type)
 
     return routes
 
@@ -116,7 +122,7 @@ def _answer(request: Request, viewer: Viewer, text: str, media_type: str) -> Res
     return Response(text, media_type=media_type, headers=headers)
 
 
-def _light(cards: list[Card], following: str) -> tuple[list[Card], str]:
+def _fit_page(cards: list[EntryView], following: str) -> tuple[list[EntryView], str]:
     """As many of the first datasets of a page as fit into one answer, one at least, and where to go on."""
     whole = 0
     for place, card in enumerate(cards):
@@ -126,11 +132,11 @@ def _light(cards: list[Card], following: str) -> tuple[list[Card], str]:
     return cards, following
 
 
-def _encoded(dataset_id: str) -> str:
+def _encode_cursor(dataset_id: str) -> str:
     return base64.urlsafe_b64encode(dataset_id.encode()).decode().rstrip("=")
 
 
-def _cursor(text: str) -> str:
+def _decode_cursor(text: str) -> str:
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode() if text else ""
         if not decoded.isprintable():  # no id is one

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from catalogue.api.access import Access
+from catalogue.api.access import ViewerAuthenticator
 from catalogue.search.index import Index
-from catalogue.store import Store, Transaction
+from catalogue.store import CatalogueStore, CatalogueTransaction
 from connector.errors import HanseError
 
 _STATES = ("new", "active", "stale", "unreachable", "expired")
 
 
-class Metrics:
+class CatalogueMetrics:
     """The catalogue's figures, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class Metrics:
         return response
 
 
-def router(store: Store, index: Index, access: Access, metrics: Metrics) -> APIRouter:
-    """`/health/live`, `/health/ready` for anybody; `/metrics` for the operator: totals tell of hidden entries too."""
+def router(store: CatalogueStore, index: Index, access: ViewerAuthenticator, metrics: CatalogueMetrics) -> APIRouter:
+    """Public `/health/live` and `/health/ready`; `/metrics` for the operator only, as totals include hidden entries."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/health/live")
@@ -58,7 +58,7 @@ def router(store: Store, index: Index, access: Access, metrics: Metrics) -> APIR
     @routes.get("/metrics", dependencies=[Depends(access.operator())])
     async def figures() -> Response:
         """Figures in the format that monitors read."""
-        states, entries = await store.read(_figures)
+        states, entries = await store.read(_read_figures)
         for state in _STATES:
             metrics.members.labels(state).set(states.count(state))
         metrics.entries.set(entries)
@@ -71,6 +71,6 @@ def _failing(reason: str) -> JSONResponse:
     return JSONResponse({"status": "failing", "reason": reason}, status_code=503)
 
 
-def _figures(tx: Transaction) -> tuple[list[str], int]:
-    sources = tx.members.sources()
+def _read_figures(tx: CatalogueTransaction) -> tuple[list[str], int]:
+    sources = tx.members.list_sources()
     return [source.state for source in sources], sum(tx.entries.count_of(source.member_id) for source in sources)

@@ -1,4 +1,4 @@
-"""The search API: questions, datasets, and what anybody may fetch of the register. Thin: services decide."""
+"""Routes of the search API, of datasets and of the public register. The services decide."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from catalogue.api import schemas
-from catalogue.api.access import Access, Viewer
-from catalogue.members.register import Register
+from catalogue.api.access import Viewer, ViewerAuthenticator
+from catalogue.members.register import RegisterSigner
 from catalogue.search import search_query
 from catalogue.search.facets import FACETS, facet_named
 from catalogue.search.search_service import Search
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 from connector.errors import BadInput
 
 _OWN = ("q", "column", "page", "size")
@@ -32,7 +32,7 @@ def filters_of(request: Request) -> dict[str, list[str]]:
 
 
 def check_known(request: Request) -> None:
-    """BadInput for a parameter that is none: a filter that is passed over would find what it was to leave out."""
+    """Raise BadInput for an unknown parameter: an ignored filter would widen the result."""
     if unknown := [name for name in request.query_params if name not in _OWN and facet_named(name) is None]:
         raise BadInput(
             f"expected parameters {', '.join((*_OWN, *FACETS, 'owner'))}, came {unknown[0][:50]!r}",
@@ -41,7 +41,12 @@ def check_known(request: Request) -> None:
 
 
 def router(
-    search: Search, access: Access, register: Register, settings: Settings, *, clock: Callable[[], float]
+    search: Search,
+    access: ViewerAuthenticator,
+    register: RegisterSigner,
+    settings: CatalogueSettings,
+    *,
+    clock: Callable[[], float],
 ) -> APIRouter:
     """Routes that need no login; what they show depends on who asks."""
     routes = APIRouter()
@@ -64,7 +69,7 @@ def router(
     ) -> dict[str, Any]:
         """Datasets that fit, best first, with facet counts. Every facet's name is also a parameter."""
         check_known(request)
-        asked = search_query.read(q, columns=column or (), filters=filters_of(request), page=page, size=size)
+        asked = search_query.parse_query(q, columns=column or (), filters=filters_of(request), page=page, size=size)
         found = await search.ask(asked, viewer)
         if page < found.pages:
             query = request.url.include_query_params(page=page + 1).query

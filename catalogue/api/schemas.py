@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalogue.search.facets import FACETS, Card, theme_code
+from catalogue.search.facets import FACETS, EntryView, theme_code
 from catalogue.search.highlight import Segment
 from catalogue.search.search_service import Hit, Results
-from catalogue.store.tables import Member, Run, Source
+from catalogue.store.tables import CrawlState, Member, VisitRecord
 from connector.setting_types import NAME
 
 Json = dict[str, Any]
@@ -60,7 +60,7 @@ def member(row: Member) -> Json:
     return {field: getattr(row, field) for field in fields}
 
 
-def source(row: Source | None) -> Json:
+def source(row: CrawlState | None) -> Json:
     """What the crawler knows of a connector."""
     if row is None:
         return {"state": "new"}
@@ -70,7 +70,7 @@ def source(row: Source | None) -> Json:
     }  # fmt: skip
 
 
-def run(row: Run, name: str) -> Json:
+def run(row: VisitRecord, name: str) -> Json:
     """One visit."""
     return {
         "member": name,
@@ -84,7 +84,7 @@ def run(row: Run, name: str) -> Json:
     }
 
 
-def dataset(card: Card, *, root: str, now: float) -> Json:
+def dataset(card: EntryView, *, root: str, now: float) -> Json:
     """One dataset, whole, as this viewer may see it."""
     entry = card.entry
     return {
@@ -110,7 +110,7 @@ def dataset(card: Card, *, root: str, now: float) -> Json:
     }
 
 
-def summary(card: Card, *, root: str, now: float) -> Json:
+def summary(card: EntryView, *, root: str, now: float) -> Json:
     """One dataset as a line of a list, which a hundred of them have room in whatever their owners write."""
     entry = card.entry
     return {

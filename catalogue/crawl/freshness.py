@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 
 NEW, ACTIVE, STALE, UNREACHABLE, EXPIRED, WITHDRAWN = "new", "active", "stale", "unreachable", "expired", "withdrawn"
 ORDER = (ACTIVE, NEW, STALE, UNREACHABLE, EXPIRED, WITHDRAWN)
@@ -29,7 +29,7 @@ class Timing:
     expired: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Timing:
+    def of(cls, settings: CatalogueSettings) -> Timing:
         return cls(
             every=settings.crawl_seconds,
             backoff_first=settings.backoff_first,

@@ -1,8 +1,8 @@
-"""Taking what a visit brought into the database: one page at a time, then the end of the visit. Runs in transactions.
+"""Stores the result of a visit: one page at a time, then the end of the visit. Runs in transactions.
 
-A dataset is checked alone: one that is unfit is skipped and named, the others are taken. Rules that keep one member
-from harming another: an id in a member's namespace is that member's, whoever listed it before; any other belongs to
-whoever listed it first.
+Each dataset is checked by itself: an invalid dataset is skipped and named, the others are stored. An id in a member's
+namespace belongs to that member, even if another member listed it before. Any other id belongs to the member that
+listed it first.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogue.crawl.entry import READER, checked_id, digest_of, read_dataset, too_deep
+from catalogue.crawl.entry import READER, hash_content, read_dataset, read_id, too_deep
 from catalogue.crawl.namespaces import PREFIX, Namespaces
 from catalogue.crawl.sanitize import clean
-from catalogue.search.visibility import is_selective, remembered
-from catalogue.store import Transaction
-from catalogue.store.tables import DOUBTED, Member
-from catalogue.store.tables import Entry as Row
+from catalogue.search.visibility import is_selective, reduce_to_audience
+from catalogue.store import CatalogueTransaction
+from catalogue.store.tables import MARKED_STALE, Member
+from catalogue.store.tables import EntryRow as Row
 from connector.errors import Conflict, Forbidden, HanseError, Limited, MessageInvalid
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
@@ -27,14 +27,14 @@ _DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SkipReason:
     """Why a dataset is skipped. `foreign`: its id is another member's."""
 
     text: str
     foreign: bool
 
     @classmethod
-    def of(cls, error: HanseError) -> Problem:
+    def of(cls, error: HanseError) -> SkipReason:
         return cls(clean(error.message, 500), isinstance(error, Conflict))  # not the error: it would hold the dataset
 
 
@@ -49,11 +49,11 @@ class Tally:
     withdrawn: int = 0
     skipped: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
-    refused: dict[str, Problem] = field(default_factory=dict)  # of the page at hand: ids that were skipped, and why
-    unfit: dict[str, Problem] = field(default_factory=dict)  # of the visit: those of them that are listed here
+    refused: dict[str, SkipReason] = field(default_factory=dict)  # of the page at hand: ids that were skipped, and why
+    unfit: dict[str, SkipReason] = field(default_factory=dict)  # of the visit: those of them that are listed here
 
     def skip(self, dataset: str, error: HanseError) -> None:
-        problem = Problem.of(error)
+        problem = SkipReason.of(error)
         self.skipped += 1
         self.refused[dataset] = problem
         if len(self.problems) < _SKIPPED_KEPT:
@@ -74,7 +74,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedDataset:
     """A candidate whose content had to be read, because it is new or its text has changed."""
 
     candidate: Candidate
@@ -83,11 +83,11 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageContent:
     """What is to be stored of one page: entries whose text is the same as before, and those that were read."""
 
     same: list[str]
-    readings: list[Reading]
+    readings: list[ParsedDataset]
 
 
 def sift(
@@ -122,7 +122,7 @@ def _candidate(raw: object, member: Member, spaces: Namespaces, entry_bytes: int
         raise MessageInvalid("expected JSON's numbers, came NaN or Infinity; its provider must leave it out") from None
     if size > entry_bytes:
         raise Limited(f"the description has {size} bytes; at most {entry_bytes} are kept")
-    dataset_id = checked_id(raw)
+    dataset_id = read_id(raw)
     owners = spaces.owners(dataset_id)
     if owners is not None and member.id not in owners:
         raise Conflict(
@@ -132,41 +132,52 @@ def _candidate(raw: object, member: Member, spaces: Namespaces, entry_bytes: int
     return Candidate(dataset_id, raw, text, own=owners is not None)
 
 
-def known_texts(tx: Transaction, member: Member, candidates: list[Candidate]) -> dict[str, str]:
+def known_texts(tx: CatalogueTransaction, member: Member, candidates: list[Candidate]) -> dict[str, str]:
     """The texts of those that are listed now, by id, where this program read them."""
-    return tx.entries.texts(member.id, (candidate.id for candidate in candidates), reader=READER)
+    return tx.entries.read_texts(member.id, (candidate.id for candidate in candidates), reader=READER)
 
 
-def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, *, tally: Tally) -> Page:
+def parse_candidates(
+    candidates: list[Candidate], known: Mapping[str, str], member: Member, *, tally: Tally
+) -> PageContent:
     """Read what is new or changed; what cannot be read is tallied. Pure but for the tally."""
-    page = Page([], [])
+    page = PageContent([], [])
     for candidate in candidates:
         if known.get(candidate.id) == candidate.text:
             page.same.append(candidate.id)
             continue
         try:
             content = read_dataset(candidate.raw, participant=member.id).to_json()
-            page.readings.append(Reading(candidate, content, digest_of(content)))
+            page.readings.append(ParsedDataset(candidate, content, hash_content(content)))
         except HanseError as error:
             tally.skip(candidate.id, error)
     return page
 
 
-def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, tally: Tally, since: float = 0.0) -> None:
+def store_page(
+    tx: CatalogueTransaction,
+    member: Member,
+    page: PageContent,
+    *,
+    seq: int,
+    most: int,
+    tally: Tally,
+    since: float = 0.0,
+) -> None:
     """Store a page of a visit that began at `since`, and the change number `seq`: what was withdrawn after that stays
     so. Limited when the member lists more than `most` datasets, Forbidden where it is one no longer, or has another
     address."""
     seen = max(tx.now, since)  # a clock that is set back meanwhile has seen it before the visit
-    if not tx.members.stands(member):
+    if not tx.members.is_current(member):
         raise Forbidden(
             f"{member.name} is suspended, has moved, or is a member no longer; nothing more of its catalogue is taken"
         )
     if tally.datasets + len(page.same) + len(page.readings) > most:
         raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
-    tx.members.source(member.id, lock=True)
-    _doubt(tx, member, tally)
-    rows = tx.entries.these(reading.candidate.id for reading in page.readings)
-    others = tx.members.ids() - {member.id}
+    tx.members.get_source(member.id, lock=True)
+    _mark_refused_stale(tx, member, tally)
+    rows = tx.entries.get_many(reading.candidate.id for reading in page.readings)
+    others = tx.members.list_ids() - {member.id}
     changed: list[Row] = []
     for reading in page.readings:
         row = rows.get(reading.candidate.id)
@@ -182,33 +193,33 @@ def take(tx: Transaction, member: Member, page: Page, *, seq: int, most: int, ta
         if _store(row, reading, member, tx.now, seen, tally):
             changed.append(row)
     seq = tx.entries.next_seq() if changed else 0  # one number for the page: it becomes visible as one
-    tally.datasets += tx.entries.seen(member.id, page.same, seen)
+    tally.datasets += tx.entries.mark_seen(member.id, page.same, seen)
     for row in changed:
         row.seq = seq
         tx.entries.add(row)
 
 
-def _doubt(tx: Transaction, member: Member, tally: Tally) -> None:
+def _mark_refused_stale(tx: CatalogueTransaction, member: Member, tally: Tally) -> None:
     """What is listed here and came in a form that is not taken is stale, and stays: its provider did list it."""
-    rows = tx.entries.these(filter(_is_id, tally.refused)).values()
+    rows = tx.entries.get_many(filter(_is_id, tally.refused)).values()
     mine = [row for row in rows if row.member_id == member.id and row.withdrawn_at is None]
     tally.unfit |= {row.id: tally.refused[row.id] for row in mine}
     tally.refused.clear()
-    doubted = [row for row in mine if row.misses != DOUBTED and not tally.unfit[row.id].foreign]
+    doubted = [row for row in mine if row.misses != MARKED_STALE and not tally.unfit[row.id].foreign]
     seq = tx.entries.next_seq() if doubted else 0
     for row in doubted:
-        row.misses, row.seq = DOUBTED, seq
+        row.misses, row.seq = MARKED_STALE, seq
 
 
 def _is_id(text: str) -> bool:
     try:
-        return bool(checked_id({"@id": text}))
+        return bool(read_id({"@id": text}))
     except MessageInvalid:
         return False
 
 
-def _store(row: Row, reading: Reading, member: Member, now: float, seen: float, tally: Tally) -> bool:
-    """Put a reading into its row; whether anybody who looks would see a difference."""
+def _store(row: Row, reading: ParsedDataset, member: Member, now: float, seen: float, tally: Tally) -> bool:
+    """Copy a parsed dataset into its row. Returns whether viewers would see a difference."""
     differs = row.misses != 0 or row.withdrawn_at is not None or row.member_id != member.id
     if row.digest != reading.digest:
         tally.new += not row.digest
@@ -224,12 +235,12 @@ def _store(row: Row, reading: Reading, member: Member, now: float, seen: float, 
     return differs
 
 
-def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None:
+def count_misses(tx: CatalogueTransaction, member_id: str, *, since: float, tally: Tally) -> None:
     """After a complete visit that began at `since`: entries that were not in it are stale, the third time withdrawn.
 
     So are those whose ids are another's by now. What is unfit for another reason is stale and not missing.
     """
-    unseen = ((row, tally.unfit.get(row.id)) for row in tx.entries.unseen_since(member_id, since, now=tx.now))
+    unseen = ((row, tally.unfit.get(row.id)) for row in tx.entries.list_unseen_since(member_id, since, now=tx.now))
     missed = [(row, unfit) for row, unfit in unseen if unfit is None or unfit.foreign]
     seq = tx.entries.next_seq() if missed else 0
     for row, unfit in missed:
@@ -240,11 +251,11 @@ def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None
         row.seq = seq
 
 
-def age(tx: Transaction, member_id: str, *, since: float, seconds: float, tally: Tally) -> None:
+def withdraw_expired(tx: CatalogueTransaction, member_id: str, *, since: float, seconds: float, tally: Tally) -> None:
     """After a visit that began at `since`: what neither it nor another one has listed for so long, because they broke
     off or it is unfit, is withdrawn."""
     before = min(since, tx.now - seconds)  # the clock may have been put forward meanwhile
-    rows = [row for row in tx.entries.unseen_since(member_id, before, now=tx.now) if row.last_seen < tx.now]
+    rows = [row for row in tx.entries.list_unseen_since(member_id, before, now=tx.now) if row.last_seen < tx.now]
     seq = tx.entries.next_seq() if rows else 0
     for row in rows:
         why = _unfit(tally.unfit.get(row.id)) or f"no visit of its provider has listed it for {seconds / _DAY:g} days"
@@ -252,7 +263,7 @@ def age(tx: Transaction, member_id: str, *, since: float, seconds: float, tally:
         row.seq = seq
 
 
-def bound(tx: Transaction, member_id: str, *, since: float, most: int, tally: Tally) -> None:
+def withdraw_excess(tx: CatalogueTransaction, member_id: str, *, since: float, most: int, tally: Tally) -> None:
     """After a visit that began at `since`: the `most` entries that were seen last stay, and as many tombstones."""
     why = f"its provider lists others, and at most {most} of its datasets are kept"
     tally.withdrawn += tx.entries.withdraw_beyond(member_id, most, now=tx.now, why=why)
@@ -264,23 +275,23 @@ def _withdraw(row: Row, why: str, *, now: float, tally: Tally) -> None:
     row.withdrawn_at, row.withdrawn_why = now, why
 
 
-def _unfit(problem: Problem | None) -> str:
+def _unfit(problem: SkipReason | None) -> str:
     return f"its provider lists it in a form that is not taken: {problem.text}" if problem else ""
 
 
-def strip(tx: Transaction, *, limit: int = 2_000) -> int:
+def strip_tombstones(tx: CatalogueTransaction, *, limit: int = 2_000) -> int:
     """Keep of tombstones what the answer at their address needs. How many had more."""
-    rows = tx.entries.whole_tombstones(limit=limit)
+    rows = tx.entries.list_unstripped_tombstones(limit=limit)
     for row in rows:
-        row.raw, row.content = "", remembered(row.content)
+        row.raw, row.content = "", reduce_to_audience(row.content)
     return len(rows)
 
 
-def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
+def withdraw(tx: CatalogueTransaction, member_id: str, ids: Iterable[str]) -> int:
     """The member itself takes back datasets: they leave the search at once. How many there were."""
-    source = tx.members.source(member_id, lock=True)  # a visit that ends now ends before, or sees what is done here
+    source = tx.members.get_source(member_id, lock=True)  # a visit that ends now ends before, or sees what is done here
     mine = [
-        row for row in tx.entries.these(ids).values() if row.member_id == member_id and row.withdrawn_at is None
+        row for row in tx.entries.get_many(ids).values() if row.member_id == member_id and row.withdrawn_at is None
     ]  # fmt: skip
     seq = tx.entries.next_seq() if mine else 0
     for row in mine:
@@ -290,9 +301,9 @@ def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
     return len(mine)
 
 
-def read_again(tx: Transaction, *, limit: int = 500) -> int:
+def reread_outdated(tx: CatalogueTransaction, *, limit: int = 500) -> int:
     """Read entries anew that an older version of the program read. How many there were."""
-    rows = tx.entries.read_before(READER, limit=limit)
+    rows = tx.entries.list_outdated(READER, limit=limit)
     if rows:  # what is taken of a catalogue, and whose it is, may be another since
         tx.members.forget_etags()
     seq = tx.entries.next_seq() if rows else 0
@@ -304,5 +315,5 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
         row.selective = is_selective(row.content)
-        row.digest, row.seq = digest_of(row.content), seq
+        row.digest, row.seq = hash_content(row.content), seq
     return len(rows)

@@ -33,7 +33,7 @@ _SHORT = {long: short for short, *others in _CODES for long in others}
 
 
 def tag_of(text: str) -> str:
-    """The tag (BCP 47) of a language: `DEU`, the EU's IRI of it → `de`, `de_AT` → `de-AT`; nothing for what is none."""
+    """The tag (BCP 47) of a language: `DEU`, the EU's IRI of it → `de`, `de_AT` → `de-AT`; empty if unknown."""
     found = _TAG.fullmatch(re.split("[/#]", text.strip())[-1].replace("_", "-"))
     if found is None:
         return ""
@@ -44,7 +44,7 @@ def tag_of(text: str) -> str:
 
 
 def iri_of(text: str) -> str:
-    """The EU's IRI of a language; another IRI as it is, and nothing for what is none."""
+    """The EU's IRI of a language; another IRI unchanged; empty if unknown."""
     code = tag_of(text).partition("-")[0]
     if code:
         return _IRI + _LONG.get(code, code).upper()

@@ -43,7 +43,7 @@ _BY_TERM = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class OfferLine:
     """One rule or condition: its path in the policy, a sentence, and what it rests on (technical, attested, ...)."""
 
     path: str
@@ -57,12 +57,12 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class CatalogueOffer:
     """One offer. `audience` holds public, members, DIDs, or SOME; `policy` is the offer as it was sent."""
 
     id: str
     policy: dict[str, Any]
-    lines: tuple[Line, ...]
+    lines: tuple[OfferLine, ...]
     classes: tuple[str, ...]
     purposes: tuple[str, ...]
     actions: tuple[str, ...]
@@ -83,9 +83,9 @@ class Offer:
         return {**content, "lines": [{"path": o.path, "text": o.text, "tier": o.tier} for o in self.lines]}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Offer:
+    def from_json(cls, content: Mapping[str, Any]) -> CatalogueOffer:
         lists = {key: tuple(content[key]) for key in ("classes", "purposes", "actions", "audience")}
-        return cls(**{**content, **lists, "lines": tuple(Line(**line) for line in content["lines"])})
+        return cls(**{**content, **lists, "lines": tuple(OfferLine(**line) for line in content["lines"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Party:
         return Facts.of({**_MEMBER, **{name: value for name, value in known.items() if value}}, source="register")
 
 
-def uses(offer: Offer) -> list[tuple[str, str]]:
+def list_uses(offer: CatalogueOffer) -> list[tuple[str, str]]:
     """What each permission of an offer lets one do, and a purpose that it is for ("" where it is for any)."""
     if not offer.policy:
         return []
@@ -110,30 +110,30 @@ def uses(offer: Offer) -> list[tuple[str, str]]:
     return [(compact(rule.action), next(_purposes_of(rule), "")) for rule in rules]
 
 
-def fitting(offer: Offer) -> Callable[[Party], bool]:
-    """Whom an offer for SOME is for. What its owner knows of them beyond the register, nobody knows here."""
+def build_matcher(offer: CatalogueOffer) -> Callable[[Party], bool]:
+    """A predicate for the members that an offer for SOME addresses, by the facts in the register."""
     if SOME not in offer.audience:
         return lambda _: False
-    return _fitting(json.dumps({**offer.policy, "@id": "urn:offer"}))
+    return _build_matcher(json.dumps({**offer.policy, "@id": "urn:offer"}))
 
 
 @lru_cache(maxsize=128)  # more than an entry has offers
-def _fitting(text: str) -> Callable[[Party], bool]:
+def _build_matcher(text: str) -> Callable[[Party], bool]:
     """Members that are alike in what the policy asks are asked about once: there are few roles and countries."""
-    policy, judged = _clear_part(reader.read(json.loads(text), kind=Kind.OFFER)), dict[Party, bool]()
+    policy, judged = _drop_unknown_terms(reader.read(json.loads(text), kind=Kind.OFFER)), dict[Party, bool]()
     rules = (*policy.permissions, *policy.prohibitions)
     names = {value.text for rule in rules for atom in _atoms(rule) if _is_of_party(atom) for value in atom.right}
 
     def fits(party: Party) -> bool:
         alike = party if party.id in names else replace(party, id=_OTHER)
         if alike not in judged:
-            judged[alike] = _shown(policy, alike.facts)
+            judged[alike] = _is_shown_to(policy, alike.facts)
         return judged[alike]
 
     return fits
 
 
-def read_offer(raw: dict[str, Any]) -> Offer:
+def read_offer(raw: dict[str, Any]) -> CatalogueOffer:
     """An offer of a catalogue, as far as its words are known."""
     offer_id = str(raw.get("@id", raw.get("uid", "")))[:1024]
     try:
@@ -144,15 +144,21 @@ def read_offer(raw: dict[str, Any]) -> Offer:
         policy = reader.read(raw, kind=Kind.OFFER)
         unclear = [one.message for one in unknown_terms.find_unclear(policy)]
     except (PolicyError, ValueError, RecursionError) as error:
-        return Offer(writable(offer_id), {}, (), ("unreadable",), (), (), ("members",), "", clean(str(error), 500))
-    return Offer(
+        return CatalogueOffer(
+            writable(offer_id), {}, (), ("unreadable",), (), (), ("members",), "", clean(str(error), 500)
+        )
+    return CatalogueOffer(
         offer_id,
         raw,
-        tuple(Line(one.path, clean(one.text, _SENTENCE_MAX), one.tier) for one in explain.sentences(policy)),
+        tuple(OfferLine(one.path, clean(one.text, _SENTENCE_MAX), one.tier) for one in explain.sentences(policy)),
         tuple(sorted({*_classes(policy), *(["unknown-terms"] if unclear else [])})),
         tuple(sorted(set(_purposes(policy)))),
         tuple(sorted({compact(rule.action) for rule in policy.permissions})),
-        _as_far_as_known(policy) if unclear else _audience(policy) if policy.permissions else _as_worded(policy),
+        _audience_by_known_words(policy)
+        if unclear
+        else _audience(policy)
+        if policy.permissions
+        else _audience_by_words(policy),
         _until(policy),
         clean(unclear[0], 500) if unclear else "",
     )
@@ -201,7 +207,7 @@ def _purposes_of(rule: Rule) -> Iterator[str]:
             yield from (compact(vocabulary.expand(value.text)) for value in atom.right)
 
 
-_NOBODY = Facts()
+_NO_FACTS = Facts()
 _MEMBER = {"ds:membership": "active"}
 _NAMING = ("eq", "isAnyOf")
 _RULES_MAX, _NAMES_MAX = 50, 100  # judged of one offer: each rule for each name takes its time from everybody's visits
@@ -209,9 +215,8 @@ _USE = vocabulary.expand("odrl:use")
 _OTHER = "did:web:other.invalid"  # who is not named
 
 
-def _shown(policy: Policy, facts: Facts) -> bool:
-    """Whether the catalogue of its owner would have the offer for whom this is known of: as `evaluate_offer` says,
-    without its reasons. No clock is looked at yet."""
+def _is_shown_to(policy: Policy, facts: Facts) -> bool:
+    """Whether the owner's catalogue would show the offer to a party with these facts. Time limits are not checked."""
     return any(
         permits(
             policy, facts, action=rule.action, permission=f"/permission/{index}", phase=Phase.CATALOGUE, now=0.0
@@ -221,13 +226,13 @@ def _shown(policy: Policy, facts: Facts) -> bool:
 
 
 def _audience(policy: Policy) -> tuple[str, ...]:
-    """Who may know of the offer: everybody, members, those of them that it names, or whom more is asked of."""
-    if _shown(policy, _NOBODY):
+    """Who may see the offer: public, members, named members, or members with certain facts (SOME)."""
+    if _is_shown_to(policy, _NO_FACTS):
         return ("public",)
-    if _shown(policy, Facts.of(_MEMBER)):
+    if _is_shown_to(policy, Facts.of(_MEMBER)):
         return ("members",)
     if len(policy.permissions) + len(policy.prohibitions) > _RULES_MAX:
-        return _as_worded(policy) if _is_plain(policy) else ()  # its owner's connector tells whom it is for
+        return _audience_by_words(policy) if _is_plain(policy) else ()  # its owner's connector tells whom it is for
     names = {
         value.text
         for rule in policy.permissions
@@ -235,7 +240,7 @@ def _audience(policy: Policy) -> tuple[str, ...]:
         if _is_naming(atom)
         for value in atom.right
     }  # fmt: skip
-    named = [name for name in sorted(names)[:_NAMES_MAX] if _shown(policy, Party(name).facts)]
+    named = [name for name in sorted(names)[:_NAMES_MAX] if _is_shown_to(policy, Party(name).facts)]
     return tuple(named) if _is_plain(policy) else (*named, SOME)
 
 
@@ -258,9 +263,11 @@ def _is_plain(policy: Policy) -> bool:
     )  # fmt: skip
 
 
-def _as_worded(policy: Policy) -> tuple[str, ...]:
-    """The same of a policy that nobody here can judge, for its words or as it permits nothing: everybody where some
-    permission asks nothing of the party; else members or DIDs."""
+def _audience_by_words(policy: Policy) -> tuple[str, ...]:
+    """The audience of a policy that cannot be evaluated here, by its conditions on the party.
+
+    Public if some permission has no condition on the party, else members or the named DIDs.
+    """
     audience: set[str] = set()
     for rule in policy.permissions:
         party = [atom for atom in _atoms(rule) if _is_about_party(atom)]
@@ -272,20 +279,22 @@ def _as_worded(policy: Policy) -> tuple[str, ...]:
     return ("members",) if "members" in audience or not policy.permissions else tuple(sorted(audience))
 
 
-def _as_far_as_known(policy: Policy) -> tuple[str, ...]:
-    """The same of one with words that nobody here knows, but for whom those that are known leave out."""
-    worded, clear = _as_worded(policy), _clear_part(policy)
+def _audience_by_known_words(policy: Policy) -> tuple[str, ...]:
+    """The audience of a policy with unknown terms, without the members that its known terms exclude."""
+    worded, clear = _audience_by_words(policy), _drop_unknown_terms(policy)
     if _is_plain(clear):
         return worded
     if len(policy.permissions) + len(policy.prohibitions) > _RULES_MAX:
         return ()
     named = [name for name in worded if name not in ("public", "members")][:_NAMES_MAX]
-    return (*(name for name in named if _shown(clear, Party(name).facts)), SOME)
+    return (*(name for name in named if _is_shown_to(clear, Party(name).facts)), SOME)
 
 
-def _clear_part(policy: Policy) -> Policy:
-    """What is known of a policy: conditions with other words count as met, and what is forbidden by them alone as not.
-    Who it is shown to sees no more than the rest of it lets them."""
+def _drop_unknown_terms(policy: Policy) -> Policy:
+    """The policy with only its known terms:
+
+    conditions with unknown terms are dropped from permissions and prohibitions.
+    """
     unclear = {one.path for one in unknown_terms.find_unclear(policy)}
     if not unclear:
         return policy

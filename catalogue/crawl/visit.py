@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.protocol_client import Peer
 from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
@@ -40,7 +40,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class VisitLimits:
     """How much of a foreign catalogue is read."""
 
     pages: int
@@ -50,7 +50,7 @@ class Limits:
     seconds: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def of(cls, settings: CatalogueSettings) -> VisitLimits:
         return cls(
             pages=settings.crawl_pages_max,
             page_bytes=settings.crawl_page_bytes,
@@ -60,7 +60,7 @@ class Limits:
         )
 
 
-class _Line:
+class _AddressQueue:
     """Addresses that are to be read, each once, with their depth; beyond the first there are at most `most`."""
 
     def __init__(self, first: str, *, home: str, most: int) -> None:
@@ -86,14 +86,17 @@ class _Line:
 
 
 class Visit:
-    """A visit under way: iterate `pages()`, then read what it came to. `reading` is held from when a page becomes
-    objects, which take twenty times as much memory as its text, until whoever iterates asks for the next one."""
+    """One visit: iterate `pages()`, then read the outcome from the attributes.
+
+    `reading` is locked from the parsing of a page until the next page is requested: the objects of a page take twenty
+    times as much memory as its text.
+    """
 
     def __init__(
         self,
         net: Net,
         identity: Identity,
-        limits: Limits,
+        limits: VisitLimits,
         *,
         did: str,
         url: str,
@@ -101,7 +104,7 @@ class Visit:
         reading: asyncio.Lock,
     ) -> None:
         self._net, self._identity, self._limits, self._reading = net, identity, limits, reading
-        self._did, self._root, self._known_etag = did, url.rstrip("/"), _tag(etag)
+        self._did, self._root, self._known_etag = did, url.rstrip("/"), _clean_etag(etag)
         self.page_count = 0
         self.byte_count = 0
         self.etag = ""
@@ -133,7 +136,7 @@ class Visit:
     async def _walk(self, deadline: float) -> AsyncGenerator[list[Any], None]:
         async with asyncio.timeout_at(deadline):
             base = await Peer(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
-        line = _Line(base, home=self._root, most=self._limits.inner)
+        line = _AddressQueue(base, home=self._root, most=self._limits.inner)
         for address, depth in line:
             following: str | None = f"{address}/catalog/request"
             followed: set[str] = set()
@@ -166,13 +169,13 @@ class Visit:
         _check_status(reply, url)
         return reply
 
-    async def _read(self, reply: Reply, depth: int, line: _Line) -> list[Any]:
+    async def _read(self, reply: Reply, depth: int, line: _AddressQueue) -> list[Any]:
         """The datasets of a page."""
-        body = _inflated(reply, self._limits.page_bytes)  # 3
-        catalog = await _parsed(body)
+        body = _inflate(reply, self._limits.page_bytes)  # 3
+        catalog = await _parse_json(body)
         self._check_owner(catalog)  # 4
         if self.page_count == 0:
-            self.etag = _tag(reply.headers.get("etag", ""))
+            self.etag = _clean_etag(reply.headers.get("etag", ""))
         self.page_count += 1
         self.byte_count += len(body)
         return await asyncio.to_thread(list, self._datasets(catalog, depth, line))
@@ -185,10 +188,10 @@ class Visit:
                 "nothing of it was taken: correct the member's DID or its connector"
             )
 
-    def _datasets(self, catalog: Json, depth: int, line: _Line) -> Iterator[Any]:
+    def _datasets(self, catalog: Json, depth: int, line: _AddressQueue) -> Iterator[Any]:
         """The datasets of a page and of catalogues inside it; addresses of others inside it join `line`."""
-        yield from _listed(catalog, "dataset")
-        for inner in _listed(catalog, "catalog"):
+        yield from _as_list(catalog, "dataset")
+        for inner in _as_list(catalog, "catalog"):
             if not isinstance(inner, dict):
                 continue
             if inner.get("participantId", self._did) != self._did:
@@ -199,24 +202,24 @@ class Visit:
             if "dataset" in inner or "catalog" in inner:
                 yield from self._datasets(inner, depth + 1, line)
                 continue
-            for service in _listed(inner, "service"):
+            for service in _as_list(inner, "service"):
                 address = service.get("endpointURL") if isinstance(service, dict) else None
                 if isinstance(address, str):
                     self.problem = line.add(address, depth + 1) or self.problem
 
 
-def _tag(text: str) -> str:
+def _clean_etag(text: str) -> str:
     """An ETag as it can be sent back; nothing for any other, which is as none: the catalogue is read again."""
     return text if len(text) <= _TAG_MAX and text.isascii() and text.isprintable() else ""
 
 
-def _listed(node: Json, key: str) -> list[Any]:
+def _as_list(node: Json, key: str) -> list[Any]:
     value = node.get(key, [])
     return value if isinstance(value, list) else [value]
 
 
-async def _parsed(body: bytes) -> Json:
-    """A JSON object; parsed beside the event loop, because a page may have megabytes."""
+async def _parse_json(body: bytes) -> Json:
+    """Parse a JSON object in a thread, because a page may have megabytes. Raises PeerNonsense."""
     try:
         found = await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError) as error:
@@ -226,7 +229,7 @@ async def _parsed(body: bytes) -> Json:
     return found
 
 
-def _inflated(reply: Reply, limit: int) -> bytes:
+def _inflate(reply: Reply, limit: int) -> bytes:
     """The body, inflated where it came compressed although we did not ask for it; never more than `limit`."""
     encoding = reply.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":

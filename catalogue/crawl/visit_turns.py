@@ -1,5 +1,4 @@
-"""Places for visits: each kind of visit has some of its own, and whoever waits may stand in several lines. Knows no
-visit."""
+"""Limits concurrent visits by kind. A waiting visit may be queued for several kinds."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 
-class Turns:
-    """So many at once of each kind, first come, first served."""
+class VisitPlaces:
+    """A number of places for each kind, first come, first served."""
 
     def __init__(self, places: Mapping[str, int]) -> None:
         self._free = dict(places)

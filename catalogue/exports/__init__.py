@@ -1,21 +1,21 @@
-"""The catalogue in other people's formats: one line per format in EXPORTS."""
+"""Export formats of the catalogue: one line per format in EXPORTS."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from catalogue.exports.graph import Node, flat, jsonld, rdfxml, turtle
+from catalogue.exports.graph import Node, jsonld, merge_nodes, rdfxml, turtle
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A spelling of the DCAT-AP graph: how it is called, served and written."""
+    """A serialisation of the DCAT-AP graph: title, media type and writer."""
 
     title: str
     media_type: str
     write: Callable[[Iterable[Node]], str]
 
     def text(self, nodes: Iterable[Node]) -> str:
-        return self.write(flat(nodes))
+        return self.write(merge_nodes(nodes))
 
 
 EXPORTS: dict[str, Export] = {

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from catalogue.crawl.entry import Column
+from catalogue.crawl.entry import EntryColumn
 from catalogue.crawl.languages import tag_of
 from catalogue.exports import dcat, graph
 from catalogue.exports.dcat import About, iri_of
-from catalogue.search.facets import Card
+from catalogue.search.facets import EntryView
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 MEDIA_TYPE = f'application/ld+json; profile="{CONFORMS_TO}"'
@@ -54,7 +54,7 @@ _TYPES = (
 )
 
 
-def croissant(card: Card, about: About) -> dict[str, Any]:
+def croissant(card: EntryView, about: About) -> dict[str, Any]:
     """The description, with the file object that a reader maps to what it streamed."""
     entry, here = card.entry, iri_of(card.entry.id, about.root)
     made: dict[str, Any] = {
@@ -93,7 +93,7 @@ def _organisation(did: str, name: str) -> dict[str, str]:
     return {"@type": "sc:Organization", "@id": did, "name": name}
 
 
-def _file(card: Card, here: str) -> dict[str, Any]:
+def _file(card: EntryView, here: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
         "@id": "data",
@@ -104,7 +104,7 @@ def _file(card: Card, here: str) -> dict[str, Any]:
     }
 
 
-def _records(columns: Sequence[Column]) -> dict[str, Any]:
+def _records(columns: Sequence[EntryColumn]) -> dict[str, Any]:
     return {
         "@type": "cr:RecordSet",
         "@id": "rows",
@@ -113,7 +113,7 @@ def _records(columns: Sequence[Column]) -> dict[str, Any]:
     }
 
 
-def _keys(columns: Sequence[Column]) -> list[str]:
+def _keys(columns: Sequence[EntryColumn]) -> list[str]:
     """A key for each column: its name, with a number where a column before it has that."""
     keys: dict[str, None] = {}
     names = {column.name for column in columns}
@@ -127,7 +127,7 @@ def _numbered(name: str, taken: Container[str]) -> Iterator[str]:
     return (key for number in count(2) if (key := f"{name}-{number}") not in taken)
 
 
-def _field(column: Column, key: str) -> dict[str, Any]:
+def _field(column: EntryColumn, key: str) -> dict[str, Any]:
     kind, is_list = data_type(column.type)
     made: dict[str, Any] = {
         "@type": "cr:Field",

@@ -1,4 +1,4 @@
-"""A small RDF graph as values, and its three spellings: Turtle, JSON-LD and RDF/XML. Pure; knows no vocabulary.
+"""A small RDF graph and its writers for Turtle, JSON-LD and RDF/XML. Pure; independent of any vocabulary.
 
 Terms are written with a prefix (`dct:title`) and expand by PREFIXES. A node without an id is blank. Written by template
 because a graph library costs a second and 35 thousand triples of memory per thousand datasets.
@@ -44,7 +44,7 @@ class Iri:
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class RdfLiteral:
     """A text, with a language or a datatype (prefixed) where it has one."""
 
     text: str
@@ -65,7 +65,7 @@ class Node:
         self.properties += [(term, value) for value in values if value is not None]
 
 
-Value: TypeAlias = Iri | Literal | Node
+Value: TypeAlias = Iri | RdfLiteral | Node
 
 
 def expand(term: str) -> str:
@@ -159,7 +159,7 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
     indent = "  " * depth
     if isinstance(value, Node) and not value.id:
         return f"{indent}<{term}>\n{_xml_node(value, depth + 1)}{indent}</{term}>\n"
-    if not isinstance(value, Literal):
+    if not isinstance(value, RdfLiteral):
         target = value.safe if isinstance(value, Iri) else Iri(value.id).safe
         return f"{indent}<{term} rdf:resource={quoteattr(target)}/>\n"
     kind = f" rdf:datatype={quoteattr(expand(value.datatype))}" if value.datatype else ""
@@ -167,8 +167,8 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
     return f"{indent}<{term}{kind}>{escape(value.text)}</{term}>\n"
 
 
-def flat(nodes: Iterable[Node]) -> list[Node]:
-    """Every node that has an id, each once with all that is said of it, in the order met; blank ones stay inside."""
+def merge_nodes(nodes: Iterable[Node]) -> list[Node]:
+    """Nodes with an id, each once with all its properties, in order of appearance. Blank nodes stay inside others."""
     waiting, found = deque(nodes), dict[str, Node]()
     said = dict[str, set[Hashable]]()
     met = set[int]()  # one object that stands in many places is looked at once
@@ -178,7 +178,7 @@ def flat(nodes: Iterable[Node]) -> list[Node]:
         if id(node) in met:
             continue
         met.add(id(node))
-        waiting.extend(_named(node))
+        waiting.extend(_list_identified(node))
         if not node.id:
             anonymous.append(node)
             continue
@@ -192,15 +192,15 @@ def flat(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _key(value: Value) -> Hashable:
-    """Equal for what says the same: two blank nodes with the same content count as one."""
+    """A key for comparing values. Two blank nodes with the same content are equal."""
     if not isinstance(value, Node):
         return value
     return value.id or (value.types, tuple((term, _key(inner)) for term, inner in value.properties))
 
 
-def _named(node: Node) -> list[Node]:
+def _list_identified(node: Node) -> list[Node]:
     found: list[Node] = []
     for _, value in node.properties:
         if isinstance(value, Node):
-            found += [value] if value.id else _named(value)
+            found += [value] if value.id else _list_identified(value)
     return found

@@ -1,4 +1,4 @@
-"""Admitting, listing, suspending and removing members. Knows nothing of how their catalogues are read."""
+"""Service that admits, lists, suspends and removes members. Independent of the crawler."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from catalogue.crawl.freshness import Timing, state_of
 from catalogue.crawl.namespaces import are_alike
 from catalogue.crawl.sanitize import is_writable
-from catalogue.settings import Settings
-from catalogue.store import Store, Transaction
-from catalogue.store.tables import Member, Source
+from catalogue.settings import CatalogueSettings
+from catalogue.store import CatalogueStore, CatalogueTransaction
+from catalogue.store.tables import CrawlState, Member
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, PeerUnreachable, Unauthenticated
 from connector.identity.did import address_of
 from connector.infra.net.http_client import Net
@@ -45,9 +45,9 @@ class Members:
 
     def __init__(
         self,
-        store: Store,
+        store: CatalogueStore,
         net: Net,
-        settings: Settings,
+        settings: CatalogueSettings,
         *,
         on_change: Callable[[], Awaitable[None]] | None = None,
         wake: Callable[[], None] | None = None,
@@ -60,13 +60,13 @@ class Members:
         """Admit a participant whose DID document can be read and is its own.
 
         BadInput for facts that do not fit, AlreadyExists for a DID or name that is taken, PeerNonsense or
-        PeerUnreachable where the DID document is missing or somebody else's.
+        PeerUnreachable where the DID document is missing or has another id.
         """
-        wanted = self._checked(application)
-        await self._store.read(lambda tx: _refuse_taken(tx, wanted))  # before somebody else's server is asked
-        await self._prove(wanted.id)
+        wanted = self._check_application(application)
+        await self._store.read(lambda tx: _refuse_taken(tx, wanted))  # before a request to another server
+        await self._check_did_document(wanted.id)
 
-        def work(tx: Transaction) -> Member:
+        def work(tx: CatalogueTransaction) -> Member:
             _refuse_taken(tx, wanted)
             member = Member(
                 **{field: getattr(wanted, field) for field in _TOLD},
@@ -78,21 +78,21 @@ class Members:
             tx.members.add(_fresh_source(member.id, tx.now))
             tx.members.forget_etags()
             tx.entries.touch_selective()
-            tx.members.changed()
+            tx.members.bump_revision()
             return member
 
         member = await self._store.write(work)
-        await self._tell()
+        await self._notify()
         return member
 
     async def list(self) -> list[Member]:
-        return list(await self._store.read(lambda tx: tx.members.all()))
+        return list(await self._store.read(lambda tx: tx.members.list_all()))
 
     async def change(self, key: str, *, changes: dict[str, str]) -> Member:
         """Change facts or status of a member; the search follows. NotFound, BadInput."""
         _check(changes)
 
-        def work(tx: Transaction) -> Member:
+        def work(tx: CatalogueTransaction) -> Member:
             member = tx.members.of(key, lock=True)
             differs = any(getattr(member, field) != changes.get(field, getattr(member, field)) for field in _ASKED_FOR)
             for field, value in changes.items():
@@ -101,8 +101,8 @@ class Members:
             if "url" in changes:
                 tx.members.forget_etags()
             elif differs:
-                tx.members.hold_sources()
-            source = tx.members.source(member.id, lock=True)
+                tx.members.lock_sources()
+            source = tx.members.get_source(member.id, lock=True)
             if source is not None:
                 source.next_at = tx.now
                 if changes.get("status") == "active":  # nobody has visited it since: as old as it is
@@ -113,28 +113,28 @@ class Members:
             tx.entries.touch_all(member.id)
             if differs:
                 tx.entries.touch_selective()
-            tx.members.changed()
+            tx.members.bump_revision()
             return member
 
         member = await self._store.write(work)
-        await self._tell(ended="" if member.status == "active" else member.id)
+        await self._notify(ended="" if member.status == "active" else member.id)
         return member
 
     async def remove(self, key: str) -> None:
         """End a membership: its entries leave the search at once, and their addresses say why."""
 
-        def work(tx: Transaction) -> str:
+        def work(tx: CatalogueTransaction) -> str:
             member = tx.members.of(key, lock=True)
-            tx.members.source(member.id, lock=True)
+            tx.members.get_source(member.id, lock=True)
             tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
             tx.members.remove(member)
-            tx.members.changed()
+            tx.members.bump_revision()
             return member.id
 
-        await self._tell(ended=await self._store.write(work))
+        await self._notify(ended=await self._store.write(work))
 
-    async def _tell(self, *, ended: str = "") -> None:
-        """After a commit. `ended`: the DID of who is a member no longer, or not for now."""
+    async def _notify(self, *, ended: str = "") -> None:
+        """Call the hooks after a commit. `ended`: DID of a removed or suspended member."""
         if ended and self._stop is not None:
             self._stop(ended)
         if self._on_change is not None:
@@ -142,7 +142,7 @@ class Members:
         if self._wake is not None:
             self._wake()
 
-    def _checked(self, application: Application) -> Application:
+    def _check_application(self, application: Application) -> Application:
         try:
             document = address_of(did(application.id), insecure_http=self._net.guard.insecure_http)
         except (Unauthenticated, ValueError) as error:
@@ -159,8 +159,8 @@ class Members:
             raise AlreadyExists("this is the operator itself, which is a member already")
         return made
 
-    async def _prove(self, did: str) -> None:
-        """The DID document resolves, and its id is the DID."""
+    async def _check_did_document(self, did: str) -> None:
+        """Raise PeerNonsense or PeerUnreachable unless the DID document resolves and has this id."""
         url = address_of(did, insecure_http=self._net.guard.insecure_http)
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
@@ -177,17 +177,17 @@ class Members:
             )
 
 
-def _fresh_source(member_id: str, now: float) -> Source:
-    return Source(
+def _fresh_source(member_id: str, now: float) -> CrawlState:
+    return CrawlState(
         member_id=member_id, state="new", next_at=now, failures=0, last_try=None, last_ok=None, problem="", etag=""
     )
 
 
-def _refuse_taken(tx: Transaction, wanted: Application) -> None:
+def _refuse_taken(tx: CatalogueTransaction, wanted: Application) -> None:
     for key in (wanted.id, wanted.name):
         if (other := tx.members.find(key)) is not None:
             raise AlreadyExists(f"{key} is a member already ({other.name}, {other.status}); change that one instead")
-    for other in tx.members.all():
+    for other in tx.members.list_all():
         if are_alike(other.id, wanted.id):
             raise AlreadyExists(
                 f"{wanted.id} differs from {other.id} ({other.name}, {other.status}) in capitals or a default port "

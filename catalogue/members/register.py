@@ -14,8 +14,8 @@ from typing import Any
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from catalogue.settings import Settings
-from catalogue.store import Store, Transaction
+from catalogue.settings import CatalogueSettings
+from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member
 from connector.identity.did import document
 from connector.identity.keys import public_jwk
@@ -24,7 +24,7 @@ _FRESH_PART = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SignedRegister:
     """The register as served: its text, its ETag, when it was signed and what it was signed over."""
 
     text: str
@@ -39,27 +39,27 @@ def facts_of(member: Member) -> dict[str, Any]:
     return {field: getattr(member, field) for field in fields}
 
 
-class Register:
+class RegisterSigner:
     """Signs who is a member. The operator itself is listed too, so that connectors show it their catalogues."""
 
-    def __init__(self, store: Store, key: ECKey, settings: Settings) -> None:
+    def __init__(self, store: CatalogueStore, key: ECKey, settings: CatalogueSettings) -> None:
         self._store, self._key, self._settings = store, key, settings
-        self._signed: Signed | None = None
+        self._signed: SignedRegister | None = None
 
-    async def current(self) -> Signed:
+    async def current(self) -> SignedRegister:
         """The register, signed recently enough."""
         return await self._store.read(self._current)
 
-    def _current(self, tx: Transaction) -> Signed:
-        revision, kept = tx.members.revision(), self._signed
+    def _current(self, tx: CatalogueTransaction) -> SignedRegister:
+        revision, kept = tx.members.read_revision(), self._signed
         age = tx.now - kept.signed_at if kept else 0.0  # below 0: the clock was set back, and it would hold for long
         fresh = 0 <= age < self._settings.register_seconds * _FRESH_PART
         if kept is None or kept.revision != revision or not fresh:
-            kept = self._sign([facts_of(member) for member in tx.members.all()], revision, tx.now)
+            kept = self._sign([facts_of(member) for member in tx.members.list_all()], revision, tx.now)
             self._signed = kept
         return kept
 
-    def _sign(self, members: list[dict[str, Any]], revision: int, now: float) -> Signed:
+    def _sign(self, members: list[dict[str, Any]], revision: int, now: float) -> SignedRegister:
         settings = self._settings
         body = {
             "iss": settings.did,
@@ -69,7 +69,7 @@ class Register:
         }
         header = {"alg": "ES256", "kid": f"{settings.did}#{self._key.thumbprint()}", "typ": "hanse-members+jwt"}
         text = jws.serialize_compact(header, json.dumps(body).encode(), self._key, algorithms=["ES256"])
-        return Signed(text, f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"', now, revision)
+        return SignedRegister(text, f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"', now, revision)
 
     def operator(self) -> dict[str, Any]:
         """What the register says of the operator itself."""

@@ -1,4 +1,4 @@
-"""Words and small helpers of the pages: ages, dates, chips of an offer, the Python snippet. Pure."""
+"""Template filters of the pages: ages, dates, labels of an offer, the Python snippet. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from urllib.parse import quote, urlencode
 
 from markupsafe import Markup, escape
 
-from catalogue.crawl.offer_terms import Line, Offer, uses
-from catalogue.search.facets import FACETS, POLICIES, Card
-from catalogue.search.search_query import Question
+from catalogue.crawl.offer_terms import CatalogueOffer, OfferLine, list_uses
+from catalogue.search.facets import FACETS, POLICIES, EntryView
+from catalogue.search.search_query import SearchQuery
 from connector.infra.html.wording import UNITS, ago, counted
 from policies.contracts.columns import quote_identifier
 
@@ -54,7 +54,7 @@ class Chip:
     rule: bool = False
 
 
-def chips(offers: Iterable[Offer]) -> list[Chip]:
+def chips(offers: Iterable[CatalogueOffer]) -> list[Chip]:
     """Offers in a few labels: what is allowed, for what, until when."""
     classes, purposes, ends = [], [], []
     for offer in offers:
@@ -68,31 +68,31 @@ def chips(offers: Iterable[Offer]) -> list[Chip]:
 
 
 @dataclass(frozen=True, slots=True)
-class Clause:
+class OfferClause:
     """Rules that hold under the same conditions, and these conditions."""
 
-    rules: tuple[Line, ...]
-    conditions: tuple[Line, ...]
+    rules: tuple[OfferLine, ...]
+    conditions: tuple[OfferLine, ...]
 
 
-def clauses(offer: Offer) -> list[Clause]:
-    """An offer's rules with their conditions; neighbours with the same conditions are said once."""
-    made: list[Clause] = []
+def clauses(offer: CatalogueOffer) -> list[OfferClause]:
+    """An offer's rules with their conditions. Adjacent rules with the same conditions are merged."""
+    made: list[OfferClause] = []
     for line in offer.lines:
         if line.depth == 0 or not made:
-            made.append(Clause((line,), ()))
+            made.append(OfferClause((line,), ()))
         else:
             made[-1] = replace(made[-1], conditions=(*made[-1].conditions, line))
-    merged: list[Clause] = []
+    merged: list[OfferClause] = []
     for clause in made:
-        if merged and clause.conditions and _said(merged[-1]) == _said(clause):
+        if merged and clause.conditions and _condition_texts(merged[-1]) == _condition_texts(clause):
             merged[-1] = replace(merged[-1], rules=merged[-1].rules + clause.rules)
         else:
             merged.append(clause)
     return merged
 
 
-def _said(clause: Clause) -> list[str]:
+def _condition_texts(clause: OfferClause) -> list[str]:
     return [line.text for line in clause.conditions]
 
 
@@ -101,7 +101,7 @@ def path_of(dataset_id: str) -> str:
     return f"/datasets/{quote(dataset_id, safe=':')}"
 
 
-def search_url(question: Question, **changes: Any) -> str:
+def search_url(question: SearchQuery, **changes: Any) -> str:
     """The search page for a changed question; a facet or column that is given is put in where it is not, else out."""
     filters = {name: list(values) for name, values in question.filters.items()}
     columns = list(question.columns)
@@ -117,9 +117,9 @@ def search_url(question: Question, **changes: Any) -> str:
     return "/?" + urlencode(pairs) if pairs else "/"
 
 
-def snippet(card: Card) -> str:
-    """Python that gets at the data: rows where an offer lets rows leave, for what it does, else an aggregate."""
-    allowed = [use for offer in card.offers for use in uses(offer)]
+def snippet(card: EntryView) -> str:
+    """A Python example for the dataset: it streams rows if an offer allows that, else it asks for an aggregate."""
+    allowed = [use for offer in card.offers for use in list_uses(offer)]
     rows = [use for use in allowed if use[0] in _ROWS]
     purpose = _literal(next((purpose for _, purpose in rows or allowed), ""))
     lines = [

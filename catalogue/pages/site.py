@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from catalogue.api.access import COOKIE, Access, Viewer
+from catalogue.api.access import COOKIE, Viewer, ViewerAuthenticator
 from catalogue.api.routes import filters_of
 from catalogue.crawl.crawler import Crawler
 from catalogue.crawl.description_quality import validate
@@ -24,12 +24,12 @@ from catalogue.exports import EXPORTS
 from catalogue.members.members import Application, Members
 from catalogue.pages import page_text
 from catalogue.search import search_query as questions
-from catalogue.search.facets import FACETS, Card
-from catalogue.search.search_query import Question
+from catalogue.search.facets import FACETS, EntryView
+from catalogue.search.search_query import SearchQuery
 from catalogue.search.search_service import Search
-from catalogue.settings import Settings
-from catalogue.store import Store, Transaction
-from catalogue.store.tables import Member, Run, Source
+from catalogue.settings import CatalogueSettings
+from catalogue.store import CatalogueStore, CatalogueTransaction
+from catalogue.store.tables import CrawlState, Member, VisitRecord
 from connector.errors import BadInput, HanseError, Unauthenticated
 from connector.infra.html.wording import TIERS
 
@@ -38,13 +38,13 @@ _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits lea
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class MemberLine:
     """One member on the members page; `datasets` counts what this viewer may see."""
 
     member: Member
-    source: Source | None
+    source: CrawlState | None
     datasets: int
-    run: Run | None
+    run: VisitRecord | None
 
     @property
     def state(self) -> str:
@@ -61,11 +61,11 @@ class Site:
     def __init__(
         self,
         search: Search,
-        access: Access,
+        access: ViewerAuthenticator,
         members: Members,
         crawler: Crawler,
-        store: Store,
-        settings: Settings,
+        store: CatalogueStore,
+        settings: CatalogueSettings,
         *,
         clock: Callable[[], float],
     ) -> None:
@@ -88,7 +88,7 @@ class Site:
             viewer = Viewer()
         return self._page("problem.html", viewer, status=error.status, error=error, where="")
 
-    def dataset(self, card: Card, viewer: Viewer) -> Response:
+    def dataset(self, card: EntryView, viewer: Viewer) -> Response:
         """One dataset."""
         code, quality = page_text.snippet(card), validate(card)
         return self._page("dataset.html", viewer, card=card, code=code, quality=quality, where="search")
@@ -118,7 +118,7 @@ class Site:
             page: int = 1,
             viewer: Viewer = looking,
         ) -> Response:
-            asked = questions.read(q, columns=column or (), filters=filters_of(request), page=page)
+            asked = questions.parse_query(q, columns=column or (), filters=filters_of(request), page=page)
             results = await self._search.ask(asked, viewer)
             spoilers = await self._spoilers(asked, viewer) if not results.total else []
             return self._page("search.html", viewer, results=results, spoilers=spoilers, where="search")
@@ -132,20 +132,20 @@ class Site:
     ) -> Response:
         """Every member, and for the operator the form to admit one: with what it said where that was refused."""
         counts = await self._search.owners(viewer)
-        lines = await self._store.read(partial(_lines, viewer=viewer, counts=counts))
+        lines = await self._store.read(partial(_list_member_lines, viewer=viewer, counts=counts))
         status = error.status if error else 200
         return self._page("members.html", viewer, status=status, lines=lines, asked=asked, error=error, where="members")
 
-    async def _spoilers(self, asked: Question, viewer: Viewer) -> list[tuple[str, str, int]]:
+    async def _spoilers(self, asked: SearchQuery, viewer: Viewer) -> list[tuple[str, str, int]]:
         """Which part of a question without hits to leave out: its words, where they lead, and how many hits then. As
         far as a few cheap questions tell in a short time: what was asked is answered without them."""
         tries = [
             (f"{FACETS[name].title}: {', '.join(values)}", asked.without(name))
             for name, values in asked.filters.items()
         ]
-        tries += [(f"column {column}", questions.replaced(asked, column=column)) for column in asked.columns]
+        tries += [(f"column {column}", questions.replace_part(asked, column=column)) for column in asked.columns]
         if asked.words and (asked.filters or asked.columns):
-            tries.insert(0, (f"the words “{asked.words}”", questions.replaced(asked, words="")))
+            tries.insert(0, (f"the words “{asked.words}”", questions.replace_part(asked, words="")))
         found, until = list[tuple[str, str, int]](), time.monotonic() + _SPOILERS_SECONDS
         for label, one in tries[:_SPOILERS_MAX]:
             if time.monotonic() > until:
@@ -228,16 +228,16 @@ async def _fields(request: Request) -> dict[str, str]:
     return {name: values[-1].strip() for name, values in fields.items()}
 
 
-def _lines(tx: Transaction, *, viewer: Viewer, counts: dict[str, int]) -> list[Line]:
+def _list_member_lines(tx: CatalogueTransaction, *, viewer: Viewer, counts: dict[str, int]) -> list[MemberLine]:
     """Every member, with what the viewer may see of it; suspended ones are shown to the operator only."""
-    sources = {source.member_id: source for source in tx.members.sources()}
+    sources = {source.member_id: source for source in tx.members.list_sources()}
     return [
-        Line(
+        MemberLine(
             member,
             sources.get(member.id),
             counts.get(member.name, 0),
-            next(iter(tx.members.runs(member.id, limit=1)), None) if viewer.is_operator else None,
+            next(iter(tx.members.list_runs(member.id, limit=1)), None) if viewer.is_operator else None,
         )
-        for member in tx.members.all()
+        for member in tx.members.list_all()
         if viewer.is_operator or member.status == "active"
     ]

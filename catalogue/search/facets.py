@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from catalogue.crawl.entry import Entry
-from catalogue.crawl.offer_terms import Offer
+from catalogue.crawl.entry import CatalogueEntry
+from catalogue.crawl.offer_terms import CatalogueOffer
 from policies.vocabulary import expand
 
 # The EU's data themes (authority table data-theme), whose codes providers write; the labels are ours to search by.
@@ -52,11 +52,11 @@ STATES = {"active": "Up to date", "new": "New", "stale": "Stale", "unreachable":
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """One rendering of an entry: with these offers, shown to whoever has one of `views`, but not to `hidden_from`."""
+class EntryView:
+    """One rendering of an entry with its visible offers, for viewers with one of `views` except `hidden_from`."""
 
-    entry: Entry
-    offers: tuple[Offer, ...]
+    entry: CatalogueEntry
+    offers: tuple[CatalogueOffer, ...]
     state: str
     owner: str  # short name of the member
     owner_title: str
@@ -82,7 +82,7 @@ class Facet:
 
     name: str
     title: str
-    values: Callable[[Card], Iterable[str]]
+    values: Callable[[EntryView], Iterable[str]]
     label: Callable[[str], str] = str
     shown: int = 12  # values that are counted
     aliases: tuple[str, ...] = field(default=())

@@ -28,7 +28,7 @@ class Segment:
     hit: bool
 
 
-def marked(text: str, matches: Matches) -> list[Segment]:
+def mark_words(text: str, matches: Matches) -> list[Segment]:
     """The whole text in segments; neighbours that are alike are one."""
     segments: list[Segment] = []
     at = 0
@@ -54,14 +54,14 @@ def excerpt(text: str, matches: Matches, *, window: int = _WINDOW) -> list[Segme
     if end < len(flat):
         end = max(flat.rfind(" ", start + 1, end), start + 1)
     cut = ("… " if start else "") + flat[start:end] + (" …" if end < len(flat) else "")
-    return marked(cut, matches)
+    return mark_words(cut, matches)
 
 
-def found(names: Sequence[str], matches: Matches, *, most: int = MOST) -> list[str]:
-    """The first names of which some word was searched for."""
-    return chosen(names, lambda name: any(map(matches, words_of(name))), most=most)
+def find_names(names: Sequence[str], matches: Matches, *, most: int = MOST) -> list[str]:
+    """The first `most` names with a word that was searched for."""
+    return filter_names(names, lambda name: any(map(matches, words_of(name))), most=most)
 
 
-def chosen(names: Sequence[str], fits: Matches, *, most: int = MOST) -> list[str]:
-    """The first names that fit."""
+def filter_names(names: Sequence[str], fits: Matches, *, most: int = MOST) -> list[str]:
+    """The first `most` names that fit."""
     return list(islice(filter(fits, names[:_NAMES]), most))

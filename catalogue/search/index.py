@@ -1,8 +1,8 @@
-"""Full text and facets over all entries: a tantivy index that is derived from the database and rebuilt at any time.
+"""Full-text and facet index over all entries (tantivy), derived from the database.
 
-One document per rendering of an entry (visibility); every query is ANDed with the viewer's views. The index
-remembers the change number it has come to; one that is lost, of another layout or from the future of its database is
-built anew, in a folder of its own beside the one that answers meanwhile.
+One document per rendering of an entry (`visibility`); every query is ANDed with the viewer's views. The index stores
+the change number that it has applied. It is rebuilt if it is lost, has another layout, or is newer than the database.
+The rebuild uses a new folder, while the old index answers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import tantivy
 
 from catalogue.api.access import MEMBERS, Viewer
 from catalogue.crawl.languages import tag_of
-from catalogue.search.facets import FACETS, THEMES, Card
-from catalogue.search.hit_counts import number, tally, terms_of
-from catalogue.search.search_query import TEXT_MAX, Question
+from catalogue.search.facets import FACETS, THEMES, EntryView
+from catalogue.search.hit_counts import build_terms, count_facets, count_hits
+from catalogue.search.search_query import TEXT_MAX, SearchQuery
 from catalogue.search.substrings import ends, is_part, seams, spread
-from catalogue.search.visibility import cards_of, party_of, views_of
-from catalogue.store import Store, Transaction
+from catalogue.search.visibility import list_views, party_of, views_of
+from catalogue.store import CatalogueStore, CatalogueTransaction
 from connector.telemetry import logger
 
 LAYOUT = 6  # raise it when documents are made differently
@@ -76,7 +76,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class IndexHits:
     """Ids of one page of hits in their order, how many hits there are, and facet counts."""
 
     ids: tuple[str, ...]
@@ -100,51 +100,52 @@ class _Copy:
 class Index:
     """The search index in `directory`. `catch_up`, `rebuild` and `search` may run in any thread.
 
-    `problem` says why it answers from before the last changes, where it does: until `catch_up` has mended it.
+    `problem` says why the index does not contain the last changes; empty if it does.
     """
 
-    def __init__(self, directory: Path, store: Store) -> None:
+    def __init__(self, directory: Path, store: CatalogueStore) -> None:
         self._directory, self._store = directory, store
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._analyzers = dict(_analyzers())
         self._schema = _schema()
         self.problem, self._failed = "", 0
-        self._live = self._opened() or self._created()
+        self._live = self._open_existing() or self._create()
         self._go_live(self._live)
 
     def rebuild(self) -> int:
-        """Build the index anew from the database; how many entries were read. Until that is whole, the one that was
-        there before answers, and is kept up with the changes."""
+        """Rebuild the index from the database. Returns the number of entries read. The old index answers meanwhile."""
         with self._building:
-            return self._rebuilt()
+            return self._rebuild()
 
     def catch_up(self) -> int:
-        """Apply every change since the last one applied; how many there were. An index that is lost is built anew;
-        who comes while that is under way need not wait for it. It takes no changes, so that what it counts until then
-        is what it counted before: `problem` says so."""
+        """Apply all new changes. Returns their number.
+
+        A lost index is rebuilt. During a rebuild other callers return 0 at once, the old index takes no changes, and
+        `problem` gives the reason.
+        """
         with self._lock:
-            self.problem = self._trouble()
+            self.problem = self._find_problem()
             if not self.problem:
-                return self._followed()
+                return self._apply_changes()
         if not self._building.acquire(blocking=False):
             return 0
         try:
             logger("index").warning("index_rebuilt", reason=self.problem)
-            return self._rebuilt()
+            return self._rebuild()
         finally:
             self._building.release()
 
-    def _trouble(self) -> str:
-        """Why the index has to be built anew, if it has."""
+    def _find_problem(self) -> str:
+        """Why the index must be rebuilt; empty if it need not."""
         if not (self._live.is_there and (self._directory / "hanse.json").exists()):
-            return "the files of the search index are gone; it is being built anew"
+            return "the files of the search index are gone; it is being rebuilt"
         if self._live.at[0] > self._store.read_now(lambda tx: tx.entries.last_seq()):
             return "the database was restored to an earlier day; the search index is being built anew"
         if self._failed >= _FAILED_MAX:
             return "the search index takes no more changes; it is being built anew"
         return ""
 
-    def _followed(self) -> int:
+    def _apply_changes(self) -> int:
         try:
             applied = self._follow(self._live)
         except (OSError, ValueError):  # what the engine raises
@@ -154,8 +155,8 @@ class Index:
         self._failed = 0
         return applied
 
-    def _rebuilt(self) -> int:
-        draft = self._created()
+    def _rebuild(self) -> int:
+        draft = self._create()
         try:
             applied = self._follow(draft)
             with self._lock:
@@ -174,7 +175,7 @@ class Index:
             applied += len(batch[1])
         return applied
 
-    def _apply(self, copy: _Copy, position: tuple[int, str], changes: list[tuple[str, list[Card]]]) -> None:
+    def _apply(self, copy: _Copy, position: tuple[int, str], changes: list[tuple[str, list[EntryView]]]) -> None:
         writer, waiting = copy.engine.writer(_HEAP, 1), 0
         for entry_id, cards in changes:
             writer.delete_documents_by_term("id", entry_id)
@@ -192,9 +193,9 @@ class Index:
         copy.engine.reload()
         copy.at = position
         if copy is self._live:
-            self._remember(copy)
+            self._write_position(copy)
 
-    def search(self, question: Question, viewer: Viewer) -> Found:
+    def search(self, question: SearchQuery, viewer: Viewer) -> IndexHits:
         """One page of what the viewer may see of the answer, with counts for every facet."""
         searcher = self._live.engine.searcher()
         query = self._query(question, viewer)
@@ -202,16 +203,16 @@ class Index:
         offset = (question.page - 1) * question.size
         result: Any = searcher.search(query, question.size, offset=offset, **order)  # its stub leaves `count` out
         ids = tuple(str(searcher.doc(address).get_first("id")) for _, address in result.hits)
-        return Found(ids, result.count, self._counts(searcher, question, viewer, query))
+        return IndexHits(ids, result.count, self._counts(searcher, question, viewer, query))
 
-    def count(self, question: Question, viewer: Viewer) -> int:
-        """How many hits a question has for the viewer: what `search` says, for less."""
-        return number(self._live.engine.searcher(), self._query(question, viewer))
+    def count(self, question: SearchQuery, viewer: Viewer) -> int:
+        """The number of hits for the viewer, without reading them."""
+        return count_hits(self._live.engine.searcher(), self._query(question, viewer))
 
     def owners(self, viewer: Viewer) -> dict[str, int]:
         """How many datasets of each owner the viewer may see."""
-        query = self._query(Question(), viewer)
-        wanted = {"owners": terms_of("participant", _OWNERS_MAX)}
+        query = self._query(SearchQuery(), viewer)
+        wanted = {"owners": build_terms("participant", _OWNERS_MAX)}
         answer: dict[str, Any] = self._live.engine.searcher().aggregate(query, wanted)
         return {str(bucket["key"]): int(bucket["doc_count"]) for bucket in answer["owners"]["buckets"]}
 
@@ -228,22 +229,22 @@ class Index:
         return " ".join(self._analyzers[f"stem_{language_of(language)}"].analyze(text))
 
     def _counts(
-        self, searcher: tantivy.Searcher, question: Question, viewer: Viewer, query: tantivy.Query
+        self, searcher: tantivy.Searcher, question: SearchQuery, viewer: Viewer, query: tantivy.Query
     ) -> dict[str, list[tuple[str, int]]]:
-        """Facet counts; a facet that is filtered by is counted as if it were not, so that its alternatives show."""
-        counts = tally(searcher, query, [name for name in FACETS if name not in question.filters])
+        """Facet counts. A facet with a filter is counted without its filter, so that its other values show."""
+        counts = count_facets(searcher, query, [name for name in FACETS if name not in question.filters])
         for name, values in question.filters.items():
             own = self._query(question.without(name), viewer)
-            counts |= tally(searcher, own, [name])
+            counts |= count_facets(searcher, own, [name])
             for value in values:
                 if value not in dict(counts[name]):  # chosen, and not of the largest
                     both = [(tantivy.Occur.Must, own), (tantivy.Occur.Must, self._any(f"facet_{name}", [value]))]
-                    counts[name].append((value, number(searcher, tantivy.Query.boolean_query(both))))
+                    counts[name].append((value, count_hits(searcher, tantivy.Query.boolean_query(both))))
         return counts
 
     # -- queries
 
-    def _query(self, question: Question, viewer: Viewer) -> tantivy.Query:
+    def _query(self, question: SearchQuery, viewer: Viewer) -> tantivy.Query:
         parts = [self._audience(viewer)]
         parts += [self._any("facet_" + name, values) for name, values in question.filters.items()]
         parts += [self._column(column) for column in question.columns]
@@ -311,7 +312,7 @@ class Index:
 
     # -- documents
 
-    def _texts(self, card: Card, *, of: int) -> dict[str, str]:
+    def _texts(self, card: EntryView, *, of: int) -> dict[str, str]:
         """What all `of` renderings of an entry have; of each long text as much as they may have together."""
         entry, most = card.entry, _TEXTS_MAX // of
         name, owner = spread(entry.name), f"{card.owner} {card.owner_title}"
@@ -333,7 +334,7 @@ class Index:
     def _ends(self, field: str, text: str, *, most: int) -> str:
         return ends(self.words_in(text), least=_PARTS[field][0], most=most)
 
-    def _names(self, card: Card, *, of: int) -> dict[str, Iterable[str]]:
+    def _names(self, card: EntryView, *, of: int) -> dict[str, Iterable[str]]:
         """The names of columns, one by one, that can be asked for in each of `of` renderings of an entry."""
         names = _within((column.name for column in card.entry.columns[: _COLUMNS_MAX // of]), _TEXTS_MAX // of)
         squeezed = ("".join(self.words_in(seams(name))) for name in names)
@@ -342,8 +343,8 @@ class Index:
 
     # -- files
 
-    def _opened(self) -> _Copy | None:
-        """The index on disk, where there is one of our layout."""
+    def _open_existing(self) -> _Copy | None:
+        """The index on disk; None if it is missing or has another layout."""
         try:
             meta = json.loads((self._directory / "hanse.json").read_text())
             folder, (seq, entry_id) = self._directory / meta["folder"], meta["at"]
@@ -353,7 +354,7 @@ class Index:
             pass  # none, cut short, or of another layout: it is derived, so it is made anew
         return None
 
-    def _created(self) -> _Copy:
+    def _create(self) -> _Copy:
         folder = self._directory / uuid.uuid4().hex
         folder.mkdir(parents=True)
         return _Copy(folder, self._engine(folder, found=False), _START)
@@ -365,8 +366,8 @@ class Index:
         return engine
 
     def _go_live(self, copy: _Copy) -> None:
-        """Have this one answer, now and after a start; no other is kept."""
-        self._remember(copy)
+        """Use this index for queries from now on and delete all others."""
+        self._write_position(copy)
         self._live = copy
         for path in self._directory.iterdir():
             if path.is_file() and path.name != "hanse.json":  # of a layout that had no folders
@@ -374,7 +375,7 @@ class Index:
             elif path.is_dir() and path != copy.folder:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _remember(self, copy: _Copy) -> None:
+    def _write_position(self, copy: _Copy) -> None:
         draft = self._directory / "hanse.json.new"
         draft.write_text(json.dumps({"layout": LAYOUT, "at": copy.at, "folder": copy.folder.name}))
         draft.replace(self._directory / "hanse.json")
@@ -386,16 +387,18 @@ def language_of(text: str) -> str:
     return code if code in LANGUAGES else "en"
 
 
-def _changes(tx: Transaction, *, at: tuple[int, str]) -> tuple[tuple[int, str], list[tuple[str, list[Card]]]]:
+def _changes(
+    tx: CatalogueTransaction, *, at: tuple[int, str]
+) -> tuple[tuple[int, str], list[tuple[str, list[EntryView]]]]:
     """The next changed entries with their renderings, and the position after them."""
     rows = tx.entries.changed_after(*at, limit=_BATCH)
     position = (rows[-1][0].seq, rows[-1][0].id) if rows else at
-    parties = {member.id: party_of(member) for member in tx.members.all()} if rows else {}
-    return position, [(row.id, cards_of(row, member, source, parties)) for row, member, source in rows]
+    parties = {member.id: party_of(member) for member in tx.members.list_all()} if rows else {}
+    return position, [(row.id, list_views(row, member, source, parties)) for row, member, source in rows]
 
 
-def _document(card: Card, texts: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> tantivy.Document:
-    """One rendering, with what all renderings of its entry have."""
+def _document(card: EntryView, texts: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> tantivy.Document:
+    """The index document of one rendering."""
     document = tantivy.Document()
     for field, text in texts.items():
         document.add_text(field, text)

@@ -1,4 +1,4 @@
-"""What somebody searches for: words, columns and facet values, read from a search box and from parameters. Pure.
+"""A search query: words, columns and facet values, parsed from a search box and from parameters. Pure.
 
 The search box takes typed filters among the words: `glucose column:age owner:north theme:HEAL policy:"members-only"`.
 """
@@ -25,7 +25,7 @@ _KNOWN = {"policy": POLICIES, "state": STATES}  # every value that there can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class SearchQuery:
     """A search. Values of one facet are alternatives; facets, columns and words must all fit."""
 
     words: str = ""
@@ -39,27 +39,30 @@ class Question:
         """No words to rank by: newest first."""
         return not self.words.strip()
 
-    def without(self, facet: str) -> Question:
-        """The same question without one facet's filter, for counting that facet."""
+    def without(self, facet: str) -> SearchQuery:
+        """The query without one facet's filter, for counting that facet."""
         return replace(self, filters={name: values for name, values in self.filters.items() if name != facet})
 
 
-def replaced(question: Question, *, words: str | None = None, column: str = "") -> Question:
-    """The question with other words, or without one of its columns; from its first page on."""
+def replace_part(question: SearchQuery, *, words: str | None = None, column: str = "") -> SearchQuery:
+    """The query with other words, or without one of its columns; on its first page."""
     columns = tuple(name for name in question.columns if name != column)
     return replace(question, words=question.words if words is None else words, columns=columns, page=1)
 
 
-def read(
+def parse_query(
     text: str,
     *,
     columns: Iterable[str] = (),
     filters: Mapping[str, Iterable[str]] | None = None,
     page: int = 1,
     size: int = SIZE,
-) -> Question:
-    """A question from a search box and parameters. BadInput for one that is too long or too deep, or asks for a
-    state or a class of policies that there is not."""
+) -> SearchQuery:
+    """Parse a query from the search box and parameters.
+
+    Raises:
+        BadInput: the text is too long, the page too deep, or a state or policy class unknown.
+    """
     if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
         raise BadInput(
             f"expected at most {TEXT_MAX} characters to search for, or one id of a dataset of at most {_ID_MAX}, "
@@ -79,11 +82,11 @@ def read(
     if max(sum(map(len, wanted)), *(len(one) for values in chosen.values() for one in values), 0) > _FILTER_MAX:
         raise BadInput(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
-    return Question(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
+    return SearchQuery(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
 
 
 def _typed(match: re.Match[str], found: dict[str, list[str]], columns: list[str]) -> str:
-    """Take a typed filter out of the text; what is no filter stays a word."""
+    """Move a typed filter from the text to `found` or `columns`. Other text stays a word."""
     name, value = match[1], match[2] if match[2] is not None else match[3]
     if name == "column":
         columns.append(value)

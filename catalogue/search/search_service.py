@@ -1,7 +1,7 @@
-"""Answering a question: the index finds, the database tells, and what is shown is decided per viewer once more.
+"""Search service: finds ids in the index, reads entries from the database, and filters them for the viewer again.
 
-Knows nothing of HTTP. The second look at the database means that an index that lags behind never shows what was
-withdrawn or closed since.
+Does not import HTTP. Visibility is checked again with the database, so that an index that lags never shows a withdrawn
+or hidden dataset.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TypeVar
 
 from catalogue.api.access import Viewer
 from catalogue.search import highlight
-from catalogue.search.facets import FACETS, Card
+from catalogue.search.facets import FACETS, EntryView
 from catalogue.search.highlight import Matches, Segment
-from catalogue.search.index import Found, Index
-from catalogue.search.search_query import DEPTH_MAX, Question
+from catalogue.search.index import Index, IndexHits
+from catalogue.search.search_query import DEPTH_MAX, SearchQuery
 from catalogue.search.substrings import are_within, is_part, words_of
-from catalogue.search.visibility import card_for, saw
-from catalogue.store import Store, Transaction
-from catalogue.store.tables import Entry as Row
-from catalogue.store.tables import Member, Source
+from catalogue.search.visibility import has_seen, view_for
+from catalogue.store import CatalogueStore, CatalogueTransaction
+from catalogue.store.tables import CrawlState, Member
+from catalogue.store.tables import EntryRow as Row
 from connector.errors import NotFound
 from connector.infra.concurrency.thread_pool import Threads
 
@@ -36,7 +36,7 @@ _PART_MIN = 4  # letters of a searched word that may be found inside a longer on
 
 
 class Gone(NotFound):
-    """A dataset that was here; its tombstone says since when and why."""
+    """The error for a withdrawn dataset, with the time and the reason."""
 
     status = 410
     code = "gone"
@@ -56,7 +56,7 @@ class Value:
 class Hit:
     """One result: the rendering for this viewer, and why it fits."""
 
-    card: Card
+    card: EntryView
     title: list[Segment]
     excerpt: list[Segment]
     columns: list[str]
@@ -66,7 +66,7 @@ class Hit:
 class Results:
     """One page of an answer."""
 
-    question: Question
+    question: SearchQuery
     hits: list[Hit]
     total: int
     facets: dict[str, list[Value]]
@@ -74,25 +74,25 @@ class Results:
 
     @property
     def pages(self) -> int:
-        """How many can be asked for; what lies deeper is for exports, and for narrower questions."""
+        """The number of pages that can be requested. Deeper results need an export or a narrower query."""
         size = self.question.size
         return max(1, min(-(-self.total // size), DEPTH_MAX // size))
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One dataset for one viewer, with its rows for whoever needs more than the card."""
+class EntryDetail:
+    """One dataset for one viewer, with its database rows."""
 
-    card: Card
+    card: EntryView
     row: Row
     member: Member
-    source: Source
+    source: CrawlState
 
 
 class Search:
-    """Questions over one index and its database."""
+    """Search over one index and its database."""
 
-    def __init__(self, store: Store, index: Index) -> None:
+    def __init__(self, store: CatalogueStore, index: Index) -> None:
         self._store, self._index = store, index
         self._threads = Threads(4, "catalogue-search", whom="the index")  # no visit waits behind searches
 
@@ -100,43 +100,46 @@ class Search:
         """Finish the searches under way."""
         self._threads.close()
 
-    async def ask(self, question: Question, viewer: Viewer) -> Results:
-        """One page of results for a viewer. Busy where too many are asked for."""
+    async def ask(self, question: SearchQuery, viewer: Viewer) -> Results:
+        """One page of results for a viewer. Raises Busy if too many searches wait."""
         started = time.perf_counter()
         found = await self._in_index(partial(self._index.search, question, viewer))
-        cards = await self._store.read(partial(_cards, ids=found.ids, viewer=viewer))
+        cards = await self._store.read(partial(_read_views, ids=found.ids, viewer=viewer))
         hits = await self._in_index(partial(self._hits, cards, question))
         titles = {card.owner: card.owner_title for card in cards}
-        facets = _values(found, question, await self._store.read(partial(_titles, known=titles)))
+        facets = _values(found, question, await self._store.read(partial(_read_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
 
-    async def count(self, question: Question, viewer: Viewer) -> int:
-        """How many hits a question has for a viewer, and nothing else of them. Busy as for `ask`."""
+    async def count(self, question: SearchQuery, viewer: Viewer) -> int:
+        """The number of hits for a viewer. Raises Busy as `ask` does."""
         return await self._in_index(partial(self._index.count, question, viewer))
 
     async def _in_index(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._threads.submit(work))
 
-    async def dataset(self, dataset_id: str, viewer: Viewer) -> Shown:
-        """One dataset. NotFound where it is not there or not for this viewer: the two look alike."""
-        return await self._store.read(partial(_shown, dataset_id=dataset_id, viewer=viewer))
+    async def dataset(self, dataset_id: str, viewer: Viewer) -> EntryDetail:
+        """One dataset.
+
+        Raises NotFound if it does not exist or this viewer may not see it, and Gone if it was withdrawn.
+        """
+        return await self._store.read(partial(_read_detail, dataset_id=dataset_id, viewer=viewer))
 
     async def owners(self, viewer: Viewer) -> dict[str, int]:
         """How many datasets of each owner (by short name) the viewer may see."""
         return await self._in_index(partial(self._index.owners, viewer))
 
-    async def page(self, viewer: Viewer, *, after: str, size: int) -> tuple[list[Card], str]:
+    async def page(self, viewer: Viewer, *, after: str, size: int) -> tuple[list[EntryView], str]:
         """Up to `size` datasets in order of id after the id `after`, and where to go on ("" at the end)."""
-        return await self._store.read(partial(_page, viewer=viewer, after=after, size=size))
+        return await self._store.read(partial(_read_page, viewer=viewer, after=after, size=size))
 
-    def _hits(self, cards: Sequence[Card], question: Question) -> list[Hit]:
-        """What is shown of each; beside the loop, as entries are as long as their owners make them."""
+    def _hits(self, cards: Sequence[EntryView], question: SearchQuery) -> list[Hit]:
+        """The hits of these renderings. Runs in a thread, as entries may be long."""
         fold = cache(lambda text: tuple(self._index.words_in(text)))
-        matches, is_asked = self._matcher(question, fold), _asked(question, fold)
+        matches, is_asked = self._matcher(question, fold), _build_column_matcher(question, fold)
         return [_hit(card, question, matches, is_asked) for card in cards]
 
-    def _matcher(self, question: Question, fold: Fold) -> Matches:
-        """Whether a word of an entry is one that was searched for: itself, its stem, or with it inside."""
+    def _matcher(self, question: SearchQuery, fold: Fold) -> Matches:
+        """A predicate for words of an entry that match the query: the word, its stem, or a part of it."""
         words = set(self._index.words_in(" ".join((question.words, *question.columns))))
         stems = {self._index.stem(word) for word in words}
         parts = [re.escape(word) for word in words if is_part(word, _PART_MIN)]
@@ -154,61 +157,61 @@ class Search:
         return matches
 
 
-def _asked(question: Question, fold: Fold) -> Matches:
-    """Whether a column is one that was asked for, by the letters or the words of its name: as the index finds it."""
-    wanted = [_folded(name, fold) for name in question.columns]
+def _build_column_matcher(question: SearchQuery, fold: Fold) -> Matches:
+    """A predicate for column names that match the query's columns by letters or words, as the index matches them."""
+    wanted = [_fold_name(name, fold) for name in question.columns]
 
     def is_asked(name: str) -> bool:
-        words = _folded(name, fold)
+        words = _fold_name(name, fold)
         return any(are_within(asked, words) for asked in wanted)
 
     return is_asked if wanted else lambda _: False
 
 
-def _folded(name: str, fold: Fold) -> list[str]:
+def _fold_name(name: str, fold: Fold) -> list[str]:
     """The words of a column's name as the index knows them."""
     return [word for piece in words_of(name) for word in fold(piece)]
 
 
-def _hit(card: Card, question: Question, matches: Matches, is_asked: Matches) -> Hit:
+def _hit(card: EntryView, question: SearchQuery, matches: Matches, is_asked: Matches) -> Hit:
     entry, asked = card.entry, {column.lower() for column in question.columns}
     names = [column.name for column in entry.columns]
     exact = [name for name in names if name.lower() in asked][: highlight.MOST]
     return Hit(
         card,
-        highlight.marked(entry.title, matches),
+        highlight.mark_words(entry.title, matches),
         highlight.excerpt(entry.description, matches),
-        exact or highlight.chosen(names, is_asked) or highlight.found(names, matches),
+        exact or highlight.filter_names(names, is_asked) or highlight.find_names(names, matches),
     )
 
 
-def _cards(tx: Transaction, *, ids: Sequence[str], viewer: Viewer) -> list[Card]:
-    rows = tx.entries.with_owner(ids)
-    cards = (card_for(viewer, *rows[one]) for one in ids if one in rows)
+def _read_views(tx: CatalogueTransaction, *, ids: Sequence[str], viewer: Viewer) -> list[EntryView]:
+    rows = tx.entries.get_with_owner(ids)
+    cards = (view_for(viewer, *rows[one]) for one in ids if one in rows)
     return [card for card in cards if card is not None]
 
 
-def _page(tx: Transaction, *, viewer: Viewer, after: str, size: int) -> tuple[list[Card], str]:
-    found: list[Card] = []
+def _read_page(tx: CatalogueTransaction, *, viewer: Viewer, after: str, size: int) -> tuple[list[EntryView], str]:
+    found: list[EntryView] = []
     for _ in range(_LOOKS):  # hidden entries must not make one request look at the whole database
         rows = tx.entries.page(after=after, limit=size)
         for row, member, source in rows:
             if len(found) == size:
                 return found, after
             after = row.id
-            card = card_for(viewer, row, member, source)
+            card = view_for(viewer, row, member, source)
             found += [card] if card is not None else []
         if len(rows) < size:
             return found, ""
     return found, after
 
 
-def _titles(tx: Transaction, *, known: dict[str, str]) -> dict[str, str]:
-    return known | {member.name: member.title for member in tx.members.all()}
+def _read_titles(tx: CatalogueTransaction, *, known: dict[str, str]) -> dict[str, str]:
+    return known | {member.name: member.title for member in tx.members.list_all()}
 
 
-def _values(found: Found, question: Question, owners: dict[str, str]) -> dict[str, list[Value]]:
-    """Facet counts in words; a chosen value is there even where nothing has it."""
+def _values(found: IndexHits, question: SearchQuery, owners: dict[str, str]) -> dict[str, list[Value]]:
+    """Facet values with labels and counts. A chosen value is included even without hits."""
     facets: dict[str, list[Value]] = {}
     for name, facet in FACETS.items():
         chosen = question.filters.get(name, ())
@@ -219,11 +222,11 @@ def _values(found: Found, question: Question, owners: dict[str, str]) -> dict[st
     return facets
 
 
-def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
-    rows = tx.entries.with_owner([dataset_id]).get(dataset_id)
-    card = card_for(viewer, *rows) if rows is not None else None
+def _read_detail(tx: CatalogueTransaction, *, dataset_id: str, viewer: Viewer) -> EntryDetail:
+    rows = tx.entries.get_with_owner([dataset_id]).get(dataset_id)
+    card = view_for(viewer, *rows) if rows is not None else None
     if rows is not None and card is not None:
-        return Shown(card, *rows)
+        return EntryDetail(card, *rows)
     _refuse_gone(tx.entries.find(dataset_id), viewer)
     raise NotFound(
         f"no dataset {dataset_id[:200]!r} is here, or it is for members only; members see it through their connector"
@@ -231,8 +234,8 @@ def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
 
 
 def _refuse_gone(row: Row | None, viewer: Viewer) -> None:
-    """Gone for a tombstone, to those who saw the dataset while it was listed."""
-    if row is None or row.withdrawn_at is None or not saw(row.content, viewer):
+    """Raise Gone for a tombstone if the viewer could see the dataset while it was listed."""
+    if row is None or row.withdrawn_at is None or not has_seen(row.content, viewer):
         return
     raise Gone(
         f"the dataset {row.id!r} was withdrawn: {row.withdrawn_why}",

@@ -1,8 +1,8 @@
-"""Which renderings an entry has, and which one a viewer gets. The only place that decides what is visible. Pure.
+"""Renderings of an entry and which one a viewer gets. The only module that decides what is visible. Pure.
 
-An entry may have offers for everybody, for members, for named members, and for those with a role or a country. Each
-audience gets a rendering of its own (`Card`) that holds the offers it may see; the index keeps one document per
-rendering, so that neither hits nor counts nor facets tell anybody of what is for others.
+An entry may have offers for the public, for members, for named members, and for members with a role or a country. Each
+audience gets its own rendering (`EntryView`) with the offers it may see. The index has one document per rendering, so
+that hits, counts and facets reveal nothing that is for others.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from catalogue.api.access import MEMBERS, OPERATOR, PUBLIC, Viewer
-from catalogue.crawl.entry import Entry
+from catalogue.crawl.entry import CatalogueEntry
 from catalogue.crawl.freshness import EXPIRED, WITHDRAWN, entry_state
-from catalogue.crawl.offer_terms import SOME, Offer, Party, fitting
-from catalogue.search.facets import Card
-from catalogue.store.tables import Entry as Row
-from catalogue.store.tables import Json, Member, Source
+from catalogue.crawl.offer_terms import SOME, CatalogueOffer, Party, build_matcher
+from catalogue.search.facets import EntryView
+from catalogue.store.tables import CrawlState, Json, Member
+from catalogue.store.tables import EntryRow as Row
 
 _GENERAL = (PUBLIC, MEMBERS, OPERATOR)  # views of many
 _NAMED_MAX = 100  # members that one entry may name; more are treated as if no offer were for them
@@ -31,25 +31,27 @@ def party_of(member: Member) -> Party:
     return Party(member.id, member.role, member.country)
 
 
-def cards_of(
-    row: Row, member: Member | None, source: Source | None, parties: Mapping[str, Party] = _NO_PARTIES
-) -> list[Card]:
-    """Every rendering of an entry; none where it is withdrawn, expired or its owner is not an active member. `parties`:
-    the members by their DIDs."""
+def list_views(
+    row: Row, member: Member | None, source: CrawlState | None, parties: Mapping[str, Party] = _NO_PARTIES
+) -> list[EntryView]:
+    """Every rendering of an entry; empty if it is withdrawn or expired or its owner is not an active member.
+
+    `parties`: the members by DID.
+    """
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return []
-    entry = Entry.from_json(row.content)
-    named = _named(entry, parties)
+    entry = CatalogueEntry.from_json(row.content)
+    named = _list_named(entry, parties)
     return [_card(entry, named, *one, row, member, state) for one in _groups(entry, [*_GENERAL, *named], parties)]
 
 
-def card_for(viewer: Viewer, row: Row, member: Member | None, source: Source | None) -> Card | None:
-    """The rendering that a viewer gets, and no other is made; None where there is nothing for them to see."""
+def view_for(viewer: Viewer, row: Row, member: Member | None, source: CrawlState | None) -> EntryView | None:
+    """The rendering for a viewer; None if the viewer may not see the entry."""
     if member is None or source is None or (state := _state(row, member, source)) is None:
         return None
-    entry = Entry.from_json(row.content)
+    entry = CatalogueEntry.from_json(row.content)
     parties = {viewer.id: Party(viewer.id, viewer.role, viewer.country)} if viewer.kind == MEMBERS else _NO_PARTIES
-    named = _named(entry, parties)
+    named = _list_named(entry, parties)
     for view in views_of(viewer):
         for one in _groups(entry, [view] if view in _GENERAL or view in named else [], parties):
             return _card(entry, named, *one, row, member, state)
@@ -63,9 +65,11 @@ def views_of(viewer: Viewer) -> tuple[str, ...]:
     return (viewer.kind,)
 
 
-def remembered(content: Json) -> Json:
-    """What a tombstone keeps of an entry's content: who saw it, but for those who did by what they are. Nothing is lost
-    where it is done again."""
+def reduce_to_audience(content: Json) -> Json:
+    """The content of a tombstone:
+
+    the audiences that saw the entry, without members chosen by their facts. Idempotent.
+    """
     names = {*content.get("audience", ()), *(name for offer in content.get("offers", ()) for name in offer["audience"])}
     named = sorted(name for name in names - {PUBLIC, MEMBERS, SOME} if len(name) <= _DID_MAX)
     return {
@@ -75,33 +79,33 @@ def remembered(content: Json) -> Json:
 
 
 def is_selective(content: Json) -> bool:
-    """Whether an entry has offers for some members by what they are."""
+    """Whether an entry has offers for members chosen by their facts (SOME)."""
     return any(SOME in offer["audience"] for offer in content["offers"])
 
 
-def saw(content: Json, viewer: Viewer) -> bool:
-    """Whether a viewer saw an entry while it was listed, by the content that there was or by what is remembered."""
-    kept = remembered(content)
+def has_seen(content: Json, viewer: Viewer) -> bool:
+    """Whether a viewer could see an entry while it was listed, from its content or its tombstone's content."""
+    kept = reduce_to_audience(content)
     mine = viewer.kind == MEMBERS and viewer.id == kept["participant"]
     return mine or viewer.is_operator or any(map(viewer.sees, kept["audience"]))
 
 
-def _state(row: Row, member: Member, source: Source) -> str | None:
-    """The entry's state; None where nobody is shown it."""
+def _state(row: Row, member: Member, source: CrawlState) -> str | None:
+    """The entry's state; None if it is hidden from all viewers."""
     state = entry_state(source.state, misses=row.misses, withdrawn=row.withdrawn_at is not None)
     return None if member.status != "active" or state in (EXPIRED, WITHDRAWN) else state
 
 
 def _card(
-    entry: Entry,
+    entry: CatalogueEntry,
     named: list[str],
-    offers: tuple[Offer, ...],
+    offers: tuple[CatalogueOffer, ...],
     views: tuple[str, ...],
     row: Row,
     member: Member,
     state: str,
-) -> Card:
-    return Card(
+) -> EntryView:
+    return EntryView(
         entry=entry,
         offers=offers,
         state=state,
@@ -117,8 +121,8 @@ def _card(
 
 
 def _groups(
-    entry: Entry, views: Iterable[str], parties: Mapping[str, Party]
-) -> list[tuple[tuple[Offer, ...], tuple[str, ...]]]:
+    entry: CatalogueEntry, views: Iterable[str], parties: Mapping[str, Party]
+) -> list[tuple[tuple[CatalogueOffer, ...], tuple[str, ...]]]:
     """Each set of offers that some of these views have, with those views. It costs what the offers name, and what the
     views have: a hundred offers may each name the same hundred members."""
     viewers = {view: _viewer(view) for view in views}
@@ -127,7 +131,7 @@ def _groups(
     for place, offer in enumerate(entry.offers):
         for name in wanted.intersection(offer.audience):
             places.setdefault(name, []).append(place)
-    chosen = {place: fitting(offer) for place, offer in enumerate(entry.offers) if SOME in offer.audience}
+    chosen = {place: build_matcher(offer) for place, offer in enumerate(entry.offers) if SOME in offer.audience}
     groups: dict[tuple[int, ...], list[str]] = {}
     for view, viewer in viewers.items():
         mine = {place for name in viewer.audiences for place in places.get(name, ())}
@@ -142,15 +146,15 @@ def _groups(
 
 
 def _viewer(view: str) -> Viewer:
-    """Who has this view, and no other one before it."""
+    """The viewer whose first view is this one."""
     return Viewer(view) if view in _GENERAL else Viewer(MEMBERS, view)
 
 
-def _named(entry: Entry, parties: Mapping[str, Party]) -> list[str]:
+def _list_named(entry: CatalogueEntry, parties: Mapping[str, Party]) -> list[str]:
     """Members with a rendering of their own: the owner where it sees more than others, whom an offer names, and those
     of the `parties` for whom one is by what they are."""
     audiences = set(entry.audience).union(*(offer.audience for offer in entry.offers))
     named = [entry.participant, *sorted(audiences - {*_GENERAL, SOME, entry.participant})[:_NAMED_MAX]]
-    chosen = [fitting(offer) for offer in entry.offers if SOME in offer.audience]
+    chosen = [build_matcher(offer) for offer in entry.offers if SOME in offer.audience]
     others = parties.keys() - set(named) if chosen else ()
     return [*named, *sorted(did for did in others if any(fits(parties[did]) for fits in chosen))]

@@ -1,4 +1,4 @@
-"""Opening the catalogue's database and running transactions on it: SQLite (WAL, FULL) or PostgreSQL."""
+"""The catalogue's database: opens it and runs transactions. SQLite (WAL, synchronous=FULL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
-from catalogue.store.transaction import Transaction
+from catalogue.store.transaction import CatalogueTransaction
 from connector.errors import BadInput, Busy
 from connector.infra.concurrency.thread_pool import Threads
 from connector.infra.database.database import open_engine
 
 T = TypeVar("T")
-Work = Callable[[Transaction], T]
+Work = Callable[[CatalogueTransaction], T]
 
 
-class Store:
-    """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock.
+class CatalogueStore:
+    """The catalogue's database. SQLite has one writer thread, so that writers queue instead of waiting for a lock.
 
-    BadInput where a value is none that the database takes: PostgreSQL has no text with NUL, whoever asks for one.
+    Raises BadInput for a value that the database cannot store, such as text with NUL in PostgreSQL.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 4) -> None:
@@ -35,12 +35,14 @@ class Store:
         self._writers = Threads(1 if self.is_sqlite else pool_size, "catalogue-write")
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work(tx)` and commit; what it returns, once that is durable. An exception undoes everything. Busy where
-        too much waits before it."""
+        """Run `work(tx)` and commit. Returns its result once the commit is durable.
+
+        An exception rolls everything back. Raises Busy if too many writes wait.
+        """
         return await asyncio.wrap_future(self._writers.submit(partial(self.write_now, work)))
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where too much waits before it."""
+        """Run `work(tx)` on a snapshot and roll back. Raises Busy if too many reads wait."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
     def write_now(self, work: Work[T]) -> T:
@@ -50,23 +52,23 @@ class Store:
                 self.engine.connect().execution_options(writing=True) as connection,
                 Session(connection, expire_on_commit=False) as session,
             ):
-                result = work(Transaction(session, now=self.clock()))
+                result = work(CatalogueTransaction(session, now=self.clock()))
                 session.commit()
                 return result
         except OperationalError as error:
-            raise _unavailable(error) from error
+            raise _busy_error(error) from error
         except DataError as error:
-            raise _unfit(error) from error
+            raise _bad_input_error(error) from error
 
     def read_now(self, work: Work[T]) -> T:
         """As `read`, in the caller's thread."""
         try:
             with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
-                return work(Transaction(session, now=self.clock()))
+                return work(CatalogueTransaction(session, now=self.clock()))
         except OperationalError as error:
-            raise _unavailable(error) from error
+            raise _busy_error(error) from error
         except DataError as error:
-            raise _unfit(error) from error
+            raise _bad_input_error(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -75,11 +77,11 @@ class Store:
         self.engine.dispose()
 
 
-def _unavailable(error: OperationalError) -> Busy:
+def _busy_error(error: OperationalError) -> Busy:
     return Busy("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])
 
 
-def _unfit(error: DataError) -> BadInput:
+def _bad_input_error(error: DataError) -> BadInput:
     return BadInput(
         "expected values that the database can hold, came one that it cannot, as a text with NUL; leave that out",
         private=repr(error.orig)[:500],

@@ -1,4 +1,4 @@
-"""Queries for entries. Every change takes a new change number, which the index follows."""
+"""Queries for entries. Each change takes a new change number (`seq`), which the index follows."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from catalogue.store import counters
-from catalogue.store.tables import DOUBTED, Entry, Member, Source
+from catalogue.store.tables import MARKED_STALE, CrawlState, EntryRow, Member
 from connector.errors import NotFound
 
 _SEQ = "entry"
-_SET_BACK = 3_600.0  # seconds; less may be while a visit lasts, and what that has seen is seen
-_CHUNK = 10_000  # ids in one statement: databases take some 32,000 variables
+_SET_BACK = 3_600.0  # a `last_seen` this far in the future is from a clock that was set back
+_CHUNK = 10_000  # ids in one statement: databases accept about 32,000 variables
 _OWNED = (
-    select(Entry, Member, Source)
-    .outerjoin(Member, Member.id == Entry.member_id)
-    .outerjoin(Source, Source.member_id == Entry.member_id)
+    select(EntryRow, Member, CrawlState)
+    .outerjoin(Member, Member.id == EntryRow.member_id)
+    .outerjoin(CrawlState, CrawlState.member_id == EntryRow.member_id)
 )
 
 
-class Entries:
+class EntryQueries:
     def __init__(self, session: Session) -> None:
         self._session = session
 
@@ -32,176 +32,196 @@ class Entries:
     def last_seq(self) -> int:
         return counters.current(self._session, _SEQ)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: EntryRow) -> None:
         self._session.add(entry)
 
-    def find(self, entry_id: str) -> Entry | None:
-        return self._session.get(Entry, entry_id)
+    def find(self, entry_id: str) -> EntryRow | None:
+        return self._session.get(EntryRow, entry_id)
 
-    def of(self, entry_id: str) -> Entry:
-        """By id; NotFound for an unknown one."""
+    def of(self, entry_id: str) -> EntryRow:
+        """By id. Raises NotFound if unknown."""
         if (found := self.find(entry_id)) is None:
             raise NotFound(f"no dataset {entry_id[:200]!r} is in this catalogue")
         return found
 
-    def these(self, ids: Iterable[str]) -> dict[str, Entry]:
+    def get_many(self, ids: Iterable[str]) -> dict[str, EntryRow]:
         """The entries that exist among `ids`."""
-        asked = (select(Entry).where(Entry.id.in_(some)) for some in _chunks(ids))
+        asked = (select(EntryRow).where(EntryRow.id.in_(some)) for some in _chunks(ids))
         return {entry.id: entry for one in asked for entry in self._session.scalars(one)}
 
-    def texts(self, member_id: str, ids: Iterable[str], *, reader: int) -> dict[str, str]:
-        """The raw texts of a member's entries that were listed by its last visit and read by this reader."""
-        found = select(Entry.id, Entry.raw).where(
-            Entry.member_id == member_id,
-            Entry.reader == reader,
-            Entry.misses == 0,
-            Entry.withdrawn_at.is_(None),
+    def read_texts(self, member_id: str, ids: Iterable[str], *, reader: int) -> dict[str, str]:
+        """The raw texts of a member's entries, by id, that its last visit listed and this reader version parsed."""
+        found = select(EntryRow.id, EntryRow.raw).where(
+            EntryRow.member_id == member_id,
+            EntryRow.reader == reader,
+            EntryRow.misses == 0,
+            EntryRow.withdrawn_at.is_(None),
         )
-        asked = (found.where(Entry.id.in_(some)) for some in _chunks(ids))
+        asked = (found.where(EntryRow.id.in_(some)) for some in _chunks(ids))
         return {row.id: row.raw for one in asked for row in self._session.execute(one)}
 
-    def seen(self, member_id: str, ids: Sequence[str], now: float) -> int:
-        """These entries of a member were listed again, unchanged; how many there are."""
-        again = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None)).values(last_seen=now)
-        asked = (again.where(Entry.id.in_(some)).returning(Entry.id) for some in _chunks(ids))
+    def mark_seen(self, member_id: str, ids: Sequence[str], now: float) -> int:
+        """Mark entries of a member as listed again without a change. Returns their number."""
+        again = (
+            update(EntryRow)
+            .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
+            .values(last_seen=now)
+        )
+        asked = (again.where(EntryRow.id.in_(some)).returning(EntryRow.id) for some in _chunks(ids))
         return sum(len(self._session.execute(one).all()) for one in asked)
 
-    def with_owner(self, ids: Sequence[str]) -> dict[str, tuple[Entry, Member, Source]]:
-        """Entries, each with its member and what the crawler knows of it."""
+    def get_with_owner(self, ids: Sequence[str]) -> dict[str, tuple[EntryRow, Member, CrawlState]]:
+        """Entries by id, each with its member and the crawl state."""
         rows = self._session.execute(
-            select(Entry, Member, Source)
-            .join(Member, Member.id == Entry.member_id)
-            .join(Source, Source.member_id == Entry.member_id)
-            .where(Entry.id.in_(list(ids)))
+            select(EntryRow, Member, CrawlState)
+            .join(Member, Member.id == EntryRow.member_id)
+            .join(CrawlState, CrawlState.member_id == EntryRow.member_id)
+            .where(EntryRow.id.in_(list(ids)))
         ).all()
         return {entry.id: (entry, member, source) for entry, member, source in rows}
 
     def changed_after(
         self, seq: int, entry_id: str, *, limit: int
-    ) -> Sequence[tuple[Entry, Member | None, Source | None]]:
+    ) -> Sequence[tuple[EntryRow, Member | None, CrawlState | None]]:
         """Entries in order of change after the position (`seq`, `entry_id`), with the owner where there still is one.
 
         Many entries may share one number; they were committed together, so a position among them is a safe one.
         """
-        after = or_(Entry.seq > seq, and_(Entry.seq == seq, Entry.id > entry_id))
-        found = _OWNED.where(after).order_by(Entry.seq, Entry.id).limit(limit)
+        after = or_(EntryRow.seq > seq, and_(EntryRow.seq == seq, EntryRow.id > entry_id))
+        found = _OWNED.where(after).order_by(EntryRow.seq, EntryRow.id).limit(limit)
         return [(entry, member, source) for entry, member, source in self._session.execute(found)]
 
-    def page(self, *, after: str, limit: int) -> Sequence[tuple[Entry, Member, Source]]:
+    def page(self, *, after: str, limit: int) -> Sequence[tuple[EntryRow, Member, CrawlState]]:
         """Entries of active members that are not withdrawn, in order of id, after the id `after`."""
         rows = self._session.execute(
-            select(Entry, Member, Source)
-            .join(Member, Member.id == Entry.member_id)
-            .join(Source, Source.member_id == Entry.member_id)
-            .where(Entry.id > after, Entry.withdrawn_at.is_(None), Member.status == "active")
-            .order_by(Entry.id)
+            select(EntryRow, Member, CrawlState)
+            .join(Member, Member.id == EntryRow.member_id)
+            .join(CrawlState, CrawlState.member_id == EntryRow.member_id)
+            .where(EntryRow.id > after, EntryRow.withdrawn_at.is_(None), Member.status == "active")
+            .order_by(EntryRow.id)
             .limit(limit)
         ).all()
         return [(entry, member, source) for entry, member, source in rows]
 
     def count_of(self, member_id: str) -> int:
-        live = select(func.count()).select_from(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+        live = (
+            select(func.count())
+            .select_from(EntryRow)
+            .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
+        )
         return self._session.scalar(live) or 0
 
     def touch_all(self, member_id: str) -> None:
-        """Something about the member changed that every live entry of it shows: all of them count as changed. A
-        tombstone shows nothing, and keeps the number of its withdrawal."""
-        live = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+        """Mark all live entries of a member as changed, after a change of the member. Tombstones keep their number."""
+        live = update(EntryRow).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
         self._session.execute(live.values(seq=self.next_seq()))
 
     def touch_selective(self) -> None:
-        """Who a member is has changed: entries with offers for some members may be for others now. Who calls this holds
-        every source."""
-        live = update(Entry).where(Entry.selective, Entry.withdrawn_at.is_(None))
+        """Mark entries with offers for chosen members as changed, after a member's facts changed.
+
+        The caller must hold the locks of `lock_sources`.
+        """
+        live = update(EntryRow).where(EntryRow.selective, EntryRow.withdrawn_at.is_(None))
         self._session.execute(live.values(seq=self.next_seq()))
 
-    def seen_all(self, member_id: str, now: float) -> int:
-        """The provider said that nothing changed: every entry that it listed last time is seen again."""
+    def mark_all_seen(self, member_id: str, now: float) -> int:
+        """Mark every entry of the last visit as seen again, after the provider answered "unchanged".
+
+        Returns their number.
+        """
         touched = self._session.execute(
-            update(Entry)
-            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), Entry.misses == 0)
+            update(EntryRow)
+            .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None), EntryRow.misses == 0)
             .values(last_seen=now)
-            .returning(Entry.id)
+            .returning(EntryRow.id)
         )
         return len(touched.all())
 
-    def unseen_since(self, member_id: str, since: float, *, now: float) -> Sequence[Entry]:
-        """Live entries of a member that were last seen before `since`, or by a clock that has been set back since then;
-        their texts are loaded only when asked for."""
-        unseen = or_(Entry.last_seen < since, Entry.last_seen > max(now, since) + _SET_BACK)
+    def list_unseen_since(self, member_id: str, since: float, *, now: float) -> Sequence[EntryRow]:
+        """Live entries of a member that were last seen before `since`, or by a clock that was set back later.
+
+        Their texts are loaded on access.
+        """
+        unseen = or_(EntryRow.last_seen < since, EntryRow.last_seen > max(now, since) + _SET_BACK)
         return self._session.scalars(
-            select(Entry)
-            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), unseen)
-            .options(defer(Entry.raw), defer(Entry.content))
+            select(EntryRow)
+            .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None), unseen)
+            .options(defer(EntryRow.raw), defer(EntryRow.content))
         ).all()
 
-    def set_right(self, member_id: str, since: float, *, now: float) -> None:
-        """Live entries of a member that were last seen by a clock that has been set back since then, and not by the
-        visit that began at `since`: how old they are begins anew, just before that."""
-        live = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
-        ahead = live.where(Entry.last_seen > max(now, since) + _SET_BACK)
+    def reset_future_times(self, member_id: str, since: float, *, now: float) -> None:
+        """Correct `last_seen` values in the future, left by a clock that was set back, to just before `since`.
+
+        `since` is the start of the current visit; entries that it saw are not changed.
+        """
+        live = update(EntryRow).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
+        ahead = live.where(EntryRow.last_seen > max(now, since) + _SET_BACK)
         self._session.execute(ahead.values(last_seen=min(now, since) - 1.0))
 
-    def doubt(self, member_id: str, *, before: float) -> None:
-        """Live entries of a member that were last seen before then are stale."""
+    def mark_stale(self, member_id: str, *, before: float) -> None:
+        """Mark live entries of a member that were last seen before `before` as stale."""
         self._session.execute(
-            update(Entry)
+            update(EntryRow)
             .where(
-                Entry.member_id == member_id,
-                Entry.withdrawn_at.is_(None),
-                Entry.misses == 0,
-                Entry.last_seen < before,
+                EntryRow.member_id == member_id,
+                EntryRow.withdrawn_at.is_(None),
+                EntryRow.misses == 0,
+                EntryRow.last_seen < before,
             )
-            .values(misses=DOUBTED, seq=self.next_seq())
+            .values(misses=MARKED_STALE, seq=self.next_seq())
         )
 
     def withdraw_beyond(self, member_id: str, most: int, *, now: float, why: str) -> int:
-        """Make tombstones of a member's live entries but for the `most` that were seen last; how many there were."""
+        """Withdraw a member's live entries except the `most` seen last. Returns the number of withdrawn entries."""
         if (over := self.count_of(member_id) - most) <= 0:
             return 0
-        live = select(Entry.id).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
-        beyond = live.order_by(Entry.last_seen, Entry.id).limit(over)
+        live = select(EntryRow.id).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
+        beyond = live.order_by(EntryRow.last_seen, EntryRow.id).limit(over)
         self._session.execute(
-            update(Entry).where(Entry.id.in_(beyond)).values(withdrawn_at=now, withdrawn_why=why, seq=self.next_seq())
+            update(EntryRow)
+            .where(EntryRow.id.in_(beyond))
+            .values(withdrawn_at=now, withdrawn_why=why, seq=self.next_seq())
         )
         return over
 
     def withdraw_all(self, member_id: str, *, now: float, why: str) -> None:
-        """Make every live entry of a member a tombstone."""
+        """Withdraw every live entry of a member."""
         self._session.execute(
-            update(Entry)
-            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+            update(EntryRow)
+            .where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_(None))
             .values(withdrawn_at=now, withdrawn_why=why, seq=self.next_seq())
         )
 
     def withdrawn_after(self, member_id: str, seq: int) -> bool:
         """Whether entries of a member were withdrawn after the change number `seq`."""
-        dead = select(Entry.id).where(
-            Entry.member_id == member_id, Entry.withdrawn_at.is_not(None), Entry.seq > seq
+        dead = select(EntryRow.id).where(
+            EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_not(None), EntryRow.seq > seq
         )  # fmt: skip
         return self._session.scalar(dead.limit(1)) is not None
 
-    def read_before(self, reader: int, *, limit: int) -> Sequence[Entry]:
-        """Entries that an older version of the program read; of tombstones there is nothing left to read."""
-        older = select(Entry).where(Entry.reader != reader, Entry.withdrawn_at.is_(None))
+    def list_outdated(self, reader: int, *, limit: int) -> Sequence[EntryRow]:
+        """Live entries that another version of the reader parsed."""
+        older = select(EntryRow).where(EntryRow.reader != reader, EntryRow.withdrawn_at.is_(None))
         return self._session.scalars(older.limit(limit)).all()
 
-    def whole_tombstones(self, *, limit: int) -> Sequence[Entry]:
-        """Withdrawn entries that still have all of their description, but for those that others change now."""
-        whole = select(Entry).where(Entry.withdrawn_at.is_not(None), Entry.raw != "")
+    def list_unstripped_tombstones(self, *, limit: int) -> Sequence[EntryRow]:
+        """Withdrawn entries that still have their description, without those that another transaction has locked."""
+        whole = select(EntryRow).where(EntryRow.withdrawn_at.is_not(None), EntryRow.raw != "")
         return self._session.scalars(whole.limit(limit).with_for_update(skip_locked=True)).all()
 
     def forget_tombstones(self, before: float) -> None:
-        """But for those that others change now."""
-        old = select(Entry.id).where(Entry.withdrawn_at < before).with_for_update(skip_locked=True)
-        self._session.execute(delete(Entry).where(Entry.id.in_(old)))
+        """Remove tombstones older than `before`, without those that another transaction has locked."""
+        old = select(EntryRow.id).where(EntryRow.withdrawn_at < before).with_for_update(skip_locked=True)
+        self._session.execute(delete(EntryRow).where(EntryRow.id.in_(old)))
 
     def forget_tombstones_beyond(self, member_id: str, most: int, *, before: float) -> None:
         """Of a member's tombstones keep the newest `most`, and those since `before`, which the index may not know."""
-        dead = select(Entry.id).where(Entry.member_id == member_id, Entry.withdrawn_at.is_not(None))
-        kept = dead.order_by(Entry.withdrawn_at.desc(), Entry.id).limit(most)
+        dead = select(EntryRow.id).where(EntryRow.member_id == member_id, EntryRow.withdrawn_at.is_not(None))
+        kept = dead.order_by(EntryRow.withdrawn_at.desc(), EntryRow.id).limit(most)
         self._session.execute(
-            delete(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at < before, Entry.id.not_in(kept))
+            delete(EntryRow).where(
+                EntryRow.member_id == member_id, EntryRow.withdrawn_at < before, EntryRow.id.not_in(kept)
+            )
         )
 
 

@@ -1,4 +1,4 @@
-"""Bringing the catalogue's database to the schema of this program: at start and by `hanse catalogue migrate`."""
+"""Schema migration of the catalogue's database, at start and by `hanse catalogue migrate`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LOCK = 0x48414E43  # "HANC"
 
 
 def upgrade(url: str) -> tuple[str, str]:
-    """Migrate the database to the newest schema; the revisions before and after ("" for an empty database)."""
+    """Migrate to the newest schema. Returns the revisions before ("" for an empty database) and after."""
     return database.upgrade(url, folder=FOLDER, lock=_LOCK)
 
 
 def check_made(url: str) -> None:
-    """NotFound where no catalogue has made this database: whoever asks stands elsewhere, or lacks its settings."""
+    """Raise NotFound if the SQLite database does not exist: the settings or the working directory are others."""
     if path := database.missing(url):
         raise NotFound(
-            f"expected the database of a catalogue, came nothing at {path}; set HANSE_DATA_DIR or HANSE_DATABASE_URL "
+            f"expected the database of a catalogue, got nothing at {path}; set HANSE_DATA_DIR or HANSE_DATABASE_URL "
             "as the catalogue has it, or make a new one with `hanse catalogue serve` or `migrate`"
         )

@@ -1,5 +1,4 @@
-"""A catalogue's directory and database are one process's: two would build the index for each other, and visit everybody
-twice."""
+"""Lets only one process use a catalogue's directory and database. Two would visit each member twice."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ _TRIES = 10
 
 
 @contextmanager
-def alone(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Iterator[None]:
+def hold_exclusively(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Iterator[None]:
     """Keep both this process's alone for as long as the block lasts. Conflict where one is another's.
 
     In PostgreSQL that is a lock of a connection's: it is free seconds after its process or its machine is gone, and
@@ -39,16 +38,16 @@ def alone(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Ite
             lock = file.with_name(f"{file.name}.lock")
             held.enter_context(closing(locked(lock, "HANSE_DATABASE_URL", "give this one a database", who="catalogue")))
         else:
-            held.enter_context(_kept(url, lost))
+            held.enter_context(_hold_lock(url, lost))
         yield
 
 
 @contextmanager
-def _kept(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
+def _hold_lock(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
     engine, over = open_engine(url, pool_size=1), threading.Event()
     try:
         ours: set[int] = set()
-        about = (engine, _claimed(engine, ours), ours, over, lost)
+        about = (engine, _connect_and_lock(engine, ours), ours, over, lost)
         watch = threading.Thread(target=_watch, args=about, name="catalogue-claim", daemon=True)
         watch.start()
         try:
@@ -63,42 +62,46 @@ def _kept(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
 def _watch(
     engine: Engine, held: Connection, ours: set[int], over: threading.Event, lost: Callable[[Conflict], None]
 ) -> None:
-    """Look after the lock until it is `over`. A database that is away is nobody else's either. `ours`: what the server
-    calls the connection, and those since then that were lost before they said whether they have the lock."""
+    """Check the lock until `over` is set, and take it again after a lost connection.
+
+    While the database is unreachable no other process can take it. `ours`: backend ids of this process's connections.
+    """
     connection: Connection | None = held
     while not over.wait(_RETAKE_SECONDS if connection is None else _LOOK_SECONDS):
         try:
-            connection = connection or _claimed(engine, ours)
-            ours = {_name(connection)}
+            connection = connection or _connect_and_lock(engine, ours)
+            ours = {_read_backend_pid(connection)}
         except Conflict as error:
             logger("claim").error("database_taken", reason=error.message)
             lost(error)
             return
         except (Busy, SQLAlchemyError):
-            _closed(connection)
+            _close(connection)
             connection = None
-    _closed(connection)
+    _close(connection)
 
 
-def _name(connection: Connection) -> int:
-    """What the server calls the connection."""
+def _read_backend_pid(connection: Connection) -> int:
+    """The backend id of the connection."""
     return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
 
 
-def _claimed(engine: Engine, ours: set[int]) -> Connection:
-    """A connection that has the lock, which is one of `ours` from then on. Conflict where another one has it; Busy
-    where that is one of ours of before, in which the server believes for some seconds yet."""
+def _connect_and_lock(engine: Engine, ours: set[int]) -> Connection:
+    """Connect and take the lock; the backend id is added to `ours`.
+
+    Raises Conflict if another process has the lock, and Busy if a lost connection of this process still has it.
+    """
     connection = connected(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
-        ours.add(_name(connection))
+        ours.add(_read_backend_pid(connection))
         _claim(connection, ours)
     except BaseException:
-        _closed(connection)
+        _close(connection)
         raise
     return connection
 
 
-def _closed(connection: Connection | None) -> None:
+def _close(connection: Connection | None) -> None:
     """Without its lock, which it would keep in the pool."""
     if connection is not None:
         with suppress(SQLAlchemyError):

@@ -1,6 +1,6 @@
-"""All tables. Rows are the catalogue's entities. Times are UTC seconds since the epoch.
+"""All tables of the catalogue. Rows are its entities. Times are UTC seconds since the epoch.
 
-Rows are detached after their transaction: they can be read anywhere, and changed only inside one.
+After its transaction a row is detached: it can be read anywhere and changed only inside a transaction.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = dict[str, Any]
 
 
-class Table(DeclarativeBase):
+class CatalogueTable(DeclarativeBase):
     type_annotation_map: ClassVar = {Json: JSON, list[Any]: JSON, str: Text, int: BigInteger, float: Float}
 
 
 _Id = String(1024)  # bytes too: readers refuse longer ids, so that a B-tree page can hold them
 _Key = String(255)
-DOUBTED = -1  # in place of a number of misses: stale, though no complete visit has left it out
-_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+MARKED_STALE = -1  # special value of `misses`: stale, although no complete visit missed it
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates values only for an INTEGER key
 
 
-class Token(Table):
-    """A bearer token of the operator, or a browser session of one; only its SHA-256 is kept."""
+class Token(CatalogueTable):
+    """A bearer token of the operator, or a browser session of one; only its SHA-256 is stored."""
 
     __tablename__ = "token"
     digest: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -34,7 +34,7 @@ class Token(Table):
     expires_at: Mapped[float | None]
 
 
-class Member(Table):
+class Member(CatalogueTable):
     """A participant that the operator admitted. `id` is its DID, `url` the root of its public listener."""
 
     __tablename__ = "member"
@@ -50,8 +50,8 @@ class Member(Table):
     changed_at: Mapped[float]
 
 
-class Source(Table):
-    """What the crawler knows of one member's connector; attempts are counted here, so a restart forgets none."""
+class CrawlState(CatalogueTable):
+    """The crawl state of one member's connector. Attempts are counted here, so that a restart keeps them."""
 
     __tablename__ = "source"
     member_id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -64,7 +64,7 @@ class Source(Table):
     etag: Mapped[str]
 
 
-class Run(Table):
+class VisitRecord(CatalogueTable):
     """One visit of one connector, as the health page shows it."""
 
     __tablename__ = "run"
@@ -79,7 +79,7 @@ class Run(Table):
     skipped: Mapped[list[Any]]  # [{dataset, problem}], the first few
 
 
-class Entry(Table):
+class EntryRow(CatalogueTable):
     """The last good copy of one dataset's description. `withdrawn_at` makes it a tombstone that says why."""
 
     __tablename__ = "entry"
@@ -101,7 +101,7 @@ class Entry(Table):
     __table_args__ = (Index("ix_entry_seq", "seq"),)
 
 
-class Counter(Table):
+class Counter(CatalogueTable):
     """The change number. Its one row is locked until commit, so numbers become visible in order."""
 
     __tablename__ = "counter"

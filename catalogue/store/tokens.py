@@ -8,29 +8,29 @@ from sqlalchemy.orm import Session
 from catalogue.store.tables import Token
 
 
-class Tokens:
+class CatalogueTokenQueries:
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def add(self, token: Token) -> None:
         self._session.add(token)
 
-    def by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
-        """`lock`: whoever ends it waits until the transaction ends."""
+    def find_by_digest(self, digest: str, *, lock: bool = False) -> Token | None:
+        """The token with this digest; None if it does not exist. `lock`: for update."""
         return self._session.get(Token, digest, with_for_update=lock)
 
     def count(self) -> int:
-        """How many tokens there are, sessions not counted."""
+        """The number of tokens, without sessions."""
         return self._session.scalar(select(func.count()).select_from(Token).where(Token.kind == "token")) or 0
 
     def remove(self, digest: str) -> None:
         self._session.execute(delete(Token).where(Token.digest == digest))
 
     def end_all(self) -> None:
-        """Nobody is the operator by what was given out before."""
+        """Remove all tokens and sessions."""
         self._session.execute(delete(Token).where(Token.kind == "token"))  # waits for who begins a session by one
         self._session.execute(delete(Token))
 
     def sweep(self, now: float) -> None:
-        """Forget what has expired."""
+        """Remove expired tokens and sessions."""
         self._session.execute(delete(Token).where(Token.expires_at < now))

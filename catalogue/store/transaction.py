@@ -1,4 +1,4 @@
-"""One transaction, with the queries of every aggregate at hand."""
+"""One transaction with the queries of every aggregate."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from functools import cached_property
 
 from sqlalchemy.orm import Session
 
-from catalogue.store.entries import Entries
-from catalogue.store.members import Members
-from catalogue.store.tokens import Tokens
+from catalogue.store.entries import EntryQueries
+from catalogue.store.members import MemberQueries
+from catalogue.store.tokens import CatalogueTokenQueries
 
 
-class Transaction:
-    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
+class CatalogueTransaction:
+    """The argument of a unit of work. `now` is the transaction's time in UTC seconds since the epoch.
 
-    Who waits for locks while it holds some takes them in one order, or two would wait for each other: the member, its
-    source (several of them by id), the change number, its entries, the number of the register. Who changes entries
-    of a member holds its source.
+    Locks are taken in one order to avoid deadlocks: the member, its crawl state (several by id), the change number, its
+    entries, the register's revision. A change of a member's entries requires the lock on its crawl state.
     """
 
     def __init__(self, session: Session, *, now: float) -> None:
@@ -24,13 +23,13 @@ class Transaction:
         self.now = now
 
     @cached_property
-    def tokens(self) -> Tokens:
-        return Tokens(self.session)
+    def tokens(self) -> CatalogueTokenQueries:
+        return CatalogueTokenQueries(self.session)
 
     @cached_property
-    def members(self) -> Members:
-        return Members(self.session)
+    def members(self) -> MemberQueries:
+        return MemberQueries(self.session)
 
     @cached_property
-    def entries(self) -> Entries:
-        return Entries(self.session)
+    def entries(self) -> EntryQueries:
+        return EntryQueries(self.session)

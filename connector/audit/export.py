@@ -54,7 +54,7 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
         return file
 
     try:
-        return await log.database.read_lasting(work)
+        return await log.database.read_long(work)
     except OSError as error:
         raise Busy(
             "the evidence file cannot be written now: the data directory must have room", private=str(error)
@@ -63,7 +63,7 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
 
 def write(file: IO[bytes], tx: Unit, *, signer: signed_note.Signer, which: Filter) -> None:
     """Write the evidence file for `which` from one snapshot. NotFound for a log without a record."""
-    newest = tx.audit.checkpoint()
+    newest = tx.audit.read_checkpoint()
     if newest is None:
         raise NotFound("the log has no record yet, so there is nothing to export")
     origin, size, root = signed_note.head_of(newest.note)
@@ -97,7 +97,7 @@ def line(record: Record, path: list[bytes] | None) -> bytes:
 
 def _write_events(container: ZipFile, tx: Unit, *, which: Filter, size: int, whole: bool) -> int:
     count = 0
-    tile = lru_cache(_TILES_KEPT)(tx.audit.tile)  # proofs of neighbours share almost all of their tiles
+    tile = lru_cache(_TILES_KEPT)(tx.audit.read_tile)  # proofs of neighbours share almost all of their tiles
 
     def lines() -> Iterator[bytes]:
         nonlocal count
@@ -114,7 +114,7 @@ def _leaves(tx: Unit, size: int) -> Iterator[bytes]:
     """The leaf hashes, a tile at a time."""
     for n in range((size + merkle.WIDTH - 1) // merkle.WIDTH):
         wide = min(size - n * merkle.WIDTH, merkle.WIDTH)
-        data: bytes = tx.audit.tile(0, n) or b""
+        data: bytes = tx.audit.read_tile(0, n) or b""
         yield data[: wide * merkle.HASH]
 
 

@@ -74,10 +74,10 @@ class Mark:
                 "backup; remove the file only where the database is surely the newest there is, as nothing else shows "
                 "that it is; where it is not, `hanse connector restored` (docs/operations.md)"
             )
-        if (size := tx.audit.size()) < self.size:
+        if (size := tx.audit.read_size()) < self.size:
             raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
         try:
-            same = not self.size or merkle.root(tx.audit.tile, self.size) == self._root
+            same = not self.size or merkle.root(tx.audit.read_tile, self.size) == self._root
         except merkle.TreeBroken as error:
             raise LogBroken(str(error)) from error
         if not same:

@@ -40,7 +40,7 @@ class Database(Protocol):
 
     def read(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
 
-    def read_lasting(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
+    def read_long(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Sequencer:
     def _look(self, tx: Unit) -> str:
         """The newest head. NotOurs where it is not our key's, or the log no later state of the one that we know: a
         database may be put back, and its log given another key, while we run."""
-        newest = tx.audit.checkpoint()
+        newest = tx.audit.read_checkpoint()
         text: str = newest.note if newest is not None else ""
         if text != self._seen or not text:
             if not self._takes_over:
@@ -190,10 +190,10 @@ class Sequencer:
         if not tx.audit.lock():  # 1
             return None
         self._look(tx)  # 2
-        rows = tx.audit.pending(ROUND_MAX)
+        rows = tx.audit.list_pending(ROUND_MAX)
         if not rows:
             return 0
-        size, tile = tx.audit.size(), functools.cache(tx.audit.tile)
+        size, tile = tx.audit.read_size(), functools.cache(tx.audit.read_tile)
         records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 3
         tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
         changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 4
@@ -203,14 +203,14 @@ class Sequencer:
         head = merkle.root(lambda level, n: changed.get((level, n)) or tile(level, n), total)
         self._signed = signed_note.checkpoint(self._signer, size=total, root=head)
         tx.audit.put_checkpoint(total, self._signed, tx.now)  # 5
-        tx.audit.settle([row.id for row in rows])  # 6
+        tx.audit.remove_pending([row.id for row in rows])  # 6
         return len(records)
 
 
 def check_key(tx: Unit, *, signer: signed_note.Signer, former: Sequence[signed_note.Signer] = ()) -> None:
     """NotOurs where the newest head is signed with another key: an auditor would take what follows for a forgery. With
     a `former` one, the database is from before that ended."""
-    newest = tx.audit.checkpoint()
+    newest = tx.audit.read_checkpoint()
     if newest is None:
         return
     if any(one.has_signed(newest.note) for one in former):
@@ -224,14 +224,14 @@ def check_key(tx: Unit, *, signer: signed_note.Signer, former: Sequence[signed_n
 
 def check_head(tx: Unit) -> None:
     """LogBroken unless the stored tree has the size and root of the newest head."""
-    newest, size = tx.audit.checkpoint(), tx.audit.size()
+    newest, size = tx.audit.read_checkpoint(), tx.audit.read_size()
     if newest is None:
         if size:
             raise LogBroken(f"the audit log holds {size} records and no signed head; {merkle.PUT_BACK}")
         return
     _, signed, root = signed_note.head_of(newest.note)
     try:
-        sound = signed == size and merkle.root(tx.audit.tile, size) == root
+        sound = signed == size and merkle.root(tx.audit.read_tile, size) == root
     except merkle.TreeBroken as error:
         raise LogBroken(str(error)) from error
     if not sound:
@@ -330,7 +330,7 @@ class AuditLog:
         """The newest such records whose index is below `before`."""
 
         def work(tx: Unit) -> list[Record]:
-            rows = tx.audit.events(stop=before, newest_first=True, limit=limit, **which.query)
+            rows = tx.audit.list_events(stop=before, newest_first=True, limit=limit, **which.query)
             return [record_from(row) for row in rows]
 
         return await self.database.read(work)
@@ -339,12 +339,12 @@ class AuditLog:
         """One record with its proof. NotFound where the log is shorter."""
 
         def work(tx: Unit) -> Proven:
-            newest, row = tx.audit.checkpoint(), tx.audit.event(idx)
+            newest, row = tx.audit.read_checkpoint(), tx.audit.get_event(idx)
             if newest is None or row is None or idx >= newest.size:
                 size = 0 if newest is None else newest.size
                 raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
-            path = merkle.inclusion_proof(tx.audit.tile, idx, newest.size)
-            logged = merkle.leaf_at(tx.audit.tile, idx)
+            path = merkle.inclusion_proof(tx.audit.read_tile, idx, newest.size)
+            logged = merkle.leaf_at(tx.audit.read_tile, idx)
             return Proven(record_from(row), logged, signed_note.proof(index=idx, path=path, note=newest.note))
 
         return await self.database.read(work)
@@ -353,7 +353,7 @@ class AuditLog:
         """The newest signed head. NotFound before the first record."""
 
         def work(tx: Unit) -> str:
-            newest = tx.audit.checkpoint()
+            newest = tx.audit.read_checkpoint()
             if newest is None:
                 raise NotFound("the log has no signed head yet; it has one as soon as it holds a record")
             text: str = newest.note
@@ -365,7 +365,7 @@ class AuditLog:
         """The first `wide` hashes of a tile. NotFound where it is shorter: empty and future tiles are not served."""
 
         def work(tx: Unit) -> bytes:
-            data: bytes = tx.audit.tile(level, n) or b""
+            data: bytes = tx.audit.read_tile(level, n) or b""
             return data[: wide * merkle.HASH]
 
         data = await self.database.read(work)
@@ -378,7 +378,7 @@ class AuditLog:
 
         def work(tx: Unit) -> list[bytes]:
             start = n * merkle.WIDTH
-            return [record_from(row).leaf for row in tx.audit.events(start=start, stop=start + wide, limit=wide)]
+            return [record_from(row).leaf for row in tx.audit.list_events(start=start, stop=start + wide, limit=wide)]
 
         leaves = await self.database.read(work)
         if len(leaves) != wide:
@@ -389,10 +389,10 @@ class AuditLog:
         """The RFC 6962 proof that the first `old` records are still the first of `new`."""
 
         def work(tx: Unit) -> list[bytes]:
-            size = tx.audit.size()
+            size = tx.audit.read_size()
             if not 0 < old <= new <= size:
                 raise NotFound(f"expected 0 < old <= new <= {size}, came old={old} and new={new}")
-            return merkle.consistency_proof(tx.audit.tile, old, new)
+            return merkle.consistency_proof(tx.audit.read_tile, old, new)
 
         return await self.database.read(work)
 
@@ -405,7 +405,7 @@ def _meant(tx: Unit, text: str) -> tuple[str, str]:
     """`dataset` and `named` of a filter, for the dataset that somebody means by a text; see `AuditLog.meant`."""
     exact = text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
     known = tx.audit.knows_dataset(exact)
-    ids = [] if exact != text or ":" in text else [one for one in tx.audit.datasets(text) if one != text]
+    ids = [] if exact != text or ":" in text else [one for one in tx.audit.find_datasets(text) if one != text]
     if len(ids) > 1:
         choices = [*ids, *([f'"{text}"'] if known else [])]
         raise BadInput(f"{text!r} is the name of several datasets; take the id: {', '.join(choices)}")

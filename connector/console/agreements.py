@@ -19,7 +19,7 @@ from connector.management import agreements as agreements_api
 from connector.management import transfers as transfers_api
 from connector.management.auth import Caller
 from connector.store import Store, Transaction
-from connector.store.queries.agreements import used_today
+from connector.store.queries.agreements import count_today
 from connector.store.tables import Agreement, Transfer
 from connector.usage.quotas import DAY
 from policies.contracts.contract import DataContract, to_json
@@ -111,15 +111,15 @@ def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list
     """The newest transfers under an agreement, how many of all have not ended, the newest reads of our data under it,
     and how many of these there are."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
-    number = sum(tx.transfers.number(**ours, state=one) for one in _OPEN)
+    number = sum(tx.transfers.count(**ours, state=one) for one in _OPEN)
     reads = running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
-    reading = tx.reads.number(agreement=row.id) if reads else 0
+    reading = tx.reads.count(agreement=row.id) if reads else 0
     return list(tx.transfers.page(**ours, limit=20)), number, reads, reading
 
 
 def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:
     """Each counter with the least limit that a contract sets. Rows and bytes count only where they are limited."""
-    found, today = [], used_today(grant, day=int(time.time() // DAY))
+    found, today = [], count_today(grant, day=int(time.time() // DAY))
     for counter, title, limit in _LIMITS:
         limits = [most for one in contracts if (most := getattr(one.limits, limit)) is not None]
         shares = [share for one in contracts if (share := one.limits.share) is not None] if counter == "rows" else []

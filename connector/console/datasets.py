@@ -42,7 +42,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
     @routes.get("/datasets")
     async def listed(request: Request, after: str = "", caller: Caller = desk.may("read")) -> Response:
         found = [datasets_api.view(*pair, raw=False) for pair in await registry.page(after=after, limit=_LISTED)]
-        offers = await store.read(lambda tx: tx.datasets.offers_of([one.id for one in found]))
+        offers = await store.read(lambda tx: tx.datasets.list_offers_in_force([one.id for one in found]))
         count = {one.id: sum(offer.dataset_id == one.id for offer in offers) for one in found}
         more = found[-1].id if len(found) == _LISTED else ""
         running = [one for one in registry.under_way.recent() if one.task is not None and caller.may("owner")]
@@ -105,8 +105,8 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         row, version = await registry.get(name)
         versions, offers, agreements = await store.read(
             lambda tx: (
-                list(tx.datasets.versions(row.id)),
-                list(tx.datasets.offers(dataset_id=row.id, limit=1_000)),
+                list(tx.datasets.list_versions(row.id)),
+                list(tx.datasets.list_offers(dataset_id=row.id, limit=1_000)),
                 list(tx.agreements.page(role="provider", dataset_id=row.id, limit=50)),
             )
         )

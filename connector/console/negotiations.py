@@ -102,7 +102,7 @@ def router(
         rows = await transfers_api.views(
             store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **part_of(page, _LISTED)))
         )
-        about = await store.read(lambda tx: tx.agreements.datasets([row.agreement_id for row in rows]))
+        about = await store.read(lambda tx: tx.agreements.read_dataset_ids([row.agreement_id for row in rows]))
         return await desk.page(
             request,
             "transfers.html",
@@ -155,7 +155,7 @@ def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
     number = 0
     for role, state in auto_decisions.NEGOTIATION:
         rows += tx.negotiations.page(role=role, state=state, waiting=True, oldest=True, limit=limit)
-        number += tx.negotiations.number(role=role, state=state, waiting=True)
+        number += tx.negotiations.count(role=role, state=state, waiting=True)
     return sorted(rows, key=lambda row: row.created_at)[:limit], number
 
 

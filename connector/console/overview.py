@@ -68,13 +68,13 @@ def _state(tx: Transaction) -> State:
     waiting, number = queued(tx, limit=_WAITING)
     return State(
         datasets=tx.datasets.count(),
-        offers=tx.datasets.offered_now(),
-        agreements={role: tx.agreements.in_force(role=role) for role in ("provider", "consumer")},
+        offers=tx.datasets.count_offers_in_force(),
+        agreements={role: tx.agreements.count_in_force(role=role) for role in ("provider", "consumer")},
         waiting=waiting,
         decisions=number,
-        started=tx.transfers.number(state="STARTED"),
+        started=tx.transfers.count(state="STARTED"),
         reads=running(tx, limit=READS),
-        reading=tx.reads.number(),
+        reading=tx.reads.count(),
     )
 
 

@@ -319,7 +319,7 @@ class Reads:
     async def _tell(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
         self._told.add(error)
         for event in events:
-            await self._kept(self._store.refused(event))
+            await self._kept(self._store.record_refusal(event))
 
     async def note(self, left: Mapping[str, tuple[int, int]]) -> list[str]:
         """Note the rows and bytes that have left of each of these reads, for the record that a crash leaves behind; ids
@@ -327,7 +327,7 @@ class Reads:
 
         def work(tx: Transaction) -> list[str]:
             noted = {
-                read_id: tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes)
+                read_id: tx.reads.update_totals(read_id, instance=self._instance, rows=rows, nbytes=nbytes)
                 for read_id, (rows, nbytes) in left.items()
             }
             return [read_id for read_id, kept in noted.items() if not kept]
@@ -606,7 +606,7 @@ class Reads:
             if running_reads.end(tx, *events, instance=self._instance):
                 self.grants.end(tx, grants, least=0 if asked.unfiltered else 1, unused=unused)
                 if charged is not None and charged.paid:
-                    tx.answers.give_back(grants[0].agreement_id, micro=charged.paid)
+                    tx.noised_answers.give_back(grants[0].agreement_id, micro=charged.paid)
             elif not again and not unknown:  # else it has committed before, or never begun
                 running_reads.end_again(tx, *told())
 

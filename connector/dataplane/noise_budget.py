@@ -62,24 +62,24 @@ def charge(tx: Transaction, asked: Asked, grant: Grant, private: PrivateQuery) -
     most = round(private.budget.epsilon * MICRO)
     micro = _wanted(asked, most, grant)
     key = _key(grant, private)
-    kept = tx.answers.get(grant.agreement_id, key)
+    kept = tx.noised_answers.get(grant.agreement_id, key)
     if kept is not None and kept.epsilon_micro >= micro:
-        return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
-    if tx.reads.has(tx.answers.asked_by(grant.agreement_id, key), consumer=grant.consumer):
+        return Charged(key, kept.epsilon_micro, 0, tx.noised_answers.read_spent(grant.agreement_id), most, kept.answer)
+    if tx.reads.has(tx.noised_answers.read_charged_read(grant.agreement_id, key), consumer=grant.consumer):
         raise BeingAnswered(
             "the same question is being answered now, and that takes longer than this read may wait; ask again in a "
             "moment: an answer of as much epsilon costs nothing then"
         )
-    if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
-        left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
+    if not tx.noised_answers.spend(grant.agreement_id, micro=micro, most=most):
+        left = max(0, most - tx.noised_answers.read_spent(grant.agreement_id)) / MICRO
         raise Limited(
             f"the answer costs epsilon {micro / MICRO:g} and {left:g} of {most / MICRO:g} is left; ask for less, "
             "ask again what was answered already (that costs nothing), or negotiate a new budget",
             code="privacy_budget_spent",
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
-    tx.answers.ask(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
-    return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
+    tx.noised_answers.record_question(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
+    return Charged(key, micro, micro, tx.noised_answers.read_spent(grant.agreement_id), most)
 
 
 async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
@@ -117,7 +117,9 @@ async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Ch
                 )
     answer = b"".join((*parts, END_OF_STREAM))
     return await store.write(
-        lambda tx: tx.answers.keep(grant.agreement_id, charged.key, micro=charged.micro, answer=answer, now=tx.now)
+        lambda tx: tx.noised_answers.store(
+            grant.agreement_id, charged.key, micro=charged.micro, answer=answer, now=tx.now
+        )
     )
 
 

@@ -54,7 +54,7 @@ class Running:
 
 def running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[Running]:
     """Reads that have begun and not ended, the newest first; of one agreement only those under it."""
-    return [_running(row) for row in tx.reads.under_way(agreement=agreement, limit=limit, offset=offset)]
+    return [_running(row) for row in tx.reads.list_open(agreement=agreement, limit=limit, offset=offset)]
 
 
 def _running(row: OpenRead) -> Running:
@@ -102,8 +102,8 @@ async def close_left_over(store: Store, *, instance: str, before: str = "") -> i
 
     def work(tx: Transaction) -> tuple[int, set[str]]:
         tx.reads.end_lease(before)
-        alive = {run for run in tx.reads.alive() if run.startswith(f"{instance}.")}
-        return _close(tx, [row for row in tx.reads.left_by(instance) if row.instance not in alive]), alive
+        alive = {run for run in tx.reads.list_live_runs() if run.startswith(f"{instance}.")}
+        return _close(tx, [row for row in tx.reads.list_of_instance(instance) if row.instance not in alive]), alive
 
     closed, alive = await store.write(work)
     if alive:
@@ -144,7 +144,7 @@ class Leases:
         await asyncio.gather(self._task, return_exceptions=True)
 
         def work(tx: Transaction) -> None:
-            if not tx.reads.left_by(self._run):
+            if not tx.reads.list_of_instance(self._run):
                 tx.reads.end_lease(self._run)
 
         with suppress(HanseError):
@@ -164,7 +164,7 @@ class Leases:
         def work(tx: Transaction) -> tuple[bool, int]:
             held = tx.reads.keep_lease(self._run, seconds=_LEASE_SECONDS)
             dead = tx.reads.end_lapsed_leases() if held and may else []
-            return held, sum(_close(tx, tx.reads.left_by(run)) for run in dead)
+            return held, sum(_close(tx, tx.reads.list_of_instance(run)) for run in dead)
 
         held, closed = await self._store.write(work)
         self._seen = time.monotonic()

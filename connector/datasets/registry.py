@@ -60,7 +60,7 @@ from connector.errors import (
 )
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused, listed
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion
+from connector.store.tables import DatasetVersion, RegisteredDataset
 from connector.telemetry import logger
 from policies.contracts.contract import Column, TableSchema
 
@@ -114,8 +114,8 @@ class _Read:
 
 
 _T = TypeVar("_T")
-Effects = Callable[[Dataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
-_Stored = tuple[Dataset, DatasetVersion]
+Effects = Callable[[RegisteredDataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
+_Stored = tuple[RegisteredDataset, DatasetVersion]
 
 
 class Registry:
@@ -185,7 +185,9 @@ class Registry:
         if self.looking is not None:
             self.looking.cancel()
 
-    async def register(self, asked: Registration, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
+    async def register(
+        self, asked: Registration, *, by: str, accept: bool = False
+    ) -> tuple[RegisteredDataset, DatasetVersion]:
         """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else.
 
         One that was removed has versions that others may have asked: it is held against these, as a new one of them.
@@ -203,7 +205,9 @@ class Registry:
                     _check_fits(asked.name, affected, accept=accept)
                 return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, affected, by))
 
-    async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
+    async def renew(
+        self, name: str, path: str, *, by: str, accept: bool = False
+    ) -> tuple[RegisteredDataset, DatasetVersion]:
         """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
 
         `path` empty: from where it came the last time. `accept`: although it does not fit offers or agreements.
@@ -236,12 +240,12 @@ class Registry:
 
             return await self._stored(one, read, work)
 
-    async def get(self, key: str) -> tuple[Dataset, DatasetVersion]:
+    async def get(self, key: str) -> tuple[RegisteredDataset, DatasetVersion]:
         """A dataset by name or id, with its current version."""
 
-        def work(tx: Transaction) -> tuple[Dataset, DatasetVersion]:
+        def work(tx: Transaction) -> tuple[RegisteredDataset, DatasetVersion]:
             row = tx.datasets.of(key)
-            return row, tx.datasets.current(row)
+            return row, tx.datasets.get_current(row)
 
         return await self._store.read(work)
 
@@ -256,10 +260,10 @@ class Registry:
         except Busy:
             return None
 
-    async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[Dataset, DatasetVersion]]:
+    async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[RegisteredDataset, DatasetVersion]]:
         """Datasets in order of their id, with their current versions."""
         return await self._store.read(
-            lambda tx: [(row, tx.datasets.current(row)) for row in tx.datasets.page(after=after, limit=limit)]
+            lambda tx: [(row, tx.datasets.get_current(row)) for row in tx.datasets.page(after=after, limit=limit)]
         )
 
     async def remove(self, key: str, *, by: str) -> None:
@@ -267,11 +271,11 @@ class Registry:
 
         def work(tx: Transaction) -> None:
             row = tx.datasets.of(key)
-            if tx.datasets.offers_of([row.id]):
+            if tx.datasets.list_offers_in_force([row.id]):
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
-            if any(agreement.ended_at is None for agreement, _ in tx.agreements.on(row.id)):
+            if any(agreement.ended_at is None for agreement, _ in tx.agreements.iterate_by_dataset(row.id)):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
-            version_retention.pass_over(tx, tx.datasets.current(row))
+            version_retention.pass_over(tx, tx.datasets.get_current(row))
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
 
@@ -301,9 +305,9 @@ class Registry:
     async def _check_free(self, asked: Registration) -> Sequence[DatasetVersion]:
         """AlreadyExists where the name is taken; the versions of one that had it and was removed, the newest first."""
 
-        def work(tx: Transaction) -> tuple[Dataset | None, Sequence[DatasetVersion]]:
+        def work(tx: Transaction) -> tuple[RegisteredDataset | None, Sequence[DatasetVersion]]:
             taken = tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked))
-            return taken, tx.datasets.versions(self._id(asked))
+            return taken, tx.datasets.list_versions(self._id(asked))
 
         taken, known = await self._store.read(work)
         if taken is not None:
@@ -430,9 +434,9 @@ class Registry:
     def _id(self, asked: Registration) -> str:
         return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
 
-    def _row(self, asked: Registration, read: _Read, *, now: float = 0.0) -> Dataset:
+    def _row(self, asked: Registration, read: _Read, *, now: float = 0.0) -> RegisteredDataset:
         about = asked.about
-        return Dataset(
+        return RegisteredDataset(
             id=self._id(asked),
             name=asked.name,
             title=about.title or asked.name,
@@ -446,7 +450,7 @@ class Registry:
 
     def _insert(
         self, tx: Transaction, asked: Registration, read: _Read, affected: list[dict[str, str]], by: str
-    ) -> tuple[Dataset, DatasetVersion]:
+    ) -> tuple[RegisteredDataset, DatasetVersion]:
         if tx.datasets.find(asked.name) is not None or tx.datasets.find(self._id(asked)) is not None:
             raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name")
         row = self._row(asked, read, now=tx.now)
@@ -460,10 +464,10 @@ class Registry:
 
     def _renewed(
         self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
-    ) -> tuple[Dataset, DatasetVersion]:
+    ) -> tuple[RegisteredDataset, DatasetVersion]:
         row = tx.datasets.of(dataset_id)
         if row.version != read.digest:
-            version_retention.pass_over(tx, tx.datasets.current(row))
+            version_retention.pass_over(tx, tx.datasets.get_current(row))
         version = _pinned(tx, row.id, asked, read, held=version_retention.held(tx, row))
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
@@ -544,7 +548,7 @@ def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> N
 def _check_still(tx: Transaction, dataset_id: str, old: DatasetVersion, under: frozenset[str]) -> None:
     """Conflict where a version was not held against what is there now; nobody changes that before the transaction
     ends."""
-    tx.datasets.hold(dataset_id)
+    tx.datasets.lock(dataset_id)
     row = tx.datasets.of(dataset_id)
     if row.version != old.digest or version_retention.asked_under(tx, dataset_id) - under:
         raise Conflict(
@@ -554,7 +558,7 @@ def _check_still(tx: Transaction, dataset_id: str, old: DatasetVersion, under: f
         )
 
 
-async def _no_effects(dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
+async def _no_effects(dataset: RegisteredDataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
     return []
 
 
@@ -566,7 +570,7 @@ def _pinned(
     The file that one of those `held` was converted to stays where it is: somebody may read it now.
     """
     drafted = _draft(dataset_id, asked, read, now=tx.now)
-    version = tx.datasets.version(dataset_id, read.digest)
+    version = tx.datasets.get_version(dataset_id, read.digest)
     if version is None:
         tx.datasets.add(drafted)
         return drafted

@@ -304,7 +304,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
         return Fits(dataset.version, _compiles[key])
     try:
         unknown_terms.refuse_unclear(policy)
-        schema = published_schema(tx.datasets.current(dataset))
+        schema = published_schema(tx.datasets.get_current(dataset))
         made = compiler.compile_contracts(policy, schema, concluded=tx.now, new=True)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error

@@ -15,7 +15,7 @@ from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers, revoked
 from connector.errors import Busy, Conflict, NotFound, Refused
 from connector.outbox.sender import Sender
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
+from connector.store.tables import Agreement, DatasetVersion, GrantState, Outbox
 from connector.telemetry import logger
 from policies.contracts.contract import DataContract
 from policies.model import Policy
@@ -68,12 +68,12 @@ class Agreements:
         asked = {"role": role, "dataset_id": dataset_id, "counterparty": counterparty}
         return await self._store.read(lambda tx: tx.agreements.page(**asked, limit=limit, offset=offset))
 
-    async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
+    async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, GrantState | None]:
         """An agreement, and at its provider what has been used under it."""
 
-        def work(tx: Transaction) -> tuple[Agreement, Grant | None]:
+        def work(tx: Transaction) -> tuple[Agreement, GrantState | None]:
             row = agreement_of(tx, agreement_id, role)
-            return row, tx.agreements.grant(row.id) if row.role == PROVIDER else None
+            return row, tx.agreements.get_grant(row.id) if row.role == PROVIDER else None
 
         return await self._store.read(work)
 
@@ -82,14 +82,14 @@ class Agreements:
         revoked by itself."""
         if row.role != PROVIDER:
             return ()
-        return await self._store.read(lambda tx: tx.agreements.others(row))
+        return await self._store.read(lambda tx: tx.agreements.list_others_under_offer(row))
 
     async def meaning(self, row: Agreement) -> Meaning:
         """What an agreement says, and as provider what that means for its dataset as it is now."""
 
         def work(tx: Transaction) -> DatasetVersion | None:
             dataset = tx.datasets.find(row.dataset_id) if row.role == PROVIDER else None
-            return None if dataset is None else tx.datasets.current(dataset)
+            return None if dataset is None else tx.datasets.get_current(dataset)
 
         return _meaning(row, await self._store.read(work))
 
@@ -100,7 +100,9 @@ class Agreements:
 
         def work(tx: Transaction) -> dict[str, DatasetVersion | None]:
             found = {row.dataset_id: tx.datasets.find(row.dataset_id) for row in kept}
-            return {key: None if dataset is None else tx.datasets.current(dataset) for key, dataset in found.items()}
+            return {
+                key: None if dataset is None else tx.datasets.get_current(dataset) for key, dataset in found.items()
+            }
 
         return await asyncio.to_thread(_problems, kept, await self._store.read(work)) if kept else {}
 
@@ -117,7 +119,7 @@ class Agreements:
             unfinished: list[Outbox] = []
             if not row.finalized:
                 unfinished = self._negotiations.abandon(tx, row, code=AGREEMENT_REVOKED, reason=reason, actor=by)
-            row = tx.agreements.held(row)  # it may have become final, or ended, while we waited
+            row = tx.agreements.lock(row)  # it may have become final, or ended, while we waited
             if row.ended_at is not None:
                 raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
@@ -148,7 +150,7 @@ class Agreements:
 
     async def follow(self, agreement_id: str, *, by: str) -> None:
         """What follows from the end of an agreement of ours as provider: its grant is void and its transfers end. For
-        whoever ended it, and for whoever finds that this is missing (`store.agreements.unfollowed`).
+        whoever ended it, and for whoever finds that this is missing (`store.agreements.list_unrevoked`).
 
         In a transaction after that of the end, which locks nothing that its consumer can keep locked: whatever the
         consumer does meanwhile, other processes hear of the end at once.
@@ -158,7 +160,7 @@ class Agreements:
             row = tx.agreements.of(agreement_id, role=PROVIDER)
             # Transfers before the grant, as whoever resumes one locks them.
             sent = self._terminated(tx, row, by)
-            grant = tx.agreements.grant_held(row.id, to_change=True)
+            grant = tx.agreements.lock_grant(row.id, to_change=True)
             if grant is not None and grant.revoked_at is None:
                 grant.revoked_at, grant.reason = row.ended_at, row.end_reason
                 grant.generation += 1

@@ -22,7 +22,7 @@ from connector.errors import MessageInvalid, NotFound, Refused
 from connector.identity.principal import Principal
 from connector.infra.concurrency.recent_keys import keep
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 from connector.usage.fact_collector import FactsOf
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
@@ -52,7 +52,7 @@ class Page:
 class _Listed:
     """A dataset with the offers that this caller may see."""
 
-    dataset: Dataset
+    dataset: RegisteredDataset
     version: DatasetVersion
     offers: tuple[Offer, ...]
 
@@ -113,12 +113,12 @@ class Catalog:
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
     ) -> tuple[list[_Listed], str]:
         """Up to `limit` visible datasets in order, and the id from where to go on that way; empty at the end."""
-        tx.datasets.by_index()
+        tx.datasets.prefer_indexes()
         found: list[_Listed] = []
         judged: dict[str, bool] = {}
         reached, looked, more = start, 0, True
         while more and looked < _LOOK_AT_MAX and len(found) <= limit:
-            rows = tx.datasets.offered(start=reached, backwards=backwards, limit=_BATCH)
+            rows = tx.datasets.list_offered(start=reached, backwards=backwards, limit=_BATCH)
             looked, more = looked + _BATCH, len(rows) == _BATCH
             visible = self._visible(tx, rows, facts, judged)
             found.extend(visible[skip:])
@@ -130,11 +130,11 @@ class Catalog:
         return (found[::-1] if backwards else found), reached if more else ""
 
     def _visible(
-        self, tx: Transaction, rows: Sequence[Dataset], facts: Facts, judged: dict[str, bool]
+        self, tx: Transaction, rows: Sequence[RegisteredDataset], facts: Facts, judged: dict[str, bool]
     ) -> list[_Listed]:
         """Datasets that have an offer for this party, with these offers, in order."""
         by_dataset: dict[str, list[Offer]] = {}
-        for offer in tx.datasets.offers_of([row.id for row in rows]):
+        for offer in tx.datasets.list_offers_in_force([row.id for row in rows]):
             if offer.digest not in judged:
                 try:
                     policy, _ = self._policy(offer)
@@ -145,7 +145,7 @@ class Catalog:
             if judged[offer.digest]:
                 by_dataset.setdefault(offer.dataset_id, []).append(offer)
         shown = [row for row in rows if row.id in by_dataset]
-        versions = tx.datasets.current_of(shown)
+        versions = tx.datasets.get_current_versions(shown)
         return [_Listed(row, versions[row.id], tuple(by_dataset[row.id])) for row in shown if row.id in versions]
 
     def _policy(self, offer: Offer) -> tuple[Policy, Json]:

@@ -157,7 +157,7 @@ class Upkeep:
 
         One that cannot be read keeps nobody from the others.
         """
-        for ended in await self._store.read(lambda tx: tx.agreements.unfollowed()):
+        for ended in await self._store.read(lambda tx: tx.agreements.list_unrevoked()):
             with suppress(Busy):  # the next look finds it again
                 await self._agreements.follow(ended, by="clock")
         await self._each(_page, self._one)
@@ -203,7 +203,7 @@ class Upkeep:
 
     async def _held(self, row: Agreement) -> list[Transfer]:
         """Transfers that we may have to suspend or resume."""
-        return await self._store.read(lambda tx: list(tx.transfers.resting_or_running(row.id, role=PROVIDER)))
+        return await self._store.read(lambda tx: list(tx.transfers.list_started_or_suspended(row.id, role=PROVIDER)))
 
     async def _hold_transfers(self, row: Agreement, policy: Policy) -> None:
         """Suspend what the party's facts rule out now; what is merely unknown is refused at the next read anyway."""
@@ -228,7 +228,7 @@ class Upkeep:
 
 
 def _page(tx: Transaction, *, after: str) -> Sequence[Agreement]:
-    return tx.agreements.after(after, limit=_PAGE)
+    return tx.agreements.list_after(after, limit=_PAGE)
 
 
 def _readable(tx: Transaction, row: Agreement) -> list[Standing]:
@@ -247,7 +247,7 @@ def _endpoint(tx: Transaction, row: Agreement) -> str:
     have it; empty where neither tells."""
     if row.role == PROVIDER:
         return ""
-    rows: Sequence[Transfer] = tx.transfers.started(row.id, role=CONSUMER)
+    rows: Sequence[Transfer] = tx.transfers.list_started(row.id, role=CONSUMER)
     told = next((a.http for one in rows if (a := messages.address_of(one.data_address)) and a.http), "")
     root, found, _ = row.address.rpartition(_PROTOCOL)
     return told or (f"{root}/data/v1" if found else "")

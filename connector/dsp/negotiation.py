@@ -31,7 +31,7 @@ from connector.identity.principal import Principal
 from connector.offers import offer_conflicts
 from connector.outbox.sender import Outcome
 from connector.store import Transaction
-from connector.store.tables import Agreement, Grant, Negotiation, Offer, Outbox
+from connector.store.tables import Agreement, GrantState, Negotiation, Offer, Outbox
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.vocabulary import Phase
@@ -87,7 +87,7 @@ class Negotiations(Exchange[Negotiation]):
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> Taken[Negotiation]:
-            known = tx.negotiations.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
+            known = tx.negotiations.find_by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
             self._admission.admit_negotiation(tx, caller.id, role=PROVIDER, facts=facts)
@@ -116,7 +116,7 @@ class Negotiations(Exchange[Negotiation]):
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> Taken[Negotiation]:
-            known = tx.negotiations.by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
+            known = tx.negotiations.find_by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
             if known is not None:
                 return Taken(known, fresh=False)
             self._admission.admit_negotiation(tx, caller.id, role=CONSUMER, facts=facts)
@@ -181,7 +181,7 @@ class Negotiations(Exchange[Negotiation]):
         if isinstance(message, ContractRequestMessage | ContractOfferMessage) and read is not None:
             if read.target and read.target != row.dataset_id:
                 raise MessageInvalid(f"expected an offer for {row.dataset_id}, came one for {read.target}")
-            offer = tx.datasets.offer(row.offer_id) if isinstance(message, ContractRequestMessage) else None
+            offer = tx.datasets.get_offer(row.offer_id) if isinstance(message, ContractRequestMessage) else None
             if isinstance(message, ContractRequestMessage) and offer is not None:
                 read = _in_published_words(read, message, offer, consumer=row.counterparty)
             row.offer = agreement_terms.taken_wire(read, target=row.dataset_id, beside=row.offer)
@@ -330,7 +330,7 @@ class Negotiations(Exchange[Negotiation]):
         agreement = tx.agreements.of(row.agreement_id, role=row.role)
         agreement.finalized = True
         if row.role == PROVIDER:
-            tx.agreements.add(Grant(agreement_id=agreement.id, revoked_at=None))
+            tx.agreements.add(GrantState(agreement_id=agreement.id, revoked_at=None))
         tx.publish(
             AgreementConcluded(
                 actor=self._us,
@@ -393,7 +393,7 @@ class Negotiations(Exchange[Negotiation]):
     def idle(self, tx: Transaction, *, after: str = "") -> Sequence[Negotiation]:
         """Some in which a step of the other side has been awaited for so long that `expire` has to look, by id."""
         before = tx.now - self._admission.least_patience
-        return tx.negotiations.resting(_THEIR_TURN, before=before, after=after, limit=_PAGE)
+        return tx.negotiations.list_idle(_THEIR_TURN, before=before, after=after, limit=_PAGE)
 
     async def expire(self, seen: Negotiation) -> None:
         """End one of `idle` where its counterparty has had its time and has not moved meanwhile; it is told so."""
@@ -456,7 +456,7 @@ class Negotiations(Exchange[Negotiation]):
         address = await self._checked(address, auto_decisions.AUTO)
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
-            offer = tx.datasets.offer(offer_id)
+            offer = tx.datasets.get_offer(offer_id)
             if offer is None or offer.withdrawn_at is not None:
                 raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
             wire = agreement_terms.offer_wire(
@@ -517,7 +517,7 @@ class Negotiations(Exchange[Negotiation]):
         """The terms of a command: those given, else the published ones (provider) or those on the table."""
         if offer:
             return agreement_terms.read_offer({"@type": "Offer", "@id": row.offer_id or new_pid(), **offer})
-        known = tx.datasets.offer(row.offer_id) if row.role == PROVIDER else None
+        known = tx.datasets.get_offer(row.offer_id) if row.role == PROVIDER else None
         return agreement_terms.published(known) if known is not None else agreement_terms.read_offer(row.offer)
 
     async def _checked(self, address: str, decide: str) -> str:
@@ -565,7 +565,7 @@ class Negotiations(Exchange[Negotiation]):
         return tx.negotiations.peek(pid)
 
     def _of_peer(self, tx: Transaction, row: Negotiation, peer_pid: str) -> Negotiation | None:
-        return tx.negotiations.by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
+        return tx.negotiations.find_by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
 
     def _advanced(self, row: Negotiation, **about: Any) -> Event:
         message = about.pop("message")
@@ -608,7 +608,7 @@ def _code_of_end(row: Negotiation) -> str:
 
 def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, agreement_terms.Verdict]:
     """The published offer that a request names, if this party may know of it. Otherwise it is as if not there."""
-    offer = tx.datasets.offer(asked.id)
+    offer = tx.datasets.get_offer(asked.id)
     if offer is None or offer.withdrawn_at is not None or asked.target not in ("", offer.dataset_id):
         raise _not_offered(asked)
     try:
@@ -636,7 +636,7 @@ def _not_offered(asked: Policy) -> MessageInvalid:
 
 def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, agreement_terms.Verdict]:
     """The published offer behind a negotiation, and what the facts say now."""
-    offer = tx.datasets.offer(row.offer_id)
+    offer = tx.datasets.get_offer(row.offer_id)
     if offer is None or offer.withdrawn_at is not None:
         raise Refused(f"the offer {row.offer_id!r} was withdrawn; look into the catalogue again", code="withdrawn")
     return offer, agreement_terms.judge(agreement_terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
@@ -654,15 +654,15 @@ def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
     limited, private = agreement_terms.quantities(policy)
     if not limited:
         return ""
-    tx.datasets.hold_offer(row.offer_id)  # two of its negotiations at once would both see no other
-    if not tx.agreements.held_under(row.offer_id, consumer=who, ended=private):
+    tx.datasets.lock_offer(row.offer_id)  # two of its negotiations at once would both see no other
+    if not tx.agreements.has_under_offer(row.offer_id, consumer=who, ended=private):
         return ""
     return "this party has an agreement under this offer already, and its quantities would count anew"
 
 
 def _taken_back(tx: Transaction, row: Negotiation, *, since: float = 0.0) -> str:
     """That the owner revoked an agreement of this party under this offer, after `since`; empty where it did not."""
-    if not tx.agreements.taken_back(
+    if not tx.agreements.has_ended_under_offer(
         row.offer_id, consumer=row.counterparty, lapsed=agreement_terms.LAPSED, since=since
     ):
         return ""

@@ -184,7 +184,7 @@ class Exchange(ABC, Generic[Row]):
         if isinstance(error, Limited) and not self._admission.worth_telling(caller, now):
             self._store.refusals.count(refused, now)
         else:
-            await self._store.refused(refused)
+            await self._store.record_refusal(refused)
 
     def _take(self, tx: Transaction, row: Row, message: Numbered) -> Received | None:
         """Judge a message for a process that is the caller's. None: it was taken in before."""
@@ -214,9 +214,9 @@ class Exchange(ABC, Generic[Row]):
             wire.pop("dataAddress", None)
         digest = hashlib.sha256(json.dumps(wire, sort_keys=True).encode()).hexdigest()
         key = message.id or f"sha256:{digest}"
-        if tx.messages.remember(sender=sender, message_id=key, digest=digest, now=tx.now):
+        if tx.outbox.record_received(sender=sender, message_id=key, digest=digest, now=tx.now):
             return False
-        known = tx.messages.seen(sender, key)
+        known = tx.outbox.find_received(sender, key)
         if known is not None and known.digest != digest:
             raise MessageInvalid(f"the message id {key} was used for another message; give each message its own")
         return True
@@ -279,7 +279,7 @@ class Exchange(ABC, Generic[Row]):
 
     def _drop(self, tx: Transaction, row: Row) -> None:
         """Nothing of ours is on its way in this process any more."""
-        tx.messages.drop(row.id)
+        tx.outbox.drop(row.id)
         tx.after_commit(lambda: self._sender.settling.proven(row.id))
 
     def _pids(self, row: Row) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Admission:
         """
         self._count(tx, counterparty, self._limits.per_minute, whose="one participant", code="too_many_new")
         rows = tx.negotiations if self._kind == "negotiation" else tx.transfers
-        if rows.open_with(counterparty, role=role, up_to=self._limits.open) >= self._limits.open:
+        if rows.count_open_with(counterparty, role=role, up_to=self._limits.open) >= self._limits.open:
             raise Limited(
                 f"expected at most {self._limits.open} open {self._kind}s with one participant, and you have as many; "
                 "end one, then ask again",
@@ -107,7 +107,7 @@ class Admission:
         if stranger:  # after its own row, so that two who begin at once never wait for each other
             whose = "all who are no members and have no agreement with us"
             self._count(tx, _STRANGERS, self._limits.strangers_per_minute, whose=whose, code="too_many_strangers")
-        if stranger and rows.open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
+        if stranger and rows.count_open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
             raise Limited(
                 f"{self._limits.all_open} {self._kind}s are open here, as many as may be while somebody begins one who "
                 "is no member and has no agreement with us; ask again later, or have the operator end some",
@@ -116,7 +116,7 @@ class Admission:
             )
 
     def _count(self, tx: Transaction, who: str, per_minute: int, *, whose: str, code: str) -> None:
-        wait = tx.admissions.take(who, kind=self._kind, step=_MINUTE / per_minute, most=_MINUTE, now=tx.now)
+        wait = tx.process_counters.take(who, kind=self._kind, step=_MINUTE / per_minute, most=_MINUTE, now=tx.now)
         if wait > 0:
             raise Limited(
                 f"expected at most {per_minute} new {self._kind}s a minute from {whose}, came more; ask again in "
@@ -146,7 +146,7 @@ class Admission:
 def partner(tx: Transaction, counterparty: str, *, role: str = "") -> bool:
     """Whether something was agreed with it, or it was we who asked; in this role of ours, or in either."""
     roles = (role,) if role else tuple(_PARTNERS)
-    return any(tx.negotiations.any_with(counterparty, role=one, states=_PARTNERS[one]) for one in roles)
+    return any(tx.negotiations.has_any_with(counterparty, role=one, states=_PARTNERS[one]) for one in roles)
 
 
 def asked(row: Outbox) -> bool:

@@ -49,8 +49,8 @@ from connector.identity.principal import Principal
 from connector.infra.net.http_client import fits_header, origin
 from connector.outbox.sender import Outcome, Result
 from connector.store import Transaction
-from connector.store.queries.agreements import used_today
-from connector.store.tables import Agreement, Grant, Outbox, Transfer
+from connector.store.queries.agreements import count_today
+from connector.store.tables import Agreement, GrantState, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duty_ledger import fulfilled
 from connector.usage.fact_collector import DECLARED, PURPOSE, USES, counted, requested
@@ -142,7 +142,7 @@ class Transfers(Exchange[Transfer]):
         facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
 
         def work(tx: Transaction) -> Taken[Transfer]:
-            known = tx.transfers.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
+            known = tx.transfers.find_by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
             self._admission.admit(tx, caller.id, role=PROVIDER)
@@ -236,7 +236,9 @@ class Transfers(Exchange[Transfer]):
             return follow
         return [*follow, self._start(tx, row)]
 
-    def _held(self, tx: Transaction, message: TransferRequestMessage, caller: Principal) -> tuple[Agreement, Grant]:
+    def _held(
+        self, tx: Transaction, message: TransferRequestMessage, caller: Principal
+    ) -> tuple[Agreement, GrantState]:
         """The agreement that a request names and its grant, if it is between exactly us two and in force."""
         agreement = tx.agreements.get(message.agreement_id, role=PROVIDER)
         if agreement is None or agreement.consumer != caller.id:
@@ -245,7 +247,7 @@ class Transfers(Exchange[Transfer]):
             )
         if not agreement.finalized:
             self._negotiations.finalized_at_consumer(tx, agreement)
-            agreement = tx.agreements.fresh(agreement)  # its acknowledgement may have been taken in while we waited
+            agreement = tx.agreements.refresh(agreement)  # its acknowledgement may have been taken in while we waited
         if not agreement.finalized and agreement.ended_at is None:
             raise MessageInvalid("this agreement is not final yet; finish its negotiation", code="not_final")
         return agreement, _check_holds(tx, agreement)
@@ -286,7 +288,7 @@ class Transfers(Exchange[Transfer]):
     def _close(self, tx: Transaction, row: Transfer) -> None:
         """What was handed out for a transfer is void once it does not run any more."""
         if row.state in _OVER:
-            tx.messages.drop(_push_process(row.id))
+            tx.outbox.drop(_push_process(row.id))
             row.generation += 1
             if row.state == states.COMPLETED:
                 row.suspended_by = ""
@@ -530,7 +532,9 @@ class Transfers(Exchange[Transfer]):
         self, tx: Transaction, agreement_id: str, *, role: str, code: str, reason: str, actor: str
     ) -> list[Outbox]:
         """End every transfer under an agreement that has ended."""
-        running = (row for row in tx.transfers.under(agreement_id, role=role) if row.state not in states.FINAL)
+        running = (
+            row for row in tx.transfers.lock_by_agreement(agreement_id, role=role) if row.state not in states.FINAL
+        )
         return [one for row in running for one in self._end(tx, row, code=code, reason=reason, actor=actor)]
 
     # For the machinery.
@@ -566,7 +570,7 @@ class Transfers(Exchange[Transfer]):
         return tx.transfers.peek(pid)
 
     def _of_peer(self, tx: Transaction, row: Transfer, peer_pid: str) -> Transfer | None:
-        return tx.transfers.by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
+        return tx.transfers.find_by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
 
     def _advanced(self, row: Transfer, **about: Any) -> Event:
         detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "format": row.format}
@@ -692,21 +696,21 @@ def _push_process(pid: str) -> str:
     return f"push:{pid}"
 
 
-def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
+def _check_holds(tx: Transaction, agreement: Agreement) -> GrantState:
     # Of what has ended nobody locks the grant any more, so whoever ends it comes to it.
-    grant = tx.agreements.grant_held(agreement.id) if agreement.ended_at is None else None
+    grant = tx.agreements.lock_grant(agreement.id) if agreement.ended_at is None else None
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
     return grant
 
 
-def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts: Facts) -> None:
+def _check_permitted(tx: Transaction, agreement: Agreement, grant: GrantState, facts: Facts) -> None:
     """Evaluate party, purpose and time again: an agreement is not a promise for ever (usage-policies, section 5).
 
     A purpose or an application that is not declared here has to be declared with each request for data.
     """
-    today = used_today(grant, day=int(tx.now // _DAY))
+    today = count_today(grant, day=int(tx.now // _DAY))
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
     policy, later = stored_policies.agreed(agreement), DECLARED - set(facts)

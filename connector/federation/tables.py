@@ -34,7 +34,7 @@ from connector.infra.net.http_client import Net, Reply, fits_header, origin
 from connector.peer_codes import UNKNOWN, read_code
 from connector.setting_types import NAME
 from connector.store import Store, Transaction
-from connector.store.queries.agreements import Holding, Readable, Started
+from connector.store.queries.agreements import ConsumerAgreement, ReadableAgreement, StartedTransfer
 from connector.telemetry import logger
 from policies.contracts.columns import fold
 from policies.contracts.contract import Dimension
@@ -79,10 +79,10 @@ class Holdings:
         self._renewed: dict[str, Access] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._looked: dict[str, tuple[float, Readable]] = {}
+        self._looked: dict[str, tuple[float, ReadableAgreement]] = {}
         self._changes = 0  # heard of so far
         self._looked_for: set[str] = set()  # agreements, until we look
-        self._look: asyncio.Future[dict[str, Readable]]
+        self._look: asyncio.Future[dict[str, ReadableAgreement]]
         store.bus.subscribe(self._heard)
 
     async def ticket(self, agreement_id: str, purpose: str = "") -> Bearer:
@@ -92,7 +92,7 @@ class Holdings:
         access = await self.access(transfer)
         return Bearer(access.endpoint, access.ticket, transfer.counterparty)
 
-    async def _transfers(self, agreement_id: str) -> Sequence[Started]:
+    async def _transfers(self, agreement_id: str) -> Sequence[StartedTransfer]:
         """Started transfers, one at least. A question's fragments ask for theirs at once: one look at the database is
         for all."""
         looked, found = self._looked.get(agreement_id, (float("-inf"), None))
@@ -103,14 +103,14 @@ class Holdings:
             found = (await asyncio.shield(self._look)).get(agreement_id)
         return _started(agreement_id, found)
 
-    async def _look_for_all(self) -> dict[str, Readable]:
+    async def _look_for_all(self) -> dict[str, ReadableAgreement]:
         wanted, self._looked_for = self._looked_for, set()
         changes = self._changes
-        readable = await self._store.read(lambda tx: tx.agreements.readable(wanted))
+        readable = await self._store.read(lambda tx: tx.agreements.read_transfers_by_agreement(wanted))
         self._keep(readable, changes)
         return readable
 
-    def _keep(self, readable: Mapping[str, Readable], changes: int) -> None:
+    def _keep(self, readable: Mapping[str, ReadableAgreement], changes: int) -> None:
         """What can be read, for a moment: what cannot may in the next. Nothing that changed while we looked."""
         if changes != self._changes:
             return
@@ -126,7 +126,7 @@ class Holdings:
             self._changes += 1
             self._looked.clear()
 
-    async def access(self, transfer: Started) -> Access:
+    async def access(self, transfer: StartedTransfer) -> Access:
         """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
         held = address_of(transfer.data_address)
         newer = self._renewed.get(transfer.id)
@@ -150,19 +150,21 @@ class Holdings:
         identifiers.
         """
 
-        def look(tx: Transaction) -> tuple[list[Holding], list[Holding], Mapping[str, Readable]]:
-            agreements = tx.agreements.holdings(limit=_AGREEMENTS_MAX)
+        def look(
+            tx: Transaction,
+        ) -> tuple[list[ConsumerAgreement], list[ConsumerAgreement], Mapping[str, ReadableAgreement]]:
+            agreements = tx.agreements.list_readable(limit=_AGREEMENTS_MAX)
             if names is None:
                 return agreements, agreements, {}
             named = [agreement for agreement in agreements if _may_be(agreement, names)]
-            return agreements, named, tx.agreements.readable({agreement.id for agreement in named})
+            return agreements, named, tx.agreements.read_transfers_by_agreement({agreement.id for agreement in named})
 
         changes = self._changes
         held, wanted, readable = await self._store.read(look)
         self._keep(readable, changes)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: Holding) -> TableInfo | Silent | None:
+        async def shown(agreement: ConsumerAgreement) -> TableInfo | Silent | None:
             async with gate:
                 try:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
@@ -185,7 +187,7 @@ class Holdings:
                 found.setdefault((owner, one.dataset), one if owner == one.owner else replace(one, owner=owner))
         return Known(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    def _silent(self, agreement: Holding, error: HanseError) -> Silent:
+    def _silent(self, agreement: ConsumerAgreement, error: HanseError) -> Silent:
         """An agreement whose owner does not answer, by its dataset's id, or by what it said before."""
         owner, dataset = _names_of(agreement.dataset_id)
         if not owner:
@@ -206,7 +208,7 @@ class Holdings:
         self._shown[agreement_id] = (time.monotonic(), summary)
         return summary
 
-    async def _renew(self, transfer: Started, held: Access) -> Access:
+    async def _renew(self, transfer: StartedTransfer, held: Access) -> Access:
         header = self._identity.mint(transfer.counterparty)
         reply = await self._net.call(
             "POST",
@@ -237,7 +239,7 @@ def address_of(wire: Mapping[str, Any]) -> Access:
     return Access(endpoint, ticket, expires)
 
 
-def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> TableInfo:
+def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: str) -> TableInfo:
     """A provider's summary of an agreement as the planner sees it: of the contract that serves queries for `purpose`.
 
     Where none does, the first one is shown: the owner will refuse, and record it, with the rule. PeerNonsense for what
@@ -295,7 +297,7 @@ def _grid(told: Grid) -> GridInfo:
     )
 
 
-def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
+def _fitting(transfers: Sequence[StartedTransfer], purpose: str) -> StartedTransfer:
     """The transfer whose ticket is good for a purpose: its own, else one of none, as it is declared with the request.
     Without a purpose, the newest that has one: nothing would be declared under one of none.
 
@@ -305,7 +307,7 @@ def _fitting(transfers: Sequence[Started], purpose: str) -> Started:
     return (wanted or [one for one in transfers if not one.purpose] or transfers)[0]
 
 
-def _started(agreement_id: str, found: Readable | None) -> Sequence[Started]:
+def _started(agreement_id: str, found: ReadableAgreement | None) -> Sequence[StartedTransfer]:
     if found is None:
         raise NotFound(f"no agreement {agreement_id!r} with this participant as consumer")
     if found.ended_at is not None:
@@ -334,7 +336,7 @@ class _Owners:
     @classmethod
     def of(
         cls,
-        held: Sequence[Holding],
+        held: Sequence[ConsumerAgreement],
         told: Sequence[TableInfo | Silent],
         names: Collection[tuple[str, str]],
         *,
@@ -381,7 +383,7 @@ def _names_of(dataset_id: str) -> tuple[str, str]:
     return owner, dataset
 
 
-def _check_names(told: Summary, agreement: Holding) -> None:
+def _check_names(told: Summary, agreement: ConsumerAgreement) -> None:
     """PeerNonsense unless the owner and the dataset, as the provider calls them now, fit what was agreed."""
     if not _is_name(told.owner) or _names_of(agreement.dataset_id) not in (("", ""), (told.owner, told.name)):
         raise PeerNonsense(
@@ -390,7 +392,7 @@ def _check_names(told: Summary, agreement: Holding) -> None:
         )
 
 
-def _may_be(agreement: Holding, names: Collection[tuple[str, str]]) -> bool:
+def _may_be(agreement: ConsumerAgreement, names: Collection[tuple[str, str]]) -> bool:
     """Whether an agreement's dataset may stand for one of these names; with an id of another connector for any."""
     owner, dataset = _names_of(agreement.dataset_id)
     return not owner or any(

@@ -14,7 +14,7 @@ from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
 from connector.management.auth import Caller, Tokens
 from connector.management.offers import sentences
-from connector.store.tables import Agreement, Grant
+from connector.store.tables import Agreement, GrantState
 from policies.contracts.contract import to_json
 from policies.review import report
 
@@ -90,7 +90,7 @@ def _fields(row: Agreement) -> dict[str, Any]:
     }
 
 
-def _used(grant: Grant | None) -> dict[str, float]:
+def _used(grant: GrantState | None) -> dict[str, float]:
     names = ("queries", "queries_today", "rows", "bytes")
     if grant is None:
         return {}

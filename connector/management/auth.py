@@ -59,13 +59,13 @@ class Tokens:
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
-            tx.tokens.alone()  # or each of several that start at once would find none good, and make one
+            tx.tokens.lock_exclusively()  # or each of several that start at once would find none good, and make one
             if _admins(tx):
                 return
             hand_over(text)
             first = not tx.tokens.count()
             names = chain(["admin"], (f"admin-{number}" for number in count(2)))
-            name = next(name for name in names if tx.tokens.by_name(name) is None)
+            name = next(name for name in names if tx.tokens.find_by_name(name) is None)
             why = "" if first else "no token with the scope admin was good at this start"
             _add(tx, name, ["admin"], text, None, by="first start" if first else "start", reason=why)
 
@@ -80,10 +80,10 @@ class Tokens:
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
-            tx.tokens.alone()
+            tx.tokens.lock_exclusively()
             if by not in [row.name for row in _admins(tx)]:
                 raise Unauthenticated("this token has just ended; ask an administrator for a new one")
-            if tx.tokens.by_name(name) is not None:
+            if tx.tokens.find_by_name(name) is not None:
                 raise AlreadyExists(
                     f"a token named {name!r} exists; end it first (`hanse token end`) or take another name"
                 )
@@ -97,8 +97,8 @@ class Tokens:
         before the next start."""
 
         def work(tx: Transaction) -> None:
-            tx.tokens.alone()  # or two that end one each would both see the other's
-            row = tx.tokens.by_name(name)
+            tx.tokens.lock_exclusively()  # or two that end one each would both see the other's
+            row = tx.tokens.find_by_name(name)
             if row is None:
                 raise NotFound(f"no token is named {name!r}")
             if _admins(tx) == [row]:
@@ -112,7 +112,7 @@ class Tokens:
         await self._store.write(work)
 
     async def list(self) -> list[ApiToken]:
-        return list(await self._store.read(lambda tx: tx.tokens.all()))
+        return list(await self._store.read(lambda tx: tx.tokens.list_all()))
 
     async def caller(self, token: str) -> Caller:
         """Who holds this token. Unauthenticated for unknown and expired ones.
@@ -120,7 +120,7 @@ class Tokens:
         Read each time: one that was ended at another process is good for nothing here either.
         """
         digest = digest_of(token)
-        row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
+        row = await self._store.read(lambda tx: tx.tokens.find_by_digest(digest))
         if row is None:
             raise Unauthenticated("this token is not known here; use one that this connector issued")
         if row.expires_at is not None and row.expires_at <= time.time():
@@ -164,7 +164,7 @@ class Tokens:
                 **({"token": token} if token else {}),
             },
         )
-        await self._store.refused(refused)
+        await self._store.record_refusal(refused)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +185,9 @@ class Requirement:
 def _admins(tx: Transaction) -> list[ApiToken]:
     """The tokens that an administrator can come in with now."""
     return [
-        row for row in tx.tokens.all() if "admin" in row.scopes and (row.expires_at is None or row.expires_at > tx.now)
+        row
+        for row in tx.tokens.list_all()
+        if "admin" in row.scopes and (row.expires_at is None or row.expires_at > tx.now)
     ]
 
 

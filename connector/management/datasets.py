@@ -17,7 +17,7 @@ from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
 from connector.management.offers import a_party
 from connector.offers.preview import Asked, OwnersView
-from connector.store.tables import Dataset, DatasetVersion
+from connector.store.tables import DatasetVersion, RegisteredDataset
 
 
 class NewDataset(BaseModel):
@@ -95,7 +95,7 @@ class DatasetView(BaseModel):
     )
 
 
-def view(row: Dataset, version: DatasetVersion, *, raw: bool, unchanged: bool | None = None) -> DatasetView:
+def view(row: RegisteredDataset, version: DatasetVersion, *, raw: bool, unchanged: bool | None = None) -> DatasetView:
     """A dataset; with what tells of values in the data only where `raw` says so."""
     return DatasetView(
         id=row.id,

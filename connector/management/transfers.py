@@ -20,7 +20,7 @@ from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
 from connector.management.notify import long_poll
 from connector.store import Store, Transaction
-from connector.store.tables import Received, Transfer
+from connector.store.tables import PushedData, Transfer
 from connector.usage.grants import HELD
 
 Command = Literal["start", "suspend", "resume", "complete", "terminate"]
@@ -124,15 +124,15 @@ async def views(
 ) -> list[TransferView]:
     """Transfers with what was pushed to us under them."""
 
-    def work(tx: Transaction) -> tuple[list[Transfer], dict[str, Received]]:
+    def work(tx: Transaction) -> tuple[list[Transfer], dict[str, PushedData]]:
         rows = look(tx)
-        return rows, tx.received.of([row.id for row in rows])
+        return rows, tx.pushed_data.get_many([row.id for row in rows])
 
     rows, known = await store.read(work)
     return [view(row, _received(known.get(row.id), receiving.progress(row.id))) for row in rows]
 
 
-def _received(row: Received | None, coming: int | None) -> ReceivedView | None:
+def _received(row: PushedData | None, coming: int | None) -> ReceivedView | None:
     if row is not None:
         about = {name: getattr(row, name) for name in ("bytes", "rows", "whole", "received_at", "removed_at")}
         return ReceivedView(coming=False, **about)

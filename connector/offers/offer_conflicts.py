@@ -36,7 +36,7 @@ def problems(tx: Transaction, mine: ActivePolicy, version: DatasetVersion, *, bu
 
 def check_offer(tx: Transaction, mine: ActivePolicy, version: DatasetVersion) -> None:
     """PolicyInvalid where an offer must not stand beside the rest; nobody changes that before the transaction ends."""
-    tx.datasets.hold(version.dataset_id)
+    tx.datasets.lock(version.dataset_id)
     refuse(problems(tx, mine, version))
 
 
@@ -52,11 +52,11 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
 
     What was published has been looked at then. Nobody is told of others' agreements.
     """
-    tx.datasets.hold(dataset_id)
+    tx.datasets.lock(dataset_id)
     digest = reader.digest(policy)
-    if any(offer.digest == digest for offer in tx.datasets.offers_of([dataset_id])):
+    if any(offer.digest == digest for offer in tx.datasets.list_offers_in_force([dataset_id])):
         return
-    version = tx.datasets.current(tx.datasets.of(dataset_id))
+    version = tx.datasets.get_current(tx.datasets.of(dataset_id))
     contracts = compile.compile_contracts(policy, published_schema(version), concluded=tx.now)
     found = problems(tx, ActivePolicy("these terms", policy, contracts, holder=consumer), version)
     if error := next((one for one in found if one.level == "error"), None):
@@ -72,7 +72,7 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
 
 def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[ActivePolicy]:
     schema = published_schema(version)
-    for offer in tx.datasets.offers_of([version.dataset_id]):
+    for offer in tx.datasets.list_offers_in_force([version.dataset_id]):
         if offer.id != but:
             name, meant = f"offer {offer.id}", _meant(offer.policy, schema, now=tx.now)
             if meant is None:
@@ -80,7 +80,7 @@ def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str
             else:
                 yield ActivePolicy(name, *meant)
     known: dict[str, _Meant] = {}  # many agreements are of one offer
-    for row, reads in tx.agreements.on(version.dataset_id):
+    for row, reads in tx.agreements.iterate_by_dataset(version.dataset_id):
         name, over = f"agreement {row.id} with {row.consumer}", row.ended_at is not None
         if over and not reads:
             continue

@@ -18,7 +18,7 @@ from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.offers import offer_conflicts
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion, Json, Offer
+from connector.store.tables import DatasetVersion, Json, Offer, RegisteredDataset
 from policies.authoring import convert
 from policies.contracts import compile, coverage
 from policies.contracts.conflicts import ActivePolicy
@@ -35,7 +35,7 @@ DECIDE = ("auto", "manual", "rules")
 class Checked:
     """An offer that could be published: the policy, what it means, and what was noticed."""
 
-    dataset: Dataset
+    dataset: RegisteredDataset
     version: DatasetVersion
     policy: Policy
     decide: str
@@ -129,7 +129,7 @@ class Offers:
         """Take an offer back: nobody sees it any more. Agreements that were signed stay in force."""
 
         def work(tx: Transaction) -> None:
-            row = tx.datasets.offer(offer_id)
+            row = tx.datasets.get_offer(offer_id)
             if row is None or row.withdrawn_at is not None:
                 raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
             row.withdrawn_at = tx.now
@@ -138,7 +138,7 @@ class Offers:
         await self._store.write(work)
 
     async def get(self, offer_id: str) -> Offer:
-        row = await self._store.read(lambda tx: tx.datasets.offer(offer_id))
+        row = await self._store.read(lambda tx: tx.datasets.get_offer(offer_id))
         if row is None:
             raise NotFound(f"no offer {offer_id!r}; list them with `hanse offer list`")
         return row
@@ -156,7 +156,7 @@ class Offers:
         def read(tx: Transaction) -> list[Offer]:
             found = tx.datasets.find(dataset) if dataset else None
             about = found.id if found else dataset
-            return list(tx.datasets.offers(dataset_id=about, withdrawn=withdrawn, limit=limit, offset=offset))
+            return list(tx.datasets.list_offers(dataset_id=about, withdrawn=withdrawn, limit=limit, offset=offset))
 
         return await self._store.read(read)
 
@@ -219,13 +219,13 @@ def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str
     return read, target, chosen
 
 
-def _with_version(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion]:
+def _with_version(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion]:
     row = tx.datasets.of(key)
-    return row, tx.datasets.current(row)
+    return row, tx.datasets.get_current(row)
 
 
 def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str, left_out: Json | None) -> Offer:
-    if tx.datasets.offer(policy.id) is not None:
+    if tx.datasets.get_offer(policy.id) is not None:
         raise AlreadyExists(f"an offer {policy.id!r} exists; withdraw it and give the new one another name")
     offer_conflicts.check_offer(tx, checked.standing(policy.id), checked.version)
     row = Offer(

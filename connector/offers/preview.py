@@ -26,7 +26,7 @@ from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.offers.offers import Checked
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 from connector.usage.fact_collector import Known, counted, requested
 from policies.contracts import compile as compiler
 from policies.contracts import coverage
@@ -203,14 +203,14 @@ class OwnersView:
             "parameters": {name: str(value) for name, value in prepared.params.items()},
         }
 
-    async def _facts(self, asked: Asked, dataset: Dataset) -> Facts:
+    async def _facts(self, asked: Asked, dataset: RegisteredDataset) -> Facts:
         known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
         first_use = counted(known, uses=0, uses_today=0, running=0)
         return requested(first_use, purpose=expand(asked.purpose), application=asked.application)
 
     async def _shown(
         self,
-        dataset: Dataset,
+        dataset: RegisteredDataset,
         version: DatasetVersion,
         policy: Policy,
         facts: Facts,
@@ -298,9 +298,9 @@ def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
     return {dataset.relation: version_relation(version) for dataset in prepared.datasets}
 
 
-def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offer]]:
+def _rows(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion, list[Offer]]:
     row = tx.datasets.of(key)
-    return row, tx.datasets.current(row), sorted(tx.datasets.offers_of([row.id]), key=_age)
+    return row, tx.datasets.get_current(row), sorted(tx.datasets.list_offers_in_force([row.id]), key=_age)
 
 
 def _age(offer: Offer) -> tuple[float, str]:

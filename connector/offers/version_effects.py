@@ -14,7 +14,7 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Refused
 from connector.offers.preview import OwnersView
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Offer
+from connector.store.tables import Agreement, DatasetVersion, Offer, RegisteredDataset
 from policies.contracts import column_binding
 from policies.contracts import compile as compiler
 from policies.contracts.contract import DataContract
@@ -44,7 +44,9 @@ class Versions:
     def __init__(self, store: Store, view: OwnersView) -> None:
         self._store, self._view = store, view
 
-    async def effects(self, dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
+    async def effects(
+        self, dataset: RegisteredDataset, old: DatasetVersion, new: DatasetVersion
+    ) -> list[dict[str, str]]:
         """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
         found: list[Effect] = []
         standing, earlier = await self._store.read(
@@ -195,9 +197,11 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Sta
 
     Of those that are not understood any more the owner is told; nothing is served under them, whatever the version.
     """
-    rows: list[tuple[str, Offer | Agreement]] = [("offer", row) for row in tx.datasets.offers_of([dataset_id])]
+    rows: list[tuple[str, Offer | Agreement]] = [
+        ("offer", row) for row in tx.datasets.list_offers_in_force([dataset_id])
+    ]
     ended: dict[str, Agreement] = {}
-    for row, reads in tx.agreements.on(dataset_id):
+    for row, reads in tx.agreements.iterate_by_dataset(dataset_id):
         if row.ended_at is None:
             rows.append(("agreement", row))
         elif reads:

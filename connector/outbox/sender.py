@@ -132,10 +132,10 @@ class Sender:
     async def start(self) -> None:
         """Begin to deliver. What an earlier life of this process had leased is free at once; on SQLite, everything."""
         if self._store.is_sqlite:
-            await self._store.write(lambda tx: tx.messages.release_all())
+            await self._store.write(lambda tx: tx.outbox.release_all())
         elif self._instance:
-            await self._store.write(lambda tx: tx.messages.release_of(self._instance))
-        self._compare(time.time(), await self._store.read(lambda tx: tx.messages.clock()))
+            await self._store.write(lambda tx: tx.outbox.release_instance(self._instance))
+        self._compare(time.time(), await self._store.read(lambda tx: tx.outbox.read_clock()))
         self._loop = asyncio.create_task(self._look())
 
     async def stop(self) -> None:
@@ -147,14 +147,14 @@ class Sender:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.settling.close()
         with suppress(HanseError):
-            await self._store.write(lambda tx: tx.messages.release(owner=self.owner))
+            await self._store.write(lambda tx: tx.outbox.release(owner=self.owner))
 
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
         """Put a row into the outbox, leased to us: it is handed over right after the commit."""
         row.circle, row.host = self._circle(tx, row), delivery_classes.host_of(row.address)
         row.due_at = row.created_at = self._at(tx.now)
         row.lease_owner, row.lease_until = self.owner, self._at(tx.now) + self._lease
-        tx.messages.send(row)
+        tx.outbox.send(row)
         return row
 
     def hand_over(self, rows: Iterable[Outbox]) -> None:
@@ -214,7 +214,7 @@ class Sender:
             await self._store.write(self._tidy)
         full, asked = self._circles.full(), time.time()
         due, waiting, clock = await self._store.read(
-            lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting(), tx.messages.clock())
+            lambda tx: (tx.outbox.read_next_due(but=full), tx.outbox.count_waiting(), tx.outbox.read_clock())
         )
         self._compare(asked, clock)
         if self._metrics is not None:
@@ -223,7 +223,7 @@ class Sender:
         if due is None or due > now:
             return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
         rows = await self._store.write(
-            lambda tx: tx.messages.claim(
+            lambda tx: tx.outbox.claim(
                 owner=self.owner, now=self._at(tx.now), lease=self._lease, limit=_CLAIMED_AT_ONCE, but=full
             )
         )
@@ -233,10 +233,10 @@ class Sender:
     def _tidy(self, tx: Transaction) -> None:
         """Remove what nobody will ask for any more, and take up what waits longer than anything does: the clock was set
         back since it was put off."""
-        tx.messages.forget_older(tx.now - _REMEMBER)
-        tx.admissions.forget_idle(tx.now)
+        tx.outbox.forget_older(tx.now - _REMEMBER)
+        tx.process_counters.forget_idle(tx.now)
         now = self._at(tx.now)
-        tx.messages.bring_forward(now, beyond=now + self._cap + _FORGET_EVERY)
+        tx.outbox.bring_forward(now, beyond=now + self._cap + _FORGET_EVERY)
 
     def _compare(self, asked: float, clock: float) -> None:
         """How far the database's clock is ahead, where it answered soon enough to tell."""
@@ -316,7 +316,7 @@ class Sender:
             self._log.error("delivery_not_recorded", process=row.process, exc_info=second)
 
     def _renew(self, tx: Transaction, row_id: int) -> bool:
-        row = tx.messages.leased(row_id, owner=self.owner)
+        row = tx.outbox.lock_leased(row_id, owner=self.owner)
         if row is not None:
             row.lease_until = self._at(tx.now) + self._lease
         return row is not None
@@ -326,7 +326,7 @@ class Sender:
         courier = self._couriers[row.kind]
         held = courier.hold(tx, row)
         if outcome.result in (Result.AGAIN, Result.SOON):
-            kept = tx.messages.leased(row.id, owner=self.owner)
+            kept = tx.outbox.lock_leased(row.id, owner=self.owner)
             if kept is None:
                 return []
             kept.attempts += 1
@@ -336,7 +336,7 @@ class Sender:
                 courier.put_off(tx, kept, outcome, held)
                 return None
             outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
-        if not tx.messages.done(row.id, owner=self.owner):
+        if not tx.outbox.remove_delivered(row.id, owner=self.owner):
             return []
         return courier.settle(tx, row, outcome, held)
 

@@ -1,7 +1,7 @@
-"""Statements that SQLAlchemy writes once for each kind of database, and the driver itself runs.
+"""SQL statements that SQLAlchemy compiles once for each dialect and the database driver runs.
 
-To run one through SQLAlchemy costs several times what the database and its driver need for it. So what every read and
-every round of the log asks is a `Prepared`. Values and columns are of the types that the tables say, as ever.
+Execution through SQLAlchemy costs several times what the database and its driver need. The statements of each read of
+data and of each round of the audit log are therefore a `CompiledStatement`. Values are converted as the tables declare.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ Row = tuple[Any, ...]
 _Process = Callable[[Any], Any]
 
 
-class Prepared:
-    """A statement, for `Unit`. Its values are its `bindparam`s by name; those of an `expanding` one are a list."""
+class CompiledStatement:
+    """A statement for `UnitOfWork`. Its values are its `bindparam`s by name; an `expanding` one takes a list."""
 
     def __init__(self, statement: ReturnsRows, *, columns: Sequence[str] | None = None) -> None:
         self._statement = statement
-        self._columns = columns  # of an INSERT, each of them a value
-        self._written: dict[str, Written] = {}
+        self._columns = columns  # of an INSERT; each takes a value
+        self._by_dialect: dict[str, DialectStatement] = {}
 
-    def on(self, dialect: Dialect) -> Written:
-        """As it is written for a kind of database."""
-        found = self._written.get(dialect.name)
-        if found is None:
-            found = self._written[dialect.name] = Written(self._statement, self._columns, dialect)
-        return found
-
-
-def adding(table: Table, *columns: str, returning: ColumnElement[Any] | None = None) -> Prepared:
-    """A row of these columns, and what it returns; what the others hold is the database's to say."""
-    statement: Insert = insert(table).inline()  # nobody asks for the key that it gets
-    return Prepared(statement if returning is None else statement.returning(returning), columns=columns)
+    def for_dialect(self, dialect: Dialect) -> DialectStatement:
+        """The statement compiled for a dialect; compiled on first use."""
+        compiled = self._by_dialect.get(dialect.name)
+        if compiled is None:
+            compiled = self._by_dialect[dialect.name] = DialectStatement(self._statement, self._columns, dialect)
+        return compiled
 
 
-class Written:
-    """A statement in the SQL of one kind of database, and how values and columns pass between it and us."""
+def build_insert(table: Table, *columns: str, returning: ColumnElement[Any] | None = None) -> CompiledStatement:
+    """An INSERT of one row with these columns and an optional RETURNING. Other columns get their database default."""
+    statement: Insert = insert(table).inline()  # without fetching the generated key
+    return CompiledStatement(statement if returning is None else statement.returning(returning), columns=columns)
+
+
+class DialectStatement:
+    """A statement in the SQL of one dialect, with the conversion of its values and columns."""
 
     def __init__(self, statement: ReturnsRows, columns: Sequence[str] | None, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=columns)
-        assert not compiled.insert_prefetch, "a column has a default that only SQLAlchemy would put in: give its value"
+        assert not compiled.insert_prefetch, (
+            "expected a value for each column with a SQLAlchemy default, got none; add the column"
+        )
         self._compiled, self._dialect = compiled, dialect
         self._sql = compiled.string
         self._order: Sequence[str] | None = compiled.positiontup
@@ -59,32 +61,32 @@ class Written:
             elif encode is not None:
                 self._encoders[name] = encode
 
-    def with_values(self, values: Mapping[str, Any]) -> tuple[str, Any]:
-        """The SQL and its parameters as the driver takes them."""
+    def bind_values(self, values: Mapping[str, Any]) -> tuple[str, Any]:
+        """The SQL and its parameters in the form that the driver takes."""
         sql, order, encoders = self._sql, self._order, self._encoders
-        whole = {**self._fixed, **values}
+        parameters = {**self._fixed, **values}
         if self._expands:  # a list has a parameter for each item
-            state = self._compiled.construct_expanded_state(whole)
-            sql, order, whole = state.statement, state.positiontup, dict(state.parameters)
-            encoders = {name: encode for name, encode in {**encoders, **state.processors}.items() if name in whole}
+            state = self._compiled.construct_expanded_state(parameters)
+            sql, order, parameters = state.statement, state.positiontup, dict(state.parameters)
+            encoders = {name: encode for name, encode in {**encoders, **state.processors}.items() if name in parameters}
         for name, encode in encoders.items():
-            whole[name] = encode(whole[name])
-        return sql, whole if order is None else [whole[name] for name in order]
+            parameters[name] = encode(parameters[name])
+        return sql, parameters if order is None else [parameters[name] for name in order]
 
-    def fetched(self, cursor: DBAPICursor) -> Sequence[Row]:
-        """The rows that it has found, with the values that the types of the columns say."""
+    def fetch_rows(self, cursor: DBAPICursor) -> Sequence[Row]:
+        """The rows of a cursor, with values converted to the Python types of the columns."""
         rows = cursor.fetchall()
         if self._decoders is None:
             self._decoders = [
                 (place, decode)
-                for place, (kind, told) in enumerate(zip(self._types, cursor.description or (), strict=True))
-                if (decode := kind.result_processor(self._dialect, told[1])) is not None
+                for place, (kind, description) in enumerate(zip(self._types, cursor.description or (), strict=True))
+                if (decode := kind.result_processor(self._dialect, description[1])) is not None
             ]
         if not self._decoders:
             return rows
-        return [self._decoded(row) for row in rows]
+        return [self._decode(row) for row in rows]
 
-    def _decoded(self, row: Row) -> Row:
+    def _decode(self, row: Row) -> Row:
         values = list(row)
         for place, decode in self._decoders or ():
             values[place] = decode(values[place])

@@ -1,7 +1,7 @@
-"""Opening the database, and running transactions on it.
+"""The connector's database: opens it and runs units of work as transactions.
 
-SQLite: WAL with synchronous=FULL, and one writer thread. Units of work that arrive together share one commit, each in a
-savepoint of its own: one sync to disk pays for all of them. PostgreSQL: a few threads, one transaction per unit.
+SQLite: WAL with synchronous=FULL and one writer thread. Units of work that arrive together share one commit, each in
+its own savepoint, so that one sync to disk serves all of them. PostgreSQL: several threads, one transaction per unit.
 """
 
 from __future__ import annotations
@@ -27,140 +27,151 @@ from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.infra.concurrency.thread_pool import WAITING_MAX, Threads
 from connector.infra.database.database import LASTING, open_engine, say
-from connector.store.error_mapping import Failures
-from connector.store.queries.audit import mark
-from connector.store.refusal_sampling import Refusals
+from connector.store.error_mapping import ErrorMapper
+from connector.store.queries.audit import make_origin
+from connector.store.refusal_sampling import RefusalSampler
 from connector.store.transaction import Transaction
 from connector.telemetry import logger
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
-Outlet = Callable[[Transaction, Event], None]  # stores something more with an event, in the same transaction
+EventHook = Callable[[Transaction, Event], None]  # stores more rows with an event, in the same transaction
 
-_SNAPSHOT = "REPEATABLE READ"  # PostgreSQL's own has a new snapshot for each statement
+_SNAPSHOT = "REPEATABLE READ"  # PostgreSQL's default level takes a new snapshot for each statement
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
 _COUNT_SECONDS = 60.0
-_LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
-_NO_WRITER = "nothing can be kept any more: what writes to the database has ended; start the connector anew"
-UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
+_LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long, and how often, to ask what became of a lost commit
+_NO_WRITER = "the database writer has stopped and no change can be stored; restart the connector"
+UNKNOWN = "outcome_unknown"  # code of Busy where the connection broke during a commit and the outcome cannot be read
 _log = logger("store")
 
 
 class Store:
-    """One database. `bus` receives events after their commit, in the thread of the event loop that wrote."""
+    """The connector's database. `bus` receives events after their commit, in the thread of the writing event loop."""
 
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
-        self.refusals = Refusals()
-        self._failures = Failures()
-        self._telling = asyncio.Lock()
-        self.outlets: list[Outlet] = []
-        self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
+        self.refusals = RefusalSampler()
+        self._errors = ErrorMapper()
+        self._recording_counts = asyncio.Lock()
+        self.event_hooks: list[EventHook] = []
+        # Marks this process's events among those of other processes on the same database.
+        self.origin = uuid.uuid4().hex
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
-        # As the database was when a reader began, whatever is committed meanwhile: so SQLite reads by itself.
+        # A reader sees one snapshot, whatever is committed meanwhile. SQLite does so by default.
         self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_SNAPSHOT)
         self._readers = Threads(pool_size, "store-read")
         self._lasting = Threads(LASTING, "store-lasting")
-        self._doubts: dict[str, Transaction] = {}  # what may have been committed, by its origin
+        self._doubts: dict[str, Transaction] = {}  # transactions whose outcome is unknown, by origin
         self._writer: _GroupWriter | _PooledWriter = (
-            _GroupWriter(self.engine, self._failures, self.origin)
+            _GroupWriter(self.engine, self._errors, self.origin)
             if self.is_sqlite
-            else _PooledWriter(self.engine, self._failures, pool_size, self.origin, self._doubts)
+            else _PooledWriter(self.engine, self._errors, pool_size, self.origin, self._doubts)
         )
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work(tx)` and commit; what it returns, once the commit is durable. An exception undoes everything."""
-        whole = self._with_outlets(work) if self.outlets else work
-        committing: Future[tuple[T, Transaction]] = self._writer.submit(whole)
+        """Run `work(tx)` and commit. Returns its result once the commit is durable.
+
+        An exception rolls everything back.
+
+        Raises:
+            Busy: the database cannot be written now. With the code `outcome_unknown` the change may have been stored.
+            AlreadyExists: a constraint of the database was violated.
+        """
+        unit = self._with_hooks(work) if self.event_hooks else work
+        committing: Future[tuple[T, Transaction]] = self._writer.submit(unit)
         try:
             result, tx = await asyncio.wrap_future(committing)
-        except asyncio.CancelledError:  # what is committed happened, whoever waits for it
-            committing.add_done_callback(partial(self._tell_later, asyncio.get_running_loop()))
+        except asyncio.CancelledError:  # the commit may still happen, and its events must be delivered
+            committing.add_done_callback(partial(self._deliver_later, asyncio.get_running_loop()))
             raise
-        self._tell(tx)
+        self._deliver(tx)
         return result
 
-    async def refused(self, event: Event) -> None:
-        """Record a refusal that has changed nothing; of a flood of them, some one by one, and the others as a count.
-        What names an agreement and no dataset is told of the agreement's."""
-        if self.refusals.take(event, time.monotonic()):
+    async def record_refusal(self, event: Event) -> None:
+        """Record a refusal that changed nothing. Above the rate limit it is only counted.
+
+        An event with an agreement and no dataset gets the agreement's dataset.
+        """
+        if self.refusals.admit(event, time.monotonic()):
             await self.write(partial(_publish, [event]))
 
-    async def tell_counted(self) -> None:
-        """Record how many more there were; what cannot be recorded now stays for the next time."""
-        async with self._telling:
-            if counted := self.refusals.counted(time.monotonic()):
-                await self.write(partial(_publish, counted))
-                self.refusals.forget(counted)
+    async def record_refusal_counts(self) -> None:
+        """Record the counts of refusals above the rate limit. Counts that cannot be stored now are kept for later."""
+        async with self._recording_counts:
+            if counts := self.refusals.list_counts(time.monotonic()):
+                await self.write(partial(_publish, counts))
+                self.refusals.forget_recorded(counts)
 
-    async def count_refusals(self) -> None:
-        """Record these counts each minute, until cancelled."""
+    async def run_refusal_counter(self) -> None:
+        """Record the counts of refusals once a minute, until cancelled."""
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
             with suppress(Busy):
-                await asyncio.shield(self.tell_counted())  # what is committed is forgotten, whoever waits for it
+                await asyncio.shield(self.record_refusal_counts())  # a commit must also clear the counts
 
-    def _tell(self, tx: Transaction) -> None:
-        """What follows a commit: in the thread of the event loop."""
-        for act in tx.afterwards:
+    def _deliver(self, tx: Transaction) -> None:
+        """Run what follows a commit, in the thread of the event loop."""
+        for act in tx.commit_callbacks:
             act()
-        for happened in tx.published:
-            self.bus.deliver(happened)
+        for event in tx.published:
+            self.bus.deliver(event)
 
-    def _tell_later(self, loop: asyncio.AbstractEventLoop, committed: Future[tuple[Any, Transaction]]) -> None:
+    def _deliver_later(self, loop: asyncio.AbstractEventLoop, committed: Future[tuple[Any, Transaction]]) -> None:
         if not committed.cancelled() and committed.exception() is None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self._tell, committed.result()[1])
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._deliver, committed.result()[1])
 
-    async def look_up(self) -> None:
-        """Tell of what was committed after all where nobody could say so when its answer was lost."""
+    async def resolve_unknown_commits(self) -> None:
+        """Ask again for commits whose answer was lost, and deliver the events of those that were stored."""
         for origin, tx in tuple(self._doubts.items()):
-            asked = partial(_asked_whether_kept, self.engine, self._failures, tx)
-            kept = await asyncio.wrap_future(self._readers.submit(asked))
-            if kept is not None:
+            find = partial(_find_commit, self.engine, self._errors, tx)
+            stored = await asyncio.wrap_future(self._readers.submit(find))
+            if stored is not None:
                 del self._doubts[origin]
-            if kept:
-                self._tell(tx)
+            if stored:
+                self._deliver(tx)
 
-    def _with_outlets(self, work: Work[T]) -> Work[T]:
-        def whole(tx: Transaction) -> T:
+    def _with_hooks(self, work: Work[T]) -> Work[T]:
+        def run(tx: Transaction) -> T:
             result = work(tx)
-            for happened in tuple(tx.published):
-                for outlet in self.outlets:
-                    outlet(tx, happened)
+            for event in tuple(tx.published):
+                for hook in self.event_hooks:
+                    hook(tx, event)
             return result
 
-        return whole
+        return run
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot, which locks nothing; nothing it does is kept. Busy where the database does not
-        answer."""
+        """Run `work(tx)` on a snapshot without locks, then roll back. Busy where the database does not answer."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
-    async def read_lasting(self, work: Work[T]) -> T:
-        """The same, for what may take minutes: in threads of their own, so that nobody's question waits for it."""
+    async def read_long(self, work: Work[T]) -> T:
+        """As `read`, for work that may take minutes: in separate threads, so that short reads do not wait for it."""
         return await asyncio.wrap_future(self._lasting.submit(partial(self.read_now, work)))
 
     def read_now(self, work: Work[T]) -> T:
-        """The same, in this thread: for who builds parts, while nothing runs."""
+        """As `read`, in the calling thread: for start-up, before the event loop runs."""
         try:
             with self._reading.connect() as connection:
-                connection.begin()  # rolled back as the connection is given back
+                connection.begin()  # rolled back when the connection returns to the pool
                 with closing(Transaction(connection, now=time.time())) as tx:
                     return work(tx)
         except (DBAPIError, PoolTimeout) as error:
-            raise self._failures.refusal(error) from error
+            raise self._errors.map_error(error) from error
 
-    async def check(self) -> None:
-        """Busy where the database does not let us read, or takes no changes, or nobody is here to write them. It is
-        asked by reading: a change would wait for those ahead of it, and for what they have locked."""
+    async def check_writable(self) -> None:
+        """Raise Busy unless the database can be read and written.
+
+        The check only reads: a write would wait for the writes ahead of it and for their locks.
+        """
         if not self._writer.alive:
             raise Busy(_NO_WRITER)
-        _, may_change = await self.read(lambda tx: (tx.tokens.count(), tx.may_change()))
-        if not may_change:
-            raise Busy("the database takes no changes now: it is a standby, or set to read only")
+        _, writable = await self.read(lambda tx: (tx.tokens.count(), tx.is_writable()))
+        if not writable:
+            raise Busy("expected a writable database, got one that is a standby or read only; connect to the primary")
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -172,26 +183,29 @@ class Store:
 
 def _publish(events: Sequence[Event], tx: Transaction) -> None:
     for event in events:
-        its = tx.agreements.dataset_of(event.agreement) if event.agreement and not event.dataset else ""
-        tx.publish(replace(event, dataset=its) if its else event)
+        dataset = tx.agreements.read_dataset_id(event.agreement) if event.agreement and not event.dataset else ""
+        tx.publish(replace(event, dataset=dataset) if dataset else event)
 
 
-def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = False) -> tuple[T, Transaction]:
-    """One unit of work in an open transaction, `shared` with others or not. Who opened it undoes it after an error."""
+def _run_unit(connection: Connection, work: Work[T], *, origin: str, shared: bool = False) -> tuple[T, Transaction]:
+    """Run one unit of work in an open transaction. The caller commits, or rolls back after an error.
+
+    `shared`: other units of work are in the same transaction.
+    """
     with closing(Transaction(connection, now=time.time(), origin=origin, shared=shared)) as tx:
         try:
             result = work(tx)
             tx.finish()
         except IntegrityError as error:
-            raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
+            raise AlreadyExists("another request stored the same row a moment ago; read it again") from error
         return result, tx
 
 
 class _GroupWriter:
     """The single writer of an SQLite file."""
 
-    def __init__(self, engine: Engine, failures: Failures, origin: str) -> None:
-        self._engine, self._failures, self._origin = engine, failures, origin
+    def __init__(self, engine: Engine, errors: ErrorMapper, origin: str) -> None:
+        self._engine, self._errors, self._origin = engine, errors, origin
         self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(WAITING_MAX)
         self._closed = False
         self._connection: Connection | None = None
@@ -223,14 +237,14 @@ class _GroupWriter:
 
     def _loop(self) -> None:
         while (first := self._waiting.get()) is not None:
-            stop = self._together(first)
-            del first  # what it was asked for, which may be megabytes and hold files open, while nothing comes
+            stop = self._commit_group(first)
+            del first  # it may hold megabytes and open files while the thread waits for the next unit
             if stop:
                 break
         self._give_back()
 
-    def _together(self, first: tuple[Work[Any], Future[Any]]) -> bool:
-        """Commit it with those that wait behind it; whether nothing comes any more."""
+    def _commit_group(self, first: tuple[Work[Any], Future[Any]]) -> bool:
+        """Commit the unit together with those that wait behind it. Returns whether the writer is to stop."""
         group, over = [first], False
         while not over and len(group) < _GROUP_MAX and not self._waiting.empty():
             more = self._waiting.get_nowait()
@@ -238,15 +252,17 @@ class _GroupWriter:
                 over = True
             else:
                 group.append(more)
-        self._commit_or_tell(group)
+        self._commit_or_fail(group)
         return over
 
-    def _commit_or_tell(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
-        """Whatever goes wrong, nobody of the group waits for ever, and those after it have a writer."""
+    def _commit_or_fail(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
+        """Commit the group. After any failure every caller gets an answer and the writer goes on."""
         try:
             self._commit(group)
-        except BaseException as error:  # noqa: BLE001  # failures of the database are answered before they come here
-            unknown = Busy("the connector failed as it kept this; look whether it did", code=UNKNOWN)
+        except BaseException as error:  # noqa: BLE001  # database errors are handled in `_commit`
+            unknown = Busy(
+                "the connector failed while it stored this change; check whether it was stored", code=UNKNOWN
+            )
             for _, future in group:
                 if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
                     future.set_exception(unknown)
@@ -254,7 +270,7 @@ class _GroupWriter:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """On one connection for all of them, until something fails: the pool knows what to do with it then."""
+        """A transaction on the writer's one connection. After a failure the connection goes back to the pool."""
         if self._connection is None:
             self._connection = self._engine.connect().execution_options(writing=True)
         try:
@@ -278,16 +294,16 @@ class _GroupWriter:
             with self._transaction() as connection:
                 for work, future in group:
                     if not future.set_running_or_notify_cancel():
-                        continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
-                    say(connection, "SAVEPOINT unit")  # SQLAlchemy's own cost more than what most units do
+                        continue  # cancelled before it began; from here on it cannot be cancelled
+                    say(connection, "SAVEPOINT unit")  # SQLAlchemy's savepoints cost more than most units
                     try:
-                        done.append((future, _run(connection, work, origin=self._origin, shared=True)))
-                    except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
+                        done.append((future, _run_unit(connection, work, origin=self._origin, shared=True)))
+                    except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller
                         say(connection, "ROLLBACK TO unit")
-                        future.set_exception(self._failures.refusal(error))
+                        future.set_exception(self._errors.map_error(error))
                     say(connection, "RELEASE unit")
-        except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
-            refusal = self._failures.refusal(error)
+        except Exception as error:  # noqa: BLE001  # no commit: every unit of the group failed
+            refusal = self._errors.map_error(error)
             for _, future in group:
                 if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
                     future.set_exception(refusal)
@@ -300,83 +316,86 @@ class _GroupWriter:
             return
         try:
             with self._transaction() as connection:
-                outcome = _run(connection, work, origin=self._origin)
+                outcome = _run_unit(connection, work, origin=self._origin)
         except Exception as error:  # noqa: BLE001  # the unit's own failure, or the database's
-            future.set_exception(self._failures.refusal(error))
+            future.set_exception(self._errors.map_error(error))
         else:
             future.set_result(outcome)
 
 
 class _PooledWriter:
-    """Writers of a PostgreSQL database: a thread each, retried where the database says that two of them collided.
+    """Writer threads of a PostgreSQL database. A unit is retried after a serialization failure or a deadlock.
 
-    A commit whose answer is lost is looked up, if anybody is to hear of it; what cannot be in time is left in `doubts`.
+    After a lost connection a commit with events is looked up. If that fails in time, the transaction stays in `doubts`.
     """
 
-    alive = True  # its threads answer with whatever fails in them, and go on
+    alive = True  # its threads survive any failure of a unit
 
     def __init__(
-        self, engine: Engine, failures: Failures, size: int, process: str, doubts: dict[str, Transaction]
+        self, engine: Engine, errors: ErrorMapper, size: int, process: str, doubts: dict[str, Transaction]
     ) -> None:
-        self._engine, self._failures, self._process, self._doubts = engine, failures, process, doubts
+        self._engine, self._errors, self._process, self._doubts = engine, errors, process, doubts
         self._numbers = itertools.count()
         self._threads = Threads(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
-        return self._threads.submit(partial(self._attempts, work))
+        return self._threads.submit(partial(self._run_with_retries, work))
 
     def close(self) -> None:
         self._threads.close()
 
-    def _attempts(self, work: Work[Any]) -> Any:
+    def _run_with_retries(self, work: Work[Any]) -> Any:
         for attempt in range(_RETRIES):
             committing: Transaction | None = None
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    outcome = _run(connection, work, origin=mark(self._process, next(self._numbers)))
+                    outcome = _run_unit(connection, work, origin=make_origin(self._process, next(self._numbers)))
                     committing = outcome[1]
                 return outcome
             except (DBAPIError, PoolTimeout) as error:
                 collided = isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
-                if committing is not None and not collided and self._was_kept(committing):
+                if committing is not None and not collided and self._was_stored(committing):
                     return outcome
                 if not collided:
-                    raise self._failures.refusal(error) from error
+                    raise self._errors.map_error(error) from error
                 time.sleep(0.01 * 2**attempt)
         raise Busy("the database stayed contended; try again in a moment")
 
-    def _was_kept(self, tx: Transaction) -> bool:
-        """Whether it was committed. Busy, of the code UNKNOWN, where the database does not say in time."""
+    def _was_stored(self, tx: Transaction) -> bool:
+        """Whether the transaction was committed.
+
+        Raises Busy with the code UNKNOWN if the database does not say in time.
+        """
         until = time.monotonic() + _LOOK_UP_SECONDS
-        while tx.number and time.monotonic() < until:
+        while tx.transaction_id and time.monotonic() < until:
             with suppress(Busy):
-                kept = _asked_whether_kept(self._engine, self._failures, tx)
-                if kept is not None:
-                    return kept
+                stored = _find_commit(self._engine, self._errors, tx)
+                if stored is not None:
+                    return stored
             time.sleep(_LOOK_UP_PAUSE)
-        if tx.number and len(self._doubts) < WAITING_MAX:
+        if tx.transaction_id and len(self._doubts) < WAITING_MAX:
             self._doubts[tx.origin] = tx
-        raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
+        raise Busy("the database connection broke during the commit; check whether the change was stored", code=UNKNOWN)
 
 
-def _asked_whether_kept(engine: Engine, failures: Failures, tx: Transaction) -> bool | None:
-    """Whether this transaction's records are there: None while they may still come. Busy where nobody answers.
+def _find_commit(engine: Engine, errors: ErrorMapper, tx: Transaction) -> bool | None:
+    """Whether the transaction was committed; None while it is undecided. Raises Busy if the database does not answer.
 
-    Its number says only whether it is over: a server that lost the last of its log, or a standby in its place, gives
-    the number out again. What it has written under an origin of its own was written by nobody else.
+    The PostgreSQL transaction id says only whether the transaction is over: a server that lost the end of its log, or a
+    standby that took its place, assigns the id again. The transaction's own origin in a record proves the commit.
     """
     try:
         with engine.connect() as connection:
-            if tx.number is None or _may_come(connection, tx.number):
+            if tx.transaction_id is None or _is_undecided(connection, tx.transaction_id):
                 return None
-            with connection.begin(), closing(Transaction(connection, now=tx.now)) as looking:  # and sees what is over
-                return looking.audit.has(tx.origin, ts=tx.now)
+            with connection.begin(), closing(Transaction(connection, now=tx.now)) as later:  # begun after it was over
+                return later.audit.has_record(tx.origin, ts=tx.now)
     except (DBAPIError, PoolTimeout) as error:
-        raise failures.refusal(error) from error
+        raise errors.map_error(error) from error
 
 
-def _may_come(connection: Connection, number: int) -> bool:
-    """Whether a transaction may be kept yet: it is not over, or this is a standby, which hears of it later."""
+def _is_undecided(connection: Connection, number: int) -> bool:
+    """Whether a transaction may still be committed: it is in progress, or this server is a standby and may lag."""
     with connection.begin():
         if connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar():
             return True
@@ -386,5 +405,5 @@ def _may_come(connection: Connection, number: int) -> bool:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") != "22023":
             raise
-        return False  # a server that has not come to this number does not know of the transaction that had it
+        return False  # the server has not assigned this id yet: the transaction was lost
     return bool(status == "in progress")

@@ -1,10 +1,9 @@
-"""Events that another process on the same PostgreSQL committed reach this process's subscribers.
+"""Delivers events that other processes on the same PostgreSQL committed to this process's subscribers.
 
-The log is the events' table: every event is numbered in it without a gap, by one process at a time, and a cursor over
-these numbers misses none. NOTIFY only says when to look. LISTEN is in force before the first look, and without a word
-there is a look every few seconds: a lost notice, or a lost connection, costs time and no event. Subscribers have an
-event of another process once, in the log's order, within a quarter of a second; an SQLite file has no other process,
-so there is nothing to do.
+The audit log is the queue: one process at a time numbers the events without gaps, so a cursor over the numbers misses
+none. NOTIFY only says when to read. LISTEN is in force before the first read, and the log is also read every few
+seconds: a lost notice or connection costs time and no event. Subscribers get each event of another process once, in the
+log's order, within a quarter of a second. An SQLite file has one process only, so there is nothing to do.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from typing import TYPE_CHECKING
 from connector.errors import HanseError
 from connector.events import Event, event_of
 from connector.store.engine import Store
-from connector.store.error_mapping import cause_of
+from connector.store.error_mapping import describe_cause
 from connector.store.queries.audit import CHANNEL
 from connector.store.transaction import Transaction
 from connector.telemetry import logger
 
-if TYPE_CHECKING:  # on an SQLite file nobody needs the driver, and a start need not wait for it
+if TYPE_CHECKING:  # SQLite does not need the driver, and importing it slows the start
     import psycopg
 
-_LOOK_AGAIN = 2.0  # seconds without a notice
-_LEFT_BEHIND = 1.0  # seconds after which a record that is not numbered belongs to a process that died
+_POLL_SECONDS = 2.0  # longest time between reads without a notice
+_ABANDONED_SECONDS = 1.0  # a record without a number for this long belongs to a process that died
 _PAGE = 500
 _PAUSE, _PAUSE_MAX = 0.1, 5.0
 _log = logger("relay")
 
 
-class Relay:
-    """One per process. `number` is called where somebody's records wait to be numbered: its process may be dead."""
+class EventRelay:
+    """Event relay of one process. `number` is called when records of another process wait for a number too long."""
 
     def __init__(self, store: Store, *, number: Callable[[], None]) -> None:
         self._store = store
@@ -45,10 +44,10 @@ class Relay:
         self._stopping = False
 
     async def start(self) -> None:
-        """From now on: what was committed before is not told."""
+        """Start to relay. Events that were committed before are not delivered."""
         if self._store.is_sqlite:
             return
-        self._next = await self._store.read(lambda tx: tx.audit.size())
+        self._next = await self._store.read(lambda tx: tx.audit.read_size())
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -61,61 +60,62 @@ class Relay:
         pause = _PAUSE
         while not self._stopping:
             try:
-                async with _listening(self._store) as connection:
+                async with _open_listener(self._store) as connection:
                     while not self._stopping:
-                        await self.look()
+                        await self.deliver_new()
                         pause = _PAUSE
-                        await self._news(connection)
-            except Exception as error:  # noqa: BLE001  # a relay that stops is a process that hears nothing any more
-                reason = error.message if isinstance(error, HanseError) else cause_of(error)
+                        await self._wait_for_notice(connection)
+            except Exception as error:  # noqa: BLE001  # a stopped relay would leave this process without events
+                reason = error.message if isinstance(error, HanseError) else describe_cause(error)
                 _log.warning("relay_interrupted", reason=reason, pause=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _PAUSE_MAX)
 
-    async def _news(self, connection: psycopg.AsyncConnection) -> None:
-        """Wait for a notice of what others did, or until it is time to look without one."""
-        ends = time.monotonic() + _LOOK_AGAIN
+    async def _wait_for_notice(self, connection: psycopg.AsyncConnection) -> None:
+        """Wait for a notice of another process, at most `_POLL_SECONDS`."""
+        ends = time.monotonic() + _POLL_SECONDS
         while (left := ends - time.monotonic()) > 0:
             async for notice in connection.notifies(timeout=left, stop_after=1):
                 if notice.payload != self._store.origin:
                     return
-        await _say(connection, "SELECT 1")  # a connection that is dead is as quiet as one that has no news
+        await _execute(connection, "SELECT 1")  # a dead connection is silent too; this raises
 
-    async def look(self) -> None:
-        """Deliver everything that others committed since the last look, and what we did without knowing."""
-        await self._store.look_up()
+    async def deliver_new(self) -> None:
+        """Deliver events of other processes since the last call, and own events whose commit was in doubt."""
+        await self._store.resolve_unknown_commits()
         more = True
         while more:
-            events, self._next, more, left = await self._store.read(self._page)
+            events, self._next, more, abandoned = await self._store.read(self._read_page)
             for event in events:
                 self._store.bus.relay(event)
-            if left:
+            if abandoned:
                 self._number()
 
-    def _page(self, tx: Transaction) -> tuple[list[Event], int, bool, bool]:
-        """Events of others, where to go on, whether there are more, and whether somebody has left some unnumbered."""
-        size = tx.audit.size()
-        rows = tx.audit.of_others(self._store.origin, start=self._next, stop=size, limit=_PAGE)
-        found = [event for row in rows if (event := event_of(json.loads(row.body))) is not None]
+    def _read_page(self, tx: Transaction) -> tuple[list[Event], int, bool, bool]:
+        """Events of other processes, the next position, whether more follow, and whether records wait for a number."""
+        size = tx.audit.read_size()
+        rows = tx.audit.list_from_others(self._store.origin, start=self._next, stop=size, limit=_PAGE)
+        events = [event for row in rows if (event := event_of(json.loads(row.body))) is not None]
         more = len(rows) == _PAGE
-        oldest = tx.audit.waiting_since()
-        return found, rows[-1].idx + 1 if more else size, more, oldest is not None and tx.now - oldest > _LEFT_BEHIND
+        oldest = tx.audit.read_oldest_pending_time()
+        is_abandoned = oldest is not None and tx.now - oldest > _ABANDONED_SECONDS
+        return events, rows[-1].idx + 1 if more else size, more, is_abandoned
 
 
 @asynccontextmanager
-async def _listening(store: Store) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection of our own that hears of rounds."""
+async def _open_listener(store: Store) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A separate connection that listens for notices of the audit log."""
     import psycopg
 
     arguments, options = store.engine.dialect.create_connect_args(store.engine.url)
     connection = await psycopg.AsyncConnection.connect(*arguments, **options, autocommit=True)
     async with connection:
-        await _say(connection, f"LISTEN {CHANNEL}")
+        await _execute(connection, f"LISTEN {CHANNEL}")
         yield connection
 
 
-async def _say(connection: psycopg.AsyncConnection, statement: str) -> None:
-    """Have a statement carried out; TimeoutError where there is no answer."""
+async def _execute(connection: psycopg.AsyncConnection, statement: str) -> None:
+    """Run a statement. Raises TimeoutError if there is no answer."""
     from connector.infra.database.postgres_options import ANSWER_SECONDS
 
     async with asyncio.timeout(ANSWER_SECONDS):

@@ -1,4 +1,4 @@
-"""Bringing the connector's database to the schema of this program: at start and by `hanse connector migrate`."""
+"""Schema migration of the connector's database, at start and by `hanse connector migrate`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _LOCK = 0x48414E53  # "HANS"
 
 
 def upgrade(url: str) -> tuple[str, str]:
-    """Migrate the database to the newest schema; the revisions before and after ("" for an empty database)."""
+    """Migrate to the newest schema. Returns the revisions before ("" for an empty database) and after."""
     return database.upgrade(url, folder=FOLDER, lock=_LOCK)
 
 
-def missing(url: str) -> bool:
-    """Whether it is an SQLite database that nobody has made yet."""
+def is_missing(url: str) -> bool:
+    """Whether the URL names an SQLite file that does not exist yet."""
     return bool(database.missing(url))
 
 
-def named(url: str) -> str:
-    """The database as it may be shown to an operator."""
+def redact_password(url: str) -> str:
+    """The database URL without its password, to be shown to an operator."""
     return database.named(url)
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Where an SQLite database really is, whatever links lead there; None for any other."""
+    """The file of an SQLite database with links resolved; None for PostgreSQL."""
     path = database.sqlite_file(url)
     return path and path.resolve()

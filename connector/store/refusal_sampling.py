@@ -1,9 +1,8 @@
-"""How much of what is refused is recorded one by one (decision 35).
+"""Rate limit for recorded refusals, with counts of the rest (decision 35). Pure: no clock, no database.
 
-A refusal costs whoever asks nothing, and each record stays on our disk. Of each actor the log has some at once and one
-a second, and what is beyond is counted, by actor, agreement and reason; the count is a record, too. Actors are many:
-whoever has a DID is one. Refusals that name no agreement share another, slower allowance, so that strangers cannot fill
-the log between them, nor take from what is recorded of those whom the owner agreed with. Pure: no clock, no database.
+A refusal costs the sender nothing, but its record stays on disk. Each actor has a burst of recorded refusals and one
+more a second. Refusals above that are counted by actor, agreement and reason, and the count is recorded. Anyone can
+make many DIDs, so refusals without an agreement also share one limit. It does not reduce what is recorded for partners.
 """
 
 from __future__ import annotations
@@ -14,46 +13,52 @@ from collections import Counter, OrderedDict
 from connector.events import Event, RefusalsCounted
 from connector.infra.concurrency.recent_keys import keep
 
-EACH = 600  # records in ten minutes, and as many at once, of one actor
-STRANGERS = 3_000  # of all who name no agreement
-ACTORS_MAX = 4_096  # whose allowances are kept
-COUNTED_MAX = 128  # counts, and so records a minute, of strangers, and as many of actors with their agreements
-OTHERS = "others"  # in whose name the rest is counted
-_AHEAD = 600.0  # seconds
+ACTOR_BURST = 600  # records of one actor in ten minutes, and at once
+UNKNOWN_BURST = 3_000  # records of all refusals without an agreement in ten minutes, and at once
+ACTORS_MAX = 4_096  # actors whose limits are kept
+COUNTED_MAX = 128  # counts (records a minute) of refusals without an agreement, and as many of refusals with one
+OTHERS = "others"  # actor of the count of the rest
+_WINDOW_SECONDS = 600.0
 
 
-class Refusals:
-    """What was refused of late in this process."""
+class RefusalSampler:
+    """The recent refusals of this process: which to record, and the counts of the others."""
 
     def __init__(self) -> None:
-        self._full: OrderedDict[str, float] = OrderedDict()  # until when each allowance is used, the least used first
-        self._strangers = float("-inf")
+        self._actor_full: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # by actor: time until which the limit is used; least recently used first
+        self._unknown_full = float("-inf")
         self._since: float | None = None
         self._counts: dict[tuple[str, str], Counter[str]] = {}
 
-    def take(self, event: Event, now: float) -> bool:
-        """Whether the log should have this refusal as it is; else it is counted."""
-        own = max(self._full.get(event.actor, now), now) + _AHEAD / EACH
-        shared = max(self._strangers, now) + _AHEAD / STRANGERS
-        if own - now > _AHEAD or (not event.agreement and shared - now > _AHEAD):
+    def admit(self, event: Event, now: float) -> bool:
+        """Whether to record this refusal by itself. If not, it is counted.
+
+        `now`: seconds of a monotonic clock.
+        """
+        actor_full = max(self._actor_full.get(event.actor, now), now) + _WINDOW_SECONDS / ACTOR_BURST
+        unknown_full = max(self._unknown_full, now) + _WINDOW_SECONDS / UNKNOWN_BURST
+        is_unknown = not event.agreement
+        if actor_full - now > _WINDOW_SECONDS or (is_unknown and unknown_full - now > _WINDOW_SECONDS):
             self.count(event, now)
             return False
-        if not event.agreement:
-            self._strangers = shared
-        keep(self._full, event.actor, own, most=ACTORS_MAX)
+        if is_unknown:
+            self._unknown_full = unknown_full
+        keep(self._actor_full, event.actor, actor_full, most=ACTORS_MAX)
         return True
 
     def count(self, event: Event, now: float) -> None:
-        """Count one that the log is not to have as it is."""
+        """Count a refusal that is not recorded by itself."""
         if self._since is None:
             self._since = now
-        who = (event.actor, event.agreement)
-        if who not in self._counts and self._alike(event.agreement) >= COUNTED_MAX:
-            who = (OTHERS, "")
-        self._counts.setdefault(who, Counter())[event.code] += 1
+        key = (event.actor, event.agreement)
+        if key not in self._counts and self._count_keys(with_agreement=bool(event.agreement)) >= COUNTED_MAX:
+            key = (OTHERS, "")
+        self._counts.setdefault(key, Counter())[event.code] += 1
 
-    def counted(self, now: float) -> list[RefusalsCounted]:
-        """What was counted and not forgotten, as records."""
+    def list_counts(self, now: float) -> list[RefusalsCounted]:
+        """The counts since they were last recorded, as events."""
         seconds = 0 if self._since is None else math.ceil(now - self._since)
         return [
             RefusalsCounted(
@@ -65,9 +70,9 @@ class Refusals:
             for (actor, agreement), codes in self._counts.items()
         ]
 
-    def forget(self, told: list[RefusalsCounted]) -> None:
-        """These are in the log; what came since is for the next time."""
-        for event in told:
+    def forget_recorded(self, events: list[RefusalsCounted]) -> None:
+        """Subtract counts that are now in the log. Later refusals stay counted."""
+        for event in events:
             left = self._counts[event.actor, event.agreement]
             left.subtract(event.detail["codes"])
             if not any(left.values()):
@@ -75,6 +80,5 @@ class Refusals:
         if not self._counts:
             self._since = None
 
-    def _alike(self, agreement: str) -> int:
-        """How many counts there are of strangers, or of those who are none."""
-        return sum(bool(named) == bool(agreement) for _, named in self._counts)
+    def _count_keys(self, *, with_agreement: bool) -> int:
+        return sum(bool(agreement) == with_agreement for _, agreement in self._counts)

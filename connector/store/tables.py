@@ -1,7 +1,7 @@
-"""All tables. The rows are the connector's entities; there is no second set of classes.
+"""All tables of the connector. The rows are its entities; there is no second set of classes.
 
-Rows are detached after their transaction: they can be read anywhere, and changed only inside one.
-Times are UTC seconds since the epoch. JSON columns hold what came or will go over the wire, unchanged.
+After its transaction a row is detached: it can be read anywhere and changed only inside a transaction.
+Times are UTC seconds since the epoch. JSON columns hold messages as they are on the wire.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = dict[str, Any]
 
 
-class Table(DeclarativeBase):
+class ConnectorTable(DeclarativeBase):
+    """Base class of all tables."""
+
     type_annotation_map: ClassVar = {
         Json: JSON,
         list[Any]: JSON,
@@ -26,11 +28,11 @@ class Table(DeclarativeBase):
     }
 
 
-def bare(rows: type[Table]) -> sqlalchemy.Table:
-    """The table behind a class of rows, for statements without objects.
+def core_table(rows: type[ConnectorTable]) -> sqlalchemy.Table:
+    """The SQLAlchemy Core table of a row class, for statements without row objects.
 
-    What every read and every message needs is such a statement, built once as a constant of its module: an object
-    costs several times as much as its values, and building a statement anew as much as running it.
+    Each read and each message uses such statements, built once as constants of their module: a row object costs several
+    times as much as its values, and building a statement costs as much as running it.
     """
     table = rows.__table__
     assert isinstance(table, sqlalchemy.Table)
@@ -38,28 +40,30 @@ def bare(rows: type[Table]) -> sqlalchemy.Table:
 
 
 _Key = String(255)
-_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates values only for an INTEGER key
 
 
-KNOWN = text("peer_pid <> ''")  # said by the index and by who looks for a pid: without it no database uses the index
+HAS_PEER_PID = text("peer_pid <> ''")  # condition of the index; a query must repeat it to use the index
 
 
-OPEN = text("state NOT IN ('FINALIZED', 'COMPLETED', 'TERMINATED')")  # as KNOWN: the index and who asks say the same
+IS_OPEN = text(
+    "state NOT IN ('FINALIZED', 'COMPLETED', 'TERMINATED')"
+)  # condition of the index; a query must repeat it to use the index
 
 
 def _open_by_counterparty(table: str) -> Index:
-    """How many processes a counterparty has open is counted for each new one."""
-    return Index(f"{table}_open", "counterparty", "role", sqlite_where=OPEN, postgresql_where=OPEN)
+    """Index for counting the open processes of a counterparty, done for each new process."""
+    return Index(f"{table}_open", "counterparty", "role", sqlite_where=IS_OPEN, postgresql_where=IS_OPEN)
 
 
 def _one_per_peer_pid(table: str) -> Index:
-    """A counterparty's pid names one process at most: two deliveries of a first request cannot both be taken in."""
-    names = ("role", "counterparty", "peer_pid")
-    return Index(f"{table}_peer", *names, unique=True, sqlite_where=KNOWN, postgresql_where=KNOWN)
+    """Unique index on a counterparty's pid, so that two deliveries of a first request create one process."""
+    columns = ("role", "counterparty", "peer_pid")
+    return Index(f"{table}_peer", *columns, unique=True, sqlite_where=HAS_PEER_PID, postgresql_where=HAS_PEER_PID)
 
 
-class ApiToken(Table):
-    """A bearer token of the management API; only its SHA-256 is kept."""
+class ApiToken(ConnectorTable):
+    """A bearer token of the management API; only its SHA-256 is stored."""
 
     __tablename__ = "api_token"
     name: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -69,8 +73,8 @@ class ApiToken(Table):
     expires_at: Mapped[float | None]
 
 
-class Dataset(Table):
-    """Something that can be offered. Invisible to others until an offer is attached."""
+class RegisteredDataset(ConnectorTable):
+    """A registered dataset. Invisible to others until an offer is attached."""
 
     __tablename__ = "dataset"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)  # urn:hanse:<connector name>:<dataset name>
@@ -84,7 +88,7 @@ class Dataset(Table):
     created_at: Mapped[float]
 
 
-class DatasetVersion(Table):
+class DatasetVersion(ConnectorTable):
     """One pinned state of a dataset: its files by digest, schema and statistics."""
 
     __tablename__ = "dataset_version"
@@ -92,13 +96,16 @@ class DatasetVersion(Table):
     digest: Mapped[str] = mapped_column(_Key, primary_key=True)
     source: Mapped[Json]  # kind, options, files: [{path, size, mtime_ns, inode, device, sha256}]
     schema: Mapped[list[Any]]  # [{name, type}]
-    profile: Mapped[Json]  # rows, bytes, columns: {name: statistics}; for the owner, not for the catalogue
+    profile: Mapped[Json]  # rows, bytes, columns: {name: statistics}; shown to the owner only
     created_at: Mapped[float]
 
 
-class Offer(Table):
-    """A policy attached to a dataset. `policy` is the ODRL offer; `form` the YAML it was written in. `left_out`: the
-    share of one version that its grids leave out, where its owner publishes that."""
+class Offer(ConnectorTable):
+    """A policy attached to a dataset.
+
+    `policy` is the ODRL offer and `form` the YAML that it was written in. `left_out` is the share of one version that
+    its grids leave out, if the owner publishes it.
+    """
 
     __tablename__ = "offer"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -112,25 +119,28 @@ class Offer(Table):
     left_out: Mapped[Json | None]
 
 
-class Negotiation(Table):
-    """A contract negotiation, as either side. `id` is our own pid; `peer_pid` the counterparty's, once known."""
+class Negotiation(ConnectorTable):
+    """A contract negotiation in either role.
+
+    `id` is this participant's pid, `peer_pid` the counterparty's once known.
+    """
 
     __tablename__ = "negotiation"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
-    role: Mapped[str] = mapped_column(String(16))  # consumer | provider: ours
+    role: Mapped[str] = mapped_column(String(16))  # this participant's: consumer | provider
     peer_pid: Mapped[str] = mapped_column(_Key, default="")
     counterparty: Mapped[str] = mapped_column(_Key)
-    address: Mapped[str]  # base URL where the counterparty receives our messages
+    address: Mapped[str]  # base URL where the counterparty receives messages
     state: Mapped[str] = mapped_column(String(16))
     pending: Mapped[str] = mapped_column(String(64), default="")  # our message that is not acknowledged yet
     dataset_id: Mapped[str] = mapped_column(_Key, default="")
     offer_id: Mapped[str] = mapped_column(_Key, default="")
-    offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, last sent or received, as we write them
+    offer: Mapped[Json] = mapped_column(default=dict)  # the terms last sent or received, in this connector's spelling
     decide: Mapped[str] = mapped_column(String(16), default="auto")
     agreement_id: Mapped[str] = mapped_column(_Key, default="")
-    # What we asked for it for, where that was said; the other side is not told before it transfers.
+    # The consumer's purpose, if given. The provider learns it with the first transfer.
     purpose: Mapped[str] = mapped_column(default="", server_default="")
-    code: Mapped[str] = mapped_column(_Key, default="")  # why it stands or ended as it does, for machines
+    code: Mapped[str] = mapped_column(_Key, default="")  # machine-readable reason of the state
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")
     created_at: Mapped[float]
@@ -143,12 +153,14 @@ class Negotiation(Table):
     )
 
 
-class Agreement(Table):
-    """What both sides signed. Immutable, except for its end."""
+class Agreement(ConnectorTable):
+    """An agreement that both sides signed. Immutable, except for its end."""
 
     __tablename__ = "agreement"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
-    role: Mapped[str] = mapped_column(String(16), primary_key=True)  # ours; a connector may agree with itself
+    role: Mapped[str] = mapped_column(
+        String(16), primary_key=True
+    )  # this participant's; a connector may agree with itself
     negotiation_id: Mapped[str] = mapped_column(_Key, index=True)
     dataset_id: Mapped[str] = mapped_column(_Key, index=True)
     offer_id: Mapped[str] = mapped_column(_Key, default="")
@@ -158,7 +170,7 @@ class Agreement(Table):
     policy: Mapped[Json]
     digest: Mapped[str] = mapped_column(_Key)
     signed_at: Mapped[float]
-    # Of our dataset that we signed for; none where it is the other side's, or signed before this was kept.
+    # The provider's dataset version at signing. Empty at the consumer and in agreements older than this column.
     version: Mapped[str] = mapped_column(_Key, default="", server_default="")
     finalized: Mapped[bool] = mapped_column(Boolean, default=False)
     ended_at: Mapped[float | None]
@@ -167,8 +179,8 @@ class Agreement(Table):
     __table_args__ = (Index("agreement_under", "offer_id", "consumer", "ended_at"),)
 
 
-class Transfer(Table):
-    """A transfer process, as either side. `data_address` holds the ticket at the consumer, never at the provider."""
+class Transfer(ConnectorTable):
+    """A transfer process in either role. `data_address` holds the ticket at the consumer, never at the provider."""
 
     __tablename__ = "transfer"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -183,7 +195,7 @@ class Transfer(Table):
     purpose: Mapped[str] = mapped_column(default="")
     data_address: Mapped[Json] = mapped_column(default=dict)
     suspended_by: Mapped[str] = mapped_column(String(16), default="")
-    generation: Mapped[int] = mapped_column(default=0)  # raised at each start and stop: older tickets are void
+    generation: Mapped[int] = mapped_column(default=0)  # incremented at each start and stop: older tickets are invalid
     code: Mapped[str] = mapped_column(_Key, default="")
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")
@@ -197,22 +209,22 @@ class Transfer(Table):
     )
 
 
-class Received(Table):
-    """What a provider pushed to us under a transfer: checked, whole, and kept in a file until somebody removes it."""
+class PushedData(ConnectorTable):
+    """Data that a provider pushed under a transfer: checked, complete, and stored in a file until it is removed."""
 
     __tablename__ = "received"
     transfer_id: Mapped[str] = mapped_column(_Key, primary_key=True)
     rows: Mapped[int]
     batches: Mapped[int]
     bytes: Mapped[int]
-    whole: Mapped[bool] = mapped_column(Boolean)  # its sender says so in an end record; streams of others have none
-    digest: Mapped[str] = mapped_column(_Key)  # as the end record has it
+    whole: Mapped[bool] = mapped_column(Boolean)  # confirmed by an end record; streams of other products have none
+    digest: Mapped[str] = mapped_column(_Key)  # from the end record
     received_at: Mapped[float]
     removed_at: Mapped[float | None]
 
 
-class Grant(Table):
-    """The mutable side of an agreement at its provider: used quantities, and whether it still holds."""
+class GrantState(ConnectorTable):
+    """The mutable state of an agreement at its provider: usage counters and revocation."""
 
     __tablename__ = "grant_state"
     agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -220,47 +232,51 @@ class Grant(Table):
     reason: Mapped[str] = mapped_column(default="")
     generation: Mapped[int] = mapped_column(default=0)
     queries: Mapped[int] = mapped_column(default=0)
-    day: Mapped[int] = mapped_column(default=0)  # days since the epoch, UTC, that queries_today counts
+    day: Mapped[int] = mapped_column(default=0)  # day of `queries_today`, in days since the epoch (UTC)
     queries_today: Mapped[int] = mapped_column(default=0)
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)
-    epsilon_micro: Mapped[int] = mapped_column(default=0)  # of the privacy budget, in millionths
+    epsilon_micro: Mapped[int] = mapped_column(default=0)  # spent privacy budget in millionths of epsilon
 
 
-class PrivateAnswer(Table):
-    """An answer with noise, which the same question gets again: a second draw would cost a second time. Beside it,
-    under the question with a `?`, the read that was charged for it last."""
+class NoisedAnswer(ConnectorTable):
+    """A noised answer, returned again for the same question: a second draw would cost budget again.
+
+    A row whose question ends in `?` holds the id of the read that was charged last.
+    """
 
     __tablename__ = "private_answer"
     agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
-    question: Mapped[str] = mapped_column(_Key, primary_key=True)  # of version, permission and what is asked
+    question: Mapped[str] = mapped_column(_Key, primary_key=True)  # digest of version, permission and query
     epsilon_micro: Mapped[int]
     answer: Mapped[bytes]  # Arrow stream of the noised table
     answered_at: Mapped[float]
 
 
-class OpenRead(Table):
-    """A read whose start is in the log and whose end is not; what a crash leaves is closed later."""
+class OpenRead(ConnectorTable):
+    """A read whose start is in the log and whose end is not. A read left by a crash is closed later."""
 
     __tablename__ = "open_read"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)  # the read's id
-    instance: Mapped[str] = mapped_column(_Key, index=True)  # whose it is: a process's name, and which run of it
-    body: Mapped[Json]  # the fields of its start that its end repeats
+    instance: Mapped[str] = mapped_column(_Key, index=True)  # name of the process and its run
+    body: Mapped[Json]  # fields of the start record that the end record repeats
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)
 
 
-class ProcessLease(Table):
-    """A run of a process that is alive, or was until then, by the database's clock; there is none on SQLite."""
+class ProcessLease(ConnectorTable):
+    """The lease of a running process, by the database's clock. Not used on SQLite."""
 
     __tablename__ = "process_lease"
     run: Mapped[str] = mapped_column(_Key, primary_key=True)  # as in `OpenRead.instance`
     until: Mapped[float]
 
 
-class ReadPlace(Table):
-    """A read's place among those that an agreement allows at once, over every process; nobody's after `until`, by the
-    database's clock."""
+class ReadPlace(ConnectorTable):
+    """A read's place among the concurrent reads of an agreement in all processes.
+
+    Free after `until` (database's clock).
+    """
 
     __tablename__ = "read_place"
     read_id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -268,35 +284,35 @@ class ReadPlace(Table):
     until: Mapped[float]
 
 
-class Attestation(Table):
-    """What the owner knows and vouches for: one value of one fact about a participant, or about a dataset."""
+class Attestation(ConnectorTable):
+    """An attestation by the owner: one value of one fact about a participant or a dataset."""
 
     __tablename__ = "attestation"
     subject: Mapped[str] = mapped_column(_Key, primary_key=True)  # a DID, or a dataset's id
     fact: Mapped[str] = mapped_column(_Key, primary_key=True)  # short key: ds:permit
     value: Mapped[str] = mapped_column(_Key, primary_key=True)
     valid_until: Mapped[float | None]
-    evidence: Mapped[str]  # where the owner has it from
+    evidence: Mapped[str]  # source of the owner's knowledge
     recorded_by: Mapped[str] = mapped_column(_Key)
     recorded_at: Mapped[float]
 
 
-class DutyEvidence(Table):
-    """Somebody says that a duty of an agreement was fulfilled, and what shows it."""
+class DutyEvidence(ConnectorTable):
+    """A statement by provider or consumer that a duty of an agreement was fulfilled, with its evidence."""
 
     __tablename__ = "duty_evidence"
     id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
     agreement_id: Mapped[str] = mapped_column(_Key, index=True)
-    role: Mapped[str] = mapped_column(String(16))  # ours under the agreement
+    role: Mapped[str] = mapped_column(String(16))  # this participant's under the agreement
     path: Mapped[str] = mapped_column(_Key)  # /obligation/0 or /permission/0/duty/0
-    given_by: Mapped[str] = mapped_column(String(16))  # provider | consumer: whose word it is
+    given_by: Mapped[str] = mapped_column(String(16))  # provider | consumer
     actor: Mapped[str] = mapped_column(_Key)
     fulfilled_at: Mapped[float]
     evidence: Mapped[str]
 
 
-class DutyWatch(Table):
-    """Where a duty stood when it was last looked at: a change is told once."""
+class DutyWatch(ConnectorTable):
+    """The last state of a duty. A change is reported once."""
 
     __tablename__ = "duty_watch"
     agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -306,32 +322,32 @@ class DutyWatch(Table):
     told_at: Mapped[float]
 
 
-class Outbox(Table):
+class Outbox(ConnectorTable):
     """A message to be delivered, at least once, in order of `id` within its process."""
 
     __tablename__ = "outbox"
     id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
-    process: Mapped[str] = mapped_column(_Key, index=True)  # our pid, or a webhook's id
+    process: Mapped[str] = mapped_column(_Key, index=True)  # this participant's pid, or a webhook's id
     kind: Mapped[str] = mapped_column(String(16))  # negotiation | transfer | webhook
     address: Mapped[str]  # base URL
     path: Mapped[str]
     audience: Mapped[str] = mapped_column(_Key, default="")
-    circle: Mapped[str] = mapped_column(String(16), default="known")  # with whom it shares places (`dsp.circles`)
-    host: Mapped[str] = mapped_column(_Key, default="")  # of the address
+    circle: Mapped[str] = mapped_column(String(16), default="known")  # delivery class (`outbox.delivery_classes`)
+    host: Mapped[str] = mapped_column(_Key, default="")  # host of the address
     message: Mapped[Json]
     attempts: Mapped[int] = mapped_column(default=0)
-    not_yet: Mapped[int] = mapped_column(default=0)  # attempts that were answered with "not known here", so far
+    not_yet: Mapped[int] = mapped_column(default=0)  # attempts that were answered with "not found"
     due_at: Mapped[float] = mapped_column(index=True)
     lease_until: Mapped[float] = mapped_column(default=0.0)
     lease_owner: Mapped[str] = mapped_column(_Key, default="")
     created_at: Mapped[float]
 
-    # An id is never used twice: a delivery that ends late must not settle another message (SQLite would reuse it).
+    # An id is never reused (SQLite would): a late delivery must not remove another message.
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
-class Inbox(Table):
-    """A message that was taken in, so that its repeat has no second effect."""
+class Inbox(ConnectorTable):
+    """The id of a processed message, so that a repeat has no second effect."""
 
     __tablename__ = "inbox"
     sender: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -340,8 +356,8 @@ class Inbox(Table):
     received_at: Mapped[float] = mapped_column(index=True)
 
 
-class Begun(Table):
-    """How fast a counterparty begins processes of a kind: the time ahead is full until then (`store.admissions`)."""
+class ProcessRate(ConnectorTable):
+    """The rate at which a counterparty starts processes of a kind (`store.queries.process_counters`)."""
 
     __tablename__ = "begun"
     counterparty: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -349,8 +365,8 @@ class Begun(Table):
     full_until: Mapped[float] = mapped_column(index=True)
 
 
-class Webhook(Table):
-    """Where an operator wants state changes delivered; `secret` signs each delivery."""
+class Webhook(ConnectorTable):
+    """An address that receives state changes; `secret` signs each delivery."""
 
     __tablename__ = "webhook"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -360,8 +376,8 @@ class Webhook(Table):
     created_at: Mapped[float]
 
 
-class AuditPending(Table):
-    """Events of committed changes that the sequencer has not numbered yet."""
+class AuditPending(ConnectorTable):
+    """Events of committed changes that wait for a number in the log."""
 
     __tablename__ = "audit_pending"
     id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
@@ -372,7 +388,7 @@ class AuditPending(Table):
     )  # the process that committed it, or its transaction
 
 
-class AuditEvent(Table):
+class AuditEvent(ConnectorTable):
     """One record of the log. The tree holds only a salted commitment to `body` (canonical JSON text)."""
 
     __tablename__ = "audit_event"
@@ -385,7 +401,7 @@ class AuditEvent(Table):
     outcome: Mapped[str] = mapped_column(String(16), default="ok")
     body: Mapped[str]
     salt: Mapped[bytes]
-    origin: Mapped[str] = mapped_column(_Key, default="", server_default="")  # as above; in no hash, shown to nobody
+    origin: Mapped[str] = mapped_column(_Key, default="", server_default="")  # as above; not hashed and not shown
 
     __table_args__ = (
         Index("audit_actor", "actor", "ts"),
@@ -394,7 +410,7 @@ class AuditEvent(Table):
     )
 
 
-class AuditTile(Table):
+class AuditTile(ConnectorTable):
     """256 hashes of the Merkle tree at a level (C2SP tlog-tiles); the last tile of a level may be partial."""
 
     __tablename__ = "audit_tile"
@@ -403,7 +419,7 @@ class AuditTile(Table):
     data: Mapped[bytes]
 
 
-class AuditCheckpoint(Table):
+class AuditCheckpoint(ConnectorTable):
     """A signed tree head (C2SP tlog-checkpoint) for the first `size` records."""
 
     __tablename__ = "audit_checkpoint"

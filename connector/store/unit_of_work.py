@@ -1,4 +1,4 @@
-"""An open transaction, as the aggregates use it: prepared statements, and a session for rows as objects."""
+"""An open transaction for the query classes: compiled statements, and a session for row objects."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.orm import Session
 
 from connector.infra.database.database import run_by_driver
-from connector.store.compiled_statements import Prepared, Row
+from connector.store.compiled_statements import CompiledStatement, Row
 
 
-class Unit:
-    """A transaction on a connection; who has begun it ends it.
+class UnitOfWork:
+    """A transaction on a connection. The caller begins it and ends it.
 
-    The session is made for whoever asks for it: most of what a read does needs no objects. Where the transaction is
-    `shared` with other units, what fails in the session does not end it.
+    The session is created on first use: most reads of data need no row objects. Where the transaction is `shared` with
+    other units, a failure in the session does not end it.
     """
 
     def __init__(self, connection: Connection, *, shared: bool = False) -> None:
@@ -37,41 +37,41 @@ class Unit:
         """The kind of database: sqlite or postgresql."""
         return self.connection.dialect.name
 
-    def rows(self, statement: Prepared, **values: Any) -> Sequence[Row]:
-        """What a statement finds, or returns of what it changes."""
+    def fetch(self, statement: CompiledStatement, **values: Any) -> Sequence[Row]:
+        """The rows that a statement selects or returns."""
         cursor = self._run(statement, (values,))
-        return statement.on(self.connection.dialect).fetched(cursor)
+        return statement.for_dialect(self.connection.dialect).fetch_rows(cursor)
 
-    def change(self, statement: Prepared, **values: Any) -> int:
-        """How many rows a statement changes."""
+    def execute(self, statement: CompiledStatement, **values: Any) -> int:
+        """Run a statement. Returns the number of changed rows."""
         return self._run(statement, (values,)).rowcount
 
-    def add(self, statement: Prepared, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run a statement for each of these rows, one at least."""
+    def execute_many(self, statement: CompiledStatement, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement once for each row; at least one row."""
         self._run(statement, rows)
 
     def finish(self) -> None:
-        """Write what was changed of objects, for whoever commits."""
+        """Write changed row objects, before the caller commits."""
         if self._session is not None:
             self._session.commit()
 
     def close(self) -> None:
-        """Let go of the objects: they can be read on, and are changed no more."""
+        """Close the session and the cursor. Row objects stay readable."""
         if self._cursor is not None:
-            self._cursor.close()  # here: whoever drops it in another thread would reset a statement that others run
+            self._cursor.close()  # garbage collection in another thread would reset a running statement
         if self._session is not None:
             self._session.close()
 
-    def _run(self, statement: Prepared, several: Sequence[Mapping[str, Any]]) -> DBAPICursor:
+    def _run(self, statement: CompiledStatement, rows: Sequence[Mapping[str, Any]]) -> DBAPICursor:
         if self._session is not None:
-            self._session.flush()  # what was changed of objects counts
+            self._session.flush()  # the statement must see changed row objects
         if self._cursor is None:
             self._cursor = self.connection.connection.cursor()
-        written = statement.on(self.connection.dialect)
-        sql, parameters = written.with_values(several[0])
+        compiled = statement.for_dialect(self.connection.dialect)
+        sql, parameters = compiled.bind_values(rows[0])
         execute: Callable[[str, Any], Any] = self._cursor.execute
-        if len(several) > 1:
+        if len(rows) > 1:
             execute = self._cursor.executemany
-            parameters = [parameters, *(written.with_values(values)[1] for values in several[1:])]
+            parameters = [parameters, *(compiled.bind_values(values)[1] for values in rows[1:])]
         run_by_driver(self.connection, execute, sql, parameters)
         return self._cursor

@@ -62,7 +62,7 @@ def standings(tx: Transaction, agreement: Agreement, *, now: float) -> list[Stan
     the policy is not understood any more."""
     policy = stored_policies.agreed(agreement)
     happened = _happened(tx, agreement, policy, now)
-    given = tx.duties.evidence(agreement.id, role=agreement.role)
+    given = tx.duties.list_evidence(agreement.id, role=agreement.role)
     return [_standing(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
 
 
@@ -124,7 +124,7 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
 
 def _check_new(tx: Transaction, agreement: Agreement, duty: Standing, *, given_by: str, evidence: str) -> None:
     """Refuse what was said since the duty came to stand as it does, and more of it than anybody reads."""
-    told = tx.duties.watch(agreement.id, role=agreement.role).get(duty.path)
+    told = tx.duties.read_states(agreement.id, role=agreement.role).get(duty.path)
     if told is None or told.state != duty.state:  # it has changed since it was last told
         return
     said = [one.evidence for one in duty.evidence if one.given_by == given_by and one.fulfilled_at >= told.told_at]
@@ -142,13 +142,13 @@ def _check_new(tx: Transaction, agreement: Agreement, duty: Standing, *, given_b
 def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
     """Where every duty stands; what changed since it was last told is told once, as an event."""
     found = standings(tx, agreement, now=now)
-    told = tx.duties.watch(agreement.id, role=agreement.role)
+    told = tx.duties.read_states(agreement.id, role=agreement.role)
     for one in found:
         before = told.get(one.path)
         if one.state == (DutyState.NOT_DUE if before is None else before.state):
             continue
         key = {"agreement_id": agreement.id, "role": agreement.role, "path": one.path}
-        tx.duties.told(DutyWatch(**key, state=one.state.value, told_at=now))
+        tx.duties.store_state(DutyWatch(**key, state=one.state.value, told_at=now))
         said = {"path": one.path, "duty": phrases.duty(one.duty), "state": one.state.value, "closes": one.closes}
         tx.publish(
             DutyChanged(
@@ -192,9 +192,9 @@ def _happened(tx: Transaction, agreement: Agreement, policy: Policy, now: float)
         end = agreement.ended_at if end is None else min(end, agreement.ended_at)
     if end is not None and end <= now:
         found[rules.AGREEMENT_END] = end
-    moments = tx.transfers.moments(agreement.id, role=agreement.role)
+    moments = tx.transfers.read_moments(agreement.id, role=agreement.role)
     found |= {ds(f"event/transfer{name}"): at for name, at in moments.items()}
-    breach = tx.duties.first_violated(agreement.id, role=agreement.role)
+    breach = tx.duties.read_first_violation(agreement.id, role=agreement.role)
     return found | ({BREACH: breach} if breach is not None else {})
 
 

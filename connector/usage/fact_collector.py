@@ -106,7 +106,7 @@ class Known:
                 for value in checked
             ]
             for row in rows:
-                tx.facts.put(row)
+                tx.attestations.store(row)
             detail = {"subject": about, "fact": key, "values": checked, "valid_until": until, "evidence": evidence}
             tx.publish(FactRecorded(actor=by, detail=detail))
             return rows
@@ -119,7 +119,7 @@ class Known:
 
         def work(tx: Transaction) -> None:
             about = _subject(tx, subject, key)
-            gone = tx.facts.remove(about, key, _value(key, value) if value else "")
+            gone = tx.attestations.remove(about, key, _value(key, value) if value else "")
             if not gone:
                 raise NotFound(f"nothing is recorded of {about!r} for {key}; list with `hanse fact list`")
             tx.publish(FactWithdrawn(actor=by, detail={"subject": about, "fact": key, "values": list(gone)}))
@@ -128,13 +128,13 @@ class Known:
 
     async def recorded(self, *, after: tuple[str, str, str] = ("", "", ""), limit: int = 100) -> list[Attestation]:
         """What the owner vouches for, in order of subject, fact and value."""
-        return list(await self._store.read(lambda tx: tx.facts.page(after=after, limit=limit)))
+        return list(await self._store.read(lambda tx: tx.attestations.page(after=after, limit=limit)))
 
     async def _attested(self, subject: str) -> tuple[Attestation, ...]:
         at, rows = self._kept.get(subject, (float("-inf"), ()))
         if time.monotonic() - at > _KEPT_SECONDS:
             at, changes = time.monotonic(), self._changes
-            rows = tuple(await self._store.read(lambda tx: tx.facts.of(subject)))
+            rows = tuple(await self._store.read(lambda tx: tx.attestations.of(subject)))
             if len(self._kept) >= _KEPT_MAX:
                 self._kept.clear()
             if changes == self._changes:  # else what was read may be older than what we have heard

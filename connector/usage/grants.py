@@ -32,8 +32,8 @@ from connector.datasets.registry import published_schema
 from connector.errors import Busy, HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.queries.agreements import Looked, TransferState, used_today
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
+from connector.store.queries.agreements import AgreementSnapshot, TransferState, count_today
+from connector.store.tables import Agreement, DatasetVersion, RegisteredDataset, Transfer
 from connector.telemetry import logger
 from connector.usage.contract_choice import (
     against,
@@ -89,7 +89,7 @@ class Grants:
     async def left_out(self, held: Held) -> Mapping[str, Any]:
         """The share that the groups of an agreement leave out, by permission, as its owner has published it with the
         offer and for the version that is read now; else nothing."""
-        offers = await self._store.read(lambda tx: tx.datasets.offers_of([held.dataset.id]))
+        offers = await self._store.read(lambda tx: tx.datasets.list_offers_in_force([held.dataset.id]))
         said = (one.left_out for one in offers if one.digest == held.agreement.digest and one.left_out)
         return next((one["shares"] for one in said if one["version"] == held.version.digest), {})
 
@@ -288,12 +288,12 @@ class Grants:
         nothing, and its use goes back, too."""
         for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
             if unused:
-                tx.agreements.give_back_use(grant.agreement_id, day=grant.day)
+                tx.agreements.uncount_use(grant.agreement_id, day=grant.day)
             unspent = max(0, grant.reserved_rows - (0 if unused else max(least, grant.packed)))
             rows = min(grant.lease.rows, unspent) if grant.reserved_rows else 0
             nbytes = grant.lease.bytes if grant.reserved_bytes else 0
             if rows or nbytes:
-                tx.agreements.give_back(grant.agreement_id, rows=rows, nbytes=nbytes)
+                tx.agreements.release(grant.agreement_id, rows=rows, nbytes=nbytes)
             if grant.place:
                 tx.reads.free_places(grant.place)
 
@@ -357,7 +357,9 @@ class Grants:
         live, grants = tuple(self._live), self._all()
         transfers = {grant.transfer_id for grant in grants}
         ended, states = await _in_time(
-            self._store.read(lambda tx: (tx.agreements.ended(live), tx.agreements.transfers(transfers)))
+            self._store.read(
+                lambda tx: (tx.agreements.read_end_reasons(live), tx.agreements.read_transfer_states(transfers))
+            )
         )
         for agreement_id, reason in ended.items():
             self.stop(agreement_id=agreement_id, reason=reason or "the owner revoked the agreement")
@@ -398,7 +400,7 @@ class Grants:
 
     def _found(
         self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None = None
-    ) -> tuple[_Found, Looked]:
+    ) -> tuple[_Found, AgreementSnapshot]:
         name, generation = transfer or ("", 0)
         looked = _standing(tx, agreement_id, consumer, transfer_id=name)
         if transfer is not None:
@@ -447,7 +449,7 @@ class _Uncompiled(NamedTuple):
     """What contracts are made of: the rows, and the schema that they were signed for; and `Looked.source`."""
 
     agreement: Agreement
-    dataset: Dataset
+    dataset: RegisteredDataset
     version: DatasetVersion
     signed: TableSchema
     source: str
@@ -459,15 +461,15 @@ _Found = Held | _Uncompiled
 def _uncompiled(tx: Transaction, agreement_id: str, source: str) -> _Uncompiled:
     agreement = tx.agreements.of(agreement_id, role="provider")
     dataset = tx.datasets.of(agreement.dataset_id)
-    version = tx.datasets.current(dataset)
+    version = tx.datasets.get_current(dataset)
     return _Uncompiled(agreement, dataset, version, _signed(tx, agreement, version), source)
 
 
 def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
     """The schema that the rules were agreed for. Older agreements say only when, some in whole seconds."""
     if not agreement.version:
-        return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
-    signed = tx.datasets.version(agreement.dataset_id, agreement.version)
+        return published_schema(tx.datasets.get_version_at(agreement.dataset_id, agreement.signed_at + 1) or version)
+    signed = tx.datasets.get_version(agreement.dataset_id, agreement.version)
     if signed is None:
         raise Refused(
             "the version that this agreement was signed for is not known here any more, so nobody can say whether its "
@@ -477,7 +479,7 @@ def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> T
     return published_schema(signed)
 
 
-def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
+def _check_types(contract: DataContract, signed: TableSchema, dataset: RegisteredDataset) -> None:
     """Refused where a column that a rule looks at is of another kind than when it was agreed."""
     if changed := column_binding.find_retyped(contract, signed):
         raise Refused(
@@ -488,9 +490,9 @@ def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) 
         )
 
 
-def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> Looked:
+def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> AgreementSnapshot:
     """What is looked at of an agreement that holds; Refused or NotFound where it does not."""
-    looked = tx.agreements.look(agreement_id, transfer_id=transfer_id)
+    looked = tx.agreements.read_snapshot(agreement_id, transfer_id=transfer_id)
     if looked is None or looked.consumer != consumer or not looked.finalized:
         raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
     if looked.ended_at is not None or looked.granted is None or looked.revoked_at is not None:
@@ -546,9 +548,9 @@ def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> Own:
+def _own(tx: Transaction, agreement: Agreement, now: float, looked: AgreementSnapshot | None = None) -> Own:
     """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
-    today = 0 if looked is None else used_today(looked, day=int(now // DAY))
+    today = 0 if looked is None else count_today(looked, day=int(now // DAY))
     uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
     return Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from connector.datasets import rounded_counts
 from connector.errors import Busy, HanseError, Refused, Withdrawn
-from connector.store.tables import Agreement, Dataset, DatasetVersion
+from connector.store.tables import Agreement, DatasetVersion, RegisteredDataset
 from policies.contracts.batch_gate import Lease
 from policies.contracts.contract import DataContract
 from policies.evaluation.evaluate import Facts
@@ -29,7 +29,7 @@ class Held:
     """
 
     agreement: Agreement
-    dataset: Dataset
+    dataset: RegisteredDataset
     version: DatasetVersion
     policy: Policy
     contracts: tuple[DataContract, ...]

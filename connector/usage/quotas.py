@@ -51,8 +51,8 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
         grant.agreement_id, day=int(now // DAY), most=limits.queries, most_today=limits.queries_per_day
     )
     if not counted:
-        row = tx.agreements.grant(grant.agreement_id)
-        if row is None or grant.agreement_id in tx.agreements.ended([grant.agreement_id]):
+        row = tx.agreements.get_grant(grant.agreement_id)
+        if row is None or grant.agreement_id in tx.agreements.read_end_reasons([grant.agreement_id]):
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
@@ -73,7 +73,7 @@ def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[i
     limits = grant.contract.limits
     if not limits.rationed:
         return 0, 0
-    most_rows, used = _most_rows(grant.held, grant.contract), tx.agreements.grant(grant.agreement_id)
+    most_rows, used = _most_rows(grant.held, grant.contract), tx.agreements.get_grant(grant.agreement_id)
     left_rows = 0 if most_rows is None or used is None else max(0, most_rows - used.rows)
     left_bytes = 0 if limits.bytes is None or used is None else max(0, limits.bytes - used.bytes)
     for rows_more, bytes_more in ((left_rows // _SHARE, left_bytes // _SHARE), (0, 0)):

@@ -125,7 +125,7 @@ class Receipts:
             if agreement is None:
                 unknown.append(end.id)
                 continue
-            if not tx.messages.remember(sender=_SENDER, message_id=end.id, digest="", now=tx.now):
+            if not tx.outbox.record_received(sender=_SENDER, message_id=end.id, digest="", now=tx.now):
                 continue
             transfer = tx.transfers.peek(end.transfer)
             ours = transfer is not None and transfer.agreement_id == agreement.id

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from catalogue.app import Parts, build, create_app
-from catalogue.settings import Settings
+from catalogue.app import CatalogueServices, build, create_app
+from catalogue.settings import CatalogueSettings
 from catalogue.store.migrate import upgrade
 from tests.catalogue import provider as providers
 from tests.catalogue.provider import Provider
@@ -37,7 +37,7 @@ class Clock:
 class Catalogue:
     """A running catalogue (nothing crawls by itself) and a client with the operator's token."""
 
-    parts: Parts
+    parts: CatalogueServices
     http: httpx2.AsyncClient
     token: str
     clock: Clock
@@ -100,7 +100,7 @@ def catalogue_settings(tmp_path: Path, migrated: Path) -> dict[str, Any]:
 
 @pytest.fixture
 async def catalogue(catalogue_settings: dict[str, Any], clock: Clock) -> AsyncIterator[Catalogue]:
-    settings = Settings(**catalogue_settings)
+    settings = CatalogueSettings(**catalogue_settings)
     parts = build(settings, clock=clock)
     token = await parts.access.first_token(None)
     assert token is not None

@@ -30,9 +30,9 @@ from typer.testing import CliRunner
 from catalogue.__main__ import commands
 from catalogue.api.access import COOKIE
 from catalogue.app import build, create_app
-from catalogue.settings import Settings
+from catalogue.settings import CatalogueSettings
 from catalogue.store import single_instance
-from catalogue.store.single_instance import alone
+from catalogue.store.single_instance import hold_exclusively
 from connector import server as connector_server
 from connector import settings as connector
 from connector.errors import BadInput, Busy, Conflict, Unauthenticated
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_setting_has_a_line_of_help() -> None:
-    for name, field in Settings.model_fields.items():
+    for name, field in CatalogueSettings.model_fields.items():
         assert (field.description or "").endswith("."), name
 
 
@@ -63,13 +63,13 @@ def test_every_setting_has_a_line_of_help() -> None:
 )
 def test_a_setting_that_does_not_fit_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Settings(**given)
+        CatalogueSettings(**given)
 
 
 def test_the_operators_did_follows_from_its_address() -> None:
-    assert Settings(public_port=8700).did == "did:web:127.0.0.1%3A8700"
-    assert Settings(public_url="https://space.test/").did == "did:web:space.test"
-    assert Settings(participant_id="did:web:other.test").did == "did:web:other.test"
+    assert CatalogueSettings(public_port=8700).did == "did:web:127.0.0.1%3A8700"
+    assert CatalogueSettings(public_url="https://space.test/").did == "did:web:space.test"
+    assert CatalogueSettings(participant_id="did:web:other.test").did == "did:web:other.test"
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each took the other's index for lost, and built it anew for ever."""
-    with alone(tmp_path / "data", database_url, lost=print):
+    with hold_exclusively(tmp_path / "data", database_url, lost=print):
         monkeypatch.setenv("HANSE_DATABASE_URL", database_url)
         for directory, setting in (("data", "HANSE_DATA_DIR"), ("other", "HANSE_DATABASE_URL")):
             monkeypatch.setenv("HANSE_DATA_DIR", str(tmp_path / directory))
@@ -131,7 +131,7 @@ def test_a_second_catalogue_does_not_start_on_what_the_first_one_has(
             assert result.exit_code == 1
             assert result.output.startswith(f"error: {setting}: "), result.output
             assert "another catalogue serves from" in result.output
-    with alone(tmp_path / "data", database_url, lost=print):
+    with hold_exclusively(tmp_path / "data", database_url, lost=print):
         pass
 
 
@@ -139,7 +139,7 @@ def test_a_connector_and_a_catalogue_may_share_a_directory(tmp_path: Path) -> No
     """They have no file in common, and did; the second of them no longer started."""
     with (
         connector_server.alone(connector.Settings(name="north", data_dir=tmp_path)),
-        alone(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}", lost=print),
+        hold_exclusively(tmp_path, f"sqlite:///{tmp_path / 'catalogue.db'}", lost=print),
     ):
         pass
 
@@ -164,7 +164,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             other.commit()
             return int(pid)
 
-        claimed = single_instance._claimed
+        claimed = single_instance._connect_and_lock
 
         def late(engine: Engine, ours: set[int]) -> Connection:
             if threading.current_thread() is not threading.main_thread():
@@ -176,15 +176,18 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             other.commit()
             return found
 
-        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
+        with hold_exclusively(tmp_path / "one", url, lost=lambda _: ended.append("one")):
             before = cut()
             eventually(lambda: held() not in (None, before))
-            with pytest.raises(Conflict, match="another catalogue serves"), alone(tmp_path / "two", url, lost=print):
+            with (
+                pytest.raises(Conflict, match="another catalogue serves"),
+                hold_exclusively(tmp_path / "two", url, lost=print),
+            ):
                 pass
-            monkeypatch.setattr(single_instance, "_claimed", late)
+            monkeypatch.setattr(single_instance, "_connect_and_lock", late)
             cut()
-            with alone(tmp_path / "two", url, lost=lambda _: ended.append("two")):
-                monkeypatch.setattr(single_instance, "_claimed", claimed)
+            with hold_exclusively(tmp_path / "two", url, lost=lambda _: ended.append("two")):
+                monkeypatch.setattr(single_instance, "_connect_and_lock", claimed)
                 eventually(lambda: ended == ["one"])
         eventually(lambda: held() is None)
         other.engine.dispose()
@@ -200,7 +203,7 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
     refused: list[Exception] = []
     lost: list[Connection] = []
     taken: list[Connection] = []
-    claimed, name = single_instance._claimed, single_instance._name
+    claimed, name = single_instance._connect_and_lock, single_instance._read_backend_pid
 
     def noted(engine: Engine, ours: set[int]) -> Connection:
         try:
@@ -217,10 +220,10 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
         raise Busy("the network has lost it")
 
     with request.getfixturevalue("postgres_cluster").database() as url:
-        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
-            monkeypatch.setattr(single_instance, "_closed", lambda _: None)
-            monkeypatch.setattr(single_instance, "_claimed", noted)
-            monkeypatch.setattr(single_instance, "_name", unheard)
+        with hold_exclusively(tmp_path / "one", url, lost=lambda _: ended.append("one")):
+            monkeypatch.setattr(single_instance, "_close", lambda _: None)
+            monkeypatch.setattr(single_instance, "_connect_and_lock", noted)
+            monkeypatch.setattr(single_instance, "_read_backend_pid", unheard)
             eventually(lambda: len(refused) > 2)
             lost[0].invalidate()
             eventually(lambda: taken)
@@ -257,7 +260,7 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
     ended: list[str] = []
     unheard: list[Connection] = []
     tried: list[Connection] = []
-    take, closed = single_instance._claim, single_instance._closed
+    take, closed = single_instance._claim, single_instance._close
 
     def cut(connection: Connection, *more: Any) -> None:
         tried.append(connection)
@@ -267,8 +270,8 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
             raise Busy("the network has lost it")
 
     with request.getfixturevalue("postgres_cluster").database() as url:
-        with alone(tmp_path / "one", url, lost=lambda _: ended.append("one")):
-            monkeypatch.setattr(single_instance, "_closed", lambda one: None if one in unheard else closed(one))
+        with hold_exclusively(tmp_path / "one", url, lost=lambda _: ended.append("one")):
+            monkeypatch.setattr(single_instance, "_close", lambda one: None if one in unheard else closed(one))
             monkeypatch.setattr(single_instance, "_claim", cut)
             with open_engine(url, pool_size=1).connect() as other:
                 other.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
@@ -297,7 +300,7 @@ def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pyt
         losing[0]()
         ends.append(server.should_exit)
 
-    monkeypatch.setattr(single_instance, "alone", taken)
+    monkeypatch.setattr(single_instance, "hold_exclusively", taken)
     monkeypatch.setattr("catalogue.__main__._run", run)
     result = CliRunner().invoke(commands, ["serve"])
     assert (result.exit_code, result.output) == (1, "error: it is another's by now\n")
@@ -309,7 +312,7 @@ async def test_a_token_that_somebody_else_has_is_ended_by_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a running catalogue; there was no way but to change its database."""
-    settings = Settings()
+    settings = CatalogueSettings()
     parts = build(settings)
     old = await parts.access.first_token(None)
     assert old is not None
@@ -342,7 +345,7 @@ def test_no_token_is_replaced_before_there_is_one() -> None:
     assert CliRunner().invoke(commands, ["migrate"]).exit_code == 0
     told = CliRunner().invoke(commands, ["token"])
     assert (told.exit_code, "the first start makes one" in told.output) == (1, True)
-    parts = build(Settings())
+    parts = build(CatalogueSettings())
     parts.search.close()
     parts.store.close()
 
@@ -352,7 +355,7 @@ async def test_a_session_that_begins_while_its_token_is_ended_is_none(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HANSE_DATABASE_URL", database_url)
-    parts = build(Settings())
+    parts = build(CatalogueSettings())
     old = await parts.access.first_token(None)
     assert old is not None
     cookie = await parts.access.log_in(old)
@@ -383,7 +386,7 @@ def test_members_of_a_catalogue_that_nobody_made_are_refused(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(commands, ["member", *words])
     assert result.exit_code == 4
-    assert f"came nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
+    assert f"got nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
     assert not list(tmp_path.iterdir())
 
 
@@ -399,18 +402,18 @@ def test_a_setting_that_does_not_fit_is_named_by_each_command(
 
 @pytest.mark.parametrize("name", ["data_dir", "admin_token_file"])
 def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path: Path, name: str) -> None:
-    wanted = Settings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
+    wanted = CatalogueSettings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
     with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, came /dev/null/hanse"):
         build(wanted)
 
 
 async def test_its_key_is_not_made_anew_where_it_has_served(tmp_path: Path) -> None:
-    parts = build(Settings(data_dir=tmp_path))
+    parts = build(CatalogueSettings(data_dir=tmp_path))
     await parts.access.first_token(None)
     parts.store.close()
     (tmp_path / "participant.pem").unlink()
     with pytest.raises(Conflict, match=r"participant\.pem"):
-        build(Settings(data_dir=tmp_path))
+        build(CatalogueSettings(data_dir=tmp_path))
 
 
 async def test_a_start_during_which_the_index_is_deleted_goes_on_and_builds_it_anew(
@@ -577,7 +580,7 @@ def test_the_heavy_libraries_are_not_loaded_at_start() -> None:
 
 def test_the_folder_of_a_catalogue_is_its_own_to_look_into(tmp_path: Path) -> None:
     """Its key, its index and its database are there."""
-    parts = build(Settings(public_url="https://catalogue.example", data_dir=tmp_path / "var" / "c"))
+    parts = build(CatalogueSettings(public_url="https://catalogue.example", data_dir=tmp_path / "var" / "c"))
     parts.store.close()
     assert stat.S_IMODE((tmp_path / "var" / "c").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "var" / "c" / "catalogue.db").stat().st_mode) == 0o600

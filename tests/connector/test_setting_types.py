@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from catalogue.settings import Settings as CatalogueSettings
+from catalogue.settings import CatalogueSettings
 from connector import setting_types
 from connector.errors import BadInput
 from connector.setting_types import make_folder, unfit

@@ -21,7 +21,7 @@ from connector.server import tell_of_another_self
 from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion
+from connector.store.tables import Agreement, DatasetVersion, RegisteredDataset
 from tests.support import migrated
 from tests.support.own_name import changed
 
@@ -189,7 +189,7 @@ async def test_a_dataset_of_before_that_is_the_connectors_own_is_told_at_a_start
         ):
             source = {"asked_path": str(tmp_path / asked), "files": files, "report": None}
             about = dict.fromkeys(("title", "description", "theme", "license"), "") | {"keywords": []}
-            tx.datasets.add(Dataset(id=name, name=name, version="v", created_at=0.0, **about))
+            tx.datasets.add(RegisteredDataset(id=name, name=name, version="v", created_at=0.0, **about))
             tx.datasets.add(DatasetVersion(dataset_id=name, digest="v", source=source, schema=[], profile={},
                                            created_at=0.0))  # fmt: skip
 

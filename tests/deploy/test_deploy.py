@@ -16,7 +16,7 @@ import yaml
 from compose_spec import PyCompose
 
 from catalogue.__main__ import commands as catalogue_commands
-from catalogue.settings import Settings as CatalogueSettings
+from catalogue.settings import CatalogueSettings as CatalogueSettings
 from connector.__main__ import commands as connector_commands
 from connector.settings import Settings as ConnectorSettings
 

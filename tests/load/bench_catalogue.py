@@ -20,13 +20,13 @@ from typing import Any
 
 import httpx2
 
-from catalogue.app import Parts, build, create_app
+from catalogue.app import CatalogueServices, build, create_app
 from catalogue.crawl import ingest
 from catalogue.crawl.ingest import Tally
 from catalogue.crawl.namespaces import Namespaces
-from catalogue.settings import Settings
-from catalogue.store import Transaction
-from catalogue.store.tables import Entry, Member, Source
+from catalogue.settings import CatalogueSettings
+from catalogue.store import CatalogueTransaction
+from catalogue.store.tables import CrawlState, EntryRow, Member
 
 _VOCABULARY, _COLUMNS, _PAGE, _OWNERS = 20_000, 5_000, 500, 40
 THEMES = ("AGRI", "ECON", "EDUC", "ENER", "ENVI", "GOVE", "HEAL", "JUST", "REGI", "SOCI", "TECH", "TRAN")
@@ -74,7 +74,7 @@ def timed(what: str, count: int, work: Callable[[], object]) -> None:
     print(f"{what:34}{seconds:8.1f} s {count / seconds:10,.0f} /s")
 
 
-def take(parts: Parts, owners: list[Member], datasets: list[dict[str, Any]]) -> None:
+def take(parts: CatalogueServices, owners: list[Member], datasets: list[dict[str, Any]]) -> None:
     """As a visit does it, a page at a time."""
     spaces = Namespaces((owner.id, owner.name, owner.url) for owner in owners)
     for number, owner in enumerate(owners):
@@ -83,18 +83,18 @@ def take(parts: Parts, owners: list[Member], datasets: list[dict[str, Any]]) -> 
             tally = Tally()
             found = ingest.sift(mine[start : start + _PAGE], owner, spaces=spaces, entry_bytes=2**18, tally=tally)
             known = parts.store.read_now(partial(ingest.known_texts, member=owner, candidates=found))
-            page = ingest.read(found, known, owner, tally=tally)
-            parts.store.write_now(partial(ingest.take, member=owner, page=page, seq=0, most=10**7, tally=tally))
+            page = ingest.parse_candidates(found, known, owner, tally=tally)
+            parts.store.write_now(partial(ingest.store_page, member=owner, page=page, seq=0, most=10**7, tally=tally))
 
 
-def reread(parts: Parts) -> None:
+def reread(parts: CatalogueServices) -> None:
     """As the first start of a program that reads descriptions otherwise."""
-    parts.store.write_now(lambda tx: tx.session.query(Entry).update({"reader": 0}))
-    while parts.store.write_now(ingest.read_again):
+    parts.store.write_now(lambda tx: tx.session.query(EntryRow).update({"reader": 0}))
+    while parts.store.write_now(ingest.reread_outdated):
         continue
 
 
-def join(tx: Transaction) -> list[Member]:
+def join(tx: CatalogueTransaction) -> list[Member]:
     owners = [
         Member(
             id=f"did:web:n{n}", name=f"n{n}", title=f"Member {n}", role="", country="DE", url="http://x",
@@ -104,11 +104,11 @@ def join(tx: Transaction) -> list[Member]:
     ]  # fmt: skip
     for owner in owners:
         tx.members.add(owner)
-        tx.members.add(Source(member_id=owner.id, state="active", next_at=0, failures=0, problem="", etag=""))
+        tx.members.add(CrawlState(member_id=owner.id, state="active", next_at=0, failures=0, problem="", etag=""))
     return owners
 
 
-async def searches(parts: Parts, settings: Settings) -> None:
+async def searches(parts: CatalogueServices, settings: CatalogueSettings) -> None:
     app = create_app(settings, parts=parts)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://bench") as http:
         for name, params in QUERIES.items():
@@ -125,7 +125,7 @@ def main(count: int) -> None:
     """Build, measure, print."""
     datasets = corpus(count)
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder))
+        settings = CatalogueSettings(data_dir=Path(folder))
         parts = build(settings)
         owners = parts.store.write_now(join)
         timed(f"take in {count:,} new datasets", count, lambda: take(parts, owners, datasets))

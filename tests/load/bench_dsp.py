@@ -130,7 +130,7 @@ async def commit(url: str) -> float:
     for number in range(100):
         start = time.perf_counter()
         await store.write(
-            lambda tx, at=number: tx.messages.remember(sender="s", message_id=f"{at}", digest="", now=0.0)  # type: ignore[misc]  # bound by default
+            lambda tx, at=number: tx.outbox.record_received(sender="s", message_id=f"{at}", digest="", now=0.0)  # type: ignore[misc]  # bound by default
         )
         found.append(time.perf_counter() - start)
     store.close()

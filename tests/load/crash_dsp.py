@@ -191,7 +191,7 @@ def _collect(tx: Transaction) -> dict[str, Any]:
         "negotiations": [(row.id, row.peer_pid) for row in negotiations],
         "transfers": [(row.id, row.peer_pid) for row in transfers],
         "open": [(row.id, row.state, row.pending, row.reason) for row in postmortem.unfinished(tx)],
-        "outbox": tx.messages.waiting(),
+        "outbox": tx.outbox.count_waiting(),
         "told": told,
     }
 

@@ -42,8 +42,8 @@ def reading(url: str, work: Callable[[Transaction], T]) -> T:
 
 def events(tx: Transaction) -> list[tuple[float, dict[str, Any]]]:
     """Everything that was told, numbered in the log or not yet."""
-    numbered = [(row.ts, json.loads(row.body)) for row in tx.audit.walk(stop=tx.audit.size())]
-    return numbered + [(row.ts, row.body) for row in tx.audit.pending(10**6)]
+    numbered = [(row.ts, json.loads(row.body)) for row in tx.audit.walk(stop=tx.audit.read_size())]
+    return numbered + [(row.ts, row.body) for row in tx.audit.list_pending(10**6)]
 
 
 def unfinished(tx: Transaction) -> list[Negotiation | Transfer]:

@@ -183,7 +183,7 @@ async def _check(two: Pair) -> None:
         assert sorted((row.state, row.pending) for row in rows) == [("COMPLETED", ""), ("FINALIZED", "")]
         agreements = await one.store.read(lambda tx: tx.agreements.page())
         assert [row.finalized for row in agreements] == [True]
-        bodies = await one.store.read(lambda tx: [row.body for row in tx.audit.pending(1_000)])
+        bodies = await one.store.read(lambda tx: [row.body for row in tx.audit.list_pending(1_000)])
         told = Counter((body["kind"], body["detail"].get("state", "")) for body in bodies if body["kind"] in COUNTED)
         assert told == ONCE, f"an effect is missing or came twice at {one.name}"
 

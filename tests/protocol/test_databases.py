@@ -113,7 +113,7 @@ async def test_a_revocation_is_told_whoever_has_locked_a_transfer_meanwhile(
             tx.transfers.get(here.peer_pid)
             loop.call_soon_threadsafe(locked.set)
             assert told.wait(60)
-            tx.agreements.grant_held(agreement)
+            tx.agreements.lock_grant(agreement)
             return "done"
 
         other = side("north", two.north.host, two.cable, urls[0])
@@ -121,7 +121,7 @@ async def test_a_revocation_is_told_whoever_has_locked_a_transfer_meanwhile(
         await locked.wait()
         revoking = asyncio.ensure_future(two.north.agreements.revoke(agreement, reason="misused", by="owner"))
         async with asyncio.timeout(60):
-            while agreement not in await other.store.read(lambda tx: tx.agreements.ended([agreement])):
+            while agreement not in await other.store.read(lambda tx: tx.agreements.read_end_reasons([agreement])):
                 assert not revoking.done()
                 await asyncio.sleep(0.01)
         told.set()

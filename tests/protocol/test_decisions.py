@@ -195,7 +195,7 @@ async def test_an_offer_withdrawn_meanwhile_is_not_agreed_to(tmp_path: Path) -> 
         row = await peer.negotiation(role=PROVIDER, state="OFFERED", decide="auto")
 
         def withdraw(tx: Any) -> None:
-            tx.datasets.offer(OFFER_ID).withdrawn_at = tx.now
+            tx.datasets.get_offer(OFFER_ID).withdrawn_at = tx.now
 
         await two.north.store.write(withdraw)
         reply = await peer.say(states.ACCEPTED_EVENT, row)

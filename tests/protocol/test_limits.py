@@ -169,7 +169,7 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is answered for what it is; the log has some of them, and how many more there were."""
-    monkeypatch.setattr(refusal_sampling, "EACH", 3)
+    monkeypatch.setattr(refusal_sampling, "ACTOR_BURST", 3)
     async with pair(tmp_path) as two:
         peer = await arranged(two)
         unknown = {"@context": CONTEXT, "@type": "TransferRequestMessage", "agreementId": "urn:agreement:none"}
@@ -181,7 +181,7 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
         assert 400 <= statuses[0] < 429
         told = [event for event in two.north.events if isinstance(event, RequestRefused)]
         assert len(told) == 3
-        await two.north.store.tell_counted()
+        await two.north.store.record_refusal_counts()
         (counted,) = (event for event in two.north.events if isinstance(event, RefusalsCounted))
         assert (counted.actor, counted.detail["codes"]) == (peer.participant, {told[0].code: 6})
 
@@ -330,7 +330,7 @@ async def test_refusals_beyond_a_limit_do_not_fill_the_log_and_are_counted(tmp_p
         replies += await asyncio.gather(*(request(other, pid()) for _ in range(20)))
         refused = Counter(event.actor for event in two.north.events if event.kind == "RequestRefused")
         assert refused == {peer.participant: 1, other.participant: 1}
-        await two.north.store.tell_counted()
+        await two.north.store.record_refusal_counts()
         counted = [event.detail["codes"] for event in two.north.events if isinstance(event, RefusalsCounted)]
         assert sum(codes["too_many_open"] for codes in counted) == sum(reply.status == 429 for reply in replies) - 2
 
@@ -378,7 +378,9 @@ async def test_a_clock_that_is_set_back_keeps_nobody_out(tmp_path: Path) -> None
     store = Store(migrated.sqlite(tmp_path / "store.db"), pool_size=1)
 
     async def ask(at: float) -> float:
-        return await store.write(lambda tx: tx.admissions.take("them", kind="transfer", step=30.0, most=60.0, now=at))
+        return await store.write(
+            lambda tx: tx.process_counters.take("them", kind="transfer", step=30.0, most=60.0, now=at)
+        )
 
     try:
         assert [await ask(90_000.0) == 0 for _ in range(3)] == [True, True, False]
@@ -402,7 +404,7 @@ def test_any_minute_holds_what_is_allowed_at_once_and_what_a_minute_adds(
 
     def ask(at: float) -> float:
         return asyncio.run(
-            store.write(lambda tx: tx.admissions.take("them", kind="negotiation", step=step, most=60.0, now=at))
+            store.write(lambda tx: tx.process_counters.take("them", kind="negotiation", step=step, most=60.0, now=at))
         )
 
     try:

@@ -72,7 +72,7 @@ async def publish(two: Pair, dataset: str, policy: Json, *, decide: str = "auto"
     def work(tx: Transaction) -> None:
         if tx.datasets.find(dataset) is None:
             add_dataset(tx, dataset)
-            tx.datasets.current(tx.datasets.of(dataset)).schema = COLUMNS
+            tx.datasets.get_current(tx.datasets.of(dataset)).schema = COLUMNS
         content = {key: value for key, value in policy.items() if key not in ("@id", "@type")}
         tx.datasets.add(offer_row(offer_id, dataset, content, decide=decide, now=tx.now))
 
@@ -208,7 +208,7 @@ async def test_offers_that_mean_the_same_have_each_its_own_words(tmp_path: Path)
         await publish(two, DATASET, turned, offer_id="offer:two")
 
         def digests(tx: Transaction) -> set[str]:
-            rows: list[Offer | None] = [tx.datasets.offer(name) for name in ("offer:one", "offer:two")]
+            rows: list[Offer | None] = [tx.datasets.get_offer(name) for name in ("offer:one", "offer:two")]
             return {row.digest for row in rows if row is not None}
 
         peer = Strict(two.north)

@@ -330,7 +330,7 @@ async def test_no_token_of_a_push_lies_in_the_outbox(tmp_path: Path) -> None:
         two.cable.tamper = switched_off
         await two.south.transfers.request(agreement_id=agreement_id, format="HttpData-PUSH", by="test")
         (waiting,) = await two.south.store.read(
-            lambda tx: tx.messages.claim(owner="test", now=float("inf"), lease=0.0, limit=10)
+            lambda tx: tx.outbox.claim(owner="test", now=float("inf"), lease=0.0, limit=10)
         )
         assert "dataAddress" not in waiting.message
 

@@ -157,7 +157,7 @@ async def test_what_follows_from_a_revocation_and_found_no_database_comes_with_t
         with monkeypatch.context() as patched:
             patched.setattr(two.north.transfers, "terminate_under", away)
             await two.north.agreements.revoke(agreement, reason="over", by="owner")
-        assert agreement in await two.north.store.read(lambda tx: tx.agreements.ended([agreement]))
+        assert agreement in await two.north.store.read(lambda tx: tx.agreements.read_end_reasons([agreement]))
         assert (await two.north.transfer(there.id)).state == "STARTED"
         for _ in range(2):
             await upkeep(two.north).look()

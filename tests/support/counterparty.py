@@ -12,7 +12,7 @@ from connector.dsp.routes import PATH
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
-from connector.store.tables import Agreement, Grant, Negotiation, Transfer
+from connector.store.tables import Agreement, GrantState, Negotiation, Transfer
 from tests.support.pair import USE, Json, Side, exchange
 
 CONTEXT = ["https://w3id.org/dspace/2025/1/context.jsonld"]
@@ -189,7 +189,7 @@ class Counterparty:
             )
         )
         if role == PROVIDER and finalized:
-            tx.agreements.add(Grant(agreement_id=agreement_id, revoked_at=None))
+            tx.agreements.add(GrantState(agreement_id=agreement_id, revoked_at=None))
 
 
 async def snapshot(side: Side) -> dict[str, Any]:
@@ -198,10 +198,10 @@ async def snapshot(side: Side) -> dict[str, Any]:
     def work(tx: Transaction) -> dict[str, Any]:
         rows = [*tx.negotiations.page(limit=1_000), *tx.transfers.page(limit=1_000), *tx.agreements.page(limit=1_000)]
         columns = [{key: value for key, value in vars(row).items() if key != "_sa_instance_state"} for row in rows]
-        kinds = [row.body["kind"] for row in tx.audit.pending(100_000)]
+        kinds = [row.body["kind"] for row in tx.audit.list_pending(100_000)]
         return {
             "rows": sorted(columns, key=lambda row: (row["id"], row["role"])),
-            "outbox": tx.messages.waiting(),
+            "outbox": tx.outbox.count_waiting(),
             "events": [kind for kind in kinds if kind != "RequestRefused"],
         }
 

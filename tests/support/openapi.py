@@ -52,7 +52,7 @@ def document() -> dict[str, Any]:
 
 def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
     from catalogue.app import create_app
-    from catalogue.settings import Settings as CatalogueSettings
+    from catalogue.settings import CatalogueSettings
     from connector.app import management_app, public_app
     from connector.services import build
     from connector.settings import Settings

@@ -31,7 +31,7 @@ from connector.identity.principal import Principal
 from connector.infra.net.http_client import Guard, Reply
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
+from connector.store.tables import DatasetVersion, Offer, RegisteredDataset, Transfer
 from connector.usage.held_agreement import Over
 from policies.evaluation.evaluate import Facts
 from policies.odrl import reader
@@ -232,7 +232,7 @@ class Side:
         return offer_id
 
     async def outbox(self) -> int:
-        return await self.store.read(lambda tx: tx.messages.waiting())
+        return await self.store.read(lambda tx: tx.outbox.count_waiting())
 
 
 def add_dataset(tx: Transaction, dataset: str) -> None:
@@ -240,7 +240,7 @@ def add_dataset(tx: Transaction, dataset: str) -> None:
     name = dataset.rpartition(":")[2].lower()
     version = f"sha256:{name}"
     tx.datasets.add(
-        Dataset(
+        RegisteredDataset(
             id=dataset,
             name=name,
             title=f"Title of {name}",

@@ -28,7 +28,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
 from connector.events import DatasetVersioned, Event
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
+from connector.store.tables import Agreement, DatasetVersion, GrantState, RegisteredDataset, Transfer
 from connector.usage.fact_collector import party_facts
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import Wanted
@@ -78,7 +78,7 @@ class Provider:
         """As the owner does: nothing new, and running reads end."""
 
         def work(tx: Transaction) -> None:
-            row = tx.agreements.grant(agreement)
+            row = tx.agreements.get_grant(agreement)
             assert row is not None
             row.revoked_at, row.reason = tx.now, reason
 
@@ -192,7 +192,7 @@ def insert(
     dataset_id = f"urn:hanse:{OWNER}:{name}"
     if tx.datasets.find(name) is None:
         tx.datasets.add(
-            Dataset(id=dataset_id, name=name, title=name, description="", keywords=[], theme="", license="",
+            RegisteredDataset(id=dataset_id, name=name, title=name, description="", keywords=[], theme="", license="",
                     version="v1", created_at=tx.now)
         )  # fmt: skip
         tx.datasets.add(_version(tx, dataset_id, "v1", relation, profile))
@@ -201,7 +201,7 @@ def insert(
                   provider=PROVIDER, consumer=consumer, address="", policy=reader.write(policy), digest=number,
                   signed_at=tx.now, version="v1", finalized=True, ended_at=None)
     )  # fmt: skip
-    tx.agreements.add(Grant(agreement_id=f"urn:agreement:{number}", revoked_at=None))
+    tx.agreements.add(GrantState(agreement_id=f"urn:agreement:{number}", revoked_at=None))
     tx.transfers.add(
         Transfer(id=f"urn:transfer:{number}", role="provider", peer_pid=number, counterparty=consumer, address="",
                  state="STARTED", agreement_id=f"urn:agreement:{number}", format="HttpData-PULL", created_at=tx.now,

@@ -89,7 +89,7 @@ class Budget(Case):
                     await check_records(running, self.agreement, self.answers)  # and what it has not used goes back
         nbytes = await check_records(running, self.agreement, self.answers)
         self._check(nbytes, at_once=at_once)
-        counted = await running.store.read(lambda tx: tx.agreements.grant(self.agreement))
+        counted = await running.store.read(lambda tx: tx.agreements.get_grant(self.agreement))
         assert counted is not None
         rows = sum(came.rows for came in self.answers)
         if (counted.rows, counted.bytes) != (0 if self.rows is None else rows, nbytes if self.bytes else 0):

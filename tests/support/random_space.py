@@ -309,7 +309,7 @@ class Space:
         """Revoke an agreement, here or in another process."""
 
         def work(tx: Transaction) -> None:
-            row = tx.agreements.grant(agreement)
+            row = tx.agreements.get_grant(agreement)
             assert row is not None
             row.revoked_at, row.reason = tx.now, "enough"
             if told:

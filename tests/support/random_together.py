@@ -165,7 +165,7 @@ class Together(Case):
         await provider.settled(self.over.running)
         for one in self.sides:
             agreement = one.case.agreement
-            found = await self.over.running.store.read(lambda tx, key=agreement: tx.agreements.grant(key))
+            found = await self.over.running.store.read(lambda tx, key=agreement: tx.agreements.get_grant(key))
             assert found is not None
             if (found.rows, found.queries) != (one.used, one.begun):
                 raise Different(f"after {what}: counted {found.queries} uses, {found.rows} rows for {self._state}")

@@ -23,7 +23,7 @@ from connector.engine.pool.protocol import TRAILER_KEY
 from connector.events import Event
 from connector.infra.formats.digests import sealed
 from connector.store import Store
-from connector.store.tables import Received, Transfer
+from connector.store.tables import PushedData, Transfer
 from tests.support import data, migrated
 from tests.support.provider import served
 
@@ -79,8 +79,8 @@ class Receiver:
     def at(self, pid: str) -> str:
         return f"{self.url}/data/v1/received/{pid}"
 
-    async def known(self, pid: str) -> Received | None:
-        return await self.store.read(lambda tx: tx.received.get(pid))
+    async def known(self, pid: str) -> PushedData | None:
+        return await self.store.read(lambda tx: tx.pushed_data.get(pid))
 
     async def row(self, pid: str) -> Any:
         return await self.store.read(lambda tx: tx.transfers.peek(pid))

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from catalogue.store.tables import Table
+from catalogue.store.tables import CatalogueTable
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
+    target_metadata=CatalogueTable.metadata,
     render_as_batch=True,
 )
 with context.begin_transaction():

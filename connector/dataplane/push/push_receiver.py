@@ -33,7 +33,7 @@ from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unau
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.infra.concurrency.turn_queue import Turns
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.tables import Received, Transfer
+from connector.store.tables import PushedData, Transfer
 from connector.telemetry import logger
 from connector.usage.grants import PUSH_FAILED
 
@@ -68,7 +68,7 @@ class Room:
 class Coming:
     """One push under way, or the repeat of one that is `known`."""
 
-    def __init__(self, transfer: Transfer, known: Received | None, path: Path) -> None:
+    def __init__(self, transfer: Transfer, known: PushedData | None, path: Path) -> None:
         self.transfer, self.known, self.path = transfer, known, path
         self.size = 0
         self.waited, self.heard = 0.0, 0  # seconds and bytes since enough had come for the last time
@@ -146,7 +146,7 @@ class Receiving:
 
     # Taking one.
 
-    async def take(self, transfer_id: str, authorization: str, *, media: str, ask: Ask) -> Received:
+    async def take(self, transfer_id: str, authorization: str, *, media: str, ask: Ask) -> PushedData:
         """Receive a push whole: its record, once it is committed. A repeat of what has come changes nothing.
 
         Unauthenticated, alike, for a wrong token, an unknown transfer and one that does not run. After any other error
@@ -180,7 +180,7 @@ class Receiving:
             else:
                 _log.error("left_over", transfer=coming.transfer.id, bytes=coming.size)
 
-    async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, Received | None]:
+    async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, PushedData | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
         nobody = Unauthenticated(
             "expected the authorization of a push that is due here; it stands in the data address of a transfer "
@@ -188,12 +188,14 @@ class Receiving:
         )
         if not self.room.total or not hmac.compare_digest(shown, self._token(transfer_id).encode()):
             raise nobody  # before the database is asked: whoever guesses learns nothing from how long it takes
-        row, known = await self._store.read(lambda tx: (tx.transfers.peek(transfer_id), tx.received.get(transfer_id)))
+        row, known = await self._store.read(
+            lambda tx: (tx.transfers.peek(transfer_id), tx.pushed_data.get(transfer_id))
+        )
         if row is None or row.role != "consumer" or row.state not in _runs(known):
             raise nobody
         return row, known
 
-    async def _placed(self, transfer: Transfer, known: Received | None) -> Coming:
+    async def _placed(self, transfer: Transfer, known: PushedData | None) -> Coming:
         """A place, or Busy; whoever ordered the push sees in its transfer that it waits for one."""
         try:
             return self._place(transfer, known)
@@ -202,7 +204,7 @@ class Receiving:
                 await self._store.write(partial(_told, transfer_id=transfer.id, error=full))
             raise
 
-    def _place(self, transfer: Transfer, known: Received | None) -> Coming:
+    def _place(self, transfer: Transfer, known: PushedData | None) -> Coming:
         """A file to be for this push, none for a repeat. One of the same transfer that still comes was cut, and goes.
 
         Repeats take as long as their senders like, and are worth nothing: they have places of their own.
@@ -219,7 +221,7 @@ class Receiving:
         coming = self._coming[transfer.id] = Coming(transfer, known, self._arriving / secrets.token_hex(16))
         return coming
 
-    def _must_have_room(self, transfer: Transfer, known: Received | None) -> None:
+    def _must_have_room(self, transfer: Transfer, known: PushedData | None) -> None:
         """Busy where all places of its kind are taken, or its counterparty has its share of them."""
         kind, who = "pushes" if known is None else "repeats of pushes", transfer.counterparty
         others = [one.transfer.counterparty for one in self._coming.values() if (one.known is None) == (known is None)]
@@ -227,7 +229,7 @@ class Receiving:
             if count >= most:
                 raise Busy(f"{most} {kind}{of} are coming, as many as may; this one waits for a place", code=_FULL)
 
-    async def _taken(self, coming: Coming, ask: Ask) -> Received:
+    async def _taken(self, coming: Coming, ask: Ask) -> PushedData:
         try:
             async with asyncio.timeout(self.room.seconds):
                 if coming.known is not None:
@@ -250,7 +252,7 @@ class Receiving:
             _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
             raise unforeseen() from error
 
-    async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
+    async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> PushedData:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.
 
         Where nobody knows whether it does, the file stays: a record without one is data that is lost. If it does not,
@@ -347,7 +349,7 @@ class Receiving:
     async def _refused(self, coming: Coming, error: HanseError) -> None:
         """Say so to whoever ordered it, and in the log."""
         refused = _event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size})
-        recorded = self._store.refusals.take(refused, time.monotonic())
+        recorded = self._store.refusals.admit(refused, time.monotonic())
 
         def work(tx: Transaction) -> None:
             _told(tx, coming.transfer.id, error)
@@ -365,7 +367,7 @@ class Receiving:
 
     async def file(self, transfer_id: str) -> Path:
         """What was received under a transfer. NotFound says why there is nothing."""
-        known = await self._store.read(lambda tx: tx.received.get(transfer_id))
+        known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         path = self._file(transfer_id)
         if known is not None and known.removed_at is None and path.exists():
             return path
@@ -384,7 +386,7 @@ class Receiving:
         The file goes first: nobody is told that something is gone while it is there. Where it is not here, the record
         says so: the process that has it, if one has, lets go of it as it hears that, or at its start.
         """
-        known = await self._store.read(lambda tx: tx.received.get(transfer_id))
+        known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         if known is None or (known.removed_at is not None and not self._file(transfer_id).exists()):
             raise _nothing_kept(transfer_id)
         here = await self._let_go(transfer_id)
@@ -408,7 +410,7 @@ class Receiving:
 
     async def start(self) -> None:
         """Remove what an earlier run has left unfinished, and count what is kept."""
-        rows = await self._store.read(lambda tx: tx.received.kept())
+        rows = await self._store.read(lambda tx: tx.pushed_data.list_with_file())
         good = {self._file(row.transfer_id) for row, _ in rows}
         self._held = await asyncio.to_thread(received_files.swept, self._arriving, self._kept, good)
         for row, transfer in rows:
@@ -455,7 +457,7 @@ class Receiving:
         return self._kept / f"{hashlib.sha256(transfer_id.encode()).hexdigest()[:40]}.arrows"
 
 
-def _runs(known: Received | None) -> tuple[str, ...]:
+def _runs(known: PushedData | None) -> tuple[str, ...]:
     """The states of a transfer in which something may come for it: a repeat also where it is completed."""
     return _RUNS if known is None else (*_RUNS, "COMPLETED")
 
@@ -497,13 +499,13 @@ def _of_check(error: HanseError, coming: Coming) -> HanseError:
     )
 
 
-def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received:
+def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> PushedData:
     transfer = tx.transfers.get(coming.transfer.id)
     if transfer is None or transfer.state not in _RUNS:
         raise Refused("the transfer does not run any more", code="transfer_not_started")
-    if tx.received.get(transfer.id) is not None:
+    if tx.pushed_data.get(transfer.id) is not None:
         raise Busy("one that came before counts by now; ask again", code="being_checked")
-    row = Received(
+    row = PushedData(
         transfer_id=transfer.id,
         rows=found["rows"],
         batches=found["batches"],
@@ -513,7 +515,7 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received
         received_at=tx.now,
         removed_at=None,
     )
-    tx.received.add(row)
+    tx.pushed_data.add(row)
     transfer.code, transfer.reason, transfer.updated_at = "", "", tx.now
     about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
     tx.publish(_event(DataReceived, transfer, detail=about))
@@ -523,13 +525,13 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received
 def _told(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
     """Say in a transfer that waits for its push why that did not come, or nothing any more."""
     row = tx.transfers.get(transfer_id)
-    if row is not None and row.state in _RUNS and tx.received.get(row.id) is None:
+    if row is not None and row.state in _RUNS and tx.pushed_data.get(row.id) is None:
         row.code, row.reason = ("", "") if error is None else (error.code, f"push: {error.message}"[:2_000])
         row.updated_at = tx.now
 
 
 def _removed(tx: Transaction, transfer_id: str, by: str, *, here: bool) -> None:
-    row, transfer = tx.received.get(transfer_id), tx.transfers.get(transfer_id)
+    row, transfer = tx.pushed_data.get(transfer_id), tx.transfers.get(transfer_id)
     if row is None or transfer is None or row.removed_at is not None:
         raise _nothing_kept(transfer_id)
     row.removed_at = tx.now

@@ -77,7 +77,7 @@ class Announcer:
         if not self._told_of:
             return
         try:
-            lately = await self._store.read(lambda tx: tx.datasets.withdrawn_since(tx.now - _BEFORE_SECONDS))
+            lately = await self._store.read(lambda tx: tx.datasets.list_withdrawn_since(tx.now - _BEFORE_SECONDS))
         except HanseError as error:
             _log.warning("catalogue_not_told", reason=error.message)
             return
@@ -111,10 +111,10 @@ class Announcer:
 
 def _is_in_force(tx: Transaction, dataset: str) -> bool:
     """Whether an offer in force is for the dataset."""
-    return bool(tx.datasets.offers(dataset_id=dataset, withdrawn=False, limit=1))
+    return bool(tx.datasets.list_offers(dataset_id=dataset, withdrawn=False, limit=1))
 
 
 def _withdrawn(tx: Transaction, datasets: Collection[str]) -> list[str]:
     """Those that were offered once, and are not now. The offers of a removed dataset are kept."""
-    once = (one for one in datasets if tx.datasets.offers(dataset_id=one, limit=1))
+    once = (one for one in datasets if tx.datasets.list_offers(dataset_id=one, limit=1))
     return [one for one in once if not _is_in_force(tx, one)]

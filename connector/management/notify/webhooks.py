@@ -40,7 +40,7 @@ class Webhooks:
         self._known: tuple[float, tuple[Webhook, ...]] = (float("-inf"), ())
         self._changes = 0  # of ours: who read the webhooks before one of them does not keep what it read
         sender.register(KIND, self)
-        store.outlets.append(self._store_deliveries)
+        store.event_hooks.append(self._store_deliveries)
         store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None, own=True)
         store.bus.subscribe(self._heard)
 
@@ -50,10 +50,10 @@ class Webhooks:
         row = Webhook(id=f"urn:uuid:{uuid.uuid4()}", url=url, secret=secrets.token_urlsafe(32), kinds=list(kinds))
 
         def work(tx: Transaction) -> Webhook:
-            if len(tx.messages.webhooks()) >= _MOST:
+            if len(tx.outbox.list_webhooks()) >= _MOST:
                 raise BadInput(f"expected at most {_MOST} webhooks; remove one first")
             row.created_at = tx.now
-            tx.messages.add_webhook(row)
+            tx.outbox.add_webhook(row)
             tx.publish(WebhookChanged(actor=by, process=row.id, detail={"change": "added", "url": url}))
             return row
 
@@ -62,16 +62,16 @@ class Webhooks:
         return made
 
     async def all(self) -> list[Webhook]:
-        return list(await self._store.read(lambda tx: tx.messages.webhooks()))
+        return list(await self._store.read(lambda tx: tx.outbox.list_webhooks()))
 
     async def remove(self, webhook_id: str, *, by: str) -> None:
         """Remove a webhook and what was still to be delivered to it."""
 
         def work(tx: Transaction) -> None:
-            if (row := tx.messages.webhook(webhook_id)) is None:
+            if (row := tx.outbox.get_webhook(webhook_id)) is None:
                 raise NotFound(f"no webhook {webhook_id!r}")
-            tx.messages.remove_webhook(row)
-            tx.messages.drop(_process(webhook_id))
+            tx.outbox.remove_webhook(row)
+            tx.outbox.drop(_process(webhook_id))
             tx.publish(WebhookChanged(actor=by, process=webhook_id, detail={"change": "removed", "url": row.url}))
 
         await self._store.write(work)
@@ -90,16 +90,16 @@ class Webhooks:
         """Put a delivery for every webhook that wants this event into the outbox."""
         changes, (read, hooks) = self._changes, self._known
         if time.monotonic() - read > _KNOWN_SECONDS:
-            hooks = tuple(tx.messages.webhooks())
+            hooks = tuple(tx.outbox.list_webhooks())
             if changes == self._changes:  # transactions run side by side on PostgreSQL
                 self._known = (time.monotonic(), hooks)
         for hook in hooks:
             if EVERY in hook.kinds or event.kind in hook.kinds:
-                tx.messages.send(_delivery(hook, event, tx.now))
+                tx.outbox.send(_delivery(hook, event, tx.now))
 
     async def carry(self, row: Outbox) -> Outcome:
         """Deliver once. Anything but a 2xx is tried again; 410 says that nobody is there any more."""
-        hook = await self._store.read(lambda tx: tx.messages.webhook(row.process.removeprefix(f"{KIND}:")))
+        hook = await self._store.read(lambda tx: tx.outbox.get_webhook(row.process.removeprefix(f"{KIND}:")))
         if hook is None:
             return Outcome(Result.REFUSED, "the webhook was removed")
         body = json.dumps(row.message, separators=(",", ":"), ensure_ascii=False).encode()

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from connector.store.tables import Table
+from connector.store.tables import ConnectorTable
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
+    target_metadata=ConnectorTable.metadata,
     render_as_batch=True,
 )
 with context.begin_transaction():

@@ -1,4 +1,4 @@
-"""Private answers and their budget: what was spent is counted before the question runs, and repeats cost nothing."""
+"""Queries for noised answers and their privacy budget. The budget is spent before a query runs; repeats are free."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sqlalchemy import BigInteger, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from connector.store.tables import Grant, PrivateAnswer, bare
+from connector.store.tables import GrantState, NoisedAnswer, core_table
 
-_GRANT = bare(Grant)
+_GRANT = core_table(GrantState)
 _THIS = _GRANT.c.agreement_id == bindparam("agreement")
 _MORE = _GRANT.c.epsilon_micro + bindparam("micro")
 _SPEND = (
@@ -21,83 +21,89 @@ _SPEND = (
 )
 _GIVE_BACK = update(_GRANT).where(_THIS).values(epsilon_micro=_GRANT.c.epsilon_micro - bindparam("micro"))
 _SPENT = select(_GRANT.c.epsilon_micro).where(_THIS)
-_ANSWER = bare(PrivateAnswer)
+_ANSWER = core_table(NoisedAnswer)
 
 
-def _keeping(insert: Any) -> Any:
-    made = insert(_ANSWER)
-    return made.on_conflict_do_update(
+def _build_upsert(insert: Any) -> Any:
+    statement = insert(_ANSWER)
+    return statement.on_conflict_do_update(
         index_elements=_ANSWER.primary_key.columns,
-        set_={name: made.excluded[name] for name in ("epsilon_micro", "answer", "answered_at")},
-        where=made.excluded.epsilon_micro > _ANSWER.c.epsilon_micro,
+        set_={name: statement.excluded[name] for name in ("epsilon_micro", "answer", "answered_at")},
+        where=statement.excluded.epsilon_micro > _ANSWER.c.epsilon_micro,
     )
 
 
-_KEEP = {"sqlite": _keeping(sqlite.insert), "postgresql": _keeping(postgresql.insert)}
-_KEPT = 1_000  # answers of one agreement; beyond that the oldest goes
+_UPSERT = {"sqlite": _build_upsert(sqlite.insert), "postgresql": _build_upsert(postgresql.insert)}
+_ANSWERS_MAX = 1_000  # answers of one agreement; the oldest are removed
 
 
-class PrivateAnswers:
+class NoisedAnswerQueries:
+    """Queries for noised answers. `question` is the digest of version, permission and query."""
+
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def spend(self, agreement_id: str, *, micro: int, most: int) -> bool:
-        """Take millionths of epsilon from the budget, whole or not at all. Whether they were there.
+        """Take `micro` millionths of epsilon from the budget, all or nothing. Returns whether the budget allowed it.
 
-        They are given back only for a question that no worker has had: any other may have told something by failing.
+        They are returned only if no worker received the query: a query that failed may have revealed something.
         """
         which = {"agreement": agreement_id, "micro": micro, "most": most}
         return self._session.connection().execute(_SPEND, which).rowcount > 0
 
     def give_back(self, agreement_id: str, *, micro: int) -> None:
-        """Return what was taken for a question that was never begun."""
+        """Return the budget of a query that never began."""
         self._session.connection().execute(_GIVE_BACK, {"agreement": agreement_id, "micro": micro})
 
-    def spent(self, agreement_id: str) -> int:
-        """Millionths of epsilon that are spent under an agreement."""
+    def read_spent(self, agreement_id: str) -> int:
+        """Millionths of epsilon spent under an agreement."""
         return self._session.connection().scalar(_SPENT, {"agreement": agreement_id}) or 0
 
-    def get(self, agreement_id: str, question: str) -> PrivateAnswer | None:
-        return self._session.get(PrivateAnswer, (agreement_id, question))
+    def get(self, agreement_id: str, question: str) -> NoisedAnswer | None:
+        return self._session.get(NoisedAnswer, (agreement_id, question))
 
-    def asked_by(self, agreement_id: str, question: str) -> str:
-        """The read that was the last to be charged for this question; empty where there was none."""
-        row = self.get(agreement_id, _asked(question))
+    def read_charged_read(self, agreement_id: str, question: str) -> str:
+        """Id of the last read that was charged for this question; empty if there was no such read."""
+        row = self.get(agreement_id, _pending_key(question))
         return "" if row is None else row.answer.decode()
 
-    def ask(self, agreement_id: str, question: str, *, read_id: str, now: float) -> None:
-        """A read is to answer this question. For a transaction that has the agreement's grant changed: others that
-        ask under it wait for its end."""
-        named = {"agreement_id": agreement_id, "question": _asked(question)}
-        self._session.merge(PrivateAnswer(**named, epsilon_micro=0, answer=read_id.encode(), answered_at=now))
+    def record_question(self, agreement_id: str, question: str, *, read_id: str, now: float) -> None:
+        """Store that a read is to answer this question.
 
-    def keep(self, agreement_id: str, question: str, *, micro: int, answer: bytes, now: float) -> bytes:
-        """Store an answer, which takes the place of one of less epsilon only; the one that is kept. Nobody is to answer
-        the question any more."""
+        The transaction must have locked the agreement's grant, so that other queries under it wait.
+        """
+        key = {"agreement_id": agreement_id, "question": _pending_key(question)}
+        self._session.merge(NoisedAnswer(**key, epsilon_micro=0, answer=read_id.encode(), answered_at=now))
+
+    def store(self, agreement_id: str, question: str, *, micro: int, answer: bytes, now: float) -> bytes:
+        """Store an answer unless one with at least as much epsilon exists. Returns the stored answer.
+
+        Removes the note of the read that was to answer.
+        """
         values = {"epsilon_micro": micro, "answer": answer, "answered_at": now}
-        keep = _KEEP[self._session.get_bind().dialect.name]
-        self._session.execute(keep, {"agreement_id": agreement_id, "question": question, **values})
-        self._delete(agreement_id, [_asked(question)])  # or half of what is kept would be no answers
-        kept = self._session.get_one(PrivateAnswer, (agreement_id, question))
+        upsert = _UPSERT[self._session.get_bind().dialect.name]
+        self._session.execute(upsert, {"agreement_id": agreement_id, "question": question, **values})
+        self._delete(agreement_id, [_pending_key(question)])  # such notes would take half of the limit
+        stored = self._session.get_one(NoisedAnswer, (agreement_id, question))
         self._forget_old(agreement_id)
-        return kept.answer
+        return stored.answer
 
     def _forget_old(self, agreement_id: str) -> None:
         old = (
-            select(PrivateAnswer.question)
-            .where(PrivateAnswer.agreement_id == agreement_id)
-            .order_by(PrivateAnswer.answered_at.desc(), PrivateAnswer.question)
-            .offset(_KEPT)
+            select(NoisedAnswer.question)
+            .where(NoisedAnswer.agreement_id == agreement_id)
+            .order_by(NoisedAnswer.answered_at.desc(), NoisedAnswer.question)
+            .offset(_ANSWERS_MAX)
         )
         names = self._session.scalars(old).all()
         if names:
             self._delete(agreement_id, names)
 
     def _delete(self, agreement_id: str, questions: Sequence[str]) -> None:
-        which = (PrivateAnswer.agreement_id == agreement_id, PrivateAnswer.question.in_(questions))
-        self._session.execute(delete(PrivateAnswer).where(*which))
+        which = (NoisedAnswer.agreement_id == agreement_id, NoisedAnswer.question.in_(questions))
+        self._session.execute(delete(NoisedAnswer).where(*which))
 
 
-def _asked(question: str) -> str:
-    """Beside the answer, where there is one already, stands who is to give a better one."""
+def _pending_key(question: str) -> str:
+    """Key of the row that names the read which is to answer. A stored answer may exist at the same time."""
     return f"{question}?"

@@ -1,4 +1,4 @@
-"""Queries for what was pushed to us."""
+"""Queries for data that providers pushed to this connector."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.store.tables import Received, Transfer
+from connector.store.tables import PushedData, Transfer
 
 
-class ReceivedRows:
+class PushedDataQueries:
+    """Queries for received pushes."""
+
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, row: Received) -> None:
+    def add(self, row: PushedData) -> None:
         self._session.add(row)
 
-    def get(self, transfer_id: str) -> Received | None:
-        """What was received under one transfer, also if its file is gone since."""
-        return self._session.get(Received, transfer_id)
+    def get(self, transfer_id: str) -> PushedData | None:
+        """The push under a transfer, also if its file was removed; None if there was no push."""
+        return self._session.get(PushedData, transfer_id)
 
-    def of(self, transfer_ids: Sequence[str]) -> dict[str, Received]:
-        """The same for many, by transfer."""
-        rows = self._session.scalars(select(Received).where(Received.transfer_id.in_(transfer_ids)))
+    def get_many(self, transfer_ids: Sequence[str]) -> dict[str, PushedData]:
+        """The pushes under these transfers, by transfer id."""
+        rows = self._session.scalars(select(PushedData).where(PushedData.transfer_id.in_(transfer_ids)))
         return {row.transfer_id: row for row in rows}
 
-    def kept(self) -> Sequence[tuple[Received, Transfer]]:
-        """Whatever should still have its file, with its transfer."""
-        query = select(Received, Transfer).join(Transfer, Transfer.id == Received.transfer_id)
-        found = self._session.execute(query.where(Received.removed_at.is_(None)))
-        return [(row, transfer) for row, transfer in found]
+    def list_with_file(self) -> Sequence[tuple[PushedData, Transfer]]:
+        """Pushes whose file was not removed, each with its transfer."""
+        query = select(PushedData, Transfer).join(Transfer, Transfer.id == PushedData.transfer_id)
+        pairs = self._session.execute(query.where(PushedData.removed_at.is_(None)))
+        return [(row, transfer) for row, transfer in pairs]

@@ -12,25 +12,30 @@ from connector.store.tables import ApiToken
 _LOCK = 0x48544F4B  # any number, the same for every connector process on one database
 
 
-class Tokens:
+class TokenQueries:
+    """Queries for tokens of the management API."""
+
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def alone(self) -> None:
-        """Nobody else who says so goes on before this transaction ends. SQLite has one writer anyway."""
+    def lock_exclusively(self) -> None:
+        """Wait for other transactions that hold this lock, and hold it until this one ends.
+
+        SQLite has one writer anyway.
+        """
         if self._session.get_bind().dialect.name == "postgresql":
             self._session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
     def add(self, token: ApiToken) -> None:
         self._session.add(token)
 
-    def by_digest(self, digest: str) -> ApiToken | None:
+    def find_by_digest(self, digest: str) -> ApiToken | None:
         return self._session.scalars(select(ApiToken).where(ApiToken.digest == digest)).one_or_none()
 
-    def by_name(self, name: str) -> ApiToken | None:
+    def find_by_name(self, name: str) -> ApiToken | None:
         return self._session.get(ApiToken, name)
 
-    def all(self) -> Sequence[ApiToken]:
+    def list_all(self) -> Sequence[ApiToken]:
         return self._session.scalars(select(ApiToken).order_by(ApiToken.name)).all()
 
     def count(self) -> int:

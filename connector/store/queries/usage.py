@@ -1,4 +1,4 @@
-"""Queries for what the owner vouches for, and for the ledger of duties."""
+"""Queries for attested facts and for the ledger of duties."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _WATCH = select(DutyWatch).where(*_WATCHED)
 _FIRST_VIOLATED = select(func.min(DutyWatch.told_at)).where(*_WATCHED, DutyWatch.state == "violated")
 
 
-class Attestations:
+class AttestationQueries:
+    """Queries for facts that the owner attests."""
+
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def put(self, row: Attestation) -> None:
-        """Keep it, in place of an earlier one for the same value."""
+    def store(self, row: Attestation) -> None:
+        """Store an attestation; it replaces an earlier one of the same value."""
         self._session.merge(row)
 
     def of(self, subject: str) -> Sequence[Attestation]:
         return self._session.scalars(_ABOUT, {"subject": subject}).all()
 
     def page(self, *, after: tuple[str, str, str] = ("", "", ""), limit: int = 100) -> Sequence[Attestation]:
-        """In order of subject, fact and value."""
+        """Attestations in order of subject, fact and value, after the key `after`."""
         columns = (Attestation.subject, Attestation.fact, Attestation.value)
         subject, fact, value = columns
         later = (
@@ -45,31 +47,33 @@ class Attestations:
         return self._session.scalars(select(Attestation).where(later).order_by(*columns).limit(limit)).all()
 
     def remove(self, subject: str, fact: str, value: str = "") -> Sequence[str]:
-        """Forget one value, or all of a fact; the values that were there."""
+        """Remove one value of a fact, or all if `value` is empty. Returns the removed values."""
         query = delete(Attestation).where(Attestation.subject == subject, Attestation.fact == fact)
         if value:
             query = query.where(Attestation.value == value)
         return sorted(self._session.scalars(query.returning(Attestation.value)).all())
 
 
-class Duties:
+class DutyQueries:
+    """Queries for the evidence and state of duties. `role` is this participant's role under the agreement."""
+
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def add(self, row: DutyEvidence) -> None:
         self._session.add(row)
 
-    def evidence(self, agreement_id: str, *, role: str) -> Sequence[DutyEvidence]:
-        """Everything that was reported, in order."""
+    def list_evidence(self, agreement_id: str, *, role: str) -> Sequence[DutyEvidence]:
+        """All reported evidence of an agreement, in order of time."""
         return self._session.scalars(_EVIDENCE, {"agreement": agreement_id, "ours": role}).all()
 
-    def watch(self, agreement_id: str, *, role: str) -> dict[str, DutyWatch]:
-        """The last state of each duty that was told, and when, by path."""
+    def read_states(self, agreement_id: str, *, role: str) -> dict[str, DutyWatch]:
+        """The last recorded state of each duty, by its path in the policy."""
         return {row.path: row for row in self._session.scalars(_WATCH, {"agreement": agreement_id, "ours": role})}
 
-    def first_violated(self, agreement_id: str, *, role: str) -> float | None:
-        """When a duty was first found violated."""
+    def read_first_violation(self, agreement_id: str, *, role: str) -> float | None:
+        """When a duty of the agreement was first recorded as violated (UTC seconds); None if never."""
         return self._session.scalar(_FIRST_VIOLATED, {"agreement": agreement_id, "ours": role})
 
-    def told(self, row: DutyWatch) -> None:
+    def store_state(self, row: DutyWatch) -> None:
         self._session.merge(row)

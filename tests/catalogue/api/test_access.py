@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from catalogue.api.access import Viewer
 from catalogue.crawl.entry import read_dataset
-from catalogue.crawl.offer_terms import Party, _fitting
+from catalogue.crawl.offer_terms import Party, _build_matcher
 from catalogue.search.index import Index
-from catalogue.search.search_query import Question
-from catalogue.search.visibility import card_for, cards_of, views_of
-from catalogue.store import Store
+from catalogue.search.search_query import SearchQuery
+from catalogue.search.visibility import list_views, view_for, views_of
+from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
-from catalogue.store.tables import Entry as Row
-from catalogue.store.tables import Member, Source
+from catalogue.store.tables import CrawlState, Member
+from catalogue.store.tables import EntryRow as Row
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
@@ -302,9 +302,9 @@ def row_of(number: int, policies: list[dict[str, Any]]) -> Row:
 OWNER = {"title": "Owner", "role": "", "country": "", "url": "", "reason": "", "joined_at": 0.0, "changed_at": 0.0}
 
 
-def owner() -> tuple[Member, Source]:
+def owner() -> tuple[Member, CrawlState]:
     member = Member(id="did:web:owner", name="owner", status="active", **OWNER)
-    return member, Source(
+    return member, CrawlState(
         member_id="did:web:owner", state="active", next_at=0, failures=0, last_try=0, last_ok=0, problem="", etag=""
     )
 
@@ -312,9 +312,9 @@ def owner() -> tuple[Member, Source]:
 @given(st.lists(POLICIES, min_size=1, max_size=4))
 def test_every_viewer_gets_exactly_one_rendering_with_its_offers_or_none(policies: list[dict[str, Any]]) -> None:
     row = row_of(0, policies)
-    cards = cards_of(row, *owner())
+    cards = list_views(row, *owner())
     for viewer in VIEWERS:
-        card = card_for(viewer, row, *owner())
+        card = view_for(viewer, row, *owner())
         mine = viewer.is_operator or (viewer.kind == "members" and viewer.id == "did:web:owner")
         offers = {n for n, policy in enumerate(policies) if mine or _is_for(policy, viewer)}
         shown = {int(offer.id.rpartition(":")[2]) for offer in card.offers} if card else set()
@@ -328,12 +328,12 @@ def test_every_viewer_gets_exactly_one_rendering_with_its_offers_or_none(policie
 
 def test_each_offer_of_an_entry_is_read_once_for_all_members() -> None:
     """With more of them than were kept each was read for every look at it."""
-    _fitting.cache_clear()
+    _build_matcher.cache_clear()
     parties = {did: Party(did, "r7") for did in DIDS}
     row = row_of(0, [asking(("ds:role", "eq", f"r{number}")) for number in range(100)])
-    shown = [card for card in cards_of(row, *owner(), parties) if "did:web:a" in card.views]
+    shown = [card for card in list_views(row, *owner(), parties) if "did:web:a" in card.views]
     assert [[offer.id for offer in card.offers] for card in shown] == [["urn:o:0:7"]]
-    assert _fitting.cache_info().misses == 100
+    assert _build_matcher.cache_info().misses == 100
 
 
 def test_renderings_cost_what_the_description_holds_and_not_its_square() -> None:
@@ -346,10 +346,10 @@ def test_renderings_cost_what_the_description_holds_and_not_its_square() -> None
         profile.runcall(work)
         return sum(entry.callcount for entry in profile.getstats())
 
-    assert calls(lambda: card_for(Viewer(), row, *owner())) < 3_000
-    assert calls(lambda: card_for(Viewer("members", dids[0]), row, *owner())) < 3_000
-    assert calls(lambda: cards_of(row, *owner())) < 30_000
-    assert len(cards_of(row, *owner())) == 4  # everybody; m0; m1; the others, the owner and the operator
+    assert calls(lambda: view_for(Viewer(), row, *owner())) < 3_000
+    assert calls(lambda: view_for(Viewer("members", dids[0]), row, *owner())) < 3_000
+    assert calls(lambda: list_views(row, *owner())) < 30_000
+    assert len(list_views(row, *owner())) == 4  # everybody; m0; m1; the others, the owner and the operator
 
 
 def _is_for(policy: dict[str, Any], viewer: Viewer) -> bool:
@@ -367,7 +367,7 @@ def test_hits_totals_and_facets_hold_only_what_the_viewer_may_see(
 ) -> None:
     directory = tmp_path_factory.mktemp("index")
     upgrade(f"sqlite:///{directory / 'c.db'}")
-    store = Store(f"sqlite:///{directory / 'c.db'}")
+    store = CatalogueStore(f"sqlite:///{directory / 'c.db'}")
     rows = [row_of(number, policies) for number, policies in enumerate(entries)]
     member, source = owner()
     store.write_now(lambda tx: (tx.session.add_all([*rows, member, source]), tx.entries.next_seq())[0])
@@ -375,13 +375,13 @@ def test_hits_totals_and_facets_hold_only_what_the_viewer_may_see(
     index._at = (0, "")
     index.catch_up()
     for viewer, words in product(VIEWERS, ("", "herring")):
-        found = index.search(Question(words=words), viewer)
-        allowed = {row.id for row in rows if card_for(viewer, row, *owner()) is not None}
+        found = index.search(SearchQuery(words=words), viewer)
+        allowed = {row.id for row in rows if view_for(viewer, row, *owner()) is not None}
         assert set(found.ids) == allowed
         assert found.total == len(allowed) == len(found.ids)
         numbers = {one.rpartition("d")[2] for one in allowed}
         assert {value for value, _ in found.facets["keyword"]} == {f"k{number}" for number in numbers}
-        classes = {name for row in rows if (card := card_for(viewer, row, *owner())) for offer in card.offers
+        classes = {name for row in rows if (card := view_for(viewer, row, *owner())) for offer in card.offers
                    for name in offer.classes}  # fmt: skip
         assert {value for value, _ in found.facets["policy"]} == classes
         assert sum(index.owners(viewer).values()) == len(allowed)

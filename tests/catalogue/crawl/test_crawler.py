@@ -13,8 +13,8 @@ import pytest
 from catalogue.crawl import ingest
 from catalogue.crawl import visit as visits
 from catalogue.crawl.namespaces import Namespaces
-from catalogue.store import Transaction
-from catalogue.store.tables import Entry, Source
+from catalogue.store import CatalogueTransaction
+from catalogue.store.tables import CrawlState, EntryRow
 from connector.identity import did, self_issued_token
 from connector.identity.did import Resolver
 from tests.catalogue import provider as providers
@@ -25,8 +25,8 @@ from tests.support.waiting import until
 DAY = 86_400.0
 
 
-def source_of(tx: Transaction, *, member: str) -> Source:
-    found = tx.members.source(member)
+def source_of(tx: CatalogueTransaction, *, member: str) -> CrawlState:
+    found = tx.members.get_source(member)
     assert found is not None
     return found
 
@@ -230,7 +230,7 @@ async def test_no_more_of_a_member_is_kept_than_it_may_list_whatever_its_visits_
         found = await catalogue.ids()
         assert len(found) == min(10, 8 * number + 8)
         assert {f"urn:hanse:north:{number}-{n}" for n in range(8)} <= set(found)
-    rows = await catalogue.parts.store.read(lambda tx: list(tx.session.query(Entry)))
+    rows = await catalogue.parts.store.read(lambda tx: list(tx.session.query(EntryRow)))
     dead = [row for row in rows if row.withdrawn_at is not None]
     assert len(dead) == 10
     assert {(row.raw, json.dumps(row.content)) for row in dead} == {
@@ -269,7 +269,7 @@ async def test_attempts_and_pauses_outlive_a_restart(catalogue: Catalogue, north
         source = await catalogue.parts.store.read(partial(source_of, member=north.did))
         assert 0.9 * expected <= source.next_at - catalogue.clock() <= 1.1 * expected
     assert source.failures == 3
-    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock(), limit=9)))
+    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.list_due(catalogue.clock(), limit=9)))
 
 
 @pytest.mark.parametrize("seconds", [2, 7_200, 365 * DAY])
@@ -313,7 +313,7 @@ async def test_a_clock_that_is_set_right_during_a_visit_ends_nothing_that_it_lis
     run = await catalogue.crawl("north")
     assert (run["withdrawn"], run["missing"]) == (0, 0)
     assert {hit["state"] for hit in (await catalogue.search())["results"]} == {"active"}
-    source = await catalogue.parts.store.read(lambda tx: tx.members.source(north.did))
+    source = await catalogue.parts.store.read(lambda tx: tx.members.get_source(north.did))
     assert source is not None
     assert source.next_at - catalogue.clock.now < DAY
 
@@ -352,7 +352,7 @@ async def test_a_clock_that_was_set_back_keeps_nobody_from_being_visited_or_from
     catalogue.clock.advance(-365 * DAY)
 
     async def due() -> list[str]:
-        rows = await catalogue.parts.store.read(lambda tx: list(tx.members.due(tx.now, limit=9)))
+        rows = await catalogue.parts.store.read(lambda tx: list(tx.members.list_due(tx.now, limit=9)))
         return [row.member_id for row in rows]
 
     assert await due() == [north.did]
@@ -399,8 +399,8 @@ async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue:
 async def test_one_page_is_in_memory_as_objects_however_many_visits_there_are(
     catalogue: Catalogue, north: Provider, south: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crawler, parsed, alive, peak = catalogue.parts.crawler, visits._parsed, 0, 0
-    take = crawler._take
+    crawler, parsed, alive, peak = catalogue.parts.crawler, visits._parse_json, 0, 0
+    take = crawler._store_page
 
     async def counted(body: bytes) -> Any:
         nonlocal alive, peak
@@ -413,8 +413,8 @@ async def test_one_page_is_in_memory_as_objects_however_many_visits_there_are(
         await take(basis, datasets, tally)
         alive -= 1
 
-    monkeypatch.setattr(visits, "_parsed", counted)
-    monkeypatch.setattr(crawler, "_take", taken)
+    monkeypatch.setattr(visits, "_parse_json", counted)
+    monkeypatch.setattr(crawler, "_store_page", taken)
     for member, name in ((north, "north"), (south, "south")):
         member.answer = partial(pages, 5)
         await catalogue.admit(member, name)

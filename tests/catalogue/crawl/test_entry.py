@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from catalogue.crawl.entry import Column, Entry, digest_of, read_dataset
+from catalogue.crawl.entry import CatalogueEntry, EntryColumn, hash_content, read_dataset
 from connector.errors import MessageInvalid
 from tests.catalogue.provider import MEMBERS_ONLY, dataset
 
 DCT, DCAT, OURS = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#", "https://w3id.org/hanse/catalog/1/"
 
 
-def read(**about: Any) -> Entry:
+def read(**about: Any) -> CatalogueEntry:
     untitled = {key: value for key, value in dataset("urn:hanse:north:a").items() if key != "dct:title"}
     return read_dataset({**untitled, **about}, participant="did:web:north")
 
@@ -43,7 +43,7 @@ def test_every_spelling_of_a_term_is_read_alike(about: dict[str, Any]) -> None:
     ],
 )
 def test_columns_are_read_in_every_form(about: dict[str, Any]) -> None:
-    assert read(**about).columns == (Column("age", "int32"),)
+    assert read(**about).columns == (EntryColumn("age", "int32"),)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_too_much_is_cut() -> None:
 
 def test_an_entry_survives_its_json() -> None:
     entry = read(**{"dct:title": "T", "columns": ["a"], "hanse:audience": "public"})
-    assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    assert CatalogueEntry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_every_dataset_has_a_name(dataset_id: str, name: str) -> None:
 
 def test_the_digest_changes_with_the_content_only() -> None:
     one, same, other = ({"dct:title": "T"}, {f"{DCT}title": [{"@value": "T"}]}, {"dct:title": "U"})
-    digests = [digest_of(read(**about).to_json()) for about in (one, same, other)]
+    digests = [hash_content(read(**about).to_json()) for about in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -186,9 +186,9 @@ def test_how_many_columns_there_are_is_known_where_the_first_are_listed() -> Non
     counts = {5_000: 5_000, 2: 0, -1: 0, "x": 0, 10**400: 0, True: 0}
     assert [read(**some, **{f"{OURS}columnCount": told}).column_count for told in counts] == list(counts.values())
     entry = read(**some, **{f"{OURS}columnCount": 7})
-    assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    assert CatalogueEntry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
     before = {name: value for name, value in entry.to_json().items() if name != "column_count"}
-    assert Entry.from_json(before).column_count == 0  # as an older program has left it
+    assert CatalogueEntry.from_json(before).column_count == 0  # as an older program has left it
 
 
 def de(text: str) -> dict[str, str]:

@@ -286,8 +286,8 @@ async def test_an_error_of_ours_ends_the_visit_and_the_next_one_waits(
     monkeypatch.setattr(ingest, "sift", broken)
     await catalogue.admit(north, "north")
     run = await catalogue.crawl("north")
-    assert (run["outcome"], run["problem"][:18]) == ("failed", "the visit broke of")
-    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock() + 50, limit=9)))
+    assert (run["outcome"], run["problem"][:18]) == ("failed", "the visit ended wi")
+    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.list_due(catalogue.clock() + 50, limit=9)))
 
 
 async def test_a_hostile_offer_is_shown_as_unreadable_and_to_members_only(

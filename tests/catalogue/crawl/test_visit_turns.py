@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from catalogue.crawl.visit_turns import Turns
+from catalogue.crawl.visit_turns import VisitPlaces
 
 
 async def test_a_place_that_comes_in_the_moment_of_a_cancellation_goes_to_the_next() -> None:
-    turns = Turns({"schedule": 1})
+    turns = VisitPlaces({"schedule": 1})
 
     async def visit(key: str, seconds: float) -> str:
         async with turns.turn(key, "schedule") as kind:

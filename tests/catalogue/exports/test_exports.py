@@ -17,10 +17,10 @@ from rdflib.compare import isomorphic
 
 from catalogue.api.export_routes import WAYS
 from catalogue.crawl import ingest
-from catalogue.crawl.entry import Column
+from catalogue.crawl.entry import EntryColumn
 from catalogue.exports import EXPORTS, croissant
 from catalogue.exports.croissant import CONFORMS_TO, data_type
-from catalogue.exports.graph import Iri, Literal, Node, rdfxml
+from catalogue.exports.graph import Iri, Node, RdfLiteral, rdfxml
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
@@ -198,7 +198,7 @@ def test_column_types_become_croissants(written: str, kind: str, is_list: bool) 
 
 def test_columns_of_one_name_are_fields_of_their_own() -> None:
     names = ("a", "a", "a-2", "b", "a", "a-2")
-    fields = [one["@id"] for one in croissant._records([Column(name) for name in names])["field"]]
+    fields = [one["@id"] for one in croissant._records([EntryColumn(name) for name in names])["field"]]
     assert fields == ["rows/a", "rows/a-3", "rows/a-2", "rows/b", "rows/a-4", "rows/a-2-2"]
 
 
@@ -284,8 +284,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Co"
 def test_no_text_breaks_out_of_its_place(text: str, iri: str, language: str) -> None:
     node = Node(("dcat:Dataset",), f"http://x.test/{iri}")
     inner = Node(("csvw:Schema",))
-    inner.add("csvw:name", Literal(text))
-    node.add("dct:title", Literal(text, language=language))
+    inner.add("csvw:name", RdfLiteral(text))
+    node.add("dct:title", RdfLiteral(text, language=language))
     node.add("dcat:landingPage", Iri(f"http://x.test/{iri}#a"))
     node.add("csvw:tableSchema", inner)
     graphs = [rdflib.Graph().parse(data=EXPORTS[name].text([node]), format=kind) for name, kind in FORMATS.items()]
@@ -296,6 +296,6 @@ def test_no_text_breaks_out_of_its_place(text: str, iri: str, language: str) -> 
 
 def test_no_text_makes_the_document_none_at_all() -> None:
     node = Node(("dcat:Dataset",), "http://x.test/\x0b")
-    node.add("dct:title", Literal("a\x01b\ufffe\ud800"))
+    node.add("dct:title", RdfLiteral("a\x01b\ufffe\ud800"))
     (title,) = rdflib.Graph().parse(data=rdfxml([node]), format="xml").objects(None, rdflib.DCTERMS.title)
     assert str(title) == "a\ufffdb\ufffd\ufffd"

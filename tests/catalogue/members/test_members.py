@@ -9,8 +9,8 @@ import pytest
 
 from catalogue import app
 from catalogue.members.members import Members
-from catalogue.store import Transaction
-from catalogue.store.tables import Entry
+from catalogue.store import CatalogueTransaction
+from catalogue.store.tables import EntryRow
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Answer, Provider, Reply, Request, dataset
@@ -80,7 +80,7 @@ async def test_a_did_that_is_anothers_but_for_capitals_is_taken(catalogue: Catal
 async def test_who_is_admitted_as_suspended_was_never_active(catalogue: Catalogue, north: Provider) -> None:
     """A register of that moment would have been believed for minutes."""
     assert (await joining(catalogue, id=north.did, name="north", url=north.url, status="suspended"))[0] == 201
-    assert await catalogue.parts.store.read(lambda tx: (tx.members.of("north").status, tx.members.revision())) == (
+    assert await catalogue.parts.store.read(lambda tx: (tx.members.of("north").status, tx.members.read_revision())) == (
         "suspended",
         1,
     )
@@ -114,7 +114,7 @@ async def test_who_has_a_fact_that_would_be_refused_today_can_be_suspended(
 ) -> None:
     await catalogue.admit(north, "north")
 
-    def older(tx: Transaction) -> None:
+    def older(tx: CatalogueTransaction) -> None:
         tx.members.of("north").title = ""
 
     await catalogue.parts.store.write(older)
@@ -223,7 +223,7 @@ async def test_nothing_more_is_taken_of_who_was_suspended_or_removed_by_another_
     assert (run["outcome"], run["problem"]) == (
         "partial", "north is suspended, has moved, or is a member no longer; nothing more of its catalogue is taken",
     )  # fmt: skip
-    rows = await parts.store.read(lambda tx: list(tx.session.query(Entry)))
+    rows = await parts.store.read(lambda tx: list(tx.session.query(EntryRow)))
     assert {row.id: row.withdrawn_at is not None for row in rows} == {"urn:shared:1": how == "removed"}
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from catalogue.crawl.entry import read_dataset
 from catalogue.pages import page_text, site
-from catalogue.search.facets import Card
-from catalogue.search.search_query import Question
+from catalogue.search.facets import EntryView
+from catalogue.search.search_query import SearchQuery
 from connector.infra import html
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, Reply, dataset
@@ -231,9 +231,9 @@ async def test_a_crawl_problem_is_shown_to_the_operator_only(catalogue: Catalogu
     assert "offers no Dataspace Protocol" not in (await page(catalogue, "/members"))[0]
 
 
-def card(policy: dict[str, Any]) -> Card:
+def card(policy: dict[str, Any]) -> EntryView:
     entry = read_dataset(dataset("urn:hanse:north:patients", policy=policy), participant="did:web:n")
-    return Card(
+    return EntryView(
         entry=entry, offers=entry.offers, state="active", owner="north", owner_title="North", country="DE",
         first_seen=0, modified_at=0, last_seen=0,
     )  # fmt: skip
@@ -317,8 +317,8 @@ def test_licences_are_called_by_their_names(text: str, name: str) -> None:
 
 
 def test_a_search_link_puts_a_filter_in_or_takes_it_out_and_starts_at_page_one() -> None:
-    asked = Question(words="a b", filters={"theme": ("HEAL",)}, columns=("age",), page=3)
+    asked = SearchQuery(words="a b", filters={"theme": ("HEAL",)}, columns=("age",), page=3)
     assert page_text.search_url(asked, theme="TRAN") == "/?q=a+b&column=age&theme=HEAL&theme=TRAN"
     assert page_text.search_url(asked, theme="HEAL") == "/?q=a+b&column=age"
     assert page_text.search_url(asked, page=4) == "/?q=a+b&column=age&theme=HEAL&page=4"
-    assert page_text.search_url(Question()) == "/"
+    assert page_text.search_url(SearchQuery()) == "/"

@@ -12,7 +12,7 @@ import pytest
 from catalogue.api.access import Viewer
 from catalogue.search import hit_counts, index, search_query, search_service
 from catalogue.search.facets import FACETS
-from catalogue.search.highlight import excerpt, found, marked
+from catalogue.search.highlight import excerpt, find_names, mark_words
 from catalogue.search.index import Index
 from connector.errors import BadInput
 from tests.catalogue.conftest import Catalogue
@@ -102,8 +102,8 @@ SEARCHES = [
 
 
 async def test_every_search_finds_what_it_should_and_nothing_else(filled: Catalogue) -> None:
-    found = {text: {hit["name"] for hit in (await filled.search(text))["results"]} for text, _ in SEARCHES}
-    assert found == {text: set(names) for text, names in SEARCHES}
+    find_names = {text: {hit["name"] for hit in (await filled.search(text))["results"]} for text, _ in SEARCHES}
+    assert find_names == {text: set(names) for text, names in SEARCHES}
 
 
 PIECES: dict[str, dict[str, Any]] = {
@@ -145,8 +145,8 @@ async def test_a_part_of_a_word_is_found_in_one_word_and_a_column_in_one_name(
     north.datasets = [dataset(f"urn:hanse:north:{name}", **about) for name, about in PIECES.items()]
     await catalogue.admit(north, "north", title="Klinikum")
     await catalogue.crawl("north")
-    found = {text: sorted(hit["name"] for hit in (await catalogue.search(text))["results"]) for text, _ in PARTS}
-    assert found == dict(PARTS)
+    find_names = {text: sorted(hit["name"] for hit in (await catalogue.search(text))["results"]) for text, _ in PARTS}
+    assert find_names == dict(PARTS)
     shown = await catalogue.search("column:order_id column:bloodSugar")
     assert shown["results"][0]["matched_columns"] == ["order_id", "bloodSugar"]
     assert (await catalogue.search("column:orderId"))["results"][0]["matched_columns"] == ["order_id"]
@@ -179,10 +179,10 @@ async def test_a_chosen_value_is_counted_where_it_is_none_of_the_largest(
     monkeypatch.setitem(FACETS, "keyword", replace(FACETS["keyword"], shown=1))
     await catalogue.admit(north, "north")
     await catalogue.crawl("north")
-    found = await catalogue.search("keyword:rare keyword:never")
-    values = {one["value"]: (one["count"], one["chosen"]) for one in found["facets"]["keyword"]["values"]}
+    find_names = await catalogue.search("keyword:rare keyword:never")
+    values = {one["value"]: (one["count"], one["chosen"]) for one in find_names["facets"]["keyword"]["values"]}
     assert values == {"common": (3, False), "rare": (2, True), "never": (0, True)}
-    assert found["total"] == 2
+    assert find_names["total"] == 2
 
 
 @pytest.mark.parametrize("more", [4, 9])  # the rest of the index may change which is the largest, or not
@@ -282,7 +282,7 @@ async def test_a_search_too_long_or_too_deep_is_refused(catalogue: Catalogue, qu
 @pytest.mark.parametrize("asked", ["state:aktiv", "policy:members"])
 def test_what_no_dataset_can_have_is_refused_with_what_one_can(asked: str) -> None:
     with pytest.raises(BadInput, match=r"expected as (state|policy) one of .*(stale|members-only), .*, came"):
-        search_query.read(asked)
+        search_query.parse_query(asked)
 
 
 async def test_a_filter_that_is_none_is_refused_and_an_owner_is_a_participant(filled: Catalogue) -> None:
@@ -296,9 +296,9 @@ async def test_a_filter_that_is_none_is_refused_and_an_owner_is_a_participant(fi
 def test_many_filters_are_refused() -> None:
     for said in ({"columns": ["a" * 1500, "b" * 501]}, {"filters": {"keyword": ["c" * 2001]}}):
         with pytest.raises(BadInput, match="at most 2000 characters of columns together"):
-            search_query.read("", **said)
+            search_query.parse_query("", **said)
     with pytest.raises(BadInput, match="at most 20 filters"):
-        search_query.read(" ".join(f"keyword:k{n}" for n in range(21)))
+        search_query.parse_query(" ".join(f"keyword:k{n}" for n in range(21)))
 
 
 async def test_what_was_found_is_marked(filled: Catalogue) -> None:
@@ -320,11 +320,11 @@ def test_a_long_text_is_cut_around_the_first_word_found() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "a b", "<b>a</b>", "ä" * 1000, "a " * 500])
 def test_marking_changes_no_character(text: str) -> None:
-    assert "".join(piece.text for piece in marked(text, lambda word: word == "a")) == text
+    assert "".join(piece.text for piece in mark_words(text, lambda word: word == "a")) == text
 
 
 def test_columns_are_matched_by_the_words_of_their_names() -> None:
-    assert found(["glucoseMgDl", "tumor_size", "x"], lambda word: word in ("glucose", "size")) == [
+    assert find_names(["glucoseMgDl", "tumor_size", "x"], lambda word: word in ("glucose", "size")) == [
         "glucoseMgDl",
         "tumor_size",
     ]
@@ -353,7 +353,7 @@ async def test_an_index_that_is_deleted_while_it_is_used_is_built_anew(
     kept = filled.parts.index
     shutil.rmtree(kept._directory)
     with monkeypatch.context() as full:
-        full.setattr(Index, "_created", lambda self: Path("/dev/null/no").mkdir())
+        full.setattr(Index, "_create", lambda self: Path("/dev/null/no").mkdir())
         changed = {"status": "suspended"}
         answer = await filled.http.patch("/api/v1/members/north", json=changed, headers=filled.operator)
         assert answer.status_code == 200  # it is changed, whatever becomes of the index
@@ -386,7 +386,7 @@ async def test_an_index_that_is_built_anew_answers_when_it_is_whole(
 
     def applied(self: Index, *given: Any) -> None:
         apply(self, *given)
-        totals.append(kept.search(search_query.Question(), Viewer()).total)
+        totals.append(kept.search(search_query.SearchQuery(), Viewer()).total)
         if len(totals) == 2:  # what changes meanwhile is in it
             filled.parts.store.write_now(lambda tx: tx.members.of("north").__setattr__("title", "Renamed"))
             filled.parts.store.write_now(lambda tx: tx.entries.touch_all(tx.members.of("north").id))

@@ -87,7 +87,7 @@ async def test_exports_that_take_long_keep_nobody_from_the_database(
     await asyncio.sleep(0)
     try:
         async with asyncio.timeout(30):
-            assert await sqlite_store.read(lambda tx: tx.audit.size()) == 4
+            assert await sqlite_store.read(lambda tx: tx.audit.read_size()) == 4
     finally:
         over.set()
         await asyncio.gather(*exports)

@@ -101,7 +101,7 @@ async def test_a_database_that_ends_with_a_former_key_is_an_older_one(sqlite_sto
 
 async def test_where_it_cannot_be_kept_the_log_goes_on(sqlite_store: Store, tmp_path: Path) -> None:
     await grown(sqlite_store, tmp_path / "missing" / "head", by=3)
-    assert await sqlite_store.read(lambda tx: tx.audit.size()) == 3
+    assert await sqlite_store.read(lambda tx: tx.audit.read_size()) == 3
 
 
 def replaced(by: int, signer: Signer) -> Callable[[Store], Awaitable[None]]:
@@ -124,7 +124,7 @@ async def taken_over(store: Store) -> None:
 
 def newest(tx: Transaction) -> str:
     """The newest head in the database."""
-    found = tx.audit.checkpoint()
+    found = tx.audit.read_checkpoint()
     assert found is not None
     return found.note
 
@@ -145,7 +145,7 @@ async def test_a_process_learns_while_it_rests_that_its_log_is_not_there_any_mor
     running = asyncio.create_task(sequencer.run())
     await asyncio.sleep(0.1)
     await change(store)
-    size = await store.read(lambda tx: tx.audit.size())
+    size = await store.read(lambda tx: tx.audit.read_size())
     await asyncio.wait_for(sequencer.lost.wait(), timeout=60)
     await running
     head = (tmp_path / "head").read_text()
@@ -155,4 +155,4 @@ async def test_a_process_learns_while_it_rests_that_its_log_is_not_there_any_mor
     with pytest.raises(LogBroken):
         await sequencer.settle()
     assert (tmp_path / "head").read_text() == head
-    assert await store.read(lambda tx: tx.audit.size()) == size
+    assert await store.read(lambda tx: tx.audit.read_size()) == size

@@ -49,7 +49,7 @@ async def test_no_acknowledged_record_is_lost_when_the_writer_is_killed(database
         acknowledged |= set(range(first, after))
         first = after + 1000  # so that a record kept without an acknowledgement is told from the next run's
         store = Store(database_url)
-        head = await store.read(lambda tx: tx.audit.checkpoint())
+        head = await store.read(lambda tx: tx.audit.read_checkpoint())
         heads += [head.note] if head is not None else []
         store.close()
     store = Store(database_url)

@@ -27,9 +27,9 @@ async def stored(store: Store) -> tuple[list[int], int, int]:
     """Indexes in the log, pending records, and the size of the newest head."""
 
     def work(tx: Transaction) -> tuple[list[int], int, int]:
-        newest = tx.audit.checkpoint()
-        rows = tx.audit.events(limit=100_000)
-        return [row.idx for row in rows], len(tx.audit.pending(100_000)), newest.size if newest else 0
+        newest = tx.audit.read_checkpoint()
+        rows = tx.audit.list_events(limit=100_000)
+        return [row.idx for row in rows], len(tx.audit.list_pending(100_000)), newest.size if newest else 0
 
     return await store.read(work)
 
@@ -47,7 +47,7 @@ async def test_committed_events_are_numbered_without_a_gap_and_signed(store: Sto
         await log.sequencer.settle()
     assert await stored(store) == (list(range(306)), 0, 306)
     _, size, root = signed_note.head_of(await log.head())
-    assert root == await store.read(lambda tx: merkle.root(tx.audit.tile, size))
+    assert root == await store.read(lambda tx: merkle.root(tx.audit.read_tile, size))
 
 
 async def test_more_than_a_round_is_numbered_in_several(store: Store) -> None:
@@ -75,7 +75,7 @@ async def test_a_sequencer_outlives_what_fails_and_says_what_it_is(store: Store)
     log = log_over(store)
     await store.write(story(3))
     await log.sequencer.settle()
-    tile = await store.read(lambda tx: tx.audit.tile(0, 0))
+    tile = await store.read(lambda tx: tx.audit.read_tile(0, 0))
     assert tile is not None
     await store.write(lambda tx: tx.audit.put_tile(0, 0, bytes(32) + tile[32:]))
     again = log_over(store).sequencer
@@ -137,7 +137,7 @@ async def test_two_sequencers_on_one_database_make_one_log(store: Store) -> None
         await asyncio.gather(*running, return_exceptions=True)
     assert await stored(store) == (list(range(240)), 0, 240)
     _, size, root = signed_note.head_of(await logs[0].head())
-    assert root == await store.read(lambda tx: merkle.root(tx.audit.tile, size))
+    assert root == await store.read(lambda tx: merkle.root(tx.audit.read_tile, size))
 
 
 async def test_every_record_is_what_was_published_and_is_proven(store: Store) -> None:
@@ -169,8 +169,8 @@ def flipped(tile: bytes) -> bytes:
 
 
 DAMAGE = {
-    "a record that was deleted at the end": lambda tx: tx.session.delete(tx.audit.event(11)),
-    "a tile with one bit changed": lambda tx: tx.audit.put_tile(0, 0, flipped(tx.audit.tile(0, 0))),
+    "a record that was deleted at the end": lambda tx: tx.session.delete(tx.audit.get_event(11)),
+    "a tile with one bit changed": lambda tx: tx.audit.put_tile(0, 0, flipped(tx.audit.read_tile(0, 0))),
     "a tile that is gone": lambda tx: tx.session.delete(tx.session.get(AuditTile, (0, 0))),
     "a head that is gone": lambda tx: tx.session.delete(tx.session.get(AuditCheckpoint, 12)),
     "records without any head": lambda tx: tx.session.query(AuditCheckpoint).delete(),

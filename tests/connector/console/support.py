@@ -17,7 +17,7 @@ from connector.management.auth import COOKIE
 from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer
+from connector.store.tables import Agreement, DatasetVersion, GrantState, Negotiation, RegisteredDataset, Transfer
 from tests.support import migrated
 
 SECRET = "lab-token-that-no-page-shows"
@@ -126,7 +126,9 @@ async def fill(parts: Services) -> None:
                     digest="sha256:00", signed_at=now, finalized=True, ended_at=None,
                 )
             )  # fmt: skip
-        tx.agreements.add(Grant(agreement_id=AGREEMENT, revoked_at=None, queries=7, queries_today=3, rows=12, bytes=99))
+        tx.agreements.add(
+            GrantState(agreement_id=AGREEMENT, revoked_at=None, queries=7, queries_today=3, rows=12, bytes=99)
+        )
         tx.transfers.add(
             Transfer(
                 id=TRANSFER, role="provider", peer_pid="urn:uuid:p-2", state="STARTED", agreement_id=AGREEMENT,
@@ -146,7 +148,7 @@ def _dataset(tx: Transaction) -> None:
     figures = {"null_share": 0.25, "distinct": 3, "min": "1", "max": "9", "bytes": 80}
     about = {"title": "Patients <all>", "description": "Who came.", "keywords": ["health"], "theme": "HEAL"}
     tx.datasets.add(
-        Dataset(id="urn:hanse:north:patients", name="patients", license="CC0", version=version,
+        RegisteredDataset(id="urn:hanse:north:patients", name="patients", license="CC0", version=version,
                 created_at=tx.now, **about)
     )  # fmt: skip
     source = {

@@ -370,7 +370,7 @@ async def test_a_list_longer_than_a_page_goes_on_and_is_counted_whole(full: Cons
             tx.negotiations.add(later)
             tx.transfers.add(_again(tx.transfers.peek(TRANSFER), number))
             tx.agreements.add(_again(tx.agreements.get(AGREEMENT, role="provider"), number))
-            offer = _again(tx.datasets.offer(OFFER), number)
+            offer = _again(tx.datasets.get_offer(OFFER), number)
             offer.withdrawn_at = 1.0 if number % 2 else None
             tx.datasets.add(offer)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from connector.store import Transaction
-from connector.store.tables import Received, Transfer
+from connector.store.tables import PushedData, Transfer
 from tests.connector.console.support import ALICE, Console, Reader, console, fill
 
 PID, BODY = "urn:uuid:t-push", b"an Arrow stream that was checked"
@@ -26,7 +26,9 @@ async def full(tmp_path: Path) -> AsyncIterator[Console]:
         about = {"counterparty": ALICE, "address": "", "agreement_id": "urn:uuid:a-1", "format": "HttpData-PUSH"}
         tx.transfers.add(Transfer(id=PID, role="consumer", state="COMPLETED", created_at=now, updated_at=now, **about))
         counts = {"rows": 1234, "batches": 1, "bytes": len(BODY)}
-        tx.received.add(Received(transfer_id=PID, whole=False, digest="", received_at=now, removed_at=None, **counts))
+        tx.pushed_data.add(
+            PushedData(transfer_id=PID, whole=False, digest="", received_at=now, removed_at=None, **counts)
+        )
 
     await made.parts.store.write(received)
     made.parts.receiving._file(PID).write_bytes(BODY)

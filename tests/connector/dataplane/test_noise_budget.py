@@ -36,7 +36,7 @@ def policy(epsilon: str = "1") -> Policy:
 
 
 async def used(running: Provider, agreement: str) -> float:
-    return await running.store.read(lambda tx: tx.answers.spent(agreement)) / 1_000_000
+    return await running.store.read(lambda tx: tx.noised_answers.read_spent(agreement)) / 1_000_000
 
 
 async def test_an_answer_is_near_the_truth_and_not_the_truth(running: Provider) -> None:

@@ -225,7 +225,7 @@ async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission
     known = Known(running.store, Register())  # type: ignore[arg-type]  # all that is asked of a Trust
     view = OwnersView(running.store, running.pool, known, name=provider.OWNER, mask_secret=b"m" * 32, memory_mb=256)
     dataset = await running.store.read(lambda tx: tx.datasets.of(provider.DATASET))
-    version = await running.store.read(lambda tx: tx.datasets.current(dataset))
+    version = await running.store.read(lambda tx: tx.datasets.get_current(dataset))
     asked = Asked(participant=provider.CONSUMER, action="odrl:use")
     facts, two = await view._facts(asked, dataset), policy(CLOSED[0][0], may(ONLY_ID, duties=(mask("null", "gap"),)))
     shown = await view._shown(dataset, version, two, facts, asked, "offer", by="test", now=2e9)

@@ -35,7 +35,7 @@ async def lease(store: Store, run: str, seconds: float) -> None:
 
 
 async def left(store: Store) -> set[str]:
-    rows = await store.read(lambda tx: [(row.instance, row.rows) for row in tx.reads.under_way()])
+    rows = await store.read(lambda tx: [(row.instance, row.rows) for row in tx.reads.list_open()])
     return {run for run, _ in rows}
 
 
@@ -44,7 +44,7 @@ async def test_a_process_that_is_gone_for_good_has_its_reads_ended_by_another_on
 ) -> None:
     clock, here = Clock(monkeypatch), Leases(store, run=HERE)
     await reading(store, HERE, DEAD, ALIVE, OLDER)
-    await store.write(lambda tx: tx.reads.progress(f"read of {DEAD}", instance=DEAD, rows=7, nbytes=70))
+    await store.write(lambda tx: tx.reads.update_totals(f"read of {DEAD}", instance=DEAD, rows=7, nbytes=70))
     await lease(store, DEAD, -1)
     await lease(store, ALIVE, 60)
     ended = [await here.look()]
@@ -55,7 +55,7 @@ async def test_a_process_that_is_gone_for_good_has_its_reads_ended_by_another_on
     assert await left(store) == {HERE, ALIVE, OLDER}
     kept = await store.write(lambda tx: tx.reads.keep_places([f"read of {DEAD}", f"read of {ALIVE}"], seconds=60))
     assert kept == {f"read of {ALIVE}"}
-    bodies = await store.read(lambda tx: [row.body for row in tx.audit.pending(100)])
+    bodies = await store.read(lambda tx: [row.body for row in tx.audit.list_pending(100)])
     (end,) = [body for body in bodies if body["kind"] == "ReadEnded"]
     assert (end["code"], end["process"], end["detail"]["rows"]) == ("interrupted", f"read of {DEAD}", 7)
 
@@ -99,7 +99,7 @@ async def test_who_ends_with_nothing_open_leaves_no_lease_and_who_owes_an_end_do
     await reading(store, ALIVE)
     for one in (here, there):
         await one.start()
-    assert await store.read(lambda tx: tx.reads.alive()) == {HERE, ALIVE}
+    assert await store.read(lambda tx: tx.reads.list_live_runs()) == {HERE, ALIVE}
     for one in (here, there):
         await one.stop()
-    assert await store.read(lambda tx: tx.reads.alive()) == {ALIVE}
+    assert await store.read(lambda tx: tx.reads.list_live_runs()) == {ALIVE}

@@ -86,7 +86,7 @@ async def test_the_log_has_a_read_under_each_of_its_agreements(running: Provider
     await Sequencer(running.store, signer=Signer("clinic", Ed25519PrivateKey.generate())).settle()
     for dataset, agreement in agreements.items():
         which = Filter(agreement=agreement, dataset=dataset).query
-        rows = await running.store.read(lambda tx, which=which: tx.audit.events(**which))
+        rows = await running.store.read(lambda tx, which=which: tx.audit.list_events(**which))
         bodies = [json.loads(row.body) for row in rows]
         assert [one["kind"] for one in bodies] == ["ReadStarted", "ReadEnded"]
         for body in bodies:

@@ -38,7 +38,7 @@ def limited(word: str, most: str) -> Policy:
 
 
 async def used(running: Provider, agreement: str) -> tuple[int, int]:
-    row = await running.store.read(lambda tx: tx.agreements.grant(agreement))
+    row = await running.store.read(lambda tx: tx.agreements.get_grant(agreement))
     assert row is not None
     return row.queries, row.rows
 
@@ -403,7 +403,7 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     assert await used(running, agreement) == (1, 3)
     told_ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert len(told_ends) <= 1  # the one whose answer was lost goes out by the log
-    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.list_open()])
     assert asked.query_id not in left
 
 
@@ -445,7 +445,7 @@ async def test_a_read_whose_end_others_have_recorded_does_not_go_on_and_tells_of
     asked = Asked(tickets=(ticket,), sql=sql, action=QUERY, query_id=f"away {agreement}")
 
     def others(tx: Transaction) -> int:
-        return running_reads._close(tx, [row for row in tx.reads.under_way() if row.id == asked.query_id])
+        return running_reads._close(tx, [row for row in tx.reads.list_open() if row.id == asked.query_id])
 
     async with running.reads.open(asked) as stream:
         frames = stream.frames()
@@ -490,7 +490,7 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
             pass
     await settled(running)
     assert await used(running, agreement) == (int(kept), int(kept))  # a question that has begun is one row at least
-    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.list_open()])
     assert asked.query_id not in left
     ends = [event.outcome for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert ends == (["broken"] if kept else [])
@@ -567,7 +567,7 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
     async with other.open(asked) as stream:
         back.set()
         await tried.wait()
-        left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way()])
+        left = await running.store.read(lambda tx: [row.id for row in tx.reads.list_open()])
         assert asked.query_id in left
         assert [frame async for frame in stream.frames()]
     ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]

@@ -242,7 +242,7 @@ async def test_a_registration_that_is_stopped_in_its_worker_leaves_nothing(owner
     assert (raised.value.code, one.state, one.files) == ("registration_stopped", registration.STOPPED, MANY)
     with pytest.raises(NotFound):
         await registry.get("halted")
-    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.pending(1000)])
+    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.list_pending(1000)])
     assert [body["code"] for body in records if body["detail"].get("name") == "halted"] == ["registration_stopped"]
     assert not await registry.under_way.stop("halted")
     assert (await owner.add("halted", many)).profile["rows"] == MANY
@@ -431,7 +431,7 @@ async def test_the_record_of_a_version_names_its_files_by_their_digests(owner: O
         pq.write_table(pa.table({"id": [value]}), path)
         digests.append(sha256(path.read_bytes()).hexdigest())
         await add
-    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.pending(1000)])
+    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.list_pending(1000)])
     told = [one for one in records if one.get("dataset", "").endswith(":named")]
     assert [(one["kind"], one["detail"]["sha256"]) for one in told] == [
         ("DatasetRegistered", digests[:1]),

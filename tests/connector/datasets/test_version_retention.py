@@ -90,7 +90,9 @@ async def test_versions_that_a_coming_one_is_held_against_stay(owner: Owner, mon
     versions = [await update(owner, "asked", "n1")]
     await agree(owner, "asked", ended=2.0)
     assert (
-        await owner.store.read(lambda tx: version_retention.earlier(tx, tx.datasets.current(tx.datasets.of("asked"))))
+        await owner.store.read(
+            lambda tx: version_retention.earlier(tx, tx.datasets.get_current(tx.datasets.of("asked")))
+        )
         == []
     )
     versions += [await update(owner, "asked", text) for text in ("n2", "n3", "n4")]

@@ -107,7 +107,7 @@ async def test_withdrawn_offers_are_not_shown(tmp_path: Path) -> None:
         await two.north.publish()
 
         def withdraw(tx: Transaction) -> None:
-            offer = tx.datasets.offer("offer:urn:hanse:north:air")
+            offer = tx.datasets.get_offer("offer:urn:hanse:north:air")
             assert offer is not None
             offer.withdrawn_at = tx.now
 
@@ -122,7 +122,7 @@ async def test_an_offer_that_is_not_understood_any_more_is_shown_to_nobody(tmp_p
         ids = await seeded(two.north, 3)
 
         def spoil(tx: Transaction) -> None:
-            offer = tx.datasets.offer("offer:0")
+            offer = tx.datasets.get_offer("offer:0")
             assert offer is not None
             offer.policy = {**offer.policy, "permissionn": []}  # the digest is that of the others, as it was then
 
@@ -383,7 +383,7 @@ async def test_a_description_has_no_more_bytes_than_a_reader_takes(tmp_path: Pat
         for schema, listed in ((wide, 2_000), (long, 16_500)):
 
             def widen(tx: Transaction, schema: list[dict[str, str]] = schema) -> None:
-                tx.datasets.current(tx.datasets.of(one)).schema = schema
+                tx.datasets.get_current(tx.datasets.of(one)).schema = schema
 
             await two.north.store.write(widen)
             alone = await Counterparty(two.north).get(f"/catalog/datasets/{one}")
@@ -402,7 +402,7 @@ async def test_a_dataset_of_very_many_columns_has_a_description_that_is_bounded(
         (wide,) = await seeded(two.north, 1)
 
         def widen(tx: Transaction) -> None:
-            version = tx.datasets.current(tx.datasets.of(wide))
+            version = tx.datasets.get_current(tx.datasets.of(wide))
             version.schema = [{"name": f"c{number}", "type": "DOUBLE"} for number in range(count)]
 
         await two.north.store.write(widen)
@@ -428,7 +428,7 @@ async def test_a_page_has_as_many_datasets_as_a_reader_takes_and_the_next_one_th
 
         def widen(tx: Transaction) -> None:
             for one in ids:
-                version = tx.datasets.current(tx.datasets.of(one))
+                version = tx.datasets.get_current(tx.datasets.of(one))
                 version.schema = [{"name": f"c{number}", "type": "DOUBLE"} for number in range(200)]
 
         await two.north.store.write(widen)

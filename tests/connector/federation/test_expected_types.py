@@ -24,7 +24,7 @@ from connector.federation.expected_types import Shape
 from connector.federation.planner.model import Column, Fragment
 from connector.federation.planner.planner import plan
 from connector.federation.tables import table_of
-from connector.store.queries.agreements import Holding
+from connector.store.queries.agreements import ConsumerAgreement
 from policies.enforce.gate import GatedDataset, prepare
 from policies.errors import QueryRefused
 from tests.load.random_federated import daring
@@ -325,7 +325,7 @@ def test_bins_of_masked_values_are_numbers(method: str, told: str, kind: str) ->
     shown = contract_routes._contract(contract, types)
     shown["columns"] = [one | ({"type": told} if told and one["name"] == "k" else {}) for one in shown["columns"]]
     summary = {"owner": "north", "name": "ds", "rows": 10, "contracts": [shown]}
-    tables = {("north", "ds"): table_of(summary, Holding("a", "did:web:north", "urn:hanse:north:ds"), "")}
+    tables = {("north", "ds"): table_of(summary, ConsumerAgreement("a", "did:web:north", "urn:hanse:north:ds"), "")}
     (fragment,) = plan("SELECT k, count(*) AS n, sum(m) AS s FROM north.ds GROUP BY k", tables).fragments
     with duckdb.connect() as owner:
         owner.execute(f"CREATE TABLE ds AS SELECT CAST(NULL AS {kind}) AS k, CAST(1 AS INTEGER) AS m")

@@ -169,6 +169,6 @@ async def test_a_replayed_envelope_gives_what_it_gave_is_recorded_again_and_ends
     assert len(owner.of_kind("ReadStarted")) == before + 2
     thief = owner.ticket(agreement, consumer="did:web:thief.example")
     assert (await send(owner, thief, body)).status_code in (401, 403, 404)
-    await owner.store.write(lambda tx: setattr(tx.agreements.grant(agreement), "revoked_at", tx.now))
+    await owner.store.write(lambda tx: setattr(tx.agreements.get_grant(agreement), "revoked_at", tx.now))
     ended = await send(owner, owner.ticket(agreement), body)
     assert (ended.status_code, ended.json()["code"]) == (403, "agreement_ended")

@@ -25,7 +25,7 @@ from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.federation.planner.model import Bearer
 from connector.federation.tables import Holdings, _is_gone, _json, address_of, table_of
 from connector.infra.net.http_client import Reply
-from connector.store.queries.agreements import Holding, Readable, Started
+from connector.store.queries.agreements import ConsumerAgreement, ReadableAgreement, StartedTransfer
 from policies.contracts.contract import Dimension
 from policies.vocabulary import expand
 
@@ -39,22 +39,28 @@ _COLUMNS = [{"name": "id", "type": "BIGINT"}]
 class _Store:
     """Agreements by name, each with a started transfer, but `none` without one, `ended`, and `unknown`."""
 
-    def __init__(self, *held: Holding) -> None:
+    def __init__(self, *held: ConsumerAgreement) -> None:
         self.looks = 0
         self.over = {"ended"}
         self.bus = Bus()
-        held = held or tuple(Holding(name, "did:web:owner", f"urn:hanse:owner:{name}") for name in ("one", "two"))
-        self.agreements = SimpleNamespace(readable=self._readable, holdings=lambda limit: list(held[:limit]))
+        held = held or tuple(
+            ConsumerAgreement(name, "did:web:owner", f"urn:hanse:owner:{name}") for name in ("one", "two")
+        )
+        self.agreements = SimpleNamespace(
+            read_transfers_by_agreement=self._readable, list_readable=lambda limit: list(held[:limit])
+        )
 
     async def read(self, work: Any) -> Any:
         self.looks += 1
         await asyncio.sleep(0)
         return work(self)
 
-    def _readable(self, names: Collection[str]) -> dict[str, Readable]:
-        transfers = {name: () if name == "none" else (Started(name, "", "did:web:owner", _ADDRESS),) for name in names}
+    def _readable(self, names: Collection[str]) -> dict[str, ReadableAgreement]:
+        transfers = {
+            name: () if name == "none" else (StartedTransfer(name, "", "did:web:owner", _ADDRESS),) for name in names
+        }
         ends = {name: 1.0 if name in self.over else None for name in names}
-        return {name: Readable(ends[name], "", transfers[name]) for name in names if name != "unknown"}
+        return {name: ReadableAgreement(ends[name], "", transfers[name]) for name in names if name != "unknown"}
 
 
 async def test_which_transfer_is_started_is_looked_up_once_until_something_happens() -> None:
@@ -130,10 +136,12 @@ async def test_a_question_is_asked_with_the_ticket_that_is_for_its_purpose(
     store = _Store()
     entry = {"name": "authorization"}
     transfers = tuple(
-        Started(one, "", "did:web:owner", {**_ADDRESS, "endpointProperties": [{**entry, "value": f"for {one}"}]}, one)
+        StartedTransfer(
+            one, "", "did:web:owner", {**_ADDRESS, "endpointProperties": [{**entry, "value": f"for {one}"}]}, one
+        )
         for one in started
     )
-    store.agreements.readable = lambda names: {"one": Readable(None, "", transfers)}
+    store.agreements.read_transfers_by_agreement = lambda names: {"one": ReadableAgreement(None, "", transfers)}
     holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
     assert (await holdings.ticket("one", purpose)).ticket == f"for {taken}"
 
@@ -209,7 +217,7 @@ def test_a_table_says_whether_what_leaves_is_counted(limits: dict[str, float] | 
         **({} if limits is None else {"limits": limits}),
     }  # fmt: skip
     summary = {"owner": "o", "name": "d", "rows": 10, "contracts": [contract]}
-    assert table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
+    assert table_of(summary, ConsumerAgreement("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
 
 
 QUERY, DISTRIBUTE = "https://w3id.org/hanse/policy/1/query", "http://www.w3.org/ns/odrl/2/distribute"
@@ -237,7 +245,7 @@ def test_keys_are_those_of_the_contract_that_serves_the_question(
         for action, purposes, says in contracts
     ]
     summary = {"owner": "o", "name": "d", "rows": 10, "shares_keys": True, "contracts": told}
-    holding = Holding("a", "did:web:owner", "urn:hanse:o:d")
+    holding = ConsumerAgreement("a", "did:web:owner", "urn:hanse:o:d")
     assert table_of(summary, holding, "dpv:ScientificResearch").shares_keys is shares
 
 
@@ -267,7 +275,7 @@ def test_a_table_says_which_of_its_dimensions_are_in_bins() -> None:
     summary = said("o", "d")
     axes = [{"column": "age", "width": 10}, {"column": "ward", "width": None}]
     summary["contracts"][0]["aggregate"] = grid(dimensions=axes)
-    known = table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").grid
+    known = table_of(summary, ConsumerAgreement("a", "did:web:owner", "urn:hanse:o:d"), "").grid
     assert known is not None
     assert known.bins == (Dimension("age", 10.0),)
 
@@ -293,7 +301,7 @@ async def test_a_summary_that_is_slightly_off_is_nonsense_of_its_owner_and_touch
     monkeypatch: pytest.MonkeyPatch, off: str, value: Any
 ) -> None:
     summary = slightly(off, value) if off != "contracts.0" else {**said("clinic", "patients"), "contracts": [value]}
-    held = (Holding("odd", RIVAL, "https://rival.example/1"), summary), VISITS
+    held = (ConsumerAgreement("odd", RIVAL, "https://rival.example/1"), summary), VISITS
     known = await holding(monkeypatch, *held).tables([("north", "visits")], "")
     assert set(known.tables) == {("north", "visits")}
     (silent,) = known.silent
@@ -363,13 +371,13 @@ def test_a_sign_for_a_backslash_before_u0000_is_no_nul() -> None:
 
 
 CLINIC, RIVAL = "did:web:clinic.example", "did:web:Rival.example"
-PATIENTS = Holding("patients", CLINIC, "urn:hanse:clinic:patients"), said("clinic", "patients")
-PRICES = Holding("prices", RIVAL, "urn:hanse:clinic:prices"), said("clinic", "prices")
-RIVALS = Holding("rivals", RIVAL, "urn:hanse:clinic:patients"), said("clinic", "patients")
-VISITS = Holding("visits", "did:web:north.example", "urn:hanse:north:visits"), said("north", "visits")
-FOREIGN = Holding("foreign", RIVAL, "https://rival.example/1"), said("clinic", "prices")
-DOWN = Holding("down", RIVAL, "urn:hanse:clinic:patients"), PeerUnreachable("down")
-Held = tuple[Holding, dict[str, Any] | HanseError]
+PATIENTS = ConsumerAgreement("patients", CLINIC, "urn:hanse:clinic:patients"), said("clinic", "patients")
+PRICES = ConsumerAgreement("prices", RIVAL, "urn:hanse:clinic:prices"), said("clinic", "prices")
+RIVALS = ConsumerAgreement("rivals", RIVAL, "urn:hanse:clinic:patients"), said("clinic", "patients")
+VISITS = ConsumerAgreement("visits", "did:web:north.example", "urn:hanse:north:visits"), said("north", "visits")
+FOREIGN = ConsumerAgreement("foreign", RIVAL, "https://rival.example/1"), said("clinic", "prices")
+DOWN = ConsumerAgreement("down", RIVAL, "urn:hanse:clinic:patients"), PeerUnreachable("down")
+Held = tuple[ConsumerAgreement, dict[str, Any] | HanseError]
 
 
 def holding(monkeypatch: pytest.MonkeyPatch, *held: Held) -> Holdings:
@@ -458,7 +466,7 @@ async def test_an_owner_may_be_written_by_its_identifier_and_then_only_so(monkey
 async def test_a_name_that_does_not_fit_what_was_agreed_is_nonsense_of_its_provider(
     monkeypatch: pytest.MonkeyPatch, dataset_id: str, owner: str, name: str
 ) -> None:
-    held = Holding("prices", RIVAL, dataset_id), said(owner, name)
+    held = ConsumerAgreement("prices", RIVAL, dataset_id), said(owner, name)
     known = await holding(monkeypatch, held).tables([("rival", "prices")], "")
     assert not known.tables
     (silent,) = known.silent

@@ -74,7 +74,7 @@ async def test_a_question_without_a_place_is_refused_before_any_work_and_counted
     assert told.message.startswith("expected one of 8 places for questions to become free, got none")
     assert told.message.endswith(f"ask again in {pause} s")
     assert (asked.recorded, asked.coordinator.recent()) == ([], [])
-    (counted,) = asked.coordinator._store.refusals.counted(time.monotonic())
+    (counted,) = asked.coordinator._store.refusals.list_counts(time.monotonic())
     assert (counted.actor, counted.detail["codes"]) == ("greedy", {"queries_max": 2})
 
 

@@ -24,7 +24,7 @@ from connector.infra.http import problem_json
 from connector.management import audit
 from connector.management.auth import Tokens
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset
+from connector.store.tables import Agreement, RegisteredDataset
 from tests.connector.audit.support import SIGNER, log_over, story
 from tests.support.admin import issued
 
@@ -108,7 +108,7 @@ async def test_a_dataset_is_found_by_its_name_and_with_what_was_refused_under_it
     early = ReadRefused(actor="did:web:early.example", agreement="urn:agreement:on 2", outcome="refused")
     late = replace(early, actor="did:web:late.example")
     await auditor.store.write(lambda tx: tx.publish(early))  # as it was written before a refusal named its dataset
-    await auditor.store.refused(late)
+    await auditor.store.record_refusal(late)
     for name in ("lakes", "urn:hanse:south:lakes"):
         found = await auditor.http.get("/audit/events", params={"dataset": name, "outcome": "refused"})
         told = [(record["body"]["actor"], record["body"].get("dataset")) for record in found.json()["records"]]
@@ -174,7 +174,7 @@ async def test_what_no_record_can_hold_is_no_failure_of_a_database(store: Store)
 def register(tx: Transaction) -> None:
     """The dataset of `story`, named and offered here."""
     about = {"title": "", "description": "", "theme": "", "license": "", "version": "1"}
-    tx.datasets.add(Dataset(id=OURS, name="flights", keywords=[], created_at=tx.now, **about))
+    tx.datasets.add(RegisteredDataset(id=OURS, name="flights", keywords=[], created_at=tx.now, **about))
 
 
 @pytest.mark.parametrize("asked", [{"dataset": "flihgts"}, {"dataset": "%"}, {"agreement": "urn:agreement:9"}])

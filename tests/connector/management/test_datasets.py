@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.management.datasets import view
-from connector.store.tables import Dataset, DatasetVersion
+from connector.store.tables import DatasetVersion, RegisteredDataset
 from tests.connector.console.support import Console
 
 CSV, JSON = "a,b\n1,2\n", '{"a": 1}\n'
@@ -61,7 +61,7 @@ def test_a_table_is_shown_as_what_was_registered() -> None:
         "asked_kind": "postgres", "asked_path": path,
     }  # fmt: skip
     profile = {"rows": 1, "bytes": 1, "columns": {}}
-    row = Dataset(
+    row = RegisteredDataset(
         id="p", name="p", title="", description="", keywords=[], theme="", license="", version="v", created_at=0
     )
     shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]), raw=True)

@@ -50,7 +50,7 @@ async def published(desk: Console, path: Path, **more: Any) -> tuple[int, dict[s
 
 async def shown(desk: Console) -> TableInfo:
     """What a party that has agreed to the offer is shown of the dataset."""
-    row = await desk.parts.store.read(lambda tx: tx.datasets.offer("urn:hanse:offer:north:towns"))
+    row = await desk.parts.store.read(lambda tx: tx.datasets.get_offer("urn:hanse:offer:north:towns"))
     assert row is not None
     checked = await desk.parts.offers.check(form=FORM, offer_id=row.id)
     agreement: Any = SimpleNamespace(digest=row.digest, id="a")
@@ -72,7 +72,7 @@ async def test_what_is_published_is_in_the_plan_of_those_who_ask(desk: Console, 
     assert (made.withheld, made.left_out()[-1]) == ("some", SAID)
     filtered = plan("SELECT count(*) AS n FROM north.towns WHERE town = 't1'", tables)
     assert filtered.withheld == "possibly"  # whether any group of those is left out, the share does not say
-    record = (await desk.parts.store.read(lambda tx: tx.datasets.offer(offer["id"]))).left_out
+    record = (await desk.parts.store.read(lambda tx: tx.datasets.get_offer(offer["id"]))).left_out
     assert record == offer["left_out"]
 
 
@@ -89,4 +89,4 @@ async def test_a_share_that_one_group_decides_is_refused(desk: Console, tmp_path
     people(tmp_path / "towns.parquet", large=large, small=small)
     status, problem = await published(desk, tmp_path / "towns.parquet", publish_left_out=True)
     assert (status, problem["code"]) == (400, "left_out_tells")
-    assert await desk.parts.store.read(lambda tx: tx.datasets.offer("urn:hanse:offer:north:towns")) is None
+    assert await desk.parts.store.read(lambda tx: tx.datasets.get_offer("urn:hanse:offer:north:towns")) is None

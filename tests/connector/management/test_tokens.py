@@ -15,7 +15,7 @@ from connector.store import Store
 
 async def expire(store: Store, name: str) -> None:
     """A token's time passes."""
-    await store.write(lambda tx: setattr(tx.tokens.by_name(name), "expires_at", tx.now - 1))
+    await store.write(lambda tx: setattr(tx.tokens.find_by_name(name), "expires_at", tx.now - 1))
 
 
 async def started(tokens: Tokens) -> str:

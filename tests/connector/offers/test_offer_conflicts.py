@@ -14,7 +14,7 @@ from connector.dsp import agreement_terms
 from connector.errors import PolicyInvalid
 from connector.offers.offers import Offers
 from connector.store import Transaction
-from connector.store.tables import Agreement, Grant, Negotiation
+from connector.store.tables import Agreement, GrantState, Negotiation
 from policies.odrl import reader
 from tests.support import data
 from tests.support.owner import Owner, owning
@@ -64,7 +64,7 @@ async def agree(owner: Owner, offer: str, dataset: str, *, consumer: str = "did:
     agreement, state, reads = f"urn:{offer}:{consumer}", more.pop("state", "FINALIZED"), more.pop("reads", 0)
 
     def work(tx: Transaction) -> None:
-        row = tx.datasets.offer(offer)
+        row = tx.datasets.get_offer(offer)
         assert row is not None
         policy = agreement_terms.sign(
             agreement_terms.published(row), agreement_id=agreement, target=row.dataset_id,
@@ -81,7 +81,7 @@ async def agree(owner: Owner, offer: str, dataset: str, *, consumer: str = "did:
             **about | {"ended_at": None} | more,
         )  # fmt: skip
         tx.agreements.add(signed)
-        tx.agreements.add(Grant(agreement_id=agreement, revoked_at=more.get("ended_at"), queries=reads))
+        tx.agreements.add(GrantState(agreement_id=agreement, revoked_at=more.get("ended_at"), queries=reads))
 
     await owner.store.write(work)
     return agreement
@@ -145,7 +145,7 @@ async def test_of_two_that_are_published_at_once_one_is_refused(owner: Owner, na
     forms = [groups(f"o:{name}:{width}", name, width=str(width)) for width in range(2, 8)]
     told = await asyncio.gather(*(offers.publish(by="test", form=form) for form in forms), return_exceptions=True)
     assert sorted(type(one).__name__ for one in told) == ["PolicyInvalid"] * 5 + ["tuple"]
-    assert len(await owner.store.read(lambda tx: tx.datasets.offers_of([DATASET.format(name)]))) == 1
+    assert len(await owner.store.read(lambda tx: tx.datasets.list_offers_in_force([DATASET.format(name)]))) == 1
 
 
 async def test_what_cannot_be_read_any_more_is_told(owner: Owner, name: str) -> None:

@@ -72,7 +72,7 @@ def view(running: Provider) -> OwnersView:
 async def told(running: Provider, name: str, after: DatasetVersion) -> list[dict[str, str]]:
     """What the owner is told of a version that would follow the current one."""
     dataset = await running.store.read(lambda tx: tx.datasets.of(name))
-    before = await running.store.read(lambda tx: tx.datasets.current(dataset))
+    before = await running.store.read(lambda tx: tx.datasets.get_current(dataset))
     return await Versions(running.store, view(running)).effects(dataset, before, after)
 
 
@@ -191,7 +191,7 @@ async def test_the_same_rows_in_other_files_are_read_from_these(running: Provide
     source = provider._source(data.relation("parquet", moved, tmp_path))
 
     def renew(tx: Any) -> None:
-        tx.datasets.current(tx.datasets.of("moved")).source = source
+        tx.datasets.get_current(tx.datasets.of("moved")).source = source
 
     await running.store.write(renew)
     answer = await ask(running, running.ticket(agreement), asked)

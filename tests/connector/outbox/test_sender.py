@@ -136,7 +136,7 @@ async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], at
     await courier.until(1)
     await made.stop()
     assert (len(courier.carried), courier.settled) == (attempts, [("one", end)])
-    assert await sqlite_store.read(lambda tx: tx.messages.waiting()) == 0
+    assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 0
 
 
 async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqlite_store: Store) -> None:
@@ -378,9 +378,9 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
             clock = SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic)
             other.setattr(f"connector.{module}.time", clock)
         assert await second._take_up() > 0
-        assert await store.read(lambda tx: tx.messages.leased(1, owner=first.owner)) is not None
+        assert await store.read(lambda tx: tx.outbox.lock_leased(1, owner=first.owner)) is not None
         late = await store.write(lambda tx: second.queue(tx, message("two", process="q")))
-        assert await store.read(lambda tx: 10 < late.lease_until - tx.messages.clock() < 30)
+        assert await store.read(lambda tx: 10 < late.lease_until - tx.outbox.read_clock() < 30)
     end.set()
     await first.stop()
 
@@ -402,7 +402,7 @@ async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Stor
     async with asyncio.timeout(60):
         while not courier.carried:
             await asyncio.sleep(0.002)
-        await sqlite_store.write(lambda tx: tx.messages.claim(owner="other", now=tx.now + 60, lease=600.0, limit=1))
+        await sqlite_store.write(lambda tx: tx.outbox.claim(owner="other", now=tx.now + 60, lease=600.0, limit=1))
         await ended.wait()
     await made.stop()
     assert courier.settled == []
@@ -422,7 +422,7 @@ async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> Non
     await made.stop()
     await send(made, sqlite_store, message("two"))
     claimed = await sqlite_store.write(
-        lambda tx: [row.path for row in tx.messages.claim(owner="other", now=tx.now, lease=1.0, limit=10)]
+        lambda tx: [row.path for row in tx.outbox.claim(owner="other", now=tx.now, lease=1.0, limit=10)]
     )
     assert claimed == ["one"], "the second one waits for the first of its process"
 
@@ -449,7 +449,7 @@ async def test_what_was_put_off_by_a_clock_that_is_set_back_is_delivered_all_the
         row = message("one")
         row.circle, row.host, row.lease_owner, row.lease_until = "strangers", "peer", "", 0.0
         row.due_at = row.created_at = tx.now + 365 * 86_400
-        tx.messages.send(row)
+        tx.outbox.send(row)
 
     async def carry(_: Outbox) -> Outcome:
         return DELIVERED
@@ -465,8 +465,8 @@ async def test_what_was_put_off_by_a_clock_that_is_set_back_is_delivered_all_the
 
 async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqlite_store: Store) -> None:
     def note(tx: Transaction) -> None:
-        tx.messages.remember(sender="a", message_id="old", digest="", now=tx.now - 40 * 86_400)
-        tx.messages.remember(sender="a", message_id="new", digest="", now=tx.now)
+        tx.outbox.record_received(sender="a", message_id="old", digest="", now=tx.now - 40 * 86_400)
+        tx.outbox.record_received(sender="a", message_id="new", digest="", now=tx.now)
 
     await sqlite_store.write(note)
 
@@ -476,10 +476,10 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
     made = sender(sqlite_store, Script(carry))
     await made.start()
     async with asyncio.timeout(60):
-        while await sqlite_store.read(lambda tx: tx.messages.seen("a", "old")):
+        while await sqlite_store.read(lambda tx: tx.outbox.find_received("a", "old")):
             await asyncio.sleep(0.005)
     await made.stop()
-    assert await sqlite_store.read(lambda tx: tx.messages.seen("a", "new")) is not None
+    assert await sqlite_store.read(lambda tx: tx.outbox.find_received("a", "new")) is not None
 
 
 @pytest.mark.parametrize(("instance", "at_once"), [("first", True), ("second", False)])

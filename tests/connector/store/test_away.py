@@ -18,7 +18,7 @@ from connector import app
 from connector.errors import Busy
 from connector.infra.database import postgres_options
 from connector.store import Store, Transaction
-from connector.store.tables import ApiToken, Grant
+from connector.store.tables import ApiToken, GrantState
 from tests.conftest import DATABASES
 from tests.support import migrated
 from tests.support.link import Link
@@ -72,7 +72,7 @@ async def test_whoever_asks_in_the_middle_is_told_so_and_nothing_is_kept(away: t
         with pytest.raises(Busy, match="does not answer"):
             await store.write(work)
     link.resume()
-    assert await store.read(lambda tx: tx.tokens.by_name("half")) is None
+    assert await store.read(lambda tx: tx.tokens.find_by_name("half")) is None
 
 
 async def test_a_statement_that_nobody_waits_for_any_more_is_over_at_the_server_too(away: tuple[Store, Link]) -> None:
@@ -95,11 +95,11 @@ async def test_what_a_process_that_is_gone_has_locked_is_the_others_after_a_whil
     monkeypatch.setitem(postgres_options.SESSION, "idle_in_transaction_session_timeout", "2000")
 
     def hold(tx: Transaction) -> None:
-        assert tx.agreements.grant_held("g", to_change=True) is not None
+        assert tx.agreements.lock_grant("g", to_change=True) is not None
 
     with migrated.postgresql(postgres_cluster) as url, postgres_cluster.linked(url) as (linked, link):
         gone, here = Store(linked, pool_size=1), Store(url, pool_size=1)
-        await here.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+        await here.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=None)))
 
         def vanish(tx: Transaction) -> None:
             hold(tx)
@@ -197,11 +197,11 @@ async def test_changes_that_wait_for_a_lock_make_nobody_unready(away: tuple[Stor
     held, over = threading.Event(), threading.Event()
 
     def hold(tx: Transaction) -> None:
-        tx.agreements.grant_held("hot", to_change=True)
+        tx.agreements.lock_grant("hot", to_change=True)
         held.set()
         over.wait(PATIENCE)
 
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="hot", revoked_at=None)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="hot", revoked_at=None)))
     first = asyncio.ensure_future(store.write(hold))
     await asyncio.to_thread(held.wait, PATIENCE)
     others = [asyncio.ensure_future(store.write(hold)) for _ in range(20)]  # 0.5 s each before they are told

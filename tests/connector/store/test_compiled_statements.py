@@ -14,19 +14,19 @@ from sqlalchemy.exc import DBAPIError
 
 from connector.errors import AlreadyExists, Busy, NotFound
 from connector.store import Store, Transaction
-from connector.store.compiled_statements import Prepared, adding
-from connector.store.tables import Agreement, AuditPending, AuditTile, Grant, OpenRead, ReadPlace, bare
-from connector.store.unit_of_work import Unit
+from connector.store.compiled_statements import CompiledStatement, build_insert
+from connector.store.tables import Agreement, AuditPending, AuditTile, GrantState, OpenRead, ReadPlace, core_table
+from connector.store.unit_of_work import UnitOfWork
 from tests.conftest import DATABASES
 from tests.support import migrated
 
-READ, PLACE, TILE, PENDING, GRANT = map(bare, (OpenRead, ReadPlace, AuditTile, AuditPending, Grant))
+READ, PLACE, TILE, PENDING, GRANT = map(core_table, (OpenRead, ReadPlace, AuditTile, AuditPending, GrantState))
 on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 
 BODY: dict[str, Any] = {"text": "a 'quoted' % ? :name %(name)s ß 水", "list": [1, 2.5, None, True], "none": None}
 BYTES = bytes(range(256)) * 3
-NOWHERE = Prepared(select(column("a")).select_from(table("no_such_table")))
-LATE = Prepared(select(func.pg_sleep(60)))
+NOWHERE = CompiledStatement(select(column("a")).select_from(table("no_such_table")))
+LATE = CompiledStatement(select(func.pg_sleep(60)))
 
 
 def read_row(name: str, **more: Any) -> OpenRead:
@@ -39,7 +39,7 @@ def fill(tx: Transaction) -> None:
         tx.session.add(read_row(name))
         tx.session.add(ReadPlace(read_id=name, agreement_id="g", until=1.0))
     tx.session.add(AuditTile(level=0, n=0, data=BYTES))
-    tx.session.add(Grant(agreement_id="g", revoked_at=None, reason=""))
+    tx.session.add(GrantState(agreement_id="g", revoked_at=None, reason=""))
     for name, final in (("final", True), ("open", False)):
         about = {"role": "provider", "negotiation_id": name, "dataset_id": name, "provider": "p", "consumer": "c"}
         rest = {"address": "", "policy": BODY, "digest": "", "signed_at": 1.0, "finalized": final, "ended_at": None}
@@ -47,7 +47,7 @@ def fill(tx: Transaction) -> None:
 
 
 def _of(rows: type[Any], *names: str) -> list[Any]:
-    return [bare(rows).c[name] for name in names]
+    return [core_table(rows).c[name] for name in names]
 
 
 def _in(found: Any) -> Any:
@@ -104,18 +104,18 @@ CHANGING: dict[str, tuple[ReturnsRows, dict[str, Any], int]] = {
 }
 
 
-def unit(tx: Transaction) -> Unit:
-    return Unit(tx.session.connection())
+def unit(tx: Transaction) -> UnitOfWork:
+    return UnitOfWork(tx.session.connection())
 
 
 @pytest.mark.parametrize("case", FINDING)
 async def test_columns_are_what_sqlalchemy_makes_of_them(store: Store, case: str) -> None:
     statement, values, expected = FINDING[case]
-    prepared = Prepared(statement)
+    prepared = CompiledStatement(statement)
 
     def work(tx: Transaction) -> tuple[list[tuple[Any, ...]], ...]:
         theirs = [tuple(row) for row in tx.session.connection().execute(statement, values)]  # type: ignore[call-overload]  # any of them can be executed
-        ours = [[tuple(row) for row in unit(tx).rows(prepared, **values)] for _ in range(2)]
+        ours = [[tuple(row) for row in unit(tx).fetch(prepared, **values)] for _ in range(2)]
         return theirs, *ours
 
     await store.write(fill)
@@ -128,32 +128,32 @@ async def test_columns_are_what_sqlalchemy_makes_of_them(store: Store, case: str
 async def test_rows_that_were_changed_are_counted(store: Store, case: str) -> None:
     statement, values, expected = CHANGING[case]
     await store.write(fill)
-    assert await store.read(lambda tx: unit(tx).change(Prepared(statement), **values)) == expected
+    assert await store.read(lambda tx: unit(tx).execute(CompiledStatement(statement), **values)) == expected
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b"), tuple(map(str, range(300)))], ids=len)
 async def test_rows_are_added_as_sqlalchemy_adds_them(store: Store, names: Sequence[str]) -> None:
-    opening = adding(READ, "id", "instance", "body", "rows", "bytes")
+    opening = build_insert(READ, "id", "instance", "body", "rows", "bytes")
     rows = [{"id": name, "instance": "i", "body": BODY, "rows": 2**40, "bytes": 0} for name in names]
-    await store.write(lambda tx: unit(tx).add(opening, rows))
+    await store.write(lambda tx: unit(tx).execute_many(opening, rows))
 
     def found(tx: Transaction) -> list[tuple[Any, ...]]:
-        return [(row.id, row.instance, row.body, row.rows, row.bytes) for row in tx.reads.under_way()]
+        return [(row.id, row.instance, row.body, row.rows, row.bytes) for row in tx.reads.list_open()]
 
     assert sorted(await store.read(found)) == sorted((name, "i", BODY, 2**40, 0) for name in names)
 
 
 async def test_a_key_that_the_database_counts_is_left_to_it(store: Store) -> None:
-    rows, statement = [{"ts": 1.0, "body": BODY, "origin": "o"}] * 2, adding(PENDING, "ts", "body", "origin")
-    await store.write(lambda tx: unit(tx).add(statement, rows))
-    assert "RETURNING" not in statement.on(store.engine.dialect).with_values(rows[0])[0]  # nobody looks at it
-    found = await store.read(lambda tx: tx.audit.pending(10))
+    rows, statement = [{"ts": 1.0, "body": BODY, "origin": "o"}] * 2, build_insert(PENDING, "ts", "body", "origin")
+    await store.write(lambda tx: unit(tx).execute_many(statement, rows))
+    assert "RETURNING" not in statement.for_dialect(store.engine.dialect).bind_values(rows[0])[0]  # nobody looks at it
+    found = await store.read(lambda tx: tx.audit.list_pending(10))
     assert [(row.id, *row[1:]) for row in found] == [(1, 1.0, BODY, "o"), (2, 1.0, BODY, "o")]
 
 
 def test_a_default_that_only_sqlalchemy_knows_is_not_left_out(sqlite_store: Store) -> None:
     with pytest.raises(AssertionError, match="default"):
-        adding(READ, "id", "instance", "body").on(sqlite_store.engine.dialect)
+        build_insert(READ, "id", "instance", "body").for_dialect(sqlite_store.engine.dialect)
 
 
 async def test_what_was_changed_of_objects_counts(store: Store) -> None:
@@ -170,7 +170,7 @@ async def test_a_unit_that_asks_for_no_object_has_no_session(store: Store, monke
     await store.write(fill)
     monkeypatch.setattr("connector.store.unit_of_work.Session", None)
     assert await store.write(lambda tx: tx.reads.close("a", instance="i"))
-    assert await store.read(lambda tx: tx.agreements.ended(["g", "x"])) == {"x": ""}
+    assert await store.read(lambda tx: tx.agreements.read_end_reasons(["g", "x"])) == {"x": ""}
 
 
 # Errors.
@@ -211,7 +211,7 @@ def as_object(name: str) -> Callable[[Transaction], str]:
 
 
 async def names(store: Store) -> set[str]:
-    return {row.id for row in await store.read(lambda tx: tx.reads.under_way())}
+    return {row.id for row in await store.read(lambda tx: tx.reads.list_open())}
 
 
 @pytest.mark.parametrize("again", [opened, as_object])
@@ -245,7 +245,7 @@ async def test_a_database_that_does_not_answer_is_busy_and_says_why(store: Store
     def asks(tx: Transaction) -> None:
         if not store.is_sqlite:
             tx.session.execute(text("SET LOCAL statement_timeout = 10"))
-        unit(tx).rows(statement)
+        unit(tx).fetch(statement)
 
     found = [*await asyncio.gather(store.read(asks), store.write(asks), return_exceptions=True)]
     found.append((await together(store, opened("a"), asks, opened("b")))[1])
@@ -318,7 +318,7 @@ def on_server(postgres_cluster: Any) -> Iterator[Store]:
 @on_postgres
 async def test_two_that_collide_are_tried_again(on_server: Store) -> None:
     """Each holds the grant that the other one wants next: the database ends one of them, once."""
-    await on_server.write(lambda tx: [tx.session.add(Grant(agreement_id=name, revoked_at=None)) for name in "ab"])
+    await on_server.write(lambda tx: [tx.session.add(GrantState(agreement_id=name, revoked_at=None)) for name in "ab"])
     both, attempts = threading.Barrier(2), []
 
     def work(tx: Transaction, *order: str) -> None:
@@ -331,16 +331,16 @@ async def test_two_that_collide_are_tried_again(on_server: Store) -> None:
 
     await asyncio.gather(on_server.write(lambda tx: work(tx, "a", "b")), on_server.write(lambda tx: work(tx, "b", "a")))
     assert len(attempts) == 3
-    rows = await on_server.read(lambda tx: [tx.agreements.grant(name) for name in "ab"])
+    rows = await on_server.read(lambda tx: [tx.agreements.get_grant(name) for name in "ab"])
     assert [row.queries for row in rows if row is not None] == [2, 2]
 
 
 @on_postgres
 async def test_a_connection_that_is_cut_is_busy_by_the_name_of_its_end_and_not_used_again(on_server: Store) -> None:
-    cut = Prepared(select(func.pg_terminate_backend(func.pg_backend_pid())))
+    cut = CompiledStatement(select(func.pg_terminate_backend(func.pg_backend_pid())))
 
     def work(tx: Transaction) -> None:
-        unit(tx).rows(cut)
+        unit(tx).fetch(cut)
 
     for ask in (on_server.read, on_server.write):
         with pytest.raises(Busy) as refused:

@@ -21,7 +21,7 @@ from connector.infra.database import database
 from connector.infra.lock_file import locked
 from connector.settings import Settings
 from connector.store import UNKNOWN, Store, Transaction
-from connector.store.error_mapping import Failures, cause_of
+from connector.store.error_mapping import ErrorMapper, describe_cause
 from connector.store.migrate import upgrade
 from tests.conftest import DATABASES
 from tests.support import migrated
@@ -48,17 +48,17 @@ FULL = OperationalError("INSERT", None, psycopg.errors.DiskFull("could not exten
     ],
 )
 def test_a_cause_is_the_databases_word_on_itself(error: Exception, cause: str) -> None:
-    assert cause_of(error) == cause
+    assert describe_cause(error) == cause
 
 
 def test_a_cause_is_told_once_until_it_has_not_come_for_a_minute() -> None:
     now = [0.0]
-    failures = Failures(clock=lambda: now[0])
+    failures = ErrorMapper(clock=lambda: now[0])
     other = OperationalError("SELECT", None, psycopg.OperationalError("gone"))
     with capture_logs() as logs:
         for moment, error in ((0, FULL), (1, other), (59, FULL), (118, FULL), (179, FULL), (180, other)):
             now[0] = moment
-            assert isinstance(failures.refusal(error), Busy)
+            assert isinstance(failures.map_error(error), Busy)
     assert [line["why"].split()[0] for line in logs] == [
         "DiskFull",
         "OperationalError:",
@@ -119,7 +119,7 @@ async def test_a_database_that_may_only_be_read_is_told_as_that(tmp_path: Path) 
     event.listen(opened.engine, "connect", lambda dbapi, _: dbapi.execute("PRAGMA query_only=ON"))
     opened.engine.dispose()
     try:
-        with pytest.raises(Busy, match="takes no changes"):
+        with pytest.raises(Busy, match="expected a writable database, got one that is read only"):
             await opened.write(lambda tx: tx.session.execute(text("DELETE FROM offer")))
     finally:
         opened.close()
@@ -191,7 +191,7 @@ async def test_a_writer_that_fails_answers_whoever_waits_and_goes_on(
         raise ValueError("whatever came of this")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Failures, "refusal", fail)
+        patch.setattr(ErrorMapper, "map_error", fail)
         asked = [asyncio.ensure_future(sqlite_store.write(hold))]
         await asyncio.to_thread(begun.wait, 60)
         asked += [asyncio.ensure_future(sqlite_store.write(hold)) for _ in range(3)]  # one group
@@ -200,15 +200,15 @@ async def test_a_writer_that_fails_answers_whoever_waits_and_goes_on(
         told = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
     assert [getattr(one, "code", one) for one in told] == [UNKNOWN] * 4
     assert await sqlite_store.write(lambda tx: tx.tokens.count()) == 0
-    await sqlite_store.check()
+    await sqlite_store.check_writable()
 
 
 async def test_who_has_no_writer_left_is_not_ready(sqlite_store: Store) -> None:
     writer: Any = sqlite_store._writer
     writer._waiting.put(None)  # as if it had ended by itself
     writer._thread.join(60)
-    for asked in (sqlite_store.check(), sqlite_store.write(lambda tx: tx.tokens.count())):
-        with pytest.raises(Busy, match="start the connector anew"):
+    for asked in (sqlite_store.check_writable(), sqlite_store.write(lambda tx: tx.tokens.count())):
+        with pytest.raises(Busy, match="restart the connector"):
             await asyncio.wait_for(asked, 60)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from connector.audit.log import Sequencer
 from connector.audit.signed_note import Signer
 from connector.events import Event, NegotiationAdvanced, event_of, kinds
-from connector.store import Relay, Store
+from connector.store import EventRelay, Store
 from tests.conftest import DATABASES
 from tests.support import migrated
 
@@ -29,7 +29,7 @@ class Instance:
 
     store: Store
     sequencer: Sequencer
-    relay: Relay
+    relay: EventRelay
     heard: list[str] = field(default_factory=list)
     own: list[str] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ async def instance(url: str, *, numbers: bool = True) -> AsyncIterator[Instance]
     """One process; with `numbers` False it dies before it has numbered anything."""
     store = Store(url, pool_size=2)
     sequencer = Sequencer(store, signer=Signer("test", KEY), round_seconds=0.01)
-    made = Instance(store, sequencer, Relay(store, number=sequencer.wake))
+    made = Instance(store, sequencer, EventRelay(store, number=sequencer.wake))
     store.bus.subscribe(lambda event: made.heard.append(event.process))
     store.bus.subscribe(lambda event: made.own.append(event.process), own=True)
     task = asyncio.create_task(sequencer.run()) if numbers else None
@@ -100,7 +100,7 @@ async def test_a_connection_that_stays_mute_is_given_up(
     url: str, postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever only listens to it hears the same as from one that has no news."""
-    monkeypatch.setattr("connector.store.event_relay._LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("connector.store.event_relay._POLL_SECONDS", 0.05)
     monkeypatch.setattr("connector.infra.database.postgres_options.ANSWER_SECONDS", 0.5)
 
     async def nothing() -> None:
@@ -108,7 +108,7 @@ async def test_a_connection_that_stays_mute_is_given_up(
 
     with postgres_cluster.linked(url) as (linked, link):
         async with instance(linked, numbers=False) as one, asyncio.timeout(60):
-            monkeypatch.setattr(one.relay, "look", nothing)
+            monkeypatch.setattr(one.relay, "deliver_new", nothing)
             await asyncio.sleep(0.2)
             link.hang()
             link.renew()
@@ -119,7 +119,7 @@ async def test_a_connection_that_stays_mute_is_given_up(
 
 async def test_notices_that_nobody_sends_cost_time_and_no_event(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connector.store.queries.audit.CHANNEL", "nobody_listens_here")
-    monkeypatch.setattr("connector.store.event_relay._LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("connector.store.event_relay._POLL_SECONDS", 0.05)
     async with instance(url) as a, instance(url) as b:
         await a.tell("quietly")
         await b.until(lambda heard: heard == ["quietly"])
@@ -128,8 +128,8 @@ async def test_notices_that_nobody_sends_cost_time_and_no_event(url: str, monkey
 async def test_what_a_dead_process_committed_is_numbered_and_told_by_another_one(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connector.store.event_relay._LOOK_AGAIN", 0.05)
-    monkeypatch.setattr("connector.store.event_relay._LEFT_BEHIND", 0.1)
+    monkeypatch.setattr("connector.store.event_relay._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("connector.store.event_relay._ABANDONED_SECONDS", 0.1)
     async with instance(url) as b:
         async with instance(url, numbers=False) as dying:
             await dying.tell("last words")
@@ -169,17 +169,17 @@ def test_an_event_that_a_newer_program_wrote_is_passed_over() -> None:
 async def test_a_process_that_is_alone_does_not_look_for_its_own_events(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connector.store.event_relay._LOOK_AGAIN", 3_600.0)
+    monkeypatch.setattr("connector.store.event_relay._POLL_SECONDS", 3_600.0)
     async with instance(url) as alone:
         await asyncio.sleep(0.05)
         looks: list[int] = []
-        page = alone.relay._page
+        page = alone.relay._read_page
 
         def counted(tx: Any) -> Any:
             looks.append(1)
             return page(tx)
 
-        alone.relay._page = counted  # type: ignore[method-assign]  # counts
+        alone.relay._read_page = counted  # type: ignore[method-assign]  # counts
         for i in range(10):
             await alone.tell(f"{i}")
             await alone.sequencer.settle()

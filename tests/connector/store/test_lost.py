@@ -15,7 +15,7 @@ from connector.audit.log import Sequencer
 from connector.audit.signed_note import Signer
 from connector.errors import Busy
 from connector.events import ServiceStarted
-from connector.store import UNKNOWN, Relay, Store, Transaction
+from connector.store import UNKNOWN, EventRelay, Store, Transaction
 from connector.store.tables import ApiToken
 from tests.conftest import DATABASES
 from tests.support import migrated, postgres
@@ -69,7 +69,7 @@ def done(connection: Any) -> None:
 
 
 async def kept(store: Store) -> bool:
-    return await store.read(lambda tx: tx.tokens.by_name("a") is not None)
+    return await store.read(lambda tx: tx.tokens.find_by_name("a") is not None)
 
 
 async def test_what_was_kept_is_done_and_heard_of(
@@ -129,7 +129,7 @@ def overtake(url: str, number: int) -> None:
             tx.publish(ServiceStarted(actor="others"))
             return tx
 
-        theirs = asyncio.run(others.write(work)).number or 0
+        theirs = asyncio.run(others.write(work)).transaction_id or 0
     others.close()
     assert theirs == number
 
@@ -168,10 +168,10 @@ async def test_of_what_a_standby_does_not_know_yet_nobody_says_that_it_was_not_k
     with pytest.raises(Busy) as raised:
         await store.write(change)
     assert raised.value.code == UNKNOWN
-    await store.look_up()
+    await store.resolve_unknown_commits()
     assert store._doubts
     server.control("promote")
-    await store.look_up()
+    await store.resolve_unknown_commits()
     assert (await kept(store), store._doubts) == (False, {})
 
 
@@ -186,7 +186,7 @@ async def test_what_is_in_the_log_already_is_found_there(
 
     lost(opened, monkeypatch, done_and_numbered)
     assert await opened.write(change) == "done"
-    assert await opened.read(lambda tx: (tx.audit.pending(1), tx.audit.size())) == ([], 1)
+    assert await opened.read(lambda tx: (tx.audit.list_pending(1), tx.audit.read_size())) == ([], 1)
     assert heard == ["ServiceStarted"]
 
 
@@ -206,10 +206,10 @@ async def test_what_nobody_can_look_up_is_heard_of_when_the_database_is_back(
     with pytest.raises(Busy) as raised:
         await opened.write(change)
     assert (raised.value.code, heard) == (UNKNOWN, [])
-    relay = Relay(opened, number=lambda: None)
-    await relay.look()
+    relay = EventRelay(opened, number=lambda: None)
+    await relay.deliver_new()
     assert heard == ["ServiceStarted"] * was_kept
-    await relay.look()
+    await relay.deliver_new()
     assert (await kept(opened), len(heard)) == (was_kept, was_kept)
 
 

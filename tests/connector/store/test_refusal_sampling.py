@@ -14,7 +14,7 @@ import pytest
 from connector.errors import Busy
 from connector.events import Event, ReadRefused, RefusalsCounted, RequestRefused
 from connector.store import Store, Transaction, engine, refusal_sampling
-from connector.store.refusal_sampling import OTHERS, Refusals
+from connector.store.refusal_sampling import OTHERS, RefusalSampler
 from tests.support.ports import free_range
 from tests.support.processes import Client, Failed, Process
 
@@ -28,39 +28,39 @@ def stranger(actor: str) -> Event:
 
 
 def test_who_floods_is_recorded_as_fast_as_the_pace_says_and_counted_beyond() -> None:
-    counting = Refusals()
-    taken = [counting.take(read("did:web:b"), 1_000 + second / 100) for second in range(60_000)]  # ten minutes
+    counting = RefusalSampler()
+    taken = [counting.admit(read("did:web:b"), 1_000 + second / 100) for second in range(60_000)]  # ten minutes
     assert sum(taken[:500]) == 500
-    assert sum(taken) == pytest.approx(refusal_sampling.EACH * 2, abs=2)  # at once, and in ten minutes
-    assert sum(taken) + sum(event.detail["count"] for event in counting.counted(1_700)) == 60_000
+    assert sum(taken) == pytest.approx(refusal_sampling.ACTOR_BURST * 2, abs=2)  # at once, and in ten minutes
+    assert sum(taken) + sum(event.detail["count"] for event in counting.list_counts(1_700)) == 60_000
 
 
 def test_nobody_else_is_counted_instead_of_recorded() -> None:
-    counting = Refusals()
+    counting = RefusalSampler()
     for number in range(20_000):
-        counting.take(stranger(f"did:web:{number}"), 1_000)
-        counting.take(read("did:web:b"), 1_000)
-    assert counting.take(read("did:web:c"), 1_000)
-    assert not counting.take(stranger("did:web:c"), 1_000)  # who has no agreement shares with all others who have none
-    assert counting.take(stranger("did:web:c"), 1_000 + 600 / refusal_sampling.STRANGERS)
+        counting.admit(stranger(f"did:web:{number}"), 1_000)
+        counting.admit(read("did:web:b"), 1_000)
+    assert counting.admit(read("did:web:c"), 1_000)
+    assert not counting.admit(stranger("did:web:c"), 1_000)  # who has no agreement shares with all others who have none
+    assert counting.admit(stranger("did:web:c"), 1_000 + 600 / refusal_sampling.UNKNOWN_BURST)
 
 
 def test_every_refusal_is_recorded_or_counted_and_what_is_kept_meanwhile_is_bounded() -> None:
-    luck, counting, recorded, counted = random.Random(5), Refusals(), Counter[str](), Counter[str]()
+    luck, counting, recorded, counted = random.Random(5), RefusalSampler(), Counter[str](), Counter[str]()
     now, told = 0.0, 0
     for _ in range(50_000):
         now += luck.random() / 100
         event = read(f"did:web:{luck.randrange(6_000)}", agreement=f"urn:{luck.randrange(3)}", code=luck.choice("abc"))
         event = stranger(event.actor) if luck.random() < 0.5 else event
-        recorded[event.code] += counting.take(event, now)
+        recorded[event.code] += counting.admit(event, now)
         if luck.random() < 1e-4:
-            events = counting.counted(now)
+            events = counting.list_counts(now)
             told += len(events)
             assert len(events) <= 2 * refusal_sampling.COUNTED_MAX + 1
             for one in events:
                 counted.update(one.detail["codes"])
-            counting.forget(events)
-    rest = counting.counted(now)
+            counting.forget_recorded(events)
+    rest = counting.list_counts(now)
     for one in rest:
         assert one.detail["count"] == sum(one.detail["codes"].values())
         counted.update(one.detail["codes"])
@@ -70,35 +70,35 @@ def test_every_refusal_is_recorded_or_counted_and_what_is_kept_meanwhile_is_boun
 
 def test_more_who_flood_than_are_kept_apart_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusal_sampling, "COUNTED_MAX", 2)
-    monkeypatch.setattr(refusal_sampling, "EACH", 1)
-    counting = Refusals()
+    monkeypatch.setattr(refusal_sampling, "ACTOR_BURST", 1)
+    counting = RefusalSampler()
     for actor in "abcd":
         for _ in range(3):
-            counting.take(read(actor), 5.0)
-    found = {event.actor: event.detail["count"] for event in counting.counted(65.5)}
+            counting.admit(read(actor), 5.0)
+    found = {event.actor: event.detail["count"] for event in counting.list_counts(65.5)}
     assert found == {"a": 2, "b": 2, OTHERS: 4}
     for number in range(9):
-        counting.take(read("e", agreement=f"urn:{number}"), 5.0)
-        counting.take(stranger("e"), 5.0)
-    assert len(counting.counted(65.5)) == 4  # strangers are kept apart beside the others
-    assert {event.detail["seconds"] for event in counting.counted(65.5)} == {61}
+        counting.admit(read("e", agreement=f"urn:{number}"), 5.0)
+        counting.admit(stranger("e"), 5.0)
+    assert len(counting.list_counts(65.5)) == 4  # strangers are kept apart beside the others
+    assert {event.detail["seconds"] for event in counting.list_counts(65.5)} == {61}
 
 
 async def test_what_was_counted_is_kept_until_it_is_in_the_log(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusal_sampling, "EACH", 1)
+    monkeypatch.setattr(refusal_sampling, "ACTOR_BURST", 1)
     told: list[Event] = []
     sqlite_store.bus.subscribe(told.append)
     for _ in range(3):
-        await sqlite_store.refused(read("did:web:b"))
+        await sqlite_store.record_refusal(read("did:web:b"))
     assert [event.kind for event in told] == ["ReadRefused"]
     with monkeypatch.context() as away:
         away.setattr(sqlite_store, "write", _away)
         with pytest.raises(Busy):
-            await sqlite_store.tell_counted()
-    await asyncio.gather(sqlite_store.tell_counted(), sqlite_store.refused(read("did:web:b")))
-    await sqlite_store.tell_counted()
+            await sqlite_store.record_refusal_counts()
+    await asyncio.gather(sqlite_store.record_refusal_counts(), sqlite_store.record_refusal(read("did:web:b")))
+    await sqlite_store.record_refusal_counts()
     counted = [event for event in told if isinstance(event, RefusalsCounted)]
     assert sum(event.detail["count"] for event in counted) == 3
     assert {(event.actor, event.agreement, event.outcome) for event in counted} == {("did:web:b", "urn:a", "refused")}
@@ -107,7 +107,7 @@ async def test_what_was_counted_is_kept_until_it_is_in_the_log(
 async def test_counts_that_are_being_recorded_as_the_connector_stops_are_recorded_once(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusal_sampling, "EACH", 1)
+    monkeypatch.setattr(refusal_sampling, "ACTOR_BURST", 1)
     monkeypatch.setattr(engine, "_COUNT_SECONDS", 0.01)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -116,19 +116,19 @@ async def test_counts_that_are_being_recorded_as_the_connector_stops_are_recorde
             begun.set()
             goes_on.wait(20)
 
-    sqlite_store.outlets.append(slow)
+    sqlite_store.event_hooks.append(slow)
     told: list[Event] = []
     sqlite_store.bus.subscribe(told.append)
     for _ in range(3):
-        await sqlite_store.refused(read("did:web:b"))
-    counting = asyncio.create_task(sqlite_store.count_refusals())
+        await sqlite_store.record_refusal(read("did:web:b"))
+    counting = asyncio.create_task(sqlite_store.run_refusal_counter())
     assert await asyncio.to_thread(begun.wait, 20)
     counting.cancel()
-    last = asyncio.create_task(sqlite_store.tell_counted())
+    last = asyncio.create_task(sqlite_store.record_refusal_counts())
     await asyncio.sleep(0.05)
     goes_on.set()
     await asyncio.gather(counting, last, return_exceptions=True)
-    await sqlite_store.tell_counted()
+    await sqlite_store.record_refusal_counts()
     assert [event.detail["count"] for event in told if isinstance(event, RefusalsCounted)] == [2]
 
 
@@ -163,7 +163,7 @@ def test_nobody_fills_the_log_of_a_connector(tmp_path: Path) -> None:
             for row in north.api().get(f"/audit/events?limit=1000&kind={kind}")["records"]:
                 found[kind] += row["body"].get("detail", {}).get("count", 1)
         assert found["RequestRefused"] + found["RefusalsCounted"] == sent
-        assert refusal_sampling.EACH <= found["RequestRefused"] < sent
+        assert refusal_sampling.ACTOR_BURST <= found["RequestRefused"] < sent
         assert found["RefusalsCounted"] > 0
     finally:
         north.kill()

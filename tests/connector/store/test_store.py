@@ -26,7 +26,16 @@ from connector.outbox.delivery_classes import Full
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.queries import noised_answers
-from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
+from connector.store.tables import (
+    Agreement,
+    ApiToken,
+    GrantState,
+    Negotiation,
+    Offer,
+    Outbox,
+    RegisteredDataset,
+    Transfer,
+)
 from tests.conftest import DATABASES
 from tests.support import migrated
 from tests.support.waiting import until
@@ -50,7 +59,7 @@ def message(process: str, due_at: float = 0.0) -> Outbox:
 
 async def test_what_was_written_can_be_read(store: Store) -> None:
     await store.write(lambda tx: tx.tokens.add(token("a")))
-    assert (await store.read(lambda tx: tx.tokens.by_name("a"))) is not None
+    assert (await store.read(lambda tx: tx.tokens.find_by_name("a"))) is not None
 
 
 def test_a_commit_on_sqlite_is_on_the_disk(tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ async def test_an_exception_undoes_the_whole_unit_and_its_events(store: Store) -
     with pytest.raises(NotFound):
         await store.write(fails)
     assert await store.read(lambda tx: tx.tokens.count()) == 0
-    assert await store.read(lambda tx: len(tx.audit.pending(10))) == 0
+    assert await store.read(lambda tx: len(tx.audit.list_pending(10))) == 0
     assert heard == []
 
 
@@ -116,7 +125,7 @@ async def test_events_are_stored_with_the_change_and_delivered_after_it(store: S
     store.bus.subscribe(lambda event: heard.append(event.kind))
     await store.write(lambda tx: tx.publish(ServiceStarted(actor="test")))
     assert heard == ["ServiceStarted"]
-    pending = await store.read(lambda tx: [row.body for row in tx.audit.pending(10)])
+    pending = await store.read(lambda tx: [row.body for row in tx.audit.list_pending(10)])
     assert pending == [{"kind": "ServiceStarted", "actor": "test", "outcome": "ok"}]
 
 
@@ -154,8 +163,8 @@ async def test_reads_under_way_are_given_as_they_are_asked_for(
     def work(tx: Transaction) -> tuple[int, list[str]]:
         for name, body in UNDER_WAY.items():
             tx.reads.add(name, instance="i", body=body)
-        told = tx.reads.number(agreement=asked.get("agreement", ""))
-        return told, [row.id for row in tx.reads.under_way(**asked)]
+        told = tx.reads.count(agreement=asked.get("agreement", ""))
+        return told, [row.id for row in tx.reads.list_open(**asked)]
 
     assert await store.write(work) == (number, found)
 
@@ -163,13 +172,13 @@ async def test_reads_under_way_are_given_as_they_are_asked_for(
 async def test_the_outbox_gives_each_process_its_oldest_message_and_shares_no_lease(store: Store) -> None:
     def fill(tx: Transaction) -> None:
         for process in ("p1", "p1", "p2", "p3"):
-            tx.messages.send(message(process))
+            tx.outbox.send(message(process))
 
     await store.write(fill)
 
     def claim(owner: str) -> object:
         return store.write(
-            lambda tx: [row.process for row in tx.messages.claim(owner=owner, now=1.0, lease=30.0, limit=2)]
+            lambda tx: [row.process for row in tx.outbox.claim(owner=owner, now=1.0, lease=30.0, limit=2)]
         )
 
     first = await claim("a")  # type: ignore[misc]  # a coroutine
@@ -178,10 +187,10 @@ async def test_the_outbox_gives_each_process_its_oldest_message_and_shares_no_le
 
 
 async def test_a_lease_that_ended_can_be_taken_by_somebody_else(store: Store) -> None:
-    await store.write(lambda tx: tx.messages.send(message("p")))
-    await store.write(lambda tx: tx.messages.claim(owner="dead", now=1.0, lease=5.0, limit=1))
-    assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=5.9, lease=5.0, limit=1))) == 0
-    assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=6.0, lease=5.0, limit=1))) == 1
+    await store.write(lambda tx: tx.outbox.send(message("p")))
+    await store.write(lambda tx: tx.outbox.claim(owner="dead", now=1.0, lease=5.0, limit=1))
+    assert await store.write(lambda tx: len(tx.outbox.claim(owner="b", now=5.9, lease=5.0, limit=1))) == 0
+    assert await store.write(lambda tx: len(tx.outbox.claim(owner="b", now=6.0, lease=5.0, limit=1))) == 1
 
 
 async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Store) -> None:
@@ -190,36 +199,36 @@ async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Stor
             row = message(process)
             row.audience, row.due_at = to, float(process[1])
             row.circle, row.host = ("strangers" if to == "c" else "known"), to
-            tx.messages.send(row)
+            tx.outbox.send(row)
 
     await store.write(fill)
     full = Full(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
-    assert await store.read(lambda tx: tx.messages.next_due(but=full)) == 2.0
-    claimed = await store.write(lambda tx: tx.messages.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
+    assert await store.read(lambda tx: tx.outbox.read_next_due(but=full)) == 2.0
+    claimed = await store.write(lambda tx: tx.outbox.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
     assert [row.process for row in claimed] == ["p2"]
 
 
 async def test_the_id_of_a_message_is_never_given_to_another_one(store: Store) -> None:
     def put(tx: Transaction) -> int:
         row = message("p")
-        tx.messages.send(row)
+        tx.outbox.send(row)
         tx.session.flush()
         return row.id
 
     first = await store.write(put)
-    await store.write(lambda tx: tx.messages.drop("p"))
+    await store.write(lambda tx: tx.outbox.drop("p"))
     assert await store.write(put) > first
 
 
 @pytest.mark.parametrize(("most", "admitted"), [(None, 40), (7, 7), (0, 0)])
 async def test_uses_are_never_overspent_by_concurrent_callers(store: Store, most: int | None, admitted: int) -> None:
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=None)))
     uses = (store.write(lambda tx: tx.agreements.count_use("g", day=1, most=most, most_today=None)) for _ in range(40))
     assert sum(await asyncio.gather(*uses)) == admitted
 
 
 async def test_the_daily_limit_starts_anew_the_next_day(store: Store) -> None:
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=None)))
 
     async def use(day: int) -> bool:
         return await store.write(lambda tx: tx.agreements.count_use("g", day=day, most=None, most_today=2))
@@ -228,7 +237,7 @@ async def test_the_daily_limit_starts_anew_the_next_day(store: Store) -> None:
 
 
 async def test_rows_and_bytes_are_reserved_whole_or_not_at_all(store: Store) -> None:
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=None)))
 
     async def take(rows: int) -> bool:
         return await store.write(
@@ -239,7 +248,7 @@ async def test_rows_and_bytes_are_reserved_whole_or_not_at_all(store: Store) -> 
 
 
 async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=1.0)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=1.0)))
     assert not await store.write(lambda tx: tx.agreements.count_use("g", day=1, most=None, most_today=None))
     assert not await store.write(
         lambda tx: tx.agreements.reserve("g", rows=1, nbytes=1, most_rows=None, most_bytes=None)
@@ -249,7 +258,9 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
 async def test_of_answers_with_noise_the_best_is_kept_and_of_equals_the_first(store: Store) -> None:
     kept = [
         await store.write(
-            lambda tx, micro=micro, answer=answer: tx.answers.keep("a", "q", micro=micro, answer=answer, now=tx.now)  # type: ignore[misc]  # both are told
+            lambda tx, micro=micro, answer=answer: tx.noised_answers.store(
+                "a", "q", micro=micro, answer=answer, now=tx.now
+            )  # type: ignore[misc]  # both are told
         )
         for micro, answer in ((5, b"first"), (3, b"worse"), (5, b"equal"), (9, b"better"))
     ]
@@ -257,34 +268,34 @@ async def test_of_answers_with_noise_the_best_is_kept_and_of_equals_the_first(st
 
 
 async def test_who_was_to_answer_takes_no_answers_place(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noised_answers, "_KEPT", 2)
+    monkeypatch.setattr(noised_answers, "_ANSWERS_MAX", 2)
 
     def asked(tx: Transaction) -> list[str]:
         for number in range(3):
-            tx.answers.ask("a", f"q{number}", read_id="r", now=2.0 * number)
-            tx.answers.keep("a", f"q{number}", micro=1, answer=b"x", now=2.0 * number + 1)
+            tx.noised_answers.record_question("a", f"q{number}", read_id="r", now=2.0 * number)
+            tx.noised_answers.store("a", f"q{number}", micro=1, answer=b"x", now=2.0 * number + 1)
         names = [f"q{number}" for number in range(3)]
-        assert not any(tx.answers.asked_by("a", name) for name in names)
-        return [name for name in names if tx.answers.get("a", name)]
+        assert not any(tx.noised_answers.read_charged_read("a", name) for name in names)
+        return [name for name in names if tx.noised_answers.get("a", name)]
 
     assert await store.write(asked) == ["q1", "q2"]
 
 
 async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
-    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    await store.write(lambda tx: tx.agreements.add(GrantState(agreement_id="g", revoked_at=None)))
     for day in (0, 1):  # the first is the one that a new grant counts
         assert not await store.write(lambda tx, day=day: tx.agreements.count_use("g", day=day, most=None, most_today=0))  # type: ignore[misc]  # bound for this round
 
 
 async def test_of_agreements_those_are_told_whose_grant_holds_no_more(store: Store) -> None:
     def granted(tx: Transaction) -> None:
-        tx.agreements.add(Grant(agreement_id="holds", revoked_at=None))
-        tx.agreements.add(Grant(agreement_id="revoked", revoked_at=1.0, reason="enough"))
+        tx.agreements.add(GrantState(agreement_id="holds", revoked_at=None))
+        tx.agreements.add(GrantState(agreement_id="revoked", revoked_at=1.0, reason="enough"))
 
     await store.write(granted)
-    found = await store.read(lambda tx: tx.agreements.ended(("revoked", "holds", "gone")))
+    found = await store.read(lambda tx: tx.agreements.read_end_reasons(("revoked", "holds", "gone")))
     assert found == {"revoked": "enough", "gone": ""}
-    assert await store.read(lambda tx: tx.agreements.ended(())) == {}
+    assert await store.read(lambda tx: tx.agreements.read_end_reasons(())) == {}
 
 
 def held(tx: Transaction, name: str, *, signed_at: float = 1.0, **more: Any) -> None:
@@ -304,7 +315,7 @@ async def test_what_we_hold_are_those_of_our_newest_agreements_that_are_in_force
         held(tx, "ours", role="provider")
 
     await store.write(signed)
-    assert await store.read(lambda tx: tx.agreements.holdings(limit=4)) == [
+    assert await store.read(lambda tx: tx.agreements.list_readable(limit=4)) == [
         ("new", "p", "of new"),
         ("old", "p", "of old"),
     ]
@@ -332,7 +343,7 @@ async def test_an_agreement_is_read_through_the_newest_started_transfer_of_each_
 
     await store.write(signed)
     asked = ("a", "none", "theirs", "ended", "ours", "unknown")
-    assert await store.read(lambda tx: tx.agreements.readable(asked)) == {
+    assert await store.read(lambda tx: tx.agreements.read_transfers_by_agreement(asked)) == {
         "a": (
             None,
             "",
@@ -371,7 +382,7 @@ def agreement(tx: Transaction, name: str, dataset: str, role: str = "provider") 
             Negotiation(id=key, peer_pid=key, counterparty="c", state=state, created_at=1.0, updated_at=1.0, **about)
         )
     if reads:
-        tx.agreements.add(Grant(agreement_id=key, revoked_at=None, queries=reads))
+        tx.agreements.add(GrantState(agreement_id=key, revoked_at=None, queries=reads))
 
 
 async def test_what_stands_on_a_dataset_is_what_could_be_read_under(store: Store) -> None:
@@ -382,24 +393,24 @@ async def test_what_stands_on_a_dataset_is_what_could_be_read_under(store: Store
         agreement(tx, "final", "of others", role="consumer")
 
     await store.write(signed)
-    found = await store.read(lambda tx: [(row.id, reads) for row, reads in tx.agreements.on("d")])
+    found = await store.read(lambda tx: [(row.id, reads) for row, reads in tx.agreements.iterate_by_dataset("d")])
     assert sorted(found) == sorted((f"{name} of d", reads) for name, (*_, reads, on) in AGREEMENTS.items() if on)
-    assert await store.read(lambda tx: list(tx.agreements.on("of others"))) == []
+    assert await store.read(lambda tx: list(tx.agreements.iterate_by_dataset("of others"))) == []
     with warnings.catch_warnings(record=True) as told:  # a driver says what is left open
         warnings.simplefilter("always", ResourceWarning)
-        assert await store.read(lambda tx: any(row.id for row, _ in tx.agreements.on("d")))
+        assert await store.read(lambda tx: any(row.id for row, _ in tx.agreements.iterate_by_dataset("d")))
     assert told == []
 
 
 async def test_who_holds_a_dataset_goes_alone(store: Store, migrated_url: str) -> None:
     """Two processes look at once whether they are the first; one is."""
     about = {"title": "", "description": "", "keywords": [], "theme": "", "license": "", "version": "v1"}
-    await store.write(lambda tx: tx.datasets.add(Dataset(id="d", name="d", created_at=1.0, **about)))
+    await store.write(lambda tx: tx.datasets.add(RegisteredDataset(id="d", name="d", created_at=1.0, **about)))
     other = Store(migrated_url)
 
     def first(tx: Transaction, number: int) -> bool:
-        tx.datasets.hold("d")
-        if tx.datasets.offers_of(["d"]):
+        tx.datasets.lock("d")
+        if tx.datasets.list_offers_in_force(["d"]):
             return False
         time.sleep(0.2)  # long enough for the other to look
         tx.datasets.add(
@@ -423,12 +434,12 @@ def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> Non
     from alembic.runtime.migration import MigrationContext
 
     from connector.infra.database.database import open_engine
-    from connector.store.tables import Table
+    from connector.store.tables import ConnectorTable
 
     upgrade(database_url)
     engine = open_engine(database_url, pool_size=1)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), ConnectorTable.metadata) == []
     engine.dispose()
 
 
@@ -441,7 +452,7 @@ async def test_a_caller_that_goes_away_does_not_harm_the_store(store: Store) -> 
 
     await asyncio.gather(*(leave_at_once(i) for i in range(50)))
     await store.write(lambda tx: tx.tokens.add(token("here")))
-    assert (await store.read(lambda tx: tx.tokens.by_name("here"))) is not None
+    assert (await store.read(lambda tx: tx.tokens.find_by_name("here"))) is not None
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
@@ -454,10 +465,10 @@ async def test_a_page_of_the_catalogue_reads_no_table_without_statistics(postgre
 
         def page(tx: Transaction) -> tuple[int, int]:
             before = _read_whole(tx)
-            tx.datasets.by_index()
-            rows = tx.datasets.offered(start="d30000", limit=101)
-            tx.datasets.offers_of([row.id for row in rows])
-            return len(tx.datasets.current_of(rows)), _read_whole(tx) - before
+            tx.datasets.prefer_indexes()
+            rows = tx.datasets.list_offered(start="d30000", limit=101)
+            tx.datasets.list_offers_in_force([row.id for row in rows])
+            return len(tx.datasets.get_current_versions(rows)), _read_whole(tx) - before
 
         shown, read = await opened.read(page)
         opened.close()
@@ -514,7 +525,7 @@ async def test_a_change_for_which_the_server_has_no_room_says_so(store: Store) -
     def fails(tx: Transaction) -> None:
         raise OperationalError("INSERT", None, psycopg.errors.DiskFull())
 
-    with pytest.raises(Busy, match="no room on its disk") as raised:
+    with pytest.raises(Busy, match="the operator must free space") as raised:
         await store.write(fails)
     assert raised.value.code == "disk_full"
 

@@ -67,7 +67,7 @@ async def test_connectors_on_one_database_share_the_places_of_an_agreement(store
         assert len(reads) == 2
         for grants, grant in reads:
             await ended(store, grants, grant)
-    row = await store.read(lambda tx: tx.agreements.grant(wanted.agreement_id))
+    row = await store.read(lambda tx: tx.agreements.get_grant(wanted.agreement_id))
     assert row is not None
     assert row.queries == 6  # what found no place took no use
 
@@ -248,7 +248,7 @@ async def test_a_place_that_cannot_be_kept_hides_no_revocation(
         await asked.wait()
 
     def revoke(tx: Any) -> None:
-        row = tx.agreements.grant(grant.agreement_id)
+        row = tx.agreements.get_grant(grant.agreement_id)
         row.revoked_at, row.reason = tx.now, "enough"
 
     await write(revoke)

@@ -82,7 +82,7 @@ async def test_no_read_begins_between_the_end_of_its_agreement_and_that_of_the_g
     with pytest.raises(Refused, match="revoked by its owner") as caught:
         await grants.begin([read], lambda _: None, read_id="r")
     assert caught.value.code == "revoked"
-    counted = await store.read(lambda tx: tx.agreements.grant(read.agreement_id))
+    counted = await store.read(lambda tx: tx.agreements.get_grant(read.agreement_id))
     assert counted is not None
     assert counted.queries == 0
     grants.forget([read])

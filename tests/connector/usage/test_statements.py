@@ -14,7 +14,7 @@ from connector.engine.pool.protocol import Relation
 from connector.events import ReadEnded, ReadStarted
 from connector.infra.database.database import run_by_driver
 from connector.store import Store, Transaction
-from connector.store.tables import Table
+from connector.store.tables import ConnectorTable
 from connector.usage.grants import Grants
 from tests.support import gate, provider
 from tests.support.gate import atom
@@ -30,7 +30,7 @@ def counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
     def heard(statement: str) -> None:
         words = statement.split()
-        found.append(f"{words[0]} {next(word for word in words[1:] if word in Table.metadata.tables)}")
+        found.append(f"{words[0]} {next(word for word in words[1:] if word in ConnectorTable.metadata.tables)}")
 
     def by_sqlalchemy(_: Any, __: Any, statement: str, *___: Any) -> None:
         heard(statement)

@@ -16,7 +16,7 @@ from typing import Any
 from connector.errors import Busy, Limited
 from connector.management.auth import Tokens
 from connector.store import Store, Transaction
-from connector.store.queries.agreements import Agreements
+from connector.store.queries.agreements import AgreementQueries
 from connector.usage import held_agreement as values
 from connector.usage import quotas
 from policies.contracts.batch_gate import Lease
@@ -53,15 +53,15 @@ def _die() -> None:
 
 
 def _after(name: str, dies: str) -> None:
-    real = getattr(Agreements, name)
+    real = getattr(AgreementQueries, name)
 
-    def counted(self: Agreements, *args: Any, **more: Any) -> Any:
+    def counted(self: AgreementQueries, *args: Any, **more: Any) -> Any:
         done = real(self, *args, **more)
         if dies == name:
             _die()
         return done
 
-    setattr(Agreements, name, counted)
+    setattr(AgreementQueries, name, counted)
 
 
 async def _admits(url: str, dies: str, said: Connection) -> None:
@@ -102,7 +102,7 @@ async def _spends(url: str, tries: int, rng: random.Random, most: dict[str, int]
                 "rows", rows=amount, nbytes=amount * 8, most_rows=most["rows"], most_bytes=most["rows"] * 8 + 4
             )
         )
-        private = await write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=most["micro"]))
+        private = await write(lambda tx: tx.noised_answers.spend("epsilon", micro=amount * 333, most=most["micro"]))
         spent["uses"] += used
         spent["epsilon"] += private * amount * 333
         spent["today"] += today

@@ -88,7 +88,7 @@ async def test_whoever_takes_no_format_of_ours_is_told(running: Provider, accept
         envelope = {"sql": 'SELECT id FROM "clinic".numbers'}
         for answer in (await session.get(ROWS), await session.post("/data/v1/query", json=envelope)):
             assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
-    used = await running.store.read(lambda tx: tx.agreements.grant(agreement))
+    used = await running.store.read(lambda tx: tx.agreements.get_grant(agreement))
     assert used.queries == 0
 
 

@@ -208,7 +208,7 @@ async def test_what_has_left_is_noted_by_time(
     """For the record that a crash leaves behind: whoever sends it, and whether anything follows or not."""
 
     async def noted() -> list[tuple[int, int]]:
-        return await running.store.read(lambda tx: [(one.rows, one.bytes) for one in tx.reads.left_by("")])
+        return await running.store.read(lambda tx: [(one.rows, one.bytes) for one in tx.reads.list_of_instance("")])
 
     monkeypatch.setattr("connector.dataplane.admission.PROGRESS_SECONDS", 0.05)
     await settled(running)

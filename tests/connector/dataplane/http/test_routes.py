@@ -26,7 +26,7 @@ from connector.dataplane.governed_stream import why_ended
 from connector.dataplane.http.request_context import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
-from connector.store.refusal_sampling import Refusals
+from connector.store.refusal_sampling import RefusalSampler
 from connector.usage import grants
 from connector.usage.held_agreement import NOT_STARTED
 from policies.contracts.batch_gate import Lease
@@ -349,8 +349,8 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is answered with its reason; the log has some of them, and how many more there were."""
-    monkeypatch.setattr("connector.store.refusal_sampling.EACH", 3)
-    monkeypatch.setattr(running.store, "refusals", Refusals())
+    monkeypatch.setattr("connector.store.refusal_sampling.ACTOR_BURST", 3)
+    monkeypatch.setattr(running.store, "refusals", RefusalSampler())
     agreement = await running.agree()
     before = len(running.of_kind("ReadRefused"))
     async with client(running, running.ticket(agreement)) as session:
@@ -362,7 +362,7 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
             ]
             assert [answer.json()["code"] for answer in refused] == ["column_unknown"] * 3
     assert len(running.of_kind("ReadRefused")) == before + 3
-    await running.store.tell_counted()
+    await running.store.record_refusal_counts()
     counted = running.of_kind("RefusalsCounted")[-1]
     assert (counted.agreement, counted.detail["codes"]) == (agreement, {"column_unknown": 9})
 
@@ -441,7 +441,7 @@ async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away
         return await real(work)
 
     def revoke(tx: Any) -> None:  # as another process does: only the database knows
-        tx.agreements.grant(agreement).revoked_at = tx.now
+        tx.agreements.get_grant(agreement).revoked_at = tx.now
 
     async with (
         client(running, running.ticket(agreement)) as session,

@@ -589,7 +589,7 @@ async def test_a_file_that_was_said_to_be_removed_and_is_there_can_be(here: Rece
     before = here.files()
     await here.transfer(pid)
     await here.push(pid, WHOLE)
-    await here.store.write(lambda tx: setattr(tx.received.get(pid), "removed_at", tx.now))
+    await here.store.write(lambda tx: setattr(tx.pushed_data.get(pid), "removed_at", tx.now))
     await here.receiving.remove(pid, by="anna")
     assert here.files() == before
     with pytest.raises(NotFound):

@@ -327,7 +327,7 @@ async def test_an_attempt_of_a_push_is_a_use_once_something_of_it_left(
             await sent(provider, Target(url), policy=signed(atom("odrl:count", "lteq", "3"), action="odrl:use"))
     await settled(provider)
     ended = provider.of_kind("ReadEnded")[-1]
-    row = await provider.store.read(lambda tx: tx.agreements.grant(ended.agreement))
+    row = await provider.store.read(lambda tx: tx.agreements.get_grant(ended.agreement))
     assert row is not None
     assert (row.queries, ended.detail.get("use")) == (uses, None if uses else "given_back")
 

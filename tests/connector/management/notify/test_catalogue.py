@@ -17,7 +17,7 @@ from connector.events import DatasetRemoved, DatasetVersioned, NegotiationAdvanc
 from connector.infra.net.http_client import Reply
 from connector.management.notify import catalogue
 from connector.store import Store, Transaction
-from connector.store.queries.datasets import Datasets
+from connector.store.queries.datasets import DatasetQueries
 from connector.store.tables import Offer
 
 CATALOGUE = "http://catalogue"
@@ -149,13 +149,13 @@ async def test_of_many_that_are_withdrawn_at_once_each_is_told(
             tx.publish(OfferWithdrawn(actor="x", dataset=dataset))
 
     looked = Counter[str]()
-    offers = Datasets.offers
+    offers = DatasetQueries.list_offers
 
-    def counted(of: Datasets, **about: Any) -> Sequence[Offer]:
+    def counted(of: DatasetQueries, **about: Any) -> Sequence[Offer]:
         looked[about["dataset_id"]] += 1
         return offers(of, **about)
 
-    monkeypatch.setattr(Datasets, "offers", counted)
+    monkeypatch.setattr(DatasetQueries, "list_offers", counted)
     net = Listens()
     async with announced(sqlite_store, net):
         await sqlite_store.write(work)

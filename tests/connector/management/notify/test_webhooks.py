@@ -122,9 +122,9 @@ async def test_a_delivery_is_stored_with_its_event_or_not_at_all(sqlite_store: S
 
         with pytest.raises(NotFound):
             await sqlite_store.write(fails)
-        assert await sqlite_store.read(lambda tx: tx.messages.waiting()) == 0
+        assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 0
         await sqlite_store.write(lambda tx: tx.publish(advanced("AGREED")))
-        assert await sqlite_store.read(lambda tx: tx.messages.waiting()) == 1
+        assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 1
 
 
 async def test_a_removed_webhook_gets_nothing_more(sqlite_store: Store) -> None:
@@ -135,7 +135,7 @@ async def test_a_removed_webhook_gets_nothing_more(sqlite_store: Store) -> None:
         await receiver.until(1)
         await webhooks.remove(hook.id, by="admin")
         assert await webhooks.all() == []
-        assert await sqlite_store.read(lambda tx: tx.messages.waiting()) == 0
+        assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 0
         with pytest.raises(NotFound):
             await webhooks.remove(hook.id, by="admin")
 
