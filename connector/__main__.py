@@ -90,10 +90,10 @@ def restored(
 @commands.command()
 def ready() -> None:
     """Exit 0 where the connector that these settings are for is up and ready, as a supervisor asks; else 1."""
-    from connector.infra.http.readiness_probe import why_not
+    from connector.infra.http.readiness_probe import explain_not_ready
 
     settings = _settings()
-    if why := why_not(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):
+    if why := explain_not_ready(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):
         typer.echo(why, err=True)
         raise typer.Exit(1)
 

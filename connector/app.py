@@ -24,7 +24,7 @@ from connector.errors import HanseError
 from connector.identity import did, keys
 from connector.infra.html import api_reference
 from connector.infra.http import problem_json
-from connector.infra.http.fast_routes import Direct, bare
+from connector.infra.http.fast_routes import FastRouter, unwrap_routes
 from connector.management import (
     agreements,
     audit,
@@ -51,12 +51,12 @@ from connector.usage.receipt_log import Receipts
 class _Public(FastAPI):
     """The protocol's messages and data take the short way; the rest of what others reach takes the framework's."""
 
-    def __init__(self, direct: Direct, **about: Any) -> None:
+    def __init__(self, direct: FastRouter, **about: Any) -> None:
         super().__init__(**about)
         self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await self._direct.answered(scope, receive, send):
+        if not await self._direct.handle(scope, receive, send):
             await super().__call__(scope, receive, send)
 
 
@@ -72,10 +72,10 @@ def public_app(parts: Services) -> FastAPI:
         body_max_bytes=settings.body_max_bytes,
     )
     app = _Public(
-        Direct(
+        FastRouter(
             *data_http.routes(parts.reads, parts.addresses, owner=settings.name),
             *push_routes.routes(parts.receiving),
-            *bare(protocol.routes),
+            *unwrap_routes(protocol.routes),
         ),
         title="Hanse connector, public",
         version=VERSION,
@@ -138,7 +138,7 @@ def management_app(parts: Services) -> FastAPI:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """The API for people."""
-        return HTMLResponse(api_reference.page(app.openapi()), headers=dict(HEADERS))
+        return HTMLResponse(api_reference.render_page(app.openapi()), headers=dict(HEADERS))
 
     return app
 

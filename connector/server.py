@@ -31,8 +31,8 @@ from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.infra import atomic_files
 from connector.infra.http import http_limits
-from connector.infra.http.tls_server import Server
-from connector.infra.lock_file import locked
+from connector.infra.http.tls_server import TlsServer
+from connector.infra.lock_file import acquire_lock
 from connector.services import Services, build
 from connector.setting_types import make_folder
 from connector.settings import Settings
@@ -172,7 +172,7 @@ async def serve(settings: Settings) -> None:
             raise LogBroken(parts.sequencer.problem)
 
 
-class _Server(Server):
+class _Server(TlsServer):
     """A server that leaves signals to us: there are two of them in the process."""
 
     @contextlib.contextmanager
@@ -281,10 +281,12 @@ def alone(settings: Settings) -> Iterator[TextIO]:
     for left over, and each other's files for their own, and hear nothing of what the other one revokes."""
     directory, database = settings.data_dir, sqlite_file(settings.database)
     with contextlib.ExitStack() as held:
-        own = held.enter_context(locked(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
+        own = held.enter_context(acquire_lock(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
         if database is not None:
             lock = database.with_name(f"{database.name}.lock")
-            held.enter_context(locked(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file"))
+            held.enter_context(
+                acquire_lock(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file")
+            )
         yield own
 
 

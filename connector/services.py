@@ -38,7 +38,7 @@ from connector.federation.tables import Holdings
 from connector.identity import did, keys
 from connector.identity.identity_service import Identity
 from connector.identity.member_register import Trust
-from connector.infra.net.http_client import Guard, Net
+from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
     events,
 )
@@ -74,7 +74,7 @@ class Services:
     store: Store
     relay: Relay
     metrics: Metrics
-    net: Net
+    net: HttpClient
     identity: Identity
     trust: Trust
     known: Known
@@ -155,7 +155,9 @@ class Profiles:
 class _DataPlane:
     """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
 
-    def __init__(self, addresses: Addresses, reads: Reads, receiving: Receiving, net: Net, *, owner: str) -> None:
+    def __init__(
+        self, addresses: Addresses, reads: Reads, receiving: Receiving, net: HttpClient, *, owner: str
+    ) -> None:
         self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
         self._receiving = receiving
 
@@ -199,9 +201,9 @@ def build(settings: Settings) -> Services:
     instance = keys.secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
     metrics = Metrics()
     store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
-    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
-    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
-    resolver = did.Resolver(net)
+    guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
+    resolver = did.DidResolver(net)
     identity = Identity(
         did=participant,
         key=key,

@@ -15,7 +15,7 @@ from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, PeerUnreachable, Unauthenticated
 from connector.identity.did import address_of
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.setting_types import NAME, address, did, port_hint
 
 _STATUS = ("active", "suspended")
@@ -46,7 +46,7 @@ class Members:
     def __init__(
         self,
         store: Store,
-        net: Net,
+        net: HttpClient,
         settings: Settings,
         *,
         on_change: Callable[[], Awaitable[None]] | None = None,

@@ -52,9 +52,9 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
 from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.events import ReadRefused
-from connector.infra.concurrency.active_counter import Present
-from connector.infra.concurrency.recent_keys import keep
-from connector.infra.concurrency.turn_queue import Turns, pause_after
+from connector.infra.concurrency.active_counter import ActiveCounter
+from connector.infra.concurrency.recent_keys import put_recent
+from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants, under
@@ -123,23 +123,25 @@ class Reads:
         self._streams_max = streams_max
         self._queue_seconds = queue_seconds
         # As many wait as run: each holds its request, which may have megabytes of keys.
-        self._turns = Turns(streams_max, each=max(1, streams_max // 2), waiting=streams_max, wait_seconds=queue_seconds)
+        self._turns = TurnQueue(
+            streams_max, each=max(1, streams_max // 2), waiting=streams_max, wait_seconds=queue_seconds
+        )
         self._metrics = metrics
         self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
-        self._ids = Present()  # of those, of reads that have not begun yet, and of ends that are owed
-        self._waited = Present()  # those whose reader waits until they have begun
+        self._ids = ActiveCounter()  # of those, of reads that have not begun yet, and of ends that are owed
+        self._waited = ActiveCounter()  # those whose reader waits until they have begun
         self._owed = Owed(store, self._ids, later=self._spawn, leaving=lambda: bool(self.draining))
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
             metrics.streams_waiting.set_function(lambda: self._turns.waiting)
-        self._running = Present()  # consumers, for each of their reads
-        self._lookers = Present()  # and for each look at what a read would give
+        self._running = ActiveCounter()  # consumers, for each of their reads
+        self._lookers = ActiveCounter()  # and for each look at what a read would give
         self._tasks: set[asyncio.Task[Any]] = set()
         self._noting: asyncio.Task[None] | None = None
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         looks = max(2, streams_max // 2)
-        self._looks = Turns(
+        self._looks = TurnQueue(
             looks, each=looks // 2, waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS, what="turn to describe a read"
         )
         self.draining = ""  # the reason, once no new reads are taken
@@ -272,7 +274,7 @@ class Reads:
             Job(kind="describe", relations=relations, sql=sql, consumer=consumer, shared=True)
         )
         if found:
-            keep(self._columns, known, found, most=_COLUMNS_MAX)
+            put_recent(self._columns, known, found, most=_COLUMNS_MAX)
         return found
 
     async def _gated(self, asked: Asked, grants: Sequence[Grant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
@@ -358,8 +360,8 @@ class Reads:
         self.grants.stop_all(reason, code="shutting_down")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._running.nobody()
-                await self._lookers.nobody()
+                await self._running.wait_until_empty()
+                await self._lookers.wait_until_empty()
                 await self._owed.all()
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
@@ -397,11 +399,11 @@ class Reads:
         """
         self._check_open()
         consumer, begun = asked.consumer, time.monotonic()
-        with self._ids.named(asked.query_id):
+        with self._ids.hold(asked.query_id):
             await self._take_turn(asked)
             try:
                 self._check_open()
-                with self._running.named(consumer):
+                with self._running.hold(consumer):
                     yield _later(asked, time.monotonic() - begun)
             finally:
                 self._turns.give_back(of=consumer)
@@ -414,7 +416,7 @@ class Reads:
 
     def _no_place(self, consumer: str) -> Limited:
         pause, most = pause_after(self._queue_seconds), max(1, self._streams_max // 2)
-        if self._running.times(consumer) >= most:
+        if self._running.count(consumer) >= most:
             return Limited(
                 f"expected at most {most} reads of yours at once, got one more; end one, or ask again in {pause} s",
                 code="streams_of_consumer",
@@ -436,7 +438,7 @@ class Reads:
         await self._looks.take(consumer)
         try:
             self._check_open()
-            with self._lookers.named(consumer):
+            with self._lookers.hold(consumer):
                 yield until
         finally:
             self._looks.give_back(of=consumer)
@@ -496,7 +498,7 @@ class Reads:
             charged = None
             # How much may be sent, and how much noise there is, is known once the read has begun.
             if prepared.private is not None or any(grant.contract.limits.rationed for grant in grants):
-                with self._waited.named(asked.query_id):
+                with self._waited.hold(asked.query_id):
                     charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:

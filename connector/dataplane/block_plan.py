@@ -27,7 +27,7 @@ from connector.datasets.sources import divisible, misleading
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Range, Ranges, Recheck, Relation
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import Held
@@ -185,7 +185,7 @@ class Plans:
             blocks = self._cached.get(_key(held))
             seconds = until - time.monotonic()
             found = await self._looked(held, contract, ticket, wanted, groups=blocks is None, seconds=seconds)
-            keep(self._schemas, key, found["schema"], most=_CACHED_MAX)
+            put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._cut(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
     async def _known(self, held: Held, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
@@ -229,7 +229,7 @@ class Plans:
 
     def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
         found = block_layout.cut(groups)
-        keep(self._cached, _key(held), found, most=_CACHED_MAX)
+        put_recent(self._cached, _key(held), found, most=_CACHED_MAX)
         return found
 
 

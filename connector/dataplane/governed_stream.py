@@ -18,7 +18,7 @@ from connector.dataplane.tickets import Ticket
 from connector.engine.pool.protocol import ARROW
 from connector.engine.pool.worker_process import Frame, Result
 from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, unforeseen
-from connector.infra.formats.digests import AsItGoes
+from connector.infra.formats.digests import RunningDigest
 from connector.telemetry import logger
 from connector.usage import quotas
 from connector.usage.grants import Grants
@@ -204,7 +204,7 @@ class GovernedStream:
 
 async def _seen(frame: Frame | Part) -> None:
     """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
-    if isinstance(frame, Part) and isinstance(frame.digest, AsItGoes) and isinstance(frame.payload, memoryview):
+    if isinstance(frame, Part) and isinstance(frame.digest, RunningDigest) and isinstance(frame.payload, memoryview):
         await asyncio.to_thread(frame.digest.update, frame.payload)
 
 

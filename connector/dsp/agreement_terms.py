@@ -17,7 +17,7 @@ from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Transaction
 from connector.store.tables import Offer
 from connector.usage.fact_collector import PURPOSE, requested
@@ -309,7 +309,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     exact = any(compiler.exact(one) for one in made)
-    keep(_compiles, key, exact, most=_COMPILES_MAX)
+    put_recent(_compiles, key, exact, most=_COMPILES_MAX)
     return Fits(dataset.version, exact)
 
 

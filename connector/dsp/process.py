@@ -150,7 +150,7 @@ class Exchange(ABC, Generic[Row]):
         """The address that a counterparty names for our messages, if we could call it, and the `sink` for data that it
         names beside it; they are looked up in the places of this party's circle."""
         circle = await self._store.read(lambda tx: self._sender.circle_of(tx, caller))
-        with resolver.within(circle, host_of(caller) if circle == delivery_classes.STRANGERS else caller):
+        with resolver.use_group(circle, host_of(caller) if circle == delivery_classes.STRANGERS else caller):
             if sink:
                 await self._peer.check_sink(sink)
             return await self._peer.check_theirs(address)

@@ -30,7 +30,7 @@ from connector.events import AgreementConcluded, AgreementRevoked, Event, Transf
 from connector.federation.contract_summary import Contract, Grid, Summary, summary_of
 from connector.federation.planner.model import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net, Reply, fits_header, origin
+from connector.infra.net.http_client import HttpClient, Reply, fits_header, origin
 from connector.setting_types import NAME
 from connector.store import Store, Transaction
 from connector.store.queries.agreements import Holding, Readable, Started
@@ -70,7 +70,7 @@ class Holdings:
     """Our side of agreements as a consumer. `names`: whose each name is, by the data space's register
     (`Trust.names`)."""
 
-    def __init__(self, store: Store, net: Net, identity: Identity, *, names: Names | None = None) -> None:
+    def __init__(self, store: Store, net: HttpClient, identity: Identity, *, names: Names | None = None) -> None:
         self._store = store
         self._net = net
         self._identity = identity

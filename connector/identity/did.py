@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from connector.errors import AddressRefused, Busy, NameUnknown, PeerFailed, PeerUnreachable, Unauthenticated
-from connector.infra.concurrency.fair_semaphore import Places
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.fair_semaphore import FairSemaphore
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.setting_types import port_hint
 from connector.urls import read_url
 
@@ -104,21 +104,21 @@ class _Circle:
     def __init__(self, name: str, *, most: int, seconds: float) -> None:
         self.name = f"DID documents of {name}"  # where their names are looked up
         self.kept: OrderedDict[str, _Kept] = OrderedDict()
-        self.places = Places(_AT_ONCE, each=_OF_ONE_HOST)
+        self.places = FairSemaphore(_AT_ONCE, each=_OF_ONE_HOST)
         self.seconds = seconds  # for one document, waiting for a place included
         self._most = most
 
     def keep(self, did: str, kept: _Kept) -> None:
-        keep(self.kept, did, kept, most=self._most)
+        put_recent(self.kept, did, kept, most=self._most)
 
 
-class Resolver:
+class DidResolver:
     """Keys of others, kept for minutes: of those that are expected, those that have proven themselves, and strangers.
 
     What is kept of one of them and what is fetched for one of them takes nothing from the others.
     """
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: HttpClient) -> None:
         self._net = net
         self._names: frozenset[str] = frozenset()
         self._expected = _Circle("expected", most=1_024, seconds=15.0)
@@ -177,8 +177,8 @@ class Resolver:
         if circle.places.waiting(host) >= _WAITING_PER_HOST:
             raise Busy(f"many DID documents of {host} are asked for now; try again in a moment")
         try:
-            async with asyncio.timeout(circle.seconds), circle.places.one(host):
-                with resolver.within(circle.name, host):
+            async with asyncio.timeout(circle.seconds), circle.places.hold(host):
+                with resolver.use_group(circle.name, host):
                     kept = _Kept(time.monotonic(), _keys(await self._fetch(did, url), did))
         except TimeoutError as error:
             raise Busy(f"the DID document of {did} did not come in time; try again in a moment") from error

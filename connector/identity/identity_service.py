@@ -10,7 +10,7 @@ from joserfc.jwk import ECKey
 
 from connector.errors import Unauthenticated
 from connector.identity import self_issued_token
-from connector.identity.did import Resolver
+from connector.identity.did import DidResolver
 from connector.identity.principal import Principal
 
 
@@ -22,7 +22,7 @@ class Identity:
         *,
         did: str,
         key: ECKey,
-        resolver: Resolver,
+        resolver: DidResolver,
         static: Mapping[str, str] | None = None,
         anonymous: str = "",
     ) -> None:

@@ -19,9 +19,9 @@ from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
 from connector.errors import HanseError, Unauthenticated
-from connector.identity.did import Resolver, address_of
+from connector.identity.did import DidResolver, address_of
 from connector.identity.self_issued_token import ALGORITHMS, public_key
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.setting_types import port_hint
 from connector.telemetry import logger
 
@@ -49,7 +49,9 @@ def _believed(register: Register | None) -> Register | None:
 class Trust:
     """The member register, as far as it can be believed now."""
 
-    def __init__(self, net: Net, resolver: Resolver, *, anchor: str, register_url: str, max_age: float) -> None:
+    def __init__(
+        self, net: HttpClient, resolver: DidResolver, *, anchor: str, register_url: str, max_age: float
+    ) -> None:
         self._net, self._resolver = net, resolver
         self._anchor = anchor
         self._url = register_url

@@ -23,7 +23,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey
 
 from connector.errors import Busy, Unauthenticated
-from connector.identity.did import DID_MAX, Resolver, host_of
+from connector.identity.did import DID_MAX, DidResolver, host_of
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
 _TOKEN_MAX = 8 * 2**10
@@ -106,7 +106,7 @@ def _counted(issuer: str, expected: bool) -> str:
 
 
 async def verify(
-    token: str, *, audience: str, resolver: Resolver, replays: Replays, now: float | None = None
+    token: str, *, audience: str, resolver: DidResolver, replays: Replays, now: float | None = None
 ) -> dict[str, Any]:
     """The claims of a good token. Unauthenticated says what was expected and what came, never the token."""
     at = time.time() if now is None else now

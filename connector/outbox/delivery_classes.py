@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from connector.infra.concurrency.fair_semaphore import Places
+from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.store.tables import Outbox
 
 # `Outbox.circle` holds one of these. Known are members of the data space and our own webhooks.
@@ -86,13 +86,13 @@ class Circles:
         return self._passed_over
 
     def place(self, row: Outbox) -> AbstractAsyncContextManager[None]:
-        return self._circles[row.circle].places.one(*_names(row))
+        return self._circles[row.circle].places.hold(*_names(row))
 
 
 class _Circle:
     def __init__(self, *, per_host: int | None, each: int) -> None:
         self.waiting = 0
-        self.places = Places(_AT_ONCE, each=each, first=per_host)
+        self.places = FairSemaphore(_AT_ONCE, each=each, first=per_host)
         self._by: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # in the order of the names
 
     def enter(self, names: tuple[str, ...]) -> bool:

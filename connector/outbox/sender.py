@@ -26,7 +26,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from connector.errors import INWARD, AddressRefused, Busy, HanseError
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
 from connector.outbox import delivery_classes
 from connector.outbox.acknowledgements import Settling
@@ -182,7 +182,7 @@ class Sender:
             return delivery_classes.KNOWN
         if not (asked or who in self._partners or self._is_partner(tx, who)):
             return delivery_classes.STRANGERS
-        keep(self._partners, who, None, most=_PARTNERS_MAX)
+        put_recent(self._partners, who, None, most=_PARTNERS_MAX)
         return delivery_classes.PARTNERS
 
     def _ended(self, row: Outbox) -> None:
@@ -268,7 +268,7 @@ class Sender:
         if self._delay:
             await asyncio.sleep(self._delay)
         keeping = asyncio.create_task(self._keep(row))
-        with resolver.within(row.circle, row.audience):
+        with resolver.use_group(row.circle, row.audience):
             carrying = asyncio.create_task(self._couriers[row.kind].carry(row))
         try:
             await asyncio.wait((keeping, carrying), return_when=asyncio.FIRST_COMPLETED)

@@ -25,8 +25,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
-from connector.infra.concurrency.thread_pool import WAITING_MAX, Threads
-from connector.infra.database.database import LASTING, open_engine, say
+from connector.infra.concurrency.thread_pool import WAITING_MAX, BoundedThreadPool
+from connector.infra.database.database import LONG_READS_MAX, open_engine, run_statement
 from connector.store.error_mapping import Failures
 from connector.store.queries.audit import mark
 from connector.store.refusal_sampling import Refusals
@@ -61,8 +61,8 @@ class Store:
         self.engine = open_engine(url, pool_size=pool_size)
         # As the database was when a reader began, whatever is committed meanwhile: so SQLite reads by itself.
         self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_SNAPSHOT)
-        self._readers = Threads(pool_size, "store-read")
-        self._lasting = Threads(LASTING, "store-lasting")
+        self._readers = BoundedThreadPool(pool_size, "store-read")
+        self._lasting = BoundedThreadPool(LONG_READS_MAX, "store-lasting")
         self._doubts: dict[str, Transaction] = {}  # what may have been committed, by its origin
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self._failures, self.origin)
@@ -279,13 +279,13 @@ class _GroupWriter:
                 for work, future in group:
                     if not future.set_running_or_notify_cancel():
                         continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
-                    say(connection, "SAVEPOINT unit")  # SQLAlchemy's own cost more than what most units do
+                    run_statement(connection, "SAVEPOINT unit")  # SQLAlchemy's own cost more than what most units do
                     try:
                         done.append((future, _run(connection, work, origin=self._origin, shared=True)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
-                        say(connection, "ROLLBACK TO unit")
+                        run_statement(connection, "ROLLBACK TO unit")
                         future.set_exception(self._failures.refusal(error))
-                    say(connection, "RELEASE unit")
+                    run_statement(connection, "RELEASE unit")
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
             refusal = self._failures.refusal(error)
             for _, future in group:
@@ -320,7 +320,7 @@ class _PooledWriter:
     ) -> None:
         self._engine, self._failures, self._process, self._doubts = engine, failures, process, doubts
         self._numbers = itertools.count()
-        self._threads = Threads(size, "store-write")
+        self._threads = BoundedThreadPool(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
         return self._threads.submit(partial(self._attempts, work))

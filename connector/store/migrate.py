@@ -17,12 +17,12 @@ def upgrade(url: str) -> tuple[str, str]:
 
 def missing(url: str) -> bool:
     """Whether it is an SQLite database that nobody has made yet."""
-    return bool(database.missing(url))
+    return bool(database.missing_file(url))
 
 
 def named(url: str) -> str:
     """The database as it may be shown to an operator."""
-    return database.named(url)
+    return database.display_url(url)
 
 
 def sqlite_file(url: str) -> Path | None:

@@ -12,7 +12,7 @@ import math
 from collections import Counter, OrderedDict
 
 from connector.events import Event, RefusalsCounted
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 
 EACH = 600  # records in ten minutes, and as many at once, of one actor
 STRANGERS = 3_000  # of all who name no agreement
@@ -40,7 +40,7 @@ class Refusals:
             return False
         if not event.agreement:
             self._strangers = shared
-        keep(self._full, event.actor, own, most=ACTORS_MAX)
+        put_recent(self._full, event.actor, own, most=ACTORS_MAX)
         return True
 
     def count(self, event: Event, now: float) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from connector.errors import Limited
 from connector.events import ReadTaken
-from connector.infra.concurrency.recent_keys import Rate
+from connector.infra.concurrency.recent_keys import RateLimit
 from connector.store import Store, Transaction
 
 TOGETHER_MAX = 256  # in one call
@@ -87,7 +87,7 @@ class Receipts:
         self._store = store
         self._participant = participant
         self._clock = clock
-        self._rate = Rate(_PER_MINUTE, burst=_BURST, most=_TELLERS_MAX)
+        self._rate = RateLimit(_PER_MINUTE, burst=_BURST, most=_TELLERS_MAX)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def record(self, ends: Sequence[Ended], *, by: str) -> Recorded:
@@ -97,7 +97,7 @@ class Receipts:
             return await self._store.write(lambda tx: self._kept(tx, ends, by))
 
     def _count(self, by: str, number: int) -> None:
-        if (wait := math.ceil(self._rate.wait(by, self._clock(), number))) > 0:
+        if (wait := math.ceil(self._rate.wait_seconds(by, self._clock(), number))) > 0:
             raise Limited(
                 f"expected at most {_PER_MINUTE} receipts a minute by one token, and {_BURST} at once, came more; tell "
                 f"of them in {wait} s",

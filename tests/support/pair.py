@@ -28,7 +28,7 @@ from connector.dsp.transfer import Transfers
 from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
 from connector.identity.principal import Principal
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
@@ -61,7 +61,7 @@ class Cable:
     """The wire of both sides. `tamper` may answer in the other side's stead, raise, or wait."""
 
     def __init__(self) -> None:
-        self.guard = Guard(allow=("203.0.113.0/24",), insecure_http=True)
+        self.guard = AddressGuard(allow=("203.0.113.0/24",), insecure_http=True)
         self.apps: dict[str, FastAPI] = {}
         self.calls: list[Call] = []
         self.tamper: Tamper | None = None

@@ -39,7 +39,7 @@ from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.telemetry import logger
 from connector.usage.held_agreement import Grant
 from policies.contracts.contract import DataContract, to_json
@@ -274,7 +274,7 @@ class PreparedStreams:
                 pass  # another pass will do
             except HanseError as error:
                 _log.debug("not sent from its files", code=error.code)
-                keep(self._unlike, key, None, most=_ENTRIES_MAX)
+                put_recent(self._unlike, key, None, most=_ENTRIES_MAX)
 
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""

@@ -20,7 +20,7 @@ from connector.dataplane.flight.http2 import protobuf
 from connector.dataplane.flight.http2.protobuf import Garbled
 from connector.engine.pool.sandbox import environment
 from connector.errors import BadInput, Busy, unforeseen
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
 _START_SECONDS = 60.0
@@ -140,7 +140,7 @@ class _Child:
     def __init__(self, seconds: float, *, wait_seconds: float, most: int) -> None:
         self._seconds = seconds
         self._most = most  # bytes of an answer
-        self._turns = Turns(1, waiting=_WAITING, wait_seconds=wait_seconds)
+        self._turns = TurnQueue(1, waiting=_WAITING, wait_seconds=wait_seconds)
         self._used = asyncio.Lock()  # by whose turn it is, and by who ends it
         self._asking: set[asyncio.Task[tuple[Any, list[bytes]]]] = set()  # the one: its caller may have left
         self._process: asyncio.subprocess.Process | None = None

@@ -25,7 +25,7 @@ from connector.dataplane.block_plan import Wanted, asked_of
 from connector.datasets import block_layout, file_access, rounded_counts
 from connector.errors import Busy
 from connector.events import listed
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -130,7 +130,7 @@ async def test_of_many_plans_of_one_consumer_a_few_are_looked_at_at_once(
 async def test_who_waits_for_his_turn_is_told_nothing_of_what_ends_meanwhile(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = Turns(1, waiting=8, wait_seconds=60)
+    turns = TurnQueue(1, waiting=8, wait_seconds=60)
     monkeypatch.setattr(running.reads, "_looks", turns)
     agreement = await running.agree()
     reader = Reader(running, agreement)

@@ -31,11 +31,11 @@ from connector.errors import (
     Unauthenticated,
 )
 from connector.identity import did, keys, self_issued_token
-from connector.identity.did import Resolver
+from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.identity.member_register import Trust
 from connector.identity.self_issued_token import Replays
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from tests.support.own_name import changed
 
 US = "did:web:us.example"
@@ -49,7 +49,7 @@ class Web:
 
     def __init__(self, pages: Mapping[str, Any]) -> None:
         self.pages = dict(pages)
-        self.guard = Guard()
+        self.guard = AddressGuard()
         self.calls: list[str] = []
 
     async def call(self, method: str, url: str, **_: Any) -> Reply:
@@ -68,8 +68,8 @@ def document(key: ECKey = KEY, identifier: str = THEM, **changed: str) -> dict[s
     return did.document(identifier, jwk={**keys.public_jwk(key), **changed}, root_url="https://them.example")
 
 
-def resolver(pages: Mapping[str, Any] | None = None) -> Resolver:
-    return Resolver(Web({"https://them.example/.well-known/did.json": document()} if pages is None else pages))  # type: ignore[arg-type]  # a fake
+def resolver(pages: Mapping[str, Any] | None = None) -> DidResolver:
+    return DidResolver(Web({"https://them.example/.well-known/did.json": document()} if pages is None else pages))  # type: ignore[arg-type]  # a fake
 
 
 def token(*, key: ECKey = KEY, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
@@ -310,7 +310,7 @@ class Slow(Web):
         return Reply(200, {}, json.dumps(document(identifier=identifier)).encode())
 
 
-def asked(resolver: Resolver, who: str) -> asyncio.Task[dict[str, Any]]:
+def asked(resolver: DidResolver, who: str) -> asyncio.Task[dict[str, Any]]:
     return asyncio.create_task(
         resolver.key(who, f"{who}#{KEY.thumbprint()}", purpose="capabilityInvocation"), name=f"asks for {who}"
     )
@@ -318,7 +318,7 @@ def asked(resolver: Resolver, who: str) -> asyncio.Task[dict[str, Any]]:
 
 async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_waiting() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     resolver.expect(["did:web:member.example"])
     await asked(resolver, "did:web:known.example")
     resolver.proven("did:web:known.example")
@@ -343,7 +343,7 @@ async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_w
 
 async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_away() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     first, second = (asked(resolver, "did:web:new.example") for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -352,7 +352,7 @@ async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_a
 
 
 async def test_a_document_that_does_not_come_in_time_is_no_verdict() -> None:
-    resolver = Resolver(Slow())  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(Slow())  # type: ignore[arg-type]  # a fake
     resolver._strangers.seconds = 0.01
     with pytest.raises(Busy, match="in time"):
         await asked(resolver, "did:web:hangs.example")
@@ -360,7 +360,7 @@ async def test_a_document_that_does_not_come_in_time_is_no_verdict() -> None:
 
 async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_others() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     for who in ("member", "known"):
         resolver.expect(["did:web:member.example"])
         await asked(resolver, f"did:web:{who}.example")
@@ -397,7 +397,7 @@ async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
 
 async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key_only_seldom() -> None:
     web = Web({"https://them.example/.well-known/did.json": document()})
-    asked = Resolver(web)  # type: ignore[arg-type]  # a fake
+    asked = DidResolver(web)  # type: ignore[arg-type]  # a fake
     for _ in range(5):
         await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
     for _ in range(5):
@@ -468,7 +468,7 @@ def trusting(page: bytes | None) -> Trust:
     if page is not None:
         pages["https://them.example/members.jws"] = page
     web = Web(pages)
-    return Trust(web, Resolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
+    return Trust(web, DidResolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
 
 
 async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:

@@ -528,7 +528,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         opened = Store(url, pool_size=1)
         monkeypatch.setattr(opened.engine.pool, "_timeout", 0.05)
         with ExitStack() as taken:
-            for _ in range(2 + database.LASTING):  # for each reader a writer, and those of what lasts
+            for _ in range(2 + database.LONG_READS_MAX):  # for each reader a writer, and those of what lasts
                 taken.enter_context(opened.engine.connect())
             with pytest.raises(Busy, match="does not answer"):
                 await opened.write(lambda tx: tx.tokens.add(token("a")))
