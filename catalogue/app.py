@@ -28,7 +28,7 @@ from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
-from connector.identity.keys import participant_key
+from connector.identity.keys import load_participant_key
 from connector.infra import html
 from connector.infra.html import api_reference
 from connector.infra.net.http_client import AddressGuard, HttpClient
@@ -70,7 +70,7 @@ def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Part
     upgrade(settings.database)
     store = Store(settings.database, clock=clock)
     served = store.read_now(lambda tx: tx.tokens.count())  # the first start makes one
-    key = participant_key(settings.data_dir, new=not served)
+    key = load_participant_key(settings.data_dir, new=not served)
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
     identity = Identity(did=settings.did, key=key, resolver=DidResolver(net))

@@ -97,7 +97,7 @@ async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
     """1. nobody else is there, and the database is ours; 2. end everything; 3. record it, signed with the next key;
     4. that one is the log's key from now on, and its head the newest that we know."""
     folder, name = parts.settings.data_dir / "keys", parts.signer.name
-    after = Signer(name, keys.next_log_key(folder))
+    after = Signer(name, keys.load_next_log_key(folder))
     before = "" if lost_log_key else parts.signer.vkey
     if not await parts.store.read(partial(_signed, signer=after)):  # as where only 4 is missing
         await parts.store.read(_nobody_serves)  # 1

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connector.audit.head_file import Mark
+from connector.audit.head_file import HeadFile
 from connector.audit.log import AuditLog, Sequencer
-from connector.audit.signed_note import Signer, name_in, origin_of
+from connector.audit.signed_note import Signer, origin_of, read_name
 from connector.dataplane.admission import Reads
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
@@ -37,7 +37,7 @@ from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
 from connector.identity.identity_service import Identity
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
     events,
@@ -76,7 +76,7 @@ class Services:
     metrics: Metrics
     net: HttpClient
     identity: Identity
-    trust: Trust
+    trust: MemberRegister
     known: Known
     tokens: Tokens
     pool: Pool
@@ -102,7 +102,7 @@ class Services:
     feed: events.Feed
     signer: Signer
     former: tuple[Signer, ...]  # with whose keys nothing is signed any more
-    log_mark: Mark
+    log_mark: HeadFile
     sequencer: Sequencer
     log: AuditLog
     holdings: Holdings
@@ -195,10 +195,10 @@ def build(settings: Settings) -> Services:
         lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.checkpoint())
     )
     key_dir = settings.data_dir / "keys"
-    key = keys.participant_key(key_dir, new=fresh)
-    mask_secret = keys.secret(key_dir, "mask", new=fresh)
-    version_secret = keys.secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
-    instance = keys.secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
+    key = keys.load_participant_key(key_dir, new=fresh)
+    mask_secret = keys.load_secret(key_dir, "mask", new=fresh)
+    version_secret = keys.load_secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
+    instance = keys.load_secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
     metrics = Metrics()
     store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
@@ -211,7 +211,7 @@ def build(settings: Settings) -> Services:
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
     )
-    trust = Trust(
+    trust = MemberRegister(
         net,
         resolver,
         anchor=settings.trust_anchor,
@@ -276,7 +276,7 @@ def build(settings: Settings) -> Services:
         retry_deadline=settings.dsp_retry_deadline,
         metrics=metrics,
         instance=instance,
-        is_member=resolver.expected,
+        is_member=resolver.is_expected,
         is_partner=process_limits.partner,
         makes_partner=process_limits.asked,
     )
@@ -329,12 +329,12 @@ def build(settings: Settings) -> Services:
     )
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
-    log_name = name_in(newest.note) if newest else origin_of(settings.root_url, settings.name)
-    signer = Signer(log_name, keys.log_key(key_dir, new=fresh))
-    former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
-    log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
+    log_name = read_name(newest.note) if newest else origin_of(settings.root_url, settings.name)
+    signer = Signer(log_name, keys.load_log_key(key_dir, new=fresh))
+    former = tuple(Signer(signer.name, one) for one in keys.load_former_log_keys(key_dir))
+    log_mark = HeadFile(settings.data_dir / "log.head", signer=signer, former=former)
     sequencer = Sequencer(
-        store, signer=signer, former=former, mark=log_mark, round_seconds=_round_seconds(settings, store)
+        store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
@@ -372,7 +372,7 @@ def build(settings: Settings) -> Services:
             facts_of=known.of,
             seconds=settings.upkeep_seconds,
         ),
-        partners=Partners(peer=peer, member=trust.called),
+        partners=Partners(peer=peer, member=trust.find_member_by_name),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
         announcer=Announcer(store, net, identity, catalogue_url=settings.catalogue_url, operator=settings.trust_anchor),
         feed=events.Feed(store.bus),
@@ -437,5 +437,5 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
         certificate=str(settings.tls_certificate or ""),
         key=str(settings.tls_key or ""),
     )
-    secret = keys.secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
+    secret = keys.load_secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
     return Front(Desk(reads, addresses, owner=settings.name, key=secret), listen)

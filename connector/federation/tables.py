@@ -68,7 +68,7 @@ class Access:
 
 class Holdings:
     """Our side of agreements as a consumer. `names`: whose each name is, by the data space's register
-    (`Trust.names`)."""
+    (`MemberRegister.names`)."""
 
     def __init__(self, store: Store, net: HttpClient, identity: Identity, *, names: Names | None = None) -> None:
         self._store = store

@@ -29,7 +29,7 @@ def acquire_lock(path: Path, setting: str, otherwise: str, *, service: str = "co
                     "of this program write to its folder"
                 ) from None
             raise Conflict(
-                f"{setting}: {path} cannot be locked ({error.strerror}); another {service} seems to use it: "
+                f"{setting}: {path} cannot be locked ({error.strerror}); perhaps another {service} serves from there: "
                 f"stop that {service}, or {otherwise} of its own"
             ) from None
         opened.pop_all()

@@ -13,7 +13,7 @@ from typing import Any
 
 from connector.errors import BadInput, NotFound
 from connector.events import Event, FactRecorded, FactWithdrawn
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.store import Store, Transaction
 from connector.store.tables import Attestation
 from connector.usage import fact_sources
@@ -62,7 +62,7 @@ def _fact(value: Any, source: str, until: float | None) -> Fact:
 class Known:
     """Gathers what is known of participants, and keeps what the owner vouches for."""
 
-    def __init__(self, store: Store, trust: Trust, *, more: Iterable[FactSource] = ()) -> None:
+    def __init__(self, store: Store, trust: MemberRegister, *, more: Iterable[FactSource] = ()) -> None:
         self._store, self._trust, self._more = store, trust, tuple(more)
         self._kept: dict[str, tuple[float, tuple[Attestation, ...]]] = {}
         self._changes = 0  # that we have heard of
@@ -70,8 +70,8 @@ class Known:
 
     async def of(self, participant: str) -> Facts:
         """Everything that is known of a participant now."""
-        member = await self._trust.member(participant)
-        facts = party_facts(participant, member, until=self._trust.believed_until())
+        member = await self._trust.find_member(participant)
+        facts = party_facts(participant, member, until=self._trust.valid_until())
         if self._more:
             facts = facts.adding(await fact_sources.ask(self._more, participant))
         return facts.adding(attested(await self._attested(participant), now=time.time()))

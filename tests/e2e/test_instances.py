@@ -157,7 +157,7 @@ def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) 
     with pytest.raises(RuntimeError, match=r"participant\.pem.*copy it from another process on the same database"):
         stranger.start()
     shutil.copytree(two.first.directory / "keys", tmp_path / "keys", ignore=shutil.ignore_patterns("log*"))
-    keys.log_key(tmp_path / "keys")
+    keys.load_log_key(tmp_path / "keys")
     with pytest.raises(RuntimeError, match="signed with another key than the one in keys/"):
         stranger.start()
 

@@ -12,7 +12,7 @@ import pytest
 from joserfc import jws
 
 from connector.identity.did import DidResolver
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient, Reply
 from tests.catalogue.conftest import ROOT, Catalogue
 from tests.catalogue.provider import Provider
@@ -31,13 +31,13 @@ class InMemory:
         return Reply(answer.status_code, headers, answer.content)
 
 
-def trust(catalogue: Catalogue) -> Trust:
+def trust(catalogue: Catalogue) -> MemberRegister:
     net = cast("HttpClient", InMemory(catalogue))
-    return Trust(net, DidResolver(net), anchor=catalogue.parts.settings.did, register_url="", max_age=0)
+    return MemberRegister(net, DidResolver(net), anchor=catalogue.parts.settings.did, register_url="", max_age=0)
 
 
 async def facts(catalogue: Catalogue, member: Provider) -> Mapping[str, Any] | None:
-    return await trust(catalogue).member(member.did)
+    return await trust(catalogue).find_member(member.did)
 
 
 @pytest.fixture

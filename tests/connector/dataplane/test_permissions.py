@@ -218,11 +218,11 @@ async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission
         async def member(self, participant: str) -> dict[str, Any]:
             return {"status": "active"}
 
-        def believed_until(self) -> None:
+        def valid_until(self) -> None:
             return None
 
     await running.agree()
-    known = Known(running.store, Register())  # type: ignore[arg-type]  # all that is asked of a Trust
+    known = Known(running.store, Register())  # type: ignore[arg-type]  # all that is asked of a MemberRegister
     view = OwnersView(running.store, running.pool, known, name=provider.OWNER, mask_secret=b"m" * 32, memory_mb=256)
     dataset = await running.store.read(lambda tx: tx.datasets.of(provider.DATASET))
     version = await running.store.read(lambda tx: tx.datasets.current(dataset))

@@ -23,7 +23,7 @@ DID = "did:web:a.example"
 
 
 class Register:
-    """A member register as `Trust` gives it."""
+    """A member register as `MemberRegister` gives it."""
 
     def __init__(self, entry: dict[str, Any] | None, until: float | None) -> None:
         self.entry, self.until = entry, until
@@ -31,12 +31,12 @@ class Register:
     async def member(self, participant: str) -> dict[str, Any] | None:
         return self.entry
 
-    def believed_until(self) -> float | None:
+    def valid_until(self) -> float | None:
         return self.until
 
 
 def known(store: Store, entry: dict[str, Any] | None, *, until: float | None = None) -> Known:
-    return Known(store, Register(entry, until))  # type: ignore[arg-type]  # all that is asked of a Trust
+    return Known(store, Register(entry, until))  # type: ignore[arg-type]  # all that is asked of a MemberRegister
 
 
 def said(facts: Facts) -> dict[str, tuple[tuple[Any, ...], str, float | None]]:

@@ -133,7 +133,7 @@ def test_a_frame_that_is_none_is_refused(text: bytes) -> None:
 
 
 def test_what_is_kept_has_a_bound() -> None:
-    kept = catalogue_client._Kept(100_000)
+    kept = catalogue_client._CachedKeys(100_000)
     for number in range(1000):
         kept.put(number, [bytes(9_000)], 9_000)
         assert kept.get(0) or number > 9

@@ -54,7 +54,7 @@ class Heap:
         self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
         for number in self.engines:
             self.keeping.kept[str(number)] = opening(lambda number=number: self.close(number))
-        monkeypatch.setattr(memory_limits.engine, "connect", object)
+        monkeypatch.setattr(memory_limits.duckdb_engine, "connect", object)
         monkeypatch.setattr(Keeping, "_held", lambda _: self.held())
         give_back = Keeping._give_back
         monkeypatch.setattr(Keeping, "_give_back", lambda one: (give_back(one), self.give_back()))
