@@ -45,7 +45,7 @@ from connector.management import (
     reads as reads_api,
 )
 from connector.services import Services
-from connector.usage.receipt_log import Receipts
+from connector.usage.receipt_log import ReceiptLog
 
 
 class _Public(FastAPI):
@@ -124,7 +124,7 @@ def management_app(parts: Services) -> FastAPI:
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
         reads_api.router(parts.store, tokens),
-        receipts.router(Receipts(parts.store, participant=parts.participant), tokens),
+        receipts.router(ReceiptLog(parts.store, participant=parts.participant), tokens),
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),

@@ -55,9 +55,9 @@ from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import fact_sources
-from connector.usage.fact_collector import Known
+from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Over
+from connector.usage.held_agreement import EndReason
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
@@ -77,7 +77,7 @@ class Services:
     net: HttpClient
     identity: Identity
     trust: MemberRegister
-    known: Known
+    known: FactCollector
     tokens: Tokens
     pool: Pool
     outside: Outside
@@ -162,7 +162,7 @@ class _DataPlane:
         self._receiving = receiving
 
     def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
-        self._reads.grants.held(tx, transfer.agreement_id, consumer=transfer.counterparty)
+        self._reads.grants.load_in(tx, transfer.agreement_id, consumer=transfer.counterparty)
         found = address_of(self._addresses.address(transfer))
         assert found is not None  # ours are well formed
         return found
@@ -172,7 +172,7 @@ class _DataPlane:
         assert found is not None  # ours are well formed
         return found
 
-    async def stop(self, transfer_id: str, how: Over) -> None:
+    async def stop(self, transfer_id: str, how: EndReason) -> None:
         self._reads.grants.stop_under(transfer_id, how)
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
@@ -220,7 +220,7 @@ def build(settings: Settings) -> Services:
     )
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
-    known = Known(store, trust, more=fact_sources.load())
+    known = FactCollector(store, trust, more=fact_sources.load())
     converted = _converted(settings, version_secret)
     pool = Pool(
         settings.data_dir / "work",

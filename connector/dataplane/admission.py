@@ -57,8 +57,8 @@ from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grants, under
-from connector.usage.held_agreement import Grant, Held, Wanted, ended_by
+from connector.usage.grants import Grants, name_agreement
+from connector.usage.held_agreement import CompiledAgreement, GrantRequest, ReadGrant, ended_by
 from policies.contracts import batch_gate
 from policies.contracts.columns import quoted
 from policies.contracts.contract import DataContract
@@ -167,7 +167,7 @@ class Reads:
         if asked.query_id in self._ids:
             raise _taken(asked)
         begun = time.monotonic()
-        grants: list[Grant] = []
+        grants: list[ReadGrant] = []
         beginning: asyncio.Task[Charged | None] | None = None
         try:
             async with self._place(asked) as asked:
@@ -242,7 +242,7 @@ class Reads:
 
         Nothing is counted or reserved and no row is read. Empty where only the read itself can tell, with its reason.
         """
-        grants: list[Grant] = []
+        grants: list[ReadGrant] = []
         begun = time.monotonic()
         try:
             async with self._looking(asked.consumer) as until:
@@ -256,7 +256,7 @@ class Reads:
             await quantised(begun)
             raise
 
-    async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
+    async def columns(self, held: CompiledAgreement, contract: DataContract, *, consumer: str) -> bytes:
         """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read.
 
         What was told once is told again without a worker: a version has one schema. Busy where none is free; empty
@@ -277,11 +277,11 @@ class Reads:
             put_recent(self._columns, known, found, most=_COLUMNS_MAX)
         return found
 
-    async def _gated(self, asked: Asked, grants: Sequence[Grant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+    async def _gated(self, asked: Asked, grants: Sequence[ReadGrant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
         work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
         return await self.judging.judge(asked.consumer, work)
 
-    def _needed(self, grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+    def _needed(self, grants: Sequence[ReadGrant], prepared: Prepared) -> list[ReadGrant]:
         """Those of admitted grants that the read is under. The others run no more: tickets that a connection has for
         its other statements are not held, counted, charged or recorded for this one."""
         found = needed(grants, prepared)
@@ -297,12 +297,12 @@ class Reads:
             _log.info("not described", code=error.code)
             return b""
 
-    async def _looked_at(self, ticket: Ticket, asked: Asked) -> Grant:
+    async def _looked_at(self, ticket: Ticket, asked: Asked) -> ReadGrant:
         """What a grant would be, without its place and its uses."""
         await self._narrow(ticket, asked)
         purpose = ticket.purpose or asked.purpose
-        with under(ticket.agreement):
-            held, contract = await self.grants.covers(
+        with name_agreement(ticket.agreement):
+            held, contract = await self.grants.find_contract(
                 ticket.agreement,
                 consumer=ticket.consumer,
                 action=asked.action,
@@ -311,9 +311,11 @@ class Reads:
                 transfer=(ticket.transfer, ticket.generation),
             )
         lease = batch_gate.Lease(deadline=time.monotonic() + _LONGEST)
-        return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
+        return ReadGrant(
+            held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease
+        )
 
-    async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
+    async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[ReadGrant]) -> None:
         await self._tell(read_log.refused(asked, error, grants), error)
 
     async def _tell(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
@@ -443,13 +445,13 @@ class Reads:
         finally:
             self._looks.give_back(of=consumer)
 
-    async def _admit(self, asked: Asked) -> list[Grant]:
+    async def _admit(self, asked: Asked) -> list[ReadGrant]:
         """One grant per ticket, or none at all (1); nothing is counted yet."""
         for ticket in asked.tickets:
             await self._narrow(ticket, asked)
         now = self.clock()
         wanted = [
-            Wanted(
+            GrantRequest(
                 agreement_id=ticket.agreement,
                 consumer=ticket.consumer,
                 transfer_id=ticket.transfer,
@@ -467,8 +469,8 @@ class Reads:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
         if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
             return
-        with under(ticket.agreement):
-            await self.grants.covers(
+        with name_agreement(ticket.agreement):
+            await self.grants.find_contract(
                 ticket.agreement,
                 consumer=ticket.consumer,
                 action=asked.action,
@@ -485,7 +487,7 @@ class Reads:
     async def _running_stream(
         self,
         asked: Asked,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         prepared: Prepared,
         keys: Sequence[Keys],
         beginning: asyncio.Task[Charged | None],
@@ -521,7 +523,7 @@ class Reads:
             del failure  # it has this frame, and would keep what was asked until the collector comes by
             await self._kept(recording)
 
-    async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
+    async def _begin(self, asked: Asked, grants: Sequence[ReadGrant], prepared: Prepared) -> Charged | None:
         """Count the read, charge an answer with noise, and record the start, before anything runs; what was charged."""
 
         def start(tx: Transaction) -> Charged | None:
@@ -550,7 +552,7 @@ class Reads:
         except AlreadyExists:  # in another process on this database
             raise _taken(asked) from None
 
-    async def _noised(self, job: Job, grants: Sequence[Grant], prepared: Prepared, charged: Charged) -> Job:
+    async def _noised(self, job: Job, grants: Sequence[ReadGrant], prepared: Prepared, charged: Charged) -> Job:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
         asked = prepared.private
         assert asked is not None
@@ -570,14 +572,14 @@ class Reads:
         )
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
-    def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
+    def _job(self, asked: Asked, grants: Sequence[ReadGrant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
         return job_of(asked, grants, prepared, keys, most=self._most, running=len(self._running))
 
     async def _record_end(
         self,
         beginning: asyncio.Task[Charged | None],
         asked: Asked,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         stream: GovernedStream | None,
         failure: BaseException | None,
         begun: float,
@@ -636,7 +638,7 @@ def _taken(asked: Asked) -> BadInput:
     return BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
 
 
-def _unused(asked: Asked, grants: Sequence[Grant], end: End | None) -> bool:
+def _unused(asked: Asked, grants: Sequence[ReadGrant], end: End | None) -> bool:
     """Whether nobody has had anything of a read that has ended, so that it counts as no use: no worker has had it, or
     nothing of it left and it asked for all rows, so that its end tells nothing of them either."""
     if end is None and not any(grant.served for grant in grants):

@@ -30,7 +30,7 @@ from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChang
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Held
+from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.contract import DataContract, shown, to_json
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
@@ -144,9 +144,9 @@ class Plans:
     def _cursor_key(self, ticket: Ticket, snapshot: str, view: str) -> bytes:
         return block_layout.cursor_key(self._secret, consumer=ticket.consumer, snapshot=snapshot, shown=view)
 
-    async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
+    async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[CompiledAgreement, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
-        held, contract = await self._grants.covers(
+        held, contract = await self._grants.find_contract(
             ticket.agreement,
             consumer=ticket.consumer,
             action=ask.STREAM,
@@ -171,7 +171,7 @@ class Plans:
         return held, contract
 
     async def _look(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted
+        self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: Wanted
     ) -> tuple[tuple[Block, ...], str]:
         """The blocks of a version, and the schema of what is wanted of it. Where a worker has to look, in the
         consumer's turn: it reads for others at the same time."""
@@ -188,14 +188,21 @@ class Plans:
             put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._cut(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
-    async def _known(self, held: Held, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
+    async def _known(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
         blocks, schema = self._cached.get(_key(held)), self._schemas.get(key)  # they may have gone when we have looked
         if blocks is None or schema is None or not await still_unchanged(held.version.source["files"]):
             return None
         return blocks, schema
 
     async def _looked(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool, seconds: float
+        self,
+        held: CompiledAgreement,
+        contract: DataContract,
+        ticket: Ticket,
+        wanted: Wanted,
+        *,
+        groups: bool,
+        seconds: float,
     ) -> dict[str, Any]:
         relation = new_name()
         work = partial(self._gated, held, contract, ticket, wanted, relation)
@@ -213,7 +220,9 @@ class Plans:
         found: dict[str, Any] = await self._pool.ask(job, seconds=seconds)
         return found
 
-    def _gated(self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str) -> Prepared:
+    def _gated(
+        self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str
+    ) -> Prepared:
         """What the gate makes of the rows."""
         from policies.enforce.gate import Dataset, prepare
 
@@ -227,7 +236,7 @@ class Plans:
             mask_key=bytes(32),  # of no value that leaves
         )
 
-    def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
+    def _cut(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
         found = block_layout.cut(groups)
         put_recent(self._cached, _key(held), found, most=_CACHED_MAX)
         return found
@@ -257,11 +266,11 @@ def _width(contract: DataContract, known: Mapping[str, float]) -> float:
     return sum(known.get(name, _VALUE_BYTES) for name in shown) + _VALUE_BYTES * len(masked & set(contract.columns))
 
 
-def _key(held: Held) -> tuple[str, str]:
+def _key(held: CompiledAgreement) -> tuple[str, str]:
     return held.dataset.id, held.version.digest
 
 
-def check_snapshot(snapshot: str, held: Held) -> None:
+def check_snapshot(snapshot: str, held: CompiledAgreement) -> None:
     """VersionChanged unless a read of this agreement gives the rows of `snapshot`."""
     if snapshot != block_layout.snapshot_of(held.version.digest):
         raise VersionChanged(
@@ -280,7 +289,7 @@ def check_shown(split: Split, contract: DataContract) -> None:
         )
 
 
-def check_versions(versions: Mapping[str, str], held: Sequence[Held]) -> None:
+def check_versions(versions: Mapping[str, str], held: Sequence[CompiledAgreement]) -> None:
     """VersionChanged unless each dataset that is named is read in the version that is stated for it.
 
     A statement chooses nothing: what is read is the owner's current version, or nothing is.
@@ -300,7 +309,9 @@ def check_versions(versions: Mapping[str, str], held: Sequence[Held]) -> None:
             )
 
 
-def asked_of(ticket: Ticket, held: Held, wanted: Wanted, *, owner: str, split: Split | None = None) -> Asked:
+def asked_of(
+    ticket: Ticket, held: CompiledAgreement, wanted: Wanted, *, owner: str, split: Split | None = None
+) -> Asked:
     """The read of these rows, with the column of positions where the split has one."""
     position = split.only.position if split else ""
     return Asked(

@@ -12,7 +12,7 @@ from connector.datasets.sources.parquet import check_types
 from connector.engine.pool.protocol import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.errors import BadInput
 from connector.store.tables import DatasetVersion
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.contracts import batch_gate
 from policies.contracts.columns import fold
 
@@ -26,7 +26,7 @@ _THREADS_MAX = 4
 _ROW_LARGE = 4 * 2**20  # bytes
 
 
-def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+def gated(asked: Asked, grants: Sequence[ReadGrant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
     """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
     from policies.enforce.gate import Dataset, Keys, prepare
 
@@ -51,7 +51,7 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     return prepared, keys
 
 
-def needed(grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+def needed(grants: Sequence[ReadGrant], prepared: Prepared) -> list[ReadGrant]:
     """The grants of the datasets that the SQL reads, in the order of `prepared.datasets`. Nothing of a read is charged
     to another one, whichever ticket its reader puts first."""
     of = {grant.held.dataset.name: grant for grant in grants}
@@ -92,7 +92,7 @@ def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
 
 
 def job_of(
-    asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], *, most: Limits, running: int
+    asked: Asked, grants: Sequence[ReadGrant], prepared: Prepared, keys: Sequence[Keys], *, most: Limits, running: int
 ) -> Job:
     """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them
     unless it is only described."""
@@ -144,7 +144,7 @@ def _is_large(relation: Relation) -> bool:
     return sum(relation.row_bytes.values()) > _ROW_LARGE
 
 
-def _in_the_way(grants: Sequence[Grant]) -> bool:
+def _in_the_way(grants: Sequence[ReadGrant]) -> bool:
     """Whether a column has the name that the engine has for a row's place: such rows cannot be read by turns."""
     versions = [grant.held.version for grant in grants]
     return any(misleading(one.source["kind"], one.schema) for one in versions)

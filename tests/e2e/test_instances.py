@@ -124,7 +124,7 @@ def test_a_data_directory_is_one_process_s_alone(two: Two) -> None:
         if third.running.returncode is None:
             third.kill()
     told = (third.directory / "log").read_text()
-    assert "another connector serves from there; stop that one, or give this one a directory of its own" in told
+    assert "another connector serves from there: stop that connector, or give this one a directory of its own" in told
 
 
 def test_a_stream_of_events_at_one_tells_what_happens_in_both(two: Two) -> None:

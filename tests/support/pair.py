@@ -32,7 +32,7 @@ from connector.infra.net.http_client import AddressGuard, Reply
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
-from connector.usage.held_agreement import Over
+from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from policies.odrl import reader
 from tests.support import migrated, wire_check
@@ -150,7 +150,7 @@ class Plane:
     """A data plane that notes what it is told."""
 
     def __init__(self) -> None:
-        self.stopped: list[tuple[str, Over]] = []
+        self.stopped: list[tuple[str, EndReason]] = []
         self.pushed: list[tuple[str, DataAddress]] = []
         self.push_fails: Exception | None = None
         self.receives_nothing = False
@@ -169,7 +169,7 @@ class Plane:
         endpoint = f"http://203.0.113.2/data/v1/received/{transfer_id}"
         return DataAddress("https://w3id.org/idsa/v4.1/HTTP", endpoint, (("authorization", f"push:{transfer_id}"),))
 
-    async def stop(self, transfer_id: str, how: Over) -> None:
+    async def stop(self, transfer_id: str, how: EndReason) -> None:
         self.stopped.append((transfer_id, how))
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:

@@ -81,7 +81,7 @@ async def push(
     ended before it was complete, or the consumer's address says no.
     """
     try:
-        held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
+        held = await reads.grants.load(transfer.agreement_id, consumer=transfer.counterparty)
         wanted = Asked(
             tickets=(_ticket(transfer, addresses),),
             sql=read_request.rows_sql((owner, held.dataset.name)),

@@ -21,7 +21,7 @@ from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.store import UNKNOWN, Transaction
 from connector.usage import quotas
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.http.test_routes import ask, client, parse
@@ -582,7 +582,7 @@ def _undo() -> None:
 @pytest.mark.parametrize("most", ["100", "1000000", "2000000"])
 async def test_reads_at_once_share_a_quota_that_has_room_for_all(running: Provider, most: str) -> None:
     agreement = await running.agree(limited("ds:rowQuota", most))
-    begun: list[Grant] = []
+    begun: list[ReadGrant] = []
     for number in range(8):
         grants = await running.grants.examine(provider.wanted(agreement.rpartition(":")[2]))
         await running.grants.begin(grants, lambda _: None, read_id=f"{agreement} {number}")

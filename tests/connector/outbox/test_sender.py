@@ -14,13 +14,13 @@ import pytest
 from connector.dataplane.push import push_receiver
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.outbox import delivery_classes
-from connector.outbox.sender import Courier, Outcome, Result, Sender
+from connector.outbox.sender import Courier, DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from tests.support.clocks import hands
 
-Carry = Callable[[Outbox], Awaitable[Outcome]]
-DELIVERED = Outcome(Result.DELIVERED)
+Carry = Callable[[Outbox], Awaitable[DeliveryOutcome]]
+DELIVERED = DeliveryOutcome(DeliveryResult.DELIVERED)
 
 
 class Script(Courier):
@@ -29,16 +29,16 @@ class Script(Courier):
     def __init__(self, carry: Carry) -> None:
         self._carry = carry
         self.carried: list[str] = []
-        self.settled: list[tuple[str, Result]] = []
+        self.settled: list[tuple[str, DeliveryResult]] = []
         self.changed = asyncio.Event()
 
-    async def carry(self, row: Outbox) -> Outcome:
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
         self.carried.append(row.path)
         return await self._carry(row)
 
     def hold(self, tx: Transaction, row: Outbox) -> None: ...
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
         self.settled.append((row.path, outcome.result))
         return []
 
@@ -66,7 +66,7 @@ async def send(made: Sender, store: Store, *rows: Outbox) -> None:
 async def test_a_message_leaves_right_after_its_commit_without_a_tick(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     courier = Script(carry)
@@ -85,11 +85,11 @@ async def test_a_message_leaves_right_after_its_commit_without_a_tick(
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.DELIVERED)]
+    assert courier.settled == [("one", DeliveryResult.DELIVERED)]
 
 
 async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         await asyncio.sleep(0.01)
         return DELIVERED
 
@@ -105,26 +105,36 @@ async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sq
         assert mine == sorted(mine)
 
 
-FATES: list[tuple[list[Any], int, Result]] = [
-    ([Outcome(Result.AGAIN), Outcome(Result.AGAIN), DELIVERED], 3, Result.DELIVERED),
-    ([Outcome(Result.REFUSED)], 1, Result.REFUSED),
-    ([Outcome(Result.SOON)] * 10, 6, Result.REFUSED),
-    ([Outcome(Result.AGAIN)] * 4 + [Outcome(Result.SOON)] * 2 + [DELIVERED], 7, Result.DELIVERED),
-    ([PeerUnreachable("no answer"), DELIVERED], 2, Result.DELIVERED),
-    ([AddressRefused("private")], 1, Result.REFUSED),
-    ([Refused("the agreement has ended")], 1, Result.REFUSED),
+FATES: list[tuple[list[Any], int, DeliveryResult]] = [
+    (
+        [DeliveryOutcome(DeliveryResult.AGAIN), DeliveryOutcome(DeliveryResult.AGAIN), DELIVERED],
+        3,
+        DeliveryResult.DELIVERED,
+    ),
+    ([DeliveryOutcome(DeliveryResult.REFUSED)], 1, DeliveryResult.REFUSED),
+    ([DeliveryOutcome(DeliveryResult.SOON)] * 10, 6, DeliveryResult.REFUSED),
+    (
+        [DeliveryOutcome(DeliveryResult.AGAIN)] * 4 + [DeliveryOutcome(DeliveryResult.SOON)] * 2 + [DELIVERED],
+        7,
+        DeliveryResult.DELIVERED,
+    ),
+    ([PeerUnreachable("no answer"), DELIVERED], 2, DeliveryResult.DELIVERED),
+    ([AddressRefused("private")], 1, DeliveryResult.REFUSED),
+    ([Refused("the agreement has ended")], 1, DeliveryResult.REFUSED),
 ]
 
 
 @pytest.mark.parametrize(("answers", "attempts", "end"), FATES)
-async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], attempts: int, end: Result) -> None:
+async def test_how_answers_are_taken(
+    sqlite_store: Store, answers: list[Any], attempts: int, end: DeliveryResult
+) -> None:
     left = list(answers)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]  # an Outcome
+        return answer  # type: ignore[no-any-return]  # an DeliveryOutcome
 
     courier = Script(carry)
     made = sender(sqlite_store, courier)
@@ -139,7 +149,7 @@ async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], at
 async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqlite_store: Store) -> None:
     tries: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         tries.append(1)
         if row.path == "bad" and len(tries) == 1:
             raise RuntimeError("a fault")
@@ -151,18 +161,18 @@ async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqli
     await send(made, sqlite_store, message("bad", process="a"), message("good", process="b"))
     await courier.until(2)
     await made.stop()
-    assert sorted(courier.settled) == [("bad", Result.DELIVERED), ("good", Result.DELIVERED)]
+    assert sorted(courier.settled) == [("bad", DeliveryResult.DELIVERED), ("good", DeliveryResult.DELIVERED)]
 
 
 async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: Store) -> None:
     attempts: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         attempts.append(row.attempts)
         return DELIVERED
 
     class Clashing(Script):
-        def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+        def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
             if len(attempts) < 3:
                 raise AlreadyExists("the same was stored by somebody else a moment ago")
             return super().settle(tx, row, outcome, held)
@@ -174,12 +184,12 @@ async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: S
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert (attempts, courier.settled) == ([0, 1, 2], [("one", Result.DELIVERED)])
+    assert (attempts, courier.settled) == ([0, 1, 2], [("one", DeliveryResult.DELIVERED)])
 
 
 async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
-        return Outcome(Result.AGAIN, "nobody there")
+    async def carry(_: Outbox) -> DeliveryOutcome:
+        return DeliveryOutcome(DeliveryResult.AGAIN, "nobody there")
 
     courier = Script(carry)
     made = sender(sqlite_store, courier, retry_deadline=0.1)
@@ -187,7 +197,7 @@ async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_sto
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.EXPIRED)]
+    assert courier.settled == [("one", DeliveryResult.EXPIRED)]
 
 
 async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_from_being_served(
@@ -197,7 +207,7 @@ async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_
     monkeypatch.setattr(delivery_classes, "_WAITING_MAX", 150)
     hanging = asyncio.Event()
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.audience == "did:web:slow":
             await hanging.wait()
         return DELIVERED
@@ -229,7 +239,7 @@ async def test_strangers_that_hang_keep_nobody_waiting_whom_we_know(
     monkeypatch.setattr(delivery_classes, "_WAITING_MAX", 100)
     named: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.audience.startswith("did:web:evil"):
             await asyncio.Event().wait()
         return DELIVERED
@@ -255,7 +265,7 @@ async def test_strangers_that_hang_keep_nobody_waiting_whom_we_know(
 
 
 async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_store: Store) -> None:
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.kind == "push":
             await asyncio.Event().wait()
         return DELIVERED
@@ -271,7 +281,7 @@ async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_st
     await send(made, sqlite_store, message("one", "m"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.DELIVERED)]
+    assert courier.settled == [("one", DeliveryResult.DELIVERED)]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["members", "others"])
@@ -282,7 +292,7 @@ async def test_a_counterparty_is_sent_no_more_lasting_deliveries_at_once_than_it
     under_way: dict[str, int] = {"did:web:one": 0, "did:web:two": 0}
     most, takes, all_begun = dict(under_way), dict.fromkeys(under_way, push_receiver._EACH), asyncio.Event()
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         under_way[row.audience] += 1
         most[row.audience] = max(most[row.audience], under_way[row.audience])
         if most == takes:
@@ -329,7 +339,7 @@ async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
 ) -> None:
     lease, resting = 30.0, _Resting()
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         """Takes twice its lease; another looks for what is left behind whenever it was due to be renewed."""
         for number in range(1, 7):
             await reached(lambda number=number: resting.rests >= number)  # type: ignore[misc]  # bound
@@ -340,7 +350,7 @@ async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
     courier = Script(carry)
     first, second = (sender(sqlite_store, courier, lease=lease) for _ in range(2))
     with hands(stands=True) as clock:
-        for module in ("dsp.sender", "store.engine"):
+        for module in ("outbox.sender", "store.engine"):
             monkeypatch.setattr(f"connector.{module}.time", SimpleNamespace(time=clock, monotonic=clock))
         monkeypatch.setattr("connector.outbox.sender.asyncio", resting)
         await first.start()
@@ -361,7 +371,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
         return
     carried, end = asyncio.Event(), asyncio.Event()
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         carried.set()
         await end.wait()
         return DELIVERED
@@ -371,7 +381,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
     await send(first, store, message("one"))
     await carried.wait()
     with monkeypatch.context() as other:
-        for module in ("dsp.sender", "store.engine"):
+        for module in ("outbox.sender", "store.engine"):
             clock = SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic)
             other.setattr(f"connector.{module}.time", clock)
         assert await second._take_up() > 0
@@ -385,7 +395,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
 async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Store) -> None:
     ended = asyncio.Event()
 
-    async def never(_: Outbox) -> Outcome:
+    async def never(_: Outbox) -> DeliveryOutcome:
         try:
             await asyncio.Event().wait()
         finally:
@@ -406,7 +416,7 @@ async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Stor
 
 
 async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> None:
-    async def never(_: Outbox) -> Outcome:
+    async def never(_: Outbox) -> DeliveryOutcome:
         await asyncio.Event().wait()
         return DELIVERED
 
@@ -425,7 +435,7 @@ async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> Non
 
 
 async def test_a_configured_delay_comes_before_every_message(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     courier = Script(carry)
@@ -448,7 +458,7 @@ async def test_what_was_put_off_by_a_clock_that_is_set_back_is_delivered_all_the
         row.due_at = row.created_at = tx.now + 365 * 86_400
         tx.messages.send(row)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     await sqlite_store.write(put_off)
@@ -467,7 +477,7 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
 
     await sqlite_store.write(note)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     made = sender(sqlite_store, Script(carry))
@@ -485,7 +495,7 @@ async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
 ) -> None:
     """Its earlier process is dead. What another instance of the connector has leased stays that one's."""
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     dead = sender(store, Script(carry), instance="first", lease=600.0)
@@ -504,7 +514,7 @@ async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
 async def test_a_stop_that_meets_a_wake_ends_all_the_same(sqlite_store: Store) -> None:
     """The cancellation arrives in the very turn of the loop in which the worker is woken."""
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     for _ in range(20):

@@ -22,7 +22,7 @@ from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.infra.database import database
 from connector.infra.database.database import open_engine
-from connector.outbox.delivery_classes import Full
+from connector.outbox.delivery_classes import FullClasses
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.queries import noised_answers
@@ -193,7 +193,7 @@ async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Stor
             tx.messages.send(row)
 
     await store.write(fill)
-    full = Full(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
+    full = FullClasses(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
     assert await store.read(lambda tx: tx.messages.next_due(but=full)) == 2.0
     claimed = await store.write(lambda tx: tx.messages.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
     assert [row.process for row in claimed] == ["p2"]

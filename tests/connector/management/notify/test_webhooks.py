@@ -91,7 +91,7 @@ async def test_a_process_whose_clock_is_ahead_keeps_no_delivery_back(
 ) -> None:
     """What is to be sent goes by the database's clock."""
     clock = SimpleNamespace(time=lambda: time.time() + 300, monotonic=time.monotonic)
-    for module in ("dsp.sender", "store.engine"):
+    for module in ("outbox.sender", "store.engine"):
         monkeypatch.setattr(f"connector.{module}.time", clock)
     receiver = Receiver()
     async with hooks(store, receiver) as webhooks:
