@@ -14,13 +14,13 @@ from pydantic_settings import SettingsError
 
 from connector.errors import HanseError
 from connector.setting_types import unfit
-from connector.settings import Settings, misspelt
+from connector.settings import Settings, find_misspelt
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
 
 
 def _settings() -> Settings:
-    for name, near in misspelt(os.environ):
+    for name, near in find_misspelt(os.environ):
         typer.echo(f"{name} is no setting and is passed over; did you mean {near}?", err=True)
     try:
         return Settings()

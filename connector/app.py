@@ -1,6 +1,6 @@
-"""Mounts every router over the parts of a connector: what others reach, and what its own people reach.
+"""Mounts all routers of a connector on two apps: the public one for other participants, and the management one.
 
-Knows all; known only by `serve`, which runs the two listeners.
+Only `server`, which runs the two listeners, may import this module.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from connector.usage.receipt_log import ReceiptLog
 
 
 class _Public(FastAPI):
-    """The protocol's messages and data take the short way; the rest of what others reach takes the framework's."""
+    """The public app: protocol messages and data bypass FastAPI; other requests go through it."""
 
     def __init__(self, direct: FastRouter, **about: Any) -> None:
         super().__init__(**about)
@@ -61,7 +61,7 @@ class _Public(FastAPI):
 
 
 def public_app(parts: Services) -> FastAPI:
-    """What others reach: the protocol, the data plane, the DID document, liveness."""
+    """The app for other participants: protocol, data plane, DID document, health."""
     settings = parts.settings
     protocol = dsp_routes.router(
         negotiations=parts.negotiations,
@@ -82,7 +82,7 @@ def public_app(parts: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes keep the smaller one
+        max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes apply the smaller limit
     )
     problem_json.install(app)
     app.include_router(protocol)
@@ -95,18 +95,18 @@ def public_app(parts: Services) -> FastAPI:
 
 
 def management_app(parts: Services) -> FastAPI:
-    """What the operator, the owner's people and the auditor reach: the API and the console."""
+    """The app for the operator, the owner's users and auditors: API and console."""
     settings, tokens = parts.settings, parts.tokens
     app = FastAPI(
         title="Hanse connector, management",
         version=VERSION,
         description="Datasets, offers, negotiations, transfers, queries and the audit log of one participant.",
         max_body_size=settings.body_max_bytes,
-        docs_url=None,  # its page has scripts from elsewhere, beside our session
+        docs_url=None,  # FastAPI's page loads scripts from other hosts, which could use our session
         redoc_url=None,
     )
     problem_json.install(app)
-    # One below the other they would be matched once more a level; first comes what is asked most.
+    # Flat, as nested routers match a request once per level; the most frequent first.
     for routes in (
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
@@ -137,17 +137,17 @@ def management_app(parts: Services) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        """The API for people."""
+        """The API reference page."""
         return HTMLResponse(api_reference.render_page(app.openapi()), headers=dict(HEADERS))
 
     return app
 
 
 def _console(parts: Services) -> APIRouter:
-    """The pages, over the same services as the API."""
+    """The console's pages, on the same services as the API."""
     settings = parts.settings
 
-    async def asked(query: str) -> dict[str, Any]:
+    async def search_catalogue(query: str) -> dict[str, Any]:
         about = {"catalogue_url": settings.catalogue_url, "operator": settings.trust_anchor}
         return await search.ask(parts.net, parts.identity, query, **about)
 
@@ -167,7 +167,7 @@ def _console(parts: Services) -> APIRouter:
         receiving=parts.receiving,
         agreements=parts.agreements,
         partners=parts.partners,
-        search=asked,
+        search=search_catalogue,
         coordinator=parts.coordinator,
         holdings=parts.holdings,
         log=parts.log,
@@ -200,7 +200,7 @@ def _health(parts: Services) -> APIRouter:
         try:
             await asyncio.wait_for(parts.store.check(), timeout=2)
         except (HanseError, TimeoutError) as error:
-            reason = error.message if isinstance(error, HanseError) else "the database has not answered within 2 s"
+            reason = error.message if isinstance(error, HanseError) else "timed out waiting for the database for 2 s"
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         if parts.sequencer.problem:
             reason = f"the audit log cannot be written: {parts.sequencer.problem}"
@@ -213,7 +213,7 @@ def _health(parts: Services) -> APIRouter:
 def _metrics(parts: Services) -> APIRouter:
     routes = APIRouter()
 
-    may = Depends(parts.tokens.require("metrics"))  # figures tell how much is read and refused here
+    may = Depends(parts.tokens.require("metrics"))  # the figures reveal how much is read and refused
 
     @routes.get("/metrics", tags=["health"], summary="Figures in the Prometheus text format", dependencies=[may])
     async def metrics() -> PlainTextResponse:

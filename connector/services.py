@@ -1,4 +1,4 @@
-"""Builds every part of a connector from its settings. `Services` is the frozen set of them, and nothing runs yet."""
+"""The composition root: builds all services of a connector from its settings. Nothing runs yet."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ _NO_REGISTER = {"register": "of which this connector has none, as HANSE_TRUST_AN
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Every part of one connector."""
+    """All services of a connector."""
 
     settings: Settings
     participant: str
-    instance: str  # this process, the same at every start
+    instance: str  # the name of this process, the same at every start
     store: Store
     relay: Relay
     metrics: Metrics
@@ -101,7 +101,7 @@ class Services:
     announcer: Announcer
     feed: events.Feed
     signer: Signer
-    former: tuple[Signer, ...]  # with whose keys nothing is signed any more
+    former: tuple[Signer, ...]  # keys that sign nothing any more
     log_mark: HeadFile
     sequencer: Sequencer
     log: AuditLog
@@ -110,7 +110,7 @@ class Services:
 
 
 class Profiles:
-    """The registry's engine: profiles and conversions in worker processes."""
+    """The engine of the dataset registry: profiles and conversions in worker processes."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool = pool
@@ -153,7 +153,7 @@ class Profiles:
 
 
 class _DataPlane:
-    """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
+    """The data plane for the protocol's transfers; implements `dsp.transfer.DataPlane`."""
 
     def __init__(
         self, addresses: Addresses, reads: Reads, receiving: Receiving, net: HttpClient, *, owner: str
@@ -187,7 +187,7 @@ class _DataPlane:
 
 
 def build(settings: Settings) -> Services:
-    """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
+    """Build and connect all services; nothing runs and no port is bound. The database must be migrated."""
     plugins.load()
     participant = settings.participant_id or did.did_of(settings.root_url)
     store = Store(settings.database, bus=Bus())
@@ -402,12 +402,12 @@ def build(settings: Settings) -> Services:
 
 
 def _round_seconds(settings: Settings, store: Store) -> float:
-    """A round costs as much as a small read. Where no other process waits for it, a read's start and end share one."""
+    """The length of an audit round. It costs as much as a small read, so on SQLite a read's start and end share one."""
     return (settings.audit_round_ms or (1000 if store.is_sqlite else 200)) / 1000
 
 
 def _location(settings: Settings) -> str:
-    """Where others reach Flight, empty where it is not spoken."""
+    """The location of Flight for other participants; empty if it is off."""
     if settings.flight_port is None:
         return ""
     scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
@@ -415,14 +415,14 @@ def _location(settings: Settings) -> str:
 
 
 def _records(settings: Settings) -> Iterator[Path]:
-    """The files of an SQLite database, wherever it is."""
+    """The files of a SQLite database."""
     if (database := sqlite_file(settings.database)) is not None:
         yield from (database.absolute().with_name(f"{database.name}{more}") for more in ("", "-wal", "-shm"))
 
 
 def _converted(settings: Settings, secret: bytes) -> Path:
-    """The folder for converted files. In one that others use as well we have our own, by a secret that all processes of
-    this connector have: what nobody reads any more is removed there."""
+    """The folder for converted files. In a shared folder it is a subfolder, named by a secret of this connector's
+    processes, as unused files in it are removed."""
     if settings.converted_dir is None:
         return settings.data_dir / "prepared"
     return settings.converted_dir / f"converted-{hmac.digest(secret, b'converted', 'sha256').hex()[:16]}"

@@ -17,7 +17,7 @@ from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFU
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.protocol import ARROW
 from connector.engine.pool.worker_process import Frame, Result
-from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, unforeseen
+from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, internal_error
 from connector.infra.formats.digests import RunningDigest
 from connector.telemetry import logger
 from connector.usage import quotas
@@ -238,7 +238,7 @@ def ours(error: Exception) -> HanseError:
     if isinstance(error, HanseError):
         return error
     _log.error("a read broke off", exc_info=error)
-    return unforeseen()
+    return internal_error()
 
 
 async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
-from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
+from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, internal_error
 from connector.events import QueryCoordinated, together
 from connector.federation.deadline import Deadline
 from connector.federation.execution import END_OF_STREAM, Answer, Means, Work, filled
@@ -349,7 +349,7 @@ def _told(error: BaseException | None) -> HanseError | None:
     """An error as it is recorded; None where there is none, or whoever asked has stopped."""
     if error is None or isinstance(error, asyncio.CancelledError):
         return None
-    return error if isinstance(error, HanseError) else unforeseen()
+    return error if isinstance(error, HanseError) else internal_error()
 
 
 def _outcome(error: BaseException, asked: bool) -> str:

@@ -24,7 +24,7 @@ from connector.errors import (
     PeerRefused,
     QueryInvalid,
     Refused,
-    unforeseen,
+    internal_error,
 )
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.federation.contract_summary import Contract, Grid, Summary, summary_of
@@ -169,7 +169,7 @@ class Holdings:
                     return None if _is_gone(error) else self._silent(agreement, error)
                 except Exception as error:  # noqa: BLE001  what one owner says must not end questions to the others
                     _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
-                    return self._silent(agreement, unforeseen())
+                    return self._silent(agreement, internal_error())
 
         told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
         registered = {} if self._names is None else await self._names()

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from connector.errors import HanseError
-from connector.events import Event, event_of
+from connector.events import Event, body_to_event
 from connector.store.engine import Store
 from connector.store.error_mapping import cause_of
 from connector.store.queries.audit import CHANNEL
@@ -96,7 +96,7 @@ class Relay:
         """Events of others, where to go on, whether there are more, and whether somebody has left some unnumbered."""
         size = tx.audit.size()
         rows = tx.audit.of_others(self._store.origin, start=self._next, stop=size, limit=_PAGE)
-        found = [event for row in rows if (event := event_of(json.loads(row.body))) is not None]
+        found = [event for row in rows if (event := body_to_event(json.loads(row.body))) is not None]
         more = len(rows) == _PAGE
         oldest = tx.audit.waiting_since()
         return found, rows[-1].idx + 1 if more else size, more, oldest is not None and tx.now - oldest > _LEFT_BEHIND

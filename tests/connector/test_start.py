@@ -17,7 +17,7 @@ from connector.datasets import registry
 from connector.datasets.registration import Registration
 from connector.errors import Conflict, PathRefused
 from connector.events import ServiceStarted
-from connector.server import tell_of_another_self
+from connector.server import warn_of_former_identity
 from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
@@ -97,7 +97,7 @@ async def test_agreements_that_were_signed_as_another_participant_are_told(tmp_p
     try:
         await parts.store.write(sign)
         with capture_logs() as logs:
-            await tell_of_another_self(parts)
+            await warn_of_former_identity(parts)
     finally:
         parts.store.close()
     assert [(line["agreements"], line["signed_as"], line["now"]) for line in logs] == [(2, before, now)]

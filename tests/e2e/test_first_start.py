@@ -155,7 +155,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, what: str) -
             "check that it runs, and HANSE_DATABASE_URL",
         ),
         ({"DATA_DIR": "/dev/null/hanse"}, "HANSE_DATA_DIR: expected a folder to write to, came /dev/null/hanse"),
-        ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another one"),
+        ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another value"),
     ],
 )
 def test_what_the_machine_has_not_is_told_in_a_line(tmp_path: Path, settings: dict[str, str], expected: str) -> None:

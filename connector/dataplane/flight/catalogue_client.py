@@ -19,7 +19,7 @@ from connector.dataplane.flight import catalogue_process, flightsql
 from connector.dataplane.flight.http2 import protobuf
 from connector.dataplane.flight.http2.protobuf import Garbled
 from connector.engine.pool.sandbox import environment
-from connector.errors import BadInput, Busy, unforeseen
+from connector.errors import BadInput, Busy, internal_error
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
@@ -123,7 +123,7 @@ async def _answer_of(
     if isinstance(told, dict) and isinstance(told.get("garbled"), str):
         raise BadInput(told["garbled"][:_SENTENCE_MAX], code="request_invalid")
     _log.error("no table was made", asked=question[0], reason=str(told)[:100])
-    raise unforeseen()
+    raise internal_error()
 
 
 def _unreadable() -> BadInput:

@@ -29,7 +29,7 @@ from connector.dataplane.data_address import ENDPOINT_TYPE, PATH
 from connector.dataplane.push import received_files
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
-from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, unforeseen
+from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, internal_error
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.store import UNKNOWN, Store, Transaction
@@ -248,7 +248,7 @@ class Receiving:
             raise
         except Exception as error:
             _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
-            raise unforeseen() from error
+            raise internal_error() from error
 
     async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound, unfit, unforeseen
+from connector.errors import BadInput, HanseError, NotFound, internal_error, validation_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -36,7 +36,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(unfit(error.errors()))
+        return problem_response(validation_error(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
@@ -48,4 +48,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_unforeseen_error(_: Request, error: Exception) -> JSONResponse:
         _log.exception("unforeseen", exc_info=error)
-        return problem_response(unforeseen())
+        return problem_response(internal_error())

@@ -88,7 +88,7 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     await gone._keep_places()
     assert left.lease.revoked
     sentence, code = why(left)
-    assert "went to another" in sentence
+    assert "took this read's place" in sentence
     assert code == "busy"
     await here._keep_places()
     assert not read.lease.revoked
@@ -153,7 +153,7 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     sentence, code = why(grant)
-    assert "cannot ask its database" in sentence
+    assert "cannot check in its database" in sentence
     assert code == "busy"
     grants.forget([grant])
 
@@ -170,7 +170,7 @@ async def test_reads_end_where_the_database_hangs(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     sentence, code = why(grant)
-    assert "cannot ask its database" in sentence
+    assert "cannot check in its database" in sentence
     assert code == "busy"
     grants.forget([grant])
 
