@@ -103,7 +103,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
 
 
 async def warn_of_former_identity(parts: Services) -> None:
-    """Log the agreements signed under a former DID of ours, as their counterparties do not know the new DID."""
+    """Log the agreements signed under our former DID, as their counterparties do not know the new DID."""
     for before, count in sorted((await parts.store.read(lambda tx: tx.agreements.signed_as())).items()):
         if before != parts.participant:
             _log.warning(

@@ -153,7 +153,7 @@ class Sender:
             await self._store.write(lambda tx: tx.messages.release(owner=self.owner))
 
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
-        """Insert a row into the outbox with a lease of ours. The caller hands it over right after the commit."""
+        """Insert a row into the outbox leased to this process. The caller hands it over right after the commit."""
         row.circle, row.host = self._circle(tx, row), delivery_classes.host_of(row.address)
         row.due_at = row.created_at = self._to_database_time(tx.now)
         row.lease_owner, row.lease_until = self.owner, self._to_database_time(tx.now) + self._lease
@@ -320,7 +320,7 @@ class Sender:
             self.hand_over(follow)
 
     async def _retry_later(self, row: Outbox, error: Exception) -> None:
-        """Reschedule a delivery that failed by a fault of ours, or whose outcome could not be recorded."""
+        """Reschedule a delivery that failed through our own fault, or whose outcome could not be recorded."""
         self._log.error("delivery_failed", process=row.process, exc_info=error)
         outcome = DeliveryOutcome(DeliveryResult.AGAIN, f"the outcome cannot be recorded ({type(error).__name__})")
         try:

@@ -23,7 +23,7 @@ _NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # tem
 
 
 def find_covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
-    """The contracts that cover this action, purpose and time. Raises: Refused if there is none."""
+    """The contracts that cover this action, purpose and time. Raises: Refused without one."""
     try:
         return coverage.covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:

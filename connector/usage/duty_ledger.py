@@ -83,7 +83,7 @@ def _duty_status(
 
 
 def read_fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Facts:
-    """The duties before use that are fulfilled, as a fact for the evaluator; empty if there are none."""
+    """The duties before use that are fulfilled, as a fact for the evaluator; empty without any."""
     if not any("duty" in rule for rule in agreement.policy.get("permission", ())):
         return Facts()
     done = [one.path for one in list_duties(tx, agreement, now=now) if one.before_use and one.state == "fulfilled"]

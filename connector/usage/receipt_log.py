@@ -77,7 +77,7 @@ class ReadReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The number of newly recorded receipts, and the ids of those without an agreement of ours."""
+    """The number of newly recorded receipts, and the ids of those without an agreement here."""
 
     recorded: int
     unknown: tuple[str, ...]

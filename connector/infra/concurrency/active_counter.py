@@ -1,4 +1,4 @@
-"""Counts active holders per key, and lets a caller wait until there are none."""
+"""Counts active holders per key, and lets a caller wait for the last one to end."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._receiving.pop(self, None)
 
     def _make_room(self) -> bool:
-        """Close a silent or stalled connection; False if there is none."""
+        """Close a silent or stalled connection; False if it finds none."""
         first = self._find_silent() or self._find_stalled()
         if first is None:
             return False

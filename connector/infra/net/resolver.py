@@ -72,7 +72,7 @@ class NameResolver:
         return self._begin(group, party, host, port)
 
     def _under_way(self, group: str, host: str) -> Addresses | None:
-        """A running look-up to join; None if there is none or it hangs, as a new one may succeed."""
+        """A running look-up to join; None without one, or if it hangs, as a new one may succeed."""
         began, found = self._lookups.get((group, host), (0.0, None))
         return found if found is not None and time.monotonic() - began < _SECONDS else None
 
