@@ -134,7 +134,7 @@ async def test_how_answers_are_taken(
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]  # an DeliveryOutcome
+        return answer  # type: ignore[no-any-return]  # a DeliveryOutcome
 
     courier = Script(carry)
     made = sender(sqlite_store, courier)
