@@ -40,7 +40,7 @@ def serve() -> None:
 
     from catalogue.app import create_app
     from catalogue.store.single_instance import hold_exclusively
-    from connector.infra.http.http_limits import Bounded, raise_descriptors
+    from connector.infra.http.http_limits import LimitedHttpProtocol, raise_descriptors
     from connector.telemetry import set_up_logging
 
     gc.enable()
@@ -61,7 +61,9 @@ def serve() -> None:
         make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
         with hold_exclusively(settings.data_dir, settings.database, lost=end):
             app = create_app(settings)
-            made = uvicorn.Config(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+            made = uvicorn.Config(
+                app, host=host, port=port, http=LimitedHttpProtocol, log_level="warning", access_log=False
+            )
             servers.append(server := uvicorn.Server(made))
             if not lost:
                 _run(server)
@@ -76,10 +78,10 @@ def serve() -> None:
 @commands.command()
 def ready() -> None:
     """Exit 0 if the catalogue with these settings is ready, else 1. For supervisors."""
-    from connector.infra.http.readiness_probe import why_not
+    from connector.infra.http.readiness_probe import explain_not_ready
 
     settings = _settings()
-    if why := why_not(settings.public_host, settings.public_port, tls=False):
+    if why := explain_not_ready(settings.public_host, settings.public_port, tls=False):
         typer.echo(why, err=True)
         raise typer.Exit(1)
 
@@ -169,12 +171,12 @@ def _settings() -> CatalogueSettings:
 def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
     """Run `work` on the members of the configured database; a running catalogue follows within seconds."""
     from catalogue.members.members import Members
-    from connector.infra.net.http_client import Guard, Net
+    from connector.infra.net.http_client import AddressGuard, HttpClient
 
     async def run(store: Any) -> Any:
         settings = _settings()
-        guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
-        net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
+        guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+        net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
         try:
             return await work(Members(store, net, settings))
         finally:

@@ -26,12 +26,12 @@ from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
-from connector.identity.did import Resolver
+from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
-from connector.identity.keys import participant_key
+from connector.identity.keys import load_participant_key
 from connector.infra import html
 from connector.infra.html import api_reference
-from connector.infra.net.http_client import Guard, Net
+from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.setting_types import make_folder
 from connector.telemetry import logger
 
@@ -50,7 +50,7 @@ class CatalogueServices:
 
     settings: CatalogueSettings
     store: CatalogueStore
-    net: Net
+    net: HttpClient
     identity: Identity
     access: ViewerAuthenticator
     register: RegisterSigner
@@ -70,10 +70,10 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     upgrade(settings.database)
     store = CatalogueStore(settings.database, clock=clock)
     served = store.read_now(lambda tx: tx.tokens.count())  # the first start makes one
-    key = participant_key(settings.data_dir, new=not served)
-    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
-    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
-    identity = Identity(did=settings.did, key=key, resolver=Resolver(net))
+    key = load_participant_key(settings.data_dir, new=not served)
+    guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
+    identity = Identity(did=settings.did, key=key, resolver=DidResolver(net))
     access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
     index = Index(settings.data_dir / "index", store)
 
@@ -115,7 +115,7 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """The API for people."""
-        return HTMLResponse(api_reference.page(app.openapi()))
+        return HTMLResponse(api_reference.render_page(app.openapi()))
 
     app.mount("/static", StaticFiles(directory=html.FOLDER), name="static")
     return app

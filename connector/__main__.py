@@ -1,4 +1,4 @@
-"""`hanse connector serve | ready | migrate | restored | settings`: a server's commands, found as an entry point."""
+"""The commands `hanse connector serve | ready | migrate | restored | settings`, installed as an entry point."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic_settings import SettingsError
 
 from connector.errors import HanseError
 from connector.setting_types import unfit
-from connector.settings import Settings, misspelt
+from connector.settings import Settings, find_misspelt
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
 
 
 def _settings() -> Settings:
-    for name, near in misspelt(os.environ):
-        typer.echo(f"{name} is no setting and is passed over; did you mean {near}?", err=True)
+    for name, near in find_misspelt(os.environ):
+        typer.echo(f"{name} is not a setting and is ignored; did you mean {near}?", err=True)
     try:
         return Settings()
     except (ValidationError, SettingsError) as error:
@@ -32,9 +32,9 @@ def _settings() -> Settings:
 
 @commands.command()
 def serve() -> None:
-    """Serve both listeners until told to stop (settings: environment, HANSE_...; list them with `settings`)."""
+    """Serve both listeners until SIGTERM (settings: environment, HANSE_...; list them with `settings`)."""
     settings = _settings()
-    gc.disable()  # nothing of what is loaded now is garbage: looking for some takes a tenth of the time
+    gc.disable()  # imports create no garbage, and collecting takes a tenth of their time
     from connector.server import serve as run
 
     gc.enable()
@@ -47,7 +47,7 @@ def serve() -> None:
 
 @commands.command()
 def migrate() -> None:
-    """Bring the database to the schema of this program."""
+    """Migrate the database to the schema of this program."""
     from connector.store.migrate import upgrade
 
     settings = _settings()
@@ -62,10 +62,10 @@ def migrate() -> None:
 @commands.command()
 def restored(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    lost_log_key: Annotated[bool, typer.Option(help="keys/log.key is a new one, as the log's own is lost.")] = False,
+    lost_log_key: Annotated[bool, typer.Option(help="The log's key is lost, and keys/log.key is a new key.")] = False,
 ) -> None:
-    """Go on with a database that was put back from a copy: what is agreed, offered and let in ends, and the log goes on
-    under another key. While nothing serves it."""
+    """Continue with a database that was restored from a copy: ends agreements, offers and tokens, and changes the log's
+    key. No process may serve the database meanwhile."""
     from connector.recovery import go_on, place
 
     settings = _settings()
@@ -73,7 +73,7 @@ def restored(
     if not yes:
         typer.confirm(
             f"This ends every agreement that {settings.name} has as a provider, withdraws its offers, ends its tokens "
-            f"and gives its log another key, in {where}. Go on?",
+            f"and gives its log another key, in {where}. Continue?",
             abort=True,
         )
     try:
@@ -84,23 +84,23 @@ def restored(
     typer.echo(f"restored: {where}")
     typer.echo(f"ended: {done.agreements} agreements, {done.negotiations} negotiations, {done.tokens} tokens")
     typer.echo(f"withdrawn: {done.offers} offers")
-    typer.echo(f"the log goes on with record {done.size}, under this key, which auditors need: {done.vkey}")
+    typer.echo(f"the log continues with record {done.size}, under this key, which auditors need: {done.vkey}")
 
 
 @commands.command()
 def ready() -> None:
-    """Exit 0 where the connector that these settings are for is up and ready, as a supervisor asks; else 1."""
-    from connector.infra.http.readiness_probe import why_not
+    """Exit with 0 if the connector with these settings is ready, otherwise with 1; for supervisors."""
+    from connector.infra.http.readiness_probe import explain_not_ready
 
     settings = _settings()
-    if why := why_not(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):
+    if why := explain_not_ready(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):
         typer.echo(why, err=True)
         raise typer.Exit(1)
 
 
 @commands.command("settings")
 def show_settings() -> None:
-    """Every setting with its default and what it is for."""
+    """List all settings with their defaults and help."""
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         typer.echo(f"HANSE_{name.upper()}={default if default is not None else ''}\n    {field.description}")

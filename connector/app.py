@@ -1,6 +1,6 @@
-"""Mounts every router over the parts of a connector: what others reach, and what its own people reach.
+"""Mounts all routers of a connector on two apps: the public one for other participants, and the management one.
 
-Knows all; known only by `serve`, which runs the two listeners.
+Only `server`, which runs the two listeners, may import this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from connector.errors import HanseError
 from connector.identity import did, keys
 from connector.infra.html import api_reference
 from connector.infra.http import problem_json
-from connector.infra.http.fast_routes import Direct, bare
+from connector.infra.http.fast_routes import FastRouter, unwrap_routes
 from connector.management import (
     agreements,
     audit,
@@ -45,23 +45,23 @@ from connector.management import (
     reads as reads_api,
 )
 from connector.services import Services
-from connector.usage.receipt_log import Receipts
+from connector.usage.receipt_log import ReceiptLog
 
 
 class _Public(FastAPI):
-    """The protocol's messages and data take the short way; the rest of what others reach takes the framework's."""
+    """The public app: protocol messages and data bypass FastAPI; other requests go through it."""
 
-    def __init__(self, direct: Direct, **about: Any) -> None:
+    def __init__(self, direct: FastRouter, **about: Any) -> None:
         super().__init__(**about)
         self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await self._direct.answered(scope, receive, send):
+        if not await self._direct.handle(scope, receive, send):
             await super().__call__(scope, receive, send)
 
 
 def public_app(parts: Services) -> FastAPI:
-    """What others reach: the protocol, the data plane, the DID document, liveness."""
+    """The app for other participants: protocol, data plane, DID document, health."""
     settings = parts.settings
     protocol = dsp_routes.router(
         negotiations=parts.negotiations,
@@ -72,17 +72,17 @@ def public_app(parts: Services) -> FastAPI:
         body_max_bytes=settings.body_max_bytes,
     )
     app = _Public(
-        Direct(
+        FastRouter(
             *data_http.routes(parts.reads, parts.addresses, owner=settings.name),
             *push_routes.routes(parts.receiving),
-            *bare(protocol.routes),
+            *unwrap_routes(protocol.routes),
         ),
         title="Hanse connector, public",
         version=VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes keep the smaller one
+        max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes apply the smaller limit
     )
     problem_json.install(app)
     app.include_router(protocol)
@@ -95,18 +95,18 @@ def public_app(parts: Services) -> FastAPI:
 
 
 def management_app(parts: Services) -> FastAPI:
-    """What the operator, the owner's people and the auditor reach: the API and the console."""
+    """The app for the operator, the owner's users and auditors: API and console."""
     settings, tokens = parts.settings, parts.tokens
     app = FastAPI(
         title="Hanse connector, management",
         version=VERSION,
         description="Datasets, offers, negotiations, transfers, queries and the audit log of one participant.",
         max_body_size=settings.body_max_bytes,
-        docs_url=None,  # its page has scripts from elsewhere, beside our session
+        docs_url=None,  # FastAPI's page loads scripts from other hosts, which could use our session
         redoc_url=None,
     )
     problem_json.install(app)
-    # One below the other they would be matched once more a level; first comes what is asked most.
+    # Flat, as nested routers match a request once per level; the most frequent first.
     for routes in (
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
@@ -124,7 +124,7 @@ def management_app(parts: Services) -> FastAPI:
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
         reads_api.router(parts.store, tokens),
-        receipts.router(Receipts(parts.store, participant=parts.participant), tokens),
+        receipts.router(ReceiptLog(parts.store, participant=parts.participant), tokens),
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),
@@ -137,17 +137,17 @@ def management_app(parts: Services) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        """The API for people."""
-        return HTMLResponse(api_reference.page(app.openapi()), headers=dict(HEADERS))
+        """The API reference page."""
+        return HTMLResponse(api_reference.render_page(app.openapi()), headers=dict(HEADERS))
 
     return app
 
 
 def _console(parts: Services) -> APIRouter:
-    """The pages, over the same services as the API."""
+    """The console's pages, on the same services as the API."""
     settings = parts.settings
 
-    async def asked(query: str) -> dict[str, Any]:
+    async def search_catalogue(query: str) -> dict[str, Any]:
         about = {"catalogue_url": settings.catalogue_url, "operator": settings.trust_anchor}
         return await search.ask(parts.net, parts.identity, query, **about)
 
@@ -167,7 +167,7 @@ def _console(parts: Services) -> APIRouter:
         receiving=parts.receiving,
         agreements=parts.agreements,
         partners=parts.partners,
-        search=asked,
+        search=search_catalogue,
         coordinator=parts.coordinator,
         holdings=parts.holdings,
         log=parts.log,
@@ -200,7 +200,7 @@ def _health(parts: Services) -> APIRouter:
         try:
             await asyncio.wait_for(parts.store.check_writable(), timeout=2)
         except (HanseError, TimeoutError) as error:
-            reason = error.message if isinstance(error, HanseError) else "the database has not answered within 2 s"
+            reason = error.message if isinstance(error, HanseError) else "timed out waiting for the database for 2 s"
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         if parts.sequencer.problem:
             reason = f"the audit log cannot be written: {parts.sequencer.problem}"
@@ -213,7 +213,7 @@ def _health(parts: Services) -> APIRouter:
 def _metrics(parts: Services) -> APIRouter:
     routes = APIRouter()
 
-    may = Depends(parts.tokens.require("metrics"))  # figures tell how much is read and refused here
+    may = Depends(parts.tokens.require("metrics"))  # the figures reveal how much is read and refused
 
     @routes.get("/metrics", tags=["health"], summary="Figures in the Prometheus text format", dependencies=[may])
     async def metrics() -> PlainTextResponse:

@@ -1,41 +1,41 @@
 """The whole error tree of the server side, in one place.
 
     HanseError
-    ├── BadInput (400)               what came is not what was expected
+    ├── BadInput (400)               the input is not what was expected
     │   ├── MessageInvalid           a protocol message that does not fit its schema
     │   ├── PathRefused              a file outside the allowed directories, or not a regular file
-    │   ├── SourceUnreadable         a file that is not what it says it is
+    │   ├── SourceUnreadable         a file whose content does not fit its format
     │   ├── PolicyInvalid            a policy or offer form that cannot be understood
-    │   ├── QueryInvalid             SQL that the gate does not let through
-    │   ├── NotAcceptable (406)      an answer in a form that we do not give
-    │   └── EncodingUnknown (415)    a body that is compressed in a way nobody here reads
-    ├── Unauthenticated (401)        no or no valid proof of who is calling
+    │   ├── QueryInvalid             SQL that the gate refuses
+    │   ├── NotAcceptable (406)      a response format that is not supported
+    │   └── EncodingUnknown (415)    a body with an unsupported compression
+    ├── Unauthenticated (401)        no valid proof of the caller's identity
     ├── Forbidden (403)
-    │   ├── ScopeMissing             the token is good, but not for this
+    │   ├── ScopeMissing             the token is valid, but not for this action
     │   └── Refused                  a policy or contract says no; carries code and rule
-    │       └── Withdrawn            whoever is told so has ended himself what it was under
-    ├── NotFound (404)               not there, or not yours: the two look alike
+    │       └── Withdrawn            the caller itself ended what the access was under
+    ├── NotFound (404)               missing, or not the caller's: indistinguishable
     ├── Conflict (409)
-    │   ├── IllegalStep              a message that the state machine has no row for
+    │   ├── IllegalStep              a message that the state machine does not allow
     │   ├── AlreadyExists            a name that is taken
     │   └── VersionChanged           data that is no longer what was registered
     ├── Limited (429)                a quota, rate or concurrency limit is reached
-    ├── PeerFailed (502)             somebody else's server
-    │   ├── AddressRefused           an address that we do not call
-    │   │   └── AddressPrivate       one that is not public
-    │   ├── PeerUnreachable          no answer in time
+    ├── PeerFailed (502)             another organisation's server failed
+    │   ├── AddressRefused           an address that is not called
+    │   │   └── AddressPrivate       a private address
+    │   ├── PeerUnreachable          no response in time
     │   │   └── NameUnknown          a host name that does not resolve
-    │   ├── PeerRefused              an answer, and it is no
-    │   │   └── PeerBusy (503)       for now: later it may be another
-    │   └── PeerNonsense             an answer that is not the protocol
+    │   ├── PeerRefused              a response that refuses
+    │   │   └── PeerBusy (503)       a temporary refusal
+    │   └── PeerNonsense             a response that violates the protocol
     │       └── DigestMismatch       bytes that are not those that left: none of them is used
-    └── Busy (503)                   no capacity now, or the log cannot be written
-        └── EngineFailed (500)       a query that the engine could not finish; code only, never its text
+    └── Busy (503)                   no capacity, or the log cannot be written
+        └── EngineFailed (500)       a query that the engine could not finish; never shows its text
 
-Every error says what was expected, what came and what to do. `facts` are for machines and may be shown to the
-caller; `private` is for our own log only. One handler per API turns the tree into its wire form.
+A message says what was expected, what came and what to do. `facts` are for machines and may be shown to the caller;
+`private` is for our own log only. A handler per API turns errors into their wire form.
 
-Some of it others have written: it is made harmless here, once, for every answer, page, event and log that it comes to.
+Messages may contain text from other parties. It is sanitized here, once for all responses, pages, events and logs.
 """
 
 from __future__ import annotations
@@ -44,26 +44,29 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-# Control characters except tab and line end, what turns the direction of writing, halves of letters.
+# Control characters except tab and line end, marks that change the text direction, lone surrogates.
 _COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _LOGIN = re.compile(r"(?<=://)[^\s/'\"]*@")
 
 
 def harmless(text: str) -> str:
-    """What others wrote, to be shown and stored: signs that command a terminal, or that no database and no JSON takes,
-    are shown as their numbers, and an address without what stands before its `@`: it may be a password."""
+    """Text from others made safe to show and store.
+
+    Characters that control a terminal, or that databases and JSON reject, become escapes. Credentials in URLs are
+    replaced by `***`.
+    """
     signs = _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
     return _LOGIN.sub("***@", signs)
 
 
-def typed(name: str) -> str:
-    """A name that somebody typed, as a refusal repeats it: nothing where it may be an address or words of a login."""
+def redact_name(name: str) -> str:
+    """A name from a request, as a refusal repeats it: `***` if it may be a URL or credentials."""
     return "***" if any(sign in name for sign in "@:=") else name[:100]
 
 
 class HanseError(Exception):
-    """Base of all: `status` (HTTP), `code` (stable), the sentence, and `facts` that the caller may see."""
+    """Base of all errors: HTTP `status`, stable `code`, message, and `facts` that the caller may see."""
 
     status: ClassVar[int] = 500
     code: str = "internal"
@@ -83,7 +86,7 @@ class HanseError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What an HTTP answer says beside the body: how to authenticate, when to come back."""
+        """The extra HTTP response headers: how to authenticate, when to retry."""
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
         return {"retry-after": str(self.facts.get("retry_after", 1))} if self.status in (429, 503) else {}
@@ -100,9 +103,9 @@ class HanseError(Exception):
         }
 
 
-def unforeseen() -> HanseError:
-    """What others are told of a failure that nobody foresaw: its words are for our own log."""
-    return HanseError("the connector failed; its log says why")
+def internal_error() -> HanseError:
+    """The error that callers get for an unexpected exception, whose text goes to our own log."""
+    return HanseError("the connector failed unexpectedly; see its log")
 
 
 class BadInput(HanseError):
@@ -110,8 +113,8 @@ class BadInput(HanseError):
     code = "bad_input"
 
 
-def unfit(problems: Sequence[Mapping[str, Any]]) -> BadInput:
-    """What a request or a form is not, as pydantic lists it: the first in words, up to twenty in `fields`."""
+def validation_error(problems: Sequence[Mapping[str, Any]]) -> BadInput:
+    """The error for pydantic's problems with a request or form: the first in words, up to twenty in `fields`."""
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
     fields = [{"field": ".".join(map(str, one["loc"])), "problem": one["msg"]} for one in problems[:20]]
@@ -119,10 +122,10 @@ def unfit(problems: Sequence[Mapping[str, Any]]) -> BadInput:
 
 
 def check_harmless(**declared: str) -> None:
-    """BadInput where one of these texts, which stand in logs and are compared as they came, has signs that command."""
+    """Check that texts that are logged and compared have no control characters. Raises: BadInput."""
     for name, text in declared.items():
         if _COMMANDING.search(text):
-            raise BadInput(f"expected {name} without control characters, came {text[:40]!r}")
+            raise BadInput(f"expected {name} without control characters, got {text[:40]!r}")
 
 
 class MessageInvalid(BadInput):
@@ -182,7 +185,7 @@ class Refused(Forbidden):
 
 
 class Withdrawn(Refused):
-    """Whoever is told so has ended himself what it was under: what the next one is refused is no one's no here."""
+    """The caller itself ended the transfer; a later refusal for that reason is not a decision of the owner."""
 
 
 class NotFound(HanseError):
@@ -208,7 +211,7 @@ class VersionChanged(Conflict):
 
     @classmethod
     def of(cls, what: str) -> VersionChanged:
-        """Of data that is not what was registered: what came instead, and what helps."""
+        """The error for data that differs from its registration; `what` says how."""
         return cls(f"{what}; its owner must register it again")
 
 
@@ -227,7 +230,7 @@ class AddressRefused(PeerFailed):
 
 
 class AddressPrivate(AddressRefused):
-    """Where it is was found out by looking it up, as `NameUnknown` was."""
+    """The host has a private address, which, as for `NameUnknown`, only a look-up from here reveals."""
 
 
 class PeerUnreachable(PeerFailed):
@@ -238,7 +241,7 @@ class NameUnknown(PeerUnreachable):
     pass
 
 
-# What these say tells of names and addresses as they are from here: others must not learn of it, nor which it was.
+# These messages reveal our view of names and addresses: other parties must not see them, nor which error it was.
 INWARD = (AddressPrivate, NameUnknown)
 
 

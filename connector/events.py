@@ -1,4 +1,4 @@
-"""Everything that can happen, one small dataclass each; also the vocabulary of the audit log.
+"""The events of a connector, a dataclass for each kind; also the vocabulary of the audit log.
 
 An event is published inside the transaction that changed something (`tx.publish(event)`): it is stored with the
 change and handed to subscribers after the commit. Events hold facts, never secrets and never cell values.
@@ -18,10 +18,10 @@ OUTCOMES = ("ok", "refused", "failed", "broken")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Who did what to what, under which agreement and purpose, and how it ended."""
+    """Who did what to which object, under which agreement and purpose, with which outcome."""
 
     actor: str  # participant id, or the name of the management token
-    on_behalf_of: str = ""  # organisation, where the actor is a person or a machine of one
+    on_behalf_of: str = ""  # the organisation of an actor that is a person or machine
     dataset: str = ""
     version: str = ""
     agreement: str = ""
@@ -40,23 +40,23 @@ class Event:
         return type(self).__name__
 
     def body(self) -> dict[str, Any]:
-        """The event as the log keeps it: its kind and every field that says something."""
+        """The event as the log stores it: its kind and all fields that are not empty."""
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
         return {"kind": self.kind, **{name: value for name, value in values if value not in ("", {})}}
 
 
 def kinds() -> dict[str, type[Event]]:
-    """Every kind of event by its name in the log."""
-    waiting, found = [Event], {}
+    """All kinds of events by their name in the log."""
+    waiting, known = [Event], {}
     while waiting:
         for kind in waiting.pop().__subclasses__():
-            found[kind.__name__] = kind
+            known[kind.__name__] = kind
             waiting.append(kind)
-    return found
+    return known
 
 
-def event_of(body: dict[str, Any]) -> Event | None:
-    """An event as the log kept it. None for a kind that this program does not know: a newer one wrote it."""
+def body_to_event(body: dict[str, Any]) -> Event | None:
+    """The event of a logged body; None for an unknown kind, which a newer program wrote."""
     kind = kinds().get(str(body.get("kind", "")))
     known = {name: value for name, value in body.items() if name in Event.__dataclass_fields__}
     return None if kind is None else kind(**known)
@@ -84,12 +84,11 @@ class RequestRefused(Event):
 
 
 class RefusalsCounted(Event):
-    """What else somebody was refused within some seconds, beside what has records of its own. `detail`: count, codes
-    (how often each), seconds."""
+    """Refusals of a party that have no record of their own. `detail`: count, codes (how often each), seconds."""
 
 
 class FactRecorded(Event):
-    """The owner vouches for something. `detail`: subject, fact, values, valid_until, evidence."""
+    """The owner recorded a fact. `detail`: subject, fact, values, valid_until, evidence."""
 
 
 class FactWithdrawn(Event):
@@ -101,7 +100,7 @@ class DutyReported(Event):
 
 
 class DutyChanged(Event):
-    """A reminder: a duty has fallen due, is overdue or is done. `detail`: path, duty, state, role, counterparty."""
+    """A reminder: a duty is due, overdue or done. `detail`: path, duty, state, role, counterparty."""
 
 
 class NegotiationAdvanced(Event):
@@ -109,11 +108,11 @@ class NegotiationAdvanced(Event):
 
 
 class DecisionNeeded(Event):
-    """A negotiation waits for a person: `detail` has role and state."""
+    """A negotiation waits for a decision by a person. `detail`: role, state."""
 
 
 class DecisionTaken(Event):
-    """Somebody had a protocol message sent: `detail` has command, role, counterparty and the state before."""
+    """A person ordered a protocol message. `detail`: command, role, counterparty, state before."""
 
 
 class AgreementConcluded(Event): ...
@@ -123,21 +122,26 @@ class AgreementRevoked(Event): ...
 
 
 class TransferAdvanced(Event):
-    """`detail`: role, counterparty, state, message, format; of a push also `to`, where it goes (scheme, host, port),
-    where that is known by then; of what is suspended also `suspended_by`, who resumes it (facts: time does), likewise.
+    """`detail`: role, counterparty, state, message, format; for a push also `to`, its target (scheme, host, port), if
+    known; for a suspended transfer also `suspended_by`, the party that can resume it ("facts": it resumes by itself).
     """
 
 
 class ReadStarted(Event):
-    """Durable before the first byte leaves, one under each agreement of a read. `detail`: action, the dataset's own
-    columns that are read, which rows are asked for (digests of the SQL and of tables brought along, limits, ranges of
-    the files), how it leaves and where to, and all agreements where there are several (`dataplane.records`)."""
+    """The start of a read, durable before the first byte leaves; an event under each of its agreements.
+
+    `detail`: action, the columns read, the rows requested (digests of the SQL and of uploaded tables, limits, file
+    ranges), format and target, and all agreements if there are several (`dataplane.read_log`).
+    """
 
 
 class ReadEnded(Event):
-    """One under each agreement. `detail`: rows, bytes, batches and digest of the whole read, where there are several
-    all of them and which one ended it (`ended_by`), `use` where that was given back, `after` where others had recorded
-    an end already; outcome ok, refused (revoked, quota), or broken (also where its own consumer ended it)."""
+    """The end of a read; an event under each of its agreements.
+
+    `detail`: rows, bytes, batches and digest of the whole read; with several agreements, all of them and `ended_by`;
+    `use` if the use was given back; `after` if an end was recorded before. Outcome: ok, refused (revoked, quota) or
+    broken (also if the consumer ended it).
+    """
 
 
 class RawDataViewed(Event):
@@ -146,38 +150,41 @@ class RawDataViewed(Event):
 
 
 class ReadRefused(Event):
-    """A read that never started: no byte left."""
+    """A read that was refused before it started: no data left."""
 
 
 class ReadTaken(Event):
-    """A receipt: what came of a read of ours at an owner, as the SDK tells it when the read is over. `process` is the
-    read's id as its owner told it. `detail`: counterparty, transfer, receipt (an id of this record's own), rows that
-    came, and `told`, what the owner's end record said (status, rows, bytes, digest); outcome broken where that did not
-    come, or not all its rows."""
+    """A receipt of our read at an owner, reported by the SDK at its end. `process` is the owner's id of the read.
+
+    `detail`: counterparty, transfer, receipt (the id of the receipt), rows received, and `told`, the owner's end record
+    (status, rows, bytes, digest). Outcome: broken if that record or some of its rows are missing.
+    """
 
 
 class DataReceived(Event):
-    """What a provider pushed to us was checked and is kept. `detail`: rows, bytes, batches, whole, digest."""
+    """Data pushed to us was checked and stored. `detail`: rows, bytes, batches, whole, digest."""
 
 
 class DataRefused(Event):
-    """A push to us that was not kept, and why: nothing of it is there. `detail`: bytes that had come."""
+    """A push to us was refused; nothing of it is stored. `detail`: bytes received."""
 
 
 class DataRemoved(Event):
-    """A file of received data was removed, or is to be. `detail`: rows, bytes, and `file` ("not_here") where the
-    process that was asked has not had it: another one removes it, as it hears this or at its start."""
+    """A file of received data was removed. `detail`: rows, bytes, and `file`: "not_here" if another process has it,
+    which removes it on this event or at its start."""
 
 
 class QueryCoordinated(Event):
-    """A federated query as its consumer saw it, one under each of its agreements. `detail`: rows of the whole question,
-    owners, rows (none where it failed before they were counted) and bytes per fragment. Where there are several
-    agreements, the first has all fragments and `agreements`; the others have the fragments under theirs, and in `whole`
-    that first agreement and how many there are."""
+    """A federated query at its consumer; an event under each of its agreements.
+
+    `detail`: rows of the result, owners, rows (missing after an early failure) and bytes per fragment. With several
+    agreements, the first event has all fragments and `agreements`; the others have only their own fragments, and
+    `whole` with the first agreement and the number of agreements.
+    """
 
 
 class LogRead(Event):
-    """Somebody listed, exported or verified the log, or joined the stream of events. `detail`: what, and terms."""
+    """The log was listed, exported or verified, or the event stream was opened. `detail`: what, terms."""
 
 
 class TokenIssued(Event): ...
@@ -193,22 +200,21 @@ class ServiceStarted(Event): ...
 
 
 class DatabaseRestored(Event):
-    """The log goes on under another key from an earlier state. `detail`: how many records that has, the key that
-    signed them, and the newest head of ours that was known, if one was."""
+    """The log continues from an older state under another key. `detail`: its number of records, the key that signed
+    them, and the newest known head, if any."""
 
 
 def listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """A list as a record has it, for its `detail`: of a long one its beginning, how many there are, and the digest of
-    all."""
+    """A list for an event's `detail`: a long one is cut to its beginning, with the count and the digest of all."""
     if len(values) <= _LISTED_MAX:
         return {name: list(values)}
     whole = json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    told = {"count": len(values), "sha256": hashlib.sha256(whole).hexdigest()}
-    return {name: list(values[:_LISTED_MAX]), f"{name}_of": told}
+    total = {"count": len(values), "sha256": hashlib.sha256(whole).hexdigest()}
+    return {name: list(values[:_LISTED_MAX]), f"{name}_of": total}
 
 
 def together(agreements: Sequence[str]) -> dict[str, Any]:
-    """What the records of one read or question under several agreements say of each other, for their `detail`."""
+    """The `detail` that links the events of a read or query under several agreements; empty for a single one."""
     return {"agreements": list(agreements)} if len(agreements) > 1 else {}
 
 
@@ -222,21 +228,21 @@ class Bus:
         self._subscribers: list[tuple[Subscriber, bool]] = []
 
     def subscribe(self, subscriber: Subscriber, *, own: bool = False) -> Callable[[], None]:
-        """Add a subscriber; call what comes back to remove it.
+        """Add a subscriber; the returned function removes it.
 
-        It hears of everything that any process on this database commits; with `own`, only of what this one does.
+        It gets the events of all processes on this database; with `own`, only those of this process.
         """
         entry = (subscriber, own)
         self._subscribers.append(entry)
         return lambda: self._subscribers.remove(entry)
 
     def deliver(self, event: Event) -> None:
-        """Tell everybody of an event that this process committed."""
+        """Pass an event that this process committed to all subscribers."""
         for subscriber, _ in tuple(self._subscribers):
             subscriber(event)
 
     def relay(self, event: Event) -> None:
-        """Tell of an event that another process on the same database committed."""
+        """Pass on an event that another process on the same database committed."""
         for subscriber, own in tuple(self._subscribers):
             if not own:
                 subscriber(event)

@@ -1,8 +1,8 @@
-"""Going on with a database that was put back from a copy, because somebody says so: `hanse connector restored`.
+"""Continues with a database that an operator restored from a copy: `hanse connector restored`.
 
-Nobody knows what happened since the copy was made: which agreements were revoked, what was used of their quotas and
-budgets, which offers were withdrawn, whose tokens ended. So all of it ends, and is agreed, offered and issued anew. And
-others may hold a longer history that was signed with the log's key: nothing more is signed with that one.
+The copy does not know what happened later: which agreements were revoked, how much of their quotas and budgets was
+used, which offers were withdrawn and which tokens ended. So all of these end, and must be agreed, offered and issued
+again. Other parties may hold a longer log under the log's key, so the log continues under a new key.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from connector.store import Transaction
 from connector.store.migrate import is_missing, redact_password, upgrade
 from connector.telemetry import set_up_logging
 
-_CODE, _REASON = "database_restored", "the provider's database was put back from a copy; agree anew"
+_CODE, _REASON = "database_restored", "the provider's database was restored from a copy; negotiate again"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """How many of each were ended or withdrawn, the size of the log that goes on, and its verifier key from now on."""
+class RecoveryResult:
+    """The numbers of ended and withdrawn objects, the size of the log, and its new verifier key."""
 
     agreements: int
     negotiations: int
@@ -44,16 +44,15 @@ class Done:
 
 
 def place(settings: Settings) -> str:
-    """What is gone on with, for whoever is to say so."""
+    """The database and data directory that are affected, for the confirmation."""
     return f"the database {redact_password(settings.database)} with the data directory {settings.data_dir.resolve()}"
 
 
-async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
-    """End what was agreed, offered and let in, record it, and change the log's key. What breaks off half-way is done
-    whole by the next time; a start before that is refused as before.
+async def go_on(settings: Settings, *, lost_log_key: bool = False) -> RecoveryResult:
+    """End agreements, negotiations, offers and tokens, record that, and change the log's key.
 
-    Conflict while a process serves this database, and where there is nothing to go on with. LogBroken where its log was
-    signed with another key than ours, unless that one is lost.
+    After a failure half-way, run it again; a start before that is refused. Raises: Conflict while a process serves this
+    database, or without a connector's data; LogBroken if the log was signed with another key, unless `lost_log_key`.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_there(settings, database=not is_missing(settings.database))
@@ -72,17 +71,17 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> Done:
 
 
 def _check_there(settings: Settings, *, database: bool) -> None:
-    """Conflict where no connector was: without its settings, another one would be made, and called restored."""
+    """Check that a connector's data exists; with wrong settings, a new one would be created. Raises: Conflict."""
     folder = settings.data_dir
     if not database and not any((folder / name).exists() for name in ("log.head", "keys/log.key")):
         raise Conflict(
-            f"expected the database of a connector, or its keys/log.key or log.head in HANSE_DATA_DIR, came neither in "
+            f"expected the database of a connector, or its keys/log.key or log.head in HANSE_DATA_DIR, got neither in "
             f"{place(settings)}; run this with the settings that the connector is served with"
         )
 
 
 def _give_to_owner(directory: Path, *, since: float) -> None:
-    """What root has made in there since is its owner's, or a connector could not read it."""
+    """If root ran this, give the created files to the directory's owner, so that the connector can read them."""
     owner = directory.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
@@ -93,14 +92,14 @@ def _give_to_owner(directory: Path, *, since: float) -> None:
                 os.lchown(path, owner.st_uid, owner.st_gid)
 
 
-async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
-    """1. nobody else is there, and the database is ours; 2. end everything; 3. record it, signed with the next key;
-    4. that one is the log's key from now on, and its head the newest that we know."""
+async def _go_on(parts: Services, *, lost_log_key: bool) -> RecoveryResult:
+    """1. check that no process serves the database and that it is ours; 2. end everything; 3. record it, signed with
+    the next key; 4. make that key the log's key, and its head the newest known head."""
     folder, name = parts.settings.data_dir / "keys", parts.signer.name
-    after = Signer(name, keys.next_log_key(folder))
+    after = Signer(name, keys.load_next_log_key(folder))
     before = "" if lost_log_key else parts.signer.vkey
-    if not await parts.store.read(partial(_signed, signer=after)):  # as where only 4 is missing
-        await parts.store.read(_nobody_serves)  # 1
+    if not await parts.store.read(partial(_is_signed_by, signer=after)):  # otherwise only step 4 is missing
+        await parts.store.read(_check_not_served)  # 1
         if not lost_log_key:
             before = await parts.store.read(partial(_signer_of, parts=parts))
     size = await parts.store.read(lambda tx: tx.audit.read_size())
@@ -113,27 +112,27 @@ async def _go_on(parts: Services, *, lost_log_key: bool) -> Done:
     await Sequencer(parts.store, signer=after, takes_over=True).settle()  # 3
     keys.change_log_key(folder, before=parts.signer.vkey.split("+")[1])  # 4
     parts.log_mark.keep(await parts.log.head())
-    return Done(agreements, negotiations, offers, tokens, size, after.vkey)
+    return RecoveryResult(agreements, negotiations, offers, tokens, size, after.vkey)
 
 
 def _signer_of(tx: Transaction, *, parts: Services) -> str:
-    """The verifier key of whoever has signed the newest head: ours, or a former one where the copy is that old."""
-    for one in parts.former:
-        if _signed(tx, signer=one):
-            return one.vkey
+    """The verifier key that signed the newest head: ours, or a former key if the copy is that old."""
+    for former in parts.former:
+        if _is_signed_by(tx, signer=former):
+            return former.vkey
     check_key(tx, signer=parts.signer)
     return parts.signer.vkey
 
 
-def _signed(tx: Transaction, *, signer: Signer) -> bool:
+def _is_signed_by(tx: Transaction, *, signer: Signer) -> bool:
     newest = tx.audit.read_checkpoint()
     return newest is not None and signer.has_signed(newest.note)
 
 
-def _nobody_serves(tx: Transaction) -> None:
+def _check_not_served(tx: Transaction) -> None:
     if alive := tx.reads.list_live_runs():
         raise Conflict(
-            f"{len(alive)} processes serve this database, or did a minute ago; stop them, and try again in two minutes"
+            f"{len(alive)} processes serve this database, or did a minute ago; stop them and try again in two minutes"
         )
 
 
@@ -145,7 +144,7 @@ async def _end_agreements(parts: Services) -> int:
 
 
 async def _end_negotiations(parts: Services) -> int:
-    """Those that are not over: what they would come to was perhaps withdrawn since."""
+    """End open negotiations, as their offers may have been withdrawn since."""
     found = await parts.store.read(lambda tx: tx.negotiations.list_not_ended(role=PROVIDER))
     for one in found:
         await parts.negotiations.command(one, "terminate", by=parts.participant, code=_CODE, reason=_REASON)

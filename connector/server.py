@@ -1,4 +1,4 @@
-"""The life of a connector's process: migrate, bind both ports, serve, drain. Knows the parts only as a whole."""
+"""The life of a connector's process: migrate, bind both ports, serve, drain."""
 
 from __future__ import annotations
 
@@ -31,33 +31,32 @@ from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.infra import atomic_files
 from connector.infra.http import http_limits
-from connector.infra.http.tls_server import Server
-from connector.infra.lock_file import locked
+from connector.infra.http.tls_server import TlsServer
+from connector.infra.lock_file import acquire_lock
 from connector.services import Services, build
 from connector.setting_types import make_folder
 from connector.settings import Settings
 from connector.store.migrate import sqlite_file, upgrade
 from connector.telemetry import Observed, logger, set_up_logging
 
-# Seconds that a thread may keep the others waiting. The usual 0.005 is longer than most of our transactions: the loop,
-# which answers everybody, would wait for a whole one in the writer's thread.
+# The interpreter's thread switch interval, in seconds. The default of 0.005 is longer than most of our transactions, so
+# the event loop would wait for whole transactions of the writer's thread.
 _TURN = 0.001
-_STOPPING = "the connector is shutting down; go on from here in a moment"
-_STOP_SECONDS = 40.0  # what drains has ended by then: the servers wait 30 s for connections, and reads have 5 s
+_STOPPING = "the connector is shutting down; continue from here in a moment"
+_STOP_SECONDS = 40.0  # draining has ended by then: servers wait 30 s for connections, reads get 5 s
 _log = logger("connector")
 
 
 @asynccontextmanager
 async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
-    """Every worker of the connector, for as long as the block lasts; then drained and closed. `before`: the last run
-    that had our data directory.
+    """Run all background workers of the connector during the block, then drain and close them.
 
-    LogBroken where the keys are not those of the database, or it is older than we know: nothing has been served or
-    signed by then.
+    `before` is the id of the last run on our data directory. Raises: LogBroken, before anything is served or signed, if
+    the keys do not fit the database or the database is older than the newest known head.
     """
     await parts.store.read(partial(check_key, signer=parts.signer, former=parts.former))
     await parts.store.read(parts.log_mark.check)
-    await tell_of_another_self(parts)
+    await warn_of_former_identity(parts)
     leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
@@ -103,8 +102,8 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         parts.store.close()
 
 
-async def tell_of_another_self(parts: Services) -> None:
-    """Say which agreements are those of who we were: their other sides know us by another DID, and at its address."""
+async def warn_of_former_identity(parts: Services) -> None:
+    """Log the agreements signed under our former DID, as their counterparties do not know the new DID."""
     for before, count in sorted((await parts.store.read(lambda tx: tx.agreements.count_by_signer())).items()):
         if before != parts.participant:
             _log.warning(
@@ -112,8 +111,9 @@ async def tell_of_another_self(parts: Services) -> None:
                 agreements=count,
                 signed_as=before,
                 now=parts.participant,
-                reason="to their other sides we are another one now, who has not signed; set HANSE_PUBLIC_URL (or "
-                "HANSE_PARTICIPANT_ID) to what it was, or agree anew (docs/operations.md)",
+                reason="their counterparties know only the former DID; set HANSE_PUBLIC_URL (or "
+                "HANSE_PARTICIPANT_ID) to "
+                "the former value, or negotiate again (docs/operations.md)",
             )
 
 
@@ -122,7 +122,7 @@ async def _first_token(parts: Services) -> None:
 
 
 def _hand_over(target: Path | None, text: str) -> None:
-    """The first token to the operator: into its file, whole or not at all, or to standard error."""
+    """Write the first token to its file, atomically, or to standard error."""
     if target is None:
         print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
         return
@@ -130,9 +130,10 @@ def _hand_over(target: Path | None, text: str) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port or a data directory that is
-    in use, BadInput a certificate or a folder that cannot be used, Busy a database that does not answer, LogBroken one
-    that is older than we know, at the start or at any time later.
+    """Migrate, bind both ports, serve until SIGTERM or SIGINT, then drain.
+
+    Raises: Conflict for a port or data directory in use, BadInput for an unusable certificate or folder, Busy for a
+    database that does not answer, LogBroken for a database older than the newest known head, at the start or later.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_certificate(settings.tls_certificate, settings.tls_key)
@@ -160,10 +161,10 @@ async def serve(settings: Settings) -> None:
         ]
         stop = _stop_on_signals(servers, parts)
         _renew_on_signal(servers[0], parts)
-        # What is there now stays: looked through with all else, it held up everybody for 100 ms now and then.
+        # Exclude all current objects from garbage collection, which otherwise blocked the loop for 100 ms at times.
         gc.collect()
         gc.freeze()
-        async with running(parts, before=_follow(lock, parts.reads.run)):
+        async with running(parts, before=_exchange_run_id(lock, parts.reads.run)):
             _log.info("serving", public=settings.root_url, console=settings.console_url)
             watching = asyncio.create_task(_stop_when_lost(parts.sequencer, stop))
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
@@ -172,8 +173,8 @@ async def serve(settings: Settings) -> None:
             raise LogBroken(parts.sequencer.problem)
 
 
-class _Server(Server):
-    """A server that leaves signals to us: there are two of them in the process."""
+class _Server(TlsServer):
+    """A server that leaves signals to `_stop_on_signals`, as the process has two servers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -201,13 +202,13 @@ def _server(app: ASGIApp, *, certificate: Path | None = None, key: Path | None =
 
 
 def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> Callable[[], None]:
-    """What a signal does, for others that have to stop all."""
+    """Handle SIGTERM and SIGINT; return the function that stops the process."""
     drained: list[asyncio.Task[None]] = []
 
     def stop() -> None:
         if not drained:
             _end_within(_STOP_SECONDS)
-        # At once: the servers wait for their connections, and those for the ends of their streams.
+        # At the same time: servers wait for their connections, and those for the ends of their streams.
         drained.append(asyncio.ensure_future(parts.reads.drain(_STOPPING)))
         parts.receiving.drain(_STOPPING)
         parts.feed.close()
@@ -220,20 +221,20 @@ def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> Call
 
 
 async def _stop_when_lost(sequencer: Sequencer, stop: Callable[[], None]) -> None:
-    """An older database knows nothing of what was revoked since: nothing is served from it any longer."""
+    """Stop serving when the log is lost: an older database does not know what was revoked since."""
     await sequencer.lost.wait()
     stop()
 
 
 def _renew_on_signal(public: uvicorn.Server, parts: Services) -> None:
-    """SIGHUP has the certificate read anew; what cannot be used changes nothing."""
+    """Reload the certificate on SIGHUP; keep the old one if the new one is unusable."""
     certificate, key = parts.settings.tls_certificate, parts.settings.tls_key
 
     def renew() -> None:
         try:
             _check_certificate(certificate, key)
         except BadInput as error:
-            _log.error("certificate", reason=f"{error.message}; the one before stays")
+            _log.error("certificate", reason=f"{error.message}; the old certificate stays in use")
             return
         if certificate is not None and public.config.ssl is not None:
             public.config.ssl.load_cert_chain(certificate, key)
@@ -245,9 +246,9 @@ def _renew_on_signal(public: uvicorn.Server, parts: Services) -> None:
 
 
 def _end_within(seconds: float) -> None:
-    """End this process then, whatever hangs: a thread in the database or on a disk keeps Python from its end for ever.
+    """Exit this process after `seconds`, as a thread that hangs in the database or on a disk would block the exit.
 
-    Nothing is lost that would be kept otherwise: what is committed is, and nobody was told of anything else.
+    No data is lost: only committed changes were acknowledged.
     """
 
     def end() -> None:
@@ -262,37 +263,41 @@ def _end_within(seconds: float) -> None:
 
 
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:
-    """BadInput where the public listener could not speak TLS with these."""
+    """Check that the public listener can use the certificate and key. Raises: BadInput."""
     if certificate is None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-    except OSError as error:  # an SSLError is one, too
+    except OSError as error:  # SSLError is a subclass
         raise BadInput(
-            "HANSE_TLS_CERTIFICATE: expected a PEM file that can be read, with its key there or in HANSE_TLS_KEY, "
-            f"came {certificate}{f' and {key}' if key else ''}: {error.strerror or error}"
+            "HANSE_TLS_CERTIFICATE: expected a readable PEM file, with its key in it or in HANSE_TLS_KEY, "
+            f"got {certificate}{f' and {key}' if key else ''}: {error.strerror or error}"
         ) from None
 
 
 @contextlib.contextmanager
 def alone(settings: Settings) -> Iterator[TextIO]:
-    """Keep the data directory, and an SQLite database wherever it is, this process's alone for as long as the block
-    lasts; the file that is locked in the directory. Conflict where one is another's: two would take each other's reads
-    for left over, and each other's files for their own, and hear nothing of what the other one revokes."""
+    """Lock the data directory and a SQLite database during the block; yield the directory's lock file.
+
+    Two processes would clean up each other's reads and files, and would miss each other's revocations. Raises:
+    Conflict if another process holds a lock.
+    """
     directory, database = settings.data_dir, sqlite_file(settings.database)
     with contextlib.ExitStack() as held:
-        own = held.enter_context(locked(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
+        own = held.enter_context(acquire_lock(directory / "serve.lock", "HANSE_DATA_DIR", "give this one a directory"))
         if database is not None:
             lock = database.with_name(f"{database.name}.lock")
-            held.enter_context(locked(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file"))
+            held.enter_context(
+                acquire_lock(lock, "HANSE_DATABASE_URL", "take PostgreSQL for both, or give this one a file")
+            )
         yield own
 
 
-def _follow(lock: TextIO, run: str) -> str:
-    """Leave our name in the directory; whose was there, which is over."""
+def _exchange_run_id(lock: TextIO, run: str) -> str:
+    """Write our run id to the lock file; return the id of the last run, which has ended."""
     lock.seek(0)
     before = lock.read(200)
-    with contextlib.suppress(OSError):  # without it, what that one has left is known as such a minute later
+    with contextlib.suppress(OSError):  # without it, the leftovers of the last run are recognised a minute later
         lock.truncate(0)
         lock.write(run)
         lock.flush()
@@ -311,7 +316,7 @@ def _bind(host: str, port: int, listener: str) -> socket.socket:
         there = error.errno in (errno.EADDRINUSE, errno.EACCES)
         raise Conflict(
             f"port {port} on {host} cannot be bound ({error.strerror}); "
-            f"set HANSE_{listener}_{'PORT' if there else 'HOST'} to another one"
+            f"set HANSE_{listener}_{'PORT' if there else 'HOST'} to another value"
         ) from None
     made.setblocking(False)
     return made

@@ -1,4 +1,4 @@
-"""Builds every part of a connector from its settings. `Services` is the frozen set of them, and nothing runs yet."""
+"""The composition root: builds all services of a connector from its settings. Nothing runs yet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connector.audit.head_file import Mark
+from connector.audit.head_file import HeadFile
 from connector.audit.log import AuditLog, Sequencer
-from connector.audit.signed_note import Signer, name_in, origin_of
+from connector.audit.signed_note import Signer, origin_of, read_name
 from connector.dataplane.admission import Reads
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
@@ -37,8 +37,8 @@ from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
 from connector.identity.identity_service import Identity
-from connector.identity.member_register import Trust
-from connector.infra.net.http_client import Guard, Net
+from connector.identity.member_register import MemberRegister
+from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
     events,
 )
@@ -55,9 +55,9 @@ from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import fact_sources
-from connector.usage.fact_collector import Known
+from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Over
+from connector.usage.held_agreement import EndReason
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
@@ -66,18 +66,18 @@ _NO_REGISTER = {"register": "of which this connector has none, as HANSE_TRUST_AN
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Every part of one connector."""
+    """All services of a connector."""
 
     settings: Settings
     participant: str
-    instance: str  # this process, the same at every start
+    instance: str  # the name of this process, the same at every start
     store: Store
     relay: EventRelay
     metrics: Metrics
-    net: Net
+    net: HttpClient
     identity: Identity
-    trust: Trust
-    known: Known
+    trust: MemberRegister
+    known: FactCollector
     tokens: Tokens
     pool: Pool
     outside: Outside
@@ -101,8 +101,8 @@ class Services:
     announcer: Announcer
     feed: events.Feed
     signer: Signer
-    former: tuple[Signer, ...]  # with whose keys nothing is signed any more
-    log_mark: Mark
+    former: tuple[Signer, ...]  # keys that sign nothing any more
+    log_mark: HeadFile
     sequencer: Sequencer
     log: AuditLog
     holdings: Holdings
@@ -110,7 +110,7 @@ class Services:
 
 
 class Profiles:
-    """The registry's engine: profiles and conversions in worker processes."""
+    """The engine of the dataset registry: profiles and conversions in worker processes."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool = pool
@@ -153,14 +153,16 @@ class Profiles:
 
 
 class _DataPlane:
-    """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
+    """The data plane for the protocol's transfers; implements `dsp.transfer.DataPlane`."""
 
-    def __init__(self, addresses: Addresses, reads: Reads, receiving: Receiving, net: Net, *, owner: str) -> None:
+    def __init__(
+        self, addresses: Addresses, reads: Reads, receiving: Receiving, net: HttpClient, *, owner: str
+    ) -> None:
         self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
         self._receiving = receiving
 
     def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
-        self._reads.grants.held(tx, transfer.agreement_id, consumer=transfer.counterparty)
+        self._reads.grants.load_in(tx, transfer.agreement_id, consumer=transfer.counterparty)
         found = address_of(self._addresses.address(transfer))
         assert found is not None  # ours are well formed
         return found
@@ -170,7 +172,7 @@ class _DataPlane:
         assert found is not None  # ours are well formed
         return found
 
-    async def stop(self, transfer_id: str, how: Over) -> None:
+    async def stop(self, transfer_id: str, how: EndReason) -> None:
         self._reads.grants.stop_under(transfer_id, how)
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
@@ -185,7 +187,7 @@ class _DataPlane:
 
 
 def build(settings: Settings) -> Services:
-    """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
+    """Build and connect all services; nothing runs and no port is bound. The database must be migrated."""
     plugins.load_plugins()
     participant = settings.participant_id or did.did_of(settings.root_url)
     store = Store(settings.database, bus=Bus())
@@ -193,15 +195,15 @@ def build(settings: Settings) -> Services:
         lambda tx: (tx.audit.is_empty(), tx.datasets.has_keyed(), tx.audit.read_checkpoint())
     )
     key_dir = settings.data_dir / "keys"
-    key = keys.participant_key(key_dir, new=fresh)
-    mask_secret = keys.secret(key_dir, "mask", new=fresh)
-    version_secret = keys.secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
-    instance = keys.secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
+    key = keys.load_participant_key(key_dir, new=fresh)
+    mask_secret = keys.load_secret(key_dir, "mask", new=fresh)
+    version_secret = keys.load_secret(key_dir, "version", new=not keyed)  # versions were not keyed at first
+    instance = keys.load_secret(key_dir, "instance").hex()[:32]  # a process's name: another one is another process
     metrics = Metrics()
     store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
-    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
-    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
-    resolver = did.Resolver(net)
+    guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
+    resolver = did.DidResolver(net)
     identity = Identity(
         did=participant,
         key=key,
@@ -209,7 +211,7 @@ def build(settings: Settings) -> Services:
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
     )
-    trust = Trust(
+    trust = MemberRegister(
         net,
         resolver,
         anchor=settings.trust_anchor,
@@ -218,7 +220,7 @@ def build(settings: Settings) -> Services:
     )
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
-    known = Known(store, trust, more=fact_sources.load())
+    known = FactCollector(store, trust, more=fact_sources.load())
     converted = _converted(settings, version_secret)
     pool = Pool(
         settings.data_dir / "work",
@@ -274,7 +276,7 @@ def build(settings: Settings) -> Services:
         retry_deadline=settings.dsp_retry_deadline,
         metrics=metrics,
         instance=instance,
-        is_member=resolver.expected,
+        is_member=resolver.is_expected,
         is_partner=process_limits.partner,
         makes_partner=process_limits.asked,
     )
@@ -327,12 +329,12 @@ def build(settings: Settings) -> Services:
     )
     registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
-    log_name = name_in(newest.note) if newest else origin_of(settings.root_url, settings.name)
-    signer = Signer(log_name, keys.log_key(key_dir, new=fresh))
-    former = tuple(Signer(signer.name, one) for one in keys.former_log_keys(key_dir))
-    log_mark = Mark(settings.data_dir / "log.head", signer=signer, former=former)
+    log_name = read_name(newest.note) if newest else origin_of(settings.root_url, settings.name)
+    signer = Signer(log_name, keys.load_log_key(key_dir, new=fresh))
+    former = tuple(Signer(signer.name, one) for one in keys.load_former_log_keys(key_dir))
+    log_mark = HeadFile(settings.data_dir / "log.head", signer=signer, former=former)
     sequencer = Sequencer(
-        store, signer=signer, former=former, mark=log_mark, round_seconds=_round_seconds(settings, store)
+        store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
@@ -370,7 +372,7 @@ def build(settings: Settings) -> Services:
             facts_of=known.of,
             seconds=settings.upkeep_seconds,
         ),
-        partners=Partners(peer=peer, member=trust.called),
+        partners=Partners(peer=peer, member=trust.find_member_by_name),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
         announcer=Announcer(store, net, identity, catalogue_url=settings.catalogue_url, operator=settings.trust_anchor),
         feed=events.Feed(store.bus),
@@ -400,12 +402,12 @@ def build(settings: Settings) -> Services:
 
 
 def _round_seconds(settings: Settings, store: Store) -> float:
-    """A round costs as much as a small read. Where no other process waits for it, a read's start and end share one."""
+    """The length of an audit round. It costs as much as a small read, so on SQLite a read's start and end share one."""
     return (settings.audit_round_ms or (1000 if store.is_sqlite else 200)) / 1000
 
 
 def _location(settings: Settings) -> str:
-    """Where others reach Flight, empty where it is not spoken."""
+    """The location of Flight for other participants; empty if it is off."""
     if settings.flight_port is None:
         return ""
     scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
@@ -413,14 +415,14 @@ def _location(settings: Settings) -> str:
 
 
 def _records(settings: Settings) -> Iterator[Path]:
-    """The files of an SQLite database, wherever it is."""
+    """The files of a SQLite database."""
     if (database := sqlite_file(settings.database)) is not None:
         yield from (database.absolute().with_name(f"{database.name}{more}") for more in ("", "-wal", "-shm"))
 
 
 def _converted(settings: Settings, secret: bytes) -> Path:
-    """The folder for converted files. In one that others use as well we have our own, by a secret that all processes of
-    this connector have: what nobody reads any more is removed there."""
+    """The folder for converted files. In a shared folder it is a subfolder, named by a secret of this connector's
+    processes, as unused files in it are removed."""
     if settings.converted_dir is None:
         return settings.data_dir / "prepared"
     return settings.converted_dir / f"converted-{hmac.digest(secret, b'converted', 'sha256').hex()[:16]}"
@@ -435,5 +437,5 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
         certificate=str(settings.tls_certificate or ""),
         key=str(settings.tls_key or ""),
     )
-    secret = keys.secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
+    secret = keys.load_secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
     return Front(Desk(reads, addresses, owner=settings.name, key=secret), listen)

@@ -1,6 +1,6 @@
-"""What a setting of a connector or a catalogue may look like, checked when it is read, each with a sentence of its own.
+"""Validated types for the settings of connector and catalogue, each with its own error message.
 
-A slip that were taken as it is would stand in agreements and logs: an address without its scheme makes another DID.
+An undetected mistake would get into agreements and logs: an address without its scheme makes another DID.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ from pydantic_settings import NoDecode, SettingsError
 from connector import urls
 from connector.errors import BadInput
 
-NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
-# As SQLAlchemy parts it, to which the rest of a password with an `@` is the host and the database.
+NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: not a DID, and no letter that SQL would fold
+# As SQLAlchemy splits it: the rest of a password with an `@` would become host and database.
 _SERVER = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^\]@]*\]|[^/:?@]*)(?::\d*)?(?:/[^?@]*)?(?:\?|$)")
 _DATABASES = ("sqlite", "postgresql+psycopg")
 _DID = re.compile(r"did:[a-z0-9]+:\S+")
-# Errors of fields that hold a number, a yes or no, or one of a few words: what came may be shown.
+# Error types of numbers, booleans and choices, whose input may be shown.
 _NO_SECRETS = ("bool_", "int_", "float_", "less_than", "greater_than", "string_pattern")
 _PORT_AS_PATH = re.compile(r"did:web:([^:]+):([0-9]{1,5})((?::.*)?)")
 
 
 def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
-    """A sentence for each setting that does not fit."""
-    if isinstance(error, SettingsError):  # no JSON, where it has to be
+    """Yield a message for each invalid setting."""
+    if isinstance(error, SettingsError):  # invalid JSON
         yield f"{error}; expected JSON there"
         return
     for problem in error.errors():
         name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
-        came = f", came {problem['input']!r}" if problem["type"].startswith(_NO_SECRETS) else ""
+        came = f", got {problem['input']!r}" if problem["type"].startswith(_NO_SECRETS) else ""
         yield f"{name}: {problem['msg'].removeprefix('Value error, ')}{came}"
 
 
 def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
-    """BadInput where it cannot be made, or nothing be written there."""
+    """Create a folder. Raises: BadInput if it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
         if not os.access(folder, os.W_OK):
             code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(code, os.strerror(code))
     except OSError as error:
-        raise BadInput(f"{setting}: expected a folder to write to, came {folder} ({error.strerror})") from None
+        raise BadInput(f"{setting}: expected a folder to write to, got {folder} ({error.strerror})") from None
 
 
 def words(value: object) -> object:
-    """What commas part, where it came as one text."""
+    """Split a comma-separated text; other values stay as they are."""
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
 def _name(value: str) -> str:
     if not re.fullmatch(NAME, value):
-        raise ValueError(f"expected a small letter, then small letters, digits and hyphens, came {value!r}")
+        raise ValueError(f"expected a small letter, then small letters, digits and hyphens, got {value!r}")
     return value
 
 
 def address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
-    """A URL to which paths can be added, its scheme in small letters; empty stays empty. ValueError for any other."""
+    """A URL to which paths can be added, with a lower-case scheme; empty stays empty. Raises: ValueError."""
     if not value:
         return value
     parts = urls.read_url(value, schemes=schemes, query=False, longest=urls.BASE_MAX)
@@ -76,29 +76,28 @@ def _location(value: str) -> str:
 
 
 def did(value: str) -> str:
-    """A DID; empty stays empty. ValueError for another text, and for a port that reads as a path.
+    """Check a DID; empty stays empty. Raises: ValueError, also for a port that is written as a path.
 
-    Behind the name of a host a number may be a path; behind an IP address or localhost it is surely a port.
+    After a host name, a number may be a path; after an IP address or localhost it must be a port.
     """
     if value and not _DID.fullmatch(value):
-        raise ValueError(f"expected a DID such as did:web:host.example, came {value!r}")
-    if (port := _PORT_AS_PATH.fullmatch(value)) and _has_no_name(unquote(port[1])):
+        raise ValueError(f"expected a DID such as did:web:host.example, got {value!r}")
+    if (port := _PORT_AS_PATH.fullmatch(value)) and _is_address_or_localhost(unquote(port[1])):
         raise ValueError(
-            f"expected %3A before the port in a did:web, as in did:web:{port[1]}%3A{port[2]}{port[3]}, came {value!r}, "
+            f"expected %3A before the port in a did:web, as in did:web:{port[1]}%3A{port[2]}{port[3]}, got {value!r}, "
             f"whose {port[2]} is a path"
         )
     return value
 
 
 def port_hint(value: str) -> str:
-    """What to add where nothing is found at a did:web whose port may have been written as a path; else empty."""
+    """A hint for messages about an unreachable did:web whose port may be written as a path; otherwise empty."""
     if port := _PORT_AS_PATH.fullmatch(value):
         return f"; if {port[2]} is its port, write %3A before it: did:web:{port[1]}%3A{port[2]}{port[3]}"
     return ""
 
 
-def _has_no_name(host: str) -> bool:
-    """Whether it is an IP address, or this machine."""
+def _is_address_or_localhost(host: str) -> bool:
     try:
         return host.lower() == "localhost" or bool(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
@@ -116,19 +115,19 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _database(value: str) -> str:
-    """No word of what stands behind the scheme: it holds a password."""
+    """Check a database URL, without repeating what follows the scheme, as it may hold a password."""
     scheme, sign, rest = value.partition("://")
     if value and not (sign and scheme in _DATABASES):
         raise ValueError(
-            "expected postgresql+psycopg://user@host/database, or sqlite:///path, or nothing, came "
-            + (f"one that begins with {scheme + sign!r}" if sign else "one without a ://")
+            "expected postgresql+psycopg://user@host/database, or sqlite:///path, or nothing, got "
+            + (f"a URL that begins with {scheme + sign!r}" if sign else "a text without ://")
         )
-    if scheme == "sqlite" and rest.lstrip("/").startswith("file:"):  # its file would be another one to us
-        raise ValueError("expected sqlite:///path, came a URI of SQLite's own (file:); write its path alone")
+    if scheme == "sqlite" and rest.lstrip("/").startswith("file:"):  # we would take another file
+        raise ValueError("expected sqlite:///path, got a file: URI; write the path alone")
     if value and scheme != "sqlite" and not _SERVER.match(rest):
         raise ValueError(
-            "expected postgresql+psycopg://user:password@host:port/database, came one whose host or port cannot be "
-            "read; write other signs than letters and digits of a password as %40 and the like"
+            "expected postgresql+psycopg://user:password@host:port/database, got an unreadable host or port; "
+            "write characters of a password other than letters and digits as %40 and the like"
         )
     return value
 

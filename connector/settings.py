@@ -1,4 +1,4 @@
-"""Everything that an operator can set, each with a type, a default and a line of help.
+"""All settings of a connector, each with a type, a default and a help text.
 
 Read once by `Settings()` from arguments, environment (`HANSE_...`) and an optional env file; nothing else in the
 connector reads the environment, and nothing is read at import.
@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from connector.setting_types import Address, Database, Did, Location, Name, Networks, Place, words
 
 
-def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Names that are no setting and nearly one, with that one: a slip would go unseen, and its default hold."""
+def find_misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Environment names that look like a misspelt setting, each with that setting."""
     known = [f"HANSE_{name.upper()}" for name in Settings.model_fields]
     for name in sorted(environment):
         if name.startswith("HANSE_") and name not in known:
@@ -26,11 +26,11 @@ def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class Settings(BaseSettings):
-    """One connector. `HANSE_` + the field's name in capitals sets a field."""
+    """The settings of a connector. The variable `HANSE_<FIELD>` sets a field."""
 
     model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
 
-    name: Name = Field("connector", description="Short name of the participant, as SQL writes it before a dataset.")
+    name: Name = Field("connector", description="Short name of the participant, as used in SQL before a dataset.")
     title: str = Field("", description="Name of the participant for people.")
     data_dir: Path = Field(
         Path("var/connector"),
@@ -47,15 +47,15 @@ class Settings(BaseSettings):
     )
     converted_dir: Place = Field(
         None,
-        description="Directory in which a connector makes one for what it converts to Parquet at registration; "
-        "processes on one database need the same. Empty: data_dir.",
+        description="Directory for files converted to Parquet at registration; processes on the same database need "
+        "the same one. Empty: data_dir.",
     )
     connections: Place = Field(
         None,
         description="YAML file (mode 0600) with the object stores and databases that datasets may be registered from.",
     )
     object_cache_mb: int = Field(
-        2048, ge=64, description="Disk that blocks read from object stores may take in data_dir, in MB."
+        2048, ge=64, description="Disk space in data_dir for cached blocks of object stores, in MB."
     )
 
     public_host: str = Field(
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     public_port: int = Field(8080, ge=0, le=65535, description="Port of the public listener.")
     public_url: Address = Field(
         "",
-        description="URL under which others reach the public listener; empty is http(s)://public_host:public_port.",
+        description="URL of the public listener for other participants; empty: http(s)://public_host:public_port.",
     )
     tls_certificate: Place = Field(
         None, description="PEM file with the public listener's certificate chain; empty: a proxy in front does TLS."
@@ -74,14 +74,14 @@ class Settings(BaseSettings):
     )
     flight_host: str = Field("127.0.0.1", description="Address that Arrow Flight binds to.")
     flight_port: int | None = Field(
-        None, ge=1, le=65535, description="Port of Arrow Flight and Flight SQL; empty: neither is spoken."
+        None, ge=1, le=65535, description="Port of Arrow Flight and Flight SQL; empty: both are off."
     )
     flight_url: Location = Field(
         "",
-        description="Location under which others reach Flight; empty is grpc+tls or grpc+tcp://flight_host:flight_port.",
+        description="Location of Flight for other participants; empty: grpc+tls or grpc+tcp://flight_host:flight_port.",
     )
     flight_plaintext: bool = Field(
-        False, description="Let Flight speak without TLS beyond loopback, where something else protects the way."
+        False, description="Allow Flight without TLS beyond loopback, if something else protects the connection."
     )
     management_host: str = Field(
         "127.0.0.1", description="Address that the management listener (API, console) binds to."
@@ -89,19 +89,21 @@ class Settings(BaseSettings):
     management_port: int = Field(8081, ge=0, le=65535, description="Port of the management listener.")
     admin_token_file: Place = Field(
         None,
-        description="File that a start writes an admin's token to (mode 0600), where none is good, as at the first; "
-        "without it, the token is printed.",
+        description="File for the admin token (mode 0600) that a start creates if there is no valid one, as at "
+        "the first "
+        "start; empty: the token is printed.",
     )
     catalogue_url: Address = Field(
         "",
-        description="URL of the data space's catalogue: for `hanse search`, and to tell it when offers change; empty: "
+        description="URL of the data space's catalogue, for `hanse search` and to notify it of changed offers; empty: "
         "neither.",
     )
 
     participant_id: Did = Field("", description="The participant's DID; empty is did:web of public_url.")
     trust_anchor: Did = Field(
         "",
-        description="DID of the data space's operator, whose member register is believed; empty: nobody is a member.",
+        description="DID of the data space's operator, who signs the member register; empty: no participant is "
+        "a member.",
     )
     trust_register: Address = Field(
         "", description="URL of the signed member register; empty is <trust anchor's address>/members.jws."
@@ -124,11 +126,13 @@ class Settings(BaseSettings):
     insecure_http: bool = Field(
         False, description="Allow http:// to allowed private addresses; for loopback and labs only."
     )
-    call_timeout: float = Field(10.0, gt=0, description="Seconds for one call to somebody else's server.")
+    call_timeout: float = Field(
+        10.0, gt=0, description="Time limit of a call to another organisation's server, in seconds."
+    )
     call_max_bytes: int = Field(
         8 * 2**20,
         ge=2**10,
-        description="Largest answer that a call to somebody else's server may give, in bytes.",
+        description="Largest response of another organisation's server, in bytes.",
     )
 
     body_max_bytes: int = Field(
@@ -164,14 +168,16 @@ class Settings(BaseSettings):
     dsp_negotiations_open_all: int = Field(
         5_000,
         ge=1,
-        description="Open negotiations in each of our roles, with everybody; as soon as there are as many, who is no "
-        "member of the data space and has no agreement with us begins none.",
+        description="Open negotiations in each of our roles, over all counterparties; at this number, only "
+        "members of the "
+        "data space and parties with an agreement can begin more.",
     )
     dsp_new_per_minute_strangers: int = Field(
         1_000,
         ge=1,
-        description="New negotiations that all together may begin in a minute who are no members of the data space and "
-        "have no agreement with us.",
+        description="New negotiations in a minute over all parties that are neither members of the data space "
+        "nor have an "
+        "agreement with us.",
     )
     dsp_negotiation_idle: float = Field(
         30 * 86_400.0,
@@ -181,7 +187,7 @@ class Settings(BaseSettings):
     dsp_negotiation_idle_stranger: float = Field(
         7 * 86_400.0,
         gt=0,
-        description="The same for who is no member of the data space, by its register, and has no agreement with us.",
+        description="The same for parties that are neither members of the data space nor have an agreement with us.",
     )
 
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
@@ -189,65 +195,66 @@ class Settings(BaseSettings):
     worker_memory_mb: int = Field(
         320,
         ge=64,
-        description="Memory limit of the engine in one worker, in MB; what a query needs beyond goes to disk. Two "
-        "workers of this size and the connector stay within 1 GB.",
+        description="Memory limit of the engine in a worker, in MB; beyond it, a query uses disk. Two workers "
+        "of this size "
+        "and the connector stay within 1 GB.",
     )
     worker_temp_mb: int = Field(
         4096,
         ge=0,
-        description="Disk that one query may use where its memory does not suffice, in MB; in a directory that no "
-        "other query can read and that goes with it. 0: none.",
+        description="Disk space for a query whose memory does not suffice, in MB, in a private directory that "
+        "is deleted "
+        "with the query. 0: none.",
     )
     query_seconds: float = Field(
         60.0,
         gt=0,
-        description="Longest time that one query or stream may work without a batch leaving, in seconds.",
+        description="Longest time that a query or stream may run without sending a batch, in seconds.",
     )
     ticket_seconds: int = Field(900, ge=10, description="Lifetime of a data-plane ticket, in seconds.")
     prepared_mb: int = Field(
         1024,
         ge=0,
-        description="Disk for prepared streams (second and later passes decode nothing), in MB; 0: keep none.",
+        description="Disk space for prepared streams, which later passes send without decoding, in MB; 0: none.",
     )
     prepared_sensitive: bool = Field(
-        False, description="Prepare streams of contracts with masks or duties, too; they mark personal data."
+        False, description="Also prepare streams of contracts with masks or duties, which mark personal data."
     )
     received_mb: int = Field(
         10_240,
         ge=0,
-        description="Disk in data_dir for what providers push to us, over all transfers, in MB; 0: nothing is taken.",
+        description="Disk space in data_dir for data pushed to us, over all transfers, in MB; 0: pushes are refused.",
     )
-    received_each_mb: int = Field(
-        10_240, ge=1, description="Most that one push to us may bring, in MB; its provider is told."
-    )
+    received_each_mb: int = Field(10_240, ge=1, description="Largest push to us, in MB; the refusal names this limit.")
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
     queue_seconds: float = Field(
         5.0,
         ge=0,
         le=60,
-        description="Seconds that a read or a question waits for its turn where as many run as may, before it is "
-        "refused with 429 and Retry-After. 0: refused at once.",
+        description="Seconds that a read or query waits at the limit of running ones before it is refused with 429 and "
+        "Retry-After. 0: refused at once.",
     )
 
     upkeep_seconds: float = Field(
         30.0,
         gt=0,
-        description="Seconds between two looks at agreements: duties that fall due, ends, facts that are gone.",
+        description="Seconds between two checks of agreements for due duties, ends and expired facts.",
     )
     audit_round_ms: int | None = Field(
         None,
         ge=1,
-        description="Longest wait before pending audit records, which are durable already, are sequenced and signed, "
-        "in milliseconds; a quarter of it without another record is enough. Not set: 200 on PostgreSQL, where "
-        "processes hear of each other by these rounds; 1000 on an SQLite file. Whoever reads the log does not wait.",
+        description="Longest wait before pending audit records, which are already durable, are numbered and signed, in "
+        "milliseconds; a quarter of it without a new record suffices. Default: 200 on PostgreSQL, where "
+        "processes learn "
+        "of each other's events by these rounds; 1000 on SQLite. Reading the log does not wait for it.",
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
 
     @field_validator("data_dir", "converted_dir", "source_roots")
     @classmethod
     def _whole(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
-        """From the root: a worker looks from a directory of its own, where a relative path leads elsewhere."""
+        """Make paths absolute, as workers run in directories of their own."""
         return tuple(path.absolute() for path in value) if isinstance(value, tuple) else value and value.absolute()
 
     @model_validator(mode="after")
@@ -255,23 +262,23 @@ class Settings(BaseSettings):
         if self.anonymous_participant and self.public_host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(
                 "HANSE_ANONYMOUS_PARTICIPANT is for labs on loopback: expected HANSE_PUBLIC_HOST=127.0.0.1, "
-                f"came {self.public_host}; unset one of the two"
+                f"got {self.public_host}; unset one of the two"
             )
         if self.tls_key and not self.tls_certificate:
-            raise ValueError("expected HANSE_TLS_CERTIFICATE beside HANSE_TLS_KEY, came the key alone; set both")
+            raise ValueError("expected HANSE_TLS_CERTIFICATE with HANSE_TLS_KEY, got the key alone; set both")
         if self.tls_certificate and self.public_url.startswith("http://"):
             raise ValueError(
-                f"expected HANSE_PUBLIC_URL to begin with https:// beside HANSE_TLS_CERTIFICATE, came {self.public_url}"
+                f"expected HANSE_PUBLIC_URL to begin with https:// with HANSE_TLS_CERTIFICATE, got {self.public_url}"
             )
         if self.workers_warm > self.workers_max:
             raise ValueError(
-                f"expected HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX, came {self.workers_warm} and "
+                f"expected HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX, got {self.workers_warm} and "
                 f"{self.workers_max}"
             )
         if self.flight_port is not None and not (self.flight_safe or self.flight_plaintext):
             raise ValueError(
-                f"Flight on {self.flight_host} would speak without TLS: set HANSE_TLS_CERTIFICATE, or "
-                "HANSE_FLIGHT_PLAINTEXT=true where something else protects the way, or unset HANSE_FLIGHT_PORT"
+                f"Flight on {self.flight_host} would run without TLS: set HANSE_TLS_CERTIFICATE, or "
+                "HANSE_FLIGHT_PLAINTEXT=true if something else protects the connection, or unset HANSE_FLIGHT_PORT"
             )
         return self
 
@@ -288,7 +295,7 @@ class Settings(BaseSettings):
 
     @property
     def flight_safe(self) -> bool:
-        """Whether nobody can listen in on Flight."""
+        """Whether Flight uses TLS or only loopback."""
         return self.tls_certificate is not None or self.flight_host in ("127.0.0.1", "::1", "localhost")
 
     @property
@@ -297,7 +304,7 @@ class Settings(BaseSettings):
 
     @property
     def own_places(self) -> tuple[Path, ...]:
-        """What is the connector's alone, also where data may lie around it: keys, records, what others sent."""
+        """The connector's private files and folders, which no dataset may use: keys, logs, received data."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
         files = (self.admin_token_file, self.connections, self.tls_key or self.tls_certificate)  # the key's file

@@ -1,4 +1,4 @@
-"""Logging and metrics set-up. Knows nothing of what is logged, except that secrets never are."""
+"""Set-up of logging and metrics, and the middleware that adds correlation ids. Hides secrets in log lines."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _add_correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> Mappin
 
 
 class _Lines(structlog.PrintLogger):
-    """Lines of a file. One that cannot be written, as on a full disk, or where a terminal or a pipe is gone, is lost,
-    and nothing else: most tell of a failure, and what handles that must not fail for its line."""
+    """Writes log lines to a file. A line that cannot be written (full disk, closed pipe) is dropped silently, as error
+    handlers must not fail because of logging."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):  # ValueError: the file is closed
@@ -56,9 +56,9 @@ def _lines(file: TextIO) -> Any:
 
 
 def set_up_logging(*, level: str, as_json: bool) -> None:
-    """Send structured lines to standard error: text for people, or JSON lines for machines.
+    """Send structured log lines to standard error, as text or as JSON lines.
 
-    What others log by Python's own means goes there as well, and its failures to write are no errors either.
+    Lines of Python's `logging` go there as well, and failures to write them are ignored, too.
     """
     logging.raiseExceptions = False
     renderer: Any = (
@@ -85,13 +85,15 @@ def set_up_logging(*, level: str, as_json: bool) -> None:
 
 
 def logger(name: str) -> Any:
-    """A structured logger for a part. Made at import, it is set up with its first line: `bind` would do that now,
-    before anybody said what to hide."""
+    """A structured logger for a part of the program, configured at its first line.
+
+    `bind` would configure it at import, before `set_up_logging` installs the filter for secrets.
+    """
     return structlog.get_logger(part=name)
 
 
 class Metrics:
-    """The connector's figures, in a registry of its own so that two connectors fit in one test process."""
+    """The connector's metrics, in a registry of their own, so that a process can hold several connectors in tests."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -110,7 +112,7 @@ class Metrics:
 
 
 class Observed:
-    """Pure ASGI around an app: a correlation id for each request, figures by status, safe headers. Copies no body."""
+    """ASGI middleware: correlation ids, request counts by status, safe headers. Copies no body."""
 
     def __init__(self, app: ASGIApp, *, listener: str, metrics: Metrics) -> None:
         self._app = app

@@ -1,7 +1,7 @@
-"""The one reader of addresses: what a URL must look like before it is stored or called. Pure; looks nothing up.
+"""Validates URLs before they are stored or called. Pure: does not resolve names.
 
-`urllib.parse.urlsplit` drops line ends and tabs and cuts leading blanks, so a check of its parts says nothing about the
-text that is stored and sent. Here the text itself is checked first.
+`urllib.parse.urlsplit` drops line ends, tabs and leading blanks, so a check of its parts does not cover the text that
+is stored and sent. Here the text itself is checked first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 HTTP = ("http", "https")
 BASE_MAX = 2_000  # characters of an address to which paths are added
-_LONGEST = 16_000  # a push endpoint of 8,000 characters with a path behind it still fits
+_LONGEST = 16_000  # room for a push endpoint of 8,000 characters with a path added
 _SHOWN = 200
 _NOT_IN_URLS = re.compile(r'[^!-~]|["<>\\^`{|}]')  # RFC 3986, section 2: neither reserved nor unreserved
 _HALF_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -24,7 +24,7 @@ _CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
 def read_url(text: str, *, schemes: tuple[str, ...] = HTTP, query: bool = True, longest: int = _LONGEST) -> SplitResult:
-    """The parts of an absolute URL with one of `schemes`. ValueError says what was expected and what came.
+    """The parts of an absolute URL with one of `schemes`. Raises: ValueError.
 
     In this order: (1) length; (2) printable ASCII of RFC 3986 and whole %XX; (3) scheme and host; (4) no credentials;
     (5) a host name, an IPv4 address or an IPv6 address in brackets; (6) a port from 1 to 65535; (7) no fragment, and no
@@ -33,26 +33,28 @@ def read_url(text: str, *, schemes: tuple[str, ...] = HTTP, query: bool = True, 
     if len(text) > longest:  # 1
         raise ValueError(f"expected an address of at most {longest} characters, got {len(text)}; give a shorter one")
     if found := _NOT_IN_URLS.search(text):  # 2
-        raise _unfit(
+        raise _invalid_url(
             'a URL in ASCII without blanks, line ends, control characters and any of "<>\\^`{|}',
             text,
             f"with {found[0]!a} at position {found.start()}; write it as %XX, or a host in its xn-- form",
         )
     if _HALF_ESCAPE.search(text):
-        raise _unfit("two hexadecimal digits behind each %", text, "; write a % as %25")
+        raise _invalid_url("two hexadecimal digits behind each %", text, "; write a % as %25")
     kinds = "http(s)" if schemes == HTTP else " or ".join(schemes)
     parts = _split(text)
     if parts is None or parts.scheme not in schemes or not parts.netloc:  # 3
-        raise _unfit(f"an absolute {kinds} URL", text, f"; write it as {schemes[-1]}://host/path")
+        raise _invalid_url(f"an absolute {kinds} URL", text, f"; write it as {schemes[-1]}://host/path")
     if "@" in parts.netloc:  # 4
-        raise _unfit("a URL without credentials", text, "; leave out what stands before the @")
+        raise _invalid_url("a URL without credentials", text, "; leave out what stands before the @")
     host, port = _host_and_port(parts.netloc)
     if not _is_host(host):  # 5
-        raise _unfit("a host name or an IP address as host", text, f"with the host {host[:_SHOWN]!r}")
+        raise _invalid_url("a host name or an IP address as host", text, f"with the host {host[:_SHOWN]!r}")
     if port is not None and not (_PORT.fullmatch(port) and int(port) < 2**16):  # 6
-        raise _unfit("a port from 1 to 65535 or none", text, f"with the port {port[:_SHOWN]!r}")
+        raise _invalid_url("a port from 1 to 65535 or none", text, f"with the port {port[:_SHOWN]!r}")
     if "#" in text or ("?" in text and not query):  # 7
-        raise _unfit(f"a URL without {'a fragment' if query else 'query and fragment'}", text, "; end it before that")
+        raise _invalid_url(
+            f"a URL without {'a fragment' if query else 'query and fragment'}", text, "; end it before that"
+        )
     return parts
 
 
@@ -62,12 +64,14 @@ def read_base(text: str) -> SplitResult:
 
 
 def check_endpoint(text: str) -> None:
-    """ValueError unless this can be the endpoint of a data address, of whatever transport: http(s) URLs are read
-    wholly; any other text (`grpc+tls://host`, `broker:9092`) has at least no character that no address has."""
+    """Check the endpoint of a data address of any transport. Raises: ValueError.
+
+    http(s) URLs are checked completely; others (`grpc+tls://host`, `broker:9092`) only for invalid characters.
+    """
     if _HTTP_URL.match(text):
         read_url(text)
     elif found := _NOT_IN_URLS.search(text):
-        raise _unfit(
+        raise _invalid_url(
             "an endpoint in ASCII without blanks, line ends and control characters",
             text,
             f"with {found[0]!a} at position {found.start()}",
@@ -82,7 +86,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def _host_and_port(netloc: str) -> tuple[str, str | None]:
-    """Host and port as they are written; None without a colon behind the host."""
+    """Host and port as written; the port is None without a colon after the host."""
     host, colon, port = netloc.rpartition(":")
     if not colon or netloc.endswith("]"):
         return netloc, None
@@ -105,7 +109,7 @@ def _is_address(text: str, kind: type[ipaddress.IPv4Address | ipaddress.IPv6Addr
         return False
 
 
-def _unfit(expected: str, text: str, why: str) -> ValueError:
-    """A sentence that shows the text harmlessly: escaped, cut, without credentials."""
+def _invalid_url(expected: str, text: str, why: str) -> ValueError:
+    """The error, which shows the text escaped, cut, and without credentials."""
     shown = ascii(_CREDENTIALS.sub("//***@", text)[:_SHOWN])
     return ValueError(f"expected {expected}, got {shown}{why if why.startswith(';') else ' ' + why}")

@@ -78,7 +78,9 @@ class ViewerAuthenticator:
         if scheme.lower() == "bearer" and await self._operator(text):
             return Viewer(OPERATOR)
         if scheme.lower() == "bearer":  # any other is refused below
-            await self._member(self._identity.claimed(f"{scheme} {text}"))  # or anybody had us call where a DID leads
+            await self._member(
+                self._identity.read_claimed_issuer(f"{scheme} {text}")
+            )  # or anybody had us call where a DID leads
         principal = await self._identity.authenticate(f"{scheme} {text}")
         member = await self._member(principal.id)
         kind = MEMBERS if member.status == "active" else PUBLIC

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from connector.errors import HanseError, NotFound, unfit
+from connector.errors import HanseError, NotFound, validation_error
 from connector.telemetry import logger
 
 _MEDIA = "application/problem+json"
@@ -38,7 +38,7 @@ def install(app: FastAPI, *, page: Page, headers: Mapping[str, str]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_request(request: Request, error: RequestValidationError) -> Response:
-        return await answer(request, unfit(error.errors()))
+        return await answer(request, validation_error(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> Response:

@@ -30,7 +30,7 @@ from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member, VisitRecord
 from connector.errors import Forbidden, HanseError
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.telemetry import logger
 
 _TICK_SECONDS = 1.0
@@ -68,7 +68,7 @@ class Crawler:
     def __init__(
         self,
         store: CatalogueStore,
-        net: Net,
+        net: HttpClient,
         identity: Identity,
         settings: CatalogueSettings,
         *,

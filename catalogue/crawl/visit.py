@@ -28,7 +28,7 @@ from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.protocol_client import Peer
 from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net, Reply, origin
+from connector.infra.net.http_client import HttpClient, Reply, origin
 from connector.urls import check_endpoint, read_url
 
 _REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
@@ -94,7 +94,7 @@ class Visit:
 
     def __init__(
         self,
-        net: Net,
+        net: HttpClient,
         identity: Identity,
         limits: VisitLimits,
         *,

@@ -15,7 +15,7 @@ from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, PeerUnreachable, Unauthenticated
 from connector.identity.did import address_of
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.setting_types import NAME, address, did, port_hint
 
 _STATUS = ("active", "suspended")
@@ -46,7 +46,7 @@ class Members:
     def __init__(
         self,
         store: CatalogueStore,
-        net: Net,
+        net: HttpClient,
         settings: CatalogueSettings,
         *,
         on_change: Callable[[], Awaitable[None]] | None = None,

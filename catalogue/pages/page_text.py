@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from catalogue.crawl.offer_terms import CatalogueOffer, OfferLine, list_uses
 from catalogue.search.facets import FACETS, POLICIES, EntryView
 from catalogue.search.search_query import SearchQuery
-from connector.infra.html.wording import UNITS, ago, counted
+from connector.infra.html.wording import UNITS, format_age, format_count
 from policies.contracts.columns import quote_identifier
 
 _ROWS = ("ds:stream", "ds:train", "odrl:read", "odrl:use")  # actions by which rows leave
@@ -176,7 +176,7 @@ def licence_name(text: str) -> str:
 
 
 FILTERS: Mapping[str, Any] = {
-    "ago": ago,
+    "ago": format_age,
     "until": until,
     "day": day,
     "instant": instant,
@@ -185,5 +185,5 @@ FILTERS: Mapping[str, Any] = {
     "path": path_of,
     "coloured": coloured,
     "licence": licence_name,
-    "counted": counted,
+    "counted": format_count,
 }

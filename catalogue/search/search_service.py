@@ -26,7 +26,7 @@ from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member
 from catalogue.store.tables import EntryRow as Row
 from connector.errors import NotFound
-from connector.infra.concurrency.thread_pool import Threads
+from connector.infra.concurrency.thread_pool import BoundedThreadPool
 
 T = TypeVar("T")
 Fold = Callable[[str], tuple[str, ...]]  # the words of a text as the index knows them
@@ -94,7 +94,7 @@ class Search:
 
     def __init__(self, store: CatalogueStore, index: Index) -> None:
         self._store, self._index = store, index
-        self._threads = Threads(4, "catalogue-search", whom="the index")  # no visit waits behind searches
+        self._threads = BoundedThreadPool(4, "catalogue-search", resource="the index")  # no visit waits behind searches
 
     def close(self) -> None:
         """Finish the searches under way."""

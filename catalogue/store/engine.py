@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from catalogue.store.transaction import CatalogueTransaction
 from connector.errors import BadInput, Busy
-from connector.infra.concurrency.thread_pool import Threads
+from connector.infra.concurrency.thread_pool import BoundedThreadPool
 from connector.infra.database.database import open_engine
 
 T = TypeVar("T")
@@ -31,8 +31,8 @@ class CatalogueStore:
         self.clock = clock
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
-        self._readers = Threads(pool_size, "catalogue-read")
-        self._writers = Threads(1 if self.is_sqlite else pool_size, "catalogue-write")
+        self._readers = BoundedThreadPool(pool_size, "catalogue-read")
+        self._writers = BoundedThreadPool(1 if self.is_sqlite else pool_size, "catalogue-write")
 
     async def write(self, work: Work[T]) -> T:
         """Run `work(tx)` and commit. Returns its result once the commit is durable.

@@ -18,7 +18,7 @@ def upgrade(url: str) -> tuple[str, str]:
 
 def check_made(url: str) -> None:
     """Raise NotFound if the SQLite database does not exist: the settings or the working directory are others."""
-    if path := database.missing(url):
+    if path := database.missing_file(url):
         raise NotFound(
             f"expected the database of a catalogue, got nothing at {path}; set HANSE_DATA_DIR or HANSE_DATABASE_URL "
             "as the catalogue has it, or make a new one with `hanse catalogue serve` or `migrate`"

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from connector.errors import Busy, Conflict
-from connector.infra.database.database import connected, open_engine, sqlite_file
-from connector.infra.lock_file import locked
+from connector.infra.database.database import open_connection, open_engine, sqlite_file
+from connector.infra.lock_file import acquire_lock
 from connector.telemetry import logger
 
 _SERVES = 0x48414E44  # beside the number that migrations lock
@@ -33,10 +33,12 @@ def hold_exclusively(directory: Path, url: str, *, lost: Callable[[Conflict], No
     """
     with ExitStack() as held:
         own, other = directory / "catalogue.lock", "give this one a directory"  # a connector may have it as well
-        held.enter_context(closing(locked(own, "HANSE_DATA_DIR", other, who="catalogue")))
+        held.enter_context(closing(acquire_lock(own, "HANSE_DATA_DIR", other, service="catalogue")))
         if (file := sqlite_file(url)) is not None:
             lock = file.with_name(f"{file.name}.lock")
-            held.enter_context(closing(locked(lock, "HANSE_DATABASE_URL", "give this one a database", who="catalogue")))
+            held.enter_context(
+                closing(acquire_lock(lock, "HANSE_DATABASE_URL", "give this one a database", service="catalogue"))
+            )
         else:
             held.enter_context(_hold_lock(url, lost))
         yield
@@ -91,7 +93,7 @@ def _connect_and_lock(engine: Engine, ours: set[int]) -> Connection:
 
     Raises Conflict if another process has the lock, and Busy if a lost connection of this process still has it.
     """
-    connection = connected(engine).execution_options(isolation_level="AUTOCOMMIT")
+    connection = open_connection(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
         ours.add(_read_backend_pid(connection))
         _claim(connection, ours)

@@ -1,5 +1,5 @@
-"""The append-only log of everything that happened, in a form that nobody can change quietly.
+"""The append-only audit log: a Merkle tree of records under a signed head, so that every change is detected.
 
-Knows records and hashes; nothing of the protocol, of policies, or of who calls. Its offline verifier lives in the
-client and shares no code with what stands here, so that two readings of the format check each other.
+Knows records and hashes, and must not know the protocol, policies or callers. The offline verifier is in the client and
+shares no code with this package, so that two implementations of the format check each other.
 """

@@ -1,14 +1,14 @@
-"""Evidence files: the whole log, or the records that answer a question, in one zip that is checked without us.
+"""Evidence files: the whole log or an extract, as a zip file that an auditor verifies offline.
 
-    manifest.json    what this is: format, kind (whole | extract), filter, counts, the head it stands under; canonical
+    manifest.json    format, kind (whole | extract), filter, counts, the signed head; canonical JSON
     manifest.sig     the log key's signature over manifest.json, as a signed note's signature line
-    log.vkey         the log's verifier key; believe it only where it equals one that you already hold
+    log.vkey         the log's verifier key; trust it only if it equals a key that you already have
     checkpoint       the signed head (C2SP tlog-checkpoint)
     leaves           whole: the leaf hash of each record, 32 bytes each; extract: empty
-    events.jsonl     a line each, canonical: body, idx, salt, ts, and in an extract the inclusion proof
+    events.jsonl     a line per record, canonical: body, idx, salt, ts; in an extract also the inclusion proof
 
-Members are stored uncompressed under a fixed date, so that a changed byte of the file is a changed byte of one record
-and can be named. Memory is bounded: records go to the file as they are read.
+Members are stored uncompressed with a fixed date, so that a changed byte can be traced to a record. Memory is bounded:
+records are written to the file as they are read.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from connector.audit import merkle, signed_note
-from connector.audit.head_file import Unit
-from connector.audit.log import AuditLog, Filter, record_from
+from connector.audit.head_file import AuditTransaction
+from connector.audit.log import AuditLog, Filter, row_to_record
 from connector.audit.record import Record, canonical
 from connector.errors import Busy, NotFound
 
 FORMAT = "hanse-evidence/1"
 _TILES_KEPT = 512  # 4 MB
 _ZIP64_ABOVE = 2**31 - 1
-_LINE_ESTIMATE = 16_384  # far above a line's length: decides only whether the container needs 64-bit sizes
+_LINE_ESTIMATE = 16_384  # far above a line's length: decides whether the zip file needs 64-bit sizes
 
 
 async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, directory: Path) -> IO[bytes]:
-    """An evidence file under the newest head, open at its start; it has no name, so it goes when it is closed.
+    """Write an evidence file under the newest head and return it open at its start; closing it deletes it.
 
-    Busy where the directory cannot take it, and where others that are made leave no room. The caller has recorded who
-    asked.
+    The caller has recorded the reader. Raises: NotFound for an empty log; Busy if the directory has no room, or too
+    many exports run.
     """
     await log.sequencer.settle()
 
-    def work(tx: Unit) -> IO[bytes]:
+    def work(tx: AuditTransaction) -> IO[bytes]:
         directory.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed by whoever sends it
+        file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed by `blocks`
         try:
             write(file, tx, signer=signer, which=which)
         except BaseException:
@@ -57,16 +57,16 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
         return await log.database.read_long(work)
     except OSError as error:
         raise Busy(
-            "the evidence file cannot be written now: the data directory must have room", private=str(error)
+            "the evidence file cannot be written; make room in the data directory", private=str(error)
         ) from error
 
 
-def write(file: IO[bytes], tx: Unit, *, signer: signed_note.Signer, which: Filter) -> None:
-    """Write the evidence file for `which` from one snapshot. NotFound for a log without a record."""
+def write(file: IO[bytes], tx: AuditTransaction, *, signer: signed_note.Signer, which: Filter) -> None:
+    """Write the records that match `which` from a single snapshot. Raises: NotFound for a log without records."""
     newest = tx.audit.read_checkpoint()
     if newest is None:
         raise NotFound("the log has no record yet, so there is nothing to export")
-    origin, size, root = signed_note.head_of(newest.note)
+    origin, size, root = signed_note.read_head(newest.note)
     whole = not which.terms
     with ZipFile(file, "w", ZIP_STORED) as container:
         records = _write_events(container, tx, which=which, size=size, whole=whole)
@@ -89,29 +89,29 @@ def write(file: IO[bytes], tx: Unit, *, signer: signed_note.Signer, which: Filte
 
 
 def line(record: Record, path: list[bytes] | None) -> bytes:
-    """A record's line of `events.jsonl`. Its text is canonical already, and the members stand in canonical order."""
+    """The line of a record in `events.jsonl`: canonical JSON, as `record.text` is canonical already."""
     salt = base64.b64encode(record.salt).decode()
     proof = "" if path is None else f'"proof":{canonical([base64.b64encode(step).decode() for step in path])},'
     return f'{{"body":{record.text},"idx":{record.idx},{proof}"salt":"{salt}","ts":{math.floor(record.ts)}}}\n'.encode()
 
 
-def _write_events(container: ZipFile, tx: Unit, *, which: Filter, size: int, whole: bool) -> int:
+def _write_events(container: ZipFile, tx: AuditTransaction, *, which: Filter, size: int, whole: bool) -> int:
     count = 0
-    tile = lru_cache(_TILES_KEPT)(tx.audit.read_tile)  # proofs of neighbours share almost all of their tiles
+    tile = lru_cache(_TILES_KEPT)(tx.audit.read_tile)  # proofs of neighbouring records share almost all tiles
 
     def lines() -> Iterator[bytes]:
         nonlocal count
         for row in tx.audit.walk(stop=size, **which.query):
             path = None if whole else merkle.inclusion_proof(tile, row.idx, size)
-            yield line(record_from(row), path)
+            yield line(row_to_record(row), path)
             count += 1
 
     _member(container, "events.jsonl", lines(), large=size * _LINE_ESTIMATE > _ZIP64_ABOVE)
     return count
 
 
-def _leaves(tx: Unit, size: int) -> Iterator[bytes]:
-    """The leaf hashes, a tile at a time."""
+def _leaves(tx: AuditTransaction, size: int) -> Iterator[bytes]:
+    """All leaf hashes, a tile at a time."""
     for n in range((size + merkle.WIDTH - 1) // merkle.WIDTH):
         wide = min(size - n * merkle.WIDTH, merkle.WIDTH)
         data: bytes = tx.audit.read_tile(0, n) or b""
@@ -127,7 +127,7 @@ def _member(container: ZipFile, name: str, chunks: Iterator[bytes], *, large: bo
 
 
 def blocks(file: IO[bytes], *, size: int = 256 * 1024) -> Iterator[Any]:
-    """The file's bytes, for sending; closes it at the end, however that comes."""
+    """Yield the bytes of a file in blocks and close it at the end or on failure."""
     with file:
         while block := file.read(size):
             yield block

@@ -1,7 +1,8 @@
-"""The newest signed head that a process knows of, kept beside its database: what an older database cannot know.
+"""A file with the newest signed head of the audit log, to detect that the database was replaced by an older copy.
 
-A database that is put back from a copy looks sound: its log ends where it ended. Going on with it would sign a second
-history under the key of the first, and everything that was revoked, ended and used since would be forgotten.
+An older copy of a database looks sound, as its log ends with a signed head. Continuing it would sign a second history
+with the same key, and would forget everything that was revoked, ended or used since the copy. So the newest head is
+also kept outside of the database, in the data directory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from connector.audit import merkle
-from connector.audit.signed_note import Signer, head_of
+from connector.audit.signed_note import Signer, read_head
 from connector.errors import HanseError
 from connector.infra import atomic_files
 from connector.telemetry import logger
@@ -20,13 +21,13 @@ _log = logger("audit")
 
 
 class LogBroken(HanseError):
-    """What is stored is not what was signed. Nothing more is signed until an operator has looked."""
+    """The stored log does not match its signed head. Nothing more is signed until an operator has repaired it."""
 
     code = "log_broken"
 
 
-class Unit(Protocol):
-    """A transaction, as far as the log needs one."""
+class AuditTransaction(Protocol):
+    """The part of a database transaction that the audit log needs."""
 
     now: float
 
@@ -34,63 +35,67 @@ class Unit(Protocol):
     def audit(self) -> Any: ...
 
 
-class NotOurs(LogBroken):
-    """The database's log is not the newest that we know of, or goes on under another key: there is no going on."""
+class ForeignLog(LogBroken):
+    """The database's log is older than the head file, or signed with another key. The process must stop."""
 
 
-class Mark:
-    """The head in the file `path`. One that a `former` key of ours has signed says nothing about the log of `signer`'s;
-    what none of them has signed is damaged, or another's, and not gone on with."""
+class HeadFile:
+    """The newest signed head, in the file `path`.
+
+    A head that a `former` key signed says nothing about the log of `signer`. A head that none of these keys signed is
+    damaged or from another connector, and `check` refuses it. Raises: LogBroken if the file cannot be read.
+    """
 
     def __init__(self, path: Path, *, signer: Signer, former: Sequence[Signer] = ()) -> None:
         self._path = path
-        self.note, self.size, self._root, self._known = "", 0, b"", True
+        self.note, self.size, self._root, self._is_ours = "", 0, b"", True
         self._failing = False
         try:
-            self._known = not path.exists() or self._take(path.read_bytes(), signer, former)
+            self._is_ours = not path.exists() or self._load(path.read_bytes(), signer, former)
         except OSError as error:
             raise LogBroken(f"{path} cannot be read ({error.strerror}); let the connector's user read it") from None
 
-    def _take(self, data: bytes, signer: Signer, former: Sequence[Signer]) -> bool:
-        """Whether it is a head that a key of ours has signed, which is then ours."""
+    def _load(self, data: bytes, signer: Signer, former: Sequence[Signer]) -> bool:
+        """Read a head from the file's bytes; False unless one of our keys signed it."""
         try:
             note = data.decode()
-            _, size, root = head_of(note)
+            _, size, root = read_head(note)
         except ValueError:
             return False
         self.note = note
         if signer.has_signed(note):
             self.size, self._root = size, root
             return True
-        return any(one.has_signed(note) for one in former)
+        return any(key.has_signed(note) for key in former)
 
-    def check(self, tx: Unit) -> None:
-        """NotOurs where the database's log is not this one, or a later state of it. LogBroken where it cannot be read,
-        or the file."""
-        if not self._known:
+    def check(self, tx: AuditTransaction) -> None:
+        """Check that the database's log continues the log of this head.
+
+        Raises: ForeignLog if it does not; LogBroken if the log or the file is damaged.
+        """
+        if not self._is_ours:
             raise LogBroken(
-                f"expected the newest signed head of our audit log in {self._path}, came something else (damaged), or "
-                "one that no key in keys/ of HANSE_DATA_DIR has signed: copy keys/ from another process or the newest "
-                "backup; remove the file only where the database is surely the newest there is, as nothing else shows "
-                "that it is; where it is not, `hanse connector restored` (docs/operations.md)"
+                f"expected the newest signed head of our audit log in {self._path}, got damaged data or a head that no "
+                "key in keys/ of HANSE_DATA_DIR signed; copy keys/ from another process or the newest backup. If the "
+                "database is certainly the newest, remove the file, which is the only proof of that; otherwise run "
+                "`hanse connector restored` (docs/operations.md)"
             )
         if (size := tx.audit.read_size()) < self.size:
-            raise NotOurs(older(f"{size} records, not the {self.size}", self._path))
+            raise ForeignLog(describe_older_log(f"{size} records, not the {self.size}", self._path))
         try:
             same = not self.size or merkle.root(tx.audit.read_tile, self.size) == self._root
         except merkle.TreeBroken as error:
             raise LogBroken(str(error)) from error
         if not same:
-            raise NotOurs(older("other records than those", self._path))
+            raise ForeignLog(describe_older_log("other records than those", self._path))
 
-    def is_before(self, note: str) -> bool:
-        """Whether this head is a later one, or the one before could not be written."""
-        return self._failing or head_of(note)[1] > self.size
+    def needs_update(self, note: str) -> bool:
+        """Whether `note` is a later head, or the last one could not be written."""
+        return self._failing or read_head(note)[1] > self.size
 
     def keep(self, note: str) -> None:
-        """Replace the head by a later one; on the disk, and whole. What cannot be written is known here, and tried
-        with the next look."""
-        self.note, (_, self.size, self._root) = note, head_of(note)
+        """Replace the head by a later one, atomically. A failed write is logged and retried later."""
+        self.note, (_, self.size, self._root) = note, read_head(note)
         try:
             atomic_files.write(self._path, note)
         except OSError as error:
@@ -101,12 +106,12 @@ class Mark:
         self._failing = False
 
 
-def older(has: str, where: Path | str) -> str:
-    """What is said where the log `has` less than what was signed, or something else, as is known from `where`."""
+def describe_older_log(has: str, where: Path | str) -> str:
+    """The message for a log that lacks signed records; `has` says what it has instead, `where` how that is known."""
     return (
-        f"the audit log of this database has {has} that this connector has signed ({where}): an older "
-        "database, or another one, is in the place of its own. What was revoked, withdrawn, ended and used since "
-        "is not known here and would not hold, and what is signed now would contradict what others have seen. Put "
-        "the newest one back, or set HANSE_DATABASE_URL to it; where there is none, `hanse connector restored` "
-        "ends what was agreed and begins a log with another key (docs/operations.md)"
+        f"the audit log of this database has {has} that this connector has signed ({where}): the database is an older "
+        "copy, or another one. It does not know what was revoked, withdrawn, ended or used since, and new signatures "
+        "would contradict heads that others have seen. Put the newest database back, or set HANSE_DATABASE_URL to it; "
+        "if it is lost, `hanse connector restored` ends all agreements and begins a log with another key "
+        "(docs/operations.md)"
     )

@@ -1,6 +1,6 @@
-"""Numbering, hashing and signing: from committed events to a log with a signed head, and reading it back.
+"""The audit log: numbers, hashes and signs committed events (`Sequencer`), and reads them back (`AuditLog`).
 
-The database is reached through what `app` passes in (a store); of its rows only the names below are known.
+Must not import the store: `services` passes it in, and this module knows it by the protocols below.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, signed_note
-from connector.audit.head_file import LogBroken, Mark, NotOurs, Unit, older
-from connector.audit.record import SALT_BYTES, Record, record_of
+from connector.audit.head_file import AuditTransaction, ForeignLog, HeadFile, LogBroken, describe_older_log
+from connector.audit.record import SALT_BYTES, Record, make_record
 from connector.errors import BadInput, HanseError, NotFound
 from connector.events import OUTCOMES, Bus, Event, kinds
 from connector.telemetry import logger
 
 T = TypeVar("T")
 
-ROUND_MAX = 1024  # records in one round: larger ones gain nothing and hold up other writers
-_IDLE_SECONDS = 30.0  # after this long without a wake: records of another process that died before its round
-_LOOK_SECONDS = 1.0  # between two looks whether the log is still ours: what an older one lets in is served until then
+ROUND_MAX = 1024  # records in a round: larger rounds gain nothing and delay other writers
+_IDLE_SECONDS = 30.0  # then look without a wake: another process may have died before its round
+_LOOK_SECONDS = 1.0  # between two checks of the newest head: an older database is served for this long at most
 _RETRY_FIRST, _RETRY_CAP = 0.1, 5.0
 
 _TEXTS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
@@ -33,7 +33,7 @@ _TEXTS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
 _log = logger("audit")
 
 
-class Database(Protocol):
+class AuditDatabase(Protocol):
     bus: Bus
 
     def write(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
@@ -44,9 +44,11 @@ class Database(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
-    """A record, the leaf hash that the tree holds for it, and the text of its `.tlog-proof` under the newest signed
-    head. Text and tree are stored side by side, and either may have been changed."""
+class ProvenRecord:
+    """A record, its leaf hash in the tree, and its `.tlog-proof` under the newest signed head.
+
+    Record and tree are stored separately, and either may have been changed: callers compare them.
+    """
 
     record: Record
     logged: bytes
@@ -54,16 +56,19 @@ class Proven:
 
 
 class Sequencer:
-    """The one that numbers. Several may run on one database: a round belongs to whoever holds its lock. `mark`: where
-    the newest head is kept outside of the database. `takes_over`: the newest head may be another key's."""
+    """Numbers committed events in rounds and signs the head after each.
+
+    Several processes may run one on the same database; a lock gives each round to a single process. `head_file` keeps
+    the newest head outside of the database. `takes_over`: the newest head may be signed with another key.
+    """
 
     def __init__(
         self,
-        database: Database,
+        database: AuditDatabase,
         *,
         signer: signed_note.Signer,
         former: Sequence[signed_note.Signer] = (),
-        mark: Mark | None = None,
+        head_file: HeadFile | None = None,
         takes_over: bool = False,
         round_seconds: float = 0.05,
         salt: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES),
@@ -71,24 +76,23 @@ class Sequencer:
         self._database = database
         self._signer = signer
         self._former = former
-        self._mark = mark
+        self._head_file = head_file
         self._takes_over = takes_over
-        self._seen = self._signed = ""  # the newest head that was found to be ours; the one of our own last round
+        self._checked_head = self._signed = ""  # the newest head that was checked; the head of our last round
         self._round_seconds = round_seconds
         self._salt = salt
         self._wake = asyncio.Event()
-        self._told = 0.0  # when something was committed last
+        self._woken_at = 0.0  # monotonic time of the last commit
         self._turn = asyncio.Lock()
         self._checked = False
-        self.problem = ""  # why nothing is numbered now; empty while all is well
-        self.lost = asyncio.Event()  # the log is not ours any more: nothing may be served, for the reason in `problem`
+        self.problem = ""  # why no event is numbered at the moment; empty if all is well
+        self.lost = asyncio.Event()  # the log is not ours any more, as `problem` says: stop serving
 
     async def run(self) -> None:
-        """Catch up, then a round whenever something was committed, until cancelled.
+        """Number what is pending, then run a round after each commit, until cancelled.
 
-        One thing ends it by itself, a log that is not ours any more (`lost`). What fails otherwise is said in `problem`
-        and in our own log, and tried again, more slowly each time. A broken log is looked at again too: what was
-        missing of it may have been put back.
+        It ends by itself only if the log is not ours any more (`lost`). Other failures go to `problem` and our own log,
+        and are retried with growing pauses. A broken log is retried too, as an operator may repair it.
         """
         unsubscribe = self._database.bus.subscribe(lambda _: self.wake(), own=True)
         pause = _RETRY_FIRST
@@ -97,31 +101,34 @@ class Sequencer:
                 try:
                     await self.settle()
                     self.problem, pause = "", _RETRY_FIRST
-                    await self._rest()
-                except NotOurs as error:
+                    await self._wait_for_work()
+                except ForeignLog as error:
                     self.problem = error.message
-                    _log.error("log not ours", reason=self.problem)
+                    _log.error("audit log is not ours", reason=self.problem)
                     self.lost.set()
                     return
                 except Exception as error:  # noqa: BLE001  # a sequencer that stops is a log that stops
                     self.problem = error.message if isinstance(error, HanseError) else type(error).__name__
                     _log.error(
-                        "round failed", reason=self.problem, pause=pause, exc_info=not isinstance(error, HanseError)
+                        "audit round failed",
+                        reason=self.problem,
+                        pause=pause,
+                        exc_info=not isinstance(error, HanseError),
                     )
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _RETRY_CAP)
                     continue
-                await self._gather()
+                await self._wait_for_quiet()
         finally:
             unsubscribe()
 
     def wake(self) -> None:
-        """There is something to number."""
-        self._told = time.monotonic()
+        """Note that events were committed."""
+        self._woken_at = time.monotonic()
         self._wake.set()
 
-    async def _rest(self) -> None:
-        """Until there is something to number, or there may be. NotOurs where the log is not ours meanwhile."""
+    async def _wait_for_work(self) -> None:
+        """Wait for a commit, at most `_IDLE_SECONDS`, and check the head meanwhile. Raises: ForeignLog."""
         ends = time.monotonic() + _IDLE_SECONDS
         while not self._wake.is_set() and time.monotonic() < ends:
             with contextlib.suppress(TimeoutError):  # not wait_for: 3.11's swallows a cancellation that meets a wake
@@ -131,48 +138,51 @@ class Sequencer:
             async with self._turn:
                 await self._keep_head()
 
-    async def _gather(self) -> None:
-        """Wait until what belongs together is there: it shares a commit and a signature.
+    async def _wait_for_quiet(self) -> None:
+        """Wait until a burst of events is complete, so that its events share a commit and a signature.
 
-        A quarter of a round without a word ends the wait, and so does a whole round: one that begins in the middle of
-        a conversation keeps the database from it.
+        The wait ends after a quarter of a round without an event, and after a whole round at the latest. A round that
+        began in the middle of a burst would keep the database from the rest.
         """
         ends = time.monotonic() + self._round_seconds
-        while (due := min(self._told + self._round_seconds / 4, ends)) > (now := time.monotonic()):  # noqa: ASYNC110
+        while (due := min(self._woken_at + self._round_seconds / 4, ends)) > (now := time.monotonic()):  # noqa: ASYNC110
             await asyncio.sleep(due - now)  # a clock, not an event: waking for each record would cost more
 
     async def settle(self) -> None:
-        """Number what is committed now; afterwards the newest head covers it. LogBroken where the tree is not ours."""
+        """Number all committed events; afterwards the newest head covers them. Raises: LogBroken, ForeignLog."""
         async with self._turn:
             await self._check_once()
             self._wake.clear()
             while (done := await self._database.write(self._round)) != 0:
-                if done is None:  # another process is in a round, and may have looked before our rows were there
+                if done is None:  # another process runs a round, which may have begun before our commit
                     await asyncio.sleep(self._round_seconds)
                     continue
                 if done:
-                    self._seen = self._signed  # it is committed
+                    self._checked_head = self._signed  # it is committed
                 if done < ROUND_MAX:
                     break
             await self._keep_head()
 
     async def _keep_head(self) -> None:
-        """Look at the newest head, whoever has signed it, and keep it outside of the database as well."""
-        newest = await self._database.read(self._look)
-        self._seen = newest
-        if self._mark and newest and self._mark.is_before(newest):
-            await asyncio.to_thread(self._mark.keep, newest)
+        """Check the newest head, whichever process signed it, and copy it to the head file."""
+        newest = await self._database.read(self._check_newest_head)
+        self._checked_head = newest
+        if self._head_file and newest and self._head_file.needs_update(newest):
+            await asyncio.to_thread(self._head_file.keep, newest)
 
-    def _look(self, tx: Unit) -> str:
-        """The newest head. NotOurs where it is not our key's, or the log no later state of the one that we know: a
-        database may be put back, and its log given another key, while we run."""
+    def _check_newest_head(self, tx: AuditTransaction) -> str:
+        """Return the newest head after checking its key and that the log continues the log of the head file.
+
+        The database may be replaced, or its log continued under another key, while we run. Raises: ForeignLog,
+        LogBroken.
+        """
         newest = tx.audit.read_checkpoint()
         text: str = newest.note if newest is not None else ""
-        if text != self._seen or not text:
+        if text != self._checked_head or not text:
             if not self._takes_over:
                 check_key(tx, signer=self._signer, former=self._former)
-            if self._mark:
-                self._mark.check(tx)
+            if self._head_file:
+                self._head_file.check(tx)
         return text
 
     async def _check_once(self) -> None:
@@ -180,22 +190,22 @@ class Sequencer:
             await self._database.read(check_head)
             self._checked = True
 
-    def _round(self, tx: Unit) -> int | None:
-        """One round in one transaction: how many records it numbered; None where another process has the turn.
+    def _round(self, tx: AuditTransaction) -> int | None:
+        """Run a round in a single transaction; return how many records it numbered, None if the lock is taken.
 
-        1. take the turn; 2. look whether the log is ours; 3. number pending rows from the log's size on; 4. add their
-        leaves to the tiles; 5. sign the new head; 6. remove them from pending. A crash before the commit leaves
-        everything pending.
+        1. take the lock; 2. check that the log is ours; 3. number pending rows from the log's size on; 4. add their
+        leaves to the tiles; 5. sign the new head; 6. remove the rows from pending. A crash before the commit leaves
+        all of them pending.
         """
         if not tx.audit.lock():  # 1
             return None
-        self._look(tx)  # 2
+        self._check_newest_head(tx)  # 2
         rows = tx.audit.list_pending(ROUND_MAX)
         if not rows:
             return 0
         size, tile = tx.audit.read_size(), functools.cache(tx.audit.read_tile)
-        records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 3
-        tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
+        records = [make_record(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 3
+        tx.audit.append([_record_to_row(record, row) for record, row in zip(records, rows, strict=True)])
         changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 4
         for (level, n), data in changed.items():
             tx.audit.put_tile(level, n, data)
@@ -207,42 +217,47 @@ class Sequencer:
         return len(records)
 
 
-def check_key(tx: Unit, *, signer: signed_note.Signer, former: Sequence[signed_note.Signer] = ()) -> None:
-    """NotOurs where the newest head is signed with another key: an auditor would take what follows for a forgery. With
-    a `former` one, the database is from before that ended."""
+def check_key(tx: AuditTransaction, *, signer: signed_note.Signer, former: Sequence[signed_note.Signer] = ()) -> None:
+    """Check that `signer` signed the newest head. Raises: ForeignLog.
+
+    Under another key, an auditor would take further records for a forgery. A head of a `former` key means that the
+    database is older than the change of keys.
+    """
     newest = tx.audit.read_checkpoint()
     if newest is None:
         return
-    if any(one.has_signed(newest.note) for one in former):
-        raise NotOurs(older("no more than what a former key had signed, not all", "keys/log-….key"))
+    if any(key.has_signed(newest.note) for key in former):
+        raise ForeignLog(
+            describe_older_log("only records that a former key had signed, not all those", "keys/log-….key")
+        )
     if not signer.has_signed(newest.note):
-        raise NotOurs(
+        raise ForeignLog(
             "the audit log of this database was signed with another key than the one in keys/ of HANSE_DATA_DIR: copy "
-            "keys/ from the connector that wrote it (not instance.secret, where that one goes on), or from its backup"
+            "keys/ from the connector that wrote it, or from its backup; leave out instance.secret if it still runs"
         )
 
 
-def check_head(tx: Unit) -> None:
-    """LogBroken unless the stored tree has the size and root of the newest head."""
+def check_head(tx: AuditTransaction) -> None:
+    """Check that the stored tree has the size and root of the newest head. Raises: LogBroken."""
     newest, size = tx.audit.read_checkpoint(), tx.audit.read_size()
     if newest is None:
         if size:
             raise LogBroken(f"the audit log holds {size} records and no signed head; {merkle.PUT_BACK}")
         return
-    _, signed, root = signed_note.head_of(newest.note)
+    _, signed, root = signed_note.read_head(newest.note)
     try:
         sound = signed == size and merkle.root(tx.audit.read_tile, size) == root
     except merkle.TreeBroken as error:
         raise LogBroken(str(error)) from error
     if not sound:
         raise LogBroken(
-            f"the audit log's newest head was signed over {signed} records, and what is stored ({size} records) does "
-            f"not match it; nothing more will be signed: {merkle.PUT_BACK}"
+            f"expected the stored audit log to match its newest signed head of {signed} records, got {size} records "
+            f"that do not; nothing more is signed: {merkle.PUT_BACK}"
         )
 
 
-def _columns(record: Record, row: Any) -> dict[str, Any]:
-    """The row of a record; the columns beside its text are for searching, cut where a column is short."""
+def _record_to_row(record: Record, row: Any) -> dict[str, Any]:
+    """The row of a record. The columns in addition to its text are for searching, cut to the column's length."""
     body = row.body
     short = {name: str(body.get(name, ""))[:255] for name in ("actor", "agreement", "dataset")}
     return {
@@ -259,10 +274,10 @@ def _columns(record: Record, row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which records: equality on what is indexed, and a span of time in UTC seconds. `named`: another text that
-    records may have for the dataset, as `AuditLog.meant` finds it.
+    """Selects records by equality on indexed members and by a span of time in UTC seconds.
 
-    BadInput for a kind or an outcome that no record can have: nothing found would look like nothing done.
+    `named` is another text that records may have for the dataset, as `AuditLog.resolve_dataset` finds it. Raises:
+    BadInput for a kind or outcome that no record can have, as an empty result would look like "nothing happened".
     """
 
     kind: str = ""
@@ -277,43 +292,43 @@ class Filter:
     def __post_init__(self) -> None:
         for name, value, known in (("kind", self.kind, kinds()), ("outcome", self.outcome, OUTCOMES)):
             if value and value not in known:
-                raise BadInput(f"{name}: expected one of {', '.join(sorted(known))}, came {value[:64]!r}")
+                raise BadInput(f"{name}: expected one of {', '.join(sorted(known))}, got {value[:64]!r}")
         for name in _TEXTS:
             if "\0" in getattr(self, name):
-                raise BadInput(f"{name}: expected a text without NUL characters, which no record has")
+                raise BadInput(f"{name}: expected a text without NUL characters, got one with")
 
     @property
     def query(self) -> dict[str, Any]:
-        """As the store's queries take it."""
+        """The arguments of the store's queries."""
         equals = {name: value for name in _TEXTS if (value := getattr(self, name))}
         return {"equals": equals, "since": self.since, "until": self.until}
 
     @property
     def terms(self) -> dict[str, Any]:
-        """The terms that were given, for the record of who asked for what."""
+        """The terms that are set, for the record about this read."""
         spans = {name: value for name in ("since", "until") if (value := getattr(self, name)) is not None}
         return {**self.query["equals"], **spans}
 
 
 class AuditLog:
-    """Reading the log. Who reads is recorded, durably, before anything is handed out."""
+    """Reads the log. Each read is itself recorded, durably, before anything is handed out."""
 
-    def __init__(self, database: Database, sequencer: Sequencer, *, vkey: str) -> None:
+    def __init__(self, database: AuditDatabase, sequencer: Sequencer, *, vkey: str) -> None:
         self.database = database
         self.sequencer = sequencer
         self.vkey = vkey
 
-    async def meant(self, which: Filter) -> Filter:
-        """The same, with the id of a dataset that was named, over all that is committed now. NotFound for a dataset or
-        an agreement that there is nothing of: no record would look like nothing done. BadInput for a name of several.
+    async def resolve_dataset(self, which: Filter) -> Filter:
+        """Return the filter with the dataset's name replaced by its id, over all that is committed now.
 
-        An id (it has a colon) is taken as it is, and so is what stands in double quotes. A name is a dataset's by
-        `AuditRows.datasets`, and the records that have that very text for one come with it: others choose what they
-        call a dataset, and by none of it may records of ours be left out.
+        A text with a colon is an id and stays as it is, and so does a text in double quotes. For a name, records that
+        hold that very text as their dataset are included too: other parties choose how they call a dataset, and must
+        not be able to hide our records. Raises: NotFound for an unknown dataset or agreement, as an empty result would
+        look like "nothing happened"; BadInput for a name of several datasets.
         """
         await self.sequencer.settle()
 
-        def work(tx: Unit) -> Filter:
+        def work(tx: AuditTransaction) -> Filter:
             if which.agreement and not tx.audit.knows_agreement(which.agreement):
                 raise NotFound(
                     f"no agreement {which.agreement!r} was concluded here, and no record names it; list them with "
@@ -321,50 +336,50 @@ class AuditLog:
                 )
             if not which.dataset:
                 return which
-            dataset, named = _meant(tx, which.dataset)
+            dataset, named = _find_dataset(tx, which.dataset)
             return replace(which, dataset=dataset, named=named)
 
         return await self.database.read(work)
 
     async def page(self, which: Filter, *, before: int | None, limit: int) -> Sequence[Record]:
-        """The newest such records whose index is below `before`."""
+        """The newest matching records with an index below `before`, at most `limit`."""
 
-        def work(tx: Unit) -> list[Record]:
+        def work(tx: AuditTransaction) -> list[Record]:
             rows = tx.audit.list_events(stop=before, newest_first=True, limit=limit, **which.query)
-            return [record_from(row) for row in rows]
+            return [row_to_record(row) for row in rows]
 
         return await self.database.read(work)
 
-    async def proven(self, idx: int) -> Proven:
-        """One record with its proof. NotFound where the log is shorter."""
+    async def prove(self, idx: int) -> ProvenRecord:
+        """A record with its inclusion proof. Raises: NotFound for an index that is not below the log's size."""
 
-        def work(tx: Unit) -> Proven:
+        def work(tx: AuditTransaction) -> ProvenRecord:
             newest, row = tx.audit.read_checkpoint(), tx.audit.get_event(idx)
             if newest is None or row is None or idx >= newest.size:
                 size = 0 if newest is None else newest.size
                 raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
             path = merkle.inclusion_proof(tx.audit.read_tile, idx, newest.size)
             logged = merkle.leaf_at(tx.audit.read_tile, idx)
-            return Proven(record_from(row), logged, signed_note.proof(index=idx, path=path, note=newest.note))
+            return ProvenRecord(row_to_record(row), logged, signed_note.proof(index=idx, path=path, note=newest.note))
 
         return await self.database.read(work)
 
     async def head(self) -> str:
-        """The newest signed head. NotFound before the first record."""
+        """The newest signed head. Raises: NotFound before the first record."""
 
-        def work(tx: Unit) -> str:
+        def work(tx: AuditTransaction) -> str:
             newest = tx.audit.read_checkpoint()
             if newest is None:
-                raise NotFound("the log has no signed head yet; it has one as soon as it holds a record")
+                raise NotFound("the log has no signed head yet; it gets one with its first record")
             text: str = newest.note
             return text
 
         return await self.database.read(work)
 
     async def tile(self, level: int, n: int, wide: int) -> bytes:
-        """The first `wide` hashes of a tile. NotFound where it is shorter: empty and future tiles are not served."""
+        """The first `wide` hashes of a tile, 32 bytes each. Raises: NotFound if it has fewer."""
 
-        def work(tx: Unit) -> bytes:
+        def work(tx: AuditTransaction) -> bytes:
             data: bytes = tx.audit.read_tile(level, n) or b""
             return data[: wide * merkle.HASH]
 
@@ -374,11 +389,11 @@ class AuditLog:
         return data
 
     async def entries(self, n: int, wide: int) -> bytes:
-        """The first `wide` entries of a bundle of 256, each after its length (big-endian, two bytes)."""
+        """The first `wide` entries of bundle `n` of 256, each after its length (two bytes, big-endian)."""
 
-        def work(tx: Unit) -> list[bytes]:
+        def work(tx: AuditTransaction) -> list[bytes]:
             start = n * merkle.WIDTH
-            return [record_from(row).leaf for row in tx.audit.list_events(start=start, stop=start + wide, limit=wide)]
+            return [row_to_record(row).leaf for row in tx.audit.list_events(start=start, stop=start + wide, limit=wide)]
 
         leaves = await self.database.read(work)
         if len(leaves) != wide:
@@ -386,29 +401,31 @@ class AuditLog:
         return b"".join(len(leaf).to_bytes(2, "big") + leaf for leaf in leaves)
 
     async def consistency(self, old: int, new: int) -> list[bytes]:
-        """The RFC 6962 proof that the first `old` records are still the first of `new`."""
+        """The RFC 6962 proof that a log of `new` records begins with the first `old` ones. Raises: NotFound."""
 
-        def work(tx: Unit) -> list[bytes]:
+        def work(tx: AuditTransaction) -> list[bytes]:
             size = tx.audit.read_size()
             if not 0 < old <= new <= size:
-                raise NotFound(f"expected 0 < old <= new <= {size}, came old={old} and new={new}")
+                raise NotFound(f"expected 0 < old <= new <= {size}, got old={old} and new={new}")
             return merkle.consistency_proof(tx.audit.read_tile, old, new)
 
         return await self.database.read(work)
 
     async def note_reading(self, event: Event) -> None:
-        """Record who reads, before they do."""
+        """Record a read of the log, before it happens."""
         await self.database.write(lambda tx: tx.publish(event))
 
 
-def _meant(tx: Unit, text: str) -> tuple[str, str]:
-    """`dataset` and `named` of a filter, for the dataset that somebody means by a text; see `AuditLog.meant`."""
+def _find_dataset(tx: AuditTransaction, text: str) -> tuple[str, str]:
+    """`dataset` and `named` of a filter for a text that means a dataset; see `AuditLog.resolve_dataset`."""
     exact = text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
     known = tx.audit.knows_dataset(exact)
-    ids = [] if exact != text or ":" in text else [one for one in tx.audit.find_datasets(text) if one != text]
+    ids = (
+        [] if exact != text or ":" in text else [dataset for dataset in tx.audit.find_datasets(text) if dataset != text]
+    )
     if len(ids) > 1:
         choices = [*ids, *([f'"{text}"'] if known else [])]
-        raise BadInput(f"{text!r} is the name of several datasets; take the id: {', '.join(choices)}")
+        raise BadInput(f"{text!r} is the name of several datasets; use an id: {', '.join(choices)}")
     if ids:
         return ids[0], text if known else ""
     if not known:
@@ -419,6 +436,6 @@ def _meant(tx: Unit, text: str) -> tuple[str, str]:
     return exact, ""
 
 
-def record_from(row: Any) -> Record:
-    """A stored row as the record it is."""
+def row_to_record(row: Any) -> Record:
+    """The record of a stored row."""
     return Record(row.idx, row.ts, row.kind, row.body, row.salt)

@@ -1,7 +1,7 @@
-"""What one record of the log is: its canonical text, and the salted commitment that stands for it in the tree.
+"""A record of the audit log: its canonical JSON text, and the salted commitment to it in the tree. Pure.
 
-Pure. The tree never holds what happened, only `SHA-256(salt || text)`: a record's text and salt can be erased later,
-and every hash, index and proof stays valid.
+The tree holds only `SHA-256(salt || text)`. So the text and salt of a record can be erased later, and every hash, index
+and proof stays valid.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from hashlib import sha256
 from typing import Any
 
 SALT_BYTES = 16
-_TEXT_MAX = 512 * 2**10  # bytes of a record's text: an auditor takes no line of more than twice that
-_KEPT_MAX = 4 * 2**10  # bytes of a value that stays in a longer one as it is
-_MEMBERS_MAX = 64  # of an object whose values are shortened one by one
-_BEGINNING = 1_000  # characters that stay of a text that is cut
-_EXACT = 2**53  # integers beyond it are not numbers that every JSON reader keeps
+_TEXT_MAX = 512 * 2**10  # bytes of a record's text: the verifier refuses lines of more than twice that
+_KEPT_MAX = 4 * 2**10  # bytes of a value that is not shortened
+_MEMBERS_MAX = 64  # an object with more members is shortened as a whole
+_BEGINNING = 1_000  # characters that are kept of a shortened text
+_EXACT = 2**53  # larger integers lose digits in some JSON parsers
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One numbered record: `text` is the canonical JSON of its body."""
+    """A numbered record; `text` is the canonical JSON of its body, `ts` UTC seconds."""
 
     idx: int
     ts: float
@@ -36,32 +36,32 @@ class Record:
 
     @property
     def leaf(self) -> bytes:
-        """The bytes that the tree hashes: C2SP log entry, at most 65,535 bytes, without any of the text."""
+        """The bytes that the tree hashes: a C2SP log entry of at most 65,535 bytes, which holds none of the text."""
         return leaf_of(text=self.text, salt=self.salt, kind=self.kind, ts=self.ts)
 
 
-def record_of(idx: int, ts: float, body: dict[str, Any], salt: bytes) -> Record:
-    """Number an event's body; its exact time joins the text, so that the commitment covers it."""
+def make_record(idx: int, ts: float, body: dict[str, Any], salt: bytes) -> Record:
+    """Make a record of an event's body; its exact time is part of the text, so that the commitment covers it."""
     moment = datetime.fromtimestamp(ts, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     text = canonical({**body, "time": moment})
     if len(text.encode()) > _TEXT_MAX:
-        text = canonical({**{name: _shorter(value) for name, value in body.items()}, "time": moment})
+        text = canonical({**{name: _shorten_members(value) for name, value in body.items()}, "time": moment})
     return Record(idx, ts, str(body.get("kind", "")), text, salt)
 
 
-def _shorter(value: Any) -> Any:
-    """A value of a body that is too long, as `_cut`; of an object, as `detail` is, each member."""
+def _shorten_members(value: Any) -> Any:
+    """Shorten a value of a body that is too long; for a small object such as `detail`, shorten each member."""
     few = isinstance(value, dict) and len(value) <= _MEMBERS_MAX and all(len(str(name)) < 100 for name in value)
-    return {name: _cut(member) for name, member in value.items()} if few else _cut(value)
+    return {name: _shorten(member) for name, member in value.items()} if few else _shorten(value)
 
 
-def _cut(value: Any) -> Any:
-    """A value; in place of a long one its length and its digest, after the beginning of a text."""
+def _shorten(value: Any) -> Any:
+    """The value, or for a long value its length and digest; a long text keeps its beginning."""
     text = canonical(value).encode()
     if len(text) <= _KEPT_MAX:
         return value
-    told = f"(cut: {len(text)} bytes of JSON, SHA-256 {sha256(text).hexdigest()})"
-    return f"{value[:_BEGINNING]}... {told}" if isinstance(value, str) else told
+    summary = f"(cut: {len(text)} bytes of JSON, SHA-256 {sha256(text).hexdigest()})"
+    return f"{value[:_BEGINNING]}... {summary}" if isinstance(value, str) else summary
 
 
 def leaf_of(*, text: str, salt: bytes, kind: str, ts: float) -> bytes:
@@ -71,7 +71,7 @@ def leaf_of(*, text: str, salt: bytes, kind: str, ts: float) -> bytes:
 
 
 def canonical(value: Any) -> str:
-    """RFC 8785 text of any JSON value. Total: what RFC 8785 cannot write becomes a string, as a log must not stop."""
+    """The RFC 8785 text of any value. Values outside RFC 8785 become strings, as the log must never fail on one."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -81,25 +81,24 @@ def canonical(value: Any) -> str:
     if isinstance(value, float):
         return _number(value) if math.isfinite(value) else f'"{value}"'
     if isinstance(value, dict):
-        members = sorted(_named(value).items(), key=lambda pair: _utf16(pair[0]))
+        members = sorted(_rename_members(value).items(), key=lambda pair: _utf16(pair[0]))
         return "{" + ",".join(f"{canonical(key)}:{canonical(member)}" for key, member in members) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(canonical, value)) + "]"
     return canonical(str(value))
 
 
-def _named(value: dict[Any, Any]) -> dict[str, Any]:
-    """The members of an object by names that can be written. Of several that become the same the later are numbered:
-    an object that has a name twice is none."""
-    found: dict[str, Any] = {}
+def _rename_members(value: dict[Any, Any]) -> dict[str, Any]:
+    """The members of an object under names that JSON can hold; names that become equal get a number."""
+    renamed: dict[str, Any] = {}
     count: Counter[str] = Counter()
     for key, member in value.items():
         name = written = str(key).encode("utf-8", "replace").decode()
-        while name in found:
+        while name in renamed:
             count[written] += 1
             name = f"{written} ({count[written] + 1})"
-        found[name] = member
-    return found
+        renamed[name] = member
+    return renamed
 
 
 def _utf16(key: str) -> bytes:
@@ -107,11 +106,11 @@ def _utf16(key: str) -> bytes:
 
 
 def _number(value: float) -> str:
-    """A finite double as ECMAScript writes it (RFC 8785 §3.2.2.3): Python finds the same digits, not the same form."""
+    """A finite double as ECMAScript writes it (RFC 8785 §3.2.2.3): Python has the same digits in another form."""
     if value == 0:
         return "0"
-    sign, found, exponent = Decimal(repr(value)).normalize().as_tuple()
-    digits = "".join(map(str, found))
+    sign, figures, exponent = Decimal(repr(value)).normalize().as_tuple()
+    digits = "".join(map(str, figures))
     point = len(digits) + int(exponent)
     minus = "-" if sign else ""
     if len(digits) <= point <= 21:

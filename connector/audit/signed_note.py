@@ -1,6 +1,6 @@
-"""Signed notes and what the log writes in them: checkpoints and proofs. Pure.
+"""Signed notes, checkpoints and inclusion proofs of the audit log. Pure.
 
-C2SP signed-note, tlog-checkpoint and tlog-proof, Ed25519 only (signature type 0x01).
+Formats: C2SP signed-note, tlog-checkpoint and tlog-proof, Ed25519 only (signature type 0x01).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ED25519 = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """The log's key under the log's name."""
+    """The private key of the log, with the log's name."""
 
     name: str
     key: Ed25519PrivateKey
@@ -35,15 +35,15 @@ class Signer:
 
     @property
     def vkey(self) -> str:
-        """The verifier key in the notation of signed notes: `name+id+base64(type || key)`."""
+        """The verifier key as C2SP signed-note writes it: `name+id+base64(type || key)`."""
         return f"{self.name}+{self._key_id.hex()}+{_b64(_ED25519 + self._public)}"
 
     def sign(self, text: str) -> str:
-        """The signature line over `text`, which ends in a newline."""
+        """The signature line for `text`, which must end in a newline."""
         return f"— {self.name} {_b64(self._key_id + self.key.sign(text.encode()))}\n"
 
     def has_signed(self, note: str) -> bool:
-        """Whether one of a note's signatures is this key's, under whatever name."""
+        """Whether a signature of the note was made with this key, under any name."""
         text, _, lines = note.rpartition("\n\n")
         for line in lines.splitlines():
             with suppress(InvalidSignature, ValueError):
@@ -53,30 +53,30 @@ class Signer:
 
 
 def checkpoint(signer: Signer, *, size: int, root: bytes) -> str:
-    """A signed tree head: origin, size, root."""
+    """A signed checkpoint (tree head) of origin, size and root."""
     text = f"{signer.name}\n{size}\n{_b64(root)}\n"
     return f"{text}\n{signer.sign(text)}"
 
 
-def head_of(note: str) -> tuple[str, int, bytes]:
-    """Origin, size and root of a checkpoint of our own; its signature is not looked at."""
+def read_head(note: str) -> tuple[str, int, bytes]:
+    """Origin, size and root of a checkpoint, without a check of its signature. Raises: ValueError."""
     origin, size, root = note.split("\n", 3)[:3]
     return origin, int(size), base64.b64decode(root, validate=True)
 
 
-def name_in(note: str) -> str:
-    """The log's name, as its head says it: that stays, or who has its verifier key would take it for another log."""
+def read_name(note: str) -> str:
+    """The log's name in a checkpoint. A log keeps its name, as verifier keys contain it."""
     return note.partition("\n")[0]
 
 
 def proof(*, index: int, path: Sequence[bytes], note: str) -> str:
-    """A `.tlog-proof`: that the record `index` is in the tree of the checkpoint `note`."""
+    """The `.tlog-proof` that record `index` is in the tree of the checkpoint `note`."""
     hashes = "".join(f"{_b64(step)}\n" for step in path)
     return f"c2sp.org/tlog-proof@v1\nindex {index}\n{hashes}\n{note}"
 
 
 def origin_of(root_url: str, name: str) -> str:
-    """What a log is called that has no head yet, by the address it is served from: `host/audit/participant`."""
+    """The name of a new log, from the URL that serves it: `host/audit/participant`."""
     return f"{urlsplit(root_url).netloc}/audit/{name}"
 
 

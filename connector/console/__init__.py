@@ -26,7 +26,7 @@ from connector.dsp.participants import Partners
 from connector.dsp.transfer import Transfers
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.management.auth import Tokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
@@ -41,7 +41,7 @@ def router(
     participant: str,
     version: str,
     tokens: Tokens,
-    trust: Trust,
+    trust: MemberRegister,
     store: Store,
     registry: Registry,
     offers: Offers,

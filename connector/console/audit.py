@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from connector.audit.log import AuditLog, Filter
 from connector.audit.record import Record
-from connector.audit.signed_note import Signer, head_of
+from connector.audit.signed_note import Signer, read_head
 from connector.console.page import Desk
 from connector.console.view import proof_check
 from connector.console.view.formatting import KINDS, did_of
@@ -37,7 +37,9 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
         which = _filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
         numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
-        records = await log.page(await log.meant(which), before=int(before) if numbered else None, limit=_LISTED)
+        records = await log.page(
+            await log.resolve_dataset(which), before=int(before) if numbered else None, limit=_LISTED
+        )
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
         given = {name: value for name, value in asked.items() if value}
         return await desk.page(
@@ -49,7 +51,7 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
             given=given,
             more=more,
             before=before,
-            head=head_of(await log.head()),
+            head=read_head(await log.head()),
             vkey=log.vkey,
             kinds=KINDS,
             outcomes=OUTCOMES,
@@ -62,7 +64,7 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
             raise NotFound(f"the log has no record {idx}")
         await log.note_reading(reading(caller, "record", {"idx": idx}))
         await log.sequencer.settle()
-        proven = await log.proven(idx)
+        proven = await log.prove(idx)
         return await desk.page(
             request,
             "record.html",

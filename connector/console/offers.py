@@ -21,7 +21,7 @@ from connector.management.auth import Caller
 from connector.offers.offers import DECIDE, Checked, Offers, problem_json
 from connector.offers.preview import Asked, OwnersView
 from connector.store.tables import Offer
-from connector.usage.fact_collector import counted, requested
+from connector.usage.fact_collector import with_counters, with_declared
 from policies import vocabulary
 from policies.authoring import convert
 from policies.errors import PolicyError
@@ -217,8 +217,8 @@ async def _verdict(
     """What would be decided for this partner, now or then; what it knows of the partner is said too."""
     policy: Policy = reader.read(reader.write(convert.to_policy(convert.read_form(text)), in_catalog=True))
     purpose = said.get("purpose")
-    facts = requested(await facts_of(partner), purpose=vocabulary.expand(purpose))
-    facts = counted(facts, uses=0, uses_today=0, running=0)  # as for its first use
+    facts = with_declared(await facts_of(partner), purpose=vocabulary.expand(purpose))
+    facts = with_counters(facts, uses=0, uses_today=0, running=0)  # as for its first use
     action = said.get("action") or _ACTIONS[0]
     decision = evaluate.evaluate(
         evaluate.as_granting_set(policy),

@@ -81,7 +81,7 @@ def _state(tx: Transaction) -> State:
 async def _head(log: AuditLog) -> tuple[int, str] | None:
     """Size and root of the newest signed head."""
     try:
-        _, size, root = signed_note.head_of(await log.head())
+        _, size, root = signed_note.read_head(await log.head())
     except NotFound:
         return None
     return size, root.hex()

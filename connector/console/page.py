@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from connector import raw_access
 from connector.console.view import formatting
-from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, unfit
+from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
 from connector.events import Event
 from connector.infra.html.wording import TIERS
 from connector.management.auth import COOKIE, Caller, Requirement, Tokens
@@ -185,7 +185,7 @@ class Desk:
                     except PolicyError as error:
                         answer = await desk.problem(request, BadInput(str(error), code=error.code))
                     except RequestValidationError as error:
-                        answer = await desk.problem(request, unfit(error.errors()))
+                        answer = await desk.problem(request, validation_error(error.errors()))
                     for name, value in HEADERS.items():
                         answer.headers.setdefault(name, value)
                     return answer

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from connector.console.page import Desk, Form, form_of
-from connector.errors import HanseError, unfit
+from connector.errors import HanseError, validation_error
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.management.system import NewToken
 from connector.settings import Settings
@@ -60,7 +60,7 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
             new = NewToken.model_validate(given)
             text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
         except ValidationError as invalid:
-            return await _tokens(request, said=said, error=unfit(invalid.errors()))
+            return await _tokens(request, said=said, error=validation_error(invalid.errors()))
         except HanseError as error:
             return await _tokens(request, said=said, error=error)
         return await _tokens(request, made=(new.name, text))

@@ -52,13 +52,13 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
 from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.events import ReadRefused
-from connector.infra.concurrency.active_counter import Present
-from connector.infra.concurrency.recent_keys import keep
-from connector.infra.concurrency.turn_queue import Turns, pause_after
+from connector.infra.concurrency.active_counter import ActiveCounter
+from connector.infra.concurrency.recent_keys import put_recent
+from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grants, under
-from connector.usage.held_agreement import Grant, Held, Wanted, ended_by
+from connector.usage.grants import Grants, name_agreement
+from connector.usage.held_agreement import CompiledAgreement, GrantRequest, ReadGrant, ended_by
 from policies.contracts import batch_gate
 from policies.contracts.columns import quote_identifier
 from policies.contracts.contract import DataContract
@@ -123,23 +123,25 @@ class Reads:
         self._streams_max = streams_max
         self._queue_seconds = queue_seconds
         # As many wait as run: each holds its request, which may have megabytes of keys.
-        self._turns = Turns(streams_max, each=max(1, streams_max // 2), waiting=streams_max, wait_seconds=queue_seconds)
+        self._turns = TurnQueue(
+            streams_max, each=max(1, streams_max // 2), waiting=streams_max, wait_seconds=queue_seconds
+        )
         self._metrics = metrics
         self._columns: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
         self._live: dict[str, GovernedStream] = {}
-        self._ids = Present()  # of those, of reads that have not begun yet, and of ends that are owed
-        self._waited = Present()  # those whose reader waits until they have begun
+        self._ids = ActiveCounter()  # of those, of reads that have not begun yet, and of ends that are owed
+        self._waited = ActiveCounter()  # those whose reader waits until they have begun
         self._owed = Owed(store, self._ids, later=self._spawn, leaving=lambda: bool(self.draining))
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
             metrics.streams_waiting.set_function(lambda: self._turns.waiting)
-        self._running = Present()  # consumers, for each of their reads
-        self._lookers = Present()  # and for each look at what a read would give
+        self._running = ActiveCounter()  # consumers, for each of their reads
+        self._lookers = ActiveCounter()  # and for each look at what a read would give
         self._tasks: set[asyncio.Task[Any]] = set()
         self._noting: asyncio.Task[None] | None = None
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         looks = max(2, streams_max // 2)
-        self._looks = Turns(
+        self._looks = TurnQueue(
             looks, each=looks // 2, waiting=_LOOKS_WAITING, wait_seconds=_LOOK_SECONDS, what="turn to describe a read"
         )
         self.draining = ""  # the reason, once no new reads are taken
@@ -165,7 +167,7 @@ class Reads:
         if asked.query_id in self._ids:
             raise _taken(asked)
         begun = time.monotonic()
-        grants: list[Grant] = []
+        grants: list[ReadGrant] = []
         beginning: asyncio.Task[Charged | None] | None = None
         try:
             async with self._place(asked) as asked:
@@ -240,7 +242,7 @@ class Reads:
 
         Nothing is counted or reserved and no row is read. Empty where only the read itself can tell, with its reason.
         """
-        grants: list[Grant] = []
+        grants: list[ReadGrant] = []
         begun = time.monotonic()
         try:
             async with self._looking(asked.consumer) as until:
@@ -254,7 +256,7 @@ class Reads:
             await quantised(begun)
             raise
 
-    async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
+    async def columns(self, held: CompiledAgreement, contract: DataContract, *, consumer: str) -> bytes:
         """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read.
 
         What was told once is told again without a worker: a version has one schema. Busy where none is free; empty
@@ -272,16 +274,16 @@ class Reads:
             Job(kind="describe", relations=relations, sql=sql, consumer=consumer, shared=True)
         )
         if found:
-            keep(self._columns, known, found, most=_COLUMNS_MAX)
+            put_recent(self._columns, known, found, most=_COLUMNS_MAX)
         return found
 
     async def _gated(
-        self, asked: Asked, grants: Sequence[Grant], mask_key: bytes
+        self, asked: Asked, grants: Sequence[ReadGrant], mask_key: bytes
     ) -> tuple[PreparedQuery, list[CallerTable]]:
         work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
         return await self.judging.judge(asked.consumer, work)
 
-    def _needed(self, grants: Sequence[Grant], prepared: PreparedQuery) -> list[Grant]:
+    def _needed(self, grants: Sequence[ReadGrant], prepared: PreparedQuery) -> list[ReadGrant]:
         """Those of admitted grants that the read is under. The others run no more: tickets that a connection has for
         its other statements are not held, counted, charged or recorded for this one."""
         found = needed(grants, prepared)
@@ -297,12 +299,12 @@ class Reads:
             _log.info("not described", code=error.code)
             return b""
 
-    async def _looked_at(self, ticket: Ticket, asked: Asked) -> Grant:
+    async def _looked_at(self, ticket: Ticket, asked: Asked) -> ReadGrant:
         """What a grant would be, without its place and its uses."""
         await self._narrow(ticket, asked)
         purpose = ticket.purpose or asked.purpose
-        with under(ticket.agreement):
-            held, contract = await self.grants.covers(
+        with name_agreement(ticket.agreement):
+            held, contract = await self.grants.find_contract(
                 ticket.agreement,
                 consumer=ticket.consumer,
                 action=asked.action,
@@ -311,9 +313,11 @@ class Reads:
                 transfer=(ticket.transfer, ticket.generation),
             )
         lease = batch_gate.Lease(deadline=time.monotonic() + _LONGEST)
-        return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
+        return ReadGrant(
+            held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease
+        )
 
-    async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
+    async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[ReadGrant]) -> None:
         await self._tell(read_log.refused(asked, error, grants), error)
 
     async def _tell(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
@@ -360,8 +364,8 @@ class Reads:
         self.grants.stop_all(reason, code="shutting_down")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._running.nobody()
-                await self._lookers.nobody()
+                await self._running.wait_until_empty()
+                await self._lookers.wait_until_empty()
                 await self._owed.all()
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
@@ -399,11 +403,11 @@ class Reads:
         """
         self._check_open()
         consumer, begun = asked.consumer, time.monotonic()
-        with self._ids.named(asked.query_id):
+        with self._ids.hold(asked.query_id):
             await self._take_turn(asked)
             try:
                 self._check_open()
-                with self._running.named(consumer):
+                with self._running.hold(consumer):
                     yield _later(asked, time.monotonic() - begun)
             finally:
                 self._turns.give_back(of=consumer)
@@ -416,7 +420,7 @@ class Reads:
 
     def _no_place(self, consumer: str) -> Limited:
         pause, most = pause_after(self._queue_seconds), max(1, self._streams_max // 2)
-        if self._running.times(consumer) >= most:
+        if self._running.count(consumer) >= most:
             return Limited(
                 f"expected at most {most} reads of yours at once, got one more; end one, or ask again in {pause} s",
                 code="streams_of_consumer",
@@ -438,18 +442,18 @@ class Reads:
         await self._looks.take(consumer)
         try:
             self._check_open()
-            with self._lookers.named(consumer):
+            with self._lookers.hold(consumer):
                 yield until
         finally:
             self._looks.give_back(of=consumer)
 
-    async def _admit(self, asked: Asked) -> list[Grant]:
+    async def _admit(self, asked: Asked) -> list[ReadGrant]:
         """One grant per ticket, or none at all (1); nothing is counted yet."""
         for ticket in asked.tickets:
             await self._narrow(ticket, asked)
         now = self.clock()
         wanted = [
-            Wanted(
+            GrantRequest(
                 agreement_id=ticket.agreement,
                 consumer=ticket.consumer,
                 transfer_id=ticket.transfer,
@@ -468,8 +472,8 @@ class Reads:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
         if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
             return
-        with under(ticket.agreement):
-            await self.grants.covers(
+        with name_agreement(ticket.agreement):
+            await self.grants.find_contract(
                 ticket.agreement,
                 consumer=ticket.consumer,
                 action=asked.action,
@@ -486,7 +490,7 @@ class Reads:
     async def _running_stream(
         self,
         asked: Asked,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         prepared: PreparedQuery,
         keys: Sequence[CallerTable],
         beginning: asyncio.Task[Charged | None],
@@ -499,7 +503,7 @@ class Reads:
             charged = None
             # How much may be sent, and how much noise there is, is known once the read has begun.
             if prepared.private is not None or any(grant.contract.limits.rationed for grant in grants):
-                with self._waited.named(asked.query_id):
+                with self._waited.hold(asked.query_id):
                     charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
@@ -522,7 +526,7 @@ class Reads:
             del failure  # it has this frame, and would keep what was asked until the collector comes by
             await self._kept(recording)
 
-    async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery) -> Charged | None:
+    async def _begin(self, asked: Asked, grants: Sequence[ReadGrant], prepared: PreparedQuery) -> Charged | None:
         """Count the read, charge an answer with noise, and record the start, before anything runs; what was charged."""
 
         def start(tx: Transaction) -> Charged | None:
@@ -551,7 +555,7 @@ class Reads:
         except AlreadyExists:  # in another process on this database
             raise _taken(asked) from None
 
-    async def _noised(self, job: Job, grants: Sequence[Grant], prepared: PreparedQuery, charged: Charged) -> Job:
+    async def _noised(self, job: Job, grants: Sequence[ReadGrant], prepared: PreparedQuery, charged: Charged) -> Job:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
         asked = prepared.private
         assert asked is not None
@@ -571,14 +575,16 @@ class Reads:
         )
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
-    def _job(self, asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery, keys: Sequence[CallerTable]) -> Job:
+    def _job(
+        self, asked: Asked, grants: Sequence[ReadGrant], prepared: PreparedQuery, keys: Sequence[CallerTable]
+    ) -> Job:
         return job_of(asked, grants, prepared, keys, most=self._most, running=len(self._running))
 
     async def _record_end(
         self,
         beginning: asyncio.Task[Charged | None],
         asked: Asked,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         stream: GovernedStream | None,
         failure: BaseException | None,
         begun: float,
@@ -637,7 +643,7 @@ def _taken(asked: Asked) -> BadInput:
     return BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
 
 
-def _unused(asked: Asked, grants: Sequence[Grant], end: End | None) -> bool:
+def _unused(asked: Asked, grants: Sequence[ReadGrant], end: End | None) -> bool:
     """Whether nobody has had anything of a read that has ended, so that it counts as no use: no worker has had it, or
     nothing of it left and it asked for all rows, so that its end tells nothing of them either."""
     if end is None and not any(grant.served for grant in grants):

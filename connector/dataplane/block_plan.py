@@ -27,10 +27,10 @@ from connector.datasets.sources import divisible, misleading
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Range, Ranges, Recheck, Relation
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Held
+from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.contract import DataContract, to_json, visibility_key
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
@@ -144,9 +144,9 @@ class Plans:
     def _cursor_key(self, ticket: Ticket, snapshot: str, view: str) -> bytes:
         return block_layout.cursor_key(self._secret, consumer=ticket.consumer, snapshot=snapshot, shown=view)
 
-    async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
+    async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[CompiledAgreement, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
-        held, contract = await self._grants.covers(
+        held, contract = await self._grants.find_contract(
             ticket.agreement,
             consumer=ticket.consumer,
             action=ask.STREAM,
@@ -171,7 +171,7 @@ class Plans:
         return held, contract
 
     async def _look(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted
+        self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: Wanted
     ) -> tuple[tuple[Block, ...], str]:
         """The blocks of a version, and the schema of what is wanted of it. Where a worker has to look, in the
         consumer's turn: it reads for others at the same time."""
@@ -185,17 +185,24 @@ class Plans:
             blocks = self._cached.get(_key(held))
             seconds = until - time.monotonic()
             found = await self._looked(held, contract, ticket, wanted, groups=blocks is None, seconds=seconds)
-            keep(self._schemas, key, found["schema"], most=_CACHED_MAX)
+            put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._cut(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
-    async def _known(self, held: Held, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
+    async def _known(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
         blocks, schema = self._cached.get(_key(held)), self._schemas.get(key)  # they may have gone when we have looked
         if blocks is None or schema is None or not await still_unchanged(held.version.source["files"]):
             return None
         return blocks, schema
 
     async def _looked(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool, seconds: float
+        self,
+        held: CompiledAgreement,
+        contract: DataContract,
+        ticket: Ticket,
+        wanted: Wanted,
+        *,
+        groups: bool,
+        seconds: float,
     ) -> dict[str, Any]:
         relation = new_name()
         work = partial(self._gated, held, contract, ticket, wanted, relation)
@@ -214,7 +221,7 @@ class Plans:
         return found
 
     def _gated(
-        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str
+        self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str
     ) -> PreparedQuery:
         """What the gate makes of the rows."""
         from policies.enforce.gate import GatedDataset, prepare
@@ -229,9 +236,9 @@ class Plans:
             mask_key=bytes(32),  # of no value that leaves
         )
 
-    def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
+    def _cut(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
         found = block_layout.cut(groups)
-        keep(self._cached, _key(held), found, most=_CACHED_MAX)
+        put_recent(self._cached, _key(held), found, most=_CACHED_MAX)
         return found
 
 
@@ -259,11 +266,11 @@ def _width(contract: DataContract, known: Mapping[str, float]) -> float:
     return sum(known.get(name, _VALUE_BYTES) for name in shown) + _VALUE_BYTES * len(masked & set(contract.columns))
 
 
-def _key(held: Held) -> tuple[str, str]:
+def _key(held: CompiledAgreement) -> tuple[str, str]:
     return held.dataset.id, held.version.digest
 
 
-def check_snapshot(snapshot: str, held: Held) -> None:
+def check_snapshot(snapshot: str, held: CompiledAgreement) -> None:
     """VersionChanged unless a read of this agreement gives the rows of `snapshot`."""
     if snapshot != block_layout.snapshot_of(held.version.digest):
         raise VersionChanged(
@@ -282,7 +289,7 @@ def check_shown(split: Split, contract: DataContract) -> None:
         )
 
 
-def check_versions(versions: Mapping[str, str], held: Sequence[Held]) -> None:
+def check_versions(versions: Mapping[str, str], held: Sequence[CompiledAgreement]) -> None:
     """VersionChanged unless each dataset that is named is read in the version that is stated for it.
 
     A statement chooses nothing: what is read is the owner's current version, or nothing is.
@@ -302,7 +309,9 @@ def check_versions(versions: Mapping[str, str], held: Sequence[Held]) -> None:
             )
 
 
-def asked_of(ticket: Ticket, held: Held, wanted: Wanted, *, owner: str, split: Split | None = None) -> Asked:
+def asked_of(
+    ticket: Ticket, held: CompiledAgreement, wanted: Wanted, *, owner: str, split: Split | None = None
+) -> Asked:
     """The read of these rows, with the column of positions where the split has one."""
     position = split.only.position if split else ""
     return Asked(

@@ -13,7 +13,7 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.data_address import PATH, Addresses
 from connector.datasets import rounded_counts
 from connector.identity.identity_service import Identity
-from connector.usage.held_agreement import Held
+from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.contract import DataContract
 from policies.contracts.masks import text_columns
 
@@ -31,7 +31,7 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
         async with reads.hearing(ticket):
-            held = await reads.grants.usable(
+            held = await reads.grants.load_usable(
                 ticket.agreement,
                 consumer=ticket.consumer,
                 purpose=ticket.purpose,
@@ -47,7 +47,9 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
     return routes
 
 
-def summary(held: Held, *, owner: str, left_out: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def summary(
+    held: CompiledAgreement, *, owner: str, left_out: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """One agreement for its consumer: nothing in it that the policy hides, nor how much that is, but for what its owner
     has published of that (`left_out`, by permission)."""
     types = {column["name"]: column["type"] for column in held.version.schema}

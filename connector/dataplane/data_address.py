@@ -17,7 +17,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import NotFound, Refused, Unauthenticated
 from connector.store import Store, Transaction
 from connector.store.tables import Transfer
-from connector.usage.grants import Grants, is_started, seen
+from connector.usage.grants import Grants, describe_state, is_started
 from policies.vocabulary import expand
 
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
@@ -98,11 +98,11 @@ class Addresses:
             if row is None or row.counterparty != consumer or row.role != "provider":
                 raise NotFound(f"no transfer {transfer_pid!r} between you and this participant")
             if not is_started(row):
-                raise Refused(f"the transfer is {seen(row)}, expected started", code="transfer_not_started")
+                raise Refused(f"the transfer is {describe_state(row)}, expected started", code="transfer_not_started")
             return row
 
         row = await self._store.read(work)
-        await self._grants.usable(row.agreement_id, consumer=consumer, purpose=expand(row.purpose))
+        await self._grants.load_usable(row.agreement_id, consumer=consumer, purpose=expand(row.purpose))
         return self.address(row)
 
     def read(self, authorization: str | None) -> Ticket:

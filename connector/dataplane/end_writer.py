@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from connector.errors import Busy
-from connector.infra.concurrency.active_counter import Present
+from connector.infra.concurrency.active_counter import ActiveCounter
 from connector.store import Store, Transaction
 
 _PAUSE, _PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
@@ -21,7 +21,7 @@ Later = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 class Owed:
     """What is still to be recorded of reads that are over. `ids`: of reads that others must not have meanwhile."""
 
-    def __init__(self, store: Store, ids: Present, *, later: Later, leaving: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, ids: ActiveCounter, *, later: Later, leaving: Callable[[], bool]) -> None:
         self._store = store
         self._ids = ids
         self._later = later
@@ -50,7 +50,7 @@ class Owed:
 
     async def _recorded(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
         """Until it is known nobody else has the read's id: they would get this end."""
-        with suppress(Busy), self._ids.named(read_id):  # the next start looks for what is left
+        with suppress(Busy), self._ids.hold(read_id):  # the next start looks for what is left
             await self._written(work)
             return True
         return False

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 
 _AT_ONCE = 2  # more would share one interpreter
 _WAITING, _SECONDS = 256, 30.0
@@ -21,7 +21,7 @@ class Judging:
     """Work on consumers' text."""
 
     def __init__(self) -> None:
-        self._turns = Turns(_AT_ONCE, waiting=_WAITING, wait_seconds=_SECONDS)
+        self._turns = TurnQueue(_AT_ONCE, waiting=_WAITING, wait_seconds=_SECONDS)
 
     async def judge(self, consumer: str, work: Callable[[], _T]) -> _T:
         """What `work` gives, in a thread when it is the consumer's turn. Busy where too many wait, or for too long."""

@@ -18,12 +18,12 @@ from connector.dataplane.tickets import Ticket
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import ARROW
 from connector.engine.pool.worker_process import Frame, Result
-from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, unforeseen
-from connector.infra.formats.digests import AsItGoes
+from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, internal_error
+from connector.infra.formats.digests import RunningDigest
 from connector.telemetry import logger
 from connector.usage import quotas
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import EXPIRED, Grant, ended_by
+from connector.usage.held_agreement import EXPIRED, ReadGrant, ended_by
 from policies.contracts import batch_gate
 from policies.errors import PolicyError
 
@@ -43,7 +43,7 @@ class GovernedStream:
         self,
         reads: Reads,
         asked: Asked,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         prepared: PreparedQuery,
         result: Source,
         policy: tuple[str, ...],
@@ -123,12 +123,12 @@ class GovernedStream:
         if self.end is None:
             self.end = replace(self._ended(FAILED), code=code, reason=reason)
 
-    def of(self, ticket: Ticket) -> list[Grant]:
+    def of(self, ticket: Ticket) -> list[ReadGrant]:
         """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
         shown = ticket.agreement, ticket.transfer
         return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
 
-    def extend(self, grants: Sequence[Grant], seconds: float) -> None:
+    def extend(self, grants: Sequence[ReadGrant], seconds: float) -> None:
         """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
 
         A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
@@ -144,7 +144,7 @@ class GovernedStream:
 
     async def _pass(self, frame: Frame | Part) -> HanseError | None:
         """None and the batch is counted in every lease (5), or what the stream ends with."""
-        filled: Grant | None = None
+        filled: ReadGrant | None = None
         while (stop := self._stopped_by(frame)) is not None:
             grant, reason = stop
             if reason not in (batch_gate.ROWS_SPENT, batch_gate.BYTES_SPENT):
@@ -157,7 +157,7 @@ class GovernedStream:
             filled = grant
         return None
 
-    def _stopped_by(self, frame: Frame | Part) -> tuple[Grant, str] | None:
+    def _stopped_by(self, frame: Frame | Part) -> tuple[ReadGrant, str] | None:
         """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
         for number, grant in enumerate(self.grants):
             if (reason := batch_gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
@@ -205,18 +205,18 @@ class GovernedStream:
 
 async def _seen(frame: Frame | Part) -> None:
     """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
-    if isinstance(frame, Part) and isinstance(frame.digest, AsItGoes) and isinstance(frame.payload, memoryview):
+    if isinstance(frame, Part) and isinstance(frame.digest, RunningDigest) and isinstance(frame.payload, memoryview):
         await asyncio.to_thread(frame.digest.update, frame.payload)
 
 
-def watch(grants: Sequence[Grant], result: Result) -> Coroutine[Any, Any, None]:
+def watch(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
     """Interrupt the worker, which has the read from now on, when a grant ends while no batch comes (6)."""
     for grant in grants:
         grant.served = True
     return _watch(grants, result)
 
 
-async def _watch(grants: Sequence[Grant], result: Result) -> None:
+async def _watch(grants: Sequence[ReadGrant], result: Result) -> None:
     stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
     try:
         while (left := lease_left(grants)) > 0:
@@ -229,7 +229,7 @@ async def _watch(grants: Sequence[Grant], result: Result) -> None:
             stop.cancel()
 
 
-def lease_left(grants: Sequence[Grant]) -> float:
+def lease_left(grants: Sequence[ReadGrant]) -> float:
     """Seconds that the shortest lease has left."""
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
@@ -239,10 +239,10 @@ def ours(error: Exception) -> HanseError:
     if isinstance(error, HanseError):
         return error
     _log.error("a read broke off", exc_info=error)
-    return unforeseen()
+    return internal_error()
 
 
-async def why_over(grants: Sequence[Grant], by: Grants) -> HanseError:
+async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
     """Why a read ends of which a grant has: what stopped that, or that the time that the read asked for has ended, as a
     worker says it, or what a read that begins now would be refused for, or else that its ticket has ended. Fast and
     slow readers get the same answer."""
@@ -253,7 +253,7 @@ async def why_over(grants: Sequence[Grant], by: Grants) -> HanseError:
     return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)
 
 
-async def why_ended(error: BaseException, grants: Sequence[Grant], by: Grants) -> BaseException:
+async def why_ended(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
     """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
     is ours, unless the connection says that its reader has left."""
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):

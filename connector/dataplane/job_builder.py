@@ -12,7 +12,7 @@ from connector.datasets.sources.parquet import check_types
 from connector.engine.pool.protocol import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.errors import BadInput
 from connector.store.tables import DatasetVersion
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.contracts import batch_gate
 from policies.contracts.columns import fold
 
@@ -27,7 +27,7 @@ _ROW_LARGE = 4 * 2**20  # bytes
 
 
 def gated(
-    asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes
+    asked: Asked, grants: Sequence[ReadGrant], *, name: str, mask_key: bytes
 ) -> tuple[PreparedQuery, list[CallerTable]]:
     """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
     from policies.enforce.gate import CallerTable, GatedDataset, prepare
@@ -53,7 +53,7 @@ def gated(
     return prepared, keys
 
 
-def needed(grants: Sequence[Grant], prepared: PreparedQuery) -> list[Grant]:
+def needed(grants: Sequence[ReadGrant], prepared: PreparedQuery) -> list[ReadGrant]:
     """The grants of the datasets that the SQL reads, in the order of `prepared.datasets`. Nothing of a read is charged
     to another one, whichever ticket its reader puts first."""
     of = {grant.held.dataset.name: grant for grant in grants}
@@ -95,7 +95,7 @@ def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
 
 def job_of(
     asked: Asked,
-    grants: Sequence[Grant],
+    grants: Sequence[ReadGrant],
     prepared: PreparedQuery,
     keys: Sequence[CallerTable],
     *,
@@ -152,7 +152,7 @@ def _is_large(relation: Relation) -> bool:
     return sum(relation.row_bytes.values()) > _ROW_LARGE
 
 
-def _in_the_way(grants: Sequence[Grant]) -> bool:
+def _in_the_way(grants: Sequence[ReadGrant]) -> bool:
     """Whether a column has the name that the engine has for a row's place: such rows cannot be read by turns."""
     versions = [grant.held.version for grant in grants]
     return any(misleading(one.source["kind"], one.schema) for one in versions)

@@ -19,7 +19,7 @@ from connector.engine.pool.pool import Pool, Watch
 from connector.engine.pool.protocol import Job
 from connector.errors import BadInput, Busy, Limited
 from connector.store import Store, Transaction
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.contracts import coverage
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Charged:
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
-def charge(tx: Transaction, asked: Asked, grant: Grant, private: PrivateQuery) -> Charged:
+def charge(tx: Transaction, asked: Asked, grant: ReadGrant, private: PrivateQuery) -> Charged:
     """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
     BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
     that a crash cut off is over when its end is recorded."""
@@ -100,7 +100,7 @@ async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: 
         pause = min(2 * pause, _PAUSE_MAX)
 
 
-async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Charged, *, watch: Watch) -> bytes:
+async def answered(store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: Charged, *, watch: Watch) -> bytes:
     """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it:
     where a better one is kept by then, that."""
     if charged.answer is not None:
@@ -136,7 +136,7 @@ def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
     }
 
 
-def _wanted(asked: Asked, most: int, grant: Grant) -> int:
+def _wanted(asked: Asked, most: int, grant: ReadGrant) -> int:
     if asked.epsilon is None:
         return max(1, most // _USUAL_SHARE)
     micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
@@ -149,7 +149,7 @@ def _wanted(asked: Asked, most: int, grant: Grant) -> int:
     return micro
 
 
-def _key(grant: Grant, private: PrivateQuery) -> str:
+def _key(grant: ReadGrant, private: PrivateQuery) -> str:
     """The same for every question with the same answer: dataset, version, permission, and what is asked."""
     text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from connector.dataplane.read_request import COMPLETE, FAILED, Asked, End
 from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, together
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.contracts.contract import DataContract, bins_note
 from policies.enforce.withheld import Withheld, describe_left_out, sentences
 from policies.errors import PolicyError
@@ -78,7 +78,7 @@ def withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
 
 
 def started(
-    asked: Asked, grants: Sequence[Grant], prepared: PreparedQuery, policy: tuple[str, ...]
+    asked: Asked, grants: Sequence[ReadGrant], prepared: PreparedQuery, policy: tuple[str, ...]
 ) -> list[ReadStarted]:
     """The records of a start. The SQL is kept as its digest, and so are tables brought along: their values may be
     personal data."""
@@ -126,7 +126,7 @@ def _told(asked: Asked) -> str:
 
 
 def ended(
-    asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None, *, unused: bool = False
+    asked: Asked, grants: Sequence[ReadGrant], end: End | None, failure: BaseException | None, *, unused: bool = False
 ) -> list[ReadEnded]:
     """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came;
     what its own consumer has ended was refused by nobody: it broke off, as where he leaves.
@@ -173,7 +173,7 @@ def _gives(end: End) -> dict[str, str]:
     return {} if end.withheld is Withheld.NOTHING else {"gives": "results"}
 
 
-def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> list[ReadRefused]:
+def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[ReadGrant]) -> list[ReadRefused]:
     """The records of a read that never started: under the agreement that was the reason, else under each.
 
     `grants`: as far as it came; none where they were refused themselves.
@@ -202,7 +202,7 @@ def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyErro
     ]
 
 
-def _common(asked: Asked, grant: Grant) -> dict[str, Any]:
+def _common(asked: Asked, grant: ReadGrant) -> dict[str, Any]:
     """The fields that every record of a read shares under one of its agreements."""
     return {
         "actor": asked.consumer,

@@ -20,7 +20,7 @@ from connector.dataplane.read_request import Asked, Split
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 
 
 class Origin:
@@ -36,7 +36,7 @@ class Origin:
 
     @asynccontextmanager
     async def source(
-        self, asked: Asked, grants: Sequence[Grant], job: Job, *, spans: bool, begun: asyncio.Task[Any]
+        self, asked: Asked, grants: Sequence[ReadGrant], job: Job, *, spans: bool, begun: asyncio.Task[Any]
     ) -> AsyncIterator[Source]:
         """The bytes of an admitted read, once it has `begun`; `spans`: as parts of files, where they lie in some."""
         files = self.prepared
@@ -54,12 +54,14 @@ class Origin:
             async with self._first_pass(files, key, grants, job, spans, begun) as source:
                 yield source
 
-    def _run(self, job: Job, grants: Sequence[Grant], begun: asyncio.Task[Any]) -> AbstractAsyncContextManager[Result]:
+    def _run(
+        self, job: Job, grants: Sequence[ReadGrant], begun: asyncio.Task[Any]
+    ) -> AbstractAsyncContextManager[Result]:
         return self._pool.run(job, watch=partial(watch, grants), after=begun)
 
     @asynccontextmanager
     async def _worker(
-        self, grants: Sequence[Grant], job: Job, spans: bool, begun: asyncio.Task[Any]
+        self, grants: Sequence[ReadGrant], job: Job, spans: bool, begun: asyncio.Task[Any]
     ) -> AsyncIterator[Spread | Result]:
         if spans:  # whoever sends one batch after the other in a thread holds on to the first, too
             job = replace(job, spans=True, slots=job.slots + 1)
@@ -71,7 +73,7 @@ class Origin:
         self,
         files: PreparedStreams,
         key: str,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         job: Job,
         spans: bool,
         begun: asyncio.Task[Any],
@@ -94,7 +96,7 @@ class Origin:
         files: PreparedStreams,
         form: str,
         split: Split,
-        grants: Sequence[Grant],
+        grants: Sequence[ReadGrant],
         job: Job,
         spans: bool,
         begun: asyncio.Task[Any],

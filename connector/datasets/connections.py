@@ -22,7 +22,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from connector.errors import BadInput, HanseError, SourceUnreadable, typed
+from connector.errors import BadInput, HanseError, SourceUnreadable, redact_name
 from connector.urls import read_base
 
 _FILE_MAX = 2**20
@@ -167,7 +167,7 @@ def _one(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
     if name not in known:
         raise BadInput(
             f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came "
-            f"{typed(name)!r}; the operator adds one in the file of HANSE_CONNECTIONS",
+            f"{redact_name(name)!r}; the operator adds one in the file of HANSE_CONNECTIONS",
             code=f"{kind}_unknown",
         )
     return known[name]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from connector.errors import BadInput, Conflict, HanseError, unforeseen
+from connector.errors import BadInput, Conflict, HanseError, internal_error
 
 FINDING, CONVERTING, CHECKING, DIGESTING, COUNTING = "finding", "converting", "checking", "digesting", "counting"
 STORING, REGISTERED, REFUSED, STOPPED = "storing", "registered", "refused", "stopped"
@@ -157,7 +157,7 @@ class UnderWay:
             raise
         except Exception as error:
             one.reached(REFUSED, one.done)
-            one.error = error if isinstance(error, HanseError) else unforeseen()
+            one.error = error if isinstance(error, HanseError) else internal_error()
             raise
         finally:
             one.task, one.ended_at = None, self._clock()

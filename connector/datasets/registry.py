@@ -56,7 +56,7 @@ from connector.errors import (
     Limited,
     QueryInvalid,
     SourceUnreadable,
-    typed,
+    redact_name,
 )
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused, listed
 from connector.store import UNKNOWN, Store, Transaction
@@ -482,7 +482,7 @@ class Registry:
             outcome="refused",
             code=error.code,
             reason=error.message,
-            detail={"request": "register dataset", "name": typed(name)},
+            detail={"request": "register dataset", "name": redact_name(name)},
         )
         try:
             await self._store.write(lambda tx: tx.publish(refused))
@@ -610,7 +610,8 @@ def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> 
 def _check_name(name: str) -> None:
     if not _NAME.match(name):
         raise BadInput(
-            f"expected a dataset name of small letters, digits and _, starting with a letter, came {typed(name)!r}",
+            f"expected a dataset name of small letters, digits and _, starting with a letter, came "
+            f"{redact_name(name)!r}",
             code="name_invalid",
         )
 

@@ -25,9 +25,9 @@ DEFAULT_PORT = 8700
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 TITLES = {
-    "north": "North Regional Health and Mobility Trust",
-    "south": "South Regional Health and Mobility Trust",
-    "west": "West Regional Health and Mobility Trust",
+    "north": "North Regional Health and Mobility MemberRegister",
+    "south": "South Regional Health and Mobility MemberRegister",
+    "west": "West Regional Health and Mobility MemberRegister",
     "forge": "Forge Gigafactory",
 }
 COUNTRIES = {"north": "DE", "south": "IT", "west": "NL", "forge": "FI"}

@@ -17,10 +17,10 @@ from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Transaction
 from connector.store.tables import Offer
-from connector.usage.fact_collector import PURPOSE, requested
+from connector.usage.fact_collector import PURPOSE, with_declared
 from policies.contracts import compile as compiler
 from policies.errors import PolicyError
 from policies.evaluation import evaluate
@@ -255,7 +255,7 @@ def _other_purposes(offer: Policy, purpose: str, *, consumer: str, now: float) -
     )
     party = Facts.of({"ds:participant": consumer}, source="signature")
     said, unsaid = (
-        judge(agreed, requested(party, purpose=one), phase=Phase.TRANSFER, now=now) for one in (purpose, "")
+        judge(agreed, with_declared(party, purpose=one), phase=Phase.TRANSFER, now=now) for one in (purpose, "")
     )
     if said.permitted or said.lacking or not any(PURPOSE in missing for missing in unsaid.lacking):
         return None
@@ -309,7 +309,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     exact = any(compiler.is_exact(one) for one in made)
-    keep(_compiles, key, exact, most=_COMPILES_MAX)
+    put_recent(_compiles, key, exact, most=_COMPILES_MAX)
     return Fits(dataset.version, exact)
 
 

@@ -132,7 +132,7 @@ class Agreements:
         try:
             known, _ = await self.get(agreement_id, role=role)
             if not known.finalized:  # what its other side has acknowledged counts first
-                await self._sender.settling.now(known.negotiation_id)
+                await self._sender.acknowledgements.record_now(known.negotiation_id)
             row, sent = await self._store.write(work)
         except Busy as error:
             if error.code == UNKNOWN:

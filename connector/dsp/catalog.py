@@ -20,7 +20,7 @@ from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
 from connector.errors import MessageInvalid, NotFound, Refused
 from connector.identity.principal import Principal
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 from connector.usage.fact_collector import FactsOf
@@ -159,7 +159,7 @@ class Catalog:
             policy = agreement_terms.published(offer)
             wire = policy_jsonld.write(policy, in_catalog=True)
             known = (policy, {k: v for k, v in wire.items() if k != "@id"})
-            keep(self._policies, words, known, most=_POLICIES_MAX)
+            put_recent(self._policies, words, known, most=_POLICIES_MAX)
         return known
 
     def _fitting(self, found: Sequence[_Listed], *, whole: bool) -> list[Json]:

@@ -30,8 +30,8 @@ from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Negotiation, Transfer
 from connector.telemetry import logger
 from connector.usage import duty_ledger
-from connector.usage.duty_ledger import Standing
-from connector.usage.fact_collector import DECLARED, FactsOf, requested
+from connector.usage.duty_ledger import DutyStatus
+from connector.usage.fact_collector import DECLARED, FactsOf, with_declared
 from policies import duties as rules
 from policies.errors import PolicyError
 from policies.model import Policy
@@ -49,7 +49,7 @@ _log = logger("upkeep")
 class Reported:
     """A duty after its evidence was kept. `told`: the other side has it; `why` says what stood in the way."""
 
-    standing: Standing
+    standing: DutyStatus
     told: bool
     why: str = ""
 
@@ -60,11 +60,11 @@ class Ledger:
     def __init__(self, store: Store, wire: Wire, mint: Callable[[str], str]) -> None:
         self._store, self._wire, self._mint = store, wire, mint
 
-    async def of(self, agreement_id: str, *, role: str = "") -> list[Standing]:
+    async def of(self, agreement_id: str, *, role: str = "") -> list[DutyStatus]:
         """Every duty of one agreement, as it stands now."""
 
-        def work(tx: Transaction) -> list[Standing]:
-            return duty_ledger.standings(tx, agreement_of(tx, agreement_id, role), now=tx.now)
+        def work(tx: Transaction) -> list[DutyStatus]:
+            return duty_ledger.list_duties(tx, agreement_of(tx, agreement_id, role), now=tx.now)
 
         return await self._store.read(work)
 
@@ -72,10 +72,10 @@ class Ledger:
         """As which side an agreement is meant by this id: `role` where it is said, else the provider first."""
         return (await self._store.read(lambda tx: agreement_of(tx, agreement_id, role))).role
 
-    async def open(self, *, limit: int = 1_000) -> list[tuple[Agreement, Standing]]:
+    async def open(self, *, limit: int = 1_000) -> list[tuple[Agreement, DutyStatus]]:
         """Duties that are due or overdue, over the newest agreements."""
 
-        def work(tx: Transaction) -> list[tuple[Agreement, Standing]]:
+        def work(tx: Transaction) -> list[tuple[Agreement, DutyStatus]]:
             rows = (row for row in tx.agreements.page(limit=limit) if row.finalized)
             found = ((row, one) for row in rows for one in _readable(tx, row))
             return [(row, one) for row, one in found if one.state in ("due", "violated")]
@@ -85,14 +85,14 @@ class Ledger:
     async def report(self, agreement_id: str, path: str, *, evidence: str, by: str, role: str = "") -> Reported:
         """Keep evidence that we (or, as provider, the other side) did what is owed; as consumer, tell the provider."""
 
-        def work(tx: Transaction) -> tuple[Agreement, Standing, str]:
+        def work(tx: Transaction) -> tuple[Agreement, DutyStatus, str]:
             row = agreement_of(tx, agreement_id, role)
             try:
                 done = duty_ledger.report(tx, row, path, given_by=row.role, actor=by, evidence=evidence)
             except Conflict:
                 if row.role == PROVIDER:
                     raise
-                done = next(one for one in duty_ledger.standings(tx, row, now=tx.now) if one.path == path)
+                done = next(one for one in duty_ledger.list_duties(tx, row, now=tx.now) if one.path == path)
                 if not done.evidence:
                     raise
             return row, done, _endpoint(tx, row)
@@ -108,10 +108,10 @@ class Ledger:
             return Reported(done, told=False, why=error.message)
         return Reported(done, told=True)
 
-    async def received(self, agreement_id: str, path: str, *, evidence: str, consumer: str) -> Standing:
+    async def received(self, agreement_id: str, path: str, *, evidence: str, consumer: str) -> DutyStatus:
         """A consumer's report, at its provider. NotFound for anybody else's agreement."""
 
-        def work(tx: Transaction) -> Standing:
+        def work(tx: Transaction) -> DutyStatus:
             row = tx.agreements.get(agreement_id, role=PROVIDER)
             if row is None or row.consumer != consumer:
                 raise NotFound(f"no agreement {agreement_id!r} with you")
@@ -210,9 +210,9 @@ class Upkeep:
         if not (held := await self._held(row)):
             return
         known = await self._facts_of(row.consumer)
-        own = await self._store.read(lambda tx: duty_ledger.fulfilled(tx, row, now=tx.now))
+        own = await self._store.read(lambda tx: duty_ledger.read_fulfilled(tx, row, now=tx.now))
         for transfer in held:
-            facts = requested(known.adding(own), purpose=expand(transfer.purpose))
+            facts = with_declared(known.adding(own), purpose=expand(transfer.purpose))
             verdict = agreement_terms.judge(policy, facts, phase=Phase.TRANSFER, now=time.time())
             await self._hold(transfer, verdict, missing=DECLARED - set(facts))
 
@@ -231,10 +231,10 @@ def _page(tx: Transaction, *, after: str) -> Sequence[Agreement]:
     return tx.agreements.list_after(after, limit=_PAGE)
 
 
-def _readable(tx: Transaction, row: Agreement) -> list[Standing]:
+def _readable(tx: Transaction, row: Agreement) -> list[DutyStatus]:
     """The duties of an agreement; none where its policy is not understood any more, which others say."""
     try:
-        return duty_ledger.standings(tx, row, now=tx.now)
+        return duty_ledger.list_duties(tx, row, now=tx.now)
     except Refused:
         return []
 

@@ -29,7 +29,7 @@ from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refus
 from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
 from connector.identity.principal import Principal
 from connector.offers import offer_conflicts
-from connector.outbox.sender import Outcome
+from connector.outbox.sender import DeliveryOutcome
 from connector.store import Transaction
 from connector.store.tables import Agreement, GrantState, Negotiation, Offer, Outbox
 from policies.evaluation.evaluate import Facts
@@ -374,7 +374,7 @@ class Negotiations(Exchange[Negotiation]):
         self._shorten(tx, row, before)
         return sent
 
-    def _not_said(self, tx: Transaction, row: Negotiation, step: str, outcome: Outcome) -> None:
+    def _not_said(self, tx: Transaction, row: Negotiation, step: str, outcome: DeliveryOutcome) -> None:
         before = row.state
         super()._not_said(tx, row, step, outcome)
         self._shorten(tx, row, before)
@@ -491,7 +491,7 @@ class Negotiations(Exchange[Negotiation]):
                 return row, self._end(tx, row, code=code or _code_of_end(row), reason=reason, actor=by)
             return row, [self._carry_out(tx, row, name, offer)]
 
-        await self._sender.settling.now(pid)
+        await self._sender.acknowledgements.record_now(pid)
         row, sent = await self._store.write(work)
         self._leave(sent)
         return row

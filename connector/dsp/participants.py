@@ -51,7 +51,7 @@ class Listed:
 
 
 class Partners:
-    """Finding and asking others. `member` looks one up in the data space's register (`Trust.called`)."""
+    """Finding and asking others. `member` looks one up in the data space's register (`MemberRegister.called`)."""
 
     def __init__(self, *, peer: Peer, member: Member) -> None:
         self._peer = peer

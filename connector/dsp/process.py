@@ -27,7 +27,7 @@ from connector.events import Event, RequestRefused
 from connector.identity.did import host_of
 from connector.infra.net import resolver
 from connector.outbox import delivery_classes
-from connector.outbox.sender import Outcome, Result, Sender
+from connector.outbox.sender import DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Outbox, Transfer
 from connector.usage.fact_collector import FactsOf
@@ -136,7 +136,7 @@ class Exchange(ABC, Generic[Row]):
     async def _numbered(self, pid: str, look: Callable[[Transaction], Row], *, seconds: float) -> Row:
         until = time.monotonic() + seconds
         while True:
-            await self._sender.settling.now(pid)
+            await self._sender.acknowledgements.record_now(pid)
             row = await self._store.read(look)
             if row.peer_pid:
                 return row
@@ -150,7 +150,7 @@ class Exchange(ABC, Generic[Row]):
         """The address that a counterparty names for our messages, if we could call it, and the `sink` for data that it
         names beside it; they are looked up in the places of this party's circle."""
         circle = await self._store.read(lambda tx: self._sender.circle_of(tx, caller))
-        with resolver.within(circle, host_of(caller) if circle == delivery_classes.STRANGERS else caller):
+        with resolver.use_group(circle, host_of(caller) if circle == delivery_classes.STRANGERS else caller):
             if sink:
                 await self._peer.check_sink(sink)
             return await self._peer.check_theirs(address)
@@ -280,7 +280,7 @@ class Exchange(ABC, Generic[Row]):
     def _drop(self, tx: Transaction, row: Row) -> None:
         """Nothing of ours is on its way in this process any more."""
         tx.outbox.drop(row.id)
-        tx.after_commit(lambda: self._sender.settling.proven(row.id))
+        tx.after_commit(lambda: self._sender.acknowledgements.mark_recorded(row.id))
 
     def _pids(self, row: Row) -> dict[str, Any]:
         ours, theirs = ("provider_pid", "consumer_pid") if row.role == PROVIDER else ("consumer_pid", "provider_pid")
@@ -288,23 +288,23 @@ class Exchange(ABC, Generic[Row]):
 
     # Delivery (a `sender.Courier`).
 
-    async def carry(self, row: Outbox) -> Outcome:
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
         """Deliver a message of ours and read the answer."""
         message = await self._finished(row)
         if message is None:
-            return Outcome(Result.REFUSED, "nothing to deliver any more")
+            return DeliveryOutcome(DeliveryResult.REFUSED, "nothing to deliver any more")
         answer = await self._peer.post(row.address + row.path, message, audience=row.audience)
         if answer.accepted:
-            return Outcome(Result.DELIVERED, document=answer.document)
+            return DeliveryOutcome(DeliveryResult.DELIVERED, document=answer.document)
         why = f"{row.audience} answered {answer.status}: {answer.reason or 'no reason given'}"
         if answer.status in _NOT_YET:
-            return Outcome(Result.SOON, why)
+            return DeliveryOutcome(DeliveryResult.SOON, why)
         if answer.status >= 500 or answer.status == 429:
-            return Outcome(Result.AGAIN, why)
+            return DeliveryOutcome(DeliveryResult.AGAIN, why)
         if row.attempts and await self._was_taken(row, message):
-            return Outcome(Result.DELIVERED)
+            return DeliveryOutcome(DeliveryResult.DELIVERED)
         said = f"refused ({answer.status}): {answer.reason or 'no reason given'}"  # whose word it is stands beside it
-        return Outcome(Result.REFUSED, said, code=answer.code)
+        return DeliveryOutcome(DeliveryResult.REFUSED, said, code=answer.code)
 
     async def _finished(self, row: Outbox) -> Json | None:
         """The message as it leaves: what must not be stored, or must be fresh, is added here."""
@@ -327,24 +327,24 @@ class Exchange(ABC, Generic[Row]):
         """The process that a message belongs to, locked."""
         return self._get(tx, row.process)
 
-    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Row | None) -> None:
+    def put_off(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Row | None) -> None:
         """A process says itself that our message is on its way."""
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Row | None) -> list[Outbox]:
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Row | None) -> list[Outbox]:
         """What follows from an answer, or from giving up."""
         process = held
         if process is None:
             return []
         step = step_of(row.message)
-        if outcome.result is Result.DELIVERED:
+        if outcome.result is DeliveryResult.DELIVERED:
             outcome = self._named(tx, process, outcome)
-        if outcome.result is Result.DELIVERED:
+        if outcome.result is DeliveryResult.DELIVERED:
             return self._acknowledged(tx, process, step)
         if process.pending == step:
             self._not_said(tx, process, step, outcome)
         return []
 
-    def _named(self, tx: Transaction, row: Row, outcome: Outcome) -> Outcome:
+    def _named(self, tx: Transaction, row: Row, outcome: DeliveryOutcome) -> DeliveryOutcome:
         """Learn the counterparty's pid from its answer. One that it uses for another process is no answer to ours."""
         told = messages.status_of(outcome.document)
         if told is None or row.peer_pid:
@@ -352,7 +352,7 @@ class Exchange(ABC, Generic[Row]):
         theirs = told.provider_pid if row.role == CONSUMER else told.consumer_pid
         if self._of_peer(tx, row, theirs) is not None:
             why = f"{row.counterparty} answered with the pid {theirs}, which another {self.kind} with it has already"
-            return Outcome(Result.REFUSED, why, code="pid_taken")
+            return DeliveryOutcome(DeliveryResult.REFUSED, why, code="pid_taken")
         row.peer_pid = theirs
         return outcome
 
@@ -376,13 +376,13 @@ class Exchange(ABC, Generic[Row]):
         """The code and the reason that stand when our message has arrived."""
         return "", ""
 
-    def _not_said(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> None:
+    def _not_said(self, tx: Transaction, row: Row, step: str, outcome: DeliveryOutcome) -> None:
         """Our message was refused, or could not be delivered in time. A refused first message ends the process."""
         row.pending, row.updated_at = "", tx.now
-        row.code = (outcome.code or "refused") if outcome.result is Result.REFUSED else "undeliverable"
-        refused = outcome.result is Result.REFUSED
+        row.code = (outcome.code or "refused") if outcome.result is DeliveryResult.REFUSED else "undeliverable"
+        refused = outcome.result is DeliveryResult.REFUSED
         row.reason = (outcome.why if refused else f"{step}: {outcome.why}")[:_REASON_MAX]
-        if row.state == states.NEW or outcome.result is Result.EXPIRED:
+        if row.state == states.NEW or outcome.result is DeliveryResult.EXPIRED:
             row.state = states.TERMINATED
         else:
             self._stuck(tx, row)

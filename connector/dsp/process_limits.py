@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from connector.dsp import states
 from connector.errors import Busy, Limited, Refused
-from connector.infra.concurrency.recent_keys import Rate, keep
+from connector.infra.concurrency.recent_keys import RateLimit, put_recent
 from connector.store import Transaction
 from connector.store.tables import Outbox
 from policies.evaluation.evaluate import Facts
@@ -61,7 +61,7 @@ class Admission:
         self._kind = kind
         self._limits = limits
         self._told: OrderedDict[str, float] = OrderedDict()
-        self._changes = Rate(limits.changes, burst=limits.changes, most=_CHANGING_MAX)
+        self._changes = RateLimit(limits.changes, burst=limits.changes, most=_CHANGING_MAX)
 
     def admit_negotiation(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> None:
         """As `admit`, for anybody. Where we are the consumer it is an offer that we did not ask for: Refused where it
@@ -127,7 +127,7 @@ class Admission:
 
     def change(self, process: str, now: float) -> None:
         """Count one more change of a process, or raise Limited: each is kept, in the inbox and in the log."""
-        if (wait := math.ceil(self._changes.wait(process, now))) > 0:
+        if (wait := math.ceil(self._changes.wait_seconds(process, now))) > 0:
             raise Limited(
                 f"expected at most {self._limits.changes} changes of one {self._kind} a minute, came more; try again "
                 f"in {wait} s",
@@ -139,7 +139,7 @@ class Admission:
         """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""
         if now - self._told.get(counterparty, float("-inf")) < _MINUTE:
             return False
-        keep(self._told, counterparty, now, most=_TOLD_MAX)
+        put_recent(self._told, counterparty, now, most=_TOLD_MAX)
         return True
 
 

@@ -1,7 +1,7 @@
 """Calls to a counterparty: posting messages, asking for state, finding the version we both speak.
 
 Replies are read as leniently as can be: any 2xx is an acknowledgement, with or without a body. Knows no state machine
-and no database. The wire is `connector.infra.net.http_client.Net`, or anything that calls like it.
+and no database. The wire is `connector.infra.net.http_client.HttpClient`, or anything that calls like it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from connector.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from connector.infra.concurrency.recent_keys import keep
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.concurrency.recent_keys import put_recent
+from connector.infra.net.http_client import AddressGuard, Reply
 
 VERSION = "2025-1"
 _VERSIONS_SECONDS = 300.0
@@ -39,7 +39,7 @@ _VERSIONS_MAX = 1_024
 class Wire(Protocol):
     """What a call goes through: the guarded client, or two connectors joined in memory."""
 
-    guard: Guard
+    guard: AddressGuard
 
     async def call(
         self,
@@ -144,7 +144,7 @@ class Peer:
             urls.read_base(base)
         except ValueError as error:
             raise PeerNonsense(f"the version document of {root} names no address that can be called: {error}") from None
-        keep(self._bases, root, (now, base), most=_VERSIONS_MAX)
+        put_recent(self._bases, root, (now, base), most=_VERSIONS_MAX)
         return base
 
     async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> Answer:

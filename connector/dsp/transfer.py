@@ -47,15 +47,15 @@ from connector.errors import (
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
 from connector.infra.net.http_client import fits_header, origin
-from connector.outbox.sender import Outcome, Result
+from connector.outbox.sender import DeliveryOutcome, DeliveryResult
 from connector.store import Transaction
 from connector.store.queries.agreements import count_today
 from connector.store.tables import Agreement, GrantState, Outbox, Transfer
 from connector.telemetry import logger
-from connector.usage.duty_ledger import fulfilled
-from connector.usage.fact_collector import DECLARED, PURPOSE, USES, counted, requested
-from connector.usage.grants import COMPLETING, HELD, PUSH_FAILED, SUSPENDING, over
-from connector.usage.held_agreement import Over
+from connector.usage.duty_ledger import read_fulfilled
+from connector.usage.fact_collector import DECLARED, PURPOSE, USES, with_counters, with_declared
+from connector.usage.grants import COMPLETING, HELD, PUSH_FAILED, SUSPENDING, event_to_end_reason
+from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -85,7 +85,7 @@ class DataPlane(Protocol):
     def receives(self, transfer_id: str) -> DataAddress:
         """As consumer: where a provider pushes to us under this transfer. BadInput where we receive nothing."""
 
-    async def stop(self, transfer_id: str, how: Over) -> None:
+    async def stop(self, transfer_id: str, how: EndReason) -> None:
         """End what runs under a transfer, now: that is over."""
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
@@ -139,7 +139,7 @@ class Transfers(Exchange[Transfer]):
         pushed = message.data_address if self._formats.get(message.format) == PUSH else None
         sink = pushed.endpoint if pushed is not None else ""
         address = await self._callback(message.callback_address, caller.id, sink=sink)
-        facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
+        facts = with_declared(await self._facts_of(caller.id), purpose=message.purpose)
 
         def work(tx: Transaction) -> Taken[Transfer]:
             known = tx.transfers.find_by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
@@ -229,7 +229,7 @@ class Transfers(Exchange[Transfer]):
         if stopped or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
             raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
-        _check_permitted(tx, agreement, _check_holds(tx, agreement), requested(facts, purpose=row.purpose))
+        _check_permitted(tx, agreement, _check_holds(tx, agreement), with_declared(facts, purpose=row.purpose))
         follow = self._apply(tx, row, message, judged)
         row.suspended_by = ""
         if row.pending == states.START:
@@ -316,7 +316,7 @@ class Transfers(Exchange[Transfer]):
             return [self._queue_push(tx, row)]
         return []
 
-    def _not_said(self, tx: Transaction, row: Transfer, step: str, outcome: Outcome) -> None:
+    def _not_said(self, tx: Transaction, row: Transfer, step: str, outcome: DeliveryOutcome) -> None:
         super()._not_said(tx, row, step, outcome)
         if row.suspended_by in HELD:  # there is nothing to wait for any more
             row.suspended_by = PROVIDER
@@ -362,14 +362,14 @@ class Transfers(Exchange[Transfer]):
         if not isinstance(event, TransferAdvanced) or event.detail.get("role") != PROVIDER:
             return
         if event.detail.get("state") in _OVER:
-            self._stop(event.process, over(event))
+            self._stop(event.process, event_to_end_reason(event))
 
-    def _stop(self, pid: str, how: Over) -> None:
+    def _stop(self, pid: str, how: EndReason) -> None:
         task = asyncio.get_running_loop().create_task(self._stopped(pid, how))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _stopped(self, pid: str, how: Over) -> None:
+    async def _stopped(self, pid: str, how: EndReason) -> None:
         try:
             await self._data_plane.stop(pid, how)
         except HanseError as error:
@@ -449,10 +449,10 @@ class Transfers(Exchange[Transfer]):
                 return row, []
             return row, [self._carry_out(tx, row, name, code, reason, stopper)]
 
-        await self._sender.settling.now(pid)
+        await self._sender.acknowledgements.record_now(pid)
         row, sent = await self._store.write(work)
         if row.role == PROVIDER and name in ("suspend", "complete"):
-            self._stop(pid, Over(f"{name.removesuffix('e')}ed", stopper, reason))
+            self._stop(pid, EndReason(f"{name.removesuffix('e')}ed", stopper, reason))
         self._leave(sent)
         return row
 
@@ -609,19 +609,19 @@ class _Pusher:
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
 
-    async def carry(self, row: Outbox) -> Outcome:
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
         """Push everything. REFUSED where the transfer does not run any more, or not in this generation."""
         transfer = await self._transfers._store.read(lambda tx: tx.transfers.peek(row.message["transfer"]))
         address = messages.address_of(transfer.data_address) if transfer is not None else None
         if transfer is None or address is None or transfer.generation != row.message["generation"]:
-            return Outcome(Result.REFUSED, "the transfer does not run any more")
+            return DeliveryOutcome(DeliveryResult.REFUSED, "the transfer does not run any more")
         await self._transfers._data_plane.push(transfer, address)
-        return Outcome(Result.DELIVERED)
+        return DeliveryOutcome(DeliveryResult.DELIVERED)
 
     def hold(self, tx: Transaction, row: Outbox) -> Transfer | None:
         return tx.transfers.get(row.message["transfer"])
 
-    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> None:
+    def put_off(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Transfer | None) -> None:
         """It is sent again: until then the transfer says why, and the log once for each reason in turn. The record of
         its read ended before its consumer said what it thinks of it."""
         if held is None or held.generation != row.message["generation"]:
@@ -631,13 +631,13 @@ class _Pusher:
         if before != (held.code, held.reason):
             tx.publish(self._transfers._advanced(held, actor=self._transfers._us, message="push", outcome="broken"))
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> list[Outbox]:
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Transfer | None) -> list[Outbox]:
         """All has arrived: complete. Otherwise nothing will come any more: terminate, so that its consumer is told, and
         of its agreement's end where that has cut it: what it has then is taken back."""
         transfer, transfers = held, self._transfers
         if transfer is None or transfer.generation != row.message["generation"]:
             return []
-        if outcome.result is Result.DELIVERED:
+        if outcome.result is DeliveryResult.DELIVERED:
             transfer.code = transfer.reason = ""
             return [transfers._carry_out(tx, transfer, "complete")]
         agreement = tx.agreements.get(transfer.agreement_id, role=PROVIDER)
@@ -711,8 +711,8 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: GrantState, f
     A purpose or an application that is not declared here has to be declared with each request for data.
     """
     today = count_today(grant, day=int(tx.now // _DAY))
-    known = counted(facts, uses=grant.queries, uses_today=today, running=0)
-    known = known.adding(fulfilled(tx, agreement, now=tx.now))
+    known = with_counters(facts, uses=grant.queries, uses_today=today, running=0)
+    known = known.adding(read_fulfilled(tx, agreement, now=tx.now))
     policy, later = stored_policies.agreed(agreement), DECLARED - set(facts)
     verdict = agreement_terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
     if not verdict.permitted and not verdict.waits_for(later):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
-from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, unforeseen
+from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, internal_error
 from connector.events import QueryCoordinated, together
 from connector.federation.deadline import Deadline
 from connector.federation.execution import END_OF_STREAM, Answer, Means, Work, filled
@@ -31,9 +31,9 @@ from connector.federation.expected_types import Shapes
 from connector.federation.federated_query import Missing, Progress, Question
 from connector.federation.owner_client import Answered, Remote, Ticket, told_by
 from connector.federation.planner.model import ALL, Known, Plan, Silent, Tables
-from connector.infra.concurrency.recent_keys import keep
-from connector.infra.concurrency.turn_queue import Turns, pause_after
-from connector.infra.net.http_client import Net
+from connector.infra.concurrency.recent_keys import put_recent
+from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
+from connector.infra.net.http_client import HttpClient
 from connector.store import Store, Transaction
 from connector.telemetry import Metrics
 
@@ -70,7 +70,7 @@ class Coordinator:
     def __init__(
         self,
         store: Store,
-        net: Net,
+        net: HttpClient,
         pool: Pool,
         *,
         work_dir: Path,
@@ -89,7 +89,7 @@ class Coordinator:
         self._seconds = seconds
         self._queries_max = queries_max
         self._queue_seconds = queue_seconds
-        self._turns = Turns(queries_max, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
+        self._turns = TurnQueue(queries_max, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
         self._means = Means(
             pool=pool,
             remote=Remote(net, pool, ticket),
@@ -181,7 +181,7 @@ class Coordinator:
         finally:
             del self._waiting[progress.query_id]
         self._running.add(progress.query_id)
-        keep(self._known, progress.query_id, progress, most=_KEPT)
+        put_recent(self._known, progress.query_id, progress, most=_KEPT)
 
     async def _take_turn(self, by: str, deadline: Deadline) -> None:
         """Wait until the question may run, before any work is done for it.
@@ -350,7 +350,7 @@ def _told(error: BaseException | None) -> HanseError | None:
     """An error as it is recorded; None where there is none, or whoever asked has stopped."""
     if error is None or isinstance(error, asyncio.CancelledError):
         return None
-    return error if isinstance(error, HanseError) else unforeseen()
+    return error if isinstance(error, HanseError) else internal_error()
 
 
 def _outcome(error: BaseException, asked: bool) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck
 from connector.federation.planner.model import Fragment, Others
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from policies.contracts.columns import ENUM, family, quote_identifier
 
 _KEPT = 128
@@ -66,7 +66,7 @@ class Shapes:
             for statement, said in zip(asked, answered, strict=True):
                 found[statement] = schema, _ = said
                 if schema is not None and len(statement[0]) + _size(statement[1]) + len(schema) < _KEPT_CHARACTERS:
-                    keep(self._kept, statement, said, most=_KEPT)
+                    put_recent(self._kept, statement, said, most=_KEPT)
         return {one.id: _shape(one, *found[statements[one.id]]) for one in fragments}
 
 

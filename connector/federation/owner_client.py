@@ -42,7 +42,7 @@ from connector.errors import (
 from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape
 from connector.federation.planner.model import Bearer, Fragment, Silent
-from connector.infra.net.http_client import Answer, Net, origin
+from connector.infra.net.http_client import HttpClient, StreamedReply, origin
 from connector.peer_codes import UNKNOWN, read_code
 from policies.contracts.columns import fold
 from policies.enforce.withheld import Withheld, parse_withheld, strongest
@@ -179,7 +179,7 @@ class Answered:
 class Remote:
     """Asks owners. `ticket` gives the bearer for one of our agreements."""
 
-    def __init__(self, net: Net, pool: Pool, ticket: Ticket) -> None:
+    def __init__(self, net: HttpClient, pool: Pool, ticket: Ticket) -> None:
         self.net = net
         self.pool = pool
         self.ticket = ticket
@@ -388,7 +388,7 @@ def _kept(keys: Mapping[str, tuple[int, str]], written: Collection[str]) -> dict
     return {name: Path(path) for name, (_, path) in keys.items() if path in written}
 
 
-async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:
+async def _spool(answer: StreamedReply, path: Path, budget: Budget) -> tuple[int, bytes | None]:
     """The size of the whole body, and itself where it is small; else it is in the file.
 
     Written in a thread, which opens the file itself: who is cancelled does not wait for a slow disk, and a file that is
@@ -418,9 +418,9 @@ def _append(path: Path, held: bytearray) -> None:
             raise error_of("disk_full", {}) from error
 
 
-async def refusal(answer: Answer, endpoint: str) -> HanseError:
+async def refusal(answer: StreamedReply, endpoint: str) -> HanseError:
     """The owner's problem object as our error of the same kind, with its code, rule and sentence."""
-    body = await answer.beginning(_ERROR_MAX)
+    body = await answer.read_up_to(_ERROR_MAX)
     try:
         told = json.loads(body)
         code, sentence = read_code(str(told["code"]) or UNKNOWN, str(told["detail"]))

@@ -24,13 +24,13 @@ from connector.errors import (
     PeerRefused,
     QueryInvalid,
     Refused,
-    unforeseen,
+    internal_error,
 )
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.federation.contract_summary import Contract, Grid, Summary, summary_of
 from connector.federation.planner.model import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net, Reply, fits_header, origin
+from connector.infra.net.http_client import HttpClient, Reply, fits_header, origin
 from connector.peer_codes import UNKNOWN, read_code
 from connector.setting_types import NAME
 from connector.store import Store, Transaction
@@ -69,9 +69,9 @@ class Access:
 
 class Holdings:
     """Our side of agreements as a consumer. `names`: whose each name is, by the data space's register
-    (`Trust.names`)."""
+    (`MemberRegister.names`)."""
 
-    def __init__(self, store: Store, net: Net, identity: Identity, *, names: Names | None = None) -> None:
+    def __init__(self, store: Store, net: HttpClient, identity: Identity, *, names: Names | None = None) -> None:
         self._store = store
         self._net = net
         self._identity = identity
@@ -172,7 +172,7 @@ class Holdings:
                     return None if _is_gone(error) else self._silent(agreement, error)
                 except Exception as error:  # noqa: BLE001  what one owner says must not end questions to the others
                     _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
-                    return self._silent(agreement, unforeseen())
+                    return self._silent(agreement, internal_error())
 
         told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
         registered = {} if self._names is None else await self._names()

@@ -1,1 +1,1 @@
-"""Who is calling, and proving who we are. The rest of the code sees `authenticate` and `mint` (identity.service)."""
+"""Identity of participants: authenticates callers and signs our own tokens. The entry point is `identity_service`."""

@@ -1,4 +1,4 @@
-"""Who a request comes from, once that is proven."""
+"""The authenticated sender of a request."""
 
 from __future__ import annotations
 

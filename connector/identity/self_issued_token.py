@@ -1,11 +1,11 @@
 """Self-issued ID tokens: short JWTs that a participant signs with its own key (Decentralized Claims 1.0, section 3).
 
-What `verify` checks, in this order; the numbers stand beside the code:
+`verify` checks in this order; the code repeats the numbers:
 1. size, shape, one of the allowed algorithms, a `kid` that belongs to a did:web;
-2. iss, sub, aud, jti, iat and exp are there; iss = sub = the kid's DID; aud is us and no other party;
-3. the time: not expired, not from the future, no life longer than the longest that we accept;
+2. iss, sub, aud, jti, iat and exp are present; iss = sub = the kid's DID; aud is our DID alone;
+3. the time: not expired, not from the future, no life longer than `_LIFE_MAX`;
 4. the signature, with a key that the issuer's document lists under capabilityInvocation;
-5. jti was not seen from this issuer before, and cannot have been by an earlier process of ours.
+5. jti was not used by this issuer before, not even at an earlier process of this connector.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey
 
 from connector.errors import Busy, Unauthenticated
-from connector.identity.did import DID_MAX, Resolver, host_of
+from connector.identity.did import DID_MAX, DidResolver, host_of
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
 _TOKEN_MAX = 8 * 2**10
 _LIFE = 60.0
 _LIFE_MAX = 900.0  # others sign for up to ten minutes
 _LEEWAY = 30.0
-_LATEST = 2.0**53  # a number of seconds; what is larger is none
-_SEEN_MAX = 100_000  # of those that are expected, and of all others together
-_OF_ONE_MAX = 50_000  # of one that is expected, or of others' one host
+_LATEST = 2.0**53  # the largest number of seconds that is accepted
+_SEEN_MAX = 100_000  # token ids of expected participants; and of all others together
+_OF_ONE_MAX = 50_000  # of an expected participant, or of a host of others
 _FORGOTTEN_AT_ONCE = 500  # a millisecond or two
-_FEW, _LAST_FOR_FEW = 1_000, 25_000  # so much room, at the end, is for those of whom few are noted
+_FEW, _LAST_FOR_FEW = 1_000, 25_000  # the last room is for issuers or hosts with few noted ids
 
 
 def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, Any] | None = None) -> str:
-    """A token that says who we are, for one receiver and one minute."""
+    """A token that proves our identity to a single audience for a minute."""
     header = {"alg": "ES256", "kid": f"{did}#{key.thumbprint()}", "typ": "JWT"}
     body = {
         "iss": did,
@@ -53,75 +53,79 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
 
 
 class Replays:
-    """Token ids that were seen, while their tokens are good, per issuer. Full is a refusal, never a forgotten id.
+    """Ids of valid tokens that were used, per issuer. If it is full, tokens are refused; no id is forgotten early.
 
-    Those that are expected have room of their own. The others' is counted by the host of their DIDs: DIDs cost nothing.
+    Expected participants have room of their own. The others are counted by the host of their DIDs, as DIDs cost
+    nothing.
 
-    `since`: when we began to look (UTC seconds). What was signed before may have been used at an earlier process.
+    `since`: start of the record (UTC seconds). A token signed earlier may have been used at an earlier process.
     """
 
     def __init__(self, *, since: float = 0.0) -> None:
         self._since = int(since)  # tokens are dated to the second
         self._seen: defaultdict[str, set[str]] = defaultdict(set)
-        self._noted: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # of strangers' hosts, of the expected
-        self._all = [0, 0]  # the sums of those
-        self._ends: list[tuple[float, str, str, bool]] = []  # a heap: those that end first come first
+        self._counts: tuple[Counter[str], Counter[str]] = (
+            Counter(),
+            Counter(),
+        )  # by strangers' hosts; by expected issuer
+        self._totals = [0, 0]  # the sums of `_counts`
+        self._ends: list[tuple[float, str, str, bool]] = []  # a heap by expiry: (expiry, issuer, jti, expected)
 
-    def first_time(
+    def note_first_use(
         self, issuer: str, jti: str, *, issued: float, expires: float, now: float, expected: bool = False
     ) -> bool:
-        """Note it. Busy where that is not possible now: with another token, in a moment, it may be."""
+        """Note a token id; False if it was used before. Raises: Busy if it cannot be noted now, or is too old."""
         self._forget(now)
         if issued < self._since:
             raise Busy(f"the token of {issuer} was signed before this connector started; sign a new one")
         if jti in self._seen.get(issuer, ()):
             return False
-        counted = _counted(issuer, expected)
-        most = _OF_ONE_MAX if self._all[expected] < _SEEN_MAX - _LAST_FOR_FEW else _FEW
-        if self._noted[expected][counted] >= most or self._all[expected] >= _SEEN_MAX:
-            raise Busy("too many tokens at once; try again in a minute")
-        self._noted[expected][counted] += 1
-        self._all[expected] += 1
+        key = _count_key(issuer, expected)
+        most = _OF_ONE_MAX if self._totals[expected] < _SEEN_MAX - _LAST_FOR_FEW else _FEW
+        if self._counts[expected][key] >= most or self._totals[expected] >= _SEEN_MAX:
+            raise Busy("too many tokens are in use; try again in a minute")
+        self._counts[expected][key] += 1
+        self._totals[expected] += 1
         self._seen[issuer].add(jti)
         heapq.heappush(self._ends, (expires + _LEEWAY, issuer, jti, expected))
         return True
 
     def _forget(self, now: float) -> None:
-        for _ in range(_FORGOTTEN_AT_ONCE):  # each call brings one at most
+        for _ in range(_FORGOTTEN_AT_ONCE):  # each call adds one at most
             if not self._ends or self._ends[0][0] > now:
                 return
             _, issuer, jti, expected = heapq.heappop(self._ends)
             self._seen[issuer].discard(jti)
             if not self._seen[issuer]:
                 del self._seen[issuer]
-            counted = _counted(issuer, expected)
-            self._all[expected] -= 1
-            self._noted[expected][counted] -= 1
-            if not self._noted[expected][counted]:
-                del self._noted[expected][counted]
+            key = _count_key(issuer, expected)
+            self._totals[expected] -= 1
+            self._counts[expected][key] -= 1
+            if not self._counts[expected][key]:
+                del self._counts[expected][key]
 
 
-def _counted(issuer: str, expected: bool) -> str:
+def _count_key(issuer: str, expected: bool) -> str:
     return issuer if expected else host_of(issuer)
 
 
 async def verify(
-    token: str, *, audience: str, resolver: Resolver, replays: Replays, now: float | None = None
+    token: str, *, audience: str, resolver: DidResolver, replays: Replays, now: float | None = None
 ) -> dict[str, Any]:
-    """The claims of a good token. Unauthenticated says what was expected and what came, never the token."""
+    """The claims of a valid token. Raises: Unauthenticated, with a message that never holds the token; Busy."""
     at = time.time() if now is None else now
-    header, claims = _parts(token)  # 1
-    issuer = _issuer(header, claims, audience)  # 2
+    header, claims = _split_token(token)  # 1
+    issuer = _check_parties(header, claims, audience)  # 2
     _check_time(claims, at)  # 3
     jwk = await resolver.key(issuer, header["kid"], purpose="capabilityInvocation")
     try:  # 4
         jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
-    except (JoseError, ValueError, KeyError) as error:  # a curve that is none is a KeyError
+    except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
-    resolver.proven(issuer)
+    resolver.mark_proven(issuer)
     issued, expires = float(claims["iat"]), float(claims["exp"])
-    expected = resolver.expected(issuer)
-    if not replays.first_time(  # 5
+    expected = resolver.is_expected(issuer)
+    if not replays.note_first_use(  # 5
         issuer, claims["jti"], issued=issued, expires=expires, now=at, expected=expected
     ):
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
@@ -129,38 +133,38 @@ async def verify(
 
 
 def claimed_issuer(token: str, *, audience: str) -> str:
-    """Whose token it says that it is, which proves nothing yet: for asking whether to look up their keys at all."""
-    return _issuer(*_parts(token), audience)
+    """The issuer that a token claims, without a check of its signature. Raises: Unauthenticated."""
+    return _check_parties(*_split_token(token), audience)
 
 
 def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
-    """The key object of a public JWK. Unauthenticated for anything but a public EC or OKP key."""
+    """The key object of a public JWK. Raises: Unauthenticated for anything but a public EC or OKP key."""
     kind = jwk.get("kty")
     if "d" not in jwk and kind == "EC":
         return ECKey.import_key(jwk)
     if "d" not in jwk and kind == "OKP":
         return OKPKey.import_key(jwk)
-    raise Unauthenticated(f"expected a public EC or OKP key in the DID document, came kty {kind!r}")
+    raise Unauthenticated(f"expected a public EC or OKP key in the DID document, got kty {kind!r}")
 
 
-def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_token(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     pieces = token.split(".")
     if len(token) > _TOKEN_MAX or len(pieces) != 3:
         raise Unauthenticated("expected a signed JWT of at most 8 kB as bearer token")
     try:
         header, claims = (json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4))) for piece in pieces[:2])
     except (ValueError, RecursionError) as error:
-        raise Unauthenticated("expected a signed JWT as bearer token, came something else") from error
+        raise Unauthenticated("expected a signed JWT as bearer token, got something else") from error
     if not isinstance(header, dict) or not isinstance(claims, dict):
-        raise Unauthenticated("expected a signed JWT as bearer token, came something else")
+        raise Unauthenticated("expected a signed JWT as bearer token, got something else")
     if header.get("alg") not in ALGORITHMS or not isinstance(header.get("kid"), str) or "crit" in header:
         raise Unauthenticated(f"expected a token with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
     return header, claims
 
 
-def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> str:
+def _check_parties(header: dict[str, Any], claims: dict[str, Any], audience: str) -> str:
     issuer, audiences = claims.get("iss"), claims.get("aud")
-    # A token for several receivers is good once at each: any of them could use it at the others.
+    # A token for several audiences would be valid once at each: any of them could use it at the others.
     only = audiences[0] if isinstance(audiences, list) and len(audiences) == 1 else audiences
     if (
         not isinstance(issuer, str)
@@ -184,11 +188,11 @@ def _check_time(claims: dict[str, Any], now: float) -> None:
     issued, expires = _seconds(claims, "iat"), _seconds(claims, "exp")
     if not issued - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LIFE_MAX:
         raise Unauthenticated(
-            f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds; see that the clocks "
-            "of both sides are right"
+            f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds; check the clocks "
+            "of both sides"
         )
     if "nbf" in claims and now < _seconds(claims, "nbf") - _LEEWAY:
-        raise Unauthenticated("the token is not valid yet")
+        raise Unauthenticated("the token is not valid yet; check the clocks of both sides")
 
 
 def _seconds(claims: dict[str, Any], name: str) -> float:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and on the disk when it is said that they are."""
+"""Atomic file writes: a reader sees the old file or the whole new one, and a written file survives a power failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, or replace it, for its owner's eyes only. OSError where that cannot be; what was there stays."""
+    """Write or replace a file with mode 0600. Raises: OSError if that fails; an old file then stays unchanged."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
@@ -17,7 +17,7 @@ def write(path: Path, text: str) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk: of a file that was given its place, the name alone may be lost."""
+    """Flush a folder's entries to disk. Without it, a renamed file can lose its new name in a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

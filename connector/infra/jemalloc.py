@@ -1,6 +1,6 @@
-"""What the engine's allocator (jemalloc) has been given back and still holds, and giving it back to the kernel.
+"""Reads and purges the memory that DuckDB's allocator (jemalloc) holds after it was freed.
 
-Runs in a worker, whose settings (`pool`) let it have one arena: what one thread has freed, every other can take.
+Runs inside a worker process. The pool gives workers a single arena, so that a thread can reuse what another freed.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import importlib.util
 from functools import cache
 from typing import Any
 
-REUSED_MB = 192  # no more is held from one job to the next
+REUSED_MB = 192  # held between two jobs at most
 _ALL = 4096  # stands for every arena (jemalloc, MALLCTL_ARENAS_ALL)
 
 
-def unused() -> int:
-    """Bytes that were freed, and that the engine takes first when it wants some; 0 where nobody can say.
+def count_unused_bytes() -> int:
+    """Bytes that were freed and that DuckDB reuses first; 0 if jemalloc's figures are not available.
 
-    Pages that were set aside and never touched are among them: as much as that may not be in memory.
+    The figure includes pages that were reserved and never touched, so less than this may be resident.
     """
     control, epoch = _control(), ctypes.c_uint64(1)
     if control is None:
         return 0
-    control(b"epoch", None, None, ctypes.byref(epoch), ctypes.sizeof(epoch))  # figures are of the last one
-    return _figure(b"stats.arenas.%d.pdirty" % _ALL) * _page()
+    control(b"epoch", None, None, ctypes.byref(epoch), ctypes.sizeof(epoch))  # figures are of the last epoch
+    return _read_figure(b"stats.arenas.%d.pdirty" % _ALL) * _page_bytes()
 
 
-def give_back() -> None:
-    """Let go of it."""
+def purge() -> None:
+    """Return unused memory to the kernel."""
     control = _control()
     if control is not None:
         control(b"arena.%d.purge" % _ALL, None, None, None, 0)
@@ -35,7 +35,7 @@ def give_back() -> None:
 
 @cache
 def _control() -> Any:
-    """jemalloc's `mallctl` in the engine's library; None where it was built without."""
+    """jemalloc's `mallctl` in DuckDB's library; None if it was built without jemalloc."""
     found = importlib.util.find_spec("_duckdb")
     if found is None or found.origin is None:
         return None
@@ -46,14 +46,14 @@ def _control() -> Any:
 
 
 @cache
-def _page() -> int:
-    """jemalloc's own page, in bytes."""
-    return _figure(b"arenas.page")
+def _page_bytes() -> int:
+    """The size of a jemalloc page, which may differ from the kernel's."""
+    return _read_figure(b"arenas.page")
 
 
-def _figure(name: bytes) -> int:
-    """One of jemalloc's sizes; 0 where it is not counted."""
-    found = ctypes.c_size_t()
-    length = ctypes.c_size_t(ctypes.sizeof(found))
-    failed = _control()(name, ctypes.byref(found), ctypes.byref(length), None, 0)
-    return 0 if failed else found.value
+def _read_figure(name: bytes) -> int:
+    """One of jemalloc's sizes; 0 if it is not counted."""
+    figure = ctypes.c_size_t()
+    length = ctypes.c_size_t(ctypes.sizeof(figure))
+    failed = _control()(name, ctypes.byref(figure), ctypes.byref(length), None, 0)
+    return 0 if failed else figure.value

@@ -44,7 +44,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     ) -> dict[str, Any]:
         """The newest records that fit, newest first; `next` is the `before` of the page that follows."""
         await log.note_reading(reading(caller, "list", which.terms))
-        records = await log.page(await log.meant(which), before=before, limit=limit)
+        records = await log.page(await log.resolve_dataset(which), before=before, limit=limit)
         more = len(records) == limit and records[-1].idx > 0
         return {"records": [_shown(record) for record in records], "next": records[-1].idx if more else None}
 
@@ -54,7 +54,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
         if not 0 <= idx <= _INDEX_MAX:
             raise NotFound(f"the log has no record {idx}")
         await log.note_reading(reading(caller, "record", {"idx": idx}))
-        proven = await log.proven(idx)
+        proven = await log.prove(idx)
         return {**_shown(proven.record), "leaf": proven.record.leaf.decode(), "proof": proven.proof, "key": log.vkey}
 
     @routes.get("/export", response_class=StreamingResponse)
@@ -63,7 +63,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     ) -> StreamingResponse:
         """An evidence file (zip) that `hanse audit verify` checks offline: the whole log, or the records that fit."""
         await log.note_reading(reading(caller, "export", which.terms))
-        file = await export(log, signer=signer, which=await log.meant(which), directory=data_dir)
+        file = await export(log, signer=signer, which=await log.resolve_dataset(which), directory=data_dir)
         length = file.seek(0, 2)
         file.seek(0)
         headers = {"content-disposition": 'attachment; filename="evidence.zip"', "content-length": str(length)}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.errors import BadInput
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Attestation
-from connector.usage.fact_collector import Known
+from connector.usage.fact_collector import FactCollector
 from policies import vocabulary
 from policies.evaluation.evaluate import Facts
 from policies.evaluation.values import instant
@@ -70,7 +70,7 @@ def _unknown(facts: Facts) -> list[tuple[str, str]]:
     return [(one.fact, vocabulary.describe_suppliers(one.name) or "nobody here") for one in asked]
 
 
-def router(known: Known, tokens: Tokens) -> APIRouter:
+def router(known: FactCollector, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/facts", tags=["facts"])
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))

@@ -17,7 +17,7 @@ from connector.management.auth import Caller, Tokens
 from connector.offers.offers import Offers, problem_json
 from connector.offers.preview import OwnersView
 from connector.store.tables import Offer
-from connector.usage.fact_collector import Known, counted, requested
+from connector.usage.fact_collector import FactCollector, with_counters, with_declared
 from policies import vocabulary
 from policies.authoring import convert
 from policies.errors import PolicyError
@@ -124,7 +124,7 @@ def sentences(policy: Policy) -> list[dict[str, str]]:
     return [{"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(policy)]
 
 
-def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView) -> APIRouter:
+def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: OwnersView) -> APIRouter:
     routes = APIRouter(tags=["offers"], route_class=StrictRoute)
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
@@ -215,10 +215,10 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
     async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
         a_party(case.participant)
         policy, dataset = await _tried(offers, case)
-        fresh = counted(await known.of(case.participant), uses=0, uses_today=0, running=0)
+        fresh = with_counters(await known.of(case.participant), uses=0, uses_today=0, running=0)
         if dataset:
             fresh = fresh.adding(await known.of_dataset(dataset))
-        facts = requested(fresh, purpose=vocabulary.expand(case.purpose), application=case.application)
+        facts = with_declared(fresh, purpose=vocabulary.expand(case.purpose), application=case.application)
         now = time.time() if case.at is None else case.at
         decision = evaluate.evaluate(
             evaluate.as_granting_set(policy, at=now),

@@ -1,4 +1,4 @@
-"""Receipts on the management API: readers tell of each read that is over, and our log has what came of it."""
+"""ReceiptLog on the management API: readers tell of each read that is over, and our log has what came of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
 from connector.usage import receipt_log
-from connector.usage.receipt_log import TOGETHER_MAX, Receipts
+from connector.usage.receipt_log import TOGETHER_MAX, ReceiptLog
 
 _NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
 _Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX), JSON_NUMBER]
@@ -48,9 +48,9 @@ class ReadOver(BaseModel):
     )
     end: EndTold | None = None
 
-    def ended(self) -> receipt_log.Ended:
-        told = None if self.end is None else receipt_log.Told(**self.end.model_dump())
-        return receipt_log.Ended(**self.model_dump(exclude={"end"}), end=told)
+    def ended(self) -> receipt_log.ReadReceipt:
+        told = None if self.end is None else receipt_log.ReportedEnd(**self.end.model_dump())
+        return receipt_log.ReadReceipt(**self.model_dump(exclude={"end"}), end=told)
 
 
 class ReadsOver(BaseModel):
@@ -66,7 +66,7 @@ class RecordedView(BaseModel):
     unknown: list[str]
 
 
-def router(kept: Receipts, tokens: Tokens) -> APIRouter:
+def router(kept: ReceiptLog, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/receipts", tags=["transfers"])
     consumer = Depends(tokens.require("consume"))
 

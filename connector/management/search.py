@@ -8,14 +8,14 @@ from fastapi import APIRouter, Depends, Request
 
 from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.management.auth import Caller, Tokens
 from connector.peer_codes import read_code
 
 _QUERY_MAX = 4096
 
 
-async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
+async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
     """The catalogue's answer to a query string. NotFound without a catalogue, PeerRefused where it says no.
 
     BadInput where it cannot take the question: that is whoever asks to mend.
@@ -42,7 +42,7 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     return found
 
 
-def router(net: Net, identity: Identity, tokens: Tokens, *, catalogue_url: str, operator: str) -> APIRouter:
+def router(net: HttpClient, identity: Identity, tokens: Tokens, *, catalogue_url: str, operator: str) -> APIRouter:
     """`catalogue_url` and `operator` (its DID) are the operator's settings; without them there is no search."""
     routes = APIRouter(tags=["search"])
     reader = Depends(tokens.require("read"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.json_number import JSON_NUMBER
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.settings import Settings
@@ -53,7 +53,9 @@ class Self(BaseModel):
     scopes: list[str]
 
 
-def router(settings: Settings, tokens: Tokens, trust: Trust, *, participant_id: str, version: str) -> APIRouter:
+def router(
+    settings: Settings, tokens: Tokens, trust: MemberRegister, *, participant_id: str, version: str
+) -> APIRouter:
     routes = APIRouter(tags=["system"])
     reader = Depends(tokens.require("read"))
     anyone = Depends(tokens.require(""))

@@ -27,7 +27,7 @@ from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.offers.offers import Checked
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
-from connector.usage.fact_collector import Known, counted, requested
+from connector.usage.fact_collector import FactCollector, with_counters, with_declared
 from policies.contracts import compile as compiler
 from policies.contracts import coverage
 from policies.contracts.columns import quote_identifier
@@ -62,7 +62,7 @@ class OwnersView:
     """The owner's own looks at its datasets."""
 
     def __init__(
-        self, store: Store, pool: Pool, known: Known, *, name: str, mask_secret: bytes, memory_mb: int
+        self, store: Store, pool: Pool, known: FactCollector, *, name: str, mask_secret: bytes, memory_mb: int
     ) -> None:
         self._store, self._pool, self._known = store, pool, known
         self._name, self._mask_secret, self._memory_mb = name, mask_secret, memory_mb
@@ -205,8 +205,8 @@ class OwnersView:
 
     async def _facts(self, asked: Asked, dataset: RegisteredDataset) -> Facts:
         known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
-        first_use = counted(known, uses=0, uses_today=0, running=0)
-        return requested(first_use, purpose=expand(asked.purpose), application=asked.application)
+        first_use = with_counters(known, uses=0, uses_today=0, running=0)
+        return with_declared(first_use, purpose=expand(asked.purpose), application=asked.application)
 
     async def _shown(
         self,

@@ -1,1 +1,1 @@
-"""Delivery of committed messages: protocol messages, webhooks, pushes."""
+"""The outbox: delivers committed protocol messages, webhooks and pushes, at least once."""

@@ -1,8 +1,8 @@
-"""Who waits together: what is under way or waits for a place in this process, in circles that take nothing from each
-other. Knows nothing of how a message is delivered.
+"""Classes of deliveries with separate limits: members, partners, strangers, and deliveries that last for hours.
 
-Identifiers cost nothing, and an agreement may not either: all but those that are known are counted by the host of their
-address as well, and take turns by that.
+Limits count deliveries that run or wait in this process, per counterparty. Identifiers cost nothing, and agreements may
+not either, so unknown counterparties are also counted by the host of their address. Knows nothing of how a message is
+delivered.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from connector.infra.concurrency.fair_semaphore import Places
+from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.store.tables import Outbox
 
-# `Outbox.circle` holds one of these. Known are members of the data space and our own webhooks.
+# The values of `Outbox.circle`. KNOWN are members of the data space and our own webhooks.
 KNOWN, PARTNERS, STRANGERS = "known", "partners", "strangers"
-LASTING, LASTING_OTHERS = "lasting", "lasting_others"  # for hours, perhaps: to those that are known, and to others
-_PER_HOST = {PARTNERS: 32, STRANGERS: 16, LASTING_OTHERS: 32}  # at once; the others are not counted by host
-_AT_ONCE = 64  # in each circle
+LASTING, LASTING_OTHERS = "lasting", "lasting_others"  # possibly for hours: to known counterparties, and to others
+_PER_HOST = {PARTNERS: 32, STRANGERS: 16, LASTING_OTHERS: 32}  # at once; the other classes are not counted by host
+_AT_ONCE = 64  # in each class
 _AT_ONCE_PER_PEER = 32
-# No more than a connector like ours takes of one (`dataplane.receiving`): what is pushed beyond that is refused, though
-# its read has begun and is counted.
+# Not more than a connector like ours accepts from a sender (`dataplane.push.push_receiver`): it refuses further pushes
+# whose reads have begun and were counted.
 _LASTING_PER_PEER = 8
-_TAKEN_UP_PER_PEER = 2 * _AT_ONCE_PER_PEER  # under way or waiting for a place; what is over that stays in the outbox
-_WAITING_MAX = 400  # of one circle; within it everybody has an equal share
-_LEAST_SHARE = 4  # and no less than this: whoever has had its share is named to the database, which bears some hundreds
+_TAKEN_UP_PER_PEER = 2 * _AT_ONCE_PER_PEER  # running or waiting; further deliveries stay in the outbox
+_WAITING_MAX = 400  # in a class; counterparties have equal shares
+_LEAST_SHARE = 4  # and at least this: the database query names all that have used their share, some hundreds at most
 _HOST_MAX = 255
 
 
-class Full(NamedTuple):
-    """What is not taken up now: whole circles, and within a circle whom or what host so much waits here for."""
+class FullClasses(NamedTuple):
+    """What is not claimed at the moment: whole classes, and (class, counterparty or host) pairs."""
 
     circles: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
 
 
 def host_of(address: str) -> str:
-    """The host of an address, without its port: of those one host has many."""
+    """The host of an address, without its port, as a host has many ports."""
     try:
         return (urlsplit(address).hostname or "")[:_HOST_MAX]
     except ValueError:
@@ -46,29 +46,31 @@ def host_of(address: str) -> str:
 
 
 def _names(row: Outbox) -> tuple[str, ...]:
-    """What a delivery is counted by; whose turn it is goes by the first of them."""
+    """The names that a delivery is counted under; turns go by the first."""
     who = row.audience or row.process
     return (row.host, who) if row.circle in _PER_HOST else (who,)
 
 
-class Circles:
+class DeliveryClasses:
+    """The deliveries of this process, counted by class, counterparty and host."""
+
     def __init__(self) -> None:
         self._circles = {
-            name: _Circle(per_host=_PER_HOST.get(name), each=each)
+            name: _DeliveryClass(per_host=_PER_HOST.get(name), each=each)
             for each, names in (
                 (_AT_ONCE_PER_PEER, (KNOWN, PARTNERS, STRANGERS)),
                 (_LASTING_PER_PEER, (LASTING, LASTING_OTHERS)),
             )
             for name in names
         }
-        self._passed_over = Full()
+        self._passed_over = FullClasses()
 
     def enter(self, row: Outbox) -> bool:
-        """Count one more. False where there is no room for it here: then nothing is counted."""
+        """Count a delivery; False, and count nothing, if there is no room for it."""
         return self._circles[row.circle].enter(_names(row))
 
     def leave(self, row: Outbox) -> bool:
-        """It has ended. Whether the outbox may have what was passed over for its sake, and is to be looked at."""
+        """Count a delivery as ended; True if the outbox may now hold deliveries that there is room for."""
         circle, names = self._circles[row.circle], _names(row)
         circle.leave(names)
         if row.circle in self._passed_over.circles:
@@ -78,21 +80,22 @@ class Circles:
             row.circle, _AT_ONCE_PER_PEER
         )
 
-    def full(self) -> Full:
-        """What is not to be taken up now; remembered for `leave`."""
+    def full(self) -> FullClasses:
+        """What is not claimed at the moment; remembered for `leave`."""
         circles = tuple(name for name, circle in self._circles.items() if circle.waiting >= _WAITING_MAX)
         names = [(of, name) for of, one in self._circles.items() if of not in circles for name in one.full()]
-        self._passed_over = Full(circles, tuple(names))
+        self._passed_over = FullClasses(circles, tuple(names))
         return self._passed_over
 
     def place(self, row: Outbox) -> AbstractAsyncContextManager[None]:
-        return self._circles[row.circle].places.one(*_names(row))
+        """A place for a delivery, held within the block."""
+        return self._circles[row.circle].places.hold(*_names(row))
 
 
-class _Circle:
+class _DeliveryClass:
     def __init__(self, *, per_host: int | None, each: int) -> None:
         self.waiting = 0
-        self.places = Places(_AT_ONCE, each=each, first=per_host)
+        self.places = FairSemaphore(_AT_ONCE, each=each, first=per_host)
         self._by: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # in the order of the names
 
     def enter(self, names: tuple[str, ...]) -> bool:

@@ -1,15 +1,14 @@
-"""The worker that delivers what is due in the outbox: protocol messages, webhooks, pushes.
+"""Delivers due messages of the outbox: protocol messages, webhooks, pushes.
 
 A message that this process inserts is leased to it in the same transaction and handed over right after the commit, so
-nothing waits for a tick. What stays behind (a crash, a peer that does not answer) is found in the outbox when its time
-or its lease has come, by this process or another one on the same database. Order holds within a process: only its
-oldest message is ever taken up. Delivery is at least once; receivers recognise repeats.
+it does not wait for a poll. Messages left behind (by a crash, or a peer that does not answer) are claimed when they are
+due or their lease ends, by this process or another on the same database. Order holds within a protocol process: only
+its oldest message is ever claimed. Delivery is at least once; receivers recognise repeats.
 
-Places, and what waits for them here, are counted by counterparty (its proven id: addresses it may have as many as it
-likes), within circles that take nothing from each other: our own and members', partners', strangers', and lasting ones
-(`circles`). What one has no room for stays in the outbox, and keeps nobody else's from being taken up.
+Running and waiting deliveries are limited per counterparty, by its proven id, within separate classes
+(`delivery_classes`). What exceeds a limit stays in the outbox and does not block others.
 
-What a message means, and what follows from its delivery, is the courier's business.
+A `Courier` knows what a message means and what follows from its delivery.
 """
 
 from __future__ import annotations
@@ -26,60 +25,62 @@ from enum import Enum
 from typing import Any, Protocol
 
 from connector.errors import INWARD, AddressRefused, Busy, HanseError
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
 from connector.outbox import delivery_classes
-from connector.outbox.acknowledgements import Settling
+from connector.outbox.acknowledgements import Acknowledgements
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
 
 _SHORTEST = 0.05  # seconds between two attempts
-_LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behind
+_LOOK_AGAIN = 5.0  # longest sleep: other processes may have left messages behind
 _CLAIMED_AT_ONCE = 64
-_PARTNERS_MAX = 4_096  # whom we remember to be partners, and need not look up
-_REMEMBER = 30 * 86_400.0  # seconds that a message taken in is remembered: repeats come within days
+_PARTNERS_MAX = 4_096  # known partners, cached
+_REMEMBER = 30 * 86_400.0  # seconds that a received message id is kept: repeats come within days
 _FORGET_EVERY = 3_600.0
-_FEW = 6  # attempts for replies that usually mean "not yet"
+_FEW = 6  # attempts after replies that usually mean "not yet"
 
 
-class Result(Enum):
+class DeliveryResult(Enum):
+    """How an attempt to deliver ended."""
+
     DELIVERED = "delivered"
-    REFUSED = "refused"  # an answer that another attempt would not change
-    AGAIN = "again"  # no answer, or one that may change
-    SOON = "soon"  # as AGAIN, for a few attempts only: then it is REFUSED
+    REFUSED = "refused"  # a reply that another attempt would not change
+    AGAIN = "again"  # no reply, or a reply that may change
+    SOON = "soon"  # as AGAIN, but REFUSED after a few attempts
     EXPIRED = "expired"  # given up: the deadline has passed
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a delivery went, why, and what the reply held."""
+class DeliveryOutcome:
+    """The result of a delivery, its reason, and the document of the reply."""
 
-    result: Result
+    result: DeliveryResult
     why: str = ""
     document: Any = None
     code: str = ""
-    private: bool = False  # `why` tells of names and addresses as they are from here: not for the other side
+    private: bool = False  # `why` reveals our view of names and addresses: not for the other side
 
 
 class Courier(Protocol):
-    """Knows what to do with one kind of outbox row."""
+    """Delivers a kind of outbox rows and records what follows."""
 
-    async def carry(self, row: Outbox) -> Outcome:
-        """Deliver it once. A HanseError of ours or the peer's server counts as AGAIN, any other as REFUSED."""
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
+        """Try to deliver a row once. A HanseError with status 500 or above counts as AGAIN, any other as REFUSED."""
 
     def hold(self, tx: Transaction, row: Outbox) -> Any:
-        """Lock what the row is about. Everybody locks that first and the row after it, so nobody waits in a circle."""
+        """Lock the object that the row is about. It is always locked before the row, to prevent deadlocks."""
 
-    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> None:
-        """Note that it is tried again, and why, where somebody waits for it."""
+    def put_off(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> None:
+        """Note that delivery is retried, and why, for those that wait for it."""
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
-        """Record that it was delivered, refused or given up; what is to be sent next. The row itself is gone."""
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
+        """Record that the row was delivered, refused or given up; return the rows to send next. The row is deleted."""
 
 
 class Sender:
-    """One per process. `start` it once the couriers are known, `stop` it before the store closes."""
+    """The delivery worker of a process. `start` it after registering couriers, `stop` it before the store."""
 
     def __init__(
         self,
@@ -96,24 +97,26 @@ class Sender:
         is_partner: Callable[[Transaction, str], bool] = lambda _tx, _who: False,
         makes_partner: Callable[[Outbox], bool] = lambda _row: False,
     ) -> None:
-        self._instance = instance  # this process, the same at every start
+        self._instance = instance  # the name of this process, the same at every start
         self.owner = f"{instance}.{uuid.uuid4().hex}"
         self._store = store
         self._delay = send_delay
         self._first, self._cap, self._deadline = retry_first, retry_cap, retry_deadline
-        self._lease = lease  # seconds that a message is ours; renewed while a delivery takes longer
+        self._lease = lease  # seconds that a message is leased; renewed during longer deliveries
         self._metrics = metrics
-        self._is_member = is_member  # of the data space, as far as is known now
+        self._is_member = is_member  # of the data space, as far as is known
         self._is_partner, self._makes_partner = is_partner, makes_partner
         self._partners: OrderedDict[str, None] = OrderedDict()
         self._couriers: dict[str, Courier] = {}
         self._answered: set[str] = set()
         self._lasting: set[str] = set()
-        self.settling = Settling(store, record=self._settle, again=self._again, hand_over=self.hand_over)
+        self.acknowledgements = Acknowledgements(
+            store, record=self._settle, again=self._retry_later, hand_over=self.hand_over
+        )
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._here: set[int] = set()  # ids of the rows that they deliver
-        self._circles = delivery_classes.Circles()
+        self._here: set[int] = set()  # ids of the rows in `_tasks`
+        self._circles = delivery_classes.DeliveryClasses()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
         self._forgot = float("-inf")
@@ -130,45 +133,45 @@ class Sender:
             self._lasting.add(kind)
 
     async def start(self) -> None:
-        """Begin to deliver. What an earlier life of this process had leased is free at once; on SQLite, everything."""
+        """Begin to deliver. Leases of an earlier run of this process are released; on SQLite, all leases."""
         if self._store.is_sqlite:
             await self._store.write(lambda tx: tx.outbox.release_all())
         elif self._instance:
             await self._store.write(lambda tx: tx.outbox.release_instance(self._instance))
-        self._compare(time.time(), await self._store.read(lambda tx: tx.outbox.read_clock()))
-        self._loop = asyncio.create_task(self._look())
+        self._compare_clocks(time.time(), await self._store.read(lambda tx: tx.outbox.read_clock()))
+        self._loop = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End what is under way and leave the rest in the outbox, free for whoever comes next."""
+        """Cancel running deliveries and release all leases, so that another process can continue."""
         self._closing = True
         tasks = [*self._tasks, *([self._loop] if self._loop else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.settling.close()
+        await self.acknowledgements.close()
         with suppress(HanseError):
             await self._store.write(lambda tx: tx.outbox.release(owner=self.owner))
 
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
-        """Put a row into the outbox, leased to us: it is handed over right after the commit."""
+        """Insert a row into the outbox leased to this process. The caller hands it over right after the commit."""
         row.circle, row.host = self._circle(tx, row), delivery_classes.host_of(row.address)
-        row.due_at = row.created_at = self._at(tx.now)
-        row.lease_owner, row.lease_until = self.owner, self._at(tx.now) + self._lease
+        row.due_at = row.created_at = self._to_database_time(tx.now)
+        row.lease_owner, row.lease_until = self.owner, self._to_database_time(tx.now) + self._lease
         tx.outbox.send(row)
         return row
 
     def hand_over(self, rows: Iterable[Outbox]) -> None:
-        """Deliver rows that are committed and leased to us, each in a task of its own."""
+        """Deliver rows that are committed and leased to us, each in its own task."""
         for row in rows:
             if self._closing or self._loop is None or row.id in self._here or not self._circles.enter(row):
-                continue  # its lease ends, and it is found in the outbox
+                continue  # its lease ends, and it is claimed later
             self._here.add(row.id)
             task = asyncio.create_task(self._deliver(row))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def _circle(self, tx: Transaction, row: Outbox) -> str:
-        """With whom a delivery shares its places: who is known now. The row says it from then on."""
+        """The delivery class of a new row, by what is known of its counterparty now."""
         known = not row.audience or self._is_member(row.audience)
         if row.kind in self._lasting:
             return delivery_classes.LASTING if known else delivery_classes.LASTING_OTHERS
@@ -177,25 +180,25 @@ class Sender:
         return self.circle_of(tx, row.audience, asked=self._makes_partner(row))
 
     def circle_of(self, tx: Transaction, who: str, *, asked: bool = False) -> str:
-        """The circle of a counterparty; `asked`: it is about to be a partner."""
+        """The delivery class of a counterparty; `asked`: it is about to become a partner."""
         if self._is_member(who):
             return delivery_classes.KNOWN
         if not (asked or who in self._partners or self._is_partner(tx, who)):
             return delivery_classes.STRANGERS
-        keep(self._partners, who, None, most=_PARTNERS_MAX)
+        put_recent(self._partners, who, None, most=_PARTNERS_MAX)
         return delivery_classes.PARTNERS
 
-    def _ended(self, row: Outbox) -> None:
+    def _finish(self, row: Outbox) -> None:
         self._here.discard(row.id)
         if self._circles.leave(row):
             self._wake.set()
 
     def wake(self) -> None:
-        """Look into the outbox now: something that nobody hands over is there."""
+        """Check the outbox now, for rows that were not handed over."""
         self._wake.set()
 
-    async def _look(self) -> None:
-        """Take up what is due and not leased, whoever inserted it."""
+    async def _run(self) -> None:
+        """Claim due rows without a lease, also those of other processes, until cancelled."""
         while True:
             try:
                 pause = await self._take_up()
@@ -208,7 +211,7 @@ class Sender:
             self._wake.clear()
 
     async def _take_up(self) -> float:
-        """Claim what is due; how long to sleep."""
+        """Claim due rows; return the seconds to sleep."""
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
             await self._store.write(self._tidy)
@@ -216,132 +219,144 @@ class Sender:
         due, waiting, clock = await self._store.read(
             lambda tx: (tx.outbox.read_next_due(but=full), tx.outbox.count_waiting(), tx.outbox.read_clock())
         )
-        self._compare(asked, clock)
+        self._compare_clocks(asked, clock)
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)
-        now = self._at(time.time())
+        now = self._to_database_time(time.time())
         if due is None or due > now:
             return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
         rows = await self._store.write(
             lambda tx: tx.outbox.claim(
-                owner=self.owner, now=self._at(tx.now), lease=self._lease, limit=_CLAIMED_AT_ONCE, but=full
+                owner=self.owner,
+                now=self._to_database_time(tx.now),
+                lease=self._lease,
+                limit=_CLAIMED_AT_ONCE,
+                but=full,
             )
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
 
     def _tidy(self, tx: Transaction) -> None:
-        """Remove what nobody will ask for any more, and take up what waits longer than anything does: the clock was set
-        back since it was put off."""
+        """Delete old records of received messages, and bring forward rows that are due too far in the future.
+
+        The latter were rescheduled before the clock was set back.
+        """
         tx.outbox.forget_older(tx.now - _REMEMBER)
         tx.process_counters.forget_idle(tx.now)
-        now = self._at(tx.now)
+        now = self._to_database_time(tx.now)
         tx.outbox.bring_forward(now, beyond=now + self._cap + _FORGET_EVERY)
 
-    def _compare(self, asked: float, clock: float) -> None:
-        """How far the database's clock is ahead, where it answered soon enough to tell."""
+    def _compare_clocks(self, asked: float, clock: float) -> None:
+        """Note how far the database's clock is ahead, if it answered fast enough to tell."""
         if not self._store.is_sqlite and time.time() - asked < self._lease / 10:
             self._ahead = clock - asked
 
-    def _at(self, now: float) -> float:
-        """A moment of our clock by the database's."""
+    def _to_database_time(self, now: float) -> float:
+        """Our time as time of the database's clock (UTC seconds)."""
         return now + self._ahead
 
     async def _deliver(self, row: Outbox) -> None:
         try:
             async with self._circles.place(row):
                 outcome = await self._carry(row)
-                if outcome.result is Result.DELIVERED and row.kind in self._answered:
-                    self.settling.add(row, outcome)
+                if outcome.result is DeliveryResult.DELIVERED and row.kind in self._answered:
+                    self.acknowledgements.add(row, outcome)
                     return
                 await self._record(row, outcome)
-        except Busy as error:  # the database is not there: the lease ends and it is tried again
+        except Busy as error:  # the database is down: the lease ends and the row is retried
             self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
-            await self._again(row, error)
+            await self._retry_later(row, error)
         finally:
-            self._ended(row)
+            self._finish(row)
 
-    async def _carry(self, row: Outbox) -> Outcome:
-        if not await self._still_ours(row):
-            return Outcome(Result.AGAIN, "the lease had ended")
+    async def _carry(self, row: Outbox) -> DeliveryOutcome:
+        if not await self._has_lease(row):
+            return DeliveryOutcome(DeliveryResult.AGAIN, "the lease had ended")
         if self._delay:
             await asyncio.sleep(self._delay)
-        keeping = asyncio.create_task(self._keep(row))
-        with resolver.within(row.circle, row.audience):
+        keeping = asyncio.create_task(self._keep_lease(row))
+        with resolver.use_group(row.circle, row.audience):
             carrying = asyncio.create_task(self._couriers[row.kind].carry(row))
         try:
             await asyncio.wait((keeping, carrying), return_when=asyncio.FIRST_COMPLETED)
             if not carrying.done():
                 keeping.result()
-                return Outcome(Result.AGAIN, "the lease had ended")  # somebody else may be at it already
+                return DeliveryOutcome(
+                    DeliveryResult.AGAIN, "the lease had ended"
+                )  # another process may deliver it already
             return carrying.result()
         except HanseError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
             private = isinstance(error, INWARD)
-            return Outcome(Result.REFUSED if final else Result.AGAIN, error.message, private=private)
+            return DeliveryOutcome(
+                DeliveryResult.REFUSED if final else DeliveryResult.AGAIN, error.message, private=private
+            )
         finally:
             keeping.cancel()
             carrying.cancel()
             await asyncio.wait((keeping, carrying))
 
-    async def _still_ours(self, row: Outbox) -> bool:
-        """Whether the lease has enough time left; renewed where we waited long for a slot."""
-        if self._at(time.time()) < row.lease_until - self._lease / 2:
+    async def _has_lease(self, row: Outbox) -> bool:
+        """Whether the row is still leased to us; renews a lease that ends soon."""
+        if self._to_database_time(time.time()) < row.lease_until - self._lease / 2:
             return True
         return await self._store.write(lambda tx: self._renew(tx, row.id))
 
-    async def _keep(self, row: Outbox) -> None:
-        """Renew the lease of a delivery that takes long; back when it is lost."""
+    async def _keep_lease(self, row: Outbox) -> None:
+        """Renew the lease of a running delivery; return when it is lost."""
         kept = True
         while kept:
             await asyncio.sleep(self._lease / 3)
-            with suppress(Busy):  # nobody can take it either while the database is away
+            with suppress(Busy):  # no other process can claim it either while the database is down
                 kept = await self._store.write(lambda tx: self._renew(tx, row.id))
 
-    async def _record(self, row: Outbox, outcome: Outcome) -> None:
+    async def _record(self, row: Outbox, outcome: DeliveryOutcome) -> None:
         follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
         if follow is None:
             self._wake.set()
         else:
             self.hand_over(follow)
 
-    async def _again(self, row: Outbox, error: Exception) -> None:
-        """Nobody could record how a delivery went, or it failed by a fault of ours: one more attempt, like others."""
+    async def _retry_later(self, row: Outbox, error: Exception) -> None:
+        """Reschedule a delivery that failed through our own fault, or whose outcome could not be recorded."""
         self._log.error("delivery_failed", process=row.process, exc_info=error)
-        outcome = Outcome(Result.AGAIN, f"what came of it cannot be recorded ({type(error).__name__})")
+        outcome = DeliveryOutcome(DeliveryResult.AGAIN, f"the outcome cannot be recorded ({type(error).__name__})")
         try:
             await self._record(row, outcome)
-        except Exception as second:  # noqa: BLE001  # then its lease ends, and it is found in the outbox
+        except Exception as second:  # noqa: BLE001  # its lease ends, and it is claimed again
             self._log.error("delivery_not_recorded", process=row.process, exc_info=second)
 
     def _renew(self, tx: Transaction, row_id: int) -> bool:
         row = tx.outbox.lock_leased(row_id, owner=self.owner)
         if row is not None:
-            row.lease_until = self._at(tx.now) + self._lease
+            row.lease_until = self._to_database_time(tx.now) + self._lease
         return row is not None
 
-    def _settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox] | None:
-        """Record an outcome, unless somebody else has dealt with the row meanwhile. None: to be tried again."""
+    def _settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome) -> list[Outbox] | None:
+        """Record an outcome unless another process has done so; return the rows to send next, None for a retry."""
         courier = self._couriers[row.kind]
         held = courier.hold(tx, row)
-        if outcome.result in (Result.AGAIN, Result.SOON):
+        if outcome.result in (DeliveryResult.AGAIN, DeliveryResult.SOON):
             kept = tx.outbox.lock_leased(row.id, owner=self.owner)
             if kept is None:
                 return []
             kept.attempts += 1
-            kept.not_yet += outcome.result is Result.SOON
-            if kept.not_yet < _FEW and self._at(tx.now) - kept.created_at < self._deadline:
+            kept.not_yet += outcome.result is DeliveryResult.SOON
+            if kept.not_yet < _FEW and self._to_database_time(tx.now) - kept.created_at < self._deadline:
                 self._put_back(tx, kept, outcome)
                 courier.put_off(tx, kept, outcome, held)
                 return None
-            outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
+            outcome = replace(
+                outcome, result=DeliveryResult.REFUSED if kept.not_yet >= _FEW else DeliveryResult.EXPIRED
+            )
         if not tx.outbox.remove_delivered(row.id, owner=self.owner):
             return []
         return courier.settle(tx, row, outcome, held)
 
-    def _put_back(self, tx: Transaction, row: Outbox, outcome: Outcome) -> None:
+    def _put_back(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome) -> None:
         longest = min(self._cap, self._first * 2 ** min(row.attempts - 1, 30))
-        row.due_at = self._at(tx.now) + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
+        row.due_at = self._to_database_time(tx.now) + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
         row.lease_owner, row.lease_until = "", 0.0
         self._log.info("delivery_later", process=row.process, attempts=row.attempts, reason=outcome.why)

@@ -25,8 +25,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
-from connector.infra.concurrency.thread_pool import WAITING_MAX, Threads
-from connector.infra.database.database import LASTING, open_engine, say
+from connector.infra.concurrency.thread_pool import WAITING_MAX, BoundedThreadPool
+from connector.infra.database.database import LONG_READS_MAX, open_engine, run_statement
 from connector.store.error_mapping import ErrorMapper
 from connector.store.queries.audit import make_origin
 from connector.store.refusal_sampling import RefusalSampler
@@ -62,8 +62,8 @@ class Store:
         self.engine = open_engine(url, pool_size=pool_size)
         # A reader sees one snapshot, whatever is committed meanwhile. SQLite does so by default.
         self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_SNAPSHOT)
-        self._readers = Threads(pool_size, "store-read")
-        self._lasting = Threads(LASTING, "store-lasting")
+        self._readers = BoundedThreadPool(pool_size, "store-read")
+        self._lasting = BoundedThreadPool(LONG_READS_MAX, "store-lasting")
         self._doubts: dict[str, Transaction] = {}  # transactions whose outcome is unknown, by origin
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self._errors, self.origin)
@@ -295,13 +295,13 @@ class _GroupWriter:
                 for work, future in group:
                     if not future.set_running_or_notify_cancel():
                         continue  # cancelled before it began; from here on it cannot be cancelled
-                    say(connection, "SAVEPOINT unit")  # SQLAlchemy's savepoints cost more than most units
+                    run_statement(connection, "SAVEPOINT unit")  # SQLAlchemy's savepoints cost more than most units
                     try:
                         done.append((future, _run_unit(connection, work, origin=self._origin, shared=True)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller
-                        say(connection, "ROLLBACK TO unit")
+                        run_statement(connection, "ROLLBACK TO unit")
                         future.set_exception(self._errors.map_error(error))
-                    say(connection, "RELEASE unit")
+                    run_statement(connection, "RELEASE unit")
         except Exception as error:  # noqa: BLE001  # no commit: every unit of the group failed
             refusal = self._errors.map_error(error)
             for _, future in group:
@@ -336,7 +336,7 @@ class _PooledWriter:
     ) -> None:
         self._engine, self._errors, self._process, self._doubts = engine, errors, process, doubts
         self._numbers = itertools.count()
-        self._threads = Threads(size, "store-write")
+        self._threads = BoundedThreadPool(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
         return self._threads.submit(partial(self._run_with_retries, work))

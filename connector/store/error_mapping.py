@@ -12,7 +12,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from connector.errors import BadInput, Busy, harmless
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.telemetry import logger
 
 _FULL = {sqlite3.SQLITE_FULL, "53100"}  # what SQLite and PostgreSQL call a full disk
@@ -63,7 +63,7 @@ class ErrorMapper:
     def _log_once(self, cause: str) -> None:
         with self._lock:
             now, last = self._clock(), self._last.get(cause)
-            keep(self._last, cause, now, most=_CAUSES_MAX)
+            put_recent(self._last, cause, now, most=_CAUSES_MAX)
         if last is None or now - last > _QUIET_SECONDS:
             _log.error("database_fails", why=cause)
 

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from connector.errors import HanseError
-from connector.events import Event, event_of
+from connector.events import Event, body_to_event
 from connector.store.engine import Store
 from connector.store.error_mapping import describe_cause
 from connector.store.queries.audit import CHANNEL
@@ -95,7 +95,7 @@ class EventRelay:
         """Events of other processes, the next position, whether more follow, and whether records wait for a number."""
         size = tx.audit.read_size()
         rows = tx.audit.list_from_others(self._store.origin, start=self._next, stop=size, limit=_PAGE)
-        events = [event for row in rows if (event := event_of(json.loads(row.body))) is not None]
+        events = [event for row in rows if (event := body_to_event(json.loads(row.body))) is not None]
         more = len(rows) == _PAGE
         oldest = tx.audit.read_oldest_pending_time()
         is_abandoned = oldest is not None and tx.now - oldest > _ABANDONED_SECONDS

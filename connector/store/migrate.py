@@ -17,12 +17,12 @@ def upgrade(url: str) -> tuple[str, str]:
 
 def is_missing(url: str) -> bool:
     """Whether the URL names an SQLite file that does not exist yet."""
-    return bool(database.missing(url))
+    return bool(database.missing_file(url))
 
 
 def redact_password(url: str) -> str:
     """The database URL without its password, to be shown to an operator."""
-    return database.named(url)
+    return database.display_url(url)
 
 
 def sqlite_file(url: str) -> Path | None:

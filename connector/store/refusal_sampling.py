@@ -11,7 +11,7 @@ import math
 from collections import Counter, OrderedDict
 
 from connector.events import Event, RefusalsCounted
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 
 ACTOR_BURST = 600  # records of one actor in ten minutes, and at once
 UNKNOWN_BURST = 3_000  # records of all refusals without an agreement in ten minutes, and at once
@@ -45,7 +45,7 @@ class RefusalSampler:
             return False
         if is_unknown:
             self._unknown_full = unknown_full
-        keep(self._actor_full, event.actor, actor_full, most=ACTORS_MAX)
+        put_recent(self._actor_full, event.actor, actor_full, most=ACTORS_MAX)
         return True
 
     def count(self, event: Event, now: float) -> None:

@@ -1,1 +1,1 @@
-"""The mutable side of agreements: grants with their counters and leases, facts about parties, duties that are owed."""
+"""Use of agreements: grants of reads with counters and leases, facts about parties, duties, receipts."""

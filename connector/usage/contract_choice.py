@@ -1,4 +1,4 @@
-"""Under which of an agreement's contracts a read runs, and until when that is sure (steps 2 to 5 of `grants`). Pure."""
+"""Chooses the contract for a read, and until when the choice is valid (steps 2 to 5 of `grants`). Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from connector.errors import HanseError, Refused
 from connector.usage.fact_collector import DECLARED, PURPOSE, USES
-from connector.usage.held_agreement import EXPIRED, Held, Own
+from connector.usage.held_agreement import EXPIRED, CompiledAgreement, UsageCounters
 from connector.usage.quotas import check_concurrency, check_left, uses_spent
 from policies.contracts import coverage
 from policies.contracts.contract import DataContract
@@ -18,38 +18,40 @@ from policies.vocabulary import Phase
 
 DISTRIBUTE = ODRL + "distribute"
 _NOT_NOW = "the agreement does not permit this now: "
-_ANOTHER = "the permission that this read was under has ended, and another one may go on; read on from here"
-_NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # what passes by itself comes first
+_ANOTHER = "the permission of this read has ended, and another one may apply; continue with a new read from here"
+_NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # temporary reasons first
 
 
-def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
-    """The contracts that cover this action, purpose and time; Refused where none does."""
+def find_covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
+    """The contracts that cover this action, purpose and time. Raises: Refused without one."""
     try:
         return coverage.find_covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
         raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
 
 
-def check_still(held: Held, contract: DataContract, *, action: str, purpose: str, now: float) -> None:
-    """Refused where a contract that covered a read's time does not any more: as the next read is, or, where that is
-    covered by another one, with the code after which a reader goes on."""
-    if contract not in covering(held.contracts, action=action, purpose=purpose, now=now):
+def check_still(held: CompiledAgreement, contract: DataContract, *, action: str, purpose: str, now: float) -> None:
+    """Check that a contract still covers a running read. Raises: Refused.
+
+    If another contract covers a new read, the code is `lease_expired`, after which clients continue with a new read.
+    """
+    if contract not in find_covering(held.contracts, action=action, purpose=purpose, now=now):
         raise Refused(_ANOTHER, code=EXPIRED, rule=contract.permission)
 
 
-def chosen(
-    held: Held,
+def choose_contract(
+    held: CompiledAgreement,
     candidates: Sequence[DataContract],
     facts: Facts,
-    own: Own,
+    own: UsageCounters,
     *,
     action: str,
     running: int,
     now: float,
 ) -> tuple[DataContract, float]:
-    """The first whose own permission is active and has something left, and until when (UTC seconds) that is sure.
+    """The first contract whose permission is active and has quota left, and until when (UTC seconds) that surely holds.
 
-    Else Refused or Limited, with what is missing for each: two permissions are never merged.
+    Raises: Refused or Limited with the reasons of all contracts. Permissions are never merged.
     """
     facts = facts.adding(Facts.of({"ds:concurrency": running}, source="counter"))
     refusals: list[HanseError] = []
@@ -62,60 +64,62 @@ def chosen(
             refusals.append(refusal)
         else:
             return contract, until
-    raise refusal_of(refusals)
+    raise merge_refusals(refusals)
 
 
-def refusal_of(refusals: Sequence[HanseError]) -> HanseError:
-    """The one refusal, or the one that the least stands against with the words of all."""
-    nearest = min(refusals, key=lambda one: _NEAREST.index(one.code))
+def merge_refusals(refusals: Sequence[HanseError]) -> HanseError:
+    """The refusal that is easiest to resolve, with the messages of all."""
+    nearest = min(refusals, key=lambda refusal: _NEAREST.index(refusal.code))
     if len(refusals) == 1:
         return nearest
-    told = dict.fromkeys(one.message.removeprefix(_NOT_NOW) for one in refusals)
-    return type(nearest)(f"{_NOT_NOW}{'; '.join(told)}", code=nearest.code, **nearest.facts)
+    messages = dict.fromkeys(refusal.message.removeprefix(_NOT_NOW) for refusal in refusals)
+    return type(nearest)(f"{_NOT_NOW}{'; '.join(messages)}", code=nearest.code, **nearest.facts)
 
 
-def permitted_until(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
-    """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on, or the first
-    time at which a prohibition may begin. Refused where the contract's own permission is not active."""
-    decision = decided(held, contract, facts, action=action, now=now)
+def permitted_until(held: CompiledAgreement, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
+    """Until when (UTC seconds) the permission surely holds: the first end of a fact that the decision uses, or the
+    first time that a prohibition may begin. Raises: Refused or Limited if the permission is not active."""
+    decision = decide(held, contract, facts, action=action, now=now)
     if not decision.permitted:
         raise not_permitted(contract, decision)
     return min(_sure_until(decision, facts), next_change(held.policy, action=action, now=now))
 
 
-def decided(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:
-    """What the evaluator says of the contract's own permission; what another one permits does not count."""
+def decide(held: CompiledAgreement, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:
+    """Evaluate the contract's own permission, regardless of other permissions."""
     own = contract.permission
     return evaluate(held.policy, facts, action=action, permission=own, phase=Phase.TRANSFER, now=now)
 
 
-def passed_on(held: Held, facts: Facts, *, now: float) -> frozenset[str]:
-    """Those of the permissions whose rows and columns these facts let the party distribute: under the permission
-    itself, or under another one that gives the same (`may: [query, distribute]` are two). Leave to distribute other
-    rows, columns or purposes is none for these."""
+def find_passed_on(held: CompiledAgreement, facts: Facts, *, now: float) -> frozenset[str]:
+    """The permissions whose rows and columns the party may distribute, by these facts.
+
+    The right may come from the permission itself or from another with the same rows, columns and purposes, as
+    `may: [query, distribute]` makes two permissions.
+    """
     free = [one for one in held.contracts if DISTRIBUTE in one.actions and _may_distribute(held, one, facts, now=now)]
     return frozenset(one.permission for one in held.contracts if any(_gives_the_same(one, other) for other in free))
 
 
-def _may_distribute(held: Held, contract: DataContract, facts: Facts, *, now: float) -> bool:
-    """Whether it surely may. A purpose may still be declared where only the permission asks for it: the contract names
-    the purposes that it is for."""
-    decision = decided(held, contract, facts, action=DISTRIBUTE, now=now)
+def _may_distribute(held: CompiledAgreement, contract: DataContract, facts: Facts, *, now: float) -> bool:
+    """Whether the party surely may distribute. A purpose that only the permission requires may still be declared
+    later, as the contract limits it."""
+    decision = decide(held, contract, facts, action=DISTRIBUTE, now=now)
     open_ = {PURPOSE} - set(facts)
     forbids = any(one.rule.startswith("/prohibition") and one.left in open_ for one in decision.findings)
-    return decision.permitted or (against(decision) <= open_ and not forbids)
+    return decision.permitted or (find_obstacles(decision) <= open_ and not forbids)
 
 
 def _gives_the_same(one: DataContract, other: DataContract) -> bool:
-    """Whether two contracts differ at most in their actions and in where their rules stand."""
+    """Whether two contracts differ at most in their actions and the paths of their rules."""
     named = {name: getattr(one, name) for name in ("permission", "actions", "requires", "reasons", "contractual")}
     return replace(other, **named) == one
 
 
 def not_permitted(contract: DataContract, decision: Decision) -> HanseError:
-    """Why a permission is not active: Limited where its uses are spent, and at most what a request may declare stands
-    against it beside; else Refused."""
-    if contract.limits.queries is not None and against(decision) - DECLARED == {USES}:
+    """The error for an inactive permission: Limited if only spent uses (and facts that a request may declare) are
+    against it, otherwise Refused."""
+    if contract.limits.queries is not None and find_obstacles(decision) - DECLARED == {USES}:
         return uses_spent(contract, contract.limits.queries)
     return Refused(
         f"{_NOT_NOW}{'; '.join(decision.reasons) or 'no permission is active'}",
@@ -125,14 +129,14 @@ def not_permitted(contract: DataContract, decision: Decision) -> HanseError:
     )
 
 
-def against(decision: Decision) -> set[str]:
-    """The facts that stand against a permission; under a prohibition it is those that meet it or are not known."""
+def find_obstacles(decision: Decision) -> set[str]:
+    """The facts against a decision: unknown, or unsatisfied by a permission, or satisfying a prohibition."""
     permission = ("unknown", "unsatisfied"), ("unknown", "satisfied")
     return {one.left for one in decision.findings if one.result in permission[one.rule.startswith("/prohibition")]}
 
 
 def _sure_until(decision: Decision, facts: Facts) -> float:
-    """The first end (UTC seconds) of a fact that the decision looked at; infinite where none ends."""
+    """The first end (UTC seconds) of a fact that the decision used; infinite without one."""
     seen = {finding.left for finding in decision.findings}
     ends = [fact.valid_until for key, fact in facts.items() if fact.valid_until is not None and key in seen]
     return min(ends, default=float("inf"))

@@ -1,7 +1,7 @@
-"""The ledger of duties: what each agreement asks to be done, where that stands, and the evidence for it.
+"""The duties of agreements, their state and the evidence for them.
 
-Whose word counts: a duty before use unlocks data, so only its owner's record fulfils it; one after use is reported by
-whoever did it, and both sides keep the report. `look` compares with what was told last: a change is a reminder.
+A duty before use unlocks data, so only the owner's record fulfils it. A duty after use is reported by the party that
+did it, and both sides keep the report. `look` publishes an event for each change of state, as a reminder.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from policies.vocabulary import ACTIONS, compact, ds
 
 PROVIDER, CONSUMER = "provider", "consumer"
 BREACH = ds("event/breach")
-_UNCHANGED_MAX = 10  # reports of one side that leave a duty as it was: each is read whenever somebody looks at it
-_LATER = 3_600  # seconds
+_UNCHANGED_MAX = 10  # reports of a side that leave a duty unchanged: all are read with the duty
+_LATER = 3_600  # seconds to wait after too many reports
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One duty of one agreement, as it stands now."""
+class DutyStatus:
+    """The state of a duty of an agreement now; `opens` and `closes` are UTC seconds."""
 
     path: str
     duty: Duty
@@ -41,7 +41,7 @@ class Standing:
     evidence: tuple[DutyEvidence, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """For the API and the page."""
+        """The JSON form for API and console."""
         return {
             "path": self.path,
             "action": compact(self.duty.action),
@@ -57,41 +57,46 @@ class Standing:
         }
 
 
-def standings(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
-    """Every duty of an agreement, in the policy's order. Masks are not listed: the engine keeps those. Refused where
-    the policy is not understood any more."""
+def list_duties(tx: Transaction, agreement: Agreement, *, now: float) -> list[DutyStatus]:
+    """All duties of an agreement, in the policy's order, without masks, which the engine enforces.
+
+    Raises: Refused if the policy is not understood any more.
+    """
     policy = stored_policies.agreed(agreement)
     happened = _happened(tx, agreement, policy, now)
     given = tx.duties.list_evidence(agreement.id, role=agreement.role)
-    return [_standing(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
+    return [_duty_status(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
 
 
-def _standing(
+def _duty_status(
     path: str, duty: Duty, given: Sequence[DutyEvidence], happened: dict[str, float], *, now: float
-) -> Standing:
+) -> DutyStatus:
     before_use = path.startswith("/permission")
     mine = tuple(one for one in given if one.path == path)
     counts = [one.fulfilled_at for one in mine if not before_use or one.given_by == PROVIDER]
     try:
         window = rules.duty_window(duty, happened)
         state = rules.duty_state(duty, events=happened, fulfilled_at=max(counts, default=None), now=now)
-    except ValueError:  # lint lets none of these through; an older agreement may hold one
+    except ValueError:  # lint refuses such duties; an older agreement may have one
         window, state = rules.DutyWindow(None, None), DutyState.DUE
-    return Standing(path, duty, before_use, state, window.opens, window.closes, mine)
+    return DutyStatus(path, duty, before_use, state, window.opens, window.closes, mine)
 
 
-def fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Facts:
-    """The duties before use that are fulfilled now, as the evaluator's fact; nothing where the policy has none."""
+def read_fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Facts:
+    """The duties before use that are fulfilled, as a fact for the evaluator; empty without any."""
     if not any("duty" in rule for rule in agreement.policy.get("permission", ())):
         return Facts()
-    done = [one.path for one in standings(tx, agreement, now=now) if one.before_use and one.state == "fulfilled"]
+    done = [one.path for one in list_duties(tx, agreement, now=now) if one.before_use and one.state == "fulfilled"]
     return Facts({"ds:fulfilled": Fact(tuple(done), "ledger")}) if done else Facts()
 
 
-def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, actor: str, evidence: str) -> Standing:
-    """Keep evidence that a duty was fulfilled now. NotFound for a path without a duty, Conflict where it is done or
-    this is kept already, Limited where `given_by` has reported often and nothing came of it."""
-    found = next((one for one in standings(tx, agreement, now=tx.now) if one.path == path), None)
+def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, actor: str, evidence: str) -> DutyStatus:
+    """Record evidence that a duty was fulfilled now, and return its state.
+
+    Raises: NotFound for a path without a duty; Conflict if it is fulfilled, not due, or has this evidence already;
+    BadInput without evidence; Limited after many reports of `given_by` that changed nothing.
+    """
+    found = next((one for one in list_duties(tx, agreement, now=tx.now) if one.path == path), None)
     if found is None:
         paths = ", ".join(name for name, _ in _duties(stored_policies.agreed(agreement))) or "none"
         raise NotFound(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
@@ -100,7 +105,7 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
     if found.state == DutyState.NOT_DUE:
         raise Conflict(f"{path} is not due yet: {phrases.duty(found.duty)}")
     if not evidence.strip():
-        raise BadInput("expected evidence in words: what was done, when, and where that can be seen")
+        raise BadInput("expected evidence in words: what was done, when, and where to see it")
     _check_new(tx, agreement, found, given_by=given_by, evidence=evidence)
     tx.duties.add(
         DutyEvidence(
@@ -119,29 +124,29 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
     )
     tx.session.flush()
     look(tx, agreement, now=tx.now)
-    return next(one for one in standings(tx, agreement, now=tx.now) if one.path == path)
+    return next(one for one in list_duties(tx, agreement, now=tx.now) if one.path == path)
 
 
-def _check_new(tx: Transaction, agreement: Agreement, duty: Standing, *, given_by: str, evidence: str) -> None:
-    """Refuse what was said since the duty came to stand as it does, and more of it than anybody reads."""
+def _check_new(tx: Transaction, agreement: Agreement, duty: DutyStatus, *, given_by: str, evidence: str) -> None:
+    """Refuse evidence repeated since the last change of state, and too many reports. Raises: Conflict, Limited."""
     told = tx.duties.read_states(agreement.id, role=agreement.role).get(duty.path)
-    if told is None or told.state != duty.state:  # it has changed since it was last told
+    if told is None or told.state != duty.state:  # it has changed since the last event
         return
     said = [one.evidence for one in duty.evidence if one.given_by == given_by and one.fulfilled_at >= told.told_at]
     if evidence in said:
         raise Conflict(f"this evidence for {duty.path} is kept already")
     if len(said) >= _UNCHANGED_MAX:
         raise Limited(
-            f"expected at most {_UNCHANGED_MAX} reports of the {given_by} that leave {duty.path} {duty.state}, and as "
-            "many are kept; ask the other side what is missing",
+            f"expected at most {_UNCHANGED_MAX} reports of the {given_by} that leave {duty.path} {duty.state}, "
+            "got more; ask the other side what is missing",
             code="reports_max",
             retry_after=_LATER,
         )
 
 
-def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
-    """Where every duty stands; what changed since it was last told is told once, as an event."""
-    found = standings(tx, agreement, now=now)
+def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[DutyStatus]:
+    """The state of every duty; each change since the last call is published once as an event."""
+    found = list_duties(tx, agreement, now=now)
     told = tx.duties.read_states(agreement.id, role=agreement.role)
     for one in found:
         before = told.get(one.path)
@@ -163,7 +168,7 @@ def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]
     return found
 
 
-def _reminder(one: Standing) -> str:
+def _reminder(one: DutyStatus) -> str:
     said = phrases.duty(one.duty)
     return {
         DutyState.DUE: f"to do: {said}",
@@ -184,7 +189,7 @@ def _duties(policy: Policy) -> Iterator[tuple[str, Duty]]:
 
 
 def _happened(tx: Transaction, agreement: Agreement, policy: Policy, now: float) -> dict[str, float]:
-    """When the events that duties wait for happened, as far as they did."""
+    """The times (UTC seconds) of past events that duties refer to."""
     found: dict[str, float] = {}
     end = rules.agreement_end(policy)
     if agreement.ended_at is not None:

@@ -1,7 +1,7 @@
-"""Further sources of facts about participants, by the entry point `hanse.fact_sources`: a register of certificates,
-a permit authority. One object each (`FactSource`); it supplies the words it declares and no others.
+"""Plugins that supply facts about participants, such as a register of certificates or a permit authority.
 
-A source that fails, is late or says too much supplies nothing: its facts stay unknown, and unknown never permits.
+A plugin is a `FactSource` under the entry point `hanse.fact_sources`. It supplies only the facts that it declares. If
+it fails or is late, its facts stay unknown, and unknown never permits.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class FactSource(Protocol):
     SUPPLIES: tuple[str, ...]
 
     async def facts(self, participant: str) -> Mapping[str, Fact]:
-        """What is known of a participant now, each with who says so and until when."""
+        """The facts about a participant now, by short key, each with its source and expiry."""
         ...
 
 
 def load(group: str = GROUP) -> tuple[FactSource, ...]:
-    """The installed sources, in order of their names, made known to the vocabulary."""
+    """Load the installed sources, ordered by name, and register them with the vocabulary. Raises: ValueError."""
     found: list[FactSource] = []
     for entry in sorted(entry_points(group=group), key=lambda point: point.name):
         source: FactSource = entry.load()
@@ -44,33 +44,33 @@ def load(group: str = GROUP) -> tuple[FactSource, ...]:
 
 
 def announce(source: FactSource) -> None:
-    """Let the vocabulary know who can supply what. ValueError for words that are not to be had from a plugin."""
+    """Register the facts of a source with the vocabulary. Raises: ValueError for facts that plugins cannot supply."""
     vocabulary.register(sources={source.NAME: source.HELP})
     for key in source.SUPPLIES:
         word = vocabulary.operand(vocabulary.expand(key))
         if word is None:
-            raise ValueError(f"the source {source.NAME!r} supplies {key}, which is no word of the vocabulary")
+            raise ValueError(f"the source {source.NAME!r} supplies {key}, which the vocabulary does not know")
         if source.NAME in word.sources:
             continue
-        if "owner" not in word.sources:  # membership, identity, purpose, time and counters are not for others to say
+        if "owner" not in word.sources:  # never membership, identity, purpose, time or counters
             raise ValueError(f"the source {source.NAME!r} cannot supply {key}: it comes from {word.sources} alone")
         vocabulary.OPERANDS[word.name] = replace(word, sources=(*word.sources, source.NAME))
 
 
 async def ask(sources: Iterable[FactSource], participant: str) -> Facts:
-    """What all sources say together; a later one wins."""
-    said = await asyncio.gather(*(_ask(source, participant) for source in sources))
+    """The facts of all sources together; a later source wins."""
+    answers = await asyncio.gather(*(_ask(source, participant) for source in sources))
     facts = Facts()
-    for one in said:
-        facts = facts.adding(one)
+    for answer in answers:
+        facts = facts.adding(answer)
     return facts
 
 
 async def _ask(source: FactSource, participant: str) -> Mapping[str, Fact]:
     try:
         async with asyncio.timeout(_SECONDS):
-            said = await source.facts(participant)
+            answer = await source.facts(participant)
     except Exception as error:  # noqa: BLE001  # whatever a plugin raises, its facts stay unknown
         _log.warning("fact_source_failed", source=source.NAME, why=f"{type(error).__name__}: {error}"[:200])
         return {}
-    return {key: fact for key, fact in said.items() if key in source.SUPPLIES}
+    return {key: fact for key, fact in answer.items() if key in source.SUPPLIES}

@@ -1,20 +1,20 @@
-"""Grants: whether an agreement still lets this party read this dataset now, and how much is left.
+"""Admits reads under agreements: whether a party may read a dataset now, and how much is left.
 
-The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
-running reads. `examine` and `begin` answer for one read, in this order; the numbers stand beside the code, here, in
-`deciding` and in `counting`:
-1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
-2. the agreement compiles to contracts, with nothing undecided, over columns of the kinds that they had when it was
-   signed; those are looked at, in order, that cover the asked action and purpose at this time. Each is of one
-   permission, and the read is under the first that passes 3 to 5;
+An agreement never changes, and its contracts are derived from it. This module holds what changes: revocation, uses,
+rows, bytes, and leases of running reads. `examine` and `begin` admit a read in these steps; the numbers are repeated
+in the code, here and in `contract_choice` and `quotas`:
+1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket current;
+2. the agreement compiles to contracts, with nothing undecided, over columns of the types that they had when it was
+   signed. A contract belongs to a permission. Those that cover the action and purpose now are tried in order, and the
+   read is under the first that passes 3 to 5;
 3. fewer reads are running than it allows;
-4. the party's facts, gathered anew, make that very permission active: another one that is gives no right to this
-   one's columns and rows;
-5. it has uses of today, rows and bytes left;
-6. `begin`, once the gate has let the question through: one use is counted, a first chunk of the row and byte quota is
-   reserved, in conditional updates, and a place taken where fewer reads are allowed at once, over every process.
-Revocation, and the end of a transfer, reaches running reads through the bus at once, and through a poll where another
-process revoked, or the read was just being admitted.
+4. the party's facts, gathered again, make that permission active: another active permission gives no right to its
+   columns and rows;
+5. it has uses (of today), rows and bytes left;
+6. `begin`, after the gate accepted the query: a use is counted, a first chunk of the row and byte quota is reserved
+   with conditional updates, and a place is taken if the agreement limits reads at once, over all processes.
+Revocation and the end of a transfer reach running reads through the event bus at once. A poll covers revocation by
+another process, and reads that are being admitted at that moment.
 """
 
 from __future__ import annotations
@@ -36,19 +36,26 @@ from connector.store.queries.agreements import AgreementSnapshot, TransferState,
 from connector.store.tables import Agreement, DatasetVersion, RegisteredDataset, Transfer
 from connector.telemetry import logger
 from connector.usage.contract_choice import (
-    against,
     check_still,
-    chosen,
-    covering,
-    decided,
+    choose_contract,
+    decide,
+    find_covering,
+    find_obstacles,
+    find_passed_on,
+    merge_refusals,
     not_permitted,
-    passed_on,
     permitted_until,
-    refusal_of,
 )
-from connector.usage.duty_ledger import fulfilled
-from connector.usage.fact_collector import DECLARED, FactsOf, counted, requested
-from connector.usage.held_agreement import NOT_STARTED, Grant, Held, Over, Own, Wanted
+from connector.usage.duty_ledger import read_fulfilled
+from connector.usage.fact_collector import DECLARED, FactsOf, with_counters, with_declared
+from connector.usage.held_agreement import (
+    NOT_STARTED,
+    CompiledAgreement,
+    EndReason,
+    GrantRequest,
+    ReadGrant,
+    UsageCounters,
+)
 from connector.usage.quotas import DAY, admit, keep_places, reserve
 from policies.contracts import column_binding
 from policies.contracts.batch_gate import Lease
@@ -58,51 +65,53 @@ from policies.evaluation.evaluate import Facts
 _T = TypeVar("_T")
 _log = logger("usage")
 _POLL_SECONDS = 0.5
-_RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its place kept, while a read runs
+_RECHECK_SECONDS = 5.0  # how often a running read's facts are checked again and its place is renewed
 _MOMENT_SECONDS = 0.05
-_BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
-_BLIND = "the connector cannot ask its database whether the agreement still holds; ask again"
-_UNTOLD = "the time of the read has ended, and whether its agreement still holds cannot be said now; ask again"
-_DISPLACED = "the connector did not answer for a minute, and the read's place went to another; ask again"
+_BLIND_SECONDS = 5.0  # how long reads go on while the database does not answer
+_BLIND = "the connector cannot check in its database whether the agreement still holds; try again"
+_UNTOLD = "the time of the read has ended, and its agreement cannot be checked now; try again"
+_DISPLACED = "the connector did not answer for a minute, and another read took this read's place; try again"
 _CACHED_MAX = 512
-# In `suspended_by`: what its owner ordered while our start was on its way, which is told once that is acknowledged.
+# In `suspended_by`: what the owner ordered while our start message was being sent; it is sent after the reply.
 SUSPENDING, COMPLETING = "suspending", "completing"
 HELD = frozenset({SUSPENDING, COMPLETING})
-PUSH_FAILED = "push_failed"  # in `code`: its owner has given up sending
+PUSH_FAILED = "push_failed"  # in `code`: the owner has given up sending
 
 
 class Grants:
-    """The grants of one provider. `facts_of` gathers what is known of a party now."""
+    """The grants of a provider. `facts_of` gathers the facts about a party."""
 
     def __init__(self, store: Store, *, facts_of: FactsOf) -> None:
         self._store = store
         self._facts_of = facts_of
-        self._live: dict[str, list[Grant]] = {}
-        self._cached: OrderedDict[tuple[str, str], tuple[str, Held]] = OrderedDict()  # with where the files were
+        self._live: dict[str, list[ReadGrant]] = {}
+        self._cached: OrderedDict[tuple[str, str], tuple[str, CompiledAgreement]] = (
+            OrderedDict()
+        )  # with the location of the files
         self._poll: asyncio.Task[None] | None = None
-        store.bus.subscribe(self._heard)
+        store.bus.subscribe(self._on_event)
 
-    async def hold(self, agreement_id: str, *, consumer: str) -> Held:
-        """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
-        return self._compiled((await self._store.read(lambda tx: self._found(tx, agreement_id, consumer)))[0])
+    async def load(self, agreement_id: str, *, consumer: str) -> CompiledAgreement:
+        """The agreement with its contracts (step 1 without the transfer). Raises: Refused, NotFound."""
+        return self._compile((await self._store.read(lambda tx: self._load_rows(tx, agreement_id, consumer)))[0])
 
-    async def left_out(self, held: Held) -> Mapping[str, Any]:
-        """The share that the groups of an agreement leave out, by permission, as its owner has published it with the
-        offer and for the version that is read now; else nothing."""
+    async def left_out(self, held: CompiledAgreement) -> Mapping[str, Any]:
+        """The share of rows that small groups leave out, by permission, as the owner published it for the offer and the
+        current version; otherwise empty."""
         offers = await self._store.read(lambda tx: tx.datasets.list_offers_in_force([held.dataset.id]))
-        said = (one.left_out for one in offers if one.digest == held.agreement.digest and one.left_out)
-        return next((one["shares"] for one in said if one["version"] == held.version.digest), {})
+        published = (offer.left_out for offer in offers if offer.digest == held.agreement.digest and offer.left_out)
+        return next((entry["shares"] for entry in published if entry["version"] == held.version.digest), {})
 
-    def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
-        """As `hold`, in a transaction that reads already."""
-        return self._compiled(self._found(tx, agreement_id, consumer)[0])
+    def load_in(self, tx: Transaction, agreement_id: str, *, consumer: str) -> CompiledAgreement:
+        """As `load`, inside a transaction."""
+        return self._compile(self._load_rows(tx, agreement_id, consumer)[0])
 
     async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
-        """Refused unless the transfer runs and this is the generation of its tickets."""
+        """Check that the transfer is started and `generation` is that of its tickets. Raises: Refused."""
         row = await self._store.read(lambda tx: tx.transfers.peek(transfer))
         _check_transfer(row, agreement_id, generation)
 
-    async def covers(
+    async def find_contract(
         self,
         agreement_id: str,
         *,
@@ -111,50 +120,56 @@ class Grants:
         purpose: str,
         application: str = "",
         transfer: tuple[str, int] | None = None,
-    ) -> tuple[Held, DataContract]:
-        """The contract that a read of this action and purpose would be under now; none is opened. Refused by its rule.
+    ) -> tuple[CompiledAgreement, DataContract]:
+        """The agreement and the contract for a read of this action and purpose now, without opening a read.
 
-        `transfer`: id and generation of the transfer that must still be started. Reads that run are not counted.
+        `transfer`: id and generation of the transfer that must be started. Running reads are not counted. Raises:
+        Refused, Limited, NotFound.
         """
         now = time.time()
 
         found, own = await self._store.read(lambda tx: self._look(tx, agreement_id, consumer, transfer, now))
-        held = self._compiled(found)
-        candidates = covering(held.contracts, action=action, purpose=purpose, now=now)
-        facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application)
-        return held, chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
+        held = self._compile(found)
+        candidates = find_covering(held.contracts, action=action, purpose=purpose, now=now)
+        facts = with_declared(
+            (await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application
+        )
+        return held, choose_contract(held, candidates, facts, own, action=action, running=0, now=now)[0]
 
-    async def examine(self, *wanted: Wanted) -> list[Grant]:
-        """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
-        NotFound with the first reason. Whoever has them calls `forget`, whatever happens, after `begin` also `end`."""
+    async def examine(self, *wanted: GrantRequest) -> list[ReadGrant]:
+        """Grants for a read under these agreements, all or none (steps 1 to 5); no use is counted yet.
+
+        The caller must call `forget` in any case, and after `begin` also `end`. Raises: Refused, Limited or NotFound
+        with the first reason.
+        """
         now = time.time()
 
-        def work(tx: Transaction) -> list[tuple[_Found, Own]]:
+        def work(tx: Transaction) -> list[tuple[_LoadedRows, UsageCounters]]:
             found = []
             for one in wanted:
-                with under(one.agreement_id):
+                with name_agreement(one.agreement_id):
                     transfer = one.transfer_id, one.generation
                     found.append(self._look(tx, one.agreement_id, one.consumer, transfer, now))
             return found
 
-        grants: list[Grant] = []
+        grants: list[ReadGrant] = []
         try:
             for one, (found, own) in zip(wanted, await self._store.read(work), strict=True):  # 1
-                with under(one.agreement_id):
-                    grants.append(await self._examined(one, self._compiled(found), own, now))
+                with name_agreement(one.agreement_id):
+                    grants.append(await self._examine(one, self._compile(found), own, now))
         except BaseException:
             self.forget(grants)
             raise
         self._watch()
         return grants
 
-    async def begin(self, grants: Sequence[Grant], start: Callable[[Transaction], _T], *, read_id: str) -> _T:
-        """A use of each of these grants, their places, the first of their quotas and what `start` records: all in one
-        commit, or none. Refused or Limited.
+    async def begin(self, grants: Sequence[ReadGrant], start: Callable[[Transaction], _T], *, read_id: str) -> _T:
+        """Step 6: count a use of each grant, take places, reserve quota and run `start`, in a single commit.
 
-        After the gate: a question that it refuses takes no use. Before the read: one that nobody counted never runs.
+        Call it after the gate, as a refused query must not count as a use, and before the read, as no read may run
+        uncounted. Raises: Refused, Limited, Busy.
         """
-        # Always in the same order: two reads of the same agreements would wait for each other otherwise.
+        # Always in the same order, so that two reads of the same agreements do not deadlock.
         ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
 
         reserved: list[tuple[int, int]] = []
@@ -162,7 +177,7 @@ class Grants:
         def work(tx: Transaction) -> _T:
             reserved.clear()
             for grant in ordered:
-                with under(grant.agreement_id):
+                with name_agreement(grant.agreement_id):
                     reserved.append(admit(tx, grant, now, read_id))
             return start(tx)
 
@@ -175,24 +190,26 @@ class Grants:
         try:
             started = await self._store.write(work)  # 6
         except Busy as error:
-            if error.code == UNKNOWN:  # whoever ends the read gives it back where it was kept
+            if error.code == UNKNOWN:  # it may be committed: the end of the read gives it back
                 take()
             raise
         take()
         return started
 
-    async def _examined(self, wanted: Wanted, held: Held, own: Own, now: float) -> Grant:
-        """The grant, counted as running from here on, before anything of it is used."""
-        candidates = covering(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2
+    async def _examine(
+        self, wanted: GrantRequest, held: CompiledAgreement, own: UsageCounters, now: float
+    ) -> ReadGrant:
+        """Choose the contract and make the grant, which counts as running from here on."""
+        candidates = find_covering(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2
         facts = (await self._facts_of(wanted.consumer)).adding(own.facts)
-        # Nothing waits from here to the place among those that run: two reads at once would both find it free.
+        # No await from here to `_live`: two reads at once would both find the place free.
         running = self.running(wanted.agreement_id)
-        facts = requested(facts, purpose=wanted.purpose, application=wanted.application)
-        contract, known = chosen(held, candidates, facts, own, action=wanted.action, running=running, now=now)
+        facts = with_declared(facts, purpose=wanted.purpose, application=wanted.application)
+        contract, known = choose_contract(held, candidates, facts, own, action=wanted.action, running=running, now=now)
         ends = min(wanted.longest, (contract.not_after or float("inf")) - now, known - now)
         begun = time.monotonic()
         lease = Lease(deadline=begun + min(ends, wanted.seconds))
-        grant = Grant(
+        grant = ReadGrant(
             held,
             contract,
             wanted.consumer,
@@ -206,87 +223,91 @@ class Grants:
         self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant
 
-    async def usable(
+    async def load_usable(
         self, agreement_id: str, *, consumer: str, purpose: str = "", transfer: tuple[str, int] | None = None
-    ) -> Held:
-        """The agreement with those of its contracts whose own permission the party's facts make active. Refused where
-        there is none.
+    ) -> CompiledAgreement:
+        """The agreement with only those contracts whose permission the party's facts make active.
 
-        What a request declares may be missing, and counters are asked when something is read. `transfer`: as `covers`.
+        Facts that a request may still declare can be missing, and counters are not checked. `transfer`: as in
+        `find_contract`. Raises: Refused if no contract is left.
         """
         now = time.time()
 
-        def work(tx: Transaction) -> tuple[_Found, Own]:
-            found, _ = self._found(tx, agreement_id, consumer, transfer)
-            return found, _own(tx, found.agreement, now)
+        def work(tx: Transaction) -> tuple[_LoadedRows, UsageCounters]:
+            found, _ = self._load_rows(tx, agreement_id, consumer, transfer)
+            return found, _read_counters(tx, found.agreement, now)
 
         found, own = await self._store.read(work)
-        held = self._compiled(found)
-        facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
-        decisions = [(one, decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
+        held = self._compile(found)
+        facts = with_declared((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
+        decisions = [(one, decide(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
         later = DECLARED - set(facts)
-        contracts = tuple(one for one, decision in decisions if decision.permitted or against(decision) <= later)
+        contracts = tuple(one for one, decision in decisions if decision.permitted or find_obstacles(decision) <= later)
         if not contracts:
-            raise refusal_of([not_permitted(one, decision) for one, decision in decisions])
+            raise merge_refusals([not_permitted(one, decision) for one, decision in decisions])
         active = replace(held, contracts=contracts)
-        return replace(active, passed_on=passed_on(active, facts, now=now))
+        return replace(active, passed_on=find_passed_on(active, facts, now=now))
 
-    async def recheck(self, grant: Grant) -> float:
-        """Ask again whether its own permission is in force and active: the seconds that this is sure to hold. Refused,
-        as a read that begins now is, and this one stops with that, if not.
+    async def recheck(self, grant: ReadGrant) -> float:
+        """Check again that a grant's permission is in force and active; return the seconds that this surely holds.
 
-        Uses were counted when the read was admitted, so they are not asked again.
+        Otherwise stop the read with the refusal that a new read would get. Uses were counted at admission and are not
+        checked again. Raises: Refused.
         """
         now = time.time()
         try:
-            with under(grant.agreement_id):
+            with name_agreement(grant.agreement_id):
                 check_still(grant.held, grant.contract, action=grant.action, purpose=grant.purpose, now=now)
-                own = await _in_time(self._store.read(lambda tx: _own(tx, grant.held.agreement, now)))
+                own = await _in_time(self._store.read(lambda tx: _read_counters(tx, grant.held.agreement, now)))
                 facts = (await self._facts_of(grant.consumer)).adding(own.facts)
-                facts = requested(facts, purpose=grant.purpose, application=grant.application)
+                facts = with_declared(facts, purpose=grant.purpose, application=grant.application)
                 return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
         except Refused as refused:
-            # Another one of the same words: this one is told, and recorded, where it was raised.
+            # A copy: the exception itself is reported and recorded where it is caught.
             grant.stop(Refused(refused.message, code=refused.code, **refused.facts))
             raise
 
-    async def recheck_ended(self, grants: Sequence[Grant]) -> None:
-        """Of these, those whose lease has ended: stop with its refusal what a read that begins now would be refused,
-        and as busy that of which nobody can say so in time: until then its worker is held. What is left could go on
-        with a renewed ticket."""
-        await asyncio.sleep(_MOMENT_SECONDS)  # what ends at this very moment has ended by any clock then
+    async def recheck_ended(self, grants: Sequence[ReadGrant]) -> None:
+        """Recheck the grants whose lease has ended, and stop those that a new read would not get.
+
+        A grant that cannot be checked in time is stopped as busy, as its read occupies a worker. The remaining ones may
+        go on with a renewed ticket.
+        """
+        await asyncio.sleep(_MOMENT_SECONDS)  # clocks differ: a lease that ends just now has ended after this
         over = [grant for grant in grants if grant.lease.clock() >= grant.lease.deadline]
         await asyncio.gather(*map(self._recheck_ended, over))
 
-    async def _recheck_ended(self, grant: Grant) -> None:
+    async def _recheck_ended(self, grant: ReadGrant) -> None:
         try:
             await _in_time(self.recheck(grant))
-        except (Refused, Limited):  # stopped with its reason; uses that are spent end no read that has taken one
+        except (Refused, Limited):  # `recheck` has stopped it; spent uses do not end a read that has taken its use
             return
-        except Exception as error:  # noqa: BLE001  whatever database and facts say: it ends all the same
-            _log.warning("an ended read's agreement not looked at", error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001  # it must end whatever fails
+            _log.warning("the agreement of an ended read could not be checked", error=type(error).__name__)
             grant.stop(Busy(_UNTOLD))
 
-    async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
-        """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
+    async def refill(self, grant: ReadGrant, *, rows: int, nbytes: int) -> bool:
+        """Reserve another chunk of quota, at least `rows` and `nbytes` for the waiting batch; False if it is spent."""
         filling = asyncio.ensure_future(self._refill(grant, rows=rows, nbytes=nbytes))
         try:
             return await asyncio.shield(filling)
         except asyncio.CancelledError:
-            await asyncio.wait([filling])  # the reader has left; what is committed by now goes back with the rest
+            await asyncio.wait([filling])  # the reader left: what is committed now is given back at the end
             raise
 
-    async def _refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
+    async def _refill(self, grant: ReadGrant, *, rows: int, nbytes: int) -> bool:
         quota = await self._store.write(lambda tx: reserve(tx, grant, rows=rows, nbytes=nbytes))
         if quota is not None:
             grant.take(*quota)
         return quota is not None
 
-    def end(self, tx: Transaction, grants: Sequence[Grant], *, least: int = 0, unused: bool = False) -> None:
-        """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place. `least`:
-        as how many rows it counts at least, whatever its end was: each end tells something. `unused`: this one told
-        nothing, and its use goes back, too."""
-        for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
+    def end(self, tx: Transaction, grants: Sequence[ReadGrant], *, least: int = 0, unused: bool = False) -> None:
+        """Settle a read that has begun: give back its place and the quota that was reserved and not sent.
+
+        `least`: rows that it counts at least, as any end reveals something. `unused`: it revealed nothing, and its use
+        is given back as well.
+        """
+        for grant in sorted(grants, key=lambda grant: grant.agreement_id):  # as in `begin`
             if unused:
                 tx.agreements.uncount_use(grant.agreement_id, day=grant.day)
             unspent = max(0, grant.reserved_rows - (0 if unused else max(least, grant.packed)))
@@ -297,8 +318,8 @@ class Grants:
             if grant.place:
                 tx.reads.free_places(grant.place)
 
-    def forget(self, grants: Sequence[Grant]) -> None:
-        """These run no more. Whoever has examined calls it, whatever happens."""
+    def forget(self, grants: Sequence[ReadGrant]) -> None:
+        """Remove grants from the running ones. Must follow each `examine`."""
         for grant in grants:
             left = [other for other in self._live.get(grant.agreement_id, ()) if other is not grant]
             if left:
@@ -307,37 +328,38 @@ class Grants:
                 self._live.pop(grant.agreement_id, None)
 
     def stop(self, *, agreement_id: str, reason: str) -> None:
-        """Stop running reads of an agreement: its owner has revoked it."""
+        """Stop the running reads of an agreement that its owner has revoked."""
         for grant in self._all():
             if grant.agreement_id == agreement_id:
                 grant.revoke(reason)
 
-    def stop_under(self, transfer_id: str, how: Over) -> None:
-        """Stop running reads of a transfer, which runs no more."""
+    def stop_under(self, transfer_id: str, how: EndReason) -> None:
+        """Stop the running reads of a transfer that has ended."""
         for grant in self._all():
             if grant.transfer_id == transfer_id:
                 grant.over(how)
 
     def stop_all(self, reason: str, *, code: str) -> None:
-        """Stop every read, also those that give nothing yet, for a reason of our own that passes."""
+        """Stop all reads as busy, for a temporary reason of our own."""
         for grant in self._all():
             grant.stop(Busy(reason, code=code))
 
     def running(self, agreement_id: str) -> int:
+        """The number of running reads under an agreement in this process."""
         return len(self._live.get(agreement_id, ()))
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, AgreementRevoked):
             self.stop(agreement_id=event.agreement, reason=event.reason or "the owner revoked the agreement")
         elif isinstance(event, TransferAdvanced) and event.detail.get("state") not in ("REQUESTED", "STARTED"):
-            self.stop_under(event.process, over(event))
+            self.stop_under(event.process, event_to_end_reason(event))
 
     def _watch(self) -> None:
         if self._poll is None or self._poll.done():
             self._poll = asyncio.get_running_loop().create_task(self._poll_revoked())
 
     async def _poll_revoked(self) -> None:
-        """While reads run, ask the database what other processes have ended; blind for too long, end them."""
+        """While reads run, poll the database for ends by other processes; stop all reads if it does not answer."""
         heard = asked = time.monotonic()
         while self._live:
             await asyncio.sleep(_POLL_SECONDS)
@@ -348,8 +370,8 @@ class Grants:
                     await self._keep_places()
                     await self._recheck_all()
                     asked = time.monotonic()
-            except Exception as error:  # noqa: BLE001  whatever the database says, the reads must not go on unwatched
-                _log.warning("grants not looked at", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001  # reads must not go on unchecked
+                _log.warning("running grants could not be checked", error=type(error).__name__)
                 if time.monotonic() - heard >= _BLIND_SECONDS:
                     self.stop_all(_BLIND, code=Busy.code)
 
@@ -363,13 +385,13 @@ class Grants:
         )
         for agreement_id, reason in ended.items():
             self.stop(agreement_id=agreement_id, reason=reason or "the owner revoked the agreement")
-        for grant in grants:  # the event of its transfer passes by a read that is just being admitted
+        for grant in grants:  # a read that was being admitted missed the event of its transfer
             state = states.get(grant.transfer_id)
             if state is None or not is_started(state):
-                grant.over(_over(state))
+                grant.over(_transfer_to_end_reason(state))
 
     async def _keep_places(self) -> None:
-        """A read whose place has gone to another, as this process was away for a minute, ends."""
+        """Renew places; stop reads whose place was lost because this process hung for a minute."""
         having = [grant for grant in self._all() if grant.place]
         if not having:
             return
@@ -379,46 +401,46 @@ class Grants:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
                 grant.stop(Busy(_DISPLACED))
 
-    def _all(self) -> list[Grant]:
+    def _all(self) -> list[ReadGrant]:
         return [grant for grants in self._live.values() for grant in grants]
 
     async def _recheck_all(self) -> None:
-        """Membership may end while a read runs, and so may any fact about its party."""
-        # At once: a source of facts may take seconds, and revocations and places wait behind all of them.
+        """Recheck all running reads, as membership and other facts may end."""
+        # In parallel: a fact source may take seconds, and revocations and places wait for this.
         await asyncio.gather(*map(self._recheck_one, self._all()))
 
-    async def _recheck_one(self, grant: Grant) -> None:
-        with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
+    async def _recheck_one(self, grant: ReadGrant) -> None:
+        with suppress(HanseError):  # `recheck` has stopped it; if the database is down, the lease ends it
             await self.recheck(grant)
 
     def _look(
         self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None, now: float
-    ) -> tuple[_Found, Own]:
-        """Step 1, and what we know ourselves at this moment."""
-        found, looked = self._found(tx, agreement_id, consumer, transfer)
-        return found, _own(tx, found.agreement, now, looked)
+    ) -> tuple[_LoadedRows, UsageCounters]:
+        """Step 1, with our own counters."""
+        found, looked = self._load_rows(tx, agreement_id, consumer, transfer)
+        return found, _read_counters(tx, found.agreement, now, looked)
 
-    def _found(
+    def _load_rows(
         self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None = None
-    ) -> tuple[_Found, AgreementSnapshot]:
+    ) -> tuple[_LoadedRows, AgreementSnapshot]:
         name, generation = transfer or ("", 0)
-        looked = _standing(tx, agreement_id, consumer, transfer_id=name)
+        looked = _check_agreement(tx, agreement_id, consumer, transfer_id=name)
         if transfer is not None:
             _check_transfer(looked.transfer, agreement_id, generation)
         source, held = self._cached.get((agreement_id, looked.version or ""), ("", None))
         if held is not None and source == looked.source:
             return held, looked
-        return _uncompiled(tx, agreement_id, looked.source or ""), looked
+        return _read_uncompiled(tx, agreement_id, looked.source or ""), looked
 
-    def _compiled(self, found: _Found) -> Held:
-        if isinstance(found, Held):
+    def _compile(self, found: _LoadedRows) -> CompiledAgreement:
+        if isinstance(found, CompiledAgreement):
             return found
         agreement, dataset, version, signed, source = found
         policy = stored_policies.agreed(agreement)
         contracts = stored_policies.contracts(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, signed, dataset)
-        held = Held(agreement, dataset, version, policy, contracts)
+        held = CompiledAgreement(agreement, dataset, version, policy, contracts)
         self._cached[agreement.id, version.digest] = source, held
         while len(self._cached) > _CACHED_MAX:
             self._cached.popitem(last=False)
@@ -426,8 +448,8 @@ class Grants:
 
 
 @contextmanager
-def under(agreement_id: str) -> Iterator[None]:
-    """What is refused in the block says which agreement was the reason: a read may be under several."""
+def name_agreement(agreement_id: str) -> Iterator[None]:
+    """Add the agreement's id to refusals raised in the block, as a read may be under several."""
     try:
         yield
     except (Refused, Limited, NotFound) as error:
@@ -436,17 +458,19 @@ def under(agreement_id: str) -> Iterator[None]:
 
 
 async def _in_time(asked: Awaitable[_T]) -> _T:
-    """What the database says; Busy where it says nothing: whoever waited for one that hangs would see no end. In half
-    the time, so that a change that hangs makes nobody blind."""
+    """Await a database call with a time limit of half of `_BLIND_SECONDS`. Raises: Busy after it.
+
+    A write that hangs then leaves time for a read before all reads are stopped.
+    """
     try:
         async with asyncio.timeout(_BLIND_SECONDS / 2):
             return await asked
     except TimeoutError:
-        raise Busy("the database does not answer now; try again in a moment") from None
+        raise Busy("timed out waiting for the database; try again in a moment") from None
 
 
 class _Uncompiled(NamedTuple):
-    """What contracts are made of: the rows, and the schema that they were signed for; and `Looked.source`."""
+    """The rows that contracts are compiled from, the schema at signing, and `Looked.source`."""
 
     agreement: Agreement
     dataset: RegisteredDataset
@@ -455,43 +479,43 @@ class _Uncompiled(NamedTuple):
     source: str
 
 
-_Found = Held | _Uncompiled
+_LoadedRows = CompiledAgreement | _Uncompiled
 
 
-def _uncompiled(tx: Transaction, agreement_id: str, source: str) -> _Uncompiled:
+def _read_uncompiled(tx: Transaction, agreement_id: str, source: str) -> _Uncompiled:
     agreement = tx.agreements.of(agreement_id, role="provider")
     dataset = tx.datasets.of(agreement.dataset_id)
     version = tx.datasets.get_current(dataset)
-    return _Uncompiled(agreement, dataset, version, _signed(tx, agreement, version), source)
+    return _Uncompiled(agreement, dataset, version, _read_signed_schema(tx, agreement, version), source)
 
 
-def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
-    """The schema that the rules were agreed for. Older agreements say only when, some in whole seconds."""
+def _read_signed_schema(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
+    """The schema at signing. Older agreements only have the time of signing, some in whole seconds."""
     if not agreement.version:
         return published_schema(tx.datasets.get_version_at(agreement.dataset_id, agreement.signed_at + 1) or version)
     signed = tx.datasets.get_version(agreement.dataset_id, agreement.version)
     if signed is None:
         raise Refused(
-            "the version that this agreement was signed for is not known here any more, so nobody can say whether its "
-            "rules still mean the same; negotiate a new agreement",
+            "the dataset version that this agreement was signed for is unknown here, so its rules cannot be checked "
+            "against the current columns; negotiate a new agreement",
             code="schema_changed",
         )
     return published_schema(signed)
 
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: RegisteredDataset) -> None:
-    """Refused where a column that a rule looks at is of another kind than when it was agreed."""
+    """Check that the columns of the rules still have their types from signing. Raises: Refused."""
     if changed := column_binding.find_retyped(contract, signed):
         raise Refused(
-            f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules were made "
-            "for what it was; ask its owner to give it the types that it had, or negotiate a new agreement",
+            f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules need "
+            "the former types; ask its owner to restore them, or negotiate a new agreement",
             code="schema_changed",
             rule=contract.permission,
         )
 
 
-def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> AgreementSnapshot:
-    """What is looked at of an agreement that holds; Refused or NotFound where it does not."""
+def _check_agreement(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> AgreementSnapshot:
+    """Check that an agreement is final, in force and the consumer's own. Raises: Refused, NotFound."""
     looked = tx.agreements.read_snapshot(agreement_id, transfer_id=transfer_id)
     if looked is None or looked.consumer != consumer or not looked.finalized:
         raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
@@ -502,55 +526,59 @@ def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id:
 
 
 def is_started(transfer: Transfer | TransferState) -> bool:
-    """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not.
+    """Whether tickets of a transfer are valid: our start message was sent, acknowledged or not.
 
-    What its owner has suspended or completed since is over, whatever its consumer says to that or to the start.
+    A transfer that its owner has since suspended or completed is not started, whatever its consumer replies.
     """
     if transfer.suspended_by in HELD:
         return False
     return transfer.pending == "TransferStartMessage" or (transfer.state == "STARTED" and not transfer.suspended_by)
 
 
-def seen(transfer: Transfer | TransferState | None) -> str:
-    """The state of a transfer that is not started, as its consumer is told."""
+def describe_state(transfer: Transfer | TransferState | None) -> str:
+    """The state of a transfer that is not started, for messages to its consumer."""
     if transfer is None:
         return "unknown"
     return "stopped by its owner" if _is_stopped(transfer) else transfer.state.lower()
 
 
 def _is_stopped(transfer: Transfer | TransferState) -> bool:
-    """Whether a transfer that is not started is so before its consumer has been told."""
+    """Whether the owner stopped the transfer and its consumer does not know yet."""
     return transfer.state == "STARTED" or transfer.suspended_by in HELD
 
 
-def over(event: TransferAdvanced) -> Over:
-    """How a transfer ended, as its event tells: a message of the other side's, an order of ours, or none of either."""
-    ordered = event.detail.get("suspended_by", "provider")  # or what we suspend for the party's facts
-    ours = ordered if event.outcome == "ok" else ""  # of ours that nobody took, nobody ordered the end
+def event_to_end_reason(event: TransferAdvanced) -> EndReason:
+    """How a transfer ended, from its event: by a message of the other side, by our order, or by itself."""
+    ordered = event.detail.get("suspended_by", "provider")  # or our suspension because of the party's facts
+    ours = ordered if event.outcome == "ok" else ""  # a message of ours that failed: the end was not ordered
     by = "consumer" if event.actor == event.detail.get("counterparty") else ours
-    return Over(event.detail.get("state", ""), by, event.reason)
+    return EndReason(event.detail.get("state", ""), by, event.reason)
 
 
-def _over(transfer: TransferState | None) -> Over:
-    """The same, as the transfer itself tells: of one that is completed or terminated, not by whom."""
+def _transfer_to_end_reason(transfer: TransferState | None) -> EndReason:
+    """The same from the transfer itself, which does not record who completed or terminated it."""
     if transfer is None:
-        return Over("unknown")
+        return EndReason("unknown")
     if _is_stopped(transfer):
-        return Over("stopped", "provider" if transfer.suspended_by in HELD else transfer.suspended_by, transfer.reason)
+        return EndReason(
+            "stopped", "provider" if transfer.suspended_by in HELD else transfer.suspended_by, transfer.reason
+        )
     by = transfer.suspended_by if transfer.state == "SUSPENDED" else ""
-    return Over(transfer.state, by, transfer.reason)
+    return EndReason(transfer.state, by, transfer.reason)
 
 
 def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:
     if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
-        raise Refused(f"the transfer of this ticket is {seen(transfer)}, expected started", code=NOT_STARTED)
+        raise Refused(f"the transfer of this ticket is {describe_state(transfer)}, expected started", code=NOT_STARTED)
     if transfer.generation != generation:
-        raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
+        raise Refused("this ticket was replaced by a newer one; request the current ticket", code="ticket_replaced")
 
 
-def _own(tx: Transaction, agreement: Agreement, now: float, looked: AgreementSnapshot | None = None) -> Own:
-    """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
+def _read_counters(
+    tx: Transaction, agreement: Agreement, now: float, looked: AgreementSnapshot | None = None
+) -> UsageCounters:
+    """Our counters of an agreement (0 without `looked`), and the duties before use that are fulfilled."""
     today = 0 if looked is None else count_today(looked, day=int(now // DAY))
     uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
-    facts = counted(Facts(), uses=uses, uses_today=today, running=0)
-    return Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
+    facts = with_counters(Facts(), uses=uses, uses_today=today, running=0)
+    return UsageCounters(facts.adding(read_fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)

@@ -1,4 +1,4 @@
-"""What a read has under an agreement: the agreement as it is held, and the read's own grant. Values; no database."""
+"""Values of an admitted read: the compiled agreement and the grant. No database."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from policies.contracts.contract import DataContract
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 
-REVOKED, EXPIRED = "revoked", "lease_expired"  # codes of an end: by its owner, and one after which a read may go on
-NOT_STARTED = "transfer_not_started"  # of the refusals of what is asked under a transfer that does not run
+REVOKED, EXPIRED = "revoked", "lease_expired"  # ends: by the owner; and one that a reader may continue after
+NOT_STARTED = "transfer_not_started"  # code of refusals under a transfer that is not started
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """An agreement as the provider holds it: the rows, the policy, and one contract per permission.
+class CompiledAgreement:
+    """An agreement at its provider: the rows, the policy, and a contract per permission.
 
-    `passed_on`: the permissions (`/permission/0`) whose rows and columns the party may distribute as its facts are now;
-    none where nobody has asked (`grants.usable` does).
+    `passed_on`: the permissions (`/permission/0`) whose rows and columns the party may distribute by its current facts;
+    only `Grants.load_usable` fills it.
     """
 
     agreement: Agreement
@@ -36,9 +36,11 @@ class Held:
     passed_on: frozenset[str] = frozenset()
 
 
-class Over(NamedTuple):
-    """How a transfer came to run no more: its state, and who had it so ("provider", "consumer"), with the reason given;
-    of one that ended by itself, or where nobody knows, who is anything else."""
+class EndReason(NamedTuple):
+    """How a transfer ended: its state, the side that ended it, and its reason.
+
+    `by` is "provider", "consumer", or another text if it ended by itself or that is unknown.
+    """
 
     state: str
     by: str = ""
@@ -47,19 +49,19 @@ class Over(NamedTuple):
     @property
     def sentence(self) -> str:
         state, who = self.state.lower(), {"provider": "the owner", "consumer": "the consumer"}.get(self.by)
-        told = f"{who} {state} the transfer" if who else f"the transfer is {state}"
-        return f"{told}: {self.reason}" if self.reason and self.reason.lower() != state else told
+        summary = f"{who} {state} the transfer" if who else f"the transfer is {state}"
+        return f"{summary}: {self.reason}" if self.reason and self.reason.lower() != state else summary
 
 
 @dataclass(slots=True, eq=False)
-class Grant:
-    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
+class ReadGrant:
+    """The grant of an admitted read. The gate checks `lease` before each batch; `Grants.end` settles it.
 
-    `drawn`: how often the question draws on all rows of the dataset at once (`PreparedQuery.row_multiplicity`). Where
-    rows are counted, that many are, as if they had left: one row of the answer may carry all of them.
+    `drawn`: how often the query uses all rows of the dataset at once (`PreparedQuery.row_multiplicity`). A row quota
+    then counts all rows that often, as a single row of the answer may contain all of them.
     """
 
-    held: Held
+    held: CompiledAgreement
     contract: DataContract
     consumer: str
     transfer_id: str
@@ -71,10 +73,10 @@ class Grant:
     reserved_rows: int = 0
     reserved_bytes: int = 0
     drawn: int = 0
-    day: int = 0  # that its use was counted on
-    served: bool = False  # whether a worker has had its read
-    place: str = ""  # the read's id, where its agreement limits how many run at once
-    ended: HanseError | None = None  # why it was stopped, as `stop` has weighed it
+    day: int = 0  # the day (since the epoch) that its use was counted on
+    served: bool = False  # whether a worker has run its read
+    place: str = ""  # the read's id, if the agreement limits reads at once
+    ended: HanseError | None = None  # why it was stopped; see `stop`
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -92,15 +94,15 @@ class Grant:
 
     @property
     def packed(self) -> int:
-        """Rows that are used whatever the answer has."""
+        """Rows that count as used whatever the answer contains; see `drawn`."""
         if not self.drawn:
             return 0
         rows = int(self.held.version.profile["rows"])
-        # Upwards: a refusal for want of quota must not tell how many rows are hidden, and nothing be had for less.
+        # Rounded up: a refusal must not reveal the number of hidden rows, and no answer may cost too little.
         return self.drawn * (rows if self.contract.row_filter is None else rounded_counts.at_most(rows))
 
     def take(self, rows: int, nbytes: int) -> None:
-        """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
+        """Add reserved quota to what the read may still send; 0 for a quota that is not limited."""
         if rows:
             self.lease.rows = rows + (self.lease.rows if self.reserved_rows else 0)
         if nbytes:
@@ -109,13 +111,12 @@ class Grant:
         self.reserved_bytes += nbytes
 
     def revoke(self, reason: str) -> None:
-        """End the read: its owner has taken the right away."""
+        """End the read because its owner revoked the agreement."""
         rule, agreement = self.contract.permission, self.agreement_id
         self.stop(Refused(reason, code=REVOKED, rule=rule, agreement=agreement))
 
-    def over(self, how: Over) -> None:
-        """End the read: its transfer does not run any more. As revoked where its owner did that, and otherwise as what
-        the next read is told."""
+    def over(self, how: EndReason) -> None:
+        """End the read because its transfer has ended; an end by the owner counts as a revocation."""
         if how.by == "provider":
             self.revoke(how.sentence)
             return
@@ -123,30 +124,28 @@ class Grant:
         self.stop(kind(how.sentence, code=NOT_STARTED, agreement=self.agreement_id))
 
     def stop(self, why: HanseError) -> None:
-        """End the read at its next batch, and wake whoever waits for the batch. Of several reasons the weightiest
-        counts."""
+        """End the read at its next batch and wake the task that waits for it. The most important reason is kept."""
         if self.ended is None or _weight(self.ended) < _weight(why):
             self.ended = why
         self.lease.revoked = True
         self.stopped.set()
 
 
-def ended_by(grants: Iterable[Grant]) -> HanseError | None:
-    """Why a read under these grants was stopped, if it was: the weightiest reason."""
+def ended_by(grants: Iterable[ReadGrant]) -> HanseError | None:
+    """The most important reason why a read under these grants was stopped; None if it was not."""
     return max((grant.ended for grant in grants if grant.ended is not None), key=_weight, default=None)
 
 
 def _weight(why: HanseError) -> int:
-    """What the owner did outweighs any other end of a right, and that outweighs what passes: after the end of one
-    permission of several, and even more where we are busy, another read may go on."""
+    """The importance of an end: revocation, then other ends, then ends after which another read may continue."""
     if isinstance(why, Busy):
         return 0
     return {EXPIRED: 1, REVOKED: 3}.get(why.code, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """One read that asks to be admitted, for at most `longest` seconds by its ticket and `seconds` by its own wish."""
+class GrantRequest:
+    """A request to admit a read of at most `longest` seconds by its ticket and `seconds` by its own wish."""
 
     agreement_id: str
     consumer: str
@@ -159,8 +158,8 @@ class Wanted:
     application: str = ""
 
 
-class Own(NamedTuple):
-    """What the provider knows itself of an agreement at one moment, as facts and as counters."""
+class UsageCounters(NamedTuple):
+    """The provider's own counters of an agreement at a moment, also as facts."""
 
     facts: Facts
     uses: int

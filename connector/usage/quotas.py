@@ -1,4 +1,4 @@
-"""What is counted of an agreement: uses, rows, bytes, reads at once. Looked at before a read, taken as it begins."""
+"""The quotas of an agreement: uses, rows, bytes and reads at once. Checked before a read, taken when it begins."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from decimal import Decimal
 from connector.datasets import rounded_counts
 from connector.errors import Limited, Refused
 from connector.store import Transaction
-from connector.usage.held_agreement import Grant, Held, Own
+from connector.usage.held_agreement import CompiledAgreement, ReadGrant, UsageCounters
 from policies.contracts import coverage
 from policies.contracts.contract import DataContract
 
 _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
-_SHARE = 8  # of what is left: no reader takes more of it at once
+_SHARE = 8  # a reader reserves at most this fraction of what is left
 DAY = 86_400
 USED_UP = "the agreement's rows or bytes are used up; ask its owner for another agreement"
-_PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
+_PLACE_SECONDS = 60.0  # how long the read of a dead process keeps its place
 
 
 def keep_places(tx: Transaction, read_ids: Collection[str]) -> set[str]:
-    """Those of these reads whose places are still theirs, and stay so for a while."""
+    """Renew the places of reads; return the ids of those that still had one."""
     return tx.reads.keep_places(read_ids, seconds=_PLACE_SECONDS)
 
 
@@ -35,8 +35,8 @@ def check_concurrency(contract: DataContract, running: int) -> None:
         )
 
 
-def check_left(held: Held, contract: DataContract, own: Own) -> None:
-    """Limited where nothing is left of what is counted; the counting itself asks again."""
+def check_left(held: CompiledAgreement, contract: DataContract, own: UsageCounters) -> None:
+    """Check that uses, rows and bytes are left; `admit` checks again. Raises: Limited."""
     limits, rows = contract.limits, _most_rows(held, contract)
     if limits.queries_per_day is not None and own.today >= limits.queries_per_day:
         raise uses_spent(contract, own.uses)
@@ -44,8 +44,8 @@ def check_left(held: Held, contract: DataContract, own: Own) -> None:
         raise _quota_spent(contract)
 
 
-def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int, int]:
-    """Count one use, take a place; the first rows and bytes of the quota."""
+def admit(tx: Transaction, grant: ReadGrant, now: float, read_id: str) -> tuple[int, int]:
+    """Count a use, take a place, and reserve the first rows and bytes. Raises: Refused, Limited."""
     limits = grant.contract.limits
     counted = tx.agreements.count_use(
         grant.agreement_id, day=int(now // DAY), most=limits.queries, most_today=limits.queries_per_day
@@ -64,11 +64,11 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
     return quota
 
 
-def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
-    """Rows and bytes of the quota: a share of what is left, as others may read at the same time, and a chunk at most;
-    else what the next batch needs. None if spent.
+def reserve(tx: Transaction, grant: ReadGrant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
+    """Reserve rows and bytes of the quota; None if it is spent.
 
-    The grant takes them once they are committed: a transaction may be tried again.
+    Reserves a fraction of what is left, as others may read at the same time, and a chunk at most; otherwise what the
+    next batch needs. The grant takes them after the commit, as a transaction may be retried.
     """
     limits = grant.contract.limits
     if not limits.rationed:
@@ -88,26 +88,26 @@ def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[i
 
 
 def quota_rule(contract: DataContract, *, of_bytes: bool = False) -> str:
-    """The rule behind the quota: that of rows where they are limited, else of bytes; `of_bytes`: these are spent."""
+    """The rule of the quota: of rows if they are limited, otherwise of bytes; `of_bytes` selects bytes."""
     limits = contract.limits
     spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
     return coverage.rule_path(contract, "byteQuota" if of_bytes else spent)
 
 
-def _most_rows(held: Held, contract: DataContract) -> int | None:
-    """Rows that may leave under the agreement: the quota, or the share of the version that is read."""
+def _most_rows(held: CompiledAgreement, contract: DataContract) -> int | None:
+    """The rows that may leave under the agreement: the quota, or the share of the current version."""
     limits = contract.limits
     if limits.share is None:
         return limits.rows
     rows = held.version.profile["rows"]
-    if contract.row_filter is not None:  # where the reads end would tell of the hidden rows
+    if contract.row_filter is not None:  # rounded, as the exact limit would reveal the number of hidden rows
         rows = rounded_counts.at_least(rows)
-    share = int(rows * Decimal(str(limits.share)) / 100)  # as it is written: 0.29 is less as a float
+    share = int(rows * Decimal(str(limits.share)) / 100)  # as decimal: 0.29 is less as a float
     return share if limits.rows is None else min(share, limits.rows)
 
 
 def uses_spent(contract: DataContract, uses: int) -> Limited:
-    """The refusal of a read after so many `uses`: those of the agreement are used up, or those of a day."""
+    """The refusal after `uses` uses: those of the agreement or of the day are spent."""
     limits = contract.limits
     spent = limits.queries is not None and uses >= limits.queries
     what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
@@ -119,11 +119,11 @@ def uses_spent(contract: DataContract, uses: int) -> Limited:
 
 
 def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
-    told = USED_UP
+    message = USED_UP
     if draws:
-        told = (
+        message = (
             "a question that combines rows (aggregates, windows, WITH, UNION, OFFSET in a subquery, a dataset twice), "
             "or asks for what has none (NOT EXISTS, NOT IN, an outer join to it), counts as all rows of the dataset, "
             "and fewer are left under the agreement; ask for rows, which are counted as they leave"
         )
-    return Limited(told, code="quota_spent", rule=quota_rule(contract))
+    return Limited(message, code="quota_spent", rule=quota_rule(contract))

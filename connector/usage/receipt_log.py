@@ -1,7 +1,7 @@
-"""Receipts: what came of reads of ours at owners, as those who read tell it, in our own log (decision 55).
+"""Records receipts of our reads at owners, as the reading clients report them, in our own log (decision 55).
 
-Whose dataset it was, and under which agreement, our own agreement says; what is counted is the teller's word. One that
-is told again counts once. The log is bounded: each token has so many receipts a minute, and one call at a time.
+Dataset and owner come from our own agreement; the counts are the client's claim. A repeated receipt counts once. Each
+token has a limit of receipts a minute, and a single call at a time.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from weakref import WeakValueDictionary
 
 from connector.errors import Limited
 from connector.events import ReadTaken
-from connector.infra.concurrency.recent_keys import Rate
+from connector.infra.concurrency.recent_keys import RateLimit
 from connector.store import Store, Transaction
 
-TOGETHER_MAX = 256  # in one call
-_PER_MINUTE = 6_000  # of one token: each is a record in a log that is kept, and others write to it, too
-_BURST = 20_000  # as many of them at once: a job of thousands of readers that ends
+TOGETHER_MAX = 256  # receipts in a call
+_PER_MINUTE = 6_000  # per token: each receipt is a record in a permanent log that others share
+_BURST = 20_000  # at once: a job with thousands of readers may end
 _TELLERS_MAX = 4096
-_SENDER = "receipts"  # in the inbox: no counterparty, whose identifier is a DID, has it
+_SENDER = "receipts"  # the sender in the inbox; no DID equals it
 _COMPLETE, _FAILED = "complete", "error"
 _ROWS_DIFFER, _DIGEST_MISMATCH = "rows_differ", "digest_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What an owner's end record said, as far as it did."""
+class ReportedEnd:
+    """The members of an owner's end record, as far as it had them."""
 
     status: str = ""
     rows: int | None = None
@@ -44,10 +44,13 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A read that is over. `id`: this receipt's own; `read`: as the owner names the read; `seconds`: how long ago it
-    began, None where that is not told; `end`: none came where it is None, and `code` says why; `digest`: what the
-    reader computed over what came before the end record, empty where it did not."""
+class ReadReceipt:
+    """The receipt of a read that has ended.
+
+    `id` names the receipt, `read` is the owner's id of the read, `seconds` how long ago it began (None if unknown).
+    `end` is the owner's end record; without it, `code` says why it is missing.
+    `digest` is what the reader computed over the bytes before the end record, empty if it computed none.
+    """
 
     id: str
     agreement: str
@@ -57,7 +60,7 @@ class Ended:
     seconds: int | None = None
     code: str = ""
     digest: str = ""
-    end: Told | None = None
+    end: ReportedEnd | None = None
 
     @property
     def _differs(self) -> str:
@@ -76,7 +79,7 @@ class Ended:
 
     @property
     def why(self) -> str:
-        """The code of its outcome; none where all came."""
+        """The code of the outcome; empty for a complete read."""
         if self.end is None:
             return self.code
         if self._differs:
@@ -86,38 +89,38 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """How many are in the log now that were not before, and the ids of those under no agreement of ours."""
+    """The number of newly recorded receipts, and the ids of those without an agreement here."""
 
     recorded: int
     unknown: tuple[str, ...]
 
 
-class Receipts:
-    """Of one participant. `clock` counts seconds."""
+class ReceiptLog:
+    """The receipts of a participant. `clock` returns monotonic seconds."""
 
     def __init__(self, store: Store, *, participant: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._participant = participant
         self._clock = clock
-        self._rate = Rate(_PER_MINUTE, burst=_BURST, most=_TELLERS_MAX)
+        self._rate = RateLimit(_PER_MINUTE, burst=_BURST, most=_TELLERS_MAX)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def record(self, ends: Sequence[Ended], *, by: str) -> Recorded:
-        """Keep receipts, all in one transaction. Limited where this token has told of too many of late."""
+    async def record(self, ends: Sequence[ReadReceipt], *, by: str) -> Recorded:
+        """Record receipts in a single transaction. Raises: Limited if token `by` has sent too many recently."""
         self._count(by, len(ends))
-        async with self._turns.setdefault(by, asyncio.Lock()):  # other tokens' come between
-            return await self._store.write(lambda tx: self._kept(tx, ends, by))
+        async with self._turns.setdefault(by, asyncio.Lock()):  # other tokens are not blocked
+            return await self._store.write(lambda tx: self._record(tx, ends, by))
 
     def _count(self, by: str, number: int) -> None:
-        if (wait := math.ceil(self._rate.wait(by, self._clock(), number))) > 0:
+        if (wait := math.ceil(self._rate.wait_seconds(by, self._clock(), number))) > 0:
             raise Limited(
-                f"expected at most {_PER_MINUTE} receipts a minute by one token, and {_BURST} at once, came more; tell "
-                f"of them in {wait} s",
+                f"expected at most {_PER_MINUTE} receipts a minute with a token, and {_BURST} at once, got more; send "
+                f"them again in {wait} s",
                 code="too_many_receipts",
                 retry_after=wait,
             )
 
-    def _kept(self, tx: Transaction, ends: Sequence[Ended], by: str) -> Recorded:
+    def _record(self, tx: Transaction, ends: Sequence[ReadReceipt], by: str) -> Recorded:
         events: list[ReadTaken] = []
         unknown: list[str] = []
         for end in ends:

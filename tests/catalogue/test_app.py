@@ -403,7 +403,7 @@ def test_a_setting_that_does_not_fit_is_named_by_each_command(
 @pytest.mark.parametrize("name", ["data_dir", "admin_token_file"])
 def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path: Path, name: str) -> None:
     wanted = CatalogueSettings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
-    with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, came /dev/null/hanse"):
+    with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, got /dev/null/hanse"):
         build(wanted)
 
 

@@ -49,20 +49,20 @@ UNFIT: list[tuple[dict[str, str], str]] = [
     ({"FLIGHT_URL": "https://connector.example"}, "expected an absolute grpc or grpc+tcp or grpc+tls URL"),
     ({"PARTICIPANT_ID": "clinic"}, "HANSE_PARTICIPANT_ID: expected a DID"),
     ({"TRUST_ANCHOR": "catalogue.example"}, "HANSE_TRUST_ANCHOR: expected a DID"),
-    ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720"}, "as in did:web:127.0.0.1%3A9720, came 'did:web:127.0.0.1:9720'"),
-    ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720:a"}, "as in did:web:127.0.0.1%3A9720:a, came"),
-    ({"PARTICIPANT_ID": "did:web:localhost:9720"}, "as in did:web:localhost%3A9720, came"),
-    ({"PARTICIPANT_ID": "did:web:%5B%3A%3A1%5D:9720"}, "as in did:web:%5B%3A%3A1%5D%3A9720, came"),
+    ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720"}, "as in did:web:127.0.0.1%3A9720, got 'did:web:127.0.0.1:9720'"),
+    ({"TRUST_ANCHOR": "did:web:127.0.0.1:9720:a"}, "as in did:web:127.0.0.1%3A9720:a, got"),
+    ({"PARTICIPANT_ID": "did:web:localhost:9720"}, "as in did:web:localhost%3A9720, got"),
+    ({"PARTICIPANT_ID": "did:web:%5B%3A%3A1%5D:9720"}, "as in did:web:%5B%3A%3A1%5D%3A9720, got"),
     (
         {"INSECURE_HTTP": "ja"},
-        "HANSE_INSECURE_HTTP: Input should be a valid boolean, unable to interpret input, came 'ja'",
+        "HANSE_INSECURE_HTTP: Input should be a valid boolean, unable to interpret input, got 'ja'",
     ),
-    ({"PUBLIC_PORT": "99999"}, "HANSE_PUBLIC_PORT: Input should be less than or equal to 65535, came"),
-    ({"LOG_LEVEL": "loud"}, "came 'loud'"),
+    ({"PUBLIC_PORT": "99999"}, "HANSE_PUBLIC_PORT: Input should be less than or equal to 65535, got"),
+    ({"LOG_LEVEL": "loud"}, "got 'loud'"),
     ({"ALLOW_PRIVATE": "10.0.0.0/33"}, "HANSE_ALLOW_PRIVATE: expected networks"),
-    ({"DATABASE_URL": "postgres://u:secret@h/db"}, "came one that begins with 'postgres://'"),
-    ({"DATABASE_URL": "nonsense"}, "without a ://"),
-    ({"DATABASE_URL": "sqlite:///file:/tmp/a.db?uri=true"}, "write its path alone"),
+    ({"DATABASE_URL": "postgres://u:secret@h/db"}, "got a URL that begins with 'postgres://'"),
+    ({"DATABASE_URL": "nonsense"}, "without ://"),
+    ({"DATABASE_URL": "sqlite:///file:/tmp/a.db?uri=true"}, "write the path alone"),
     ({"WORKERS_MAX": "1", "WORKERS_WARM": "5"}, "HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX"),
     ({"NAME": "Clinic"}, "HANSE_NAME: expected a small letter"),
     ({"STATIC_TOKENS": "abc"}, "static_tokens"),
@@ -105,5 +105,5 @@ def test_a_folder_that_takes_nothing_is_told_with_the_reason(
     """Whose disk was read-only looked for permissions."""
     closed = changed(os, access=lambda *_: False, statvfs=lambda _: SimpleNamespace(f_flag=flags))
     monkeypatch.setattr(setting_types, "os", closed)
-    with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, came .* \\({said}\\)"):
+    with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, got .* \\({said}\\)"):
         make_folder(tmp_path, "HANSE_DATA_DIR")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from connector.audit.signed_note import head_of
+from connector.audit.signed_note import read_head
 from connector.datasets import registry
 from connector.datasets.registration import Registration
 from connector.errors import Conflict, PathRefused
 from connector.events import ServiceStarted
-from connector.server import tell_of_another_self
+from connector.server import warn_of_former_identity
 from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction
@@ -77,7 +77,7 @@ async def test_the_log_keeps_its_name_where_the_connector_has_another_one(
     head = await after.log.head()
     after.store.close()
     assert after.log.vkey == parts.log.vkey
-    assert head_of(head)[:2] == ("north.example/audit/north", 2)
+    assert read_head(head)[:2] == ("north.example/audit/north", 2)
 
 
 async def test_agreements_that_were_signed_as_another_participant_are_told(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_agreements_that_were_signed_as_another_participant_are_told(tmp_p
     try:
         await parts.store.write(sign)
         with capture_logs() as logs:
-            await tell_of_another_self(parts)
+            await warn_of_former_identity(parts)
     finally:
         parts.store.close()
     assert [(line["agreements"], line["signed_as"], line["now"]) for line in logs] == [(2, before, now)]

@@ -15,7 +15,7 @@ from connector.dsp import messages
 from connector.dsp.protocol_client import Peer
 from connector.errors import AddressRefused, MessageInvalid, Unauthenticated
 from connector.identity.did import address_of
-from connector.infra.net.http_client import Guard, Net, parts_of
+from connector.infra.net.http_client import AddressGuard, HttpClient, split_url
 from connector.setting_types import address
 from connector.urls import BASE_MAX, check_endpoint, read_base, read_url
 
@@ -96,11 +96,11 @@ def test_an_endpoint_with_a_character_of_no_address_is_refused(text: str) -> Non
 
 async def came_in(url: str) -> dict[str, bool]:
     """Which places take this address."""
-    net = Net(Guard(allow=["0.0.0.0/0", "::/0"]), timeout=60, max_bytes=1_000)
+    net = HttpClient(AddressGuard(allow=["0.0.0.0/0", "::/0"]), timeout=60, max_bytes=1_000)
     peer = Peer(wire=net, mint=lambda _: "")
     wire = {"@type": "DataAddress", "endpointType": "https://w3id.org/idsa/v4.1/HTTP"}
     tried = {
-        "call": lambda: parts_of(url),
+        "call": lambda: split_url(url),
         "setting": lambda: address(url),
         "endpoint": lambda: messages.given({**wire, "endpoint": url}),
         "property": lambda: messages.given({**wire, "endpointProperties": [{"name": "http", "value": url}]}),

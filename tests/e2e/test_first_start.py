@@ -154,8 +154,8 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, what: str) -
             {"DATABASE_URL": "postgresql+psycopg://u:secret@127.0.0.1:1/db"},
             "check that it runs, and HANSE_DATABASE_URL",
         ),
-        ({"DATA_DIR": "/dev/null/hanse"}, "HANSE_DATA_DIR: expected a folder to write to, came /dev/null/hanse"),
-        ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another one"),
+        ({"DATA_DIR": "/dev/null/hanse"}, "HANSE_DATA_DIR: expected a folder to write to, got /dev/null/hanse"),
+        ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another value"),
     ],
 )
 def test_what_the_machine_has_not_is_told_in_a_line(tmp_path: Path, settings: dict[str, str], expected: str) -> None:
@@ -205,5 +205,5 @@ def until(holds: Callable[[], bool]) -> None:
 def test_a_setting_that_is_nearly_one_is_asked_about(tmp_path: Path) -> None:
     with started(tmp_path, SOURCE_ROOT="data", LOG_LEVEL="warning", URL="http://127.0.0.1") as clinic:
         said = (clinic.directory / "log").read_text()
-        assert "HANSE_SOURCE_ROOT is no setting and is passed over; did you mean HANSE_SOURCE_ROOTS?" in said
+        assert "HANSE_SOURCE_ROOT is not a setting and is ignored; did you mean HANSE_SOURCE_ROOTS?" in said
         assert "HANSE_URL" not in said

@@ -124,7 +124,7 @@ def test_a_data_directory_is_one_process_s_alone(two: Two) -> None:
         if third.running.returncode is None:
             third.kill()
     told = (third.directory / "log").read_text()
-    assert "another connector serves from there; stop that one, or give this one a directory of its own" in told
+    assert "another connector serves from there: stop that connector, or give this one a directory of its own" in told
 
 
 def test_a_stream_of_events_at_one_tells_what_happens_in_both(two: Two) -> None:
@@ -157,7 +157,7 @@ def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) 
     with pytest.raises(RuntimeError, match=r"participant\.pem.*copy it from another process on the same database"):
         stranger.start()
     shutil.copytree(two.first.directory / "keys", tmp_path / "keys", ignore=shutil.ignore_patterns("log*"))
-    keys.log_key(tmp_path / "keys")
+    keys.load_log_key(tmp_path / "keys")
     with pytest.raises(RuntimeError, match="signed with another key than the one in keys/"):
         stranger.start()
 

@@ -102,7 +102,7 @@ def test_both_logs_say_the_same_of_each_read_and_a_forged_one_is_contradicted(
         assert cli(capsys, ours, ours)[0] == 1
         assert "none of the keys given" in cli(capsys, theirs, ours, keyed[0])[2]
 
-        signer = Signer(origin_of(north._url, north.name), keys.log_key(north.directory / "keys", new=False))
+        signer = Signer(origin_of(north._url, north.name), keys.load_log_key(north.directory / "keys", new=False))
         for number, (change, expected) in enumerate(FORGERIES):
             forged = rewritten(theirs, tmp_path / f"forged{number}.zip", signer, change)
             found = match(ours, forged)

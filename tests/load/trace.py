@@ -49,11 +49,11 @@ class Span:
 
 def install(tell: Callable[..., None]) -> None:
     """Put the stopwatch around a connector's parts, from outside."""
-    from connector.infra.net.http_client import Net
+    from connector.infra.net.http_client import HttpClient
     from connector.store import Store
     from connector.telemetry import Observed
 
-    call, serve = Net.call, Observed.__call__
+    call, serve = HttpClient.call, Observed.__call__
 
     async def called(self: Any, method: str, url: str, **more: Any) -> Any:
         return await _timed(call(self, method, url, **more), "call", f"{method} /{url.split('/', 3)[-1]}", tell)
@@ -61,7 +61,7 @@ def install(tell: Callable[..., None]) -> None:
     async def served(self: Any, scope: Any, receive: Any, send: Any) -> None:
         await _timed(serve(self, scope, receive, send), "serve", f"{scope.get('method')} {scope.get('path')}", tell)
 
-    Net.call, Observed.__call__ = called, served  # type: ignore[method-assign]  # that is the point
+    HttpClient.call, Observed.__call__ = called, served  # type: ignore[method-assign]  # that is the point
     for name in ("write", "read"):
         _transactions(Store, name, tell)
 

@@ -32,7 +32,7 @@ from connector.infra.net import resolver
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from connector.usage.grants import is_started
-from connector.usage.held_agreement import Over
+from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.own_name import changed
@@ -596,7 +596,7 @@ async def test_what_a_provider_stops_stops_before_the_consumer_has_the_message(t
         await two.north.transfers.command(there.id, "suspend", by="test", reason="pause")
         now = await settled(two.north, "transfer", there.id, "SUSPENDED")
         assert now.generation > there.generation, "older tickets are void"
-        assert (there.id, Over("suspended", PROVIDER, "pause")) in two.north.plane.stopped
+        assert (there.id, EndReason("suspended", PROVIDER, "pause")) in two.north.plane.stopped
 
 
 @pytest.mark.parametrize(
@@ -653,7 +653,7 @@ async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_
         assert grant is not None
         assert (row.end_reason, grant.reason) == ("the study is over", "the study is over")
         assert grant.revoked_at == row.ended_at is not None
-        assert (there.id, Over("TERMINATED", PROVIDER, "the study is over")) in two.north.plane.stopped
+        assert (there.id, EndReason("TERMINATED", PROVIDER, "the study is over")) in two.north.plane.stopped
         for side, actor in ((two.north, "owner"), (two.south, two.north.participant)):
             told = [(event.actor, event.reason) for event in side.events if event.kind == "AgreementRevoked"]
             assert told == [(actor, "the study is over")]

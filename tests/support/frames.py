@@ -31,7 +31,7 @@ from hyperframe.frame import (
 from connector.dataplane.flight.http2.http2_connection import Call, Connection, Connections
 from connector.dataplane.flight.listener import Front, Listen
 from connector.dataplane.flight.listener import _context as front_context
-from connector.infra.http.tls_server import Door
+from connector.infra.http.tls_server import HandshakeListener
 from tests.support.flying import reached
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -308,7 +308,7 @@ async def answering(
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)  # else megabytes that nobody reads have gone
     connections = Connections(most)
     listen = Listen("127.0.0.1", listening.getsockname()[1], certificate)
-    door = Door(listening, lambda: Connection(answer, connections), front_context(listen))
+    door = HandshakeListener(listening, lambda: Connection(answer, connections), front_context(listen))
     try:
         yield Place(listen.port, listen, connections)
     finally:

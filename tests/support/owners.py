@@ -1,7 +1,7 @@
 """Owners in memory for the consumer's side of a federated question: plain DuckDB behind the data plane's wire form.
 
-`Owners` takes the place of `http_client.Net`: it answers `POST <owner>/query` from each owner's own database, as an
-Arrow stream with an end record, and counts what was sent. `break_` makes an owner fail in a chosen way. It checks
+`Owners` takes the place of `http_client.HttpClient`: it answers `POST <owner>/query` from each owner's own database, as
+an Arrow stream with an end record, and counts what was sent. `break_` makes an owner fail in a chosen way. It checks
 what a real owner's gate checks first: the statement's syntax, and that each name has its ticket.
 """
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from connector.errors import PeerUnreachable
 from connector.federation.planner.model import Bearer, Column, Known, Silent, TableInfo, Tables
 from connector.infra.formats.digests import sealed
-from connector.infra.net.http_client import Answer
+from connector.infra.net.http_client import StreamedReply
 from policies.sql import parse
 from tests.support.digested import digest_before
 
@@ -31,8 +31,8 @@ _PIECE = 16_384
 NESTED = 960  # lists in lists: a worker can read them, and its caller has less of a stack
 
 
-class FakeAnswer(Answer):
-    """What `Net.stream` yields: a status and pieces."""
+class FakeAnswer(StreamedReply):
+    """What `HttpClient.stream` yields: a status and pieces."""
 
     def __init__(self, status: int, pieces: AsyncIterator[bytes]) -> None:
         self.status = status

@@ -28,11 +28,11 @@ from connector.dsp.transfer import Transfers
 from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
 from connector.identity.principal import Principal
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset, Transfer
-from connector.usage.held_agreement import Over
+from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from policies.odrl import reader
 from tests.support import migrated, wire_check
@@ -61,7 +61,7 @@ class Cable:
     """The wire of both sides. `tamper` may answer in the other side's stead, raise, or wait."""
 
     def __init__(self) -> None:
-        self.guard = Guard(allow=("203.0.113.0/24",), insecure_http=True)
+        self.guard = AddressGuard(allow=("203.0.113.0/24",), insecure_http=True)
         self.apps: dict[str, FastAPI] = {}
         self.calls: list[Call] = []
         self.tamper: Tamper | None = None
@@ -150,7 +150,7 @@ class Plane:
     """A data plane that notes what it is told."""
 
     def __init__(self) -> None:
-        self.stopped: list[tuple[str, Over]] = []
+        self.stopped: list[tuple[str, EndReason]] = []
         self.pushed: list[tuple[str, DataAddress]] = []
         self.push_fails: Exception | None = None
         self.receives_nothing = False
@@ -169,7 +169,7 @@ class Plane:
         endpoint = f"http://203.0.113.2/data/v1/received/{transfer_id}"
         return DataAddress("https://w3id.org/idsa/v4.1/HTTP", endpoint, (("authorization", f"push:{transfer_id}"),))
 
-    async def stop(self, transfer_id: str, how: Over) -> None:
+    async def stop(self, transfer_id: str, how: EndReason) -> None:
         self.stopped.append((transfer_id, how))
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:

@@ -31,7 +31,7 @@ from connector.store import Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, GrantState, RegisteredDataset, Transfer
 from connector.usage.fact_collector import party_facts
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Wanted
+from connector.usage.held_agreement import GrantRequest
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.odrl import reader
@@ -114,9 +114,9 @@ async def member(participant: str) -> Facts:
     return party_facts(participant, {"status": "active"})
 
 
-def wanted(number: int | str) -> Wanted:
+def wanted(number: int | str) -> GrantRequest:
     """A read under an agreement that `insert` has signed."""
-    return Wanted(
+    return GrantRequest(
         agreement_id=f"urn:agreement:{number}",
         consumer=CONSUMER,
         transfer_id=f"urn:transfer:{number}",

@@ -30,8 +30,10 @@ def cells(stream: bytes, *, most: int) -> dict[str, Any]:
         ]
         for batch in reader:
             part = batch.slice(0, most - len(rows))
-            values = [text_values.plain(column) for column in part.columns]  # names may repeat: not by name
-            rows += [[_text(value, text_values.dumped) for value in row] for row in zip(*values, strict=True)]
+            values = [
+                text_values.column_to_json_values(column) for column in part.columns
+            ]  # names may repeat: not by name
+            rows += [[_text(value, text_values.value_to_json) for value in row] for row in zip(*values, strict=True)]
             if len(rows) >= most:
                 break
     return {"columns": columns, "rows": rows}

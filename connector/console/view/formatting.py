@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from connector.infra.html.wording import ago, counted
+from connector.infra.html.wording import format_age, format_count
 from policies.errors import PolicyError
 from policies.vocabulary import compact
 
@@ -208,11 +208,11 @@ def sentence(text: str) -> str:
 
 
 FILTERS: Mapping[str, Any] = {
-    "ago": ago,
+    "ago": format_age,
     "moment": moment,
     "day": day,
     "instant": instant,
-    "counted": counted,
+    "counted": format_count,
     "size": size,
     "lasting": lasting,
     "short": short,

@@ -15,8 +15,8 @@ from hashlib import sha256
 from cryptography.exceptions import InvalidSignature
 
 from connector.audit import merkle
-from connector.audit.log import Proven
-from connector.audit.signed_note import Signer, head_of
+from connector.audit.log import ProvenRecord
+from connector.audit.signed_note import Signer, read_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Check:
     held: bool
 
 
-def check(proven: Proven, *, signer: Signer) -> list[Check]:
+def check(proven: ProvenRecord, *, signer: Signer) -> list[Check]:
     """The three steps for a record, its leaf in the tree and the text of its proof."""
     record = proven.record
     head, index, path, note = _parts(proven.proof)
-    _, size, root = head_of(note)
+    _, size, root = read_head(note)
     commitment = base64.b64encode(sha256(record.salt + record.text.encode()).digest()).decode()
     made, reached = merkle.leaf_hash(record.leaf), root_from(proven.logged, index, size, path)
     held = head == "c2sp.org/tlog-proof@v1" and index == record.idx

@@ -18,7 +18,7 @@ from connector.datasets.file_access import at_files
 from connector.datasets.sources.source_files import FileRef, open_pinned
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.worker_process import Frame, Result
-from connector.infra.formats.digests import AsItGoes
+from connector.infra.formats.digests import RunningDigest
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Part:
     rows: int
     nbytes: int
     payload: memoryview | Span | Scattered
-    digest: bytes | AsItGoes
+    digest: bytes | RunningDigest
 
 
 class Source(Protocol):
@@ -38,7 +38,7 @@ class Source(Protocol):
     trailer: bytes
 
     @property
-    def digest(self) -> bytes | AsItGoes: ...
+    def digest(self) -> bytes | RunningDigest: ...
 
     def __aiter__(self) -> AsyncIterator[Frame | Part]: ...
 

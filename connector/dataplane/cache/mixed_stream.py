@@ -15,7 +15,7 @@ from connector.dataplane.cache.cached_stream import Block, Entry, Part, mapped
 from connector.engine.pool.protocol import Range
 from connector.engine.pool.worker_process import Frame, Result
 from connector.errors import EngineFailed
-from connector.infra.formats.digests import AsItGoes
+from connector.infra.formats.digests import RunningDigest
 
 
 class Mixed:
@@ -34,7 +34,7 @@ class Mixed:
         """`result` gives those that are not `known`, none where all are; they go on the shelf."""
         source = result or next(iter(known.values()))
         self.schema, self.trailer = source.schema, source.trailer
-        self._went = AsItGoes(digest, self.schema)
+        self._went = RunningDigest(digest, self.schema)
         self.digest = self._went if known or result is None else result.digest
         self._todo = deque((one.block, known.get(one.block)) for one in ranges)
         self._left: deque[Block] = deque()  # of the first of those, where it is known

@@ -39,9 +39,9 @@ from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
-from connector.infra.concurrency.recent_keys import keep
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.telemetry import logger
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.contracts.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256
@@ -83,7 +83,7 @@ class PreparedStreams:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def key(self, asked: Asked, grants: Sequence[Grant]) -> str:
+    def key(self, asked: Asked, grants: Sequence[ReadGrant]) -> str:
         """The key of this read; empty where the same question may not have the same bytes for an answer."""
         if not asked.plain_scan or asked.brought or asked.format != "arrow" or len(grants) != 1:
             return ""
@@ -104,7 +104,7 @@ class PreparedStreams:
         )  # fmt: skip
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
-    async def find(self, key: str, grant: Grant) -> Entry | None:
+    async def find(self, key: str, grant: ReadGrant) -> Entry | None:
         """The stream in files, if there is one and the version's files are still what was registered."""
         self.sweep()
         entry = self._entries.get(key)
@@ -139,12 +139,12 @@ class PreparedStreams:
                 entry.readers -= 1
                 entry.used = self._clock()
 
-    def keeps(self, key: str, grant: Grant) -> bool:
+    def keeps(self, key: str, grant: ReadGrant) -> bool:
         """Whether a stream that is read now would be kept."""
         return key not in self._made and bool(self.quota) and keepable(grant.contract, sensitive=self._sensitive)
 
     @asynccontextmanager
-    async def keep(self, key: str, grant: Grant, source: Result) -> AsyncIterator[Source]:
+    async def keep(self, key: str, grant: ReadGrant, source: Result) -> AsyncIterator[Source]:
         """The source, written down on its way. It is kept if the block ends well and all of it has passed."""
         if not self.keeps(key, grant):
             yield source
@@ -163,7 +163,7 @@ class PreparedStreams:
             if keeping.whole and preparing.may_be_kept:
                 self._add(copy.entry)
 
-    def form(self, asked: Asked, grants: Sequence[Grant]) -> str:
+    def form(self, asked: Asked, grants: Sequence[ReadGrant]) -> str:
         """What all reads of blocks have in common whose blocks have the same bytes; empty where none is kept."""
         split = asked.split
         if split is None or not split.only.key or any(one.block < 0 for one in split.only.ranges):
@@ -173,7 +173,7 @@ class PreparedStreams:
         kept = bool(key) and bool(self.quota) and keepable(grants[0].contract, sensitive=self._sensitive)
         return f"{key}/" if kept else ""
 
-    async def blocks(self, form: str, split: Split, grant: Grant) -> dict[int, Entry]:
+    async def blocks(self, form: str, split: Split, grant: ReadGrant) -> dict[int, Entry]:
         """Those blocks of a read that are kept, by number."""
         self.sweep()
         known = [one.block for one in split.only.ranges[split.resumed :]]
@@ -187,7 +187,7 @@ class PreparedStreams:
         return there
 
     @asynccontextmanager
-    async def shelf(self, form: str, split: Split, grant: Grant, source: Result) -> AsyncIterator[Shelf]:
+    async def shelf(self, form: str, split: Split, grant: ReadGrant, source: Result) -> AsyncIterator[Shelf]:
         """Where blocks of a read are written down on their way. They are kept if the block ends well and all of it has
         passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
         """
@@ -223,7 +223,7 @@ class PreparedStreams:
             for entry in coming:
                 self._coming.remove(entry)
 
-    async def _copy(self, key: str, grant: Grant, source: Result, *, form: str = "") -> Copy | None:
+    async def _copy(self, key: str, grant: ReadGrant, source: Result, *, form: str = "") -> Copy | None:
         """One that may be written, beside all of this `form`; None where the system has no place for any."""
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
@@ -253,7 +253,7 @@ class PreparedStreams:
         plain = job.codec == "none" and job.batch_rows is None and (job.only is None or not job.only.key)
         return bool(job.scan) and plain and job.relations[job.scan].kind == "arrow_ipc" and key not in self._unlike
 
-    async def index(self, key: str, grant: Grant, job: Job, ask: Callable[[Job], Awaitable[Any]]) -> None:
+    async def index(self, key: str, grant: ReadGrant, job: Job, ask: Callable[[Job], Awaitable[Any]]) -> None:
         """Find out whether the owner's files hold the stream; then later passes are sent from them, without a copy."""
         if key in self._made or key in self._entries:
             return
@@ -274,7 +274,7 @@ class PreparedStreams:
                 pass  # another pass will do
             except HanseError as error:
                 _log.debug("not sent from its files", code=error.code)
-                keep(self._unlike, key, None, most=_ENTRIES_MAX)
+                put_recent(self._unlike, key, None, most=_ENTRIES_MAX)
 
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
@@ -290,7 +290,7 @@ class PreparedStreams:
             preparing.ended |= one in (preparing.grant.agreement_id, preparing.grant.held.dataset.id)
 
     @contextmanager
-    def _preparing(self, grant: Grant, *keys: str) -> Iterator[_Preparing]:
+    def _preparing(self, grant: ReadGrant, *keys: str) -> Iterator[_Preparing]:
         """What is prepared under a grant, by nobody else under these keys, until the block ends."""
         preparing = _Preparing(grant)
         self._under_way.add(preparing)
@@ -375,7 +375,7 @@ class PreparedStreams:
 class _Preparing:
     """What is read under a grant to be kept, for as long as it is `_under_way`."""
 
-    grant: Grant
+    grant: ReadGrant
     ended: bool = False  # its agreement, or its version of the dataset
 
     @property
@@ -411,7 +411,7 @@ def _files(entry: Entry) -> int:
     return len(entry.files)
 
 
-def _entry(key: str, grant: Grant, files: tuple[IO[bytes], ...], refs: tuple[FileRef, ...] = ()) -> Entry:
+def _entry(key: str, grant: ReadGrant, files: tuple[IO[bytes], ...], refs: tuple[FileRef, ...] = ()) -> Entry:
     ends, dataset = grant.contract.not_after, grant.held.dataset.id
     return Entry(key, grant.consumer, grant.agreement_id, dataset, grant.held.version.digest, ends, files, refs)
 

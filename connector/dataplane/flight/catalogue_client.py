@@ -19,8 +19,8 @@ from connector.dataplane.flight import catalogue_process, flightsql
 from connector.dataplane.flight.http2 import protobuf
 from connector.dataplane.flight.http2.protobuf import Garbled
 from connector.engine.pool.sandbox import environment
-from connector.errors import BadInput, Busy, unforeseen
-from connector.infra.concurrency.turn_queue import Turns
+from connector.errors import BadInput, Busy, internal_error
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
 _START_SECONDS = 60.0
@@ -123,7 +123,7 @@ async def _answer_of(
     if isinstance(told, dict) and isinstance(told.get("garbled"), str):
         raise BadInput(told["garbled"][:_SENTENCE_MAX], code="request_invalid")
     _log.error("no table was made", asked=question[0], reason=str(told)[:100])
-    raise unforeseen()
+    raise internal_error()
 
 
 def _unreadable() -> BadInput:
@@ -140,7 +140,7 @@ class _Child:
     def __init__(self, seconds: float, *, wait_seconds: float, most: int) -> None:
         self._seconds = seconds
         self._most = most  # bytes of an answer
-        self._turns = Turns(1, waiting=_WAITING, wait_seconds=wait_seconds)
+        self._turns = TurnQueue(1, waiting=_WAITING, wait_seconds=wait_seconds)
         self._used = asyncio.Lock()  # by whose turn it is, and by who ends it
         self._asking: set[asyncio.Task[tuple[Any, list[bytes]]]] = set()  # the one: its caller may have left
         self._process: asyncio.subprocess.Process | None = None

@@ -287,19 +287,23 @@ def _rows(message: pa.ipc.Message) -> int:
     if message.type != "record batch":
         raise ValueError(f"expected a batch, came a {message.type}")
     data = memoryview(message.metadata)
-    table = flatbuffers.root(data)
-    if flatbuffers.number(data, table, 0, "<h") < _VERSION_5:
+    table = flatbuffers.read_root(data)
+    if flatbuffers.read_number(data, table, 0, "<h") < _VERSION_5:
         raise Garbled("expected parameters in Arrow's format of version 1.0 or later, came those of an older one")
-    batch = flatbuffers.below(data, table, 2)
-    rows = flatbuffers.number(data, batch, 0, "<q")
-    if rows and flatbuffers.field(data, batch, 3) and (size := _unfolded(data, batch, message.body)) > _UNFOLDED_MAX:
+    batch = flatbuffers.follow_offset(data, table, 2)
+    rows = flatbuffers.read_number(data, batch, 0, "<q")
+    if (
+        rows
+        and flatbuffers.find_field(data, batch, 3)
+        and (size := _unfolded(data, batch, message.body)) > _UNFOLDED_MAX
+    ):
         raise Garbled(f"expected at most {_UNFOLDED_MAX} bytes of parameters, came {size}")
     return rows
 
 
 def _unfolded(data: memoryview, batch: int, body: pa.Buffer) -> int:
     """The bytes of all buffers of a compressed batch: each begins with how many it has, or -1 where it is as it is."""
-    buffers = flatbuffers.below(data, batch, 2)
+    buffers = flatbuffers.follow_offset(data, batch, 2)
     (count,) = struct.unpack_from("<I", data, buffers)
     size = 0
     for number in range(count):

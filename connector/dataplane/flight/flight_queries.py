@@ -31,7 +31,7 @@ from connector.dataplane.read_log import ReaderEnded
 from connector.dataplane.read_request import Asked
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
-from connector.usage.held_agreement import Held
+from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.columns import fold
 from policies.contracts.contract import UsageLimits
 from policies.contracts.masks import text_columns
@@ -285,13 +285,13 @@ class Desk:
         )
         return flight_ticket.seal(one, self._key), expires
 
-    async def _held(self, ticket: Ticket) -> Held:
+    async def _held(self, ticket: Ticket) -> CompiledAgreement:
         async with self._reads.hearing(ticket):  # of several it is this one that is refused
-            return await self._reads.grants.hold(ticket.agreement, consumer=ticket.consumer)
+            return await self._reads.grants.load(ticket.agreement, consumer=ticket.consumer)
 
-    async def _usable(self, ticket: Ticket) -> Held:
+    async def _usable(self, ticket: Ticket) -> CompiledAgreement:
         """What is held with those of its contracts that are active now. Refused where there is none."""
-        return await self._reads.grants.usable(
+        return await self._reads.grants.load_usable(
             ticket.agreement,
             consumer=ticket.consumer,
             purpose=ticket.purpose,
@@ -336,7 +336,7 @@ class Desk:
                 )
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
-    async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
+    async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: CompiledAgreement) -> Asked:
         """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors.
 
         All parts of one FlightInfo show the same, or they are refused. Those of connectors of before say not what.

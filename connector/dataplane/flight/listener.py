@@ -14,7 +14,7 @@ from connector.dataplane.flight.http2.http2_connection import Connection, Connec
 from connector.dataplane.flight.rpc_methods import Service
 from connector.errors import Conflict
 from connector.infra.http.http_limits import connections_max
-from connector.infra.http.tls_server import Door
+from connector.infra.http.tls_server import HandshakeListener
 
 _STOP_SECONDS = 3.0
 _BACKLOG = 128
@@ -41,7 +41,7 @@ class Front:
         self._connections = Connections(self.connections_max)
         self._tables = Tables()
         self._socket: socket.socket | None = None
-        self._door: Door | None = None
+        self._door: HandshakeListener | None = None
         self._context: ssl.SSLContext | None = None
         self.port = listen.port
 
@@ -63,7 +63,9 @@ class Front:
             ) from error
         self.port = self._socket.getsockname()[1]
         service = Service(self._desk, self._tables)
-        self._door = Door(self._socket, lambda: Connection(service.answer, self._connections), self._context)
+        self._door = HandshakeListener(
+            self._socket, lambda: Connection(service.answer, self._connections), self._context
+        )
 
     def renew(self) -> None:
         """Read the certificate anew, for connections from now on."""

@@ -31,7 +31,7 @@ from connector.dataplane.http.request_context import as_error
 from connector.dataplane.http.send_threads import in_thread
 from connector.dataplane.http.stall_timeout import Moved
 from connector.dataplane.read_log import ReaderEnded
-from connector.errors import BadInput, HanseError, unforeseen
+from connector.errors import BadInput, HanseError, internal_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -89,7 +89,7 @@ class Service:
             if call.over:  # nothing more can be said to its client
                 return
             _log.exception("unforeseen", exc_info=failed)
-            error = unforeseen()
+            error = internal_error()
         exchange.finish(error)
         del error  # it has this frame, and would keep what was being sent until the collector comes by
 

@@ -28,7 +28,7 @@ from connector.dataplane.http.vectored_body import (
     SEEN,
     TRAILERS,
 )
-from connector.errors import BadInput, EncodingUnknown, HanseError, QueryInvalid, Refused, unforeseen
+from connector.errors import BadInput, EncodingUnknown, HanseError, QueryInvalid, Refused, internal_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -187,7 +187,7 @@ class Endpoint:
             if exchange.started:
                 raise
             _log.exception("unforeseen", exc_info=error)
-            await _refuse(exchange, unforeseen())
+            await _refuse(exchange, internal_error())
 
 
 def as_error(error: HanseError | PolicyError) -> HanseError:

@@ -133,7 +133,7 @@ class _Transport:
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
         given, columns = await self._given(exchange, ticket)
-        held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
+        held = await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
@@ -201,7 +201,7 @@ class _Transport:
 
     async def renew(self, exchange: Exchange, ticket: Ticket) -> None:
         """Let a running read go on with the fresh ticket in the header."""
-        await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
+        await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
 

@@ -55,7 +55,7 @@ from connector.dataplane.http.file_sender import (
 )
 from connector.dataplane.http.send_threads import OURS, in_thread
 from connector.errors import Busy
-from connector.infra.http.http_limits import Bounded
+from connector.infra.http.http_limits import LimitedHttpProtocol
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -281,7 +281,7 @@ def _room() -> memoryview:
     return found
 
 
-class Protocol(Bounded):
+class Protocol(LimitedHttpProtocol):
     """uvicorn's protocol on httptools, within bounds, with cycles of ours."""
 
     answering: Cycle | None = None
@@ -295,15 +295,15 @@ class Protocol(Bounded):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
-        self._disconnect()
+        self._notify_handler()
         super().connection_lost(exc)
 
-    def _disconnect(self) -> None:
+    def _notify_handler(self) -> None:
         cycle = self.answering
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-        super()._disconnect()
+        super()._notify_handler()
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's. In the middle of an answer nothing is said: it would stand in that."""

@@ -29,9 +29,9 @@ from connector.dataplane.data_address import ENDPOINT_TYPE, PATH
 from connector.dataplane.push import received_files
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
-from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, unforeseen
+from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, internal_error
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import PushedData, Transfer
 from connector.telemetry import logger
@@ -110,7 +110,7 @@ class Receiving:
         self._secret, self._endpoint, self._memory_mb = secret, root_url + PUSHED, memory_mb
         self._arriving, self._kept = received_files.arriving(folder), folder / "kept"
         self._coming: dict[str, Coming] = {}
-        self._checks = Turns(1, waiting=_AT_ONCE, wait_seconds=_CHECK_WAIT)
+        self._checks = TurnQueue(1, waiting=_AT_ONCE, wait_seconds=_CHECK_WAIT)
         self._held = 0  # bytes in files, of what is kept and of what comes
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = ""
@@ -250,7 +250,7 @@ class Receiving:
             raise
         except Exception as error:
             _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
-            raise unforeseen() from error
+            raise internal_error() from error
 
     async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> PushedData:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.

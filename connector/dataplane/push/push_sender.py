@@ -30,7 +30,7 @@ from connector.dataplane.http.send_threads import in_thread
 from connector.dataplane.read_request import Asked
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
-from connector.infra.net.http_client import Answer, Net, fits_header, origin
+from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
 from connector.store.tables import Transfer
 from connector.telemetry import logger
 from connector.usage.held_agreement import EXPIRED
@@ -71,7 +71,9 @@ class Target:
         return cls(endpoint, f"Bearer {shown}" if bearer else shown, int(most) if said else 0)
 
 
-async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: Reads, net: Net, owner: str) -> None:
+async def push(
+    transfer: Transfer, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient, owner: str
+) -> None:
     """Send the dataset of a started push transfer with POST; back when the consumer has acknowledged all of it.
 
     PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read, or where
@@ -79,7 +81,7 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
     ended before it was complete, or the consumer's address says no.
     """
     try:
-        held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
+        held = await reads.grants.load(transfer.agreement_id, consumer=transfer.counterparty)
         wanted = Asked(
             tickets=(_ticket(transfer, addresses),),
             sql=read_request.rows_sql((owner, held.dataset.name)),
@@ -107,7 +109,9 @@ def _stays(error: HanseError) -> bool:
     return error.code in _SPENT or (isinstance(error, Refused | NotFound) and error.code not in _PASSES)
 
 
-async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
+async def _sent(
+    transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
+) -> None:
     if not fits_header(to.authorization):  # of a transfer that was stored before its request was looked at for this
         raise Refused("expected an authorization that a header can carry, came another one", code="push_refused")
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
@@ -253,7 +257,7 @@ def _must_be_complete(stream: GovernedStream) -> None:
         raise Refused(f"the push ended before the data did: {end.reason}", code=end.code or end.status)
 
 
-def _early(answer: Answer, endpoint: str, sent: int) -> str:
+def _early(answer: StreamedReply, endpoint: str, sent: int) -> str:
     """Who answers and closes has the rest thrown away, and the client that we send with listens to the answer alone."""
     return (
         f"{origin(endpoint)} answered {answer.status} before it had read everything: {sent} bytes were on their way "
@@ -261,8 +265,8 @@ def _early(answer: Answer, endpoint: str, sent: int) -> str:
     )
 
 
-async def _refusal(answer: Answer, endpoint: str) -> HanseError:
-    problem = _problem(await answer.beginning(_ANSWER_MAX))
+async def _refusal(answer: StreamedReply, endpoint: str) -> HanseError:
+    problem = _problem(await answer.read_up_to(_ANSWER_MAX))
     told = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED

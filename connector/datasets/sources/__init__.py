@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from connector.datasets.sources.source_files import FileRef
-from connector.errors import BadInput, typed
+from connector.errors import BadInput, redact_name
 
 if TYPE_CHECKING:
     from connector.datasets.external import Outside
@@ -138,7 +138,9 @@ def remote(kind: str) -> Remote | None:
 def source(kind: str) -> Source:
     """The module of a kind; BadInput that names the known ones otherwise."""
     if kind not in SOURCES:
-        raise BadInput(f"expected a kind of source ({', '.join(SOURCES)}), came {typed(kind)!r}", code="source_unknown")
+        raise BadInput(
+            f"expected a kind of source ({', '.join(SOURCES)}), came {redact_name(kind)!r}", code="source_unknown"
+        )
     return cast(Source, importlib.import_module(SOURCES[kind]))
 
 

@@ -329,7 +329,7 @@ def _asked(con: Any, text: str, asked: Sequence[str], *, most: int = _ASKED_MAX)
     passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // most)
     found: list[Any] = []
     for _, some in passes:
-        jemalloc.give_back()  # the next columns could not take it: it is of other sizes
+        jemalloc.purge()  # the next columns could not take it: it is of other sizes
         shown = ", ".join(one for one, _ in some)
         found += con.sql(f"SELECT {shown} FROM {text}").fetchall()[0]  # noqa: S608  quoted
     return found

@@ -50,7 +50,7 @@ from connector.engine.pool.protocol import Job
 from connector.engine.pool.sandbox import environment, memory_of
 from connector.engine.pool.worker_process import KEPT_MB, Result, Worker
 from connector.errors import Busy
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
 _REST = 0.1
@@ -112,7 +112,7 @@ class Pool:
         self._size, self._warm = size, min(warm, size)
         self._streams_per_worker = streams_per_worker
         self._idle_seconds = idle_seconds
-        self._turns = Turns(size, waiting=waiting, wait_seconds=wait_seconds)
+        self._turns = TurnQueue(size, waiting=waiting, wait_seconds=wait_seconds)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._starting = 0
@@ -171,7 +171,7 @@ class Pool:
         reads its first row when `after` is over; where that raises, none. It is made ready meanwhile, unless somebody
         else may want the worker.
         """
-        if after is not None and self._sharing(job) is None and not self._turns.spare:
+        if after is not None and self._sharing(job) is None and not self._turns.has_spare:
             await asyncio.shield(after)
             after = None
         result = await self._begin(job if after is None else replace(job, held=True))
@@ -192,7 +192,7 @@ class Pool:
     ) -> Any:
         """A job that gives one JSON value (report, describe, profile, convert, check_arrow).
 
-        `told` hears the stage of a long one and how many files are done in it; `seconds`: as of `Turns.take`. When this
+        `told` hears the stage of a long one and how many files are done; `seconds`: as of `TurnQueue.take`. When this
         raises, also because it was cancelled, the worker has let go of the job.
         """
         result = await self._begin(job, seconds=seconds)

@@ -167,8 +167,8 @@ class Keeping:
         """
         asked, more, plain = [most for most, _ in jobs], None, all(ours for _, ours in jobs)
         if asked and all(asked):
-            if jemalloc.unused() > sum(asked) * 2**20 // 2:
-                jemalloc.give_back()  # a small job wants memory for other things than its engine, too
+            if jemalloc.count_unused_bytes() > sum(asked) * 2**20 // 2:
+                jemalloc.purge()  # a small job wants memory for other things than its engine, too
             self.most = max(self.most, sum(asked)) if plain else sum(asked)
             # However much is mapped: a worker that gave its jobs nothing would refuse all that come. It is ended soon.
             more = max(self.most * 2**20 + (_SLACK if plain else self._slack()), self.most * 2**20 // 2)
@@ -204,7 +204,7 @@ class Keeping:
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             held = self._held()
             there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
-            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED and jemalloc.unused() <= _REUSED:
+            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED and jemalloc.count_unused_bytes() <= _REUSED:
                 return held
             shed()
         self.bare = self._held()
@@ -216,14 +216,14 @@ class Keeping:
         Without what its engine takes before it asks the kernel: that is within the job's own limit. Of it may be in
         memory what came since nothing was kept; the rest was set aside, and never touched.
         """
-        held, unused = Memory.now(), min(jemalloc.unused(), _REUSED)
+        held, unused = Memory.now(), min(jemalloc.count_unused_bytes(), _REUSED)
         held = held.without(unused, max(0, min(unused, held.anonymous - self.bare.anonymous)))
         return held if self.spare is not None else held.with_more(_ENGINE)
 
     def _give_back(self) -> None:
         """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
         self.left = False
-        jemalloc.give_back()
+        jemalloc.purge()
         pa.default_memory_pool().release_unused()  # Arrow's own
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

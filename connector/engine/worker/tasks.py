@@ -387,7 +387,7 @@ def profile(session: Session, job: Job) -> None:
         while not wait((coming,), timeout=0.1).done:
             told(max(0.0, con.query_progress()) / 100)
         row: Sequence[Any] = coming.result()
-        jemalloc.give_back()  # the next columns could not take it: it is of other sizes
+        jemalloc.purge()  # the next columns could not take it: it is of other sizes
         return row
 
     room = job.limits.memory_mb * 2**20 // 2

@@ -1,4 +1,4 @@
-"""Who is here, how often, and when nobody is."""
+"""Counts active holders per key, and lets a caller wait for the last one to end."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Present:
-    """Names, each as often as blocks of `named` are under way for it. Of one event loop."""
+class ActiveCounter:
+    """How many `hold` blocks run per key. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._times = Counter[str]()
+        self._counts = Counter[str]()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._times
+    def __contains__(self, key: str) -> bool:
+        return key in self._counts
 
-    def times(self, name: str) -> int:
-        """How often this one is here."""
-        return self._times[name]
+    def count(self, key: str) -> int:
+        """The number of holders of a key."""
+        return self._counts[key]
 
     def __len__(self) -> int:
-        """How many are here, each as often as it is."""
-        return self._times.total()
+        """The number of holders of all keys together."""
+        return self._counts.total()
 
     @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        """This one is here, once more, until the block ends."""
+    def hold(self, key: str) -> Iterator[None]:
+        """Count one more holder of the key until the block ends."""
         self._empty.clear()
-        self._times[name] += 1
+        self._counts[key] += 1
         try:
             yield
         finally:
-            self._times[name] -= 1
-            if not self._times[name]:
-                del self._times[name]
-            if not self._times:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
+            if not self._counts:
                 self._empty.set()
 
-    async def nobody(self) -> None:
-        """Back when nobody is here."""
+    async def wait_until_empty(self) -> None:
+        """Return once no key has a holder."""
         await self._empty.wait()

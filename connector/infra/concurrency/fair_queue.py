@@ -1,4 +1,4 @@
-"""Those who wait, each in the line of its name. The lines take turns: nobody's length holds up another's."""
+"""Round-robin queue: one FIFO per key, keys served in turn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Lines(Generic[T]):
-    """They have no bound here; whoever adds to them looks at their length first."""
+class FairQueue(Generic[T]):
+    """A queue without a limit of its own: callers check its length before they add."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[T]] = OrderedDict()
@@ -18,34 +18,38 @@ class Lines(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def waiting(self, who: str) -> int:
-        """How many wait in this one's line."""
-        return len(self._lines.get(who, ()))
+    def waiting(self, key: str) -> int:
+        """The number of items queued under a key."""
+        return len(self._lines.get(key, ()))
 
-    def add(self, who: str, one: T) -> None:
-        self._lines.setdefault(who, deque()).append(one)
+    def add(self, key: str, item: T) -> None:
+        """Append an item to the queue of its key."""
+        self._lines.setdefault(key, deque()).append(item)
 
-    def remove(self, who: str, one: T) -> bool:
-        """Whether it was there still."""
-        line = self._lines.get(who)
-        if line is None or one not in line:
+    def remove(self, key: str, item: T) -> bool:
+        """Remove an item; False if it is no longer queued."""
+        line = self._lines.get(key)
+        if line is None or item not in line:
             return False
-        line.remove(one)
+        line.remove(item)
         if not line:
-            del self._lines[who]
+            del self._lines[key]
         return True
 
-    def next(self, may: Callable[[str, T], bool] = lambda *_: True) -> tuple[str, T] | None:
-        """Take out the first that may go on, of the first line that has one; that line stands behind the others."""
-        for who, line in self._lines.items():
-            for one in line:
-                if may(who, one):
-                    self.pass_over(who)
-                    self.remove(who, one)
-                    return who, one
+    def pop_next(self, may: Callable[[str, T], bool] = lambda *_: True) -> tuple[str, T] | None:
+        """Remove and return the first item that `may` accepts; its key moves to the end of the turn.
+
+        None if `may` accepts no item.
+        """
+        for key, line in self._lines.items():
+            for item in line:
+                if may(key, item):
+                    self.move_to_end(key)
+                    self.remove(key, item)
+                    return key, item
         return None
 
-    def pass_over(self, who: str) -> None:
-        """Have this one's line stand behind the others."""
-        if who in self._lines:
-            self._lines.move_to_end(who)
+    def move_to_end(self, key: str) -> None:
+        """Let all other keys have their turn before this one."""
+        if key in self._lines:
+            self._lines.move_to_end(key)

@@ -1,4 +1,4 @@
-"""A bounded number of places, none of which anybody can keep from all others: knows nothing of what is done there."""
+"""A semaphore that is fair between keys: no key can take all places, and keys that wait are served in turn."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from connector.infra.concurrency.fair_queue import Lines
+from connector.infra.concurrency.fair_queue import FairQueue
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    names: tuple[str, ...]
+    keys: tuple[str, ...]
     turn: asyncio.Future[None]
 
 
-class Places:
-    """`size` places, of which nobody has more than `each` at once.
+class FairSemaphore:
+    """`size` places; a key has at most `each` of them at once.
 
-    Who waits stands in a line of its own, and a free place goes to the first of the next line. The lines have no bound
-    here: who calls looks at `waiting` first. Who comes under two names stands in the line of the first, of which
-    no more than `first` are inside at once.
+    Each key has a FIFO of its own, and a free place goes to the first in the next key's FIFO. The FIFOs have no limit:
+    callers check `waiting` first. A caller with two keys waits in the FIFO of the first key; that key has at most
+    `first` places at once.
     """
 
     def __init__(self, size: int, *, each: int, first: int | None = None) -> None:
@@ -30,54 +30,55 @@ class Places:
         self._each = each
         self._first = each if first is None else first
         self._held: Counter[str] = Counter()
-        self._lines = Lines[_Waiting]()
+        self._lines = FairQueue[_Waiting]()
 
-    def waiting(self, who: str) -> int:
-        """How many wait in this one's line."""
-        return self._lines.waiting(who)
+    def waiting(self, key: str) -> int:
+        """The number of callers that wait under a key."""
+        return self._lines.waiting(key)
 
     @asynccontextmanager
-    async def one(self, who: str, *also: str) -> AsyncIterator[None]:
-        """Wait for a place, and keep it within the block."""
-        await self.take(who, *also)
+    async def hold(self, key: str, *also: str) -> AsyncIterator[None]:
+        """Wait for a place and keep it until the block ends."""
+        await self.take(key, *also)
         try:
             yield
         finally:
-            self.give_back(who, *also)
+            self.give_back(key, *also)
 
-    async def take(self, *names: str) -> None:
-        """Wait for a place, for whom no block holds it: it is to be given back under the same names."""
-        place = _Waiting(names, asyncio.get_running_loop().create_future())
-        self._lines.add(names[0], place)
+    async def take(self, *keys: str) -> None:
+        """Wait for a place that `give_back` frees under the same keys. Prefer `hold` where a block will do."""
+        place = _Waiting(keys, asyncio.get_running_loop().create_future())
+        self._lines.add(keys[0], place)
         self._fill()
         try:
             await place.turn
         except BaseException:
             if place.turn.done() and not place.turn.cancelled():
-                self.give_back(*names)  # it was ours already
+                self.give_back(*keys)  # the place had been assigned already
             else:
-                self._lines.remove(names[0], place)
-                self._fill()  # it may have been passed over just now
+                self._lines.remove(keys[0], place)
+                self._fill()  # a place may have been meant for this caller just now
             raise
 
-    def give_back(self, *names: str) -> None:
+    def give_back(self, *keys: str) -> None:
+        """Free a place that `take` got under these keys."""
         self._free += 1
-        for name in names:
-            self._held[name] -= 1
-            if not self._held[name]:
-                del self._held[name]
+        for key in keys:
+            self._held[key] -= 1
+            if not self._held[key]:
+                del self._held[key]
         self._fill()
 
     def _fill(self) -> None:
-        """Hand out what is free, in turn."""
-        while self._free and (found := self._lines.next(self._may)) is not None:
-            place = found[1]
+        """Assign free places to waiting callers, in turn."""
+        while self._free and (waiting := self._lines.pop_next(self._may_enter)) is not None:
+            place = waiting[1]
             if not place.turn.done():
                 self._free -= 1
-                self._held.update(place.names)
+                self._held.update(place.keys)
                 place.turn.set_result(None)
 
-    def _may(self, who: str, place: _Waiting) -> bool:
-        also = place.names[1:]
+    def _may_enter(self, key: str, place: _Waiting) -> bool:
+        also = place.keys[1:]
         most = self._first if also else self._each
-        return self._held[who] < most and all(self._held[name] < self._each for name in also)
+        return self._held[key] < most and all(self._held[other] < self._each for other in also)

@@ -1,6 +1,6 @@
-"""Threads that work for many requests. What waits for one is bounded in number and in time: more is refused.
+"""A thread pool with a bounded queue: work is refused when too much waits, or when it has waited too long.
 
-Where what they ask is away or slow, each unit takes seconds to find out; nobody waits for all that are ahead.
+A database that is down makes each unit of work take seconds. The time limit keeps callers from waiting for all of them.
 """
 
 from __future__ import annotations
@@ -15,43 +15,41 @@ from connector.errors import Busy
 
 T = TypeVar("T")
 
-WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
-WAIT_SECONDS = 15.0  # and how long, for a thread: as long as one may wait for PostgreSQL's answer
+WAITING_MAX = 4096  # units of work that may wait; more are refused
+WAIT_SECONDS = 15.0  # that a unit waits for a thread: as long as a statement waits for PostgreSQL
 
 
-class Threads:
-    """`size` threads that ask `whom`, as the sentences of refusals call it."""
+class BoundedThreadPool:
+    """`size` threads that use one `resource`, whose name appears in the messages of refusals."""
 
-    def __init__(self, size: int, name: str, *, whom: str = "the database") -> None:
+    def __init__(self, size: int, name: str, *, resource: str = "the database") -> None:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._free = threading.Semaphore(WAITING_MAX)
-        self._whom = whom
+        self._resource = resource
         self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` in one of them. Busy, here or from the future, where that would take too long."""
+        """Run `work` in a thread. Raises: Busy, here or from the future, if it would wait too long for a thread."""
         if self._closed:
             raise Busy("this service is shutting down; try again in a moment")
         if not self._free.acquire(blocking=False):
-            raise Busy(f"more than {WAITING_MAX} units of work wait for {self._whom}; try again in a moment")
+            raise Busy(f"more than {WAITING_MAX} units of work wait for {self._resource}; try again in a moment")
         future: Future[T] = Future()
         self._threads.submit(self._run, work, future, time.monotonic())
         return future
 
     def close(self) -> None:
-        """Finish what was submitted."""
+        """Finish submitted work and refuse new work."""
         self._closed = True
         self._threads.shutdown()
 
     def _run(self, work: Callable[[], T], future: Future[T], since: float) -> None:
         self._free.release()
         if not future.set_running_or_notify_cancel():
-            return  # whoever asked has gone away before it began; from here on it cannot be cancelled
+            return  # the caller cancelled it; once it runs it can no longer be cancelled
         try:
             if time.monotonic() - since > WAIT_SECONDS:
-                raise Busy(
-                    f"{self._whom} has not come to this in time, and nothing of it was done; try again in a moment"
-                )
+                raise Busy(f"timed out waiting for {self._resource}; nothing was changed; try again in a moment")
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # whoever asked has it, as from any call
+        except BaseException as error:  # noqa: BLE001  # the caller gets it from the future
             future.set_exception(error)

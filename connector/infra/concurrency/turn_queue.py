@@ -1,4 +1,4 @@
-"""Whose turn it is: a bounded number of places, and a bounded line of those who wait, fair between consumers."""
+"""A bounded number of places with a bounded, timed queue in front of them, fair between consumers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import math
 from collections import Counter
 
 from connector.errors import Busy
-from connector.infra.concurrency.fair_queue import Lines
+from connector.infra.concurrency.fair_queue import FairQueue
 
 
 def pause_after(wait_seconds: float) -> int:
-    """Whole seconds for `Retry-After` of a request that was refused after a wait of at most `wait_seconds`."""
+    """Whole seconds for the `Retry-After` header of a request that was refused after at most `wait_seconds`."""
     return max(1, math.ceil(wait_seconds))
 
 
-class Turns:
-    """`size` places. Each consumer has a line of its own, and a free place goes to the next consumer's first.
+class TurnQueue:
+    """`size` places. Each consumer has a FIFO of its own, and a free place goes to the next consumer in turn.
 
-    No consumer's line takes more than half of those who may wait, and none has more than `each` places, where that is
-    told: then they say who gives one back. `what` a place is for those who wait for it.
+    At most `waiting` requests queue, at most half of them from one consumer, for at most `wait_seconds`. With `each`,
+    a consumer holds at most that many places, and `give_back` needs to know whose place it frees. `what` names a place
+    in messages.
     """
 
     def __init__(
@@ -27,27 +28,30 @@ class Turns:
     ) -> None:
         self._free = size
         self._each = each
-        self._held = Counter[str]()  # where there is an `each`
+        self._held = Counter[str]()  # empty without `each`
         self._most_waiting = waiting
         self._wait_seconds = wait_seconds
         self._what = what
-        self._lines = Lines[asyncio.Future[None]]()
+        self._lines = FairQueue[asyncio.Future[None]]()
 
     @property
     def waiting(self) -> int:
         return len(self._lines)
 
     @property
-    def spare(self) -> bool:
-        """Whether somebody who takes a place now leaves one for others."""
+    def has_spare(self) -> bool:
+        """Whether taking a place now would leave another free."""
         return self._free > 1 and not self._lines
 
     async def take(self, consumer: str, *, seconds: float | None = None) -> None:
-        """Wait for a place, no longer than `seconds` for who has waited for something else before; Busy when the line
-        is full or the wait too long. Pair it with `give_back`."""
-        if self._free and self._may(consumer):  # who waits while a place is free has as many as it may have
+        """Wait for a place; `give_back` frees it.
+
+        `seconds` replaces the usual limit for callers that have used up part of their time. Raises: Busy, with code
+        `queue_full` or `queue_timeout`.
+        """
+        if self._free and self._may_enter(consumer):  # those that wait while a place is free hold all they may
             self._free -= 1
-            self._takes(consumer)
+            self._count(consumer)
             return
         own = self._lines.waiting(consumer)
         if self.waiting >= self._most_waiting or own >= max(1, self._most_waiting // 2):
@@ -64,29 +68,29 @@ class Turns:
             raise
 
     def give_back(self, *, of: str = "", after_others: str = "") -> None:
-        """Free a place, or hand it to whose turn it is; `after_others` has the last turn. `of`: whose it was."""
+        """Free a place of consumer `of` and assign it to the next in turn; consumer `after_others` comes last."""
         if self._held[of] > 1:
             self._held[of] -= 1
         else:
             del self._held[of]
-        self._lines.pass_over(after_others)
-        while (found := self._lines.next(lambda who, _: self._may(who))) is not None:
-            consumer, place = found
+        self._lines.move_to_end(after_others)
+        while (waiting := self._lines.pop_next(lambda consumer, _: self._may_enter(consumer))) is not None:
+            consumer, place = waiting
             if not place.done():
-                self._takes(consumer)
+                self._count(consumer)
                 place.set_result(None)
                 return
         self._free += 1
 
-    def _may(self, consumer: str) -> bool:
+    def _may_enter(self, consumer: str) -> bool:
         return self._each is None or self._held[consumer] < self._each
 
-    def _takes(self, consumer: str) -> None:
+    def _count(self, consumer: str) -> None:
         if self._each is not None:
             self._held[consumer] += 1
 
     def _leave(self, consumer: str, place: asyncio.Future[None]) -> None:
         if place.done() and not place.cancelled():
-            self.give_back(of=consumer)  # it was ours already
+            self.give_back(of=consumer)  # the place had been assigned already
         else:
             self._lines.remove(consumer, place)

@@ -1,8 +1,8 @@
-"""How a service's own database is opened and migrated: what the connector's store and the catalogue's have in common.
+"""Opens and migrates a service's database; shared by the stores of the connector and the catalogue.
 
-Only stores import this. SQLite: WAL with synchronous=FULL, and BEGIN said by us. PostgreSQL: a pool that checks its
-connections, and waits for nothing without an end (`postgresql`). A schema that this program does not know is refused,
-so that an old program never writes into a new one.
+Only stores import this. SQLite: WAL with synchronous=FULL, and explicit BEGIN. PostgreSQL: a pool that checks its
+connections, and a time limit on every wait (`postgres_options`). A schema that this program does not know is refused,
+so that an old program never writes into a newer database.
 """
 
 from __future__ import annotations
@@ -23,78 +23,83 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-_BEFORE_AT = re.compile(r"[^\s'\"]*@")
-LASTING = 2  # how much at once may keep a connection for minutes
+_PASSWORD_END = re.compile(r"[^\s'\"]*@")
+LONG_READS_MAX = 2  # reads at once that may keep a connection for minutes
 
 
 def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
-    """An engine for `url`, set up the way our stores need it. `patient`: a statement may take hours, for migrations."""
+    """An engine for `url`, configured for our stores. `patient`: a statement may take hours, for migrations.
+
+    Raises: Busy if the folder of a SQLite database cannot be created.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         from connector.infra.database.postgres_options import open_server
 
-        return open_server(parsed, pool_size=pool_size, overflow=pool_size + LASTING, patient=patient)
+        return open_server(parsed, pool_size=pool_size, overflow=pool_size + LONG_READS_MAX, patient=patient)
     file = sqlite_file(url)
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Busy(
-                f"the folder of the database {named(parsed)} cannot be made ({error.strerror}); check HANSE_DATA_DIR "
-                "and HANSE_DATABASE_URL, and what the user of this program may write to"
+                f"the folder of the database {display_url(parsed)} cannot be created ({error.strerror}); check "
+                "HANSE_DATA_DIR and HANSE_DATABASE_URL, and what the user of this program may write to"
             ) from None
     engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
 
     @event.listens_for(engine, "do_connect")
     def make(*_: Any) -> None:
-        """For our eyes only, as tokens are in it; what SQLite has beside it is as the file itself."""
+        """Create the file with mode 0600, as it holds tokens. SQLite gives its journal files the same mode."""
         if file is not None:
-            with suppress(OSError):  # there already, or connecting says why not
+            with suppress(OSError):  # it exists, or connecting will report the reason
                 os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own is too late for IMMEDIATE
+        connection.isolation_level = None  # we send BEGIN ourselves: the driver sends it too late for IMMEDIATE
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         mode = "IMMEDIATE" if connection.get_execution_options().get("writing") else "DEFERRED"
-        say(connection, f"BEGIN {mode}")
+        run_statement(connection, f"BEGIN {mode}")
 
     return engine
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database."""
+    """The file of a SQLite database; None for a database in memory or on a server."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
     return Path(str(parsed.database))
 
 
-def missing(url: str) -> str:
-    """The path of a SQLite database that nobody has made yet, which opening it would do; else empty."""
+def missing_file(url: str) -> str:
+    """The path of a SQLite database that does not exist yet (opening would create it); otherwise empty."""
     path = sqlite_file(url)
     return "" if path is None or path.exists() else str(path)
 
 
-def named(url: str | URL) -> str:
-    """A database as it may be shown: without a user's password, or whatever else stands behind a `?`."""
+def display_url(url: str | URL) -> str:
+    """The URL without its password and query, for messages."""
     parsed = make_url(url)
     return parsed.difference_update_query(list(parsed.query)).render_as_string(hide_password=True)
 
 
-def say(connection: Connection, sql: str) -> None:
-    """Run a statement that has no values and no answer, by the driver alone."""
+def run_statement(connection: Connection, sql: str) -> None:
+    """Run a statement without parameters or result, directly on the driver."""
     with closing(connection.connection.cursor()) as cursor:
         run_by_driver(connection, cursor.execute, sql, ())
 
 
 def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sql: str, parameters: Any) -> None:
-    """Run `execute` of a cursor on a connection: its errors are SQLAlchemy's, and a connection that is gone is not used
-    again."""
+    """Call a cursor's `execute` and raise its errors as SQLAlchemy would; a lost connection leaves the pool.
+
+    Raises: DBAPIError.
+    """
     dialect = connection.dialect
     try:
         execute(sql, parameters)
@@ -107,37 +112,38 @@ def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sq
         ) from error
 
 
-def connected(engine: Engine) -> Connection:
-    """A connection; Busy, with what to look at, where there is none."""
+def open_connection(engine: Engine) -> Connection:
+    """A connection. Raises: Busy if the database cannot be opened."""
     try:
         return engine.connect()
     except DBAPIError as error:
         raise Busy(
-            f"the database {named(engine.url)} cannot be opened ({_said(error)}); check that it runs, and "
-            "HANSE_DATABASE_URL"
+            f"the database {display_url(engine.url)} cannot be opened ({_error_line(error)}); check that it runs, and "
+            "check HANSE_DATABASE_URL"
         ) from error
 
 
-def _said(error: DBAPIError) -> str:
-    """The first line, without what may be the end of a password that has an `@` in it."""
-    return _BEFORE_AT.sub("***@", str(error.orig).strip().partition("\n")[0])
+def _error_line(error: DBAPIError) -> str:
+    """The first line of an error, without what may be the end of a password that contains `@`."""
+    return _PASSWORD_END.sub("***@", str(error.orig).strip().partition("\n")[0])
 
 
-def config(folder: Path, connection: Connection | None = None) -> Config:
+def alembic_config(folder: Path, connection: Connection | None = None) -> Config:
     """Alembic's configuration for the migrations in `folder`, on `connection`."""
     from alembic.config import Config
 
-    made = Config()
-    made.set_main_option("script_location", str(folder))
-    made.attributes["connection"] = connection
-    return made
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.attributes["connection"] = connection
+    return config
 
 
 def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
-    """Bring a database to the newest schema in one transaction: the revisions before and after ("" for an empty one).
+    """Migrate a database to the newest schema in one transaction; return the revisions before and after.
 
-    `lock` lets one process at a time migrate a PostgreSQL that several share. Conflict for a schema nobody here knows,
-    Busy for a database that cannot be opened, or takes none of it, in its own words.
+    The revision before is "" for an empty database. `lock` is the key of an advisory lock, so that a single process
+    migrates a PostgreSQL database that several share. Raises: Conflict for an unknown schema, Busy if the database
+    cannot be opened or rejects the migration.
     """
     from alembic import command
     from alembic.runtime.migration import MigrationContext
@@ -145,25 +151,26 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
 
     engine = open_engine(url, pool_size=1, patient=True)
     try:
-        with connected(engine).execution_options(writing=True) as connection, connection.begin():
+        with open_connection(engine).execution_options(writing=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
             before = MigrationContext.configure(connection).get_current_revision() or ""
-            script = ScriptDirectory.from_config(config(folder))
+            script = ScriptDirectory.from_config(alembic_config(folder))
             head = script.get_current_head() or ""
             known = {revision.revision for revision in script.walk_revisions()}
             if before and before not in known:
                 raise Conflict(
                     f"the database has schema {before!r}, which this program does not know; it was written by a newer "
-                    "Hanse: start that one, or restore a backup"
+                    "Hanse: start the newer program, or restore a backup"
                 )
             if before != head:
-                command.upgrade(config(folder, connection), "head")
+                command.upgrade(alembic_config(folder, connection), "head")
             return before, head
-    except DBAPIError as error:  # of names alone: nothing of what is stored goes into these statements
+    except DBAPIError as error:  # safe to show: these statements hold names, no stored values
         raise Busy(
-            f"the database {named(engine.url)} cannot be brought to the schema of this program ({_said(error)}), and "
-            "is as it was; make room on its disk, or give the connector's user what it lacks there, and try again",
+            f"the database {display_url(engine.url)} cannot be migrated to the schema of this program "
+            f"({_error_line(error)}); nothing was changed; make room on its disk, or give the connector's user the "
+            "missing permission, and try again",
             code="schema_refused",
         ) from error
     finally:

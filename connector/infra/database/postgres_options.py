@@ -1,9 +1,9 @@
-"""How a PostgreSQL of ours is reached: none of the waits for it is without an end.
+"""Connection options for PostgreSQL: every wait has a time limit.
 
-A database that goes away without a word (its host loses power, something between drops what is sent) ends nothing by
-itself: a commit would wait for the kernel's patience, a quarter of an hour, and for ever where something on the way
-keeps the connection. So each wait has an end, here (`WATCHED`, `ANSWER_SECONDS`) and at the server (`SESSION`), which
-keeps the locks of a process that is gone for as long as it believes in its connection.
+A server can vanish without closing its connections (its host loses power, a device on the way drops packets). A commit
+would then wait for a quarter of an hour, the kernel's limit, or for ever if a proxy keeps the connection open. So waits
+are limited here (`WATCHED`, `ANSWER_SECONDS`) and at the server (`SESSION`), which otherwise keeps the locks of a
+process that is gone.
 """
 
 from __future__ import annotations
@@ -18,45 +18,48 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# In libpq's words, https://www.postgresql.org/docs/current/libpq-connect.html; what the URL says of them holds.
+# libpq's options, https://www.postgresql.org/docs/current/libpq-connect.html; the URL overrides them.
 WATCHED = {
     "connect_timeout": "5",  # seconds, for each host that the URL names
-    "keepalives_idle": "5",  # seconds without a word, then a question every
-    "keepalives_interval": "2",  # seconds, and after
-    "keepalives_count": "3",  # of them without an answer the connection is over
-    "tcp_user_timeout": "10000",  # milliseconds that what was sent may be under way
+    "keepalives_idle": "5",  # seconds of silence before the first probe
+    "keepalives_interval": "2",  # seconds between two probes
+    "keepalives_count": "3",  # unanswered probes that end the connection
+    "tcp_user_timeout": "10000",  # milliseconds that sent data may stay unacknowledged
 }
-# In the server's, https://www.postgresql.org/docs/current/runtime-config-client.html.
+# The server's options, https://www.postgresql.org/docs/current/runtime-config-client.html.
 SESSION = {
-    "tcp_keepalives_idle": "5",  # these four as above, from the other end
+    "tcp_keepalives_idle": "5",  # these four as above, seen from the server
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
     "idle_in_transaction_session_timeout": "60000",  # milliseconds between two statements
-    "lock_timeout": "10000",  # milliseconds that a statement waits for what another transaction holds
-    "idle_session_timeout": "60000",  # milliseconds without a statement: what one process leaves idle others may need
+    "lock_timeout": "10000",  # milliseconds that a statement waits for a lock
+    "idle_session_timeout": "60000",  # milliseconds without a statement: other processes may need the connection
 }
-_SINCE = {"idle_session_timeout": 14_00_00}  # the versions that know it
-ANSWER_SECONDS = 15.0  # for a statement, whatever the connection looks like; the longest of ours takes a second
+_SINCE = {"idle_session_timeout": 14_00_00}  # the first version that has the option
+ANSWER_SECONDS = 15.0  # for any statement; our longest take a second
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection that is over where a statement has no answer in time."""
+    """A connection that closes if a statement is not answered in time."""
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         try:
             return super().wait(gen, interval, timeout or ANSWER_SECONDS)
         except psycopg.errors._WaitTimeout:
             self.close()
-            raise psycopg.errors.ConnectionTimeout("the database has not answered in time") from None
+            raise psycopg.errors.ConnectionTimeout("timed out waiting for the database") from None
 
 
 def open_server(url: URL, *, pool_size: int, overflow: int, patient: bool) -> Engine:
-    """An engine for a server. `overflow`: how many connections there may be beside those that stay. `patient`: a
-    statement may take hours, as in a migration, or wait for another process."""
+    """An engine for a PostgreSQL server.
+
+    The pool keeps `pool_size` connections and opens up to `overflow` more. `patient`: a statement may take hours, as in
+    a migration, or wait for another process.
+    """
     watched = {word: value for word, value in WATCHED.items() if word not in url.query}
     url = url.update_query_dict(watched)
-    # What was given back last is taken first: the others stay idle, until the server ends them.
+    # LIFO: the connection used last is used next, so that the others become idle and the server ends them.
     engine = create_engine(url, pool_size=pool_size, max_overflow=overflow, pool_pre_ping=True, pool_use_lifo=True)
     if not patient:
         event.listen(engine, "do_connect", _connect)
@@ -65,7 +68,7 @@ def open_server(url: URL, *, pool_size: int, overflow: int, patient: bool) -> En
 
 def _connect(_: Any, __: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> _Connection:
     connection = _Connection.connect(*arguments, **options)
-    # The server ends a statement first: it would go on with what nobody waits for any more. A commit has no such end.
+    # The server's limit is shorter, so that it does not go on with abandoned work. It does not apply to a commit.
     session = SESSION | {"statement_timeout": str(int(ANSWER_SECONDS * 900))}  # milliseconds
     version = connection.info.server_version
     session = {word: value for word, value in session.items() if version >= _SINCE.get(word, 0)}

@@ -1,4 +1,4 @@
-"""Running digests of streams. Loads neither the engine nor Arrow: workers take them, and so does the connector."""
+"""Running digests of streams, for worker processes and the main process. Must not import DuckDB or Arrow."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ _OF_RECORD = ',"record_digest":"'
 SEAL_BYTES = len(_OF_RECORD) + len("xxh3:") + 32 + len('"')  # that `sealed` adds to an end record
 
 
-class _None:
+class _NoDigest:
     def update(self, _: Any) -> None:
-        """Nothing is counted."""
+        """Ignore the bytes."""
 
     def digest(self) -> bytes:
         return b""
 
 
 def new_digest(name: str) -> Any:
-    """A running digest: xxh3 (128 bits), sha256, or none."""
+    """A running digest with `update` and `digest`: "sha256", "none", or 128-bit xxh3 for any other name."""
     if name == "sha256":
         return hashlib.sha256()
-    return _None() if name == "none" else xxhash.xxh3_128()
+    return _NoDigest() if name == "none" else xxhash.xxh3_128()
 
 
-class AsItGoes:
-    """The digest of a stream that nobody knew before: whoever sends its bytes shows them, and it is that of those."""
+class RunningDigest:
+    """The digest of a stream, computed while its bytes are sent."""
 
     def __init__(self, name: str, head: bytes) -> None:
         self._digest = new_digest(name)
         self._digest.update(head)
 
     def update(self, piece: bytes | memoryview) -> None:
-        """The bytes that go next."""
+        """Add the bytes that are sent next."""
         self._digest.update(piece)
 
     def hex(self) -> str:
-        """As of the bytes of a digest that is known already."""
-        found: bytes = self._digest.digest()
-        return found.hex()
+        """The digest so far, in hexadecimal, like `bytes.hex` of a known digest."""
+        digest: bytes = self._digest.digest()
+        return digest.hex()
 
 
 def sealed(record: str) -> bytes:

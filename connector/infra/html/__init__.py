@@ -1,4 +1,4 @@
-"""How Hanse's pages look, and what they say alike: the stylesheet, the conveniences, the mark, words of both."""
+"""The look that the pages of console and catalogue share: style sheet, script, logo and phrases."""
 
 from pathlib import Path
 

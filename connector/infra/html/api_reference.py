@@ -1,7 +1,7 @@
-"""An API's description as a page for people: every operation with its parameters, fields and answers, nothing foreign.
+"""The API reference as an HTML page: every operation with its parameters, fields and responses.
 
-Made from the OpenAPI document that the tools get, so the two cannot differ. No script and nothing from elsewhere: the
-page lies beside the console, whose session a foreign script could use.
+It is generated from the OpenAPI document that tools read, so the two cannot differ. It has no script and loads nothing
+from other hosts: it shares an origin with the console, whose session a foreign script could use.
 """
 
 from __future__ import annotations
@@ -18,72 +18,72 @@ _METHODS = ("get", "post", "put", "patch", "delete")
 _NAMES_DEEP = 3
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """HTML of an OpenAPI 3.1 document."""
+def render_page(document: Mapping[str, Any]) -> str:
+    """The HTML page of an OpenAPI 3.1 document."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, item in document["paths"].items():
         for method in _METHODS:
             if method in item:
                 name = next(iter(item[method].get("tags", ())), "") or _first_word(path)
                 groups.setdefault(name, []).append(_operation(document, path, method, item[method]))
-    looks = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
-    return looks.get_template("reference.html").render(
+    templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    return templates.get_template("reference.html").render(
         title=document["info"]["title"],
         about=document["info"].get("description") or document["info"].get("summary", ""),
         operations=sum(map(len, groups.values())),
         groups=[
-            {"name": name.replace("-", " ").capitalize(), "anchor": _anchor(name), "operations": found}
-            for name, found in groups.items()
+            {"name": name.replace("-", " ").capitalize(), "anchor": _anchor(name), "operations": entries}
+            for name, entries in groups.items()
         ],
     )
 
 
-def _operation(document: Mapping[str, Any], path: str, method: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    text = str(told.get("description", "")).strip()
+def _operation(document: Mapping[str, Any], path: str, method: str, operation: Mapping[str, Any]) -> dict[str, Any]:
+    text = str(operation.get("description", "")).strip()
     summary, _, rest = text.partition("\n")
     return {
         "method": method.upper(),
         "path": path,
         "anchor": _anchor(f"{method} {path}"),
-        "summary": summary or told.get("summary", ""),
+        "summary": summary or operation.get("summary", ""),
         "text": rest.strip(),
-        "fields": [*_parameters(told), *_body(document, told)],
-        "answers": [(code, answer.get("description", "")) for code, answer in told.get("responses", {}).items()],
+        "fields": [*_parameters(operation), *_body(document, operation)],
+        "answers": [(code, answer.get("description", "")) for code, answer in operation.get("responses", {}).items()],
     }
 
 
-def _parameters(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for one in told.get("parameters", ()):
-        text = one.get("description", "")
+def _parameters(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for parameter in operation.get("parameters", ()):
+        text = parameter.get("description", "")
         yield {
-            "name": one["name"], "where": one["in"], "required": one.get("required", False),
-            "type": _type(one.get("schema", {})), "text": text,
+            "name": parameter["name"], "where": parameter["in"], "required": parameter.get("required", False),
+            "type": _type(parameter.get("schema", {})), "text": text,
         }  # fmt: skip
 
 
-def _body(document: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for media, body in told.get("requestBody", {}).get("content", {}).items():
-        schema = _resolved(document, body.get("schema", {}))
+def _body(document: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for media, body in operation.get("requestBody", {}).get("content", {}).items():
+        schema = _resolve(document, body.get("schema", {}))
         for name, field in schema.get("properties", {}).items():
             needed = name in schema.get("required", ())
-            text = field.get("description") or _resolved(document, field).get("description", "")
+            text = field.get("description") or _resolve(document, field).get("description", "")
             yield {"name": name, "where": "body", "required": needed, "type": _type(field), "text": text}
         if not schema.get("properties"):
             yield {"name": media, "where": "body", "required": True, "type": _type(schema), "text": ""}
 
 
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found: Mapping[str, Any] = document.get("components", {}).get("schemas", {}).get(name, schema)
     return found
 
 
 def _type(schema: Mapping[str, Any], deep: int = 0) -> str:
-    """A type in a few words."""
+    """A short name of a JSON schema's type, such as `list of string`."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if deep < _NAMES_DEEP and (several := schema.get("anyOf") or schema.get("oneOf")):
-        return " or ".join(dict.fromkeys(_type(one, deep + 1) for one in several))
+        return " or ".join(dict.fromkeys(_type(option, deep + 1) for option in several))
     if deep < _NAMES_DEEP and schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}), deep + 1)}"
     if "enum" in schema:

@@ -1,4 +1,4 @@
-"""Words that console and catalogue both say: ages, counts, who sees to a rule. Pure."""
+"""Phrases that the console and the catalogue share: ages, counts, how a rule is enforced. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIERS = {
 }
 
 
-def ago(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """`just now`, `5 minutes ago`, `3 days ago`."""
     for least, size, unit in UNITS:
         if seconds >= least:
@@ -20,6 +20,6 @@ def ago(seconds: float) -> str:
     return "just now" if seconds < 60 else "a minute ago"
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def format_count(number: int, one: str, many: str = "") -> str:
     """`1 dataset`, `1,204 datasets`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,8 +1,7 @@
-"""The short way for requests of which there are many: past the framework.
+"""A router for frequent requests that bypasses FastAPI's middleware.
 
-What a framework puts around its routes touches every part of a body, and costs more than a message of the protocol
-does. The endpoints of these routes limit their bodies and turn their errors into answers themselves; a request that is
-for none of them is left to the framework.
+The middleware touches every part of a body, and costs more than handling a protocol message does. The endpoints behind
+this router limit their bodies and turn errors into responses themselves. Other requests go on to FastAPI.
 """
 
 from __future__ import annotations
@@ -16,36 +15,36 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 
-class Direct:
-    """Answers by the first route that fits path and method."""
+class FastRouter:
+    """Handles a request with the first route that matches its path and method."""
 
     def __init__(self, *routes: BaseRoute) -> None:
         self._routes = routes
 
-    async def answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether this was a request of one of the routes; then it is answered."""
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer the request if a route matches it; False if none does."""
         if scope["type"] == "http":
             for route in self._routes:
-                match, found = route.matches(scope)
+                match, updates = route.matches(scope)
                 if match is Match.FULL:
-                    scope.update(found)
+                    scope.update(updates)
                     await route.handle(scope, receive, send)
                     return True
         return False
 
 
-def bare(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
-    """Routes that a framework describes, with nothing of it around their handlers."""
-    found: list[BaseRoute] = []
+def unwrap_routes(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
+    """FastAPI routes as plain Starlette routes, without the wrappers around their handlers."""
+    unwrapped: list[BaseRoute] = []
     for route in routes:
         if isinstance(route, APIRoute):
-            made = Route(route.path, _Handled(route.get_route_handler()))
-            made.methods = set(route.methods or ())  # these: given as an argument, GET would be HEAD as well
-            found.append(made)
-    return found
+            plain = Route(route.path, _Endpoint(route.get_route_handler()))
+            plain.methods = set(route.methods or ())  # set here: as an argument, GET would add HEAD
+            unwrapped.append(plain)
+    return unwrapped
 
 
-class _Handled:
+class _Endpoint:
     def __init__(self, handle: Callable[[Request], Awaitable[Response]]) -> None:
         self._handle = handle
 

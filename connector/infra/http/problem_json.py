@@ -1,4 +1,4 @@
-"""The error tree as RFC 9457 problem objects: one handler for the management API and the data plane."""
+"""Turns the error tree into RFC 9457 problem objects, for the management API and the data plane."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound, unfit, unforeseen
+from connector.errors import BadInput, HanseError, NotFound, internal_error, validation_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
 _MEDIA = "application/problem+json"
-_LISTED = "the management listener's /docs lists what there is"
+_LISTED = "see /docs at the management listener for all paths"
 _log = logger("http")
 
 
 def problem_response(error: HanseError) -> JSONResponse:
-    """An error as its answer. What is private stays in our own log."""
+    """The response for an error. Its private detail goes only to our own log."""
     if error.status >= 500:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
     return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=error.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Turn every error that a route lets through into a problem object."""
+    """Register handlers that turn every error of a route into a problem object."""
 
     @app.exception_handler(HanseError)
-    async def ours(_: Request, error: HanseError) -> JSONResponse:
+    async def on_hanse_error(_: Request, error: HanseError) -> JSONResponse:
         return problem_response(error)
 
     @app.exception_handler(PolicyError)
-    async def of_policy(_: Request, error: PolicyError) -> JSONResponse:
+    async def on_policy_error(_: Request, error: PolicyError) -> JSONResponse:
         return problem_response(BadInput(str(error), code=error.code, rule=error.rule))
 
     @app.exception_handler(RequestValidationError)
-    async def of_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(unfit(error.errors()))
+    async def on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(validation_error(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return problem_response(NotFound(f"there is nothing at {request.scope['path'][:200]}; {_LISTED}"))
         body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
         return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
 
     @app.exception_handler(Exception)
-    async def of_nobody(_: Request, error: Exception) -> JSONResponse:
+    async def on_unforeseen_error(_: Request, error: Exception) -> JSONResponse:
         _log.exception("unforeseen", exc_info=error)
-        return problem_response(unforeseen())
+        return problem_response(internal_error())

@@ -1,4 +1,4 @@
-"""Routes whose bodies hold policies: a member that is given twice is refused before anything reads the body."""
+"""Routes for bodies that hold policies: JSON with a duplicate member is refused before anything reads it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from connector.errors import BadInput
 from policies.odrl import strictjson
 
 
-class _Strict(Request):
-    twice = ""
+class _StrictRequest(Request):
+    duplicate = ""
 
     async def json(self) -> Any:
-        """The body as JSON; where a member stands twice, `twice` says which."""
+        """The body as JSON; for a duplicate member, `duplicate` becomes the message that names it."""
         try:
             return strictjson.loads(await self.body())
         except strictjson.DuplicateMember as error:
-            self.twice = str(error)
+            self.duplicate = str(error)
             raise
 
 
 class StrictRoute(APIRoute):
-    """As any route, with the strict reader for its body."""
+    """A route that reads JSON bodies with the strict parser. Raises: BadInput for a duplicate member."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def strict(request: Request) -> Response:
-            read = _Strict(request.scope, request.receive)
+        async def handle_strictly(request: Request) -> Response:
+            strict = _StrictRequest(request.scope, request.receive)
             try:
-                return await handle(read)
-            except RequestValidationError as error:  # the framework's own words leave out which member it is
-                if not read.twice:
+                return await handle(strict)
+            except RequestValidationError as error:  # FastAPI's message does not name the member
+                if not strict.duplicate:
                     raise
-                raise BadInput(read.twice) from error
+                raise BadInput(strict.duplicate) from error
 
-        return strict
+        return handle_strictly

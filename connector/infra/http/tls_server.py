@@ -1,8 +1,8 @@
-"""uvicorn's server whose connections have their places from their first packet on, also where TLS is still to begin.
+"""uvicorn's server with connection limits that include TLS handshakes.
 
-uvicorn hears of a connection over TLS when its handshake is done. Until then it was nobody's: clients that said nothing
-took every descriptor of the process. Here they are accepted by us. It knows nothing of what is served, and rests on
-uvicorn's internals, whose range is pinned.
+uvicorn learns of a TLS connection after its handshake. Clients that connect and send nothing would not count as
+connections and could take every file descriptor of the process. So this module accepts them itself. It knows nothing
+about the application, and depends on uvicorn's internals, whose version range is pinned.
 """
 
 from __future__ import annotations
@@ -19,47 +19,51 @@ import uvicorn
 
 from connector.infra.http.http_limits import HEAD_SECONDS
 
-_AT_ONCE = 16  # connections that are accepted before others have their turn
-_PAUSE = 0.5  # seconds, where no connection can be accepted: there are no descriptors or no memory
+_AT_ONCE = 16  # connections accepted before the event loop continues
+_PAUSE = 0.5  # seconds without accepting, after the system ran out of descriptors or memory
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, for a `Config` whose `http` is a `Bounded`; over TLS it takes listening sockets and nothing else."""
+class TlsServer(uvicorn.Server):
+    """uvicorn's server for a `Config` whose `http` is a `LimitedHttpProtocol`. With TLS it takes only open sockets."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """Start as uvicorn does; with TLS, accept connections here."""
         context = self.config.ssl
         if context is None:
             await super().startup(sockets)
             return
         await self.lifespan.startup()
-        made: Any = self.config.http_protocol_class
-        guest = partial(made, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        doors: Any = [Door(one, guest, context) for one in sockets or ()]
-        self.servers = doors
+        protocol_class: Any = self.config.http_protocol_class
+        new_protocol = partial(
+            protocol_class, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        listeners: Any = [HandshakeListener(listening, new_protocol, context) for listening in sockets or ()]
+        self.servers = listeners
         self.started = True
 
 
-class Door:
-    """Lets clients of one listening socket in, each with a place of its own. As much of a server as uvicorn asks of."""
+class HandshakeListener:
+    """Accepts connections of one socket and counts them before the TLS handshake. Has the methods uvicorn calls."""
 
-    def __init__(self, listening: socket.socket, guest: Callable[[], Any], context: ssl.SSLContext | None) -> None:
-        self._listening, self._guest, self._context = listening, guest, context
+    def __init__(
+        self, listening: socket.socket, new_protocol: Callable[[], Any], context: ssl.SSLContext | None
+    ) -> None:
+        self._listening, self._new_protocol, self._context = listening, new_protocol, context
         self._loop = asyncio.get_running_loop()
-        self._shaking: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         self._open()
 
     def close(self) -> None:
-        """Nobody comes in any more. Whose handshake is under way, uvicorn tells to go, as all others."""
+        """Stop accepting. uvicorn ends connections, including those in a handshake."""
         self._loop.remove_reader(self._listening.fileno())
         if self._pause is not None:
             self._pause.cancel()
 
     async def wait_closed(self) -> None:
-        """Every handshake is over."""
-        await asyncio.gather(*self._shaking)
+        """Wait until every handshake has ended."""
+        await asyncio.gather(*self._handshakes)
 
     def _open(self) -> None:
         self._pause = None
@@ -76,22 +80,22 @@ class Door:
                 self._pause = self._loop.call_later(_PAUSE, self._open)
                 return
             client.setblocking(False)
-            guest = self._guest()
-            if not guest.knock(client):
+            protocol = self._new_protocol()
+            if not protocol.begin_handshake(client):
                 client.close()
                 continue
-            task = self._loop.create_task(self._shake_hands(guest, client))
-            self._shaking.add(task)
-            task.add_done_callback(self._shaking.discard)
+            task = self._loop.create_task(self._shake_hands(protocol, client))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
 
-    async def _shake_hands(self, guest: Any, client: socket.socket) -> None:
+    async def _shake_hands(self, protocol: Any, client: socket.socket) -> None:
         try:
-            with suppress(OSError):  # of the client or of TLS, a late one too: nothing that others need to know
+            with suppress(OSError):  # the client or TLS failed, or was too slow: only this connection is affected
                 await self._loop.connect_accepted_socket(
-                    lambda: guest,
+                    lambda: protocol,
                     client,
                     ssl=self._context,
                     ssl_handshake_timeout=HEAD_SECONDS if self._context is not None else None,
                 )
         finally:
-            guest.shaken()
+            protocol.end_handshake()

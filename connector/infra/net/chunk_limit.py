@@ -1,10 +1,10 @@
-"""Into how many pieces a body may fall, ours to read or a peer's: each costs more than its bytes do (decision 49)."""
+"""A limit on the number of pieces (chunks) of a body, as each costs more than its bytes (decision 49)."""
 
 from __future__ import annotations
 
-ANY, LEAST = 1024, 256  # pieces of a body of any size, and bytes that others have on average
+ANY, LEAST = 1024, 256  # pieces that any body may have; bytes per further piece, on average
 
 
-def too_many(count: int, nbytes: int) -> bool:
-    """Whether a body of which so much has come is in crumbs."""
+def is_exceeded(count: int, nbytes: int) -> bool:
+    """Whether `count` pieces are too many for a body of `nbytes` bytes so far."""
     return count > ANY + nbytes // LEAST

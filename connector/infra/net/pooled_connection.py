@@ -1,11 +1,11 @@
-"""One connection for the pool of `http_client`, on the event loop's transports alone: bytes, time limits, TLS.
+"""A connection of `http_client`'s pool, built on asyncio transports: bytes, time limits, TLS.
 
-What arrives is held until it is asked for: 64 KB and one read of the loop at most, then the peer has to wait. Whoever
-is cancelled in a read or a write leaves nothing running; the pool closes the connection then, and waits for nobody.
+Received bytes are buffered until they are read, at most 64 KB plus one read of the event loop; then the peer must wait.
+A cancelled read or write leaves no task behind, and the pool then closes the connection.
 
-Who reads the bytes takes time for each line of a head or of trailers, and keeps the loop meanwhile. So a head ends
-somewhere, whatever interim answers come before it, and of a body a little is given at first: of trailers more cannot
-come at once.
+The HTTP parser needs time for each line of a head or of trailers, and blocks the event loop meanwhile. So the size and
+the lines of a head are limited, interim responses included, and a body is passed on in small pieces at first, which
+limits the trailers that the parser gets at once.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from httpcore2 import (
     WriteTimeout,
 )
 
-_HELD = 2**16  # bytes that wait for their reader; at more the peer waits, too
-_TOGETHER = 2**16  # bytes that wait for more to go with them, for one round of the loop at most
-_HEAD_MAX, _LINES_MAX = 2**16, 512  # bytes and lines before an answer's body; interim answers have two lines each
-_HEAD_PIECE = 2**12  # bytes that are given at once while the head is read, and
-_BODY_PIECE = 2**14  # of the body; more of one that is large
+_HELD = 2**16  # received bytes in the buffer; beyond it, reading pauses
+_TOGETHER = 2**16  # sent bytes that are collected, for one round of the event loop at most
+_HEAD_MAX, _LINES_MAX = 2**16, 512  # bytes and lines before a response's body; an interim response has two lines
+_HEAD_PIECE = 2**12  # bytes that are passed on at once while the head is read
+_BODY_PIECE = 2**14  # and while the body is read; it grows with the body
 _NAMES = {"client_addr": "sockname", "server_addr": "peername"}  # the pool's and the loop's; the others are the same
 
 
 class HeadTooLong(RemoteProtocolError):
-    """Nobody says so much before an answer."""
+    """The head of a response, with its interim responses, is over the limit."""
 
 
-async def connect(address: str, port: int, seconds: float | None) -> Stream:
-    """A connection to exactly this address."""
+async def connect(address: str, port: int, seconds: float | None) -> PooledConnection:
+    """Open a connection to exactly this address. Raises: ConnectTimeout, ConnectError."""
     try:
         async with asyncio.timeout(seconds):
-            _, stream = await asyncio.get_running_loop().create_connection(Stream, address, port)
+            _, stream = await asyncio.get_running_loop().create_connection(PooledConnection, address, port)
     except TimeoutError as error:
         raise ConnectTimeout(str(error)) from error
     except OSError as error:
@@ -51,18 +51,18 @@ async def connect(address: str, port: int, seconds: float | None) -> Stream:
     return stream
 
 
-class Stream(asyncio.Protocol, AsyncNetworkStream):
-    """A connection. One task reads or writes at a time, as in HTTP/1.1."""
+class PooledConnection(asyncio.Protocol, AsyncNetworkStream):
+    """A connection that a single task reads or writes at a time, as in HTTP/1.1."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._poll = select.poll()
         self._held: deque[bytes] = deque()
-        self._size = 0  # of what is held
-        self._came = self._lines = 0  # bytes that were given to the reader since the request, and line ends in its head
-        self._answered = True  # no head is awaited
+        self._size = 0  # bytes in `_held`
+        self._came = self._lines = 0  # bytes passed on since the request, and line ends in the head
+        self._head_read = True  # no head is expected
         self._unsent: list[bytes] = []
-        self._waiting = 0  # bytes of it
+        self._waiting = 0  # bytes in `_unsent`
         self._full = False  # the transport takes no more for now
         self._ended = False  # nothing more will come
         self._error: Exception | None = None
@@ -81,7 +81,7 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
         _wake(self._reader)
 
     def eof_received(self) -> None:
-        """The transport closes itself after this, also where nobody asks for the connection any more."""
+        """Note the end; the transport closes itself after this, even if the connection is not used again."""
         self._ended = True
         _wake(self._reader)
 
@@ -98,26 +98,26 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
         self._full = False
         _wake(self._writer)
 
-    def answered(self) -> None:
-        """The head of the answer is read: what comes now is its body."""
-        self._answered = True
+    def begin_body(self) -> None:
+        """Note that the head of the response is read and its body follows."""
+        self._head_read = True
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # the pool's interface
-        if not self._answered and (self._came > _HEAD_MAX or self._lines > _LINES_MAX):
-            raise HeadTooLong(f"expected a head of at most {_HEAD_MAX} bytes and {_LINES_MAX} lines, came more")
+        if not self._head_read and (self._came > _HEAD_MAX or self._lines > _LINES_MAX):
+            raise HeadTooLong(f"expected a head of at most {_HEAD_MAX} bytes and {_LINES_MAX} lines, got more")
         if not self._held and not self._ended:
             self._reader = self._loop.create_future()
             await self._within(timeout, self._reader, ReadTimeout)
         if self._held:
-            return self._given(max_bytes)
+            return self._read_buffered(max_bytes)
         if self._error is not None:
             raise ReadError(str(self._error)) from self._error
         return b""
 
-    def _given(self, most: int) -> bytes:
-        data = self._take(min(most, _BODY_PIECE + self._came // 4 if self._answered else _HEAD_PIECE))
+    def _read_buffered(self, most: int) -> bytes:
+        data = self._take(min(most, _BODY_PIECE + self._came // 4 if self._head_read else _HEAD_PIECE))
         self._came += len(data)
-        if not self._answered:
+        if not self._head_read:
             self._lines += data.count(b"\n")
         return data
 
@@ -134,7 +134,7 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         if not buffer:
             return
-        self._came, self._lines, self._answered = 0, 0, False
+        self._came, self._lines, self._head_read = 0, 0, False
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(buffer)
@@ -148,24 +148,24 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
             raise WriteError(str(self._error or "the peer has closed the connection")) from self._error
 
     def _send(self) -> None:
-        """Head and body in one call to the system."""
+        """Send head and body in a single system call."""
         if self._unsent and not self._ended:
             self._transport.writelines(self._unsent)
         self._unsent.clear()
         self._waiting = 0
 
-    async def _within(self, seconds: float | None, told: asyncio.Future[None], late: type[Exception]) -> None:
-        timer = None if seconds is None else self._loop.call_later(seconds, _fail, told, late)
+    async def _within(self, seconds: float | None, done: asyncio.Future[None], late: type[Exception]) -> None:
+        timer = None if seconds is None else self._loop.call_later(seconds, _fail, done, late)
         try:
-            await told
+            await done
         finally:
             if timer is not None:
                 timer.cancel()
 
     async def aclose(self) -> None:
-        self._send()  # a peer that was told of a request is told that it ends here
+        self._send()  # the peer has the head of the request: let it see the end, too
         self._error = self._error or ConnectionAbortedError("closed on this side")
-        self._transport.close()  # tells a peer over TLS
+        self._transport.close()  # sends a close notification over TLS
         self._transport.abort()
         await asyncio.sleep(0)  # the socket is closed in the loop's next round
 
@@ -191,16 +191,16 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # asked of every idle connection for every request: whether it is of no more use
+        if info == "is_readable":  # the pool asks this of idle connections: whether one is unusable
             return bool(self._ended or self._held or self._poll.poll(0))
         return self._transport.get_extra_info(_NAMES.get(info, info))
 
 
-def _wake(told: asyncio.Future[None] | None) -> None:
-    if told is not None and not told.done():
-        told.set_result(None)
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
-def _fail(told: asyncio.Future[None], late: type[Exception]) -> None:
-    if not told.done():
-        told.set_exception(late())
+def _fail(future: asyncio.Future[None], late: type[Exception]) -> None:
+    if not future.done():
+        future.set_exception(late())

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from connector.errors import Busy, HanseError, PeerBusy, PeerUnreachable
 from connector.events import DatasetRemoved, DatasetVersioned, Event, OfferPublished, OfferWithdrawn
 from connector.identity.identity_service import Identity
-from connector.infra.net.http_client import Net
+from connector.infra.net.http_client import HttpClient
 from connector.store import Store, Transaction
 from connector.telemetry import logger
 
@@ -33,7 +33,7 @@ class Announcer:
     """One per process: it tells of what this process commits. `catalogue_url` and `operator` (its DID) are the
     operator's settings; without either nobody is told."""
 
-    def __init__(self, store: Store, net: Net, identity: Identity, *, catalogue_url: str, operator: str) -> None:
+    def __init__(self, store: Store, net: HttpClient, identity: Identity, *, catalogue_url: str, operator: str) -> None:
         self._store, self._net, self._identity = store, net, identity
         self._url = f"{catalogue_url.rstrip('/')}/api/v1/crawl?wait=0"
         self._operator = operator

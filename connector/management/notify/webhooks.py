@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from connector.dsp.protocol_client import Peer, Wire
 from connector.errors import BadInput, NotFound
 from connector.events import Event, WebhookChanged
-from connector.outbox.sender import Outcome, Result, Sender
+from connector.outbox.sender import DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox, Webhook
 
@@ -97,11 +97,11 @@ class Webhooks:
             if EVERY in hook.kinds or event.kind in hook.kinds:
                 tx.outbox.send(_delivery(hook, event, tx.now))
 
-    async def carry(self, row: Outbox) -> Outcome:
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
         """Deliver once. Anything but a 2xx is tried again; 410 says that nobody is there any more."""
         hook = await self._store.read(lambda tx: tx.outbox.get_webhook(row.process.removeprefix(f"{KIND}:")))
         if hook is None:
-            return Outcome(Result.REFUSED, "the webhook was removed")
+            return DeliveryOutcome(DeliveryResult.REFUSED, "the webhook was removed")
         body = json.dumps(row.message, separators=(",", ":"), ensure_ascii=False).encode()
         headers = {
             "Content-Type": "application/json",
@@ -110,17 +110,17 @@ class Webhooks:
         }
         reply = await self._wire.call("POST", hook.url, headers=headers, body=body, max_bytes=64 * 2**10)
         if 200 <= reply.status < 300:
-            return Outcome(Result.DELIVERED)
-        result = Result.REFUSED if reply.status == _GONE else Result.AGAIN
-        return Outcome(result, f"{hook.url} answered {reply.status}")
+            return DeliveryOutcome(DeliveryResult.DELIVERED)
+        result = DeliveryResult.REFUSED if reply.status == _GONE else DeliveryResult.AGAIN
+        return DeliveryOutcome(result, f"{hook.url} answered {reply.status}")
 
     def hold(self, tx: Transaction, row: Outbox) -> None:
         """A delivery is about nothing that could change."""
 
-    def put_off(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> None:
+    def put_off(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: None) -> None:
         """Nobody waits for a delivery here."""
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> list[Outbox]:
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: None) -> list[Outbox]:
         """Nothing follows from a delivery."""
         return []
 

@@ -16,7 +16,7 @@ from catalogue.crawl.namespaces import Namespaces
 from catalogue.store import CatalogueTransaction
 from catalogue.store.tables import CrawlState, EntryRow
 from connector.identity import did, self_issued_token
-from connector.identity.did import Resolver
+from connector.identity.did import DidResolver
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, Reply, Request, dataset
@@ -53,9 +53,9 @@ async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
     assert json.loads(asked.body)["@type"] == "CatalogRequestMessage"
     token = asked.headers["authorization"].removeprefix("Bearer ")
     parts = catalogue.parts
-    resolver = Resolver(parts.net)
+    resolver = DidResolver(parts.net)
     us = parts.settings.did
-    resolver._strangers.keep(us, did._Kept(float("inf"), did._keys(parts.register.did_document(), us)))
+    resolver._strangers.keep(us, did._CachedKeys(float("inf"), did._keys(parts.register.did_document(), us)))
     claims = await self_issued_token.verify(
         token, audience=north.did, resolver=resolver, replays=self_issued_token.Replays()
     )

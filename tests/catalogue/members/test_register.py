@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 from joserfc import jws
 
-from connector.identity.did import Resolver
-from connector.identity.member_register import Trust
-from connector.infra.net.http_client import Guard, Net, Reply
+from connector.identity.did import DidResolver
+from connector.identity.member_register import MemberRegister
+from connector.infra.net.http_client import AddressGuard, HttpClient, Reply
 from tests.catalogue.conftest import ROOT, Catalogue
 from tests.catalogue.provider import Provider
 
@@ -22,7 +22,7 @@ class InMemory:
     """Calls that end in the catalogue under test instead of in the network."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self.guard = Guard(insecure_http=True)
+        self.guard = AddressGuard(insecure_http=True)
         self._http = catalogue.http
 
     async def call(self, method: str, url: str, *, max_bytes: int = 0, **_: object) -> Reply:
@@ -31,13 +31,13 @@ class InMemory:
         return Reply(answer.status_code, headers, answer.content)
 
 
-def trust(catalogue: Catalogue) -> Trust:
-    net = cast("Net", InMemory(catalogue))
-    return Trust(net, Resolver(net), anchor=catalogue.parts.settings.did, register_url="", max_age=0)
+def trust(catalogue: Catalogue) -> MemberRegister:
+    net = cast("HttpClient", InMemory(catalogue))
+    return MemberRegister(net, DidResolver(net), anchor=catalogue.parts.settings.did, register_url="", max_age=0)
 
 
 async def facts(catalogue: Catalogue, member: Provider) -> Mapping[str, Any] | None:
-    return await trust(catalogue).member(member.did)
+    return await trust(catalogue).find_member(member.did)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from catalogue.pages import page_text, site
 from catalogue.search.facets import EntryView
 from catalogue.search.search_query import SearchQuery
 from connector.infra import html
+from connector.infra.html import wording
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, Reply, dataset
 
@@ -303,7 +304,7 @@ def test_rules_with_the_same_conditions_are_said_once() -> None:
      (86_400 * 3, "3 days ago")],
 )  # fmt: skip
 def test_ages_are_said_in_words(seconds: float, text: str) -> None:
-    assert page_text.ago(seconds) == text
+    assert wording.format_age(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from connector.audit import merkle, signed_note
 from connector.audit.export import blocks, export, write
 from connector.audit.log import AuditLog, Filter, Sequencer
-from connector.audit.record import Record, record_of
+from connector.audit.record import Record, make_record
 from connector.audit.signed_note import Signer
 from connector.events import AgreementConcluded, ReadEnded, ReadRefused, ReadStarted
 from connector.store import Store, Transaction
@@ -94,7 +94,7 @@ class InMemory:
 def reads(count: int, **changed: str) -> list[Record]:
     """Records of reads; `changed`: another actor, by number (`r4="eve"`)."""
     return [
-        record_of(
+        make_record(
             i, 1_790_000_000.5 + i, {"kind": "ReadEnded", "actor": changed.get(f"r{i}", "ada")}, i.to_bytes(16, "big")
         )
         for i in range(count)

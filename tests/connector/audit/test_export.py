@@ -102,7 +102,7 @@ async def test_a_directory_that_cannot_be_written_is_a_clear_refusal(sqlite_stor
     await sqlite_store.write(story(1))
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(Busy, match="must have room"):
+    with pytest.raises(Busy, match="make room"):
         await evidence(log_over(sqlite_store), blocked)
 
 

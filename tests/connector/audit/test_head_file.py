@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from connector.audit.head_file import LogBroken, Mark
+from connector.audit.head_file import HeadFile, LogBroken
 from connector.audit.log import Sequencer, check_key
 from connector.audit.signed_note import Signer, checkpoint
 from connector.store import Store, Transaction
@@ -25,7 +25,7 @@ async def grown(
     store: Store, path: Path, *, by: int, signer: Signer = SIGNER, former: Sequence[Signer] = ()
 ) -> Sequencer:
     """The log, longer by so many records, with its newest head in `path`."""
-    sequencer = Sequencer(store, signer=signer, mark=Mark(path, signer=signer, former=former))
+    sequencer = Sequencer(store, signer=signer, head_file=HeadFile(path, signer=signer, former=former))
     await store.write(story(by))
     await sequencer.settle()
     return sequencer
@@ -38,7 +38,7 @@ def forget(tx: Transaction) -> None:
 
 
 async def test_a_log_that_has_grown_since_is_gone_on_with(store: Store, tmp_path: Path) -> None:
-    await store.read(Mark(tmp_path / "head", signer=SIGNER).check)  # as before the first record
+    await store.read(HeadFile(tmp_path / "head", signer=SIGNER).check)  # as before the first record
     for size, by in ((300, 300), (305, 5)):
         await grown(store, tmp_path / "head", by=by)
         head = (tmp_path / "head").read_text()
@@ -46,7 +46,7 @@ async def test_a_log_that_has_grown_since_is_gone_on_with(store: Store, tmp_path
         assert int(head.splitlines()[1]) == size
     await store.write(story(400))
     await Sequencer(store, signer=SIGNER).settle()  # by another process
-    await store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+    await store.read(HeadFile(tmp_path / "head", signer=SIGNER).check)
 
 
 @pytest.mark.parametrize(("again", "said"), [(0, "has 0 records, not the 8"), (3, "3 records"), (9, "other records")])
@@ -62,13 +62,13 @@ async def test_one_that_is_shorter_or_another_is_not(store: Store, tmp_path: Pat
         await store.write(story(again))
         await Sequencer(store, signer=SIGNER).settle()
     with pytest.raises(LogBroken, match=said):
-        await store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+        await store.read(HeadFile(tmp_path / "head", signer=SIGNER).check)
 
 
 async def test_what_a_former_key_has_signed_says_nothing(sqlite_store: Store, tmp_path: Path) -> None:
     await grown(sqlite_store, tmp_path / "head", by=8, signer=OTHER)
     await sqlite_store.write(forget)
-    await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER, former=[OTHER]).check)
+    await sqlite_store.read(HeadFile(tmp_path / "head", signer=SIGNER, former=[OTHER]).check)
     await grown(sqlite_store, tmp_path / "head", by=1, former=[OTHER])
     assert SIGNER.has_signed((tmp_path / "head").read_text())
 
@@ -90,12 +90,12 @@ async def test_a_head_that_is_none_is_named(
     await grown(sqlite_store, tmp_path / "head", by=8)
     (tmp_path / "head").write_bytes(damage((tmp_path / "head").read_bytes()))
     with pytest.raises(LogBroken, match=f"expected the newest signed head of our audit log in {tmp_path}/head"):
-        await sqlite_store.read(Mark(tmp_path / "head", signer=SIGNER).check)
+        await sqlite_store.read(HeadFile(tmp_path / "head", signer=SIGNER).check)
 
 
 async def test_a_database_that_ends_with_a_former_key_is_an_older_one(sqlite_store: Store, tmp_path: Path) -> None:
     await grown(sqlite_store, tmp_path / "head", by=8)
-    with pytest.raises(LogBroken, match="an older database"):
+    with pytest.raises(LogBroken, match="an older copy"):
         await sqlite_store.read(partial(check_key, signer=OTHER, former=[SIGNER]))
 
 

@@ -65,6 +65,6 @@ async def test_no_acknowledged_record_is_lost_when_the_writer_is_killed(database
     assert len(set(kept) - acknowledged) <= KILLS
     newest = await log.head()
     for earlier in heads:
-        proof = await log.consistency(signed_note.head_of(earlier)[1], report.size)
+        proof = await log.consistency(signed_note.read_head(earlier)[1], report.size)
         verify_consistency(earlier, newest, proof, SIGNER.vkey)
     store.close()

@@ -46,7 +46,7 @@ async def test_committed_events_are_numbered_without_a_gap_and_signed(store: Sto
         await store.write(story(count))
         await log.sequencer.settle()
     assert await stored(store) == (list(range(306)), 0, 306)
-    _, size, root = signed_note.head_of(await log.head())
+    _, size, root = signed_note.read_head(await log.head())
     assert root == await store.read(lambda tx: merkle.root(tx.audit.read_tile, size))
 
 
@@ -81,7 +81,7 @@ async def test_a_sequencer_outlives_what_fails_and_says_what_it_is(store: Store)
     again = log_over(store).sequencer
     running = asyncio.create_task(again.run())
     try:
-        await _until(lambda: "does not match" in again.problem)
+        await _until(lambda: "expected the stored audit log to match" in again.problem)
         await store.write(lambda tx: tx.audit.put_tile(0, 0, tile))  # restored from a copy
         await store.write(story(1))
         await until_settled(store)
@@ -136,7 +136,7 @@ async def test_two_sequencers_on_one_database_make_one_log(store: Store) -> None
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     assert await stored(store) == (list(range(240)), 0, 240)
-    _, size, root = signed_note.head_of(await logs[0].head())
+    _, size, root = signed_note.read_head(await logs[0].head())
     assert root == await store.read(lambda tx: merkle.root(tx.audit.read_tile, size))
 
 
@@ -145,11 +145,11 @@ async def test_every_record_is_what_was_published_and_is_proven(store: Store) ->
     await store.write(story(9))
     await log.sequencer.settle()
     for idx in range(9):
-        proven = await log.proven(idx)
+        proven = await log.prove(idx)
         assert json.loads(proven.record.text)["detail"]["rows"] == idx * 1000
         assert verify_proof(proven.proof, proven.record.leaf, SIGNER.vkey) == idx
     with pytest.raises(NotFound, match="below its size, 9"):
-        await log.proven(9)
+        await log.prove(9)
 
 
 async def test_every_head_continues_the_one_before(store: Store) -> None:
@@ -159,7 +159,7 @@ async def test_every_head_continues_the_one_before(store: Store) -> None:
         await log.sequencer.settle()
         heads.append(await log.head())
     for old, new in itertools.pairwise(heads):
-        path = await log.consistency(signed_note.head_of(old)[1], signed_note.head_of(new)[1])
+        path = await log.consistency(signed_note.read_head(old)[1], signed_note.read_head(new)[1])
         verify_consistency(old, new, path, SIGNER.vkey)
 
 

@@ -12,7 +12,7 @@ from hanse.audit import verify
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.audit.record import canonical, record_of
+from connector.audit.record import canonical, make_record
 
 NUMBERS = [  # RFC 8785 appendix B, and the borders between its forms
     (0.0, "0"),
@@ -87,17 +87,17 @@ def test_what_json_cannot_hold_becomes_text_because_a_log_must_not_stop(value: A
 def test_a_body_that_is_too_long_for_an_auditor_is_cut_where_it_is_long_and_says_so() -> None:
     long = {"policy": ["x" * 100] * 20_000, "rows": 7, "name": "n" * 5_000}
     body = {"kind": "ReadStarted", "actor": "did:web:north", "reason": "r" * 800_000, "detail": long}
-    told = json.loads(record_of(7, 1_700_000_000.75, body, b"s" * 16).text)
+    told = json.loads(make_record(7, 1_700_000_000.75, body, b"s" * 16).text)
     assert (told["kind"], told["actor"], told["detail"]["rows"]) == ("ReadStarted", "did:web:north", 7)
     digest = sha256(json.dumps(long["policy"], separators=(",", ":")).encode()).hexdigest()
     assert told["detail"]["policy"] == f"(cut: 2060001 bytes of JSON, SHA-256 {digest})"
     assert told["reason"].startswith("r" * 1000 + "... (cut: 800002 bytes of JSON, SHA-256 ")
     whole = {"kind": "ReadStarted", "reason": "r" * 400_000}
-    assert json.loads(record_of(7, 1_700_000_000.75, whole, b"s" * 16).text)["reason"] == whole["reason"]
+    assert json.loads(make_record(7, 1_700_000_000.75, whole, b"s" * 16).text)["reason"] == whole["reason"]
 
 
 def test_a_leaf_is_a_salted_commitment_without_any_content() -> None:
-    record = record_of(7, 1_700_000_000.75, {"kind": "ReadStarted", "actor": "did:web:north"}, b"s" * 16)
+    record = make_record(7, 1_700_000_000.75, {"kind": "ReadStarted", "actor": "did:web:north"}, b"s" * 16)
     assert json.loads(record.text) == {
         "actor": "did:web:north",
         "kind": "ReadStarted",

@@ -12,7 +12,7 @@ from tests.connector.audit.support import SIGNER
 
 def test_a_head_of_ours_is_read_back_and_holds_for_the_verifier() -> None:
     text = signed_note.checkpoint(SIGNER, size=7, root=merkle.EMPTY_ROOT)
-    assert signed_note.head_of(text) == (SIGNER.name, 7, merkle.EMPTY_ROOT)
+    assert signed_note.read_head(text) == (SIGNER.name, 7, merkle.EMPTY_ROOT)
     name, key, _ = parse_key(SIGNER.vkey)
     assert _signed_text(text, name, key).split("\n")[:2] == [SIGNER.name, "7"]
 

@@ -25,7 +25,7 @@ from connector.dataplane.block_plan import Wanted, asked_of
 from connector.datasets import block_layout, file_access, rounded_counts
 from connector.errors import Busy
 from connector.events import listed
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -130,7 +130,7 @@ async def test_of_many_plans_of_one_consumer_a_few_are_looked_at_at_once(
 async def test_who_waits_for_his_turn_is_told_nothing_of_what_ends_meanwhile(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = Turns(1, waiting=8, wait_seconds=60)
+    turns = TurnQueue(1, waiting=8, wait_seconds=60)
     monkeypatch.setattr(running.reads, "_looks", turns)
     agreement = await running.agree()
     reader = Reader(running, agreement)
@@ -283,7 +283,7 @@ async def test_an_agreement_that_was_renewed_goes_on(running: Provider) -> None:
 
 async def test_a_read_that_begins_under_another_permission_gives_no_cursors_of_the_first(running: Provider) -> None:
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
-    held = await running.grants.hold(ticket.agreement, consumer=ticket.consumer)
+    held = await running.grants.load(ticket.agreement, consumer=ticket.consumer)
     split = await running.reads.split(ticket, Wanted(), snapshot="", blocks="0")
     assert split is not None
     for shown, begins in ((split.shown, True), ("of another", False)):
@@ -428,7 +428,7 @@ async def test_nobody_is_told_how_many_rows_a_policy_hides(running: Provider, tm
     rows = [{"pid": n, "g": "A" if n < 90 else "rare", "m": 1.0} for n in range(93)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "few.parquet")
     agreement = await running.agree(policy, name="few", path=tmp_path / "few.parquet")
-    held = await running.grants.hold(agreement, consumer=provider.CONSUMER)
+    held = await running.grants.load(agreement, consumer=provider.CONSUMER)
     assert contract_routes.summary(held, owner=provider.OWNER)["rows"] == told
     plan = (await Reader(running, agreement, "few").plan()).json()
     assert plan.get("rows") == planned

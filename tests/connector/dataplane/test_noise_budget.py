@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.dataplane import noise_budget
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from policies.model import Policy
 from tests.connector.dataplane.http.test_routes import ask, parse
 from tests.support import data, gate, provider
@@ -111,7 +111,7 @@ async def test_an_epsilon_that_cannot_be_is_refused(
 async def test_a_question_that_no_worker_had_costs_nothing(running: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     agreement = await running.agree(policy())
     with monkeypatch.context() as patch:
-        patch.setattr(running.pool, "_turns", Turns(0, waiting=0, wait_seconds=1))
+        patch.setattr(running.pool, "_turns", TurnQueue(0, waiting=0, wait_seconds=1))
         assert (await ask(running, running.ticket(agreement), TOTAL, epsilon=0.2)).json()["code"] == "queue_full"
         await settled(running)
     assert await used(running, agreement) == 0

@@ -13,7 +13,7 @@ from connector.dataplane.read_log import applied
 from connector.dataplane.read_request import STREAM
 from connector.dataplane.read_request import Asked as Read
 from connector.offers.preview import Asked, OwnersView
-from connector.usage.fact_collector import Known, party_facts
+from connector.usage.fact_collector import FactCollector, party_facts
 from policies.evaluation.evaluate import Facts
 from policies.model import Constraint, Duty, Policy, Rule
 from policies.vocabulary import expand
@@ -143,7 +143,9 @@ async def test_a_read_ends_when_its_own_permission_does_though_another_is_active
 
 async def test_an_agreement_tells_of_the_permissions_that_this_party_can_use(running: Provider) -> None:
     ticket = running.ticket(await running.agree(policy(CLOSED[0][0], CLOSED[4][0], may(ONLY_ID))))
-    held = await running.grants.usable(running.addresses.read(f"Bearer {ticket}").agreement, consumer=provider.CONSUMER)
+    held = await running.grants.load_usable(
+        running.addresses.read(f"Bearer {ticket}").agreement, consumer=provider.CONSUMER
+    )
     assert [one.permission for one in held.contracts] == ["/permission/1", "/permission/2"]
 
 
@@ -162,7 +164,7 @@ OTHERWISE: dict[str, Constraint] = {
 async def shared(running: Provider, agreed: Policy, *, purpose: str = "") -> dict[str, bool]:
     """What the party hears of its contracts: whether their values may go to other owners, by permission."""
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree(agreed))}")
-    held = await running.grants.usable(ticket.agreement, consumer=provider.CONSUMER, purpose=purpose)
+    held = await running.grants.load_usable(ticket.agreement, consumer=provider.CONSUMER, purpose=purpose)
     told = summary(held, owner="o")["contracts"]
     return {one.permission: said["shares_keys"] for one, said in zip(held.contracts, told, strict=True)}
 
@@ -215,14 +217,14 @@ async def test_a_purpose_that_the_transfer_does_not_name_is_left_to_the_question
 
 async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission(running: Provider) -> None:
     class Register:
-        async def member(self, participant: str) -> dict[str, Any]:
+        async def find_member(self, participant: str) -> dict[str, Any]:
             return {"status": "active"}
 
-        def believed_until(self) -> None:
+        def valid_until(self) -> None:
             return None
 
     await running.agree()
-    known = Known(running.store, Register())  # type: ignore[arg-type]  # all that is asked of a Trust
+    known = FactCollector(running.store, Register())  # type: ignore[arg-type]  # all that is asked of a MemberRegister
     view = OwnersView(running.store, running.pool, known, name=provider.OWNER, mask_secret=b"m" * 32, memory_mb=256)
     dataset = await running.store.read(lambda tx: tx.datasets.of(provider.DATASET))
     version = await running.store.read(lambda tx: tx.datasets.get_current(dataset))

@@ -17,11 +17,11 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.read_request import QUERY, Asked
 from connector.errors import BadInput, Busy, NotFound, Refused
 from connector.events import ReadStarted
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.store import UNKNOWN, Transaction
 from connector.usage import quotas
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.http.test_routes import ask, client, parse
@@ -114,7 +114,7 @@ async def test_what_no_worker_had_takes_no_use_and_no_quota(
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
     await until(lambda: not running.pool._busy)  # whose worker another read could share
     with monkeypatch.context() as patch:
-        turns = Turns(0, waiting=0 if full == "queue_full" else 4, wait_seconds=60 if full == "left" else 0.01)
+        turns = TurnQueue(0, waiting=0 if full == "queue_full" else 4, wait_seconds=60 if full == "left" else 0.01)
         patch.setattr(running.pool, "_turns", turns)
         asking = asyncio.ensure_future(ask(running, ticket, "SELECT id FROM numbers LIMIT 3"))
         if full == "left":
@@ -582,7 +582,7 @@ def _undo() -> None:
 @pytest.mark.parametrize("most", ["100", "1000000", "2000000"])
 async def test_reads_at_once_share_a_quota_that_has_room_for_all(running: Provider, most: str) -> None:
     agreement = await running.agree(limited("ds:rowQuota", most))
-    begun: list[Grant] = []
+    begun: list[ReadGrant] = []
     for number in range(8):
         grants = await running.grants.examine(provider.wanted(agreement.rpartition(":")[2]))
         await running.grants.begin(grants, lambda _: None, read_id=f"{agreement} {number}")

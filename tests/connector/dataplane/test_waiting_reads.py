@@ -11,7 +11,7 @@ import pytest
 from connector.dataplane.admission import _later
 from connector.dataplane.read_request import QUERY, Asked
 from connector.errors import Busy, Limited
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import provider
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
@@ -22,8 +22,8 @@ OTHER = "did:web:other.example"
 SQL = f"SELECT count(*) AS n FROM {provider.DATASET}"
 
 
-def limit(running: Provider, monkeypatch: pytest.MonkeyPatch, *, places: int, waiting: int) -> Turns:
-    turns = Turns(places, each=1, waiting=waiting, wait_seconds=60)
+def limit(running: Provider, monkeypatch: pytest.MonkeyPatch, *, places: int, waiting: int) -> TurnQueue:
+    turns = TurnQueue(places, each=1, waiting=waiting, wait_seconds=60)
     monkeypatch.setattr(running.reads, "_queue_seconds", 60.0)
     monkeypatch.setattr(running.reads, "_turns", turns)
     return turns

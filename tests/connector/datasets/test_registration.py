@@ -37,7 +37,7 @@ from connector.errors import (
     SourceUnreadable,
 )
 from connector.events import RequestRefused
-from connector.infra.database.database import say
+from connector.infra.database.database import run_statement
 from connector.management.datasets import view
 from connector.store.tables import Agreement
 from tests.support import data
@@ -474,7 +474,7 @@ async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the
 
 async def _limit(owner: Owner, *, pages: int) -> None:
     def work(tx: Any) -> None:
-        say(tx._unit.connection, f"PRAGMA max_page_count = {pages}")
+        run_statement(tx._unit.connection, f"PRAGMA max_page_count = {pages}")
 
     await owner.store.write(work)
 

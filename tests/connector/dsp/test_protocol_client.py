@@ -12,7 +12,7 @@ import pytest
 from connector.dsp.protocol_client import Peer, segment
 from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
 from connector.infra.net import resolver
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from tests.support.own_name import changed
 
 ROOT = "https://198.51.100.7"
@@ -22,7 +22,7 @@ class Wire:
     """Answers with what it is given, and keeps what it was asked."""
 
     def __init__(self, *replies: Reply) -> None:
-        self.guard = Guard(allow=("198.51.100.0/24",))
+        self.guard = AddressGuard(allow=("198.51.100.0/24",))
         self.replies = list(replies)
         self.asked: list[tuple[str, str, Mapping[str, str], bytes | None]] = []
 

@@ -429,7 +429,7 @@ async def test_a_failure_that_nobody_foresaw_is_recorded_as_one(asked: Asked, mo
         (event,) = asked.recorded
         asked.events.clear()
         assert (event.outcome, event.code) == ("failed", "internal")
-        assert event.reason == "the connector failed; its log says why"
+        assert event.reason == "the connector failed unexpectedly; see its log"
         newest = asked.coordinator.recent()[0]
         assert (newest.state, newest.code, newest.reason) == ("failed", "internal", event.reason)
 

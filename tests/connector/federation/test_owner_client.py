@@ -19,7 +19,7 @@ from connector.federation.owner_client import Budget
 from tests.support.waiting import until
 
 
-class Answer:
+class StreamedReply:
     """An owner's answer in pieces of 100,000 bytes."""
 
     def __init__(self, count: int) -> None:
@@ -31,7 +31,7 @@ class Answer:
 
 
 async def spool(path: Path, *, count: int = 25, most: int = 10_000_000) -> tuple[int, bytes | None]:
-    answer: Any = Answer(count)
+    answer: Any = StreamedReply(count)
     return await owner_client._spool(answer, path, Budget(most))
 
 
@@ -62,7 +62,7 @@ class No:
     def __init__(self, status: int, body: bytes) -> None:
         self.status, self.body = status, body
 
-    async def beginning(self, most: int) -> bytes:
+    async def read_up_to(self, most: int) -> bytes:
         return self.body[:most]
 
 

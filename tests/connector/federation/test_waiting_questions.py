@@ -9,7 +9,7 @@ import pytest
 
 from connector.errors import Limited, Refused
 from connector.federation.coordinator import Question
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support.asking import Asked
 from tests.support.waiting import until
 
@@ -31,7 +31,7 @@ def waiting(asked: Asked) -> int:
 
 def limit(asked: Asked, monkeypatch: pytest.MonkeyPatch, *, places: int, waiting: int, seconds: float) -> None:
     monkeypatch.setattr(asked.coordinator, "_queue_seconds", seconds)
-    monkeypatch.setattr(asked.coordinator, "_turns", Turns(places, waiting=waiting, wait_seconds=seconds))
+    monkeypatch.setattr(asked.coordinator, "_turns", TurnQueue(places, waiting=waiting, wait_seconds=seconds))
 
 
 async def test_a_question_waits_for_a_place_and_is_answered(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

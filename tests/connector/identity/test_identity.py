@@ -31,11 +31,11 @@ from connector.errors import (
     Unauthenticated,
 )
 from connector.identity import did, keys, self_issued_token
-from connector.identity.did import Resolver
+from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
-from connector.identity.member_register import Trust
+from connector.identity.member_register import MemberRegister
 from connector.identity.self_issued_token import Replays
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from tests.support.own_name import changed
 
 US = "did:web:us.example"
@@ -49,7 +49,7 @@ class Web:
 
     def __init__(self, pages: Mapping[str, Any]) -> None:
         self.pages = dict(pages)
-        self.guard = Guard()
+        self.guard = AddressGuard()
         self.calls: list[str] = []
 
     async def call(self, method: str, url: str, **_: Any) -> Reply:
@@ -68,8 +68,8 @@ def document(key: ECKey = KEY, identifier: str = THEM, **changed: str) -> dict[s
     return did.document(identifier, jwk={**keys.public_jwk(key), **changed}, root_url="https://them.example")
 
 
-def resolver(pages: Mapping[str, Any] | None = None) -> Resolver:
-    return Resolver(Web({"https://them.example/.well-known/did.json": document()} if pages is None else pages))  # type: ignore[arg-type]  # a fake
+def resolver(pages: Mapping[str, Any] | None = None) -> DidResolver:
+    return DidResolver(Web({"https://them.example/.well-known/did.json": document()} if pages is None else pages))  # type: ignore[arg-type]  # a fake
 
 
 def token(*, key: ECKey = KEY, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
@@ -98,7 +98,7 @@ async def had(found: HanseError) -> HanseError:
 
 async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log() -> None:
     told = await had(PeerUnreachable("port 8080 is closed"))
-    assert told.message == f"the DID document of {THEM} cannot be had now; try again in a moment"
+    assert told.message == f"the DID document of {THEM} cannot be fetched now; try again in a moment"
     there, nowhere = await had(AddressPrivate("it is at 10.20.30.40")), await had(NameUnknown("no such name"))
     assert (type(there), there.message) == (type(nowhere), nowhere.message)
 
@@ -261,13 +261,13 @@ def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.Mon
     def taken(issuer: str, *, now: float, life: float = 60) -> int:
         count = 0
         with suppress(Busy):
-            while count < 100 and replays.first_time(issuer, str(count), issued=now, expires=now + life, now=now):
+            while count < 100 and replays.note_first_use(issuer, str(count), issued=now, expires=now + life, now=now):
                 count += 1
         return count
 
     assert [taken(who, now=0, life=900) for who in ("a", "b", "c")] == [15, 15, 2]
     assert [taken("honest", now=0), taken("other", now=0)] == [2, 2]
-    assert not replays.first_time("honest", "0", issued=0, expires=60, now=89)
+    assert not replays.note_first_use("honest", "0", issued=0, expires=60, now=89)
     assert taken("honest", now=91) == 2
     assert [len(replays._ends), taken("d", now=931)] == [34, 15]
     assert set(replays._seen) == {"d"}
@@ -281,7 +281,7 @@ def test_strangers_take_no_room_for_tokens_from_those_that_are_expected(monkeypa
 
     def taken(issuer: str, **how: Any) -> bool:
         with suppress(Busy):
-            return replays.first_time(issuer, "1", issued=0, expires=60, now=0, **how)
+            return replays.note_first_use(issuer, "1", issued=0, expires=60, now=0, **how)
         return False
 
     assert sum(taken(f"did:web:evil.example%3A{i}:{i}") for i in range(50)) == 15
@@ -289,8 +289,8 @@ def test_strangers_take_no_room_for_tokens_from_those_that_are_expected(monkeypa
     assert sum(taken(f"did:web:evil{i}.example") for i in range(50)) == 24
     assert not taken("did:web:another.example")
     assert sum(taken(f"did:web:evil.example:member:{i}", expected=True) for i in range(50)) == 40
-    replays.first_time("a", "2", issued=100, expires=160, now=100)
-    assert (replays._all, len(replays._seen)) == ([1, 0], 1)
+    replays.note_first_use("a", "2", issued=100, expires=160, now=100)
+    assert (replays._totals, len(replays._seen)) == ([1, 0], 1)
 
 
 class Slow(Web):
@@ -310,7 +310,7 @@ class Slow(Web):
         return Reply(200, {}, json.dumps(document(identifier=identifier)).encode())
 
 
-def asked(resolver: Resolver, who: str) -> asyncio.Task[dict[str, Any]]:
+def asked(resolver: DidResolver, who: str) -> asyncio.Task[dict[str, Any]]:
     return asyncio.create_task(
         resolver.key(who, f"{who}#{KEY.thumbprint()}", purpose="capabilityInvocation"), name=f"asks for {who}"
     )
@@ -318,10 +318,10 @@ def asked(resolver: Resolver, who: str) -> asyncio.Task[dict[str, Any]]:
 
 async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_waiting() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     resolver.expect(["did:web:member.example"])
     await asked(resolver, "did:web:known.example")
-    resolver.proven("did:web:known.example")
+    resolver.mark_proven("did:web:known.example")
     hanging = [asked(resolver, f"did:web:hangs.example:{i}") for i in range(30)]
     await asyncio.sleep(0)
     assert (await asked(resolver, "did:web:new.example"))["kty"] == "EC"
@@ -331,19 +331,19 @@ async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_w
     async with asyncio.timeout(60):
         while len(web.asked) < 2 + 12:  # then all places of strangers are taken
             await asyncio.sleep(0)
-    resolver._proven.kept["did:web:known.example"] = did._Kept(float("-inf"), b"")
+    resolver._proven.kept["did:web:known.example"] = did._CachedKeys(float("-inf"), b"")
     assert (await asked(resolver, "did:web:known.example"))["kty"] == "EC"
     assert (await asked(resolver, "did:web:member.example"))["kty"] == "EC"
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
-    for coming in tuple(resolver._coming.values()):
+    for coming in tuple(resolver._fetches.values()):
         coming.cancel()
 
 
 async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_away() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     first, second = (asked(resolver, "did:web:new.example") for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -352,19 +352,19 @@ async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_a
 
 
 async def test_a_document_that_does_not_come_in_time_is_no_verdict() -> None:
-    resolver = Resolver(Slow())  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(Slow())  # type: ignore[arg-type]  # a fake
     resolver._strangers.seconds = 0.01
-    with pytest.raises(Busy, match="in time"):
+    with pytest.raises(Busy, match="timed out waiting for the DID document"):
         await asked(resolver, "did:web:hangs.example")
 
 
 async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_others() -> None:
     web = Slow()
-    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver = DidResolver(web)  # type: ignore[arg-type]  # a fake
     for who in ("member", "known"):
         resolver.expect(["did:web:member.example"])
         await asked(resolver, f"did:web:{who}.example")
-        resolver.proven(f"did:web:{who}.example")
+        resolver.mark_proven(f"did:web:{who}.example")
     for i in range(300):
         await asked(resolver, f"did:web:s{i}.example")
     calls = len(web.asked)
@@ -397,7 +397,7 @@ async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
 
 async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key_only_seldom() -> None:
     web = Web({"https://them.example/.well-known/did.json": document()})
-    asked = Resolver(web)  # type: ignore[arg-type]  # a fake
+    asked = DidResolver(web)  # type: ignore[arg-type]  # a fake
     for _ in range(5):
         await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
     for _ in range(5):
@@ -463,16 +463,16 @@ def signed(body: str | bytes, key: ECKey = KEY, *, kid: str | None = None) -> by
     return jws.serialize_compact(header, body, key, algorithms=["ES256"]).encode()
 
 
-def trusting(page: bytes | None) -> Trust:
+def trusting(page: bytes | None) -> MemberRegister:
     pages: dict[str, Any] = {"https://them.example/.well-known/did.json": document()}
     if page is not None:
         pages["https://them.example/members.jws"] = page
     web = Web(pages)
-    return Trust(web, Resolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
+    return MemberRegister(web, DidResolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
 
 
 async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:
-    return await trusting(page).member(participant)
+    return await trusting(page).find_member(participant)
 
 
 async def test_a_member_is_who_the_operator_lists() -> None:
@@ -492,14 +492,18 @@ async def test_who_has_just_joined_is_found_by_name_and_listed(monkeypatch: pyte
     monkeypatch.setattr("connector.identity.member_register._RETRY_SECONDS", 0.0)
     monkeypatch.setattr("connector.identity.member_register._NEWCOMER_SECONDS", 0.0)
     trust = trusting(register())
-    assert await trust.called("m") == await trust.called("did:web:m.example") == await trust.member("did:web:m.example")
-    assert await trust.called("0") == {}
+    assert (
+        await trust.find_member_by_name("m")
+        == await trust.find_member_by_name("did:web:m.example")
+        == await trust.find_member("did:web:m.example")
+    )
+    assert await trust.find_member_by_name("0") == {}
     trust._net.pages["https://them.example/members.jws"] = register(others=1)  # type: ignore[attr-defined]  # a fake
-    assert (await trust.called("0") or {})["id"] == "did:web:0.example"
+    assert (await trust.find_member_by_name("0") or {})["id"] == "did:web:0.example"
     trust._net.pages["https://them.example/members.jws"] = register(others=2)  # type: ignore[attr-defined]  # a fake
     assert len(await trust.members()) == 2
     assert len(await trust.members(newest=True)) == 3
-    assert await trusting(None).called("m") is None
+    assert await trusting(None).find_member_by_name("m") is None
 
 
 async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,9 +516,9 @@ async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(m
         raise PeerUnreachable("no answer in time")
 
     monkeypatch.setattr(trust._net, "call", silent)
-    assert await asyncio.gather(*(trust.member(THEM) for _ in range(5))) == [None] * 5
+    assert await asyncio.gather(*(trust.find_member(THEM) for _ in range(5))) == [None] * 5
     assert len(calls) == 1
-    await trust.member(THEM)
+    await trust.find_member(THEM)
     assert len(calls) == 2
 
 
@@ -540,7 +544,7 @@ async def test_a_list_does_not_wait_long_for_a_silent_operator(monkeypatch: pyte
     assert len(calls) == 1
     monkeypatch.setattr(trust._net, "call", answers)
     trust._net.pages["https://them.example/members.jws"] = register(others=1)  # type: ignore[attr-defined]  # a fake
-    trust._rests_until = 0.0
+    trust._retry_at = 0.0
     await trust.members(newest=True)
     await asyncio.sleep(0.01)
     assert len(await trust.members(newest=True)) == 2
@@ -562,11 +566,11 @@ async def test_membership_is_unknown_where_the_register_cannot_be_believed(page:
 
 
 def test_keys_are_made_once_and_readable_by_us_only(tmp_path: Any) -> None:
-    first = keys.participant_key(tmp_path / "keys")
-    assert keys.participant_key(tmp_path / "keys").thumbprint() == first.thumbprint()
+    first = keys.load_participant_key(tmp_path / "keys")
+    assert keys.load_participant_key(tmp_path / "keys").thumbprint() == first.thumbprint()
     assert (tmp_path / "keys" / "participant.pem").stat().st_mode & 0o077 == 0
-    assert keys.secret(tmp_path / "keys", "mask") == keys.secret(tmp_path / "keys", "mask")
-    assert len(keys.secret(tmp_path / "keys", "mask")) == 32
+    assert keys.load_secret(tmp_path / "keys", "mask") == keys.load_secret(tmp_path / "keys", "mask")
+    assert len(keys.load_secret(tmp_path / "keys", "mask")) == 32
 
 
 def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,10 +582,10 @@ def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monk
     with monkeypatch.context() as patched:
         patched.setattr(keys, "os", changed(os, fsync=full))
         with pytest.raises(BadInput, match=r"mask\.secret cannot be written \(No space"):
-            keys.secret(tmp_path, "mask")
+            keys.load_secret(tmp_path, "mask")
     assert list(tmp_path.iterdir()) == []
     tmp_path.joinpath(f"mask.{os.getpid()}.new").touch()  # of one that was killed
-    assert len(keys.secret(tmp_path, "mask")) == 32
+    assert len(keys.load_secret(tmp_path, "mask")) == 32
 
 
 class _Denied(type(Path())):  # type: ignore[misc]  # `Path` itself has no subclasses before Python 3.12
@@ -593,13 +597,13 @@ class _Denied(type(Path())):  # type: ignore[misc]  # `Path` itself has no subcl
 
 def test_a_folder_of_keys_that_may_not_be_looked_into_is_told(tmp_path: Path) -> None:
     """As one that root made: a start ended with `Permission denied` and no word on what to do."""
-    with pytest.raises(BadInput, match=r"mask\.secret cannot be looked for \(Permission denied\)"):
-        keys.secret(_Denied(tmp_path), "mask")
+    with pytest.raises(BadInput, match=r"mask\.secret cannot be accessed \(Permission denied\)"):
+        keys.load_secret(_Denied(tmp_path), "mask")
 
 
 def test_a_secret_of_more_bytes_than_we_make_is_good(tmp_path: Path) -> None:
     (tmp_path / "mask.secret").write_bytes(b"ab" * 32)
-    assert keys.secret(tmp_path, "mask", new=False) == b"ab" * 32
+    assert keys.load_secret(tmp_path, "mask", new=False) == b"ab" * 32
 
 
 @pytest.mark.parametrize(
@@ -614,8 +618,8 @@ def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     path = tmp_path / name
-    mask = partial(keys.secret, name="mask")
-    read: Any = {"participant.pem": keys.participant_key, "log.key": keys.log_key, "mask.secret": mask}[name]
+    mask = partial(keys.load_secret, name="mask")
+    read: Any = {"participant.pem": keys.load_participant_key, "log.key": keys.load_log_key, "mask.secret": mask}[name]
     read(tmp_path)
     whole = path.read_bytes()
     path.unlink()
@@ -631,15 +635,15 @@ def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
 def test_the_logs_key_before_stays_with_its_bytes_where_it_was_a_link(tmp_path: Path) -> None:
     (tmp_path / "mounted").mkdir()
     (tmp_path / "keys").mkdir()
-    former = keys.log_key(tmp_path / "mounted").private_bytes_raw()
+    former = keys.load_log_key(tmp_path / "mounted").private_bytes_raw()
     (tmp_path / "mounted" / "log.key").chmod(0o640)
     (tmp_path / "keys" / "log.key").symlink_to(tmp_path / "mounted" / "log.key")
-    after = keys.next_log_key(tmp_path / "keys").private_bytes_raw()
+    after = keys.load_next_log_key(tmp_path / "keys").private_bytes_raw()
     keys.change_log_key(tmp_path / "keys", before="1a2b")
     (tmp_path / "mounted" / "log.key").unlink()
-    assert keys.log_key(tmp_path / "keys").private_bytes_raw() == after
+    assert keys.load_log_key(tmp_path / "keys").private_bytes_raw() == after
     assert (tmp_path / "keys" / "log.key").stat().st_mode & 0o777 == 0o640
-    assert [one.private_bytes_raw() for one in keys.former_log_keys(tmp_path / "keys")] == [former]
+    assert [one.private_bytes_raw() for one in keys.load_former_log_keys(tmp_path / "keys")] == [former]
 
 
 @pytest.mark.parametrize("kind", ["P-384", "public", "encrypted"])
@@ -648,4 +652,4 @@ def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, kind: str) -> Non
     phrase = "phrase" if kind == "encrypted" else None
     (tmp_path / "participant.pem").write_bytes(other.as_pem(private=kind != "public", password=phrase))
     with pytest.raises(BadInput, match="expected a private key of the curve P-256"):
-        keys.participant_key(tmp_path)
+        keys.load_participant_key(tmp_path)

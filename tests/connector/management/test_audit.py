@@ -89,8 +89,8 @@ async def test_an_export_holds_offline(auditor: Auditor, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"kind": "ReadRefusd"}, ["kind: expected one of ", "ReadRefused, ReadStarted", "came 'ReadRefusd'"]),
-        ({"outcome": "nope"}, ["outcome: expected one of broken, failed, ok, refused, came 'nope'"]),
+        ({"kind": "ReadRefusd"}, ["kind: expected one of ", "ReadRefused, ReadStarted", "got 'ReadRefusd'"]),
+        ({"outcome": "nope"}, ["outcome: expected one of broken, failed, ok, refused, got 'nope'"]),
     ],
 )
 async def test_what_no_record_can_be_is_refused_with_what_they_are(
@@ -116,7 +116,7 @@ async def test_a_dataset_is_found_by_its_name_and_with_what_was_refused_under_it
     assert len((await auditor.http.get("/audit/events", params={"dataset": "flights"})).json()["records"]) == 40
     several = await auditor.http.get("/audit/events", params={"dataset": "rivers"})
     assert several.status_code == 400
-    assert "take the id: urn:hanse:north:rivers, urn:hanse:south:rivers" in several.json()["detail"]
+    assert "use an id: urn:hanse:north:rivers, urn:hanse:south:rivers" in several.json()["detail"]
 
 
 OURS, THEIRS = "urn:hanse:north:flights", "did:web:stranger.example"
@@ -154,7 +154,7 @@ async def test_of_several_that_others_name_the_one_that_has_just_the_name_can_be
         await auditor.store.write(partial(signed, id_=f"urn:agreement:on {number}", dataset=dataset))
     several = await auditor.http.get("/audit/events", params={"dataset": "rivers"})
     assert several.status_code == 400
-    assert several.json()["detail"].endswith('take the id: urn:hanse:south:rivers, urn:hanse:west:rivers, "rivers"')
+    assert several.json()["detail"].endswith('use an id: urn:hanse:south:rivers, urn:hanse:west:rivers, "rivers"')
     assert (await auditor.http.get("/audit/events", params={"dataset": '"rivers"'})).status_code == 200
 
 
@@ -166,9 +166,9 @@ async def test_a_name_is_no_other_that_is_like_it(auditor: Auditor, name: str) -
 async def test_what_no_record_can_hold_is_no_failure_of_a_database(store: Store) -> None:
     for name in ("dataset", "agreement", "actor"):
         with pytest.raises(BadInput, match=f"{name}: expected a text without NUL"):
-            await log_over(store).meant(Filter(**{name: "a\0b"}))
+            await log_over(store).resolve_dataset(Filter(**{name: "a\0b"}))
     with pytest.raises(NotFound, match="no dataset 'lights'"):
-        await log_over(store).meant(Filter(dataset="lights"))
+        await log_over(store).resolve_dataset(Filter(dataset="lights"))
 
 
 def register(tx: Transaction) -> None:
@@ -195,7 +195,7 @@ def signed(tx: Transaction, *, id_: str, dataset: str) -> None:
 async def test_an_outside_monitor_rebuilds_the_root_from_tiles_and_entries(auditor: Auditor) -> None:
     await auditor.store.write(story(300))
     await auditor.log.sequencer.settle()
-    _, size, root = signed_note.head_of((await auditor.http.get("/audit/checkpoint")).text)
+    _, size, root = signed_note.read_head((await auditor.http.get("/audit/checkpoint")).text)
     rest = size - 256
     tiles = (await auditor.http.get("/audit/tile/0/000")).content
     tiles += (await auditor.http.get(f"/audit/tile/0/001.p/{rest}")).content
@@ -217,7 +217,7 @@ async def test_a_later_head_is_proven_to_continue_an_earlier_one(auditor: Audito
     await auditor.store.write(story(30))
     await auditor.log.sequencer.settle()
     new = (await auditor.http.get("/audit/checkpoint")).text
-    sizes = {"old": signed_note.head_of(old)[1], "new": signed_note.head_of(new)[1]}
+    sizes = {"old": signed_note.read_head(old)[1], "new": signed_note.read_head(new)[1]}
     answer = (await auditor.http.get("/audit/consistency", params=sizes)).json()
     verify_consistency(old, new, [base64.b64decode(step) for step in answer["hashes"]], SIGNER.vkey)
 

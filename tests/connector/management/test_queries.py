@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from connector.engine.pool.pool import Pool
 from connector.federation.coordinator import Coordinator
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.infra.http import problem_json
 from connector.management import queries
 from connector.management.auth import Tokens
@@ -220,7 +220,7 @@ async def test_a_client_that_leaves_ends_the_work_at_the_owners(asker: Asker) ->
 async def test_a_question_without_a_place_is_told_when_to_ask_again(
     asker: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asker.coordinator, "_turns", Turns(0, waiting=0, wait_seconds=5))
+    monkeypatch.setattr(asker.coordinator, "_turns", TurnQueue(0, waiting=0, wait_seconds=5))
     for explain in (False, True):
         full = await asker.ask(explain=explain)
         told = full.json()
@@ -232,7 +232,7 @@ async def test_a_question_without_a_place_is_told_when_to_ask_again(
 async def test_a_client_that_leaves_while_its_question_waits_waits_no_more(
     asker: Asker, monkeypatch: pytest.MonkeyPatch, explain: bool
 ) -> None:
-    turns = Turns(0, waiting=8, wait_seconds=60)
+    turns = TurnQueue(0, waiting=8, wait_seconds=60)
     monkeypatch.setattr(asker.coordinator, "_turns", turns)
     monkeypatch.setattr(asker.coordinator, "_queue_seconds", 60.0)
     asking, left = request(asker, explain=explain)

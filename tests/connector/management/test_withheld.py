@@ -165,7 +165,7 @@ OLD: list[tuple[Any, str]] = [(True, "some"), (False, "possibly"), (None, "possi
 
 @pytest.mark.parametrize(("said", "meant"), OLD, ids=str)
 async def test_an_owner_of_another_version_is_understood(clinic: Asker, said: Any, meant: str) -> None:
-    end = json.dumps({"status": "complete", "rows": "ROWS", "policy": [], "withheld": said})
+    end = json.dumps({"status": "complete", "rows": "ROWS", "digest": "DIGEST", "policy": [], "withheld": said})
     clinic.owners.break_("south", f"says:{end}".replace('"ROWS"', "ROWS"))
     _, told = read((await clinic.ask(SQL)).content)
     assert (told["withheld"], {one["owner"]: one["withheld"] for one in told["owners"]}["south"]) == (meant, meant)

@@ -14,7 +14,7 @@ import pytest_asyncio
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import Versions
 from connector.store.tables import DatasetVersion
-from connector.usage.fact_collector import Known
+from connector.usage.fact_collector import FactCollector
 from policies.model import Policy
 from tests.connector.dataplane.http.test_routes import ask
 from tests.support import data, gate, provider
@@ -65,7 +65,7 @@ async def following(
 
 
 def view(running: Provider) -> OwnersView:
-    known: Any = Known.__new__(Known)  # no question of these asks who somebody is
+    known: Any = FactCollector.__new__(FactCollector)  # no question of these asks who somebody is
     return OwnersView(running.store, running.pool, known, name="clinic", mask_secret=b"m" * 32, memory_mb=512)
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from connector.errors import AlreadyExists, Busy
 from connector.outbox import acknowledgements
-from connector.outbox.acknowledgements import Settling
-from connector.outbox.sender import Outcome, Result
+from connector.outbox.acknowledgements import Acknowledgements
+from connector.outbox.sender import DeliveryOutcome, DeliveryResult
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 
-DELIVERED = Outcome(Result.DELIVERED)
+DELIVERED = DeliveryOutcome(DeliveryResult.DELIVERED)
 
 
 def row(process: str) -> Outbox:
@@ -29,13 +29,15 @@ class Book:
         self.followed: list[Outbox] = []
         self.trouble: dict[str, Exception] = {}
         self.again: list[str] = []
-        self.settling = Settling(store, record=self._record, again=self._again, hand_over=self.followed.extend)
+        self.acknowledgements = Acknowledgements(
+            store, record=self._record, again=self._again, hand_over=self.followed.extend
+        )
 
     @property
     def recorded(self) -> list[str]:
         return sorted(process for page in self.pages.values() for process in page)
 
-    def _record(self, tx: Transaction, delivered: Outbox, outcome: Outcome) -> list[Outbox]:
+    def _record(self, tx: Transaction, delivered: Outbox, outcome: DeliveryOutcome) -> list[Outbox]:
         if (trouble := self.trouble.get(delivered.process)) is not None:
             raise trouble
         self.pages.setdefault(tx, []).append(delivered.process)
@@ -55,31 +57,31 @@ async def test_what_nobody_goes_on_from_is_recorded_together_and_what_follows_is
 ) -> None:
     book = Book(sqlite_store)
     for process in ("b", "a", "c"):
-        book.settling.add(row(process), DELIVERED)
+        book.acknowledgements.add(row(process), DELIVERED)
     assert book.recorded == []
     await book.until(3)
     assert list(book.pages.values()) == [["a", "b", "c"]]
-    await book.settling.close()
+    await book.acknowledgements.close()
     assert [one.process for one in book.followed] == ["after a", "after b", "after c"]
 
 
 async def test_what_the_next_message_proved_is_not_recorded_again(sqlite_store: Store) -> None:
     book = Book(sqlite_store)
-    book.settling.add(row("a"), DELIVERED)
-    book.settling.add(row("b"), DELIVERED)
-    book.settling.proven("a")
+    book.acknowledgements.add(row("a"), DELIVERED)
+    book.acknowledgements.add(row("b"), DELIVERED)
+    book.acknowledgements.mark_recorded("a")
     await book.until(1)
-    await book.settling.close()
+    await book.acknowledgements.close()
     assert book.recorded == ["b"]
 
 
 async def test_who_acts_on_a_process_finds_it_recorded(sqlite_store: Store) -> None:
     book = Book(sqlite_store)
-    book.settling.add(row("a"), DELIVERED)
-    await book.settling.now("a")
+    book.acknowledgements.add(row("a"), DELIVERED)
+    await book.acknowledgements.record_now("a")
     assert book.recorded == ["a"]
-    await book.settling.now("a")
-    await book.settling.close()
+    await book.acknowledgements.record_now("a")
+    await book.acknowledgements.close()
     assert book.recorded == ["a"]
 
 
@@ -88,8 +90,8 @@ async def test_one_that_makes_trouble_takes_no_other_along(sqlite_store: Store, 
     book = Book(sqlite_store)
     book.trouble["b"] = trouble
     for process in ("a", "b", "c"):
-        book.settling.add(row(process), DELIVERED)
-    await book.settling.close()
+        book.acknowledgements.add(row(process), DELIVERED)
+    await book.acknowledgements.close()
     assert sorted(one.process for one in book.followed) == ["after a", "after c"]
     assert book.again == ["b"]
 
@@ -97,15 +99,15 @@ async def test_one_that_makes_trouble_takes_no_other_along(sqlite_store: Store, 
 async def test_without_a_database_the_messages_stay_in_the_outbox(sqlite_store: Store) -> None:
     book = Book(sqlite_store)
     book.trouble["a"] = Busy("the database is away")
-    book.settling.add(row("a"), DELIVERED)
+    book.acknowledgements.add(row("a"), DELIVERED)
     with suppress(TimeoutError):
-        await asyncio.wait_for(book.settling.close(), 5)
+        await asyncio.wait_for(book.acknowledgements.close(), 5)
     assert (book.recorded, book.followed, book.again) == ([], [], [])
 
 
 async def test_more_than_fit_in_one_transaction_take_several(sqlite_store: Store) -> None:
     book = Book(sqlite_store)
     for number in range(acknowledgements._TOGETHER + 1):
-        book.settling.add(row(f"{number:03}"), DELIVERED)
-    await book.settling.close()
+        book.acknowledgements.add(row(f"{number:03}"), DELIVERED)
+    await book.acknowledgements.close()
     assert sorted(map(len, book.pages.values())) == [1, acknowledgements._TOGETHER]

@@ -15,13 +15,13 @@ from connector.dataplane.push import push_receiver
 from connector.dsp import process_limits
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.outbox import delivery_classes
-from connector.outbox.sender import Courier, Outcome, Result, Sender
+from connector.outbox.sender import Courier, DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from tests.support.clocks import hands
 
-Carry = Callable[[Outbox], Awaitable[Outcome]]
-DELIVERED = Outcome(Result.DELIVERED)
+Carry = Callable[[Outbox], Awaitable[DeliveryOutcome]]
+DELIVERED = DeliveryOutcome(DeliveryResult.DELIVERED)
 
 
 class Script(Courier):
@@ -30,16 +30,16 @@ class Script(Courier):
     def __init__(self, carry: Carry) -> None:
         self._carry = carry
         self.carried: list[str] = []
-        self.settled: list[tuple[str, Result]] = []
+        self.settled: list[tuple[str, DeliveryResult]] = []
         self.changed = asyncio.Event()
 
-    async def carry(self, row: Outbox) -> Outcome:
+    async def carry(self, row: Outbox) -> DeliveryOutcome:
         self.carried.append(row.path)
         return await self._carry(row)
 
     def hold(self, tx: Transaction, row: Outbox) -> None: ...
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+    def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
         self.settled.append((row.path, outcome.result))
         return []
 
@@ -69,7 +69,7 @@ async def send(made: Sender, store: Store, *rows: Outbox) -> None:
 async def test_a_message_leaves_right_after_its_commit_without_a_tick(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     courier = Script(carry)
@@ -88,11 +88,11 @@ async def test_a_message_leaves_right_after_its_commit_without_a_tick(
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.DELIVERED)]
+    assert courier.settled == [("one", DeliveryResult.DELIVERED)]
 
 
 async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         await asyncio.sleep(0.01)
         return DELIVERED
 
@@ -108,26 +108,36 @@ async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sq
         assert mine == sorted(mine)
 
 
-FATES: list[tuple[list[Any], int, Result]] = [
-    ([Outcome(Result.AGAIN), Outcome(Result.AGAIN), DELIVERED], 3, Result.DELIVERED),
-    ([Outcome(Result.REFUSED)], 1, Result.REFUSED),
-    ([Outcome(Result.SOON)] * 10, 6, Result.REFUSED),
-    ([Outcome(Result.AGAIN)] * 4 + [Outcome(Result.SOON)] * 2 + [DELIVERED], 7, Result.DELIVERED),
-    ([PeerUnreachable("no answer"), DELIVERED], 2, Result.DELIVERED),
-    ([AddressRefused("private")], 1, Result.REFUSED),
-    ([Refused("the agreement has ended")], 1, Result.REFUSED),
+FATES: list[tuple[list[Any], int, DeliveryResult]] = [
+    (
+        [DeliveryOutcome(DeliveryResult.AGAIN), DeliveryOutcome(DeliveryResult.AGAIN), DELIVERED],
+        3,
+        DeliveryResult.DELIVERED,
+    ),
+    ([DeliveryOutcome(DeliveryResult.REFUSED)], 1, DeliveryResult.REFUSED),
+    ([DeliveryOutcome(DeliveryResult.SOON)] * 10, 6, DeliveryResult.REFUSED),
+    (
+        [DeliveryOutcome(DeliveryResult.AGAIN)] * 4 + [DeliveryOutcome(DeliveryResult.SOON)] * 2 + [DELIVERED],
+        7,
+        DeliveryResult.DELIVERED,
+    ),
+    ([PeerUnreachable("no answer"), DELIVERED], 2, DeliveryResult.DELIVERED),
+    ([AddressRefused("private")], 1, DeliveryResult.REFUSED),
+    ([Refused("the agreement has ended")], 1, DeliveryResult.REFUSED),
 ]
 
 
 @pytest.mark.parametrize(("answers", "attempts", "end"), FATES)
-async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], attempts: int, end: Result) -> None:
+async def test_how_answers_are_taken(
+    sqlite_store: Store, answers: list[Any], attempts: int, end: DeliveryResult
+) -> None:
     left = list(answers)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]  # an Outcome
+        return answer  # type: ignore[no-any-return]  # a DeliveryOutcome
 
     courier = Script(carry)
     made = sender(sqlite_store, courier)
@@ -142,7 +152,7 @@ async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], at
 async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqlite_store: Store) -> None:
     tries: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         tries.append(1)
         if row.path == "bad" and len(tries) == 1:
             raise RuntimeError("a fault")
@@ -154,18 +164,18 @@ async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqli
     await send(made, sqlite_store, message("bad", process="a"), message("good", process="b"))
     await courier.until(2)
     await made.stop()
-    assert sorted(courier.settled) == [("bad", Result.DELIVERED), ("good", Result.DELIVERED)]
+    assert sorted(courier.settled) == [("bad", DeliveryResult.DELIVERED), ("good", DeliveryResult.DELIVERED)]
 
 
 async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: Store) -> None:
     attempts: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         attempts.append(row.attempts)
         return DELIVERED
 
     class Clashing(Script):
-        def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+        def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
             if len(attempts) < 3:
                 raise AlreadyExists("the same was stored by somebody else a moment ago")
             return super().settle(tx, row, outcome, held)
@@ -177,12 +187,12 @@ async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: S
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert (attempts, courier.settled) == ([0, 1, 2], [("one", Result.DELIVERED)])
+    assert (attempts, courier.settled) == ([0, 1, 2], [("one", DeliveryResult.DELIVERED)])
 
 
 async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
-        return Outcome(Result.AGAIN, "nobody there")
+    async def carry(_: Outbox) -> DeliveryOutcome:
+        return DeliveryOutcome(DeliveryResult.AGAIN, "nobody there")
 
     courier = Script(carry)
     made = sender(sqlite_store, courier, retry_deadline=0.1)
@@ -190,7 +200,7 @@ async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_sto
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.EXPIRED)]
+    assert courier.settled == [("one", DeliveryResult.EXPIRED)]
 
 
 async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_from_being_served(
@@ -200,7 +210,7 @@ async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_
     monkeypatch.setattr(delivery_classes, "_WAITING_MAX", 150)
     hanging = asyncio.Event()
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.audience == "did:web:slow":
             await hanging.wait()
         return DELIVERED
@@ -232,7 +242,7 @@ async def test_strangers_that_hang_keep_nobody_waiting_whom_we_know(
     monkeypatch.setattr(delivery_classes, "_WAITING_MAX", 100)
     named: list[int] = []
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.audience.startswith("did:web:evil"):
             await asyncio.Event().wait()
         return DELIVERED
@@ -258,7 +268,7 @@ async def test_strangers_that_hang_keep_nobody_waiting_whom_we_know(
 
 
 async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_store: Store) -> None:
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         if row.kind == "push":
             await asyncio.Event().wait()
         return DELIVERED
@@ -274,7 +284,7 @@ async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_st
     await send(made, sqlite_store, message("one", "m"))
     await courier.until(1)
     await made.stop()
-    assert courier.settled == [("one", Result.DELIVERED)]
+    assert courier.settled == [("one", DeliveryResult.DELIVERED)]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["members", "others"])
@@ -285,7 +295,7 @@ async def test_a_counterparty_is_sent_no_more_lasting_deliveries_at_once_than_it
     under_way: dict[str, int] = {"did:web:one": 0, "did:web:two": 0}
     most, takes, all_begun = dict(under_way), dict.fromkeys(under_way, push_receiver._EACH), asyncio.Event()
 
-    async def carry(row: Outbox) -> Outcome:
+    async def carry(row: Outbox) -> DeliveryOutcome:
         under_way[row.audience] += 1
         most[row.audience] = max(most[row.audience], under_way[row.audience])
         if most == takes:
@@ -332,7 +342,7 @@ async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
 ) -> None:
     lease, resting = 30.0, _Resting()
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         """Takes twice its lease; another looks for what is left behind whenever it was due to be renewed."""
         for number in range(1, 7):
             await reached(lambda number=number: resting.rests >= number)  # type: ignore[misc]  # bound
@@ -364,7 +374,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
         return
     carried, end = asyncio.Event(), asyncio.Event()
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         carried.set()
         await end.wait()
         return DELIVERED
@@ -388,7 +398,7 @@ async def test_processes_whose_clocks_differ_do_not_take_each_others(
 async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Store) -> None:
     ended = asyncio.Event()
 
-    async def never(_: Outbox) -> Outcome:
+    async def never(_: Outbox) -> DeliveryOutcome:
         try:
             await asyncio.Event().wait()
         finally:
@@ -409,7 +419,7 @@ async def test_a_delivery_whose_lease_is_lost_goes_no_further(sqlite_store: Stor
 
 
 async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> None:
-    async def never(_: Outbox) -> Outcome:
+    async def never(_: Outbox) -> DeliveryOutcome:
         await asyncio.Event().wait()
         return DELIVERED
 
@@ -428,7 +438,7 @@ async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> Non
 
 
 async def test_a_configured_delay_comes_before_every_message(sqlite_store: Store) -> None:
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     courier = Script(carry)
@@ -451,7 +461,7 @@ async def test_what_was_put_off_by_a_clock_that_is_set_back_is_delivered_all_the
         row.due_at = row.created_at = tx.now + 365 * 86_400
         tx.outbox.send(row)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     await sqlite_store.write(put_off)
@@ -470,7 +480,7 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
 
     await sqlite_store.write(note)
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     made = sender(sqlite_store, Script(carry))
@@ -488,7 +498,7 @@ async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
 ) -> None:
     """Its earlier process is dead. What another instance of the connector has leased stays that one's."""
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     dead = sender(store, Script(carry), instance="first", lease=600.0)
@@ -507,7 +517,7 @@ async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
 async def test_a_stop_that_meets_a_wake_ends_all_the_same(sqlite_store: Store) -> None:
     """The cancellation arrives in the very turn of the loop in which the worker is woken."""
 
-    async def carry(_: Outbox) -> Outcome:
+    async def carry(_: Outbox) -> DeliveryOutcome:
         return DELIVERED
 
     for _ in range(20):

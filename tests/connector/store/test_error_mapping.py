@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from connector.errors import BadInput, Busy
 from connector.infra.database import database
-from connector.infra.lock_file import locked
+from connector.infra.lock_file import acquire_lock
 from connector.settings import Settings
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.error_mapping import ErrorMapper, describe_cause
@@ -82,7 +82,7 @@ def test_a_database_that_takes_no_schema_says_why(
     monkeypatch.setattr(database, "open_engine", small)
     with pytest.raises(Busy, match=said) as raised:
         upgrade(f"sqlite:///{tmp_path}/c.db")
-    assert "as it was" in raised.value.message
+    assert "nothing was changed" in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -236,10 +236,10 @@ def test_a_folder_that_takes_no_database_is_named_with_what_to_do(url: str) -> N
         upgrade(url)
     lock = Path(url.removeprefix("sqlite:///") + ".lock")
     with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: /proc/.* cannot be written"):
-        locked(lock, "HANSE_DATABASE_URL", "give this one a file")
+        acquire_lock(lock, "HANSE_DATABASE_URL", "give this one a file")
 
 
 def test_a_lock_that_cannot_even_be_looked_for_is_named_with_what_to_do(tmp_path: Path) -> None:
     """As in a folder that others keep for themselves; a name that is too long stands for it, as root looks anywhere."""
     with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: .* cannot be written"):
-        locked(tmp_path / ("c" * 300), "HANSE_DATABASE_URL", "give this one a file")
+        acquire_lock(tmp_path / ("c" * 300), "HANSE_DATABASE_URL", "give this one a file")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from connector.audit.log import Sequencer
 from connector.audit.signed_note import Signer
-from connector.events import Event, NegotiationAdvanced, event_of, kinds
+from connector.events import Event, NegotiationAdvanced, body_to_event, kinds
 from connector.store import EventRelay, Store
 from tests.conftest import DATABASES
 from tests.support import migrated
@@ -158,12 +158,12 @@ async def test_what_was_before_is_not_told(url: str) -> None:
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.__name__)
 def test_every_event_comes_back_from_the_log_as_it_was(kind: type[Event]) -> None:
     event = kind(actor="a", process="p", reason="r", detail={"state": "AGREED", "n": 1})
-    assert event_of(event.body()) == event
+    assert body_to_event(event.body()) == event
 
 
 def test_an_event_that_a_newer_program_wrote_is_passed_over() -> None:
-    assert event_of({"kind": "NobodyKnowsThis", "actor": "a"}) is None
-    assert event_of({"kind": "NegotiationAdvanced", "actor": "a", "more": 1}) == NegotiationAdvanced(actor="a")
+    assert body_to_event({"kind": "NobodyKnowsThis", "actor": "a"}) is None
+    assert body_to_event({"kind": "NegotiationAdvanced", "actor": "a", "more": 1}) == NegotiationAdvanced(actor="a")
 
 
 async def test_a_process_that_is_alone_does_not_look_for_its_own_events(

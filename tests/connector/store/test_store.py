@@ -22,7 +22,7 @@ from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.infra.database import database
 from connector.infra.database.database import open_engine
-from connector.outbox.delivery_classes import Full
+from connector.outbox.delivery_classes import FullClasses
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.queries import noised_answers
@@ -202,7 +202,7 @@ async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Stor
             tx.outbox.send(row)
 
     await store.write(fill)
-    full = Full(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
+    full = FullClasses(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
     assert await store.read(lambda tx: tx.outbox.read_next_due(but=full)) == 2.0
     claimed = await store.write(lambda tx: tx.outbox.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
     assert [row.process for row in claimed] == ["p2"]
@@ -539,7 +539,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         opened = Store(url, pool_size=1)
         monkeypatch.setattr(opened.engine.pool, "_timeout", 0.05)
         with ExitStack() as taken:
-            for _ in range(2 + database.LASTING):  # for each reader a writer, and those of what lasts
+            for _ in range(2 + database.LONG_READS_MAX):  # for each reader a writer, and those of what lasts
                 taken.enter_context(opened.engine.connect())
             with pytest.raises(Busy, match="does not answer"):
                 await opened.write(lambda tx: tx.tokens.add(token("a")))

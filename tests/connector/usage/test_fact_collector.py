@@ -11,9 +11,9 @@ import pytest
 
 from connector.errors import BadInput, HanseError, NotFound, Refused
 from connector.store import Store
-from connector.usage.fact_collector import Known, party_facts
+from connector.usage.fact_collector import FactCollector, party_facts
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Grant, Wanted
+from connector.usage.held_agreement import GrantRequest, ReadGrant
 from policies.evaluation.evaluate import Fact, Facts
 from policies.vocabulary import expand
 from tests.protocol.test_transfers import agreed, constrained, started
@@ -23,20 +23,20 @@ DID = "did:web:a.example"
 
 
 class Register:
-    """A member register as `Trust` gives it."""
+    """A member register as `MemberRegister` gives it."""
 
     def __init__(self, entry: dict[str, Any] | None, until: float | None) -> None:
         self.entry, self.until = entry, until
 
-    async def member(self, participant: str) -> dict[str, Any] | None:
+    async def find_member(self, participant: str) -> dict[str, Any] | None:
         return self.entry
 
-    def believed_until(self) -> float | None:
+    def valid_until(self) -> float | None:
         return self.until
 
 
-def known(store: Store, entry: dict[str, Any] | None, *, until: float | None = None) -> Known:
-    return Known(store, Register(entry, until))  # type: ignore[arg-type]  # all that is asked of a Trust
+def known(store: Store, entry: dict[str, Any] | None, *, until: float | None = None) -> FactCollector:
+    return FactCollector(store, Register(entry, until))  # type: ignore[arg-type]  # all that is asked of a MemberRegister
 
 
 def said(facts: Facts) -> dict[str, tuple[tuple[Any, ...], str, float | None]]:
@@ -91,8 +91,8 @@ async def test_the_owners_record_counts_where_several_speak_and_ends_when_it_say
         (DID, "ds:participant", [DID], None, "comes from the party itself"),
         (DID, "odrl:purpose", ["dpv:Marketing"], None, "comes from the caller"),
         (DID, "odrl:count", ["0"], None, "comes from the grant's counters"),
-        (DID, "ds:minGroupSize", ["1"], None, "is no fact"),
-        (DID, "ds:mood", ["good"], None, "is no fact"),
+        (DID, "ds:minGroupSize", ["1"], None, "is not a fact"),
+        (DID, "ds:mood", ["good"], None, "is not a fact"),
         (DID, "ds:securityLevel", ["highest"], None, "base, trust, trust"),
         (DID, "ds:participantCountry", ["Atlantis"], None, "expected a country"),
         (DID, "ds:permit", [""], None, "at most 255"),
@@ -155,7 +155,7 @@ async def test_what_the_owner_records_is_read_once_until_it_changes(
     assert count == 2
 
 
-async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tuple[Grants, Grant]:
+async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tuple[Grants, ReadGrant]:
     """A read admitted under a policy on one fact; `facts` may change afterwards."""
 
     async def facts_of(who: str) -> Facts:
@@ -164,7 +164,7 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
     agreement = await agreed(two, policy=constrained(left, "eq", right))
     _, there = await started(two, agreement)
     grants = Grants(two.north.store, facts_of=facts_of)
-    wanted = Wanted(
+    wanted = GrantRequest(
         agreement_id=agreement,
         consumer=two.south.participant,
         transfer_id=there.id,
@@ -200,8 +200,8 @@ async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
         two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
         grants, grant = await opened(two, facts, "ds:permit", "P-1")
         about = {"consumer": two.south.participant, "purpose": ""}
-        await grants.usable(grant.agreement_id, **about)
+        await grants.load_usable(grant.agreement_id, **about)
         del facts["ds:permit"]
         with pytest.raises(HanseError, match="it can come from the owner"):
-            await grants.usable(grant.agreement_id, **about)
+            await grants.load_usable(grant.agreement_id, **about)
         grants.forget([grant])

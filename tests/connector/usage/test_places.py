@@ -16,7 +16,7 @@ from connector.store import Store
 from connector.usage import grants as module
 from connector.usage import quotas
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Grant, Wanted, ended_by
+from connector.usage.held_agreement import GrantRequest, ReadGrant, ended_by
 from policies.evaluation.evaluate import Facts
 from tests.support import gate, provider
 from tests.support.gate import atom
@@ -24,7 +24,7 @@ from tests.support.gate import atom
 PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
 
 
-async def agreed(store: Store, most: str) -> Wanted:
+async def agreed(store: Store, most: str) -> GrantRequest:
     """A read under an agreement that allows so many at once."""
     policy = gate.agreement(atom("ds:concurrency", "lteq", most), action="odrl:use")
     relation = Relation("parquet")
@@ -32,9 +32,9 @@ async def agreed(store: Store, most: str) -> Wanted:
     return provider.wanted(1)
 
 
-async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
+async def begun(grants: Grants, wanted: GrantRequest, read_id: str) -> ReadGrant | None:
     """The grant; None where there was no place."""
-    grant: list[Grant] = []
+    grant: list[ReadGrant] = []
     try:
         grant = await grants.examine(wanted)
         await grants.begin(grant, lambda _: None, read_id=read_id)
@@ -46,13 +46,13 @@ async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
     return grant[0]
 
 
-def why(grant: Grant) -> tuple[str, str]:
+def why(grant: ReadGrant) -> tuple[str, str]:
     """What it was stopped with: sentence and code."""
     assert grant.ended is not None
     return str(grant.ended), grant.ended.code
 
 
-async def ended(store: Store, grants: Grants, grant: Grant) -> None:
+async def ended(store: Store, grants: Grants, grant: ReadGrant) -> None:
     await store.write(lambda tx: grants.end(tx, [grant]))
     grants.forget([grant])
 
@@ -88,7 +88,7 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     await gone._keep_places()
     assert left.lease.revoked
     sentence, code = why(left)
-    assert "went to another" in sentence
+    assert "took this read's place" in sentence
     assert code == "busy"
     await here._keep_places()
     assert not read.lease.revoked
@@ -153,7 +153,7 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     sentence, code = why(grant)
-    assert "cannot ask its database" in sentence
+    assert "cannot check in its database" in sentence
     assert code == "busy"
     grants.forget([grant])
 
@@ -170,7 +170,7 @@ async def test_reads_end_where_the_database_hangs(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     sentence, code = why(grant)
-    assert "cannot ask its database" in sentence
+    assert "cannot check in its database" in sentence
     assert code == "busy"
     grants.forget([grant])
 

@@ -1,4 +1,4 @@
-"""Receipts in the reader's own log: whose they are the agreement says, each counts once, and they are bounded."""
+"""ReceiptLog in the reader's own log: whose they are the agreement says, each counts once, and they are bounded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from connector.events import Event, ReadTaken
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Transfer
 from connector.usage import receipt_log as kept
-from connector.usage.receipt_log import Ended, Receipts, Told
+from connector.usage.receipt_log import ReadReceipt, ReceiptLog, ReportedEnd
 
 US, OWNER = "did:web:lab.example", "did:web:clinic.example"
-WHOLE = Told(status="complete", rows=5, bytes=40, digest="xxh3:00")
-ENDED = Ended(id="a" * 32, agreement="agr", transfer="trf", read="r1", rows=5, seconds=7, end=WHOLE)
+WHOLE = ReportedEnd(status="complete", rows=5, bytes=40, digest="xxh3:00")
+ENDED = ReadReceipt(id="a" * 32, agreement="agr", transfer="trf", read="r1", rows=5, seconds=7, end=WHOLE)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def agreed(tx: Transaction) -> None:
 
 async def test_a_receipt_says_what_came_and_our_own_agreement_whose_it_was(store: Store, events: list[Event]) -> None:
     await store.write(agreed)
-    found = await Receipts(store, participant=US).record([ENDED], by="job")
+    found = await ReceiptLog(store, participant=US).record([ENDED], by="job")
     assert (found.recorded, found.unknown) == (1, ())
     (event,) = events
     assert event == ReadTaken(
@@ -69,12 +69,12 @@ async def test_a_receipt_says_what_came_and_our_own_agreement_whose_it_was(store
         ({"digest": WHOLE.digest}, "ok", ""),
         ({"digest": "xxh3:01"}, "broken", "digest_mismatch"),
         ({"digest": "xxh3:01", "end": replace(WHOLE, status="revoked")}, "broken", "digest_mismatch"),
-        ({"digest": "xxh3:01", "end": Told(status="complete", rows=5)}, "broken", "digest_mismatch"),
+        ({"digest": "xxh3:01", "end": ReportedEnd(status="complete", rows=5)}, "broken", "digest_mismatch"),
         ({"end": None, "code": "left"}, "broken", "left"),
         ({"end": replace(WHOLE, status="revoked")}, "refused", "revoked"),
         ({"end": replace(WHOLE, status="refused", code="not_in_force")}, "refused", "not_in_force"),
         ({"end": replace(WHOLE, status="error", code="busy")}, "broken", "busy"),
-        ({"end": Told(status="complete")}, "broken", "rows_differ"),
+        ({"end": ReportedEnd(status="complete")}, "broken", "rows_differ"),
     ],
 )
 def test_how_a_read_ended(changes: dict[str, Any], outcome: str, code: str) -> None:
@@ -84,9 +84,9 @@ def test_how_a_read_ended(changes: dict[str, Any], outcome: str, code: str) -> N
 
 async def test_one_that_is_told_again_counts_once(store: Store, events: list[Event]) -> None:
     await store.write(agreed)
-    receipts = Receipts(store, participant=US)
+    receipts = ReceiptLog(store, participant=US)
     assert (await receipts.record([ENDED, ENDED], by="job")).recorded == 1
-    assert (await Receipts(store, participant=US).record([replace(ENDED, rows=9)], by="other")).recorded == 0
+    assert (await ReceiptLog(store, participant=US).record([replace(ENDED, rows=9)], by="other")).recorded == 0
     assert [event.detail["rows"] for event in events] == [5]
 
 
@@ -95,14 +95,14 @@ async def test_reads_under_no_agreement_of_ours_as_consumer_are_named_and_the_ot
 ) -> None:
     await store.write(agreed)
     ends = [replace(ENDED, id=f"{n:032x}", agreement=name) for n, name in enumerate(("none", "own", "agr"))]
-    found = await Receipts(store, participant=US).record(ends, by="job")
+    found = await ReceiptLog(store, participant=US).record(ends, by="job")
     assert (found.recorded, found.unknown) == (1, (ends[0].id, ends[1].id))
     assert [event.agreement for event in events] == ["agr"]
 
 
 async def test_a_transfer_that_is_not_ours_says_nothing(store: Store, events: list[Event]) -> None:
     await store.write(agreed)
-    await Receipts(store, participant=US).record([replace(ENDED, transfer="other")], by="job")
+    await ReceiptLog(store, participant=US).record([replace(ENDED, transfer="other")], by="job")
     assert (events[0].purpose, "transfer" in events[0].detail) == ("", False)
 
 
@@ -110,7 +110,7 @@ async def test_a_token_has_so_many_a_minute(store: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr(kept, "_PER_MINUTE", 60)
     monkeypatch.setattr(kept, "_BURST", 120)
     now = 0.0
-    receipts = Receipts(store, participant=US, clock=lambda: now)
+    receipts = ReceiptLog(store, participant=US, clock=lambda: now)
     await receipts.record([ENDED] * 120, by="job")
     with pytest.raises(Limited, match="60 receipts a minute") as refused:
         await receipts.record([ENDED] * 2, by="job")
@@ -129,7 +129,7 @@ async def test_a_token_has_one_call_at_a_time_and_others_come_between(monkeypatc
         await writing.wait()
 
     monkeypatch.setattr(store, "write", written)
-    receipts = Receipts(store, participant=US)
+    receipts = ReceiptLog(store, participant=US)
     calls = [asyncio.create_task(receipts.record([ENDED], by=by)) for by in ("job", "job", "job", "other")]
     await asyncio.sleep(0.05)
     assert len(waiting) == 2

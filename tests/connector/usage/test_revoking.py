@@ -13,13 +13,13 @@ from connector.engine.pool.protocol import Relation
 from connector.errors import Busy, Conflict, Refused
 from connector.store import UNKNOWN, Store, Transaction
 from connector.usage.grants import Grants
-from connector.usage.held_agreement import Grant
+from connector.usage.held_agreement import ReadGrant
 from tests.support import gate, provider
 
 PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
 
 
-async def reading(store: Store, grants: Grants, number: int) -> Grant:
+async def reading(store: Store, grants: Grants, number: int) -> ReadGrant:
     """A read that runs under an agreement of its own."""
     policy, relation = gate.agreement(action="odrl:use"), Relation("parquet")
     await store.write(lambda tx: provider.insert(tx, policy, f"{number}", name="n", relation=relation, profile=PROFILE))

@@ -71,7 +71,7 @@ async def _admits(url: str, dies: str, said: Connection) -> None:
         limits=UsageLimits(queries=READS, rows=ROWS), permission="/permission/0", reasons={}
     )
     held: Any = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
-    grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
+    grant = values.ReadGrant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
     try:
         grant.take(*await store.write(lambda tx: quotas.admit(tx, grant, time.time(), "r")))
     except Limited as refused:

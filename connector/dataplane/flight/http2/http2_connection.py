@@ -157,12 +157,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # A place among the connections, from before a TLS handshake.
 
-    def knock(self, client: socket.socket) -> bool:
-        """Take a place; whether there is one. Then call `shaken` when the handshake is over."""
+    def begin_handshake(self, client: socket.socket) -> bool:
+        """Take a place; whether there is one. Then call `end_handshake` when the handshake is over."""
         self._shaking = client
         return self._connections.enter(self)
 
-    def shaken(self) -> None:
+    def end_handshake(self) -> None:
         """The handshake has ended, one way or the other."""
         self._shaking = None
         if self._transport is None:

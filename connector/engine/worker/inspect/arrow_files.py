@@ -101,10 +101,10 @@ def _check_version(file: pa.OSFile, name: str) -> None:
     """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
     takes the compressed bytes for the values."""
     metadata = _first_batch(file)
-    message = flatbuffers.root(metadata) if metadata else 0
+    message = flatbuffers.read_root(metadata) if metadata else 0
     if (
         metadata
-        and flatbuffers.number(metadata, message, 0, "<h") == _VERSION_4
+        and flatbuffers.read_number(metadata, message, 0, "<h") == _VERSION_4
         and _says_compressed(metadata, message)
     ):
         raise SourceUnreadable(
@@ -122,10 +122,10 @@ def _first_batch(file: pa.OSFile) -> memoryview:
     end = file.size() - len(_END) - 4
     size = _size_at(file, end)
     footer = memoryview(file.read_at(max(0, size), end - size))
-    table = flatbuffers.root(footer)
-    if not flatbuffers.field(footer, table, _RECORD_BATCHES):
+    table = flatbuffers.read_root(footer)
+    if not flatbuffers.find_field(footer, table, _RECORD_BATCHES):
         return footer[:0]
-    listed = flatbuffers.below(footer, table, _RECORD_BATCHES)
+    listed = flatbuffers.follow_offset(footer, table, _RECORD_BATCHES)
     (count,) = struct.unpack_from("<I", footer, listed)
     if not count:
         return footer[:0]
@@ -148,7 +148,7 @@ def _size_at(file: pa.OSFile, at: int) -> int:
 def _says_compressed(metadata: memoryview, message: int) -> bool:
     """Whether the message of a record batch names a compression (Arrow's Message.fbs, in flatbuffers): field 3 of its
     header, which is field 2 of the message."""
-    return flatbuffers.field(metadata, flatbuffers.below(metadata, message, 2), 3) > 0
+    return flatbuffers.find_field(metadata, flatbuffers.follow_offset(metadata, message, 2), 3) > 0
 
 
 def _unread_arrow(kind: pa.DataType) -> bool:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Range
 from connector.engine.worker.read.row_ranges import Part
-from connector.infra.concurrency.fair_queue import Lines
+from connector.infra.concurrency.fair_queue import FairQueue
 
 _TURN = 0.5  # seconds after which a scan that is not done lets the next one go on, best between two ranges,
 _LONGEST = 2  # but before so many turns are over
@@ -32,7 +32,7 @@ class Floor:
 
     def __init__(self, places: int) -> None:
         self.places = self._free = places
-        self._lines = Lines[threading.Event]()
+        self._lines = FairQueue[threading.Event]()
         self._lock = threading.Lock()
 
     @property
@@ -58,7 +58,7 @@ class Floor:
     def give_back(self) -> None:
         """Free a place, or hand it to whose turn it is."""
         with self._lock:
-            if (found := self._lines.next()) is None:
+            if (found := self._lines.pop_next()) is None:
                 self._free += 1
             else:
                 found[1].set()

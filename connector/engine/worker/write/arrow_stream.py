@@ -257,10 +257,10 @@ def _tells_nulls(parts: Sequence[Any]) -> bool:
     if mark != _MARK or len(metadata) < len(_MARK):
         return True
     data = memoryview(metadata)
-    batch = flatbuffers.below(data, flatbuffers.root(data), _HEADER)
-    if not flatbuffers.field(data, batch, _NODES):
+    batch = flatbuffers.follow_offset(data, flatbuffers.read_root(data), _HEADER)
+    if not flatbuffers.find_field(data, batch, _NODES):
         return False
-    nodes = flatbuffers.below(data, batch, _NODES)
+    nodes = flatbuffers.follow_offset(data, batch, _NODES)
     (count,) = struct.unpack_from("<I", data, nodes)
     return bool(np.frombuffer(data, "<i8", 2 * count, nodes + 4)[1::2].any())  # of each node: length, nulls
 

@@ -68,7 +68,7 @@ class _Parquet:
     """One row group a batch. Parquet has no seconds: they become milliseconds."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
-        kinds = [pa.timestamp("ms", kind.tz) if text_values.in_seconds(kind) else kind for kind in schema.types]
+        kinds = [pa.timestamp("ms", kind.tz) if text_values.is_in_seconds(kind) else kind for kind in schema.types]
         fields = [field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)]
         self._schema = pa.schema(fields, metadata=schema.metadata)
         try:
@@ -77,7 +77,10 @@ class _Parquet:
             raise Coded("format_unfit") from None
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
-        columns = [text_values.milliseconds(one) if text_values.in_seconds(one.type) else one for one in batch.columns]
+        columns = [
+            text_values.seconds_to_milliseconds(one) if text_values.is_in_seconds(one.type) else one
+            for one in batch.columns
+        ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
     def close(self) -> None:
@@ -106,7 +109,7 @@ class _Csv:
         self._writer.close()
 
     def _column(self, values: pa.Array, field: pa.Field) -> pa.Array:
-        found = values if values.type == field.type else text_values.texts(values)
+        found = values if values.type == field.type else text_values.column_to_texts(values)
         if self._guarded and not (text_values.is_plain(values.type) or pa.types.is_decimal(values.type)):
             formula = pc.fill_null(pc.match_substring_regex(found, _FORMULA), False)
             found = pc.if_else(formula, pc.binary_join_element_wise("'", found, ""), found)
@@ -127,9 +130,9 @@ class _Json:
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
         for start in range(0, batch.num_rows, _LINES):
-            columns = map(text_values.plain, batch.slice(start, _LINES).columns)
+            columns = map(text_values.column_to_json_values, batch.slice(start, _LINES).columns)
             rows = (dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True))
-            self._sink.write("".join(f"{text_values.dumped(row)}\n" for row in rows).encode())
+            self._sink.write("".join(f"{text_values.value_to_json(row)}\n" for row in rows).encode())
 
     def close(self) -> None:
         """Nothing follows the lines."""

@@ -9,16 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from connector.audit import merkle, signed_note
-from connector.audit.log import Proven
+from connector.audit.log import ProvenRecord
 from connector.console.view.proof_check import check, root_from
 from tests.connector.audit.support import SIGNER, InMemory, reads
 
 
-def proven(size: int, index: int) -> Proven:
+def proven(size: int, index: int) -> ProvenRecord:
     held = InMemory(reads(size, **{f"r{i}": f"a{i}" for i in range(size)}))
     path = merkle.inclusion_proof(held.tile, index, size)
     logged = merkle.leaf_at(held.tile, index)
-    return Proven(held.records[index], logged, signed_note.proof(index=index, path=path, note=held.head))
+    return ProvenRecord(held.records[index], logged, signed_note.proof(index=index, path=path, note=held.head))
 
 
 @pytest.mark.parametrize("size", [*range(1, 18), 255, 256, 257])

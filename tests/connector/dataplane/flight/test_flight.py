@@ -26,7 +26,7 @@ from connector.dataplane.flight.http2 import protobuf
 from connector.dataplane.flight.listener import Front
 from connector.engine.pool import error_codes, pool
 from connector.errors import Refused
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
@@ -390,7 +390,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 ) -> None:
     monkeypatch.setattr(running.reads, "_streams_max", 2)
     monkeypatch.setattr(running.reads, "_queue_seconds", 0.0)
-    monkeypatch.setattr(running.reads, "_turns", Turns(2, each=1, waiting=2, wait_seconds=0.0))
+    monkeypatch.setattr(running.reads, "_turns", TurnQueue(2, each=1, waiting=2, wait_seconds=0.0))
     ticket = running.ticket(await running.agree())
 
     def go() -> None:
@@ -408,8 +408,8 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_reads(
     running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.reads, "_turns", Turns(2, each=1, waiting=0, wait_seconds=60))
-    monkeypatch.setattr(running.reads, "_looks", Turns(1, waiting=256, wait_seconds=60))
+    monkeypatch.setattr(running.reads, "_turns", TurnQueue(2, each=1, waiting=0, wait_seconds=60))
+    monkeypatch.setattr(running.reads, "_looks", TurnQueue(1, waiting=256, wait_seconds=60))
     ticket = running.ticket(await running.agree())
     names: list[Any] = []
 
@@ -469,7 +469,7 @@ async def test_who_describes_waits_for_his_turn_and_for_a_worker_within_one_limi
 ) -> None:
     await until(lambda: not running.pool._busy)  # else the workers of other tests come back here
     monkeypatch.setattr(admission, "_LOOK_SECONDS", 1.0)
-    monkeypatch.setattr(running.pool, "_turns", Turns(0, waiting=9, wait_seconds=60))
+    monkeypatch.setattr(running.pool, "_turns", TurnQueue(0, waiting=9, wait_seconds=60))
     with flyer(front, running.ticket(await running.agree())) as client:
         begun = time.monotonic()
         with pytest.raises(fl.FlightUnavailableError, match="queue_timeout: no worker became free"):

@@ -85,7 +85,7 @@ async def test_what_nobody_foresaw_is_told_over_both(
     monkeypatch.setattr(running.grants, "examine", fails)
     monkeypatch.setattr(running.grants, "covers", fails)
     told = [await ask(running, front, ticket, QUESTIONS[0][1]) for ask in (_over_http, _over_flight)]
-    assert told == [("internal", "the connector failed; its log says why", "")] * 2
+    assert told == [("internal", "the connector failed unexpectedly; see its log", "")] * 2
 
 
 async def test_uses_that_are_spent_are_so_over_both(running: Provider, front: Front) -> None:

@@ -260,12 +260,12 @@ def test_the_end_of_a_day_is_not_its_start(kind: pa.DataType) -> None:
     second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
     start, end = pa.array([0, 86_400 * second], pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
     zeros = str(start.cast(pa.string()))[len("00") :]
-    assert text_values.texts(pa.array([start, end, None])).to_pylist() == [f"00{zeros}", f"24{zeros}", None]
-    assert text_values.plain(pa.array([[end]]))[0] == [f"24{zeros}"]
+    assert text_values.column_to_texts(pa.array([start, end, None])).to_pylist() == [f"00{zeros}", f"24{zeros}", None]
+    assert text_values.column_to_json_values(pa.array([[end]]))[0] == [f"24{zeros}"]
 
 
 def test_moments_in_what_is_nested_take_not_much_longer_than_numbers() -> None:
-    assert text_values.texts(nested(pa.timestamp("us"), 2))[1].as_py() == '["1970-01-01 00:00:01.000003"]'
+    assert text_values.column_to_texts(nested(pa.timestamp("us"), 2))[1].as_py() == '["1970-01-01 00:00:01.000003"]'
     numbers, moments = (processor_seconds(nested(kind, 20_000)) for kind in (pa.int64(), pa.timestamp("us")))
     assert moments < 20 * numbers
 
@@ -279,7 +279,7 @@ def processor_seconds(values: pa.Array) -> float:
     taken = []
     for _ in range(3):
         before = time.thread_time()
-        text_values.texts(values)
+        text_values.column_to_texts(values)
         taken.append(time.thread_time() - before)
     return min(taken)
 

@@ -511,7 +511,7 @@ async def test_a_database_that_is_away_ends_reads_for_now_and_revokes_nothing(
         monkeypatch.setattr(running.store, "read", away)
         end = parse(await rest(answer))[1]
         assert (end["status"], end["code"]) == ("error", "busy")
-        assert "cannot ask its database" in end["reason"]
+        assert "cannot check in its database" in end["reason"]
         assert ((told := await silent).status_code, told.json()["code"]) == (503, "busy")
     monkeypatch.setattr(running.store, "read", real)
     await settled(running)

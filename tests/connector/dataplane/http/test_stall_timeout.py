@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from connector.dataplane.flight.listener import Front
 from connector.dataplane.http import routes
 from connector.dataplane.http.vectored_body import Protocol
-from connector.infra.http.tls_server import Server
+from connector.infra.http.tls_server import TlsServer
 from tests.support import flying, provider
 from tests.support.certificates import self_signed
 from tests.support.provider import Provider
@@ -127,7 +127,7 @@ async def over_tls(running: Provider, folder: Path) -> AsyncIterator[int]:
             app, http=Protocol, log_level="critical", lifespan="off", loop="uvloop",
             ssl_certfile=self_signed(folder / "owner.pem"),
         )  # fmt: skip
-        server = Server(config)
+        server = TlsServer(config)
         task = asyncio.ensure_future(server.serve(sockets=[door]))
         while not server.started:
             await asyncio.sleep(0.01)

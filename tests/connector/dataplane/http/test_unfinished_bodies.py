@@ -107,7 +107,7 @@ async def test_what_a_body_brought_goes_with_its_answer(tmp_path: Path, sql: str
 def test_large_blocks_go_back_to_the_system_whatever_was_freed_before() -> None:
     code = """
 import ctypes
-from connector.infra.http import http_limits as bounds
+from connector.infra.http import http_limits as http_limits
 
 class Info(ctypes.Structure):
     _fields_ = [(str(number), ctypes.c_size_t) for number in range(10)]
@@ -116,10 +116,10 @@ def mapped(library=ctypes.CDLL(None)):  # bytes of blocks that go back when they
     library.mallinfo2.restype = Info
     return getattr(library.mallinfo2(), "4")
 
-bounds.return_large_blocks()
+http_limits.return_large_blocks()
 for _ in range(3):
-    bytes(6 * bounds.LARGE)  # glibc learns from what is freed
-before, body = mapped(), bytes(2 * bounds.LARGE)
+    bytes(6 * http_limits.LARGE)  # glibc learns from what is freed
+before, body = mapped(), bytes(2 * http_limits.LARGE)
 print(mapped() - before >= len(body))
 """
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):

@@ -25,7 +25,7 @@ import uvicorn
 from connector.dataplane.http import file_sender, vectored_body
 from connector.dataplane.http.vectored_body import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from connector.infra.http import http_limits
-from connector.infra.http.tls_server import Server
+from connector.infra.http.tls_server import TlsServer
 from connector.infra.net import chunk_limit
 from tests.support.certificates import self_signed
 from tests.support.stalls import in_real_time
@@ -82,7 +82,7 @@ async def served(
     config = uvicorn.Config(
         app, http=http, log_level="critical", lifespan="off", date_header=False, ssl_certfile=certificate
     )
-    server = uvicorn.Server(config) if http == "httptools" else Server(config)
+    server = uvicorn.Server(config) if http == "httptools" else TlsServer(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -552,7 +552,7 @@ async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 async def test_connections_leave_descriptors_for_what_the_process_opens(
     monkeypatch: pytest.MonkeyPatch, http: Any
 ) -> None:
@@ -621,11 +621,11 @@ async def test_who_was_silent_for_the_longest_makes_room(
 def test_a_connector_opens_as_many_files_as_its_operator_allows() -> None:
     program = """
 import resource
-from connector.infra.http import http_limits as bounds
+from connector.infra.http import http_limits as http_limits
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))
-few = bounds.connections_max()
-bounds.raise_descriptors()
-print(few, resource.getrlimit(resource.RLIMIT_NOFILE), bounds.connections_max())
+few = http_limits.connections_max()
+http_limits.raise_descriptors()
+print(few, resource.getrlimit(resource.RLIMIT_NOFILE), http_limits.connections_max())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "14 (1000, 1000) 248"
@@ -659,7 +659,7 @@ async def test_a_head_that_is_too_large_is_refused_also_where_it_is_there_at_onc
     assert whole or answer.endswith(b"Expected a head of at most 262144 bytes.")
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: Any) -> None:
     one, last = b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
     async with served(counting, http=http) as port:
@@ -668,7 +668,7 @@ async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: 
     assert (few.count(b"HTTP/1.1 200 "), many) == (http_limits.WAITING_MAX + 1, b"")
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 @pytest.mark.parametrize("offer", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "offering"])
 async def test_of_thousands_of_requests_in_one_packet_a_few_are_looked_at(http: Any, offer: bytes) -> None:
     heads: list[bytes] = []
@@ -689,7 +689,7 @@ OFFERS = {
 }
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
 async def test_the_body_of_a_request_that_offers_another_protocol_is_no_request(http: Any, offer: bytes) -> None:
     """Clients in Java offer one of each first request. Behind a proxy, the answer to what a body has would be another
@@ -708,7 +708,7 @@ async def test_the_body_of_a_request_that_offers_another_protocol_is_no_request(
                 assert [int(one[-8:]) for one in answers[1:]] == [len(inner), 0]
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 async def test_a_request_that_offers_another_protocol_is_answered_as_any(http: Any) -> None:
     closing = b"GET / HTTP/1.1\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n"
     async with served(counting, http=http) as port:
@@ -744,7 +744,7 @@ def crumbs() -> Iterator[bytes]:
     yield from [b" " * 100] * 20_000
 
 
-@pytest.mark.parametrize("http", [Protocol, http_limits.Bounded])
+@pytest.mark.parametrize("http", [Protocol, http_limits.LimitedHttpProtocol])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 async def test_who_sends_crumbs_hears_of_it(
     http: Any, secure: bool, certificate: Path, monkeypatch: pytest.MonkeyPatch

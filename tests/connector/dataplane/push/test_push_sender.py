@@ -31,7 +31,7 @@ from connector.errors import (
     PeerUnreachable,
     Refused,
 )
-from connector.infra.net.http_client import Guard, Net
+from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.store.tables import Transfer
 from policies.model import Policy
 from tests.support import data, receiver
@@ -75,7 +75,7 @@ async def sent(
     transfer = await provider.store.read(lambda tx: tx.transfers.peek(f"urn:transfer:{number}"))
     assert isinstance(transfer, Transfer)
     transfer.purpose = purpose
-    wire = Net(Guard(allow=allow, insecure_http=True), timeout=net.get("timeout", 60.0), max_bytes=2**20)
+    wire = HttpClient(AddressGuard(allow=allow, insecure_http=True), timeout=net.get("timeout", 60.0), max_bytes=2**20)
     try:
         await push(transfer, to=to, addresses=provider.addresses, reads=provider.reads, net=wire, owner=OWNER)
     finally:

@@ -290,7 +290,7 @@ class _Heard:
 
 def test_columns_of_wide_csv_are_asked_about_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = list[bool]()
-    monkeypatch.setattr(csv_source.jemalloc, "give_back", lambda: given_back.append(True))
+    monkeypatch.setattr(csv_source.jemalloc, "purge", lambda: given_back.append(True))
     lines = [",".join(f"{start}{number}" for number in range(120)) for start in ("c", "0.")]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     with duckdb_engine.connect() as con:

@@ -619,7 +619,7 @@ async def test_what_is_refused_meanwhile_waits_for_no_worker(tmp_path: Path, num
 
 async def at_rest(pool: Pool) -> None:
     """Until more than one worker may be had: only then is a job made ready that may have to wait."""
-    await until(lambda: pool._turns.spare)
+    await until(lambda: pool._turns.has_spare)
 
 
 class Holding(NamedTuple):

@@ -169,7 +169,7 @@ def test_a_statement_has_half_of_its_memory_however_much_is_mapped(
     limits: list[int] = []
     noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
     monkeypatch.setattr(memory_limits, "resource", noted)
-    monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: 0)
+    monkeypatch.setattr(memory_limits.jemalloc, "count_unused_bytes", lambda: 0)
     one = empty()
     one.resting = Memory(*[(100 + mapped) * MB] * 2, 100 * MB, 200 * MB)
     one.limit([(68, False)])
@@ -182,7 +182,7 @@ def test_a_scan_has_address_space_for_what_arrow_sets_aside_beside_large_values(
     limits: list[int] = []
     noted = changed(resource, setrlimit=lambda _, both: limits.append(both[0] // MB))
     monkeypatch.setattr(memory_limits, "resource", noted)
-    monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: 0)
+    monkeypatch.setattr(memory_limits.jemalloc, "count_unused_bytes", lambda: 0)
     one = empty()
     one.resting = Memory(400 * MB, 100 * MB, 100 * MB, 200 * MB)
     one.limit([(128, True)])
@@ -194,8 +194,8 @@ class Freed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mb: int) -> None:
         self.mb, self.asked = mb, 0
-        monkeypatch.setattr(memory_limits.jemalloc, "unused", lambda: self.mb * MB)
-        monkeypatch.setattr(memory_limits.jemalloc, "give_back", self.give_back)
+        monkeypatch.setattr(memory_limits.jemalloc, "count_unused_bytes", lambda: self.mb * MB)
+        monkeypatch.setattr(memory_limits.jemalloc, "purge", self.give_back)
 
     def give_back(self) -> None:
         self.mb, self.asked = 0, self.asked + 1
@@ -236,19 +236,19 @@ def test_arrow_in_a_worker_sets_little_aside() -> None:
 
 def test_the_engine_s_memory_is_taken_again_or_given_back() -> None:
     program = (
-        "from connector.infra import jemalloc as allocator\n"
-        "from connector.engine.worker.read import duckdb_engine as engine\n"
+        "from connector.infra import jemalloc as jemalloc\n"
+        "from connector.engine.worker.read import duckdb_engine as duckdb_engine\n"
         "from connector.engine.worker.memory_limits import Memory\n"
-        "con = engine.connect()\n"
+        "con = duckdb_engine.connect()\n"
         "con.execute('SET threads = 2')\n"
         "groups = 'SELECT i % 1000000 AS k, count(*) AS n FROM range(3000000) t(i) GROUP BY k'\n"
         "def ask(): con.sql(f'SELECT max(n) FROM ({groups})').fetchall()\n"
         "told = []\n"
         "for _ in range(3):\n"
         "    ask()\n"
-        "    told += [allocator.unused() // 2**20, Memory.now().data // 2**20]\n"
-        "allocator.give_back()\n"
-        "print(*told, allocator.unused() // 2**20, Memory.now().data // 2**20)"
+        "    told += [jemalloc.count_unused_bytes() // 2**20, Memory.now().data // 2**20]\n"
+        "jemalloc.purge()\n"
+        "print(*told, jemalloc.count_unused_bytes() // 2**20, Memory.now().data // 2**20)"
     )
     first, held, *_, last, still, left, without = map(int, in_a_worker(program))
     assert min(first, last) > 30

@@ -1,18 +1,18 @@
-"""Places: how many there are, how many one may have, and whose turn is next."""
+"""FairSemaphore: how many there are, how many one may have, and whose turn is next."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
 
-from connector.infra.concurrency.fair_semaphore import Places
+from connector.infra.concurrency.fair_semaphore import FairSemaphore
 
 
 class Room:
     """Visitors in a room of two places, one each at most; `come` takes one, `go` gives it back."""
 
     def __init__(self, size: int = 2, *, each: int = 1, first: int | None = None) -> None:
-        self.places = Places(size, each=each, first=first)
+        self.places = FairSemaphore(size, each=each, first=first)
         self.inside: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -23,7 +23,7 @@ class Room:
         await asyncio.sleep(0)
 
     async def _visit(self, name: str) -> None:
-        async with self.places.one(*name.rstrip("0123456789")):
+        async with self.places.hold(*name.rstrip("0123456789")):
             self.inside.append(name)
             await self._leave[name].wait()
         self.inside.remove(name)

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from connector.errors import Busy
-from connector.infra.concurrency.turn_queue import Turns
+from connector.infra.concurrency.turn_queue import TurnQueue
 
 
 async def test_one_consumer_takes_no_more_than_half_of_the_line() -> None:
-    turns = Turns(1, waiting=4, wait_seconds=60.0)
+    turns = TurnQueue(1, waiting=4, wait_seconds=60.0)
     await turns.take("greedy")
     greedy = [asyncio.ensure_future(turns.take("greedy")) for _ in range(3)]
     other = asyncio.ensure_future(turns.take("other"))
@@ -24,7 +24,7 @@ async def test_one_consumer_takes_no_more_than_half_of_the_line() -> None:
 
 
 async def test_one_consumer_has_no_more_places_than_each_may() -> None:
-    turns = Turns(2, each=1, waiting=8, wait_seconds=60.0)
+    turns = TurnQueue(2, each=1, waiting=8, wait_seconds=60.0)
     await turns.take("greedy")
     greedy = [asyncio.ensure_future(turns.take("greedy")) for _ in range(2)]
     await asyncio.sleep(0)
@@ -42,7 +42,7 @@ async def test_one_consumer_has_no_more_places_than_each_may() -> None:
 
 
 async def test_who_has_waited_before_waits_for_what_is_left_and_hears_what_was_missing() -> None:
-    turns = Turns(1, waiting=4, wait_seconds=60.0, what="turn to describe a read")
+    turns = TurnQueue(1, waiting=4, wait_seconds=60.0, what="turn to describe a read")
     await turns.take("one")
     with pytest.raises(Busy, match="no turn to describe a read became free") as raised:
         await turns.take("two", seconds=0.01)

@@ -23,7 +23,7 @@ async def document(tmp_path: Path) -> Any:
 
 
 async def test_every_operation_and_parameter_is_there(document: Mapping[str, Any]) -> None:
-    text = api_reference.page(document)
+    text = api_reference.render_page(document)
     for path, item in document["paths"].items():
         for method, told in item.items():
             assert f'<b class="method">{method.upper()}</b> <code>{path}</code>' in text
@@ -35,7 +35,7 @@ async def test_every_operation_and_parameter_is_there(document: Mapping[str, Any
 
 
 async def test_nothing_is_loaded_from_elsewhere(document: Mapping[str, Any]) -> None:
-    text = api_reference.page(document)
+    text = api_reference.render_page(document)
     assert {link for link in re.findall(r'(?:src|href)="([^"]+)"', text) if not link.startswith("#")} == {
         "/", "/openapi.json", "/static/hanse.css", "/static/hanse.js", "/static/mark.svg",
     }  # fmt: skip
@@ -57,6 +57,6 @@ def test_what_is_said_of_fields_is_text() -> None:
         },
         "components": {"schemas": {"Odd": {"properties": {"of": field}, "required": ["of"]}}},
     }
-    text = api_reference.page(document)
+    text = api_reference.render_page(document)
     assert EVIL not in text
     assert "list of Odd or null" in text

@@ -10,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from connector.dsp.routes import _Route
-from connector.infra.http.fast_routes import Direct, bare
+from connector.infra.http.fast_routes import FastRouter, unwrap_routes
 
 
-def direct() -> Direct:
+def direct() -> FastRouter:
     routes = APIRouter(prefix="/a", route_class=_Route)
 
     @routes.get("/{name}")
     async def shown(name: str, request: Request) -> Response:
         return Response(name)
 
-    return Direct(*bare(routes.routes))
+    return FastRouter(*unwrap_routes(routes.routes))
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ async def test_what_is_for_none_of_the_routes_is_left_to_the_framework(
         sent.append(message)
 
     scope = {"type": kind, "method": method, "path": path, "headers": [], "query_string": b"", "root_path": ""}
-    assert await direct().answered(scope, receive, send) is answered
+    assert await direct().handle(scope, receive, send) is answered
     assert bool(sent) is answered

@@ -50,4 +50,4 @@ def test_it_is_asked_as_it_is_set(tmp_path: Path, *, secure: bool, host: str, st
 
 def test_where_nobody_listens_it_says_so() -> None:
     ran = CliRunner().invoke(commands, ["ready"], env={"HANSE_PUBLIC_PORT": str(free_range(1))})
-    assert (ran.exit_code, "came none" in ran.stderr) == (1, True)
+    assert (ran.exit_code, "got none" in ran.stderr) == (1, True)

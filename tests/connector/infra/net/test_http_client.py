@@ -16,7 +16,7 @@ import pytest
 
 from connector.errors import AddressPrivate, AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.infra.net import http_client, resolver
-from connector.infra.net.http_client import Guard, Net, is_public
+from connector.infra.net.http_client import AddressGuard, HttpClient, is_public
 from tests.support.certificates import self_signed, server_side
 from tests.support.own_name import changed
 
@@ -93,14 +93,14 @@ def test_any_address_is_public_as_the_registry_says(bits: int) -> None:
 @pytest.mark.parametrize("text", PRIVATE)
 async def test_an_address_that_is_not_public_is_never_pinned(text: str) -> None:
     with pytest.raises(AddressPrivate):
-        await Guard().pin(text, 443, secure=True)
+        await AddressGuard().pin(text, 443, secure=True)
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"]
 )
 async def test_every_spelling_of_loopback_is_refused_before_a_byte_leaves(host: str) -> None:
-    net = Net(Guard(), timeout=60, max_bytes=1000)
+    net = HttpClient(AddressGuard(), timeout=60, max_bytes=1000)
     try:
         with pytest.raises((AddressRefused, PeerUnreachable)) as caught:
             await net.call("GET", f"https://{host}:9/")
@@ -117,14 +117,14 @@ async def test_every_spelling_of_loopback_is_refused_before_a_byte_leaves(host: 
      "gopher://127.0.0.1:70/", "javascript:alert(1)", "https://example.org/ä", "https://ä.example.org/"],
 )  # fmt: skip
 async def test_anything_but_a_plain_http_url_is_refused(url: str) -> None:
-    net = Net(Guard(), timeout=60, max_bytes=1000)
+    net = HttpClient(AddressGuard(), timeout=60, max_bytes=1000)
     with pytest.raises(AddressRefused):
         await net.call("GET", url)
     await net.close()
 
 
 async def test_plain_http_is_refused_for_public_addresses_even_where_it_is_allowed() -> None:
-    guard = Guard(allow=["127.0.0.0/8"], insecure_http=True)
+    guard = AddressGuard(allow=["127.0.0.0/8"], insecure_http=True)
     with pytest.raises(AddressRefused, match="https"):
         await guard.pin("8.8.8.8", 80, secure=False)
 
@@ -138,7 +138,7 @@ async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_
 
     monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=resolve))
     with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
-        await Guard().pin("rebind.example", 443, secure=True)
+        await AddressGuard().pin("rebind.example", 443, secure=True)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ async def test_a_name_that_no_server_knows_is_told_from_servers_that_do_not_know
 
     monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=resolve))
     with pytest.raises(PeerUnreachable) as caught:
-        await Guard().pin("them.example", 443, secure=True)
+        await AddressGuard().pin("them.example", 443, secure=True)
     assert type(caught.value) is kind
 
 
@@ -165,7 +165,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(monkeypatc
 
     async with server(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), host="127.0.0.2") as port:
         monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=resolve))
-        net = Net(Guard(allow=["127.0.0.2"], insecure_http=True), timeout=60, max_bytes=1000)
+        net = HttpClient(AddressGuard(allow=["127.0.0.2"], insecure_http=True), timeout=60, max_bytes=1000)
         assert (await net.call("GET", f"http://peer.example:{port}/")).body == b"ok"
         await net.close()
     assert answers == []
@@ -200,16 +200,16 @@ class server:  # noqa: N801  # reads as `async with server(...)`
 
 
 @pytest.fixture
-async def net() -> AsyncIterator[Net]:
-    made = Net(Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=60, max_bytes=10_000)
+async def net() -> AsyncIterator[HttpClient]:
+    made = HttpClient(AddressGuard(allow=["127.0.0.0/8"], insecure_http=True), timeout=60, max_bytes=10_000)
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def hasty() -> AsyncIterator[Net]:
+async def hasty() -> AsyncIterator[HttpClient]:
     """One that waits for half a second."""
-    made = Net(Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=0.5, max_bytes=10_000)
+    made = HttpClient(AddressGuard(allow=["127.0.0.0/8"], insecure_http=True), timeout=0.5, max_bytes=10_000)
     yield made
     await made.close()
 
@@ -252,14 +252,14 @@ async def test_who_cannot_be_trusted_is_told_from_who_does_not_answer(tmp_path: 
             ("127.0.0.1", plain, None, "not trusted"),
             ("127.0.0.1", 1, None, "check that it runs"),
         ):
-            net = Net(Guard(allow=["127.0.0.0/8", "localhost"]), timeout=60, max_bytes=1000, tls=tls)
+            net = HttpClient(AddressGuard(allow=["127.0.0.0/8", "localhost"]), timeout=60, max_bytes=1000, tls=tls)
             with pytest.raises(PeerUnreachable, match=said):
                 await net.call("GET", f"https://{host}:{at}/")
             await net.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_answer_is_a_typed_error(net: Net, name: str) -> None:
+async def test_a_hostile_answer_is_a_typed_error(net: HttpClient, name: str) -> None:
     data, expected = HOSTILE[name]
     async with server(reply(data)) as port:
         with pytest.raises(expected):
@@ -268,13 +268,13 @@ async def test_a_hostile_answer_is_a_typed_error(net: Net, name: str) -> None:
 
 async def test_a_body_is_whole_where_its_pieces_are_few_or_not_that_small() -> None:
     data = CHUNKED + chunks(1, 1_024) + chunks(300, 5_000) + b"0\r\n\r\n"
-    net = Net(Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=60, max_bytes=2**22)
+    net = HttpClient(AddressGuard(allow=["127.0.0.0/8"], insecure_http=True), timeout=60, max_bytes=2**22)
     async with server(reply(data)) as port:
         assert len((await net.call("GET", f"http://127.0.0.1:{port}/")).body) == 1_024 + 300 * 5_000
     await net.close()
 
 
-async def test_others_have_their_turn_between_the_pieces_of_a_body(net: Net) -> None:
+async def test_others_have_their_turn_between_the_pieces_of_a_body(net: HttpClient) -> None:
     turns = 0
 
     async def others() -> None:
@@ -294,7 +294,7 @@ async def test_others_have_their_turn_between_the_pieces_of_a_body(net: Net) -> 
         assert turns >= 900 // 16
 
 
-async def test_what_comes_before_an_answer_and_after_its_body_keeps_nobody_waiting(net: Net) -> None:
+async def test_what_comes_before_an_answer_and_after_its_body_keeps_nobody_waiting(net: HttpClient) -> None:
     longest = 0.0
 
     async def look(at: float) -> None:
@@ -312,13 +312,13 @@ async def test_what_comes_before_an_answer_and_after_its_body_keeps_nobody_waiti
     assert longest < 0.1, f"the loop stood still for {longest:.3f} s of processor time"
 
 
-async def test_a_server_that_never_answers_ends_in_the_time_limit(hasty: Net) -> None:
+async def test_a_server_that_never_answers_ends_in_the_time_limit(hasty: HttpClient) -> None:
     async with server(reply(b"", linger=60)) as port:
         with pytest.raises(PeerUnreachable):
             await hasty.call("GET", f"http://127.0.0.1:{port}/")
 
 
-async def test_a_server_that_drips_bytes_ends_in_the_time_limit_of_the_whole_call(hasty: Net) -> None:
+async def test_a_server_that_drips_bytes_ends_in_the_time_limit_of_the_whole_call(hasty: HttpClient) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -331,13 +331,13 @@ async def test_a_server_that_drips_bytes_ends_in_the_time_limit_of_the_whole_cal
             await hasty.call("GET", f"http://127.0.0.1:{port}/")
 
 
-async def test_a_redirect_is_an_answer_and_is_not_followed(net: Net) -> None:
+async def test_a_redirect_is_an_answer_and_is_not_followed(net: HttpClient) -> None:
     data = b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n"
     async with server(reply(data)) as port:
         assert (await net.call("GET", f"http://127.0.0.1:{port}/")).status == 302
 
 
-async def test_a_message_names_the_server_and_never_the_path(net: Net) -> None:
+async def test_a_message_names_the_server_and_never_the_path(net: HttpClient) -> None:
     with pytest.raises(PeerUnreachable) as caught:
         await net.call("GET", "http://127.0.0.1:9/secret?token=abc")
     assert "127.0.0.1:9" in caught.value.message

@@ -17,8 +17,8 @@ import httpcore2
 import pytest
 
 from connector.errors import PeerUnreachable
-from connector.infra.net.http_client import Guard, Net
-from connector.infra.net.pooled_connection import Stream, connect
+from connector.infra.net.http_client import AddressGuard, HttpClient
+from connector.infra.net.pooled_connection import PooledConnection, connect
 from tests.support.certificates import self_signed
 from tests.support.waiting import until
 
@@ -45,9 +45,12 @@ class Peer:
         plain = await connect("127.0.0.1", self.port, 30)
         return await plain.start_tls(self.trust, "127.0.0.1", 30) if self.trust else plain
 
-    def net(self, timeout: float = 30) -> Net:
-        return Net(
-            Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=timeout, max_bytes=2 * len(BIG), tls=self.trust
+    def net(self, timeout: float = 30) -> HttpClient:
+        return HttpClient(
+            AddressGuard(allow=["127.0.0.0/8"], insecure_http=True),
+            timeout=timeout,
+            max_bytes=2 * len(BIG),
+            tls=self.trust,
         )
 
 
@@ -98,7 +101,7 @@ def serve(request: pytest.FixtureRequest, pem: Path) -> Serve:
         finally:
             server.close()
         gc.collect()
-        assert not [told for told in complaints if "Stream" in repr(told) or "never retrieved" in repr(told)]
+        assert not [told for told in complaints if "PooledConnection" in repr(told) or "never retrieved" in repr(told)]
 
     return served
 
@@ -176,7 +179,7 @@ async def test_a_body_that_is_made_on_the_way_is_sent_piece_by_piece(serve: Serv
     async with serve(look) as peer:
         net = peer.net()
         async with net.stream("POST", peer.url, body=pieces()) as answer:
-            assert await answer.beginning(10) == b"ok"
+            assert await answer.read_up_to(10) == b"ok"
         await net.close()
 
 
@@ -226,7 +229,7 @@ async def test_a_write_that_waits_ends_with_its_connection(serve: Serve) -> None
 async def test_what_a_reader_does_not_take_waits_at_its_peer(serve: Serve) -> None:
     async with serve(endless) as peer:
         stream = await peer.stream()
-        assert isinstance(stream, Stream)
+        assert isinstance(stream, PooledConnection)
         await until(lambda: stream._size > 2**16)
         for _ in range(50):
             await asyncio.sleep(0.01)

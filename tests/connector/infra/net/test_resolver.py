@@ -16,8 +16,8 @@ import pytest
 
 from connector.errors import Busy
 from connector.infra.net import resolver
-from connector.infra.net.http_client import Guard
-from connector.infra.net.resolver import Names
+from connector.infra.net.http_client import AddressGuard
+from connector.infra.net.resolver import NameResolver
 from tests.support.own_name import changed
 from tests.support.waiting import until
 
@@ -50,32 +50,32 @@ async def test_names_that_hang_keep_nobody_of_another_circle_waiting(
     server: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolver, "_SECONDS", 2.0)
-    names, parties = Names(), [f"{host}.example" for host in range(resolver._PLACES // resolver._EACH)]
+    names, parties = NameResolver(), [f"{host}.example" for host in range(resolver._PLACES // resolver._EACH)]
     hanging = []
     for who in parties:
-        with resolver.within("strangers", who):
+        with resolver.use_group("strangers", who):
             hanging += [asyncio.create_task(names.addresses(f"{n}.{who}.{SLOW}", 443)) for n in range(resolver._EACH)]
     await until(lambda: _threads() == resolver._PLACES)
     began = time.monotonic()
-    with resolver.within("strangers", "one.more.example"), pytest.raises(Busy, match="too many names"):
+    with resolver.use_group("strangers", "one.more.example"), pytest.raises(Busy, match="too many names"):
         await names.addresses("fast.example", 443)
     assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
-    with resolver.within("known", "did:web:member.example"):
+    with resolver.use_group("known", "did:web:member.example"):
         assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
     assert time.monotonic() - began < 5
     server.set()
     await asyncio.gather(*hanging, return_exceptions=True)
     await until(lambda: not _threads())
-    with resolver.within("strangers", "one.more.example"):
+    with resolver.use_group("strangers", "one.more.example"):
         assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
 
 
 async def test_one_party_has_a_part_of_its_circle_and_waits_for_more(server: Event) -> None:
-    names = Names()
-    with resolver.within("strangers", "a.example"):
+    names = NameResolver()
+    with resolver.use_group("strangers", "a.example"):
         hanging = [asyncio.create_task(names.addresses(f"{n}.{SLOW}", 443)) for n in range(resolver._EACH + 1)]
         await until(lambda: _threads() == resolver._EACH)
-    with resolver.within("strangers", "b.example"):
+    with resolver.use_group("strangers", "b.example"):
         assert await names.addresses("fast.example", 443)
     await until(lambda: _threads() == resolver._EACH)
     server.set()
@@ -83,8 +83,8 @@ async def test_one_party_has_a_part_of_its_circle_and_waits_for_more(server: Eve
 
 
 async def test_who_asks_for_the_same_name_waits_for_the_same_answer(server: Event) -> None:
-    names = Names()
-    with resolver.within("strangers", "a.example"):
+    names = NameResolver()
+    with resolver.use_group("strangers", "a.example"):
         asking = [asyncio.create_task(names.addresses(SLOW, 443)) for _ in range(3 * resolver._PLACES)]
     await until(lambda: _threads() > 0)
     assert _threads() == 1
@@ -95,7 +95,7 @@ async def test_who_asks_for_the_same_name_waits_for_the_same_answer(server: Even
 
 async def test_beside_a_look_up_that_hangs_another_is_made(server: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolver, "_SECONDS", 0.05)
-    names = Names()
+    names = NameResolver()
     for _ in range(2):
         with pytest.raises(Busy, match="in time"):
             await names.addresses(SLOW, 443)
@@ -105,7 +105,7 @@ async def test_beside_a_look_up_that_hangs_another_is_made(server: Event, monkey
 
 async def test_more_names_of_our_own_than_there_are_places_are_looked_up_in_turn() -> None:
     async with asyncio.TaskGroup() as group:
-        names = Names()
+        names = NameResolver()
         for number in range(4 * resolver._PLACES):
             group.create_task(names.addresses(f"127.0.0.{number + 1}", 443))
 
@@ -114,21 +114,24 @@ async def test_who_leaves_leaves_the_place_taken_until_the_look_up_has_ended(
     server: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolver, "_SECONDS", 0.05)
-    names = Names()
+    names = NameResolver()
     for number in range(resolver._EACH):
-        with resolver.within("strangers", "a.example"), pytest.raises(Busy, match="in time"):
+        with resolver.use_group("strangers", "a.example"), pytest.raises(Busy, match="in time"):
             await names.addresses(f"{number}.{SLOW}", 443)
-    with resolver.within("strangers", "a.example"), pytest.raises(Busy, match="too many names"):
+    with resolver.use_group("strangers", "a.example"), pytest.raises(Busy, match="too many names"):
         await names.addresses("fast.example", 443)
     server.set()
     await until(lambda: not _threads())
-    with resolver.within("strangers", "a.example"):
+    with resolver.use_group("strangers", "a.example"):
         assert await names.addresses("fast.example", 443)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
 async def test_the_machine_resolves_as_it_always_does(host: str) -> None:
-    assert await Guard(allow=["127.0.0.0/8", "::1", "localhost"]).pin(host, 443, secure=True) in ("127.0.0.1", "::1")
+    assert await AddressGuard(allow=["127.0.0.0/8", "::1", "localhost"]).pin(host, 443, secure=True) in (
+        "127.0.0.1",
+        "::1",
+    )
 
 
 def test_a_look_up_that_hangs_does_not_keep_the_process_from_its_end() -> None:
@@ -138,7 +141,7 @@ from connector.infra.net import resolver
 socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
 resolver._SECONDS = 0.1
 try:
-    asyncio.run(resolver.Names().addresses("slow.example", 443))
+    asyncio.run(resolver.NameResolver().addresses("slow.example", 443))
 except resolver.Busy:
     print("left")
 """

@@ -18,7 +18,7 @@ import pytest
 from connector.dsp.protocol_client import Peer
 from connector.errors import BadInput, MessageInvalid, NotFound, PeerUnreachable
 from connector.events import DecisionNeeded, NegotiationAdvanced
-from connector.infra.net.http_client import Guard, Reply
+from connector.infra.net.http_client import AddressGuard, Reply
 from connector.management.notify.webhooks import Webhooks, signature
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
@@ -32,7 +32,7 @@ class Receiver:
 
     statuses: list[int] = field(default_factory=list)
     got: list[tuple[Mapping[str, str], bytes]] = field(default_factory=list)
-    guard: Guard = field(default_factory=lambda: Guard(allow=("198.51.100.0/24",)))
+    guard: AddressGuard = field(default_factory=lambda: AddressGuard(allow=("198.51.100.0/24",)))
 
     async def call(
         self,

@@ -123,7 +123,7 @@ async def agreed(running: Provider, make: Callable[[Path], Path], folder: Path, 
 
 async def indexed(running: Provider, prepared: PreparedStreams, agreement: str) -> Asked:
     """A question whose next pass is sent from the file."""
-    held = await running.grants.hold(agreement, consumer=provider.CONSUMER)
+    held = await running.grants.load(agreement, consumer=provider.CONSUMER)
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
     sql = f'SELECT * FROM "clinic".{held.dataset.name}'
     asked = Asked(tickets=(ticket,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True)
