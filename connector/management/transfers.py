@@ -13,7 +13,7 @@ from connector.dataplane.push.push_receiver import MEDIA, Receiving
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
-from connector.dsp.transfer import Transfers
+from connector.dsp.transfer import TransferService
 from connector.errors import NotFound, ScopeMissing
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
@@ -140,7 +140,7 @@ def _received(row: Received | None, coming: int | None) -> ReceivedView | None:
     return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
 
 
-def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
+def router(*, transfers: TransferService, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
@@ -191,7 +191,7 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
     async def address(pid: str, _: Caller = consumer) -> TicketView:
-        found = await transfers.reading(pid)
+        found = await transfers.get_read_address(pid)
         known = dict(found.address.properties)
         return TicketView(
             endpoint=found.address.endpoint,

@@ -398,7 +398,7 @@ async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_ke
     def ended(tx: Transaction) -> None:
         row = tx.negotiations.get(NEGOTIATION)
         assert row is not None
-        row.state, row.offer = "TERMINATED", agreement_terms.come_to_nothing(row.offer | {"ds:note": "x" * 5000})
+        row.state, row.offer = "TERMINATED", agreement_terms.shorten_offer(row.offer | {"ds:note": "x" * 5000})
 
     await full.parts.store.write(ended)
     assert "came to nothing" in (await full.get(f"/negotiations/{NEGOTIATION}")).text
