@@ -25,7 +25,7 @@ from connector.console.page import Desk, Names
 from connector.console.view import formatting
 from connector.dsp import agreement_terms
 from connector.events import QueryCoordinated, RequestRefused
-from connector.federation.planner.model import Column, GridInfo, Known, TableInfo
+from connector.federation.planner.model import GridInfo, KnownTables, TableColumn, TableInfo
 from connector.infra import html
 from connector.management.auth import COOKIE
 from connector.store import Transaction
@@ -657,10 +657,12 @@ async def test_the_tables_of_the_query_page_say_which_columns_are_in_bins(
     full: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = GridInfo(("age", "sex"), (), 5, bins=(Dimension("age", 10.0),))
-    table = TableInfo("north", "census", (Column("age", "BIGINT"), Column("sex", "VARCHAR")), agreement="a", grid=grid)
+    table = TableInfo(
+        "north", "census", (TableColumn("age", "BIGINT"), TableColumn("sex", "VARCHAR")), agreement="a", grid=grid
+    )
 
-    async def tables(*_: object) -> Known:
-        return Known({("north", "census"): table})
+    async def tables(*_: object) -> KnownTables:
+        return KnownTables({("north", "census"): table})
 
     monkeypatch.setattr(full.parts.holdings, "tables", tables)
     shown = (await full.get("/query", "consume")).text

@@ -165,7 +165,8 @@ async def test_what_came_of_looking_up_their_address_is_not_for_them(
     for url, check in ((f"https://{host}", peer()[0].check_theirs), (f"https://{host}/?x=1", peer()[0].check_sink)):
         with pytest.raises(MessageInvalid) as caught:
             await check(url)
-        assert caught.value.message == f"the address '{url}' cannot be called from here; give a publicly reachable address"
+        expected = f"the address '{url}' cannot be called from here; give a publicly reachable address"
+        assert caught.value.message == expected
         assert caught.value.private
 
 
