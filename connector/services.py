@@ -22,14 +22,14 @@ from connector.dataplane.push.received_files import arriving
 from connector.datasets.external import Outside
 from connector.datasets.registry import Registry, Told
 from connector.dsp import process, process_limits
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import AgreementService
 from connector.dsp.catalog import Catalog
-from connector.dsp.duty_upkeep import Ledger, Upkeep
+from connector.dsp.duty_upkeep import DutyLedger, Upkeep
 from connector.dsp.messages import DataAddress, address_of
-from connector.dsp.negotiation import Negotiations
-from connector.dsp.participants import Partners
-from connector.dsp.protocol_client import Peer
-from connector.dsp.transfer import FORMATS, PULL, Transfers
+from connector.dsp.negotiation import NegotiationService
+from connector.dsp.participants import ParticipantDirectory
+from connector.dsp.protocol_client import ProtocolClient
+from connector.dsp.transfer import FORMATS, PULL, TransferService
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Relation
 from connector.events import Bus
@@ -90,13 +90,13 @@ class Services:
     receiving: Receiving
     flight: Front | None
     sender: Sender
-    negotiations: Negotiations
-    transfers: Transfers
-    agreements: Agreements
-    ledger: Ledger
+    negotiations: NegotiationService
+    transfers: TransferService
+    agreements: AgreementService
+    ledger: DutyLedger
     upkeep: Upkeep
     catalog: Catalog
-    partners: Partners
+    partners: ParticipantDirectory
     webhooks: Webhooks
     announcer: Announcer
     feed: events.Feed
@@ -277,12 +277,12 @@ def build(settings: Settings) -> Services:
         metrics=metrics,
         instance=instance,
         is_member=resolver.is_expected,
-        is_partner=process_limits.partner,
-        makes_partner=process_limits.asked,
+        is_partner=process_limits.is_partner,
+        makes_partner=process_limits.makes_partner,
     )
-    peer = Peer(wire=net, mint=identity.mint)
+    peer = ProtocolClient(wire=net, mint=identity.mint)
     pace = settings.dsp_new_per_minute
-    begun = process_limits.Limits(
+    begun = process_limits.ProcessLimits(
         settings.dsp_negotiations_open,
         pace,
         all_open=settings.dsp_negotiations_open_all,
@@ -291,7 +291,7 @@ def build(settings: Settings) -> Services:
         idle_stranger=settings.dsp_negotiation_idle_stranger,
         strangers_per_minute=settings.dsp_new_per_minute_strangers,
     )
-    parts = process.Parts(
+    parts = process.ProcessContext(
         store=store,
         sender=sender,
         peer=peer,
@@ -299,15 +299,15 @@ def build(settings: Settings) -> Services:
         base=settings.dsp_base,
         facts_of=known.of,
     )
-    negotiating = Negotiations(parts, limits=begun)
+    negotiating = NegotiationService(parts, limits=begun)
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
-    transferring = Transfers(
+    transferring = TransferService(
         parts,
         negotiations=negotiating,
         data_plane=data_plane,
         formats=formats,
-        limits=process_limits.Limits(settings.dsp_transfers_open, pace),
+        limits=process_limits.ProcessLimits(settings.dsp_transfers_open, pace),
     )
     registry = Registry(
         store,
@@ -328,7 +328,9 @@ def build(settings: Settings) -> Services:
         memory_mb=settings.worker_memory_mb,
     )
     registry.effects = Versions(store, owners_view).effects
-    agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
+    agreed = AgreementService(
+        store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop
+    )
     log_name = read_name(newest.note) if newest else origin_of(settings.root_url, settings.name)
     signer = Signer(log_name, keys.load_log_key(key_dir, new=fresh))
     former = tuple(Signer(signer.name, one) for one in keys.load_former_log_keys(key_dir))
@@ -363,7 +365,7 @@ def build(settings: Settings) -> Services:
         negotiations=negotiating,
         transfers=transferring,
         agreements=agreed,
-        ledger=Ledger(store, net, identity.mint),
+        ledger=DutyLedger(store, net, identity.mint),
         upkeep=Upkeep(
             store,
             negotiations=negotiating,
@@ -372,7 +374,7 @@ def build(settings: Settings) -> Services:
             facts_of=known.of,
             seconds=settings.upkeep_seconds,
         ),
-        partners=Partners(peer=peer, member=trust.find_member_by_name),
+        partners=ParticipantDirectory(peer=peer, member=trust.find_member_by_name),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
         announcer=Announcer(store, net, identity, catalogue_url=settings.catalogue_url, operator=settings.trust_anchor),
         feed=events.Feed(store.bus),

@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 from catalogue.settings import CatalogueSettings
 from connector.dsp.messages import CatalogRequestMessage
-from connector.dsp.protocol_client import Peer
+from connector.dsp.protocol_client import ProtocolClient
 from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient, Reply, origin
@@ -135,7 +135,7 @@ class Visit:
 
     async def _walk(self, deadline: float) -> AsyncGenerator[list[Any], None]:
         async with asyncio.timeout_at(deadline):
-            base = await Peer(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
+            base = await ProtocolClient(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
         line = _AddressQueue(base, home=self._root, most=self._limits.inner)
         for address, depth in line:
             following: str | None = f"{address}/catalog/request"

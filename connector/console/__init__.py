@@ -20,10 +20,10 @@ from connector.console.page import Desk
 from connector.console.view import snippets
 from connector.dataplane.push.push_receiver import Receiving
 from connector.datasets.registry import Registry
-from connector.dsp.agreements import Agreements
-from connector.dsp.negotiation import Negotiations
-from connector.dsp.participants import Partners
-from connector.dsp.transfer import Transfers
+from connector.dsp.agreements import AgreementService
+from connector.dsp.negotiation import NegotiationService
+from connector.dsp.participants import ParticipantDirectory
+from connector.dsp.transfer import TransferService
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity.member_register import MemberRegister
@@ -47,11 +47,11 @@ def router(
     offers: Offers,
     owners_view: OwnersView,
     facts_of: Callable[[str], Awaitable[Facts]],
-    negotiations: Negotiations,
-    transfers: Transfers,
+    negotiations: NegotiationService,
+    transfers: TransferService,
     receiving: Receiving,
-    agreements: Agreements,
-    partners: Partners,
+    agreements: AgreementService,
+    partners: ParticipantDirectory,
     search: search_pages.Search,
     coordinator: Coordinator,
     holdings: Holdings,

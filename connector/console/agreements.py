@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from connector.console.page import READS, Desk, Numbered, form_of, part_of
 from connector.console.view.formatting import path_of
 from connector.dataplane.running_reads import Running, running
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
 from connector.management import agreements as agreements_api
@@ -35,7 +35,7 @@ _LIMITS = (
 )
 
 
-def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
+def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRouter:
     routes = desk.router()
 
     @routes.get("/agreements")
@@ -43,8 +43,8 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
         request: Request, role: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
     ) -> Response:
         asked: dict[str, Any] = {"role": role if role in ("provider", "consumer") else ""}
-        rows = await agreements.page(**asked, **part_of(page, _LISTED))
-        problems = await agreements.problems(rows[:_LISTED])
+        rows = await agreements.list_page(**asked, **part_of(page, _LISTED))
+        problems = await agreements.find_problems(rows[:_LISTED])
         return await desk.page(
             request,
             "agreements.html",
@@ -59,7 +59,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
         request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
-        meant = await agreements.meaning(row)
+        meant = await agreements.interpret(row)
         transfers, unended, reads, reading = await store.read(lambda tx: _running(tx, row))
         return await desk.page(
             request,
@@ -76,7 +76,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             unended=unended,
             reads=reads,
             reading=reading,
-            others=await agreements.others(row) if confirm or row.ended_at is not None else (),
+            others=await agreements.list_others(row) if confirm or row.ended_at is not None else (),
             confirm=confirm,
             error=error,
         )

@@ -11,9 +11,9 @@ from connector.console.page import Desk, Numbered, form_of, here_only, part_of
 from connector.console.view.formatting import path_of
 from connector.dataplane.push.push_receiver import Receiving
 from connector.dsp import auto_decisions, states
-from connector.dsp.negotiation import Negotiations
+from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import PROVIDER
-from connector.dsp.transfer import Transfers
+from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
@@ -29,7 +29,7 @@ _STEERING = ("start", "suspend", "resume", "complete", "terminate")
 
 
 def router(
-    desk: Desk, *, negotiations: Negotiations, transfers: Transfers, receiving: Receiving, store: Store
+    desk: Desk, *, negotiations: NegotiationService, transfers: TransferService, receiving: Receiving, store: Store
 ) -> APIRouter:
     routes = desk.router()
 

@@ -11,8 +11,8 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import Desk, form_of
 from connector.console.view.formatting import path_of
-from connector.dsp.negotiation import Negotiations
-from connector.dsp.participants import Partners
+from connector.dsp.negotiation import NegotiationService
+from connector.dsp.participants import ParticipantDirectory
 from connector.errors import HanseError, NotFound
 from connector.management.auth import Caller
 from policies.errors import PolicyError
@@ -23,7 +23,9 @@ Search = Callable[[str], Awaitable[Mapping[str, Any]]]
 _FACETS = ("theme", "participant", "purpose", "policy", "keyword")
 
 
-def router(desk: Desk, *, search: Search, partners: Partners, negotiations: Negotiations) -> APIRouter:
+def router(
+    desk: Desk, *, search: Search, partners: ParticipantDirectory, negotiations: NegotiationService
+) -> APIRouter:
     """`search` takes the query string of the catalogue's own search and gives its JSON answer."""
     routes = desk.router()
 

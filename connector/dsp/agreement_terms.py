@@ -1,5 +1,6 @@
-"""Offers and agreements as the protocol carries them: reading, comparing, signing, and checking what the other side
-signed. Decides on values; knows no state machine. What a policy means is the business of `policies`.
+"""Terms of offers and agreements in protocol messages: read, compare, sign, and check the other side's signature.
+
+Works on values and knows no state machine. `policies` interprets the policies.
 """
 
 from __future__ import annotations
@@ -34,62 +35,67 @@ from policies.vocabulary import Phase, ds, operand
 
 TIME_ENDED = "the time that was agreed has ended"
 REPLACED = "never concluded; replaced by another one"
-LAPSED = frozenset({TIME_ENDED, REPLACED})  # reasons for an agreement's end; any other is somebody's no
-_OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
-_SHORT = 4 * 2**10
+# Reasons for an agreement's end that are no revocation. They are stored with agreements, so their wording stays.
+LAPSED = frozenset({TIME_ENDED, REPLACED})
+_OFFER_MAX = 64 * 2**10  # characters of another party's offer, which is stored as long as its negotiation
+_SHORT = 4 * 2**10  # characters
 _EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2000, 9999))
 _COMPILES_MAX = 1_024
-_TOLD_MAX = 10  # offers of which a refusal says what they are for
-_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
+_LISTED_MAX = 10  # offers whose purposes a refusal lists
+_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # (policy digest, version) to: gives exact aggregates
 
 
 def read_offer(wire: Json) -> Policy:
-    """The offer in a message, with its id, at least one rule, and no rule that is not understood as JSON."""
+    """The offer in a message. MessageInvalid if it cannot be read, or has no id or no rule."""
     return _read(wire, Kind.OFFER)
 
 
-def read_asked(wire: Json) -> Policy:
-    """The offer in a consumer's request. A list of values is read in the form of EDC 0.15, too."""
-    return read_offer(_with_lists(wire))
+def read_requested_offer(wire: Json) -> Policy:
+    """The offer in a consumer's request, also with lists of values in the form of EDC 0.15."""
+    return read_offer(_parse_lists(wire))
 
 
 _LIST_AS_TEXT = re.compile(r'\[\s*\{\s*"@value"')
 
 
-def _with_lists(wire: Any) -> Any:
-    """The offer with its lists of values as lists: EDC 0.15 sends `["a", "b"]` back as the one text
-    `[{"@value":"a"},{"@value":"b"}]`. What is no such text stays as it is."""
+def _parse_lists(wire: Any) -> Any:
+    """The offer with its lists of values as lists; other values unchanged.
+
+    EDC 0.15 sends `["a", "b"]` back as the text `[{"@value":"a"},{"@value":"b"}]`.
+    """
     if isinstance(wire, list):
-        return [_with_lists(one) for one in wire]
+        return [_parse_lists(each) for each in wire]
     if not isinstance(wire, dict):
         return wire
-    return {key: _list_of(value) if key.endswith("rightOperand") else _with_lists(value) for key, value in wire.items()}
+    return {
+        key: _parse_list(value) if key.endswith("rightOperand") else _parse_lists(value) for key, value in wire.items()
+    }
 
 
-def _list_of(right: Any) -> Any:
+def _parse_list(right: Any) -> Any:
     inner = right[0] if isinstance(right, list) and len(right) == 1 else right
     text = inner.get("@value") if isinstance(inner, dict) else inner
     if not isinstance(text, str) or not _LIST_AS_TEXT.match(text):
         return right
     try:
-        found = strictjson.loads(text)
+        values = strictjson.loads(text)
     except (ValueError, RecursionError):
         return right
-    return found if all(isinstance(one, dict) and one.keys() <= {"@value", "@type"} for one in found) else right
+    return values if all(isinstance(each, dict) and each.keys() <= {"@value", "@type"} for each in values) else right
 
 
-def readable(wires: Sequence[Json]) -> list[Policy]:
-    """Those of these offers that can be read; MessageInvalid, as for the first, where none can."""
-    found: list[Policy] = []
-    refused: list[MessageInvalid] = []
+def read_offers(wires: Sequence[Json]) -> list[Policy]:
+    """All offers that can be read. MessageInvalid, for the first of them, if none can."""
+    offers: list[Policy] = []
+    errors: list[MessageInvalid] = []
     for wire in wires:
         try:
-            found.append(read_offer(wire))
+            offers.append(read_offer(wire))
         except MessageInvalid as error:
-            refused.append(error)
-    if not found:
-        raise refused[0]
-    return found
+            errors.append(error)
+    if not offers:
+        raise errors[0]
+    return offers
 
 
 def read_agreement(wire: Json) -> Policy:
@@ -103,49 +109,52 @@ def _read(wire: Json, kind: Kind) -> Policy:
     except PolicyError as error:
         raise MessageInvalid(f"the {kind.lower()} cannot be read: {error}", rule=error.rule) from error
     if not policy.id or len(policy.id) > 255 or len(policy.target) > 255:
-        raise MessageInvalid(f"expected the {kind.lower()} to have an @id and a target of at most 255 characters")
+        raise MessageInvalid(f"expected the {kind.lower()} to have an @id and a target, each of at most 255 characters")
     if not policy.permissions and not policy.prohibitions:
-        raise MessageInvalid(f"expected the {kind.lower()} to have a permission or prohibition, came none")
+        raise MessageInvalid(f"expected the {kind.lower()} to have a permission or prohibition, got none")
     return policy
 
 
 def offer_wire(policy: Policy, *, target: str, assigner: str = "") -> Json:
-    """An offer as a message carries it. `assigner`: its provider, where the provider itself makes the offer."""
+    """An offer as JSON-LD for a message. `assigner`: its provider, where the provider itself sends the offer."""
     return _write(replace(policy, kind=Kind.OFFER, target=target, assigner=assigner or policy.assigner))
 
 
-def as_published(asked: Policy, wire: Json, *, published: Policy, consumer: str) -> Policy:
-    """A request for a published offer in the words that the agreement will have. `wire`: the request as it came.
+def in_published_words(asked: Policy, wire: Json, *, published: Policy, consumer: str) -> Policy:
+    """A request for a published offer in the wording that the agreement will have. `wire`: the request as received.
 
-    Where the request has the published rules, these are the published words, in their order and with their profile: a
-    consumer such as EDC compares the agreement with the offer of the catalogue word for word, and does not send all of
-    it (EDC 0.15 leaves out `profile` and `odrl:conflict`). What a request does not say is as published. Other rules
-    stay in the consumer's words, with the published profile where they name none.
+    A request with the published rules gets the published wording, order and profile. Consumers such as EDC compare the
+    agreement with the catalogue's offer word for word, and send only part of it (EDC 0.15 leaves out `profile` and
+    `odrl:conflict`). A member that the request leaves out is as published. Other rules keep the consumer's wording,
+    with the published profile where they name none.
     """
     named = asked if asked.profile else replace(asked, profile=published.profile)
     silent = not any(key.endswith("conflict") for key in wire)
     filled = replace(named, conflict=published.conflict) if silent else named
-    if same_rules(filled, published, consumer=consumer):
+    if has_same_rules(filled, published, consumer=consumer):
         return replace(published, id=asked.id)
     return named
 
 
-def taken_wire(policy: Policy, *, target: str, beside: Json) -> Json:
-    """A counterparty's offer as we keep it. MessageInvalid where it is much larger than what it is held against:
-    the published one, or the one on the table."""
+def received_offer_wire(policy: Policy, *, target: str, compared_with: Json) -> Json:
+    """A counterparty's offer as we store it.
+
+    Raises:
+        MessageInvalid: it is more than 64 KiB larger than the offer that it is `compared_with`.
+    """
     wire = offer_wire(policy, target=target)
     size = _size(wire)
-    if size > _OFFER_MAX and size > _OFFER_MAX + _size(beside):
+    if size > _OFFER_MAX and size > _OFFER_MAX + _size(compared_with):
         raise MessageInvalid(
-            f"expected an offer of at most {_OFFER_MAX} characters as JSON, came {size}; name groups instead of each "
+            f"expected an offer of at most {_OFFER_MAX} characters as JSON, got {size}; name groups instead of each "
             "of their members, or make several offers",
             code="offer_too_large",
         )
     return wire
 
 
-def come_to_nothing(wire: Json) -> Json:
-    """Terms of others that nobody agreed on, as they are kept: of more than 4 KiB as JSON only what they were about."""
+def shorten_offer(wire: Json) -> Json:
+    """The part of another party's refused terms that is stored: of more than 4 KiB as JSON, only id and target."""
     return wire if _size(wire) <= _SHORT else {name: wire[name] for name in ("@type", "@id", "target") if name in wire}
 
 
@@ -161,43 +170,46 @@ def _write(policy: Policy) -> Json:
     return wire
 
 
-def published(row: Offer) -> Policy:
-    """A published offer with its own id and target. Refused where it is not understood any more."""
+def read_published(row: Offer) -> Policy:
+    """A published offer with its own id and target. Refused where its policy is not understood any more."""
     return replace(stored_policies.offered(row), id=row.id, target=row.dataset_id)
 
 
 def digest_of(policy: Policy) -> str:
-    """The digest of a policy's meaning."""
+    """The digest of a policy's rules, independent of their wording."""
     return reader.digest(policy)
 
 
-def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
-    """Whether both say the same to `consumer`, however they are spelled.
+def has_same_rules(policy: Policy, other: Policy, *, consumer: str) -> bool:
+    """Whether both policies have the same rules for `consumer`, independent of their wording.
 
-    "For you alone", said by one of them, is no other rule: some name their assignee in an offer and some do not,
-    and an agreement is for its assignee anyway.
+    An assignee that only one of them names makes no difference, as an agreement is for its assignee anyway.
     """
-    return reader.digest(restrict_to_party(one, consumer)) == reader.digest(restrict_to_party(two, consumer))
+    return reader.digest(restrict_to_party(policy, consumer)) == reader.digest(restrict_to_party(other, consumer))
 
 
-_COUNTED = frozenset({"grant", "batch"})  # who enforces what is used up
+_COUNTED = frozenset({"grant", "batch"})  # the places that enforce what can be used up
 _EPSILON = ds("epsilonBudget")
 
 
 def quantities(policy: Policy) -> tuple[bool, bool]:
-    """Whether a policy lets out so much and no more (reads, rows, bytes, reads at once), and whether it has a privacy
-    budget: a second agreement of the same party would double it."""
+    """Whether a policy has quantities that a second agreement would double, and whether a privacy budget is one.
+
+    Quantities are reads, rows, bytes, reads at the same time, and a privacy budget.
+    """
     rules = [(f"/permission/{index}", rule.constraints) for index, rule in enumerate(policy.permissions)]
     names = [operand(atom.left) for path, members in rules for _, atom in unknown_terms.walk_atoms(members, path)]
-    found = [one for one in names if one is not None]
-    private = any(one.name == _EPSILON for one in found)
-    return private or any(one.enforced_by in _COUNTED for one in found), private
+    operands = [known for known in names if known is not None]
+    private = any(each.name == _EPSILON for each in operands)
+    return private or any(each.enforced_by in _COUNTED for each in operands), private
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a policy gives its party anything. `lacking`: for each permission against which nothing stands but facts
-    that are not known, which these are. `rule`: the permission against which the least stands.
+    """Whether a policy permits its party anything.
+
+    lacking: for each permission that lacks only unknown facts, those facts.
+    rule: the permission that is nearest to being satisfied.
     """
 
     permitted: bool
@@ -206,19 +218,19 @@ class Verdict:
     rule: str = ""
 
     def waits_for(self, facts: AbstractSet[str]) -> bool:
-        """Whether some permission lacks nothing but these facts."""
+        """Whether some permission lacks only facts among these."""
         return any(missing <= facts for missing in self.lacking)
 
 
 def judge(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Verdict:
-    """What the facts say about `policy` for their party."""
+    """Evaluate `policy` with the facts of a party."""
     decision = evaluate.evaluate_offer(policy, facts, phase=phase, now=now)
     rule = next((one.rule for one in decision.findings if one.rule.startswith("/permission")), "")
     return Verdict(decision.permitted, decision.reasons, decision.lacking, rule)
 
 
 def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assignee: str, now: float) -> Policy:
-    """The agreement over an offer's rules, unchanged (DSP 2025-1, section 5)."""
+    """The agreement with an offer's rules, unchanged (DSP 2025-1, section 5)."""
     return replace(
         policy,
         kind=Kind.AGREEMENT,
@@ -231,90 +243,95 @@ def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assig
 
 
 def first_for(purpose: str, offers: Sequence[Policy], *, consumer: str, now: float) -> Policy:
-    """The first of these offers under which an agreement would not be for other purposes. Refused, with what each is
-    for, where there is none."""
-    found: list[tuple[str, Verdict]] = []
+    """The first of these offers that allows `purpose`.
+
+    Raises:
+        Refused: none of them does; names the purposes of each.
+    """
+    refused: list[tuple[str, Verdict]] = []
     for offer in offers:
-        if (against := _other_purposes(offer, purpose, consumer=consumer, now=now)) is None:
+        if (against := _refuse_purpose(offer, purpose, consumer=consumer, now=now)) is None:
             return offer
-        found.append((offer.id, against))
-    if len(found) == 1:
-        ((_, only),) = found
-        told, rule = f"this offer is for other purposes, so it was not asked for: {'; '.join(only.reasons)}", only.rule
+        refused.append((offer.id, against))
+    if len(refused) == 1:
+        ((_, only),) = refused
+        why, rule = f"this offer is for other purposes, so it was not requested: {'; '.join(only.reasons)}", only.rule
     else:
-        each = ". ".join(f"{name}: {'; '.join(against.reasons)}" for name, against in found[:_TOLD_MAX])
-        told, rule = f"none of {len(found)} offers is for this purpose, so none was asked for. {each}", ""
-    raise Refused(told, code="purpose_not_agreed", rule=rule)
+        each = ". ".join(f"{name}: {'; '.join(against.reasons)}" for name, against in refused[:_LISTED_MAX])
+        why, rule = f"none of {len(refused)} offers is for this purpose, so none was requested. {each}", ""
+    raise Refused(why, code="purpose_not_agreed", rule=rule)
 
 
-def _other_purposes(offer: Policy, purpose: str, *, consumer: str, now: float) -> Verdict | None:
-    """What stands against an agreement under this offer where it would be for other purposes, whatever else is known
-    by then; None where it would not."""
+def _refuse_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -> Verdict | None:
+    """The verdict against `purpose` under this offer, if only another purpose could satisfy it; else None."""
     agreed = sign(
         offer, agreement_id=offer.id, target=offer.target, assigner=offer.assigner, assignee=consumer, now=now
     )
     party = Facts.of({"ds:participant": consumer}, source="signature")
-    said, unsaid = (
-        judge(agreed, with_declared(party, purpose=one), phase=Phase.TRANSFER, now=now) for one in (purpose, "")
+    declared, undeclared = (
+        judge(agreed, with_declared(party, purpose=each), phase=Phase.TRANSFER, now=now) for each in (purpose, "")
     )
-    if said.permitted or said.lacking or not any(PURPOSE in missing for missing in unsaid.lacking):
+    if declared.permitted or declared.lacking or not any(PURPOSE in missing for missing in undeclared.lacking):
         return None
-    return replace(said, reasons=tuple(reason for reason in said.reasons if reason not in unsaid.reasons))
+    return replace(declared, reasons=tuple(why for why in declared.reasons if why not in undeclared.reasons))
 
 
 def agreement_wire(policy: Policy) -> Json:
-    """An agreement as a message carries it."""
+    """An agreement as JSON-LD for a message."""
     return _write(policy)
 
 
 def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: str, assignee: str) -> None:
-    """What a consumer demands of an agreement (DSP 2025-1, section 7.4); the numbers stand beside the code.
+    """Check a received agreement as its consumer (DSP 2025-1, section 7.4).
 
-    1. it is for us, 2. from the party we negotiate with, 3. about what we asked for, 4. with the agreed rules,
-    5. at a moment of our time: periods are counted from it, and every calendar has its ends.
+    1. It is for us, 2. from the party with which we negotiate, 3. about the requested dataset, 4. with the agreed
+    rules, 5. with a timestamp from the year 2000 to 9998: periods are counted from it.
+
+    Raises:
+        MessageInvalid: one of these does not hold.
     """
     expected = (
         ("assignee", agreement.assignee, assignee),  # 1
         ("assigner", agreement.assigner, assigner),  # 2
         ("target", agreement.target, target),  # 3
     )
-    for name, came, wanted in expected:
-        if came != wanted:
-            raise MessageInvalid(f"expected {name} {wanted} in the agreement, came {came[:255] or 'none'}", rule=name)
-    if not same_rules(agreement, terms, consumer=assignee):  # 4
-        raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
+    for name, got, wanted in expected:
+        if got != wanted:
+            raise MessageInvalid(f"expected {name} {wanted} in the agreement, got {got[:255] or 'none'}", rule=name)
+    if not has_same_rules(agreement, terms, consumer=assignee):  # 4
+        raise MessageInvalid("expected the agreed rules in the agreement, got other ones; send them unchanged")
     if not _EARLIEST <= signed_at(agreement, now=_EARLIEST) < _LATEST:  # 5
         raise MessageInvalid(
-            f"expected a timestamp from the year 2000 to 9998, came {agreement.timestamp[:40]!r}", rule="timestamp"
+            f"expected a timestamp from the year 2000 to 9998, got {agreement.timestamp[:40]!r}", rule="timestamp"
         )
 
 
-class Fits(NamedTuple):
-    """The version of a dataset on which a policy can be kept, and whether it gives exact aggregates of it."""
+class EnforceableVersion(NamedTuple):
+    """The version of a dataset on which a policy can be enforced, and whether the policy gives exact aggregates."""
 
     version: str
     exact: bool
 
 
-def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
-    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now."""
+def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> EnforceableVersion:
+    """Check that every rule of `policy` can be enforced on the dataset as it is now; Refused names the rule."""
     dataset = tx.datasets.of(dataset_id)
     key = (reader.digest(policy), dataset.version)
     if key in _compiles:
-        return Fits(dataset.version, _compiles[key])
+        return EnforceableVersion(dataset.version, _compiles[key])
     try:
         unknown_terms.refuse_unclear(policy)
         schema = published_schema(tx.datasets.get_current(dataset))
-        made = compiler.compile_contracts(policy, schema, concluded=tx.now, new=True)
+        contracts = compiler.compile_contracts(policy, schema, concluded=tx.now, new=True)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
-    exact = any(compiler.is_exact(one) for one in made)
+    exact = any(compiler.is_exact(contract) for contract in contracts)
     put_recent(_compiles, key, exact, most=_COMPILES_MAX)
-    return Fits(dataset.version, exact)
+    return EnforceableVersion(dataset.version, exact)
 
 
 def signed_at(policy: Policy, *, now: float) -> float:
-    """An agreement's timestamp, read as leniently as peers write it; `now` where it says nothing readable."""
+    """An agreement's timestamp in UTC seconds, in any form that peers write; `now` where it is unreadable."""
     try:
         return instant(policy.timestamp).start / 1e9
     except ValueError:

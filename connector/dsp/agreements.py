@@ -1,4 +1,4 @@
-"""Agreements after they are signed: reading them, and ending them. Rules never change; only their end does."""
+"""Signed agreements: read them, and end them. The rules of an agreement never change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 from typing import Protocol
 
 from connector.datasets import stored_policies
-from connector.dsp.negotiation import Negotiations
+from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers, revoked
+from connector.dsp.transfer import AGREEMENT_REVOKED, TransferService, agreement_event
 from connector.errors import Busy, Conflict, NotFound, Refused
 from connector.outbox.sender import Sender
 from connector.store import UNKNOWN, Store, Transaction
@@ -21,29 +21,29 @@ from policies.contracts.contract import DataContract
 from policies.model import Policy
 
 _log = logger("agreements")
-_UNHEARD_SECONDS = 0.5  # how long reads go on while the database keeps a revocation; its event ends them otherwise
+_STOP_READS_AFTER_SECONDS = 0.5  # if the database is slow to store a revocation; otherwise its event stops the reads
 
 
-class Stop(Protocol):
-    """Ends what runs here under an agreement."""
+class StopReads(Protocol):
+    """Stops the reads that run in this process under an agreement."""
 
     def __call__(self, *, agreement_id: str, reason: str) -> None: ...
 
 
-def _nothing_runs(*, agreement_id: str, reason: str) -> None:
-    """For who serves no reads."""
+def _stop_nothing(*, agreement_id: str, reason: str) -> None:
+    """For a process that serves no reads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
-    """An agreement as far as it is understood here; `problem`: why nothing is served under it, and what to do."""
+class InterpretedAgreement:
+    """An agreement's policy and its contracts. `problem`: why nothing is served under it, and what to do."""
 
     policy: Policy | None = None
     contracts: tuple[DataContract, ...] = ()
     problem: str = ""
 
 
-class Agreements:
+class AgreementService:
     """Every agreement of this participant, as either side."""
 
     def __init__(
@@ -51,9 +51,9 @@ class Agreements:
         *,
         store: Store,
         sender: Sender,
-        negotiations: Negotiations,
-        transfers: Transfers,
-        stop: Stop = _nothing_runs,
+        negotiations: NegotiationService,
+        transfers: TransferService,
+        stop: StopReads = _stop_nothing,
     ) -> None:
         self._store = store
         self._sender = sender
@@ -61,15 +61,15 @@ class Agreements:
         self._transfers = transfers
         self._stop = stop
 
-    async def page(
+    async def list_page(
         self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100, offset: int = 0
     ) -> Sequence[Agreement]:
-        """The newest first."""
-        asked = {"role": role, "dataset_id": dataset_id, "counterparty": counterparty}
-        return await self._store.read(lambda tx: tx.agreements.page(**asked, limit=limit, offset=offset))
+        """A page of agreements, the newest first."""
+        filters = {"role": role, "dataset_id": dataset_id, "counterparty": counterparty}
+        return await self._store.read(lambda tx: tx.agreements.page(**filters, limit=limit, offset=offset))
 
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, GrantState | None]:
-        """An agreement, and at its provider what has been used under it."""
+        """An agreement, and at its provider the grant, which counts its use. NotFound for an unknown id."""
 
         def work(tx: Transaction) -> tuple[Agreement, GrantState | None]:
             row = agreement_of(tx, agreement_id, role)
@@ -77,41 +77,49 @@ class Agreements:
 
         return await self._store.read(work)
 
-    async def others(self, row: Agreement) -> Sequence[str]:
-        """Ids of what else its consumer holds under the same offer of ours, in force or soon perhaps; each is
-        revoked by itself."""
+    async def list_others(self, row: Agreement) -> Sequence[str]:
+        """Ids of the consumer's other agreements under the same offer, in force or not final yet.
+
+        Empty as consumer. Revoking `row` does not revoke these.
+        """
         if row.role != PROVIDER:
             return ()
         return await self._store.read(lambda tx: tx.agreements.list_others_under_offer(row))
 
-    async def meaning(self, row: Agreement) -> Meaning:
-        """What an agreement says, and as provider what that means for its dataset as it is now."""
+    async def interpret(self, row: Agreement) -> InterpretedAgreement:
+        """An agreement's policy, and as provider its contracts for the dataset as it is now."""
 
         def work(tx: Transaction) -> DatasetVersion | None:
             dataset = tx.datasets.find(row.dataset_id) if row.role == PROVIDER else None
             return None if dataset is None else tx.datasets.get_current(dataset)
 
-        return _meaning(row, await self._store.read(work))
+        return _interpret(row, await self._store.read(work))
 
-    async def problems(self, rows: Sequence[Agreement]) -> Mapping[str, str]:
-        """Why nothing is served under those of these that we are to keep, by their ids; agreements of one meaning on
-        one dataset are looked at once."""
-        kept = [row for row in rows if row.role == PROVIDER and row.ended_at is None]
+    async def find_problems(self, rows: Sequence[Agreement]) -> Mapping[str, str]:
+        """Agreement id to the reason why nothing is served under it, for agreements in force as their provider.
+
+        Agreements with the same rules on the same dataset are compiled once.
+        """
+        provided = [row for row in rows if row.role == PROVIDER and row.ended_at is None]
 
         def work(tx: Transaction) -> dict[str, DatasetVersion | None]:
-            found = {row.dataset_id: tx.datasets.find(row.dataset_id) for row in kept}
+            datasets = {row.dataset_id: tx.datasets.find(row.dataset_id) for row in provided}
             return {
-                key: None if dataset is None else tx.datasets.get_current(dataset) for key, dataset in found.items()
+                key: None if dataset is None else tx.datasets.get_current(dataset) for key, dataset in datasets.items()
             }
 
-        return await asyncio.to_thread(_problems, kept, await self._store.read(work)) if kept else {}
+        return await asyncio.to_thread(_find_problems, provided, await self._store.read(work)) if provided else {}
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
-        """End an agreement now: it is void, and so is its negotiation where that is not final yet; its grant and its
-        transfers end with it, and the other side is told why.
+        """End an agreement now, with its grant, its transfers, and its negotiation where that is not final yet.
 
-        NotFound for an unknown one, Conflict for one that has ended. Where the database does not say in time whether
-        it is kept, what runs here ends all the same: a read that begins asks the database anew.
+        The other side gets the reason. If the database does not confirm in time, reads in this process stop all the
+        same: each new read asks the database again.
+
+        Raises:
+            NotFound: there is no such agreement.
+            Conflict: it has ended already.
+            Busy: the database did not answer in time.
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
@@ -123,15 +131,15 @@ class Agreements:
             if row.ended_at is not None:
                 raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
-            tx.publish(revoked(row, actor=by))
-            sent = [] if row.role == PROVIDER else self._terminated(tx, row, by)
+            tx.publish(agreement_event(row, actor=by))
+            sent = [] if row.role == PROVIDER else self._end_transfers(tx, row, by)
             return row, [*unfinished, *sent]
 
         stop = partial(self._stop, agreement_id=agreement_id, reason=reason or "the owner revokes the agreement")
-        waited = asyncio.get_running_loop().call_later(_UNHEARD_SECONDS, stop)
+        timer = asyncio.get_running_loop().call_later(_STOP_READS_AFTER_SECONDS, stop)
         try:
             known, _ = await self.get(agreement_id, role=role)
-            if not known.finalized:  # what its other side has acknowledged counts first
+            if not known.finalized:  # acknowledged messages count first
                 await self._sender.acknowledgements.record_now(known.negotiation_id)
             row, sent = await self._store.write(work)
         except Busy as error:
@@ -139,67 +147,69 @@ class Agreements:
                 stop()
             raise
         finally:
-            waited.cancel()
+            timer.cancel()
         self._sender.hand_over(sent)
         if row.role == PROVIDER:
             try:
-                await self.follow(row.id, by=by)
-            except Busy as error:  # it holds already, and this comes with the next look
+                await self.complete_end(row.id, by=by)
+            except Busy as error:  # the agreement has ended already, and the next round of `Upkeep` repeats this
                 _log.warning("revocation_not_followed", agreement=row.id, reason=error.message)
         return row
 
-    async def follow(self, agreement_id: str, *, by: str) -> None:
-        """What follows from the end of an agreement of ours as provider: its grant is void and its transfers end. For
-        whoever ended it, and for whoever finds that this is missing (`store.agreements.list_unrevoked`).
+    async def complete_end(self, agreement_id: str, *, by: str) -> None:
+        """As provider, make the grant of an ended agreement void and end its transfers.
 
-        In a transaction after that of the end, which locks nothing that its consumer can keep locked: whatever the
-        consumer does meanwhile, other processes hear of the end at once.
+        This is a transaction of its own, after the agreement's end. The end itself locks nothing that the consumer can
+        keep locked, so other processes learn of the end at once. `Upkeep` calls this too, for ends
+        without it (`unfollowed` of the agreement queries).
         """
 
         def work(tx: Transaction) -> list[Outbox]:
             row = tx.agreements.of(agreement_id, role=PROVIDER)
-            # Transfers before the grant, as whoever resumes one locks them.
-            sent = self._terminated(tx, row, by)
+            # Lock transfers before the grant, in the same order as a resume.
+            sent = self._end_transfers(tx, row, by)
             grant = tx.agreements.lock_grant(row.id, to_change=True)
             if grant is not None and grant.revoked_at is None:
                 grant.revoked_at, grant.reason = row.ended_at, row.end_reason
                 grant.generation += 1
-            return [*sent, *self._terminated(tx, row, by)]  # and those that had begun while we waited for the grant
+            return [*sent, *self._end_transfers(tx, row, by)]  # and those that began while we waited for the grant
 
         self._sender.hand_over(await self._store.write(work))
 
-    def _terminated(self, tx: Transaction, row: Agreement, by: str) -> list[Outbox]:
+    def _end_transfers(self, tx: Transaction, row: Agreement, by: str) -> list[Outbox]:
         reason = row.end_reason
         return self._transfers.terminate_under(
             tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
         )
 
 
-def _meaning(row: Agreement, version: DatasetVersion | None) -> Meaning:
+def _interpret(row: Agreement, version: DatasetVersion | None) -> InterpretedAgreement:
     try:
         policy = stored_policies.agreed(row)
     except Refused as refused:
-        return Meaning(problem=refused.message)
+        return InterpretedAgreement(problem=refused.message)
     try:
-        return Meaning(policy, stored_policies.contracts(row, policy, version) if version is not None else ())
+        return InterpretedAgreement(
+            policy, stored_policies.contracts(row, policy, version) if version is not None else ()
+        )
     except Refused as refused:
-        return Meaning(policy, problem=refused.message)
+        return InterpretedAgreement(policy, problem=refused.message)
 
 
-def _problems(rows: Sequence[Agreement], versions: Mapping[str, DatasetVersion | None]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _find_problems(rows: Sequence[Agreement], versions: Mapping[str, DatasetVersion | None]) -> dict[str, str]:
+    problems: dict[str, str] = {}
     sound: set[tuple[str, str]] = set()
     for row in rows:
         if (row.digest, row.dataset_id) not in sound:
-            if problem := _meaning(row, versions[row.dataset_id]).problem:
-                found[row.id] = problem
+            if problem := _interpret(row, versions[row.dataset_id]).problem:
+                problems[row.id] = problem
             else:
                 sound.add((row.digest, row.dataset_id))
-    return found
+    return problems
 
 
 def agreement_of(tx: Transaction, agreement_id: str, role: str) -> Agreement:
-    """The agreement with this id as `role`; without one, as its provider first. NotFound where there is none."""
+    """The agreement with this id in our `role`; without a role, as provider first. NotFound for an unknown id."""
     for ours in (role,) if role else (PROVIDER, CONSUMER):
         if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
             return row

@@ -1,8 +1,8 @@
-"""Who answers by itself and when. One table, pure: states and facts in, the next message of ours out.
+"""When this connector answers without a person: one pure table from role, state and facts to our next message.
 
-auto     answers at once: agrees to the offer as it was published, answers other terms with the published ones
+auto     answers at once: agrees to the offer as published, answers other terms with the published ones
 rules    agrees where the policy's facts permit, and leaves the rest to a person
-manual   sends nothing that a person has not asked for
+manual   sends only what a person orders
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ WAIT = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What a decision may look at. `same_terms`: what lies on the table is what was published, or what we asked for.
+class DecisionCase:
+    """The input of a decision.
 
-    `permitted`: the facts that are known of the party let the offer be concluded. `anew`: the party had an agreement
-    under this offer, and another one would give it more than one agreement gives (`negotiation`).
+    same_terms: the terms are those that were published, or those that we requested.
+    permitted: the known facts of the party permit the offer to be concluded.
+    anew: the party had an agreement under this offer, and another one needs a person (see `negotiation`).
     """
 
     decide: str
@@ -33,7 +34,7 @@ class Case:
     anew: bool = False
 
 
-def _asked(case: Case) -> str:
+def _answer_request(case: DecisionCase) -> str:
     if case.anew:
         return WAIT
     if not case.same_terms:
@@ -41,11 +42,11 @@ def _asked(case: Case) -> str:
     return states.AGREEMENT if case.permitted else WAIT
 
 
-Table: TypeAlias = Mapping[tuple[str, str], Callable[[Case], str]]  # (our role, state) to the message, or WAIT
+Table: TypeAlias = Mapping[tuple[str, str], Callable[[DecisionCase], str]]  # (our role, state) to the message, or WAIT
 
 NEGOTIATION: Table = MappingProxyType(
     {
-        (PROVIDER, states.REQUESTED): _asked,
+        (PROVIDER, states.REQUESTED): _answer_request,
         (PROVIDER, states.ACCEPTED): lambda case: states.AGREEMENT if case.permitted and not case.anew else WAIT,
         (PROVIDER, states.VERIFIED): lambda case: WAIT if case.anew else states.FINALIZED_EVENT,
         (CONSUMER, states.OFFERED): lambda case: states.ACCEPTED_EVENT if case.same_terms else WAIT,
@@ -57,12 +58,12 @@ TRANSFER: Table = MappingProxyType(
 )
 
 
-def our_turn(table: Table, *, role: str, state: str) -> bool:
-    """Whether the next message is ours: if nothing decides it, a person has to."""
+def is_our_turn(table: Table, *, role: str, state: str) -> bool:
+    """Whether the next message is ours, decided by the table or by a person."""
     return (role, state) in table
 
 
-def next_message(table: Table, *, role: str, state: str, case: Case) -> str:
-    """The message that we send by ourselves, by its name in the state tables; WAIT for none."""
+def next_message(table: Table, *, role: str, state: str, case: DecisionCase) -> str:
+    """The message that we send without a person, by its name in the state tables; WAIT for none."""
     decide = table.get((role, state))
     return WAIT if decide is None or case.decide == MANUAL else decide(case)

@@ -1,7 +1,7 @@
-"""The catalogue as one caller may see it, a page at a time. Shows names and types of columns, never statistics.
+"""The provider's catalogue as one caller may see it, in pages. Shows names and types of columns, never statistics.
 
-A page costs what the page holds: datasets are read by key from where the last page ended, and each distinct policy is
-read once and judged once per request.
+The cost of a page depends on its own size only: datasets are read by key from the end of the last page, and each
+distinct policy is read once and judged once per request.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from policies.odrl import reader as policy_jsonld
 from policies.vocabulary import Phase
 
 PAGE = 100
-_BATCH = PAGE + 1  # a page, and the one more that says whether another page follows
+_BATCH = PAGE + 1  # a page, and one more dataset to know whether another page follows
 TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, columnCount, version
-_VALUES_MAX = jsonld.NODES_MAX - 100  # of what is read as one document, beside what stands around its datasets
-_COLUMNS_BYTES = 64 * 2**10  # of one description on a page: a catalogue reads 8 MiB of a page, and 256 kB of each
-_ALONE_BYTES = 4 * 2**20  # of one that is read alone, in an answer of 8 MiB
-_LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
+_VALUES_MAX = jsonld.NODES_MAX - 100  # values of the datasets in one document, which has a few values around them
+_COLUMNS_BYTES = 64 * 2**10  # of one dataset on a page: a catalogue reads 8 MiB of a page, and 256 kB of each dataset
+_ALONE_BYTES = 4 * 2**20  # of a dataset in its own answer, which may have 8 MiB
+_LOOK_AT_MAX = 1_000  # datasets that one request reads, so that hidden datasets cannot make it slow
 _POLICIES_MAX = 2_048
-_ASKED = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
+_QUERY_FIELDS = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class CatalogPage:
     """A catalogue document and its Link header."""
 
     document: Json
@@ -49,7 +49,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
+class VisibleDataset:
     """A dataset with the offers that this caller may see."""
 
     dataset: RegisteredDataset
@@ -58,7 +58,7 @@ class _Listed:
 
 
 class Catalog:
-    """What this participant offers. `base` is our protocol address, `formats` how data can be had."""
+    """The catalogue of this participant. `base`: our protocol address. `formats`: the transfer formats."""
 
     def __init__(
         self, *, store: Store, participant: str, base: str, facts_of: FactsOf, formats: Iterable[str] = tuple(FORMATS)
@@ -71,56 +71,64 @@ class Catalog:
         self._formats = tuple(formats)
         self._policies: OrderedDict[str, tuple[Policy, Json]] = OrderedDict()
 
-    async def page(self, asked: CatalogRequestMessage, caller: Principal, *, after: str, before: str) -> Page:
-        """One page of the catalogue. MessageInvalid for a filter that is not understood, and for a broken cursor."""
-        offset, limit = _query_spec(asked.filter)
-        start, backwards = _cursor(after or before), bool(before) and not after
-        skip = 0 if start else offset  # a page address says where to begin, whatever the repeated filter says
+    async def read_page(
+        self, request: CatalogRequestMessage, caller: Principal, *, after: str, before: str
+    ) -> CatalogPage:
+        """One page of the catalogue, after or before a cursor.
+
+        Raises:
+            MessageInvalid: the filter is not supported, or the cursor cannot be read.
+        """
+        offset, limit = _read_query_spec(request.filter)
+        start, backwards = _decode_cursor(after or before), bool(before) and not after
+        skip = 0 if start else offset  # a cursor wins over the offset of the repeated filter
         facts = await self._facts_of(caller.id)
 
-        def work(tx: Transaction) -> tuple[list[_Listed], str]:
+        def work(tx: Transaction) -> tuple[list[VisibleDataset], str]:
             return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=limit)
 
         found, reached = await self._store.read(work)
-        counted = bool(asked.filter)  # by the reader, who goes on after as many as it has asked for
-        entries = self._fitting(found[::-1] if backwards else found, whole=counted)
+        counted = bool(request.filter)  # the reader counts datasets, and continues after as many as it requested
+        entries = self._fit_entries(found[::-1] if backwards else found, whole=counted)
         if len(entries) < len(found):  # the next page has the rest
             found = found[-len(entries) :] if backwards else found[: len(entries)]
             reached = found[0 if backwards else -1].dataset.id
         first, last = (found[0].dataset.id, found[-1].dataset.id) if found else ("", "")
         if backwards:
-            return Page(self._document(entries[::-1]), self._links(next_after=last, previous_before=reached))
-        return Page(self._document(entries), self._links(next_after=reached, previous_before=first if start else ""))
+            return CatalogPage(self._document(entries[::-1]), self._links(next_after=last, previous_before=reached))
+        return CatalogPage(
+            self._document(entries), self._links(next_after=reached, previous_before=first if start else "")
+        )
 
-    async def dataset(self, dataset_id: str, caller: Principal) -> Json:
-        """One dataset. NotFound for an unknown and for an invisible one alike."""
+    async def read_dataset(self, dataset_id: str, caller: Principal) -> Json:
+        """One dataset. NotFound for an unknown dataset and for a dataset hidden from this caller."""
         facts = await self._facts_of(caller.id)
 
-        def work(tx: Transaction) -> list[_Listed]:
+        def work(tx: Transaction) -> list[VisibleDataset]:
             row = tx.datasets.find(dataset_id)
-            return self._visible(tx, [row], facts, {}) if row is not None and row.id == dataset_id else []
+            return self._select_visible(tx, [row], facts, {}) if row is not None and row.id == dataset_id else []
 
         found = await self._store.read(work)
         if not found:
             raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
         entry = self._entry(found[0], {})
-        columns = _described(
-            found[0].version.schema, values=_VALUES_MAX - jsonld.values_in(entry), most_bytes=_ALONE_BYTES
+        columns = _describe_columns(
+            found[0].version.schema, values=_VALUES_MAX - jsonld.count_values(entry), most_bytes=_ALONE_BYTES
         )
         return {"@context": [CONTEXT], **entry, **columns}
 
     def _collect(
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
-    ) -> tuple[list[_Listed], str]:
-        """Up to `limit` visible datasets in order, and the id from where to go on that way; empty at the end."""
+    ) -> tuple[list[VisibleDataset], str]:
+        """Up to `limit` visible datasets in order, and the id after which to continue; empty at the end."""
         tx.datasets.prefer_indexes()
-        found: list[_Listed] = []
+        found: list[VisibleDataset] = []
         judged: dict[str, bool] = {}
         reached, looked, more = start, 0, True
         while more and looked < _LOOK_AT_MAX and len(found) <= limit:
             rows = tx.datasets.list_offered(start=reached, backwards=backwards, limit=_BATCH)
             looked, more = looked + _BATCH, len(rows) == _BATCH
-            visible = self._visible(tx, rows, facts, judged)
+            visible = self._select_visible(tx, rows, facts, judged)
             found.extend(visible[skip:])
             skip = max(0, skip - len(visible))
             reached = rows[-1].id if rows else reached
@@ -129,46 +137,48 @@ class Catalog:
             reached, more = found[-1].dataset.id, True
         return (found[::-1] if backwards else found), reached if more else ""
 
-    def _visible(
+    def _select_visible(
         self, tx: Transaction, rows: Sequence[RegisteredDataset], facts: Facts, judged: dict[str, bool]
-    ) -> list[_Listed]:
-        """Datasets that have an offer for this party, with these offers, in order."""
+    ) -> list[VisibleDataset]:
+        """The datasets with an offer for this party, in order, each with these offers."""
         by_dataset: dict[str, list[Offer]] = {}
         for offer in tx.datasets.list_offers_in_force([row.id for row in rows]):
             if offer.digest not in judged:
                 try:
-                    policy, _ = self._policy(offer)
-                except Refused:  # not understood any more: nobody sees it
+                    policy, _ = self._read_policy(offer)
+                except Refused:  # not understood any more, so hidden from all
                     continue
                 verdict = agreement_terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
                 judged[offer.digest] = verdict.permitted
             if judged[offer.digest]:
                 by_dataset.setdefault(offer.dataset_id, []).append(offer)
-        shown = [row for row in rows if row.id in by_dataset]
-        versions = tx.datasets.get_current_versions(shown)
-        return [_Listed(row, versions[row.id], tuple(by_dataset[row.id])) for row in shown if row.id in versions]
+        visible = [row for row in rows if row.id in by_dataset]
+        versions = tx.datasets.get_current_versions(visible)
+        return [
+            VisibleDataset(row, versions[row.id], tuple(by_dataset[row.id])) for row in visible if row.id in versions
+        ]
 
-    def _policy(self, offer: Offer) -> tuple[Policy, Json]:
-        """An offer's policy, and its wire form without id: read once for all offers with the same words.
+    def _read_policy(self, offer: Offer) -> tuple[Policy, Json]:
+        """An offer's policy, and its JSON-LD without id. Cached for all offers with the same wording.
 
-        Not once for a digest: that is the same for rules in another order or without `profile`, and an agreement has
-        the words of its own offer.
+        The key is not the digest: that is the same for rules in another order or without `profile`, and an agreement
+        has the wording of its own offer.
         """
         words = json.dumps({key: value for key, value in offer.policy.items() if key != "@id"})
         if (known := self._policies.get(words)) is None:
-            policy = agreement_terms.published(offer)
+            policy = agreement_terms.read_published(offer)
             wire = policy_jsonld.write(policy, in_catalog=True)
             known = (policy, {k: v for k, v in wire.items() if k != "@id"})
             put_recent(self._policies, words, known, most=_POLICIES_MAX)
         return known
 
-    def _fitting(self, found: Sequence[_Listed], *, whole: bool) -> list[Json]:
-        """The first of these, and as many more as a reader takes in one document; all of them if `whole`."""
+    def _fit_entries(self, found: Sequence[VisibleDataset], *, whole: bool) -> list[Json]:
+        """Entries for the first dataset and as many more as fit into one document; for all of them if `whole`."""
         entries: list[Json] = []
         room = _VALUES_MAX
         for listed in found:
-            entry = self._entry(listed, _described(listed.version.schema))
-            room -= jsonld.values_in(entry)
+            entry = self._entry(listed, _describe_columns(listed.version.schema))
+            room -= jsonld.count_values(entry)
             if entries and room < 0 and not whole:
                 break
             entries.append(entry)
@@ -186,7 +196,7 @@ class Catalog:
             document["dataset"] = list(entries)
         return document
 
-    def _entry(self, listed: _Listed, columns: Json) -> Json:
+    def _entry(self, listed: VisibleDataset, columns: Json) -> Json:
         row = listed.dataset
         about = {
             "dct:title": row.title,
@@ -201,7 +211,7 @@ class Catalog:
             "@type": "Dataset",
             **{term: value for term, value in about.items() if value},
             **columns,
-            "hasPolicy": [{"@id": offer.id, **self._policy(offer)[1]} for offer in listed.offers],
+            "hasPolicy": [{"@id": offer.id, **self._read_policy(offer)[1]} for offer in listed.offers],
             "distribution": [
                 {"@type": "Distribution", "format": name, "accessService": self._service} for name in self._formats
             ],
@@ -216,16 +226,18 @@ class Catalog:
         return ", ".join(links)
 
 
-def _typed(schema: Sequence[Mapping[str, Any]]) -> Json:
+def _typed_columns(schema: Sequence[Mapping[str, Any]]) -> Json:
     return {"@list": [{f"{TERMS}name": column["name"], f"{TERMS}type": column["type"]} for column in schema]}
 
 
-def _described(
+def _describe_columns(
     schema: Sequence[Mapping[str, Any]], *, values: int = _VALUES_MAX, most_bytes: int = _COLUMNS_BYTES
 ) -> Json:
-    """The columns with their types; of more than a reader takes, in values (five of each) or bytes, the names alone, by
-    which they are looked for, as many as have room, and how many there are where that is not all."""
-    if len(schema) * 5 <= values and len(json.dumps(typed := _typed(schema))) <= most_bytes:
+    """The columns with their types, or with their names only where types would exceed `values` or `most_bytes`.
+
+    A column with its type takes five values. Names that do not fit are left out; then the number of columns follows.
+    """
+    if len(schema) * 5 <= values and len(json.dumps(typed := _typed_columns(schema))) <= most_bytes:
         return {f"{TERMS}columns": typed}
     room = most_bytes
     names = []
@@ -239,37 +251,37 @@ def _described(
 
 
 def encode_cursor(key: str) -> str:
-    """A dataset id as a page address carries it."""
+    """The cursor for a dataset id in a page address."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
-def _cursor(text: str) -> str:
-    """The dataset id that a page starts after."""
+def _decode_cursor(text: str) -> str:
+    """The dataset id of a cursor."""
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode() if text else ""
     except (binascii.Error, ValueError) as error:
-        raise MessageInvalid("expected a page address as it came in a Link header; ask for the first page") from error
+        raise MessageInvalid("expected a page address from a Link header, got another; read the first page") from error
 
 
-def _query_spec(given: tuple[Any, ...]) -> tuple[int, int]:
-    """Offset and limit of the one filter that is understood: a QuerySpec with nothing to filter by."""
+def _read_query_spec(filters: tuple[Any, ...]) -> tuple[int, int]:
+    """Offset and limit of the only supported filter, EDC's QuerySpec without a filter expression."""
     offset, limit = 0, PAGE
-    for entry in given:
+    for entry in filters:
         if not isinstance(entry, Mapping):
             raise MessageInvalid("filters are not supported here; ask without one, and search the catalogue service")
-        asked = {_short(key): value for key, value in entry.items() if not key.startswith("@")}
-        unknown = sorted(key for key, value in asked.items() if key not in _ASKED and value not in (None, [], ""))
-        if unknown or asked.get("filterExpression") not in (None, []) or asked.get("sortField") not in (None, ""):
+        spec = {_local_name(key): value for key, value in entry.items() if not key.startswith("@")}
+        unknown = sorted(key for key, value in spec.items() if key not in _QUERY_FIELDS and value not in (None, [], ""))
+        if unknown or spec.get("filterExpression") not in (None, []) or spec.get("sortField") not in (None, ""):
             raise MessageInvalid(f"filters are not supported here ({', '.join(unknown) or 'filterExpression'})")
-        offset, limit = _count(asked.get("offset"), offset), _count(asked.get("limit"), limit)
+        offset, limit = _read_count(spec.get("offset"), offset), _read_count(spec.get("limit"), limit)
     return min(offset, 10_000), max(1, min(limit, PAGE))
 
 
-def _short(key: str) -> str:
+def _local_name(key: str) -> str:
     return key.rpartition("/")[2].rpartition(":")[2]
 
 
-def _count(value: Any, default: int) -> int:
+def _read_count(value: Any, default: int) -> int:
     value = jsonld.single(value)
     if value is None:
         return default

@@ -39,19 +39,19 @@ _IDS = frozenset({"id", "consumer_pid", "provider_pid", "agreement_id", "dataset
 
 @dataclass(frozen=True, slots=True)
 class DataAddress:
-    """Where data is, or is to be sent. `properties` are name and value, `authorization` among them."""
+    """The address at which data is read, or to which it is pushed. `properties`: pairs of name and value."""
 
     endpoint_type: str
     endpoint: str = ""
     properties: tuple[tuple[str, str], ...] = ()
 
     def get(self, name: str) -> str:
-        """The value of a property, or nothing."""
+        """The value of a property; empty where it has none."""
         return dict(self.properties).get(name, "")
 
     @property
     def http(self) -> str:
-        """Where HTTP is spoken: the endpoint, unless that is of another transport and the address says where."""
+        """The HTTP base: the property `http` of an address for another transport, else the endpoint."""
         return (self.get("http") or self.endpoint).rstrip("/")
 
     def to_wire(self) -> Json:
@@ -67,7 +67,7 @@ class DataAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What all messages share. `id` is the message's own, by which a repeated delivery is recognised."""
+    """Any message of the protocol. `id` is the message's own; a repeated delivery has the same one."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
     id: str = ""
@@ -83,7 +83,7 @@ class Message:
         return self.kind
 
     def to_wire(self) -> Json:
-        """Compact JSON, valid against the schema of this message; what is empty is left out."""
+        """Compact JSON-LD, valid against the schema of this message, without empty members."""
         wire: Json = {"@context": [CONTEXT], "@type": self.kind}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -95,8 +95,8 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Numbered(Message):
-    """A message of a process, which both sides have numbered."""
+class ProcessMessage(Message):
+    """A message of a negotiation or transfer, with the pids of both sides."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "provider_pid")
     consumer_pid: str = ""
@@ -104,15 +104,15 @@ class Numbered(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reasoned(Numbered):
-    """A message that may say why."""
+class MessageWithReason(ProcessMessage):
+    """A message that may carry a code and reasons."""
 
     code: str = ""
     reason: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContractRequestMessage(Numbered):
+class ContractRequestMessage(ProcessMessage):
     """A first request (with `callback_address`), or a counter-offer (with `provider_pid`): never both."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "offer")
@@ -121,8 +121,8 @@ class ContractRequestMessage(Numbered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContractOfferMessage(Numbered):
-    """A provider's first word (with `callback_address`), or its answer (with `consumer_pid`): never both."""
+class ContractOfferMessage(ProcessMessage):
+    """A provider's first offer (with `callback_address`), or its answer (with `consumer_pid`): never both."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("provider_pid", "offer")
     offer: Json | None = None
@@ -130,17 +130,17 @@ class ContractOfferMessage(Numbered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContractAgreementMessage(Numbered):
+class ContractAgreementMessage(ProcessMessage):
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "provider_pid", "agreement")
     agreement: Json | None = None
 
 
-class ContractAgreementVerificationMessage(Numbered):
+class ContractAgreementVerificationMessage(ProcessMessage):
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContractNegotiationEventMessage(Numbered):
+class ContractNegotiationEventMessage(ProcessMessage):
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "provider_pid", "event_type")
     event_type: str = ""
 
@@ -149,24 +149,24 @@ class ContractNegotiationEventMessage(Numbered):
         return f"{self.kind}:{self.event_type}"
 
 
-class ContractNegotiationTerminationMessage(Reasoned):
+class ContractNegotiationTerminationMessage(MessageWithReason):
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContractNegotiation(Numbered):
-    """The reply that tells a negotiation's state."""
+class ContractNegotiation(ProcessMessage):
+    """The reply with a negotiation's state."""
 
     state: str = ""
 
 
-class ContractNegotiationError(Reasoned):
+class ContractNegotiationError(MessageWithReason):
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequestMessage(Message):
-    """`data_address` is for push formats only; `purpose` binds the transfer to one declared purpose."""
+    """A request for a transfer. `data_address`: for push formats only. `purpose`: the one declared purpose, if any."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "agreement_id", "format", "callback_address")
     consumer_pid: str = ""
@@ -178,32 +178,32 @@ class TransferRequestMessage(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransferStartMessage(Numbered):
-    """`data_address` comes with a provider's start of a pull transfer."""
+class TransferStartMessage(ProcessMessage):
+    """A start, or a consumer's resume. `data_address`: only in a provider's start of a pull transfer."""
 
     data_address: DataAddress | None = None
 
 
-class TransferCompletionMessage(Numbered):
+class TransferCompletionMessage(ProcessMessage):
     __slots__ = ()
 
 
-class TransferSuspensionMessage(Reasoned):
+class TransferSuspensionMessage(MessageWithReason):
     __slots__ = ()
 
 
-class TransferTerminationMessage(Reasoned):
+class TransferTerminationMessage(MessageWithReason):
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransferProcess(Numbered):
-    """The reply that tells a transfer's state."""
+class TransferProcess(ProcessMessage):
+    """The reply with a transfer's state."""
 
     state: str = ""
 
 
-class TransferError(Reasoned):
+class TransferError(MessageWithReason):
     __slots__ = ()
 
 
@@ -228,77 +228,81 @@ M = TypeVar("M", bound=Message)
 
 
 def read(body: bytes | str, *expected: type[M]) -> M:
-    """The message in a body. MessageInvalid says which member is missing or not what it should be."""
-    return of(jsonld.parse(body), *expected)
+    """The message in a body, of one of the `expected` classes.
+
+    Raises:
+        MessageInvalid: it is no such message; names the member that is missing or wrong.
+    """
+    return read_document(jsonld.parse(body), *expected)
 
 
-def of(document: Any, *expected: type[M]) -> M:
-    """As `read`, from JSON that is parsed already."""
+def read_document(document: Any, *expected: type[M]) -> M:
+    """As `read`, from parsed JSON."""
     node = jsonld.node_of(document)
     prefixes = jsonld.prefixes_of(node)
-    kind = _kind(node, prefixes, {one.__name__: one for one in expected})
-    found = jsonld.members(node, prefixes)
-    if _PURPOSE in found:
-        found["odrl:purpose"] = found[_PURPOSE]
-    values = {entry.name: _field(entry.name, found, prefixes) for entry in fields(kind)}
+    kind = _class_of(node, prefixes, {each.__name__: each for each in expected})
+    members = jsonld.members(node, prefixes)
+    if _PURPOSE in members:
+        members["odrl:purpose"] = members[_PURPOSE]
+    values = {entry.name: _read_field(entry.name, members, prefixes) for entry in fields(kind)}
     message = kind(**{name: value for name, value in values.items() if value is not None})
     for name in kind.REQUIRED:
         if not getattr(message, name):
-            raise MessageInvalid(f"expected {_WIRE.get(name, name)} in a {kind.__name__}, came none")
+            raise MessageInvalid(f"expected {_WIRE.get(name, name)} in a {kind.__name__}, got none")
     return message
 
 
-def _kind(node: Json, prefixes: Mapping[str, str], expected: Mapping[str, type[M]]) -> type[M]:
+def _class_of(node: Json, prefixes: Mapping[str, str], expected: Mapping[str, type[M]]) -> type[M]:
     named = jsonld.types(node, prefixes)
     for name in named:
         if name in expected:
             return expected[name]
-    raise MessageInvalid(f"expected @type {' or '.join(expected)}, came {', '.join(named)[:200] or 'none'}")
+    raise MessageInvalid(f"expected @type {' or '.join(expected)}, got {', '.join(named)[:200] or 'none'}")
 
 
-def _field(name: str, found: Json, prefixes: Mapping[str, str]) -> Any:
+def _read_field(name: str, members: Json, prefixes: Mapping[str, str]) -> Any:
     """The value of a field, or None where the message has none."""
     wire = _WIRE.get(name, name)
-    if (raw := found.get(wire)) is None:
+    if (raw := members.get(wire)) is None:
         return None
     if name == "reason":
-        return _reasons(raw)
+        return _read_reasons(raw)
     if name == "filter":
         return tuple(jsonld.listed(raw))
     value = jsonld.single(raw)
     if name in ("offer", "agreement"):
-        return _object(value, wire)
+        return _read_object(value, wire)
     if name == "data_address":
-        return checked(_address(_object(value, wire), prefixes))
-    text = _text(value, wire, longest=ID_MAX if name in _IDS else _TEXT_MAX)
+        return check_data_address(_read_address(_read_object(value, wire), prefixes))
+    text = _read_text(value, wire, longest=ID_MAX if name in _IDS else _TEXT_MAX)
     return jsonld.local(text, prefixes) if name in ("event_type", "state", "format") else text
 
 
-def _text(value: Any, wire: str, *, longest: int) -> str:
+def _read_text(value: Any, wire: str, *, longest: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         raise MessageInvalid(f"expected {wire} as one text of 1 to {longest} characters")
     return value
 
 
-def _object(value: Any, wire: str) -> Json:
+def _read_object(value: Any, wire: str) -> Json:
     if not isinstance(value, dict):
         raise MessageInvalid(f"expected {wire} as one object")
     return value
 
 
-def _reasons(raw: Any) -> tuple[str, ...]:
-    """Whatever somebody calls a reason, as a few bounded texts."""
+def _read_reasons(raw: Any) -> tuple[str, ...]:
+    """Reasons of any JSON type, as at most 20 bounded texts."""
     items = jsonld.listed(raw)[:_REASONS_MAX]
     return tuple(harmless(item if isinstance(item, str) else json.dumps(item))[:_TEXT_MAX] for item in items)
 
 
-def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
+def _read_address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
     properties = []
     for entry in jsonld.listed(value.get("endpointProperties")):
-        node = _object(entry, "endpointProperties")
+        node = _read_object(entry, "endpointProperties")
         name, content = jsonld.single(node.get("name")), jsonld.single(node.get("value"))
-        properties.append((_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
-    kind = _text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
+        properties.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
+    kind = _read_text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
     endpoint = jsonld.single(value.get("endpoint", ""))
     return DataAddress(
         endpoint_type=jsonld.absolute(kind, prefixes),
@@ -307,16 +311,16 @@ def _address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
     )
 
 
-def checked(address: DataAddress) -> DataAddress:
-    """The address, if its endpoint can be one and its size may be kept as long as its transfer; else MessageInvalid."""
+def check_data_address(address: DataAddress) -> DataAddress:
+    """Return the address; MessageInvalid if its endpoint is no URL, or if it is too large to be stored."""
     size = len(address.endpoint) + sum(len(name) + len(value) for name, value in address.properties)
-    for came, most, what in (
+    for got, most, what in (
         (len(address.endpoint), _ENDPOINT_MAX, "characters in its endpoint"),
         (len(address.properties), _PROPERTIES_MAX, "endpointProperties"),
         (size, _ADDRESS_MAX, "characters, endpoint and endpointProperties together"),
     ):
-        if came > most:
-            raise MessageInvalid(f"expected a dataAddress of at most {most} {what}, came {came}")
+        if got > most:
+            raise MessageInvalid(f"expected a dataAddress of at most {most} {what}, got {got}")
     try:
         for endpoint in {address.endpoint, address.http} - {""}:
             urls.check_endpoint(endpoint)
@@ -325,32 +329,32 @@ def checked(address: DataAddress) -> DataAddress:
     return address
 
 
-def given(wire: Json) -> DataAddress | None:
-    """A data address as somebody else gives it; None for an empty one, MessageInvalid for one that is no address."""
-    return checked(_address(wire, {})) if wire else None
+def read_data_address(wire: Json) -> DataAddress | None:
+    """A data address from another participant; None for an empty object, MessageInvalid for an invalid address."""
+    return check_data_address(_read_address(wire, {})) if wire else None
 
 
 def address_of(wire: Json) -> DataAddress | None:
-    """A data address as it was stored; None for an empty one."""
-    return _address(wire, {}) if wire else None
+    """A data address from our database; None for an empty object."""
+    return _read_address(wire, {}) if wire else None
 
 
-def status_of(document: Any) -> Numbered | None:
-    """A process object in a reply, if there is one: replies are read as leniently as can be."""
+def status_of(document: Any) -> ProcessMessage | None:
+    """The process object in a reply; None where there is no such object. An unreadable reply is no error."""
     try:
-        return of(document, ContractNegotiation, TransferProcess)
+        return read_document(document, ContractNegotiation, TransferProcess)
     except MessageInvalid:
         return None
 
 
-def problem_of(body: bytes) -> tuple[str, str]:
-    """Code and reason of a counterparty's error reply, as short texts; empty where it says nothing readable."""
+def read_problem(body: bytes) -> tuple[str, str]:
+    """Code and reason of a counterparty's error reply, as short texts; empty where the reply has none."""
     try:
         node = jsonld.node_of(jsonld.parse(body))
         found = jsonld.members(node, jsonld.prefixes_of(node))
     except MessageInvalid:
         return "", ""
     code = found.get("code")
-    texts = [*(_reasons(found["reason"]) if found.get("reason") else ()), found.get("detail")]
+    texts = [*(_read_reasons(found["reason"]) if found.get("reason") else ()), found.get("detail")]
     reason = "; ".join(harmless(text) for text in texts if isinstance(text, str) and text)[:_TEXT_MAX]
     return harmless(code)[:ID_MAX] if isinstance(code, str) else "", reason

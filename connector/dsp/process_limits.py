@@ -1,9 +1,9 @@
-"""How much may be begun with us: processes open at once and new ones in a time, of one counterparty and of strangers
-all together, whose identifiers cost nothing; how often a process may change, and for how long one may stand still.
+"""Limits on negotiations and transfers: open ones, new ones, changes of one, and how long one may stay idle.
 
-Counted in the database and by counterparty, so that neither fresh pids nor another instance of this connector gives
-more; changes in memory, by process. What is over a limit is refused before anything is stored, with 429: a connector
-like ours tries again later.
+Open and new processes are counted in the database: for each counterparty, and for all unknown parties together, as new
+identifiers cost nothing. New pids and further instances of this connector therefore do not raise a limit. Changes are
+counted in memory for each process. A request over a limit gets status 429 before anything is stored; the sender tries
+again later.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from policies.evaluation.evaluate import Facts
 
 _MINUTE = 60.0
 _DAY = 86_400.0
-_OPEN_AGAIN = 30  # seconds: when to ask again where only the end of another process makes room
-_TOLD_MAX = 1_024
+_OPEN_AGAIN = 30  # seconds until the next try where only the end of another process makes room
+_RECORDED_MAX = 1_024
 _MEMBERSHIP = "ds:membership"
-# What a negotiation only comes to where we agreed, or where it was we who asked or took up what was offered.
+# States that a negotiation reaches only after we agreed, requested, or accepted an offer.
 _PARTNERS = {
     states.PROVIDER: (states.FINALIZED,),
     states.CONSUMER: (states.REQUESTED, states.ACCEPTED, states.AGREED, states.VERIFIED, states.FINALIZED),
 }
-_STRANGERS = ""  # all of them together, where others are counted by their identifier
-_CHANGING_MAX = 4_096  # processes; who goes round more of them than that changes none of them often
+_STRANGERS = ""  # the key under which all unknown parties are counted together
+_CHANGING_MAX = 4_096  # processes; a party that takes turns among more changes none of them often
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """For one counterparty: `open` processes in each of our roles, `per_minute` new ones, as many of them at once.
+class ProcessLimits:
+    """Limits of one kind of process.
 
-    `all_open` in each role, of everybody: as soon as there are as many, strangers begin none. `changes` of one process
-    a minute that the counterparty brings about, as many of them at once. `members_offer`: only members of the data
-    space, and partners, make us offers that we did not ask for. `strangers_per_minute`: new negotiations of all
-    strangers together. `idle`: seconds for which a negotiation waits for its counterparty, and for one that is known to
-    be a stranger.
+    open: open processes of one counterparty, in each of our roles.
+    per_minute: new processes of one counterparty a minute, and the burst.
+    all_open: open processes of all parties, in each of our roles, from which on unknown parties begin none.
+    changes: changes of one process a minute that its counterparty causes, and the burst.
+    members_offer: only members of the data space, and partners, may send unsolicited offers.
+    idle, idle_stranger: seconds for which a negotiation waits for its counterparty, and for an unknown one.
+    strangers_per_minute: new negotiations of all unknown parties together.
     """
 
     open: int = 2_000
@@ -54,46 +56,49 @@ class Limits:
     strangers_per_minute: int = 1_000
 
 
-class Admission:
+class ProcessAdmission:
     """The limits of one kind of process: `negotiation` or `transfer`."""
 
-    def __init__(self, kind: str, limits: Limits) -> None:
+    def __init__(self, kind: str, limits: ProcessLimits) -> None:
         self._kind = kind
         self._limits = limits
-        self._told: OrderedDict[str, float] = OrderedDict()
+        self._recorded: OrderedDict[str, float] = OrderedDict()  # counterparty to the time of its last record
         self._changes = RateLimit(limits.changes, burst=limits.changes, most=_CHANGING_MAX)
 
     def admit_negotiation(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> None:
-        """As `admit`, for anybody. Where we are the consumer it is an offer that we did not ask for: Refused where it
-        is not for this party to make one, Busy where that is not known now."""
-        stranger = _stranger(tx, counterparty, role=role, facts=facts)
+        """Count one more negotiation that any party begins. Where we are the consumer, it is an unsolicited offer.
+
+        Raises:
+            Limited: a limit is reached; nothing is counted then.
+            Refused: only members may make such offers, and this party is not a member.
+            Busy: membership is not known at present.
+        """
+        stranger = _is_stranger(tx, counterparty, role=role, facts=facts)
         if role == states.CONSUMER and self._limits.members_offer and stranger:
             if facts.get(_MEMBERSHIP) is None:
-                raise Busy("whether you are a member of the data space is not known here now; try again later")
+                raise Busy("your membership of the data space is not known here now; try again later")
             raise Refused(
-                "expected an offer that nobody asked for from an active member of the data space; join it, or wait to "
-                "be asked",
+                "expected an unsolicited offer from an active member of the data space; join it, or wait for a request",
                 code="not_a_member",
             )
         self.admit(tx, counterparty, role=role, stranger=stranger)
 
     @property
-    def least_patience(self) -> float:
-        """For how many seconds every negotiation waits for its counterparty."""
+    def shortest_patience(self) -> float:
+        """Seconds for which every negotiation waits for its counterparty."""
         return min(self._limits.idle, self._limits.idle_stranger)
 
     def patience(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> float:
-        """For how many seconds a negotiation waits for this counterparty; where its membership is not known now, as
-        for a member."""
+        """Seconds for which a negotiation waits for this counterparty, as for a member while membership is unknown."""
         known = facts.get(_MEMBERSHIP) is not None
-        stranger = known and _stranger(tx, counterparty, role=role, facts=facts)
+        stranger = known and _is_stranger(tx, counterparty, role=role, facts=facts)
         return self._limits.idle_stranger if stranger else self._limits.idle
 
     def admit(self, tx: Transaction, counterparty: str, *, role: str, stranger: bool = False) -> None:
-        """Count one more process that `counterparty` begins, or raise Limited; then nothing is counted.
+        """Count one more process that `counterparty` begins, or raise Limited and count nothing.
 
-        `stranger`: the member register does not vouch for it, and nothing was agreed with it.
-        The first thing that a transaction locks: what two instances admit at the same time is counted one by one.
+        `stranger`: it is no active member of the data space, and nothing was agreed with it. A transaction calls this
+        before it locks anything else, so that two instances count one after the other.
         """
         self._count(tx, counterparty, self._limits.per_minute, whose="one participant", code="too_many_new")
         rows = tx.negotiations if self._kind == "negotiation" else tx.transfers
@@ -104,59 +109,59 @@ class Admission:
                 code="too_many_open",
                 retry_after=_OPEN_AGAIN,
             )
-        if stranger:  # after its own row, so that two who begin at once never wait for each other
-            whose = "all who are no members and have no agreement with us"
+        if stranger:  # after the party's own row: one order of locks prevents a deadlock
+            whose = "all parties that are neither members nor partners"
             self._count(tx, _STRANGERS, self._limits.strangers_per_minute, whose=whose, code="too_many_strangers")
         if stranger and rows.count_open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
             raise Limited(
-                f"{self._limits.all_open} {self._kind}s are open here, as many as may be while somebody begins one who "
-                "is no member and has no agreement with us; ask again later, or have the operator end some",
+                f"expected fewer than {self._limits.all_open} open {self._kind}s here for a party that is neither a "
+                "member nor a partner, and there are as many; ask again later, or ask the operator to end some",
                 code="too_many_strangers",
                 retry_after=_OPEN_AGAIN,
             )
 
-    def _count(self, tx: Transaction, who: str, per_minute: int, *, whose: str, code: str) -> None:
-        wait = tx.process_counters.take(who, kind=self._kind, step=_MINUTE / per_minute, most=_MINUTE, now=tx.now)
+    def _count(self, tx: Transaction, key: str, per_minute: int, *, whose: str, code: str) -> None:
+        wait = tx.process_counters.take(key, kind=self._kind, step=_MINUTE / per_minute, most=_MINUTE, now=tx.now)
         if wait > 0:
             raise Limited(
-                f"expected at most {per_minute} new {self._kind}s a minute from {whose}, came more; ask again in "
+                f"expected at most {per_minute} new {self._kind}s a minute from {whose}, got more; ask again in "
                 f"{math.ceil(wait)} s",
                 code=code,
                 retry_after=math.ceil(wait),
             )
 
-    def change(self, process: str, now: float) -> None:
-        """Count one more change of a process, or raise Limited: each is kept, in the inbox and in the log."""
+    def count_change(self, process: str, now: float) -> None:
+        """Count one more change of a process, or raise Limited: the inbox and the log keep each change."""
         if (wait := math.ceil(self._changes.wait_seconds(process, now))) > 0:
             raise Limited(
-                f"expected at most {self._limits.changes} changes of one {self._kind} a minute, came more; try again "
+                f"expected at most {self._limits.changes} changes of one {self._kind} a minute, got more; try again "
                 f"in {wait} s",
                 code="too_many_changes",
                 retry_after=wait,
             )
 
-    def worth_telling(self, counterparty: str, now: float) -> bool:
-        """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""
-        if now - self._told.get(counterparty, float("-inf")) < _MINUTE:
+    def should_record(self, counterparty: str, now: float) -> bool:
+        """Whether to record a refusal: one a minute for each party, as refused parties could fill our disk."""
+        if now - self._recorded.get(counterparty, float("-inf")) < _MINUTE:
             return False
-        put_recent(self._told, counterparty, now, most=_TOLD_MAX)
+        put_recent(self._recorded, counterparty, now, most=_RECORDED_MAX)
         return True
 
 
-def partner(tx: Transaction, counterparty: str, *, role: str = "") -> bool:
-    """Whether something was agreed with it, or it was we who asked; in this role of ours, or in either."""
+def is_partner(tx: Transaction, counterparty: str, *, role: str = "") -> bool:
+    """Whether we agreed something with this party or requested something from it; in our `role`, or in either."""
     roles = (role,) if role else tuple(_PARTNERS)
-    return any(tx.negotiations.has_any_with(counterparty, role=one, states=_PARTNERS[one]) for one in roles)
+    return any(tx.negotiations.has_any_with(counterparty, role=ours, states=_PARTNERS[ours]) for ours in roles)
 
 
-def asked(row: Outbox) -> bool:
-    """Whether this message itself makes its receiver a partner: it is we who ask, or it is under an agreement."""
+def makes_partner(row: Outbox) -> bool:
+    """Whether sending this message makes its receiver a partner: it is our request, or is under an agreement."""
     return row.kind == "transfer" or row.message.get("@type") == states.REQUEST
 
 
-def _stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> bool:
-    """Whether the member register does not vouch for it, and it is no partner in this role of ours."""
+def _is_stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> bool:
+    """Whether this party is no active member of the data space, and no partner in our `role`."""
     status = facts.get(_MEMBERSHIP)
     if status is not None and "active" in status.values:
         return False
-    return not partner(tx, counterparty, role=role)
+    return not is_partner(tx, counterparty, role=role)

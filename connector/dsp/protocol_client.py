@@ -1,7 +1,7 @@
-"""Calls to a counterparty: posting messages, asking for state, finding the version we both speak.
+"""Client of the protocol: posts messages to a counterparty, asks for states, and finds its protocol version.
 
-Replies are read as leniently as can be: any 2xx is an acknowledgement, with or without a body. Knows no state machine
-and no database. The wire is `connector.infra.net.http_client.HttpClient`, or anything that calls like it.
+Replies are read leniently: any 2xx is an acknowledgement, with or without a body. Knows no state machine and no
+database. The transport is `connector.infra.net.http_client.HttpClient`, or an object with the same methods.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _VERSIONS_SECONDS = 300.0
 _VERSIONS_MAX = 1_024
 
 
-class Wire(Protocol):
-    """What a call goes through: the guarded client, or two connectors joined in memory."""
+class PeerTransport(Protocol):
+    """Sends a request: the guarded HTTP client, or a test's connection in memory."""
 
     guard: AddressGuard
 
@@ -53,41 +53,46 @@ class Wire(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A counterparty's reply: its status, the body if it is JSON, and the reason it gives where it refuses."""
+class PeerAnswer:
+    """A counterparty's reply. `document`: the body if it is JSON. `reason`, `code`: of a refusal. `size`: in bytes."""
 
     status: int
     document: Any = None
     reason: str = ""
     code: str = ""
     headers: Mapping[str, str] | None = None
-    size: int = 0  # bytes of the body
+    size: int = 0
 
     @property
     def accepted(self) -> bool:
         return 200 <= self.status < 300
 
 
-class Peer:
-    """Every call of the protocol to somebody else. `mint(audience)` makes the Authorization header of one call."""
+class ProtocolClient:
+    """Every outbound call of the protocol. `mint(audience)` makes the Authorization header of one call."""
 
-    def __init__(self, *, wire: Wire, mint: Callable[[str], str]) -> None:
+    def __init__(self, *, wire: PeerTransport, mint: Callable[[str], str]) -> None:
         self._wire = wire
         self._mint = mint
         self._bases: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    async def post(self, url: str, message: Json, *, audience: str) -> Answer:
-        """Deliver one message. PeerFailed where no answer came."""
+    async def post(self, url: str, message: Json, *, audience: str) -> PeerAnswer:
+        """Deliver one message. PeerFailed if there is no answer."""
         body = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
         return await self._call("POST", url, audience=audience, body=body)
 
-    async def get(self, url: str, *, audience: str) -> Answer:
-        """Ask for a state, a dataset or the like."""
+    async def get(self, url: str, *, audience: str) -> PeerAnswer:
+        """Read a state or a dataset. PeerFailed if there is no answer."""
         return await self._call("GET", url, audience=audience)
 
-    async def fetch(self, method: str, url: str, *, audience: str, message: Json | None = None) -> Answer:
-        """As `get` and `post`, for callers who need the answer: PeerRefused with its reason where it is no, PeerBusy
-        where it is no for now, as from a connector that has just started."""
+    async def fetch(self, method: str, url: str, *, audience: str, message: Json | None = None) -> PeerAnswer:
+        """As `get` and `post`, for callers that need an accepted answer.
+
+        Raises:
+            PeerRefused: the counterparty refuses; with its reason.
+            PeerBusy: the counterparty answers 429 or 503, for example as it has just started.
+            PeerFailed: there is no answer.
+        """
         body = None if message is None else json.dumps(message).encode()
         answer = await self._call(method, url, audience=audience, body=body)
         if not answer.accepted:
@@ -101,7 +106,11 @@ class Peer:
         return answer
 
     async def check(self, address: str) -> str:
-        """A base URL that we could call, without its trailing slash. MessageInvalid says why we could not."""
+        """Check that we could call a base URL; returns it without its trailing slash.
+
+        Raises:
+            MessageInvalid: it is no such URL, or an address that may not be called from here.
+        """
         try:
             urls.read_base(address)
         except ValueError as error:
@@ -113,81 +122,82 @@ class Peer:
         return address.removesuffix("/")
 
     async def check_theirs(self, address: str) -> str:
-        """As `check`, for an address that somebody else gives, who must not learn from us who has which name or address
-        in our network: what came of looking it up is `private`, for our log."""
+        """As `check`, for an address from another party, which must not learn names and addresses of our network.
+
+        The result of resolving it is in the error's `private` field, for our log only.
+        """
         try:
             return await self.check(address)
         except MessageInvalid as error:
             if isinstance(error.__cause__, PeerFailed):
-                raise _for_them(address, error.__cause__) from error
+                raise _public_error(address, error.__cause__) from error
             raise
 
     async def check_sink(self, endpoint: str) -> None:
-        """As `check_theirs`, for where somebody has data pushed to: any URL, also with a query."""
+        """As `check_theirs`, for the target of a push: any URL, also with a query."""
         try:
             await self._wire.guard.check(endpoint)
         except PeerFailed as error:
-            raise _for_them(endpoint, error) from error
+            raise _public_error(endpoint, error) from error
 
     async def base_of(self, root: str) -> str:
-        """The base of the 2025-1 endpoints under a connector's root URL, from its version document.
+        """The base of the 2025-1 endpoints under a connector's root URL, from its version document. Cached for 300 s.
 
-        PeerNonsense where it offers no version that we speak: then we must stop (DSP 2025-1, section 2).
+        Raises:
+            PeerNonsense: it offers no version that we support; then we must stop (DSP 2025-1, section 2).
         """
         root, now = root.removesuffix("/"), time.monotonic()
-        asked, known = self._bases.get(root, (0.0, ""))
-        if known and now - asked < _VERSIONS_SECONDS:
+        read_at, known = self._bases.get(root, (0.0, ""))
+        if known and now - read_at < _VERSIONS_SECONDS:
             return known
         reply = await self._wire.call("GET", f"{root}/.well-known/dspace-version", max_bytes=64 * 2**10)
         base = root + _path_of(reply, root)
         try:
             urls.read_base(base)
         except ValueError as error:
-            raise PeerNonsense(f"the version document of {root} names no address that can be called: {error}") from None
+            raise PeerNonsense(f"expected a valid address in the version document of {root}: {error}") from None
         put_recent(self._bases, root, (now, base), most=_VERSIONS_MAX)
         return base
 
-    async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> Answer:
+    async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> PeerAnswer:
         headers = {"Authorization": self._mint(audience), "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        return _answer(await self._wire.call(method, url, headers=headers, body=body))
+        return _read_answer(await self._wire.call(method, url, headers=headers, body=body))
 
 
-def _for_them(address: str, error: PeerFailed) -> HanseError:
-    """Why we cannot call an address, for whoever gave it: nothing of what came of looking it up."""
+def _public_error(address: str, error: PeerFailed) -> HanseError:
+    """Why we cannot call an address, for the party that gave it, without the result of resolving it."""
     if isinstance(error, INWARD):
-        said = f"the address {address[:200]!r} cannot be called from here; give one that others can reach"
-        return MessageInvalid(said, private=error.message)
+        why = f"the address {address[:200]!r} cannot be called from here; give a publicly reachable address"
+        return MessageInvalid(why, private=error.message)
     if isinstance(error, PeerUnreachable):
         return Busy(error.message)
     return MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}")
 
 
-def _answer(reply: Reply) -> Answer:
+def _read_answer(reply: Reply) -> PeerAnswer:
     if not 200 <= reply.status < 300:
-        code, reason = messages.problem_of(reply.body)
-        return Answer(reply.status, reason=reason, code=code, headers=reply.headers)
+        code, reason = messages.read_problem(reply.body)
+        return PeerAnswer(reply.status, reason=reason, code=code, headers=reply.headers)
     try:
         document = jsonld.parse(reply.body) if reply.body.strip() else None
     except MessageInvalid:
-        document = None  # an acknowledgement need not have a body, and one that we cannot read is none
-    return Answer(reply.status, document, headers=reply.headers, size=len(reply.body))
+        document = None  # an acknowledgement needs no body, so an unreadable body is ignored
+    return PeerAnswer(reply.status, document, headers=reply.headers, size=len(reply.body))
 
 
 def _path_of(reply: Reply, root: str) -> str:
-    document = _answer(reply).document
+    document = _read_answer(reply).document
     offered = document.get("protocolVersions") if isinstance(document, dict) else None
     for entry in offered if isinstance(offered, list) else ():
         if isinstance(entry, dict) and entry.get("version") == VERSION and entry.get("binding") == "HTTPS":
             path = str(entry.get("path", "")).removesuffix("/")
             if not path or path.startswith("/"):
                 return path
-    raise PeerNonsense(
-        f"{root} offers no Dataspace Protocol {VERSION} over HTTPS (status {reply.status}); stopped there"
-    )
+    raise PeerNonsense(f"expected Dataspace Protocol {VERSION} over HTTPS at {root}, got none (status {reply.status})")
 
 
 def segment(identifier: str) -> str:
-    """An identifier as one segment of a path."""
+    """An identifier as one percent-encoded segment of a path."""
     return quote(identifier, safe=":@")

@@ -1,9 +1,9 @@
-"""Both state machines as tables, and the rules for reading them. Pure: knows no database, no clock, no wire form.
+"""Both state machines of the protocol as tables, and the rules for reading them. Pure: no database, clock or wire form.
 
 Rejections, status replies, the diagram in docs/protocol.md and the tests follow from NEGOTIATION and TRANSFER.
 
-A message of ours counts once the counterparty has acknowledged it. Until then it is `pending`: the state is the old
-one, and what arrives meanwhile is judged by `receive`, which knows that the two may cross on the way.
+Our message counts once the counterparty has acknowledged it. Until then it is `pending` and the state is the old one.
+`receive` judges what arrives meanwhile: the two messages may cross on the way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REQUESTED, OFFERED, ACCEPTED, AGREED, VERIFIED, FINALIZED, TERMINATED = (
     "TERMINATED",
 )
 STARTED, SUSPENDED, COMPLETED = "STARTED", "SUSPENDED", "COMPLETED"
-NEW = ""  # no state yet: our first message has not been acknowledged, or none has come
+NEW = ""  # no state yet: our first message is not acknowledged, or no message was received
 
 REQUEST = "ContractRequestMessage"
 OFFER = "ContractOfferMessage"
@@ -58,7 +58,7 @@ Table: TypeAlias = Mapping[Step, str]
 
 
 def _with_terminations(table: dict[Step, str], message: str) -> Table:
-    # DSP 2025-1, section 7.1: the diagram names one side per state, the text lets either side end it at any time.
+    # DSP 2025-1, section 7.1: the diagram names one side for each state, the text lets either side end it at any time.
     for state in [state for state in dict.fromkeys(table.values()) if state not in FINAL]:
         for sender in (CONSUMER, PROVIDER):
             table[Step(state, message, sender)] = TERMINATED
@@ -111,7 +111,7 @@ def other(role: str) -> str:
 
 
 def advance(table: Table, step: Step) -> str:
-    """The next state, or IllegalStep saying what could have come instead."""
+    """The next state. IllegalStep names the messages that are possible."""
     if (after := table.get(step)) is not None:
         return after
     raise IllegalStep(
@@ -127,15 +127,18 @@ def _possible(table: Table, state: str) -> str:
 
 
 def published(table: Table, state: str, pending: str, role: str) -> str:
-    """The protocol state to tell the counterparty: one that asks before its reply has reached us has our message."""
+    """The state to report to the counterparty.
+
+    A counterparty that asks before its reply has arrived has our first message already.
+    """
     return state or table.get(Step(NEW, pending, role), TERMINATED)
 
 
-class Received(NamedTuple):
-    """What a message from the counterparty does: the state `before` it (as it turns out), and `after` it.
+class Transition(NamedTuple):
+    """The effect of a message from the counterparty: the state `before` and `after` it.
 
     `before` differs from the stored state where the message proves that our pending one was delivered.
-    `pending` is what is still to be delivered afterwards.
+    `pending` is our message that is still to be delivered afterwards.
     """
 
     before: str
@@ -143,27 +146,29 @@ class Received(NamedTuple):
     pending: str
 
 
-def receive(table: Table, *, state: str, pending: str, role: str, message: str) -> Received:
+def receive(table: Table, *, state: str, pending: str, role: str, message: str) -> Transition:
     """Judge a message of the counterparty while we, as `role`, are in `state` with `pending` on its way.
 
     1. A termination ends every process that has not ended, whatever is on its way.
-    2. A message that is possible in `state` crossed ours. Only transfers allow that, where both sides may act:
-       completion stands against suspension, the same wish twice is one wish, and a provider's start still has to
-       bring the address.
+    2. A message that is possible in `state` crossed ours. That happens in transfers, where both sides may act:
+       completion wins over suspension, the same message from both sides counts once, and a provider's start is still
+       delivered, as it carries the address.
     3. A message that is possible only after our pending one proves that ours was delivered.
-    IllegalStep otherwise; then nothing has changed.
+
+    Raises:
+        IllegalStep: none of these holds. Nothing has changed.
     """
     sender = other(role)
     ours = state == NEW and pending != ""  # we began this process, so the other side cannot begin it
     after = None if ours else table.get(Step(state, message, sender))
     delivered = table.get(Step(state, pending, role)) if pending else None
     if message in TERMINATIONS and (after or ours):  # 1
-        return Received(state or delivered or NEW, TERMINATED, "")
+        return Transition(state or delivered or NEW, TERMINATED, "")
     if after is not None:  # 2
         if pending == COMPLETION and message == SUSPENSION:
-            raise IllegalStep("a completion of this transfer is on its way, so it cannot be suspended any more")
+            raise IllegalStep("a completion of this transfer is on its way, so it cannot be suspended")
         keeps = pending == START and message == START and role == PROVIDER
-        return Received(state, after, START if keeps else "")
+        return Transition(state, after, START if keeps else "")
     if delivered is not None:  # 3
-        return Received(delivered, advance(table, Step(delivered, message, sender)), "")
-    return Received(state, advance(table, Step(state, message, sender)), "")
+        return Transition(delivered, advance(table, Step(delivered, message, sender)), "")
+    return Transition(state, advance(table, Step(state, message, sender)), "")

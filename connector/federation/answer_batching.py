@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from connector.errors import HanseError
 from connector.federation.owner_client import Answered
-from connector.federation.planner.model import Plan
+from connector.federation.planner.model import FederatedPlan
 
 _PATIENCE = 0.5
 
@@ -45,7 +45,7 @@ class Reading:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: FederatedPlan,
         *,
         sources: Collection[str],
         together: Callable[[Sequence[Answered]], Awaitable[list[Answered]]],

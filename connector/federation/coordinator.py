@@ -30,7 +30,7 @@ from connector.federation.execution import END_OF_STREAM, Answer, Means, Work, f
 from connector.federation.expected_types import Shapes
 from connector.federation.federated_query import Missing, Progress, Question
 from connector.federation.owner_client import Answered, Remote, Ticket, told_by
-from connector.federation.planner.model import ALL, Known, Plan, Silent, Tables
+from connector.federation.planner.model import ALL, FederatedPlan, KnownTables, Tables, UnreachableOwner
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
 from connector.infra.net.http_client import HttpClient
@@ -53,7 +53,7 @@ Name = tuple[str, str]
 class TablesFor(Protocol):
     """What the datasets of these names are to us, for a purpose; `fresh`: as their owners say now."""
 
-    def __call__(self, names: Collection[Name], purpose: str, *, fresh: bool = False) -> Awaitable[Known]: ...
+    def __call__(self, names: Collection[Name], purpose: str, *, fresh: bool = False) -> Awaitable[KnownTables]: ...
 
 
 class _NoTurn(Limited):
@@ -63,7 +63,7 @@ class _NoTurn(Limited):
 class Coordinator:
     """Asks questions over several owners. `tables_for` and `ticket` speak for our agreements as a consumer.
 
-    At most `queries_max` questions run at once. Others wait for their turn, at most `queue_seconds` and within their
+    At most `queries_max` questions run at once. TypeCasts wait for their turn, at most `queue_seconds` and within their
     own deadline; askers take turns, so that many questions of one asker do not delay another's.
     """
 
@@ -129,7 +129,7 @@ class Coordinator:
         found.task.cancel()
         return True
 
-    async def plan(self, question: Question, *, by: str) -> Plan:
+    async def plan(self, question: Question, *, by: str) -> FederatedPlan:
         """The plan alone; nothing is asked of an owner but what its agreement shows. Counts among the questions that
         run, and has their time. Refusals are recorded."""
         deadline = Deadline(question.seconds or self._seconds)
@@ -145,7 +145,7 @@ class Coordinator:
             self._turns.give_back()
 
     async def ask(self, question: Question, *, by: str) -> Answer:
-        """Plan, ask, and start merging. Raises before the first byte whatever stands in the way."""
+        """FederatedPlan, ask, and start merging. Raises before the first byte whatever stands in the way."""
         if self.progress(question.query_id) is not None:
             raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
         progress = self._progress(question, by)
@@ -162,7 +162,7 @@ class Coordinator:
                 raise Refused("the question was cancelled", code="cancelled") from None
             raise
 
-    async def _plan_in_time(self, question: Question, progress: Progress, deadline: Deadline) -> Plan:
+    async def _plan_in_time(self, question: Question, progress: Progress, deadline: Deadline) -> FederatedPlan:
         try:
             async with asyncio.timeout(deadline.left()):
                 return await self._plan(question, progress, False)
@@ -206,7 +206,7 @@ class Coordinator:
         query_id = question.query_id or secrets.token_hex(8)
         return Progress(query_id, by, question.sql[:10_000], question.purpose, time.time())
 
-    async def _plan(self, question: Question, progress: Progress, fresh: bool) -> Plan:
+    async def _plan(self, question: Question, progress: Progress, fresh: bool) -> FederatedPlan:
         read = await asyncio.to_thread(_read, question)
         progress.misleading = read.misleading
         copies = [(ALL, name) for name in question.layout.copies]
@@ -216,7 +216,7 @@ class Coordinator:
                 silent.error, silent.owner, silent.participant, silent.dataset, agreements=[silent.agreement]
             )
             progress.miss(missing, question, silent.error)
-        found, planned = await asyncio.to_thread(_planned, question, read.tree, question.layout.over(known.tables))
+        found, planned = await asyncio.to_thread(_planned, question, read.tree, question.layout.apply_to(known.tables))
         progress.planning_ms = round(read.ms + planned, 1)
         return found
 
@@ -229,7 +229,7 @@ class Coordinator:
     async def _record(
         self,
         progress: Progress,
-        plan: Plan | None,
+        plan: FederatedPlan | None,
         answers: Sequence[Answered],
         outcome: str,
         error: BaseException | None,
@@ -261,7 +261,7 @@ class Coordinator:
         await self._store.write(work)
 
 
-def _under(plan: Plan | None) -> dict[str, str]:
+def _under(plan: FederatedPlan | None) -> dict[str, str]:
     """The agreements of a question with what each is for, as `owner/dataset`; only an empty one where it has none."""
     found: dict[str, dict[str, None]] = {}
     for one in plan.fragments if plan is not None else ():
@@ -323,7 +323,7 @@ def _read(question: Question) -> _Read:
     return _Read(tree, sql_text.datasets(tree), misleading, (time.thread_time() - begun) * 1000)
 
 
-def _planned(question: Question, tree: exp.Expr, tables: Tables) -> tuple[Plan, float]:
+def _planned(question: Question, tree: exp.Expr, tables: Tables) -> tuple[FederatedPlan, float]:
     """The plan, and the milliseconds of processor time that it took."""
     from connector.federation.planner.planner import plan
 
@@ -332,7 +332,7 @@ def _planned(question: Question, tree: exp.Expr, tables: Tables) -> tuple[Plan, 
     return found, (time.thread_time() - begun) * 1000
 
 
-def _needed(names: Collection[Name], known: Known) -> Iterator[Silent]:
+def _needed(names: Collection[Name], known: KnownTables) -> Iterator[UnreachableOwner]:
     """Datasets of the question whose owners did not say what they share: a union without them would be short.
 
     Raises where nobody else has the dataset.
@@ -343,7 +343,7 @@ def _needed(names: Collection[Name], known: Known) -> Iterator[Silent]:
         if silent and not there:
             raise told_by(silent[0])
         for one in silent if owner == ALL else ():
-            yield Silent(one.owner, one.dataset, one.participant, one.agreement, told_by(one))
+            yield UnreachableOwner(one.owner, one.dataset, one.participant, one.agreement, told_by(one))
 
 
 def _told(error: BaseException | None) -> HanseError | None:

@@ -30,7 +30,7 @@ from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape, Shapes
 from connector.federation.federated_query import Missing, Progress, Question
 from connector.federation.owner_client import Answered, Budget, KeyTable, Remote, Request
-from connector.federation.planner.model import Fragment, Others, Plan
+from connector.federation.planner.model import FederatedPlan, Fragment, TypeCasts
 from connector.infra.formats.digests import SEAL_BYTES, sealed
 from policies.enforce.withheld import Withheld, strongest
 
@@ -62,7 +62,7 @@ class Means:
     memory_mb: int
     temp_mb: int
     bytes_max: int
-    plan: Callable[[Question, Progress, bool], Awaitable[Plan]]
+    plan: Callable[[Question, Progress, bool], Awaitable[FederatedPlan]]
     ended: Ended
 
 
@@ -74,7 +74,7 @@ class Work:
         self.question = question
         self.progress = progress
         self.deadline = Deadline(seconds)
-        self.plan: Plan | None = None
+        self.plan: FederatedPlan | None = None
         self.asked = False
         self.answers: list[Answered] = []
         self.folder: Path | None = None
@@ -135,7 +135,7 @@ class Work:
             await asyncio.to_thread(shutil.rmtree, self.folder, True)
 
     @property
-    def _planned(self) -> Plan:
+    def _planned(self) -> FederatedPlan:
         assert self.plan is not None
         return self.plan
 
@@ -147,7 +147,7 @@ class Work:
             stage=self.progress.state,
         )
 
-    async def _fragments(self, plan: Plan) -> list[Answered]:
+    async def _fragments(self, plan: FederatedPlan) -> list[Answered]:
         """Every fragment's answer, in the plan's order; the first failure ends the rest."""
         gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
         tasks: dict[str, asyncio.Task[Answered]] = {}
@@ -274,7 +274,7 @@ class Work:
             self.progress.miss(missing, self.question, error)
             return Answered(fragment, None, missing=error)
 
-    def _check_withheld(self, plan: Plan) -> None:
+    def _check_withheld(self, plan: FederatedPlan) -> None:
         """Where no share of a table gave anything there is nothing to merge: the owner's own refusal stands."""
         by = {answer.fragment.id: answer for answer in self.answers}
         for fragments in plan.tables.values():
@@ -290,7 +290,7 @@ class Work:
                 rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
             )
 
-    async def _merged(self, plan: Plan) -> Answer:
+    async def _merged(self, plan: FederatedPlan) -> Answer:
         """The residual under way. Where it does not begin, each small answer is read alone first: one that is not what
         it should be is asked for once more, or the error says whose it is."""
         await asyncio.shield(self._shapes)  # where it fails, that is no owner's doing
@@ -303,7 +303,7 @@ class Work:
         self._check_withheld(plan)
         return await self._merge(plan)
 
-    async def _merge(self, plan: Plan) -> Answer:
+    async def _merge(self, plan: FederatedPlan) -> Answer:
         """Start the residual in a worker, over the answers and nothing else."""
         shapes = self._shapes.result()
         others = {name: one.others for name, one in shapes.items() if one.others}
@@ -374,7 +374,7 @@ class Work:
         assert self.folder is not None
         return Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
 
-    def _taken(self, relations: dict[str, Relation], plan: Plan) -> dict[str, Relation]:
+    def _taken(self, relations: dict[str, Relation], plan: FederatedPlan) -> dict[str, Relation]:
         """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
         has, and joins two large ones on a column of few values before a small one.
 
@@ -470,7 +470,7 @@ class Answer:
         return self._work.progress.query_id
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> FederatedPlan:
         assert self._work.plan is not None
         return self._work.plan
 
@@ -523,7 +523,7 @@ def filled(trailer: bytes, record: bytes, room: int) -> bytes:
     return trailer[:start] + record.ljust(room)[:room] + trailer[start + room :] + END_OF_STREAM
 
 
-def wanted(plan: Plan, table: str) -> tuple[str, ...]:
+def wanted(plan: FederatedPlan, table: str) -> tuple[str, ...]:
     """The outputs of a table whose values narrow others."""
     keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
     return tuple(dict.fromkeys(key.output for key in keys))
@@ -566,7 +566,7 @@ def _policy(end: Mapping[str, Any]) -> list[str]:
 
 
 def _residual(
-    plan: Plan, others: Mapping[str, Others], without: Collection[str], whole: Collection[str]
+    plan: FederatedPlan, others: Mapping[str, TypeCasts], without: Collection[str], whole: Collection[str]
 ) -> tuple[str, tuple[str, ...]]:
     from connector.federation.planner.planner import merge_sql
     from policies.sql.allowed_functions import ENGINE_FUNCTIONS

@@ -16,7 +16,7 @@ from typing import Any
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck
-from connector.federation.planner.model import Fragment, Others
+from connector.federation.planner.model import Fragment, TypeCasts
 from connector.infra.concurrency.recent_keys import put_recent
 from policies.contracts.columns import ENUM, family, quote_identifier
 
@@ -26,7 +26,7 @@ _READS_MAX = 2**19  # characters of the columns that a statement reads: the engi
 
 Reads = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # relations, with the names and types of their columns
 Statement = tuple[str, Reads]
-Said = tuple[str | None, Others]  # of a statement, as `tasks.shapes` has it
+Said = tuple[str | None, TypeCasts]  # of a statement, as `tasks.shapes` has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Shape:
     schema: str | None
     counts: tuple[int, ...] = ()
     binned: bool = False
-    others: Others = ()
+    others: TypeCasts = ()
 
     def to_json(self) -> list[Any]:
         """What an answer is judged by, as jobs carry it."""
@@ -70,7 +70,7 @@ class Shapes:
         return {one.id: _shape(one, *found[statements[one.id]]) for one in fragments}
 
 
-def _shape(fragment: Fragment, schema: str | None, others: Others) -> Shape:
+def _shape(fragment: Fragment, schema: str | None, others: TypeCasts) -> Shape:
     counts = tuple(fragment.outputs.index(name) for name in fragment.counts)
     return Shape(schema, counts, binned=fragment.aggregate_only, others=others)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from connector.engine.pool.protocol import ARROW
 from connector.errors import Busy, HanseError, Limited, PeerFailed, PeerRefused
-from connector.federation.planner.model import Fragment, Layout, Mode
+from connector.federation.planner.model import DataLayout, Fragment, Mode
 
 _LATE = ("time_limit", "streams_max", "streams_of_consumer", "concurrency")
 
@@ -33,7 +33,7 @@ class Question:
     format: str = ARROW  # of the answer
     codec: str = "none"  # of the answer, where that is a stream
     wire: str = "zstd"  # of what owners send
-    layout: Layout = field(default_factory=Layout)
+    layout: DataLayout = field(default_factory=DataLayout)
     query_id: str = ""  # chosen by who asks, to look on meanwhile; else one is made
 
 

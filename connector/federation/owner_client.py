@@ -41,7 +41,7 @@ from connector.errors import (
 )
 from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape
-from connector.federation.planner.model import Bearer, Fragment, Silent
+from connector.federation.planner.model import Bearer, Fragment, UnreachableOwner
 from connector.infra.net.http_client import HttpClient, StreamedReply, origin
 from connector.peer_codes import UNKNOWN, read_code
 from policies.contracts.columns import fold
@@ -456,7 +456,7 @@ def named(error: HanseError, fragment: Fragment, stage: str) -> HanseError:
     return _starting(start, error, owner=fragment.owner, fragment=fragment.id, stage=stage)
 
 
-def told_by(silent: Silent) -> HanseError:
+def told_by(silent: UnreachableOwner) -> HanseError:
     """Why an owner did not say what it shares, as the error of a question that needs it."""
     owner, dataset = silent.owner or silent.participant, f" ({silent.dataset})" if silent.dataset else ""
     start = f'"{owner}"{dataset} {_STAGES["planning"]}: '

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from connector.federation.planner.model import Fragment, Plan
+from connector.federation.planner.model import FederatedPlan, Fragment
 
 _BOX, _HERE, _GAP, _WIDE, _HIGH, _EDGE = 330, 250, 18, 760, 66, 40
 _TEXT_MAX = 46
 _KINDS = {"whole": "the whole answer", "join": "joined rows", "scan": "rows", "partial": "partial sums"}
 
 
-def svg(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
+def svg(plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
     """The picture; `actual` are the owners' figures of a run."""
     figures = {str(one["fragment"]): one for one in actual}
     tables = plan.tables
@@ -57,7 +57,7 @@ def _box(table: str, fragments: Sequence[Fragment], top: float, came: Sequence[M
 _WEIGHT = ' font-weight="bold"'
 
 
-def _here(plan: Plan, high: float) -> str:
+def _here(plan: FederatedPlan, high: float) -> str:
     left, top = _WIDE - _HERE, max(0.0, high / 2 - 50)
     lines = [
         "here: one answer",
@@ -99,7 +99,7 @@ def _keys(source: float, target: float) -> str:
     )
 
 
-def _narrowed(plan: Plan) -> list[tuple[str, str]]:
+def _narrowed(plan: FederatedPlan) -> list[tuple[str, str]]:
     return list(dict.fromkeys((key.source, one.table) for one in plan.fragments for key in one.keys))
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from connector.federation import plan_svg
-from connector.federation.planner.model import Fragment, Plan
+from connector.federation.planner.model import FederatedPlan, Fragment
 from policies.enforce.withheld import Withheld
 
 
-def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()) -> str:
+def text(
+    plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The plan as lines; `actual` are the owners' figures of a run (EXPLAIN ANALYZE), `missing` those without any."""
     figures = {str(one["fragment"]): one for one in actual}
     owners = plan.owners()
@@ -63,7 +65,7 @@ def _rounded(rows: int) -> int:
 
 
 def to_json(
-    plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
+    plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
     """The plan for machines, with its text, its picture, and what is expected to travel (None: not all owners say)."""
     known = [fragment.nbytes for fragment in plan.fragments]

@@ -28,7 +28,16 @@ from connector.errors import (
 )
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.federation.contract_summary import Contract, Grid, Summary, summary_of
-from connector.federation.planner.model import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
+from connector.federation.planner.model import (
+    ALL,
+    Bearer,
+    GridInfo,
+    KnownTables,
+    TableColumn,
+    TableInfo,
+    UnreachableOwner,
+    shared_name,
+)
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient, Reply, fits_header, origin
 from connector.peer_codes import UNKNOWN, read_code
@@ -141,7 +150,9 @@ class Holdings:
                 return newer
             return await self._renew(transfer, held)
 
-    async def tables(self, names: Collection[tuple[str, str]] | None, purpose: str, *, fresh: bool = False) -> Known:
+    async def tables(
+        self, names: Collection[tuple[str, str]] | None, purpose: str, *, fresh: bool = False
+    ) -> KnownTables:
         """The datasets that a query for `purpose` may name, by (owner, dataset), and those whose owners do not answer.
 
         `names` None: all that we hold. `fresh`: nothing of what was said before counts. The dataset of an agreement
@@ -164,7 +175,7 @@ class Holdings:
         self._keep(readable, changes)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: ConsumerAgreement) -> TableInfo | Silent | None:
+        async def shown(agreement: ConsumerAgreement) -> TableInfo | UnreachableOwner | None:
             async with gate:
                 try:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
@@ -178,22 +189,22 @@ class Holdings:
         registered = {} if self._names is None else await self._names()
         owners = _Owners.of(held, told, names or (), registered=registered)
         found: dict[tuple[str, str], TableInfo] = {}
-        silent: list[Silent] = []
+        silent: list[UnreachableOwner] = []
         for one in told:
             owner = owners.written(one.owner, one.participant)
-            if isinstance(one, Silent):
+            if isinstance(one, UnreachableOwner):
                 silent.append(replace(one, owner=owner))
             else:
                 found.setdefault((owner, one.dataset), one if owner == one.owner else replace(one, owner=owner))
-        return Known(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
+        return KnownTables(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    def _silent(self, agreement: ConsumerAgreement, error: HanseError) -> Silent:
+    def _silent(self, agreement: ConsumerAgreement, error: HanseError) -> UnreachableOwner:
         """An agreement whose owner does not answer, by its dataset's id, or by what it said before."""
         owner, dataset = _names_of(agreement.dataset_id)
         if not owner:
             _, before = self._shown.get(agreement.id, (0.0, {}))
             owner, dataset = str(before.get("owner") or ""), str(before.get("name") or "")
-        return Silent(owner, dataset, agreement.provider, agreement.id, error)
+        return UnreachableOwner(owner, dataset, agreement.provider, agreement.id, error)
 
     async def contract(self, agreement_id: str, *, fresh: bool = False) -> Mapping[str, Any]:
         """What one of our agreements shows, as its owner says it (`GET /data/v1/contract`)."""
@@ -274,13 +285,13 @@ def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: 
     )
 
 
-def _columns(contract: Contract) -> tuple[Column, ...]:
+def _columns(contract: Contract) -> tuple[TableColumn, ...]:
     """The columns that are shown. Those in bins are numbers, whatever else is done to their values: owners of before
     call them texts where a mask makes texts of them first."""
     axes = contract.aggregate.dimensions if contract.aggregate is not None else ()
     binned = {one.column for one in axes if one.width is not None}
     return tuple(
-        Column(one.name, "DOUBLE" if one.name in binned and one.type == "VARCHAR" else one.type)
+        TableColumn(one.name, "DOUBLE" if one.name in binned and one.type == "VARCHAR" else one.type)
         for one in contract.columns
     )
 
@@ -337,7 +348,7 @@ class _Owners:
     def of(
         cls,
         held: Sequence[ConsumerAgreement],
-        told: Sequence[TableInfo | Silent],
+        told: Sequence[TableInfo | UnreachableOwner],
         names: Collection[tuple[str, str]],
         *,
         registered: Mapping[str, str],

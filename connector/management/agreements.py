@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
 from connector.management.auth import Caller, Tokens
@@ -101,7 +101,7 @@ AsRole = Annotated[Literal["", "consumer", "provider"], Query(alias="role", desc
 
 
 def router(
-    *, agreements: Agreements, tokens: Tokens, contract: Callable[[str], Awaitable[Mapping[str, Any]]]
+    *, agreements: AgreementService, tokens: Tokens, contract: Callable[[str], Awaitable[Mapping[str, Any]]]
 ) -> APIRouter:
     """`contract` asks an agreement's owner what it allows us."""
     routes = APIRouter(prefix="/agreements", tags=["agreements"])
@@ -117,14 +117,14 @@ def router(
         _: Caller = reader,
     ) -> list[AgreementView]:
         about = {"role": as_role, "dataset_id": dataset, "counterparty": counterparty}
-        found = await agreements.page(**about, limit=limit, offset=offset)
-        problems = await agreements.problems(found)
+        found = await agreements.list_page(**about, limit=limit, offset=offset)
+        problems = await agreements.find_problems(found)
         return [view(row, problems.get(row.id, "")) for row in found]
 
     @routes.get("/{agreement_id}", summary="One agreement and what it means")
     async def get(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> AgreementDetail:
         row, grant = await agreements.get(agreement_id, role=as_role)
-        meant = await agreements.meaning(row)
+        meant = await agreements.interpret(row)
         return AgreementDetail(
             **_fields(row),
             policy=row.policy,
@@ -145,7 +145,7 @@ def router(
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
-        others = list(await agreements.others(row))
+        others = list(await agreements.list_others(row))
         ended = await agreements.revoke(agreement_id, reason=why.reason, by=caller.name, role=row.role)
         return RevokedView(**_fields(ended), others=others)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dsp.duty_upkeep import Ledger
+from connector.dsp.duty_upkeep import DutyLedger
 from connector.dsp.routes import Authenticate
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
@@ -30,13 +30,13 @@ class Told(Evidence):
     agreement: str = Field(max_length=255)
 
 
-def router(ledger: Ledger, tokens: Tokens) -> APIRouter:
+def router(ledger: DutyLedger, tokens: Tokens) -> APIRouter:
     routes = APIRouter(tags=["duties"])
     reader = Depends(tokens.require("read"))
 
     @routes.get("/duties", summary="Duties that are due or overdue, under all agreements")
     async def waiting(limit: Annotated[int, Query(ge=1, le=1_000)] = 1_000, _: Caller = reader) -> list[dict[str, Any]]:
-        found = await ledger.open(limit=limit)
+        found = await ledger.list_open(limit=limit)
         return [
             {"agreement": row.id, "role": row.role, "dataset": row.dataset_id, **one.to_json()} for row, one in found
         ]
@@ -49,7 +49,7 @@ def router(ledger: Ledger, tokens: Tokens) -> APIRouter:
     async def report(
         agreement_id: str, given: Evidence, as_role: AsRole = "", caller: Caller = reader
     ) -> dict[str, Any]:
-        role = await ledger.role(agreement_id, role=as_role)
+        role = await ledger.find_role(agreement_id, role=as_role)
         needed = "owner" if role == PROVIDER else "consume"  # a provider's word unlocks data
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} to record evidence as {role}")
@@ -59,14 +59,14 @@ def router(ledger: Ledger, tokens: Tokens) -> APIRouter:
     return routes
 
 
-def public_router(ledger: Ledger, authenticate: Authenticate) -> APIRouter:
+def public_router(ledger: DutyLedger, authenticate: Authenticate) -> APIRouter:
     """What a consumer's connector reaches."""
     routes = APIRouter(prefix="/data/v1", tags=["data plane"])
 
     @routes.post("/duties", status_code=201, summary="Report a fulfilled duty (bearer: self-issued token)")
     async def received(told: Told, request: Request) -> dict[str, str]:
         caller = await authenticate(request.headers.get("authorization"))
-        found = await ledger.received(told.agreement, told.path, evidence=told.evidence, consumer=caller.id)
+        found = await ledger.on_report(told.agreement, told.path, evidence=told.evidence, consumer=caller.id)
         return {"path": found.path, "state": found.state.value}
 
     return routes

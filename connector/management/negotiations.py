@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from connector.dsp import auto_decisions, states
-from connector.dsp.negotiation import Negotiations
-from connector.dsp.participants import Partner, Partners
+from connector.dsp.negotiation import NegotiationService
+from connector.dsp.participants import Participant, ParticipantDirectory
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, NotFound, ScopeMissing
 from connector.infra.http.strict_routes import StrictRoute
@@ -146,15 +146,17 @@ def _explained(rules: str) -> tuple[str, ...]:
         return ()
 
 
-def router(*, negotiations: Negotiations, partners: Partners, store: Store, tokens: Tokens) -> APIRouter:
+def router(
+    *, negotiations: NegotiationService, partners: ParticipantDirectory, store: Store, tokens: Tokens
+) -> APIRouter:
     routes = APIRouter(tags=["negotiations"], route_class=StrictRoute)
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
     owner = Depends(tokens.require("owner"))
 
-    async def partner(new: NewNegotiation | NewProposal) -> Partner:
+    async def partner(new: NewNegotiation | NewProposal) -> Participant:
         if new.counter_party_id and new.counter_party_address:
-            return Partner(new.counter_party_id, new.counter_party_address)
+            return Participant(new.counter_party_id, new.counter_party_address)
         if not new.participant:
             raise BadInput("expected participant, or counter_party_id and counter_party_address; came neither")
         return await partners.find(new.participant)
@@ -175,7 +177,7 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
         ] = "",
         _: Caller = reader,
     ) -> dict[str, Any]:
-        found = Partner(participant, address.rstrip("/")) if address else await partners.find(participant)
+        found = Participant(participant, address.rstrip("/")) if address else await partners.find(participant)
         return await partners.catalog(found, limit=limit, dataset=dataset)
 
     @routes.post("/negotiations", status_code=201, summary="Ask a provider for an agreement")

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from connector.errors import HanseError, NotFound
 from connector.events import QueryCoordinated
 from connector.federation.coordinator import MEDIA, Answer, Coordinator, Question
-from connector.federation.planner.model import Layout, Mode
+from connector.federation.planner.model import DataLayout, Mode
 from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
@@ -50,8 +50,8 @@ class Shares(BaseModel):
         default_factory=list, max_length=64, description="Datasets of which every owner has all rows."
     )
 
-    def layout(self) -> Layout:
-        return Layout(tuple(tuple(one.items()) for one in self.cut), tuple(self.copies))
+    def layout(self) -> DataLayout:
+        return DataLayout(tuple(tuple(one.items()) for one in self.cut), tuple(self.copies))
 
 
 class Asked(BaseModel):

@@ -13,7 +13,7 @@ from connector.dataplane.push.push_receiver import MEDIA, Receiving
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
-from connector.dsp.transfer import Transfers
+from connector.dsp.transfer import TransferService
 from connector.errors import NotFound, ScopeMissing
 from connector.events import DataReceived
 from connector.management.agreements import AsRole
@@ -141,7 +141,7 @@ def _received(row: PushedData | None, coming: int | None) -> ReceivedView | None
     return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
 
 
-def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
+def router(*, transfers: TransferService, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
@@ -193,7 +193,7 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
     async def address(pid: str, _: Caller = consumer) -> TicketView:
-        found = await transfers.reading(pid)
+        found = await transfers.get_read_address(pid)
         known = dict(found.address.properties)
         return TicketView(
             endpoint=found.address.endpoint,

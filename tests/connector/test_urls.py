@@ -12,7 +12,7 @@ import pytest
 from catalogue.crawl.visit import _same_origin
 from catalogue.members.members import _is_callable
 from connector.dsp import messages
-from connector.dsp.protocol_client import Peer
+from connector.dsp.protocol_client import ProtocolClient
 from connector.errors import AddressRefused, MessageInvalid, Unauthenticated
 from connector.identity.did import address_of
 from connector.infra.net.http_client import AddressGuard, HttpClient, split_url
@@ -97,13 +97,15 @@ def test_an_endpoint_with_a_character_of_no_address_is_refused(text: str) -> Non
 async def came_in(url: str) -> dict[str, bool]:
     """Which places take this address."""
     net = HttpClient(AddressGuard(allow=["0.0.0.0/0", "::/0"]), timeout=60, max_bytes=1_000)
-    peer = Peer(wire=net, mint=lambda _: "")
+    peer = ProtocolClient(wire=net, mint=lambda _: "")
     wire = {"@type": "DataAddress", "endpointType": "https://w3id.org/idsa/v4.1/HTTP"}
     tried = {
         "call": lambda: split_url(url),
         "setting": lambda: address(url),
-        "endpoint": lambda: messages.given({**wire, "endpoint": url}),
-        "property": lambda: messages.given({**wire, "endpointProperties": [{"name": "http", "value": url}]}),
+        "endpoint": lambda: messages.read_data_address({**wire, "endpoint": url}),
+        "property": lambda: messages.read_data_address(
+            {**wire, "endpointProperties": [{"name": "http", "value": url}]}
+        ),
     }
     taken = {"member": _is_callable(url), "visit": _same_origin(url, HOST)}
     for place, take in tried.items():

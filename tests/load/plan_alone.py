@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 
 from connector.engine.worker.read.duckdb_engine import others_than_arrow
-from connector.federation.planner.model import Fragment, Others, Partition, Plan, TableInfo
+from connector.federation.planner.model import FederatedPlan, Fragment, Partition, TableInfo, TypeCasts
 from connector.federation.planner.planner import merge_sql, plan
 from tests.support.federation import columns_of, ordered, values
 from tests.support.federation_tpch import CUT, KEYS, PUBLIC
@@ -49,7 +49,7 @@ class Alone:
             self.here.execute(f'DROP TABLE "{fragment.id}"')
         return rows, taken
 
-    def _fragment(self, fragment: Fragment, made: Plan) -> Others:
+    def _fragment(self, fragment: Fragment, made: FederatedPlan) -> TypeCasts:
         with self.owners[fragment.owner].cursor() as owner:
             for key in fragment.keys:
                 owner.register(key.name, values(self.here, key, made))

@@ -77,7 +77,7 @@ async def test_the_first_answer_of_a_provider(
             assert there.reason == waiting[0].reason
             assert bool(there.reason) == (asked == "other" or not membership)
         if answer == "refused":
-            assert here.reason.endswith(f"expected an offer of the catalogue, came '{OFFER_ID}' for '{DATASET}'")
+            assert here.reason.endswith(f"expected an offer of the catalogue, got '{OFFER_ID}' for '{DATASET}'")
         if answer == "OFFERED":
             assert here.offer["permission"] == two.cable.sent("ContractOfferMessage")[0]["offer"]["permission"]
             assert "membership" in str(here.offer)
@@ -342,7 +342,7 @@ def test_every_decision_is_a_step_that_its_state_allows(table: Any) -> None:
         for decide in (auto_decisions.AUTO, auto_decisions.RULES, auto_decisions.MANUAL):
             for same in (True, False):
                 for permitted in (True, False):
-                    case = auto_decisions.Case(decide=decide, same_terms=same, permitted=permitted)
+                    case = auto_decisions.DecisionCase(decide=decide, same_terms=same, permitted=permitted)
                     move = auto_decisions.next_message(table, role=role, state=state, case=case)
                     if move:
                         assert decide != auto_decisions.MANUAL

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.dsp import agreement_terms, states
-from connector.dsp.process_limits import Limits
+from connector.dsp.process_limits import ProcessLimits
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.events import RefusalsCounted, RequestRefused
 from connector.infra.net import resolver
@@ -69,7 +69,7 @@ BEGINNINGS = pytest.mark.parametrize(
 )
 BOTH = pytest.mark.parametrize(
     ("limits", "code"),
-    [(Limits(open=3, per_minute=600), "too_many_open"), (Limits(open=600, per_minute=3), "too_many_new")],
+    [(ProcessLimits(open=3, per_minute=600), "too_many_open"), (ProcessLimits(open=600, per_minute=3), "too_many_new")],
     ids=["open", "new"],
 )
 
@@ -95,7 +95,7 @@ async def arranged(two: Pair) -> Counterparty:
 @BEGINNINGS
 @BOTH
 async def test_over_the_limit_is_told_and_nothing_is_stored(
-    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: ProcessLimits, code: str
 ) -> None:
     async with pair(tmp_path, limits=limits) as two:
         peer = await arranged(two)
@@ -130,7 +130,7 @@ async def test_nobody_is_told_what_our_network_calls_by_which_name(
         said = json.loads((reply := await begin(peer, pid())).body)
         assert (reply.status, said["@type"]) == (400, error)
         assert said["reason"] == [
-            f"the address {peer.address!r} cannot be called from here; give one that others can reach"
+            f"the address {peer.address!r} cannot be called from here; give a publicly reachable address"
         ]
 
 
@@ -190,7 +190,7 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
 @BEGINNINGS
 @BOTH
 async def test_repeats_and_others_are_not_held_up(
-    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: ProcessLimits, code: str
 ) -> None:
     async with pair(tmp_path, limits=limits) as two:
         peer = await arranged(two)
@@ -204,7 +204,7 @@ async def test_repeats_and_others_are_not_held_up(
 
 @BEGINNINGS
 async def test_the_end_of_one_makes_room_for_one(tmp_path: Path, begin: Begin, error: str, role: str, end: str) -> None:
-    async with pair(tmp_path, limits=Limits(open=2, per_minute=600)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(open=2, per_minute=600)) as two:
         peer = await arranged(two)
         for _ in range(2):
             assert (await begin(peer, pid())).status == 201
@@ -227,7 +227,7 @@ def stranger(two: Pair, number: int, **known: str) -> Counterparty:
 async def test_strangers_begin_so_much_between_them_and_leave_room_for_members_and_partners(
     tmp_path: Path, begin: Begin, role: str
 ) -> None:
-    async with pair(tmp_path, limits=Limits(all_open=2)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(all_open=2)) as two:
         partner = await arranged(two)
         await partner.negotiation(role=role, state=states.FINALIZED)
         replies = [await begin(stranger(two, number, membership="none"), pid()) for number in range(4)]
@@ -239,7 +239,7 @@ async def test_strangers_begin_so_much_between_them_and_leave_room_for_members_a
 
 @pytest.mark.usefixtures("still")
 async def test_strangers_begin_so_many_a_minute_between_them_ended_or_not(tmp_path: Path) -> None:
-    async with pair(tmp_path, limits=Limits(strangers_per_minute=2)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(strangers_per_minute=2)) as two:
         known = await arranged(two)
         await known.negotiation(role=PROVIDER, state=states.FINALIZED)
         replies = []
@@ -271,7 +271,7 @@ async def test_little_is_kept_of_what_a_stranger_asked_and_ended(tmp_path: Path,
 
 
 async def test_where_there_is_a_register_only_members_and_partners_make_offers_unasked(tmp_path: Path) -> None:
-    async with pair(tmp_path, limits=Limits(members_offer=True)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(members_offer=True)) as two:
         asked = await arranged(two)
         await asked.negotiation(role=PROVIDER, state=states.FINALIZED)
         known = {number: {"membership": status} for number, status in enumerate(("none", "suspended", "active"))}
@@ -310,7 +310,7 @@ async def test_an_offer_of_others_may_not_be_much_larger_than_what_it_is_held_ag
 
 
 async def test_one_process_changes_so_often_and_can_always_be_ended(tmp_path: Path) -> None:
-    async with pair(tmp_path, limits=Limits(changes=4)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(changes=4)) as two:
         peer = Counterparty(two.north)
         row, other = [await peer.transfer(role=CONSUMER, state=states.STARTED) for _ in range(2)]
         there_and_back = [states.SUSPENSION, states.START] * 3
@@ -323,7 +323,7 @@ async def test_one_process_changes_so_often_and_can_always_be_ended(tmp_path: Pa
 
 
 async def test_refusals_beyond_a_limit_do_not_fill_the_log_and_are_counted(tmp_path: Path) -> None:
-    async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(open=1, per_minute=600)) as two:
         peer = await arranged(two)
         replies = await asyncio.gather(*(request(peer, pid()) for _ in range(20)))
         other = Counterparty(two.north, participant="did:web:third.example")
@@ -337,7 +337,7 @@ async def test_refusals_beyond_a_limit_do_not_fill_the_log_and_are_counted(tmp_p
 
 async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
     """A consumer like ours takes 429 as what it is: its request waits in the outbox, and gets through later."""
-    async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
+    async with pair(tmp_path, limits=ProcessLimits(open=1, per_minute=600)) as two:
         await two.north.publish(DATASET, offer=OFFER_ID, decide="manual")
         first, second = await two.ask(OFFER_ID), await two.ask(OFFER_ID)
         async with asyncio.timeout(60):
@@ -358,7 +358,14 @@ async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
 @BOTH
 @BEGINNINGS
 async def test_many_at_once_over_every_instance_get_exactly_what_is_allowed(
-    tmp_path: Path, urls: tuple[str, str], begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+    tmp_path: Path,
+    urls: tuple[str, str],
+    begin: Begin,
+    error: str,
+    role: str,
+    end: str,
+    limits: ProcessLimits,
+    code: str,
 ) -> None:
     async with pair(tmp_path, urls=urls, limits=limits) as two:
         peer = await arranged(two)

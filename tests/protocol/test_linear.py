@@ -123,7 +123,7 @@ def judged(body: bytes) -> None:
     assert isinstance(asked, messages.ContractRequestMessage)
     read = agreement_terms.read_offer(asked.offer or {})
     reader.digest(read)
-    agreement_terms.taken_wire(read, target="t", beside={})
+    agreement_terms.received_offer_wire(read, target="t", compared_with={})
 
 
 def seconds(work: Callable[[Any], object], given: Any) -> float:

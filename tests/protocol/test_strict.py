@@ -234,7 +234,9 @@ def test_what_a_request_leaves_out_is_as_published_and_what_it_says_is_not(unsai
     left = {key: value for key, value in offer.items() if key not in unsaid}
     said = {**left, "profile": "https://example.org/c", "odrl:conflict": {"@id": "odrl:prohibit"}}
     words = [
-        agreement_terms.as_published(agreement_terms.read_asked(one), one, published=published, consumer="did:x")
+        agreement_terms.in_published_words(
+            agreement_terms.read_requested_offer(one), one, published=published, consumer="did:x"
+        )
         for one in (left, said)
     ]
     assert words[0] == published
@@ -250,4 +252,4 @@ def test_what_a_request_leaves_out_is_as_published_and_what_it_says_is_not(unsai
 def test_a_text_that_is_no_list_of_values_stays_a_text(text: str) -> None:
     atom = {"leftOperand": f"{DS}role", "operator": "eq", "rightOperand": text}
     offer = {"@type": "Offer", "@id": OFFER_ID, "permission": [{"action": "use", "constraint": [atom]}]}
-    assert agreement_terms.read_asked(offer) == agreement_terms.read_offer(offer)
+    assert agreement_terms.read_requested_offer(offer) == agreement_terms.read_offer(offer)

@@ -232,7 +232,7 @@ async def test_when_a_ticket_ends_is_a_number_or_not_said(tmp_path: Path, said: 
             kept.data_address = {**ADDRESS, "endpointProperties": [{"name": "expires", "value": said}]}
 
         await two.north.store.write(says)
-        assert (await two.north.transfers.reading(row.id)).expires == ends
+        assert (await two.north.transfers.get_read_address(row.id)).expires == ends
 
 
 async def test_the_party_is_looked_at_again_when_a_transfer_is_asked_for(tmp_path: Path) -> None:
@@ -755,7 +755,7 @@ async def test_a_ticket_near_its_end_is_renewed_at_the_provider(tmp_path: Path) 
 
         two.cable.tamper = renew
         for _ in range(2):
-            reading = await two.south.transfers.reading(here.id)
+            reading = await two.south.transfers.get_read_address(here.id)
             assert reading.address.get("authorization") == "fresh"
         assert asked == [{"transfer": here.peer_pid}], "kept for the next who asks"
 
@@ -788,10 +788,10 @@ async def test_readers_are_sent_nowhere_that_the_connector_itself_would_not_ask(
 
         await two.north.store.write(leads)
         if sent:
-            assert (await two.north.transfers.reading(row.id)).address.endpoint == endpoint
+            assert (await two.north.transfers.get_read_address(row.id)).address.endpoint == endpoint
         else:
-            with pytest.raises(AddressRefused, match="sends readers where they are not sent from here"):
-                await two.north.transfers.reading(row.id)
+            with pytest.raises(AddressRefused, match="gives an address to which readers may not be sent"):
+                await two.north.transfers.get_read_address(row.id)
 
 
 async def test_where_an_owners_name_does_not_resolve_readers_ask_again(tmp_path: Path) -> None:
@@ -805,7 +805,7 @@ async def test_where_an_owners_name_does_not_resolve_readers_ask_again(tmp_path:
 
         await two.north.store.write(leads)
         with pytest.raises(PeerUnreachable, match="does not resolve"):
-            await two.north.transfers.reading(row.id)
+            await two.north.transfers.get_read_address(row.id)
 
 
 async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_read_from(tmp_path: Path) -> None:
@@ -814,9 +814,9 @@ async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_rea
         for role, state in ((CONSUMER, "REQUESTED"), (CONSUMER, "SUSPENDED"), (PROVIDER, "STARTED")):
             row = await peer.transfer(role=role, state=state)
             with pytest.raises(NotFound):
-                await two.north.transfers.reading(row.id)
+                await two.north.transfers.get_read_address(row.id)
         with pytest.raises(NotFound):
-            await two.north.transfers.reading("urn:uuid:nowhere")
+            await two.north.transfers.get_read_address("urn:uuid:nowhere")
 
 
 async def test_no_ticket_lies_in_the_outbox(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ import pyarrow as pa
 from sqlglot import exp, parse_one
 
 from connector.engine.worker.read.duckdb_engine import others_than_arrow
-from connector.federation.planner.model import Column, Fragment, Keys, Mode, Others, Plan, TableInfo
+from connector.federation.planner.model import (
+    FederatedPlan,
+    Fragment,
+    KeyFilter,
+    Mode,
+    TableColumn,
+    TableInfo,
+    TypeCasts,
+)
 from connector.federation.planner.planner import merge_sql, plan
 from policies.sql import engine_recheck
 from policies.sql.allowed_functions import ENGINE_FUNCTIONS
@@ -32,7 +40,7 @@ class Ran:
     columns: list[str]
     types: list[str]
     rows: list[tuple[Any, ...]]
-    plan: Plan
+    plan: FederatedPlan
     nbytes: int
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -83,12 +91,12 @@ class Federation:
         """The federated answer."""
         return self.run(plan(sql, self.tables, mode=mode, across_agreements=self.across))
 
-    def run(self, made: Plan) -> Ran:
+    def run(self, made: FederatedPlan) -> Ran:
         """What a plan gives."""
         with self.here.cursor() as here:  # a connection of its own, which costs far less than a database
             sent: dict[str, int] = {}
             rows: dict[str, int] = {}
-            others: dict[str, Others] = {}
+            others: dict[str, TypeCasts] = {}
             keys_sent = 0
             for fragment in ordered(made.fragments):
                 table, others[fragment.id], nbytes = self._at_owner(fragment, here, made)
@@ -115,8 +123,8 @@ class Federation:
             )
 
     def _at_owner(
-        self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: Plan
-    ) -> tuple[pa.Table, Others, int]:
+        self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: FederatedPlan
+    ) -> tuple[pa.Table, TypeCasts, int]:
         """One fragment's rows, their types that Arrow has not, and the bytes of the keys that were sent for it."""
         with self.owners[fragment.owner].cursor() as cursor:
             sent, brought = 0, []
@@ -140,15 +148,15 @@ class Federation:
         return list(map(str, found.types)), found.fetchall()
 
 
-def values(here: duckdb.DuckDBPyConnection, key: Keys, made: Plan) -> pa.Table:
+def values(here: duckdb.DuckDBPyConnection, key: KeyFilter, made: FederatedPlan) -> pa.Table:
     """The keys of a fragment, from the answers that are here."""
     parts = " UNION ALL ".join(f'SELECT "{key.output}" AS k FROM "{one.id}"' for one in made.tables[key.source])
     return here.sql(f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k").to_arrow_table()
 
 
-def columns_of(relation: duckdb.DuckDBPyRelation) -> tuple[Column, ...]:
+def columns_of(relation: duckdb.DuckDBPyRelation) -> tuple[TableColumn, ...]:
     """What the planner knows of a relation's columns."""
-    return tuple(Column(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True))
+    return tuple(TableColumn(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True))
 
 
 def ordered(fragments: Sequence[Fragment]) -> list[Fragment]:

@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from connector.errors import PeerUnreachable
-from connector.federation.planner.model import Bearer, Column, Known, Silent, TableInfo, Tables
+from connector.federation.planner.model import Bearer, KnownTables, TableColumn, TableInfo, Tables, UnreachableOwner
 from connector.infra.formats.digests import sealed
 from connector.infra.net.http_client import StreamedReply
 from policies.sql import parse
@@ -70,7 +70,7 @@ class Owners:
         self.tables: dict[tuple[str, str], TableInfo] = {}
         self.told: Tables = {}
         self._versions = 0
-        self.silent: tuple[Silent, ...] = ()
+        self.silent: tuple[UnreachableOwner, ...] = ()
 
     def add(self, owner: str, dataset: str, sql: str, **more: Any) -> TableInfo:
         """Give an owner a dataset made by `sql`, and an agreement about it."""
@@ -82,7 +82,7 @@ class Owners:
         """An agreement about a table that is in the owner's database."""
         base = self.of[owner].database
         shown = base.sql(f"SELECT * FROM {dataset}")
-        columns = tuple(Column(name, str(kind)) for name, kind in zip(shown.columns, shown.types, strict=True))
+        columns = tuple(TableColumn(name, str(kind)) for name, kind in zip(shown.columns, shown.types, strict=True))
         rows = base.sql(f"SELECT count(*) FROM {dataset}").fetchall()[0][0]
         info = TableInfo(
             owner, dataset, columns, agreement=f"{owner}-{dataset}", participant=f"did:web:{owner}", rows=rows,
@@ -107,11 +107,11 @@ class Owners:
         now = {info.dataset_id: info.version for info in self._of(owner).values()}
         return any(now[dataset] != version for dataset, version in envelope["datasets"].items())
 
-    async def tables_for(self, names: Any, purpose: str, *, fresh: bool = False) -> Known:
+    async def tables_for(self, names: Any, purpose: str, *, fresh: bool = False) -> KnownTables:
         """What `fresh` finds is what the owners have now; else what they had when they were asked first."""
         if fresh or not self.told:
             self.told = dict(self.tables)
-        return Known(self.told, self.silent)
+        return KnownTables(self.told, self.silent)
 
     async def ticket(self, agreement: str, purpose: str = "") -> Bearer:
         owner = agreement.partition("-")[0]

@@ -17,14 +17,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from connector.dsp import process_limits, routes
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import AgreementService
 from connector.dsp.catalog import Catalog
 from connector.dsp.messages import DataAddress
-from connector.dsp.negotiation import Negotiations
-from connector.dsp.process import Parts
-from connector.dsp.process_limits import Limits
-from connector.dsp.protocol_client import Peer
-from connector.dsp.transfer import Transfers
+from connector.dsp.negotiation import NegotiationService
+from connector.dsp.process import ProcessContext
+from connector.dsp.process_limits import ProcessLimits
+from connector.dsp.protocol_client import ProtocolClient
+from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
 from connector.identity.principal import Principal
@@ -187,10 +187,10 @@ class Side:
     host: str
     store: Store
     sender: Sender
-    peer: Peer
-    negotiations: Negotiations
-    transfers: Transfers
-    agreements: Agreements
+    peer: ProtocolClient
+    negotiations: NegotiationService
+    transfers: TransferService
+    agreements: AgreementService
     catalog: Catalog
     plane: Plane
     app: FastAPI
@@ -278,7 +278,7 @@ def offer_row(offer_id: str, dataset: str, policy: Json, *, decide: str, now: fl
     )
 
 
-def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None = None, **timing: float) -> Side:
+def side(name: str, host: str, cable: Cable, url: str, *, limits: ProcessLimits | None = None, **timing: float) -> Side:
     """One connector on a migrated database, its sender not started yet."""
     participant = f"did:web:{name}.example"
     store = Store(url, pool_size=4)
@@ -302,12 +302,12 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
         makes_partner=process_limits.asked,
         **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing},
     )
-    peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
+    peer = ProtocolClient(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"
-    parts = Parts(store=store, sender=sender, peer=peer, participant=participant, base=base, facts_of=facts_of)
-    negotiations, plane = Negotiations(parts, limits=limits), Plane()
-    transfers = Transfers(parts, negotiations=negotiations, data_plane=plane, limits=limits)
-    agreements = Agreements(store=store, sender=sender, negotiations=negotiations, transfers=transfers)
+    parts = ProcessContext(store=store, sender=sender, peer=peer, participant=participant, base=base, facts_of=facts_of)
+    negotiations, plane = NegotiationService(parts, limits=limits), Plane()
+    transfers = TransferService(parts, negotiations=negotiations, data_plane=plane, limits=limits)
+    agreements = AgreementService(store=store, sender=sender, negotiations=negotiations, transfers=transfers)
     catalog = Catalog(store=store, participant=participant, base=base, facts_of=facts_of)
     protocol = routes.router(
         negotiations=negotiations,
@@ -358,7 +358,7 @@ class Pair:
 
 @asynccontextmanager
 async def pair(
-    directory: Path, *, urls: tuple[str, str] | None = None, limits: Limits | None = None, **timing: float
+    directory: Path, *, urls: tuple[str, str] | None = None, limits: ProcessLimits | None = None, **timing: float
 ) -> AsyncIterator[Pair]:
     """Two running connectors, on SQLite files in `directory` or on the migrated databases given."""
     cable = Cable()

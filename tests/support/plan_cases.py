@@ -19,8 +19,8 @@ from sqlglot import exp, parse_one
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
 from connector.federation.planner import sql_text
-from connector.federation.planner.context import Planning
-from connector.federation.planner.model import Column, GridInfo, Partition, TableInfo, Tables
+from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.model import GridInfo, Partition, TableColumn, TableInfo, Tables
 from connector.federation.planner.planner import plan
 from connector.federation.planner.rules import RULES, apply
 
@@ -73,12 +73,12 @@ def outcome(case: Case) -> dict[str, str]:
         "merge_subqueries",
         "pushdown_predicates",
     ):
-        planning, tree = Planning(tables, across_agreements=True), sql_text.read(case.before)
+        planning, tree = PlanningContext(tables, across_agreements=True), sql_text.read(case.before)
         for rule in RULES:
             tree = apply(rule, tree, planning)
             if rule == case.rule:
                 break
-        return {"here": sql_text.shown(tree)}
+        return {"here": sql_text.write_readable(tree)}
     made = plan(case.before, tables, across_agreements=True)
     return {"here": made.residual} | {one.id: one.sql for one in made.fragments}
 
@@ -102,7 +102,7 @@ def schema() -> Tables:
     found: dict[tuple[str, str], TableInfo] = {}
 
     def add(owner: str, dataset: str, columns: str, **more: Any) -> None:
-        shown = tuple(Column(*part.split()) for part in columns.split(", "))
+        shown = tuple(TableColumn(*part.split()) for part in columns.split(", "))
         found[owner, dataset] = TableInfo(owner, dataset, shown, agreement=f"{owner}/{dataset}", **more)
 
     keys: dict[str, Any] = {"shares_keys": True, "takes_keys": True}

@@ -55,7 +55,9 @@ def turns() -> str:
 
 
 def _moves(table: auto_decisions.Table, role: str, state: str, decide: str) -> list[str]:
-    cases = (auto_decisions.Case(decide=decide, same_terms=same, permitted=permitted) for same, permitted in _CASES)
+    cases = (
+        auto_decisions.DecisionCase(decide=decide, same_terms=same, permitted=permitted) for same, permitted in _CASES
+    )
     moves = (auto_decisions.next_message(table, role=role, state=state, case=case) for case in cases)
     return [_name(move) or "a person" for move in moves]
 

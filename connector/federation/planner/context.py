@@ -1,4 +1,4 @@
-"""What the planner's rules share while one question is planned: the known tables, and the fragments made so far."""
+"""State that the planner's rules share while one query is planned: the known tables, and the fragments made so far."""
 
 from __future__ import annotations
 
@@ -9,121 +9,135 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.federation.planner import sql_text
-from connector.federation.planner.model import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables, shared_name
+from connector.federation.planner.model import (
+    ALL,
+    Fragment,
+    KeyFilter,
+    Mode,
+    Note,
+    TableColumn,
+    TableInfo,
+    Tables,
+    shared_name,
+)
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 from policies.sql.rewrite import list_nodes
 
-_SITE_MAX = 32  # letters of an owner's name, in ids that stand with others in the 64 of a read's name: a DID has more
+_SITE_MAX = 32  # characters of an owner's name in a fragment's id; the name of a read has at most 64 in all
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """One owner's part of a fragment: the statement for it. Shares that differ in the owner alone have one tree."""
+class FragmentShare:
+    """One owner's part of a fragment: its statement. Shares with equal statements have the same tree."""
 
     owner: str
     statement: exp.Expr
 
 
 @dataclass(slots=True)
-class Draft:
-    """A fragment in the making: its table, and the statement of each share; rules may still narrow it by keys."""
+class FragmentDraft:
+    """A fragment that is not final yet: its table, and the statement of each share. Rules may still add keys."""
 
     table: str
-    shares: list[Share]
+    shares: list[FragmentShare]
     outputs: tuple[str, ...]
     kind: str
     pushed: list[str]
-    sources: list[dict[str, TableInfo]]  # the datasets that each share reads, by the aliases that they have there
-    read: list[tuple[TableInfo, ...]]  # the same, each once
-    keys: list[Keys] = field(default_factory=list)
+    sources: list[dict[str, TableInfo]]  # for each share: alias to the dataset that it reads
+    read: list[tuple[TableInfo, ...]]  # for each share: the datasets that it reads, without repeats
+    keys: list[KeyFilter] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Planning:
-    """One question on its way to a plan."""
+class PlanningContext:
+    """One query that is being planned."""
 
     tables: Tables
     mode: Mode = Mode.FULL
     # Whether one fragment may read datasets of several agreements with its owner.
     across_agreements: bool = False
-    drafts: dict[str, Draft] = field(default_factory=dict)
+    drafts: dict[str, FragmentDraft] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-    # How many parts rules may still add by writing out what names stand for: doing so again and again multiplies.
+    # Nodes that rules may still add when they replace names by their expressions. Repeated replacement multiplies.
     room: int = 4_000
     _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
-    _columns: dict[tuple[str, str], tuple[Column, ...]] = field(default_factory=dict)
+    _columns: dict[tuple[str, str], tuple[TableColumn, ...]] = field(default_factory=dict)
     _types: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # What the rules hold for one owner's by its name is one participant's: names are of their own choosing.
+        # Participants choose their own names, so one name must not stand for two participants.
         first: dict[str, TableInfo] = {}
         for info in self.tables.values():
-            one_participant(first.setdefault(info.owner, info), info)
+            check_one_participant(first.setdefault(info.owner, info), info)
 
     @property
     def full(self) -> bool:
         return self.mode is Mode.FULL
 
     def may_grow(self, parts: int) -> bool:
-        """Whether a rule may add so many parts to the question; they are taken from what may be added."""
+        """Reserve nodes that a rule wants to add to the query; False, and nothing reserved, if there are too few."""
         if parts > self.room:
             return False
         self.room -= parts
         return True
 
     def shares(self, table: exp.Table) -> tuple[TableInfo, ...]:
-        """What a dataset's rows are the union of: itself, or for the owner "all" every owner's share; () if none."""
+        """The datasets whose union a table is: itself, or every owner's share for the owner "all"; () if none."""
         if fold(table.db) != ALL:
             return (self.info(table),)
         name = fold(table.name)
         return tuple(info for (owner, dataset), info in self.tables.items() if dataset == name and owner != ALL)
 
-    def columns(self, table: exp.Table) -> tuple[Column, ...]:
-        """The columns of a dataset; those that every share has, in the order of the first."""
+    def columns(self, table: exp.Table) -> tuple[TableColumn, ...]:
+        """The columns of a dataset that every share has, in the order of the first share."""
         key = (fold(table.db), fold(table.name))
         if key not in self._columns:
-            self._columns[key] = self._common(table)
+            self._columns[key] = self._common_columns(table)
         return self._columns[key]
 
-    def _common(self, table: exp.Table) -> tuple[Column, ...]:
+    def _common_columns(self, table: exp.Table) -> tuple[TableColumn, ...]:
         first, *others = self.shares(table)
         if not others:
             return first.columns
         common = [{fold(column.name) for column in info.columns} for info in others]
-        return tuple(one for one in first.columns if all(fold(one.name) in names for names in common))
+        return tuple(column for column in first.columns if all(fold(column.name) in names for names in common))
 
-    def types(self, columns: tuple[Column, ...]) -> Mapping[str, str]:
-        """The types of a dataset's columns, by their names, folded."""
-        if id(columns) not in self._types:  # a dataset's columns live longer than its question
+    def types(self, columns: tuple[TableColumn, ...]) -> Mapping[str, str]:
+        """Folded column name to type, for a dataset's columns."""
+        if id(columns) not in self._types:  # a dataset's columns outlive the query, so their id is a stable key
             self._types[id(columns)] = {fold(column.name): column.type for column in columns}
         return self._types[id(columns)]
 
     def info(self, table: exp.Table, at: str = "") -> TableInfo:
-        """What is known of a dataset (`at`: of that name at another owner); QueryInvalid without an agreement."""
+        """The dataset of a table, or with `at`, the dataset of that name at another owner.
+
+        Raises:
+            QueryInvalid: there is no agreement in force for it.
+        """
         found = self.tables.get((fold(at or table.db), fold(table.name)))
         if found is None:
-            known = ", ".join(sorted(one.shown for one in self.tables.values()))
-            others = f" (of those asked for there are agreements for {known})" if known else ""
+            known = ", ".join(sorted(one.quoted_name for one in self.tables.values()))
+            others = f" (this query's datasets with an agreement: {known})" if known else ""
             raise QueryInvalid(
-                f'there is no agreement in force for "{table.db}".{table.name}{others}; negotiate one with '
-                "`hanse negotiate`, or see with `hanse agreements` what you may ask",
+                f'there is no agreement in force for "{table.db}".{table.name}{others}; negotiate an agreement with '
+                "`hanse negotiate`, or list yours with `hanse agreements`",
                 code="agreement_missing",
             )
         return found
 
     def infos(self, tables: Sequence[exp.Table]) -> tuple[TableInfo, ...]:
-        """The datasets among tables, each once."""
+        """The datasets among tables, without repeats."""
         found = {id(info): info for table in tables if table.db for info in self.shares(table)}
         return tuple(found.values())
 
     @staticmethod
-    def unites(tables: Sequence[exp.Table]) -> bool:
-        """Whether one of the tables is a dataset of several owners."""
+    def has_union(tables: Sequence[exp.Table]) -> bool:
+        """Whether a table is the union of several owners' datasets."""
         return any(fold(table.db) == ALL for table in tables)
 
     def sites(self, info: TableInfo) -> dict[str, TableInfo]:
-        """Owners at which the same rows are: the dataset's own, and those with a copy of it."""
+        """Owner to dataset, for the dataset's owner and all owners with a copy of it."""
         found = {info.owner: info}
         if info.content:
             for other in self.tables.values():
@@ -132,20 +146,22 @@ class Planning:
         return found
 
     def may_join(self, infos: Sequence[TableInfo], *, tables: int) -> bool:
-        """Whether one fragment over `tables` uses of these datasets is agreed: one agreement, or owners that take
-        several, and no dataset that names others it may be joined with."""
+        """Whether the agreements allow one fragment with `tables` references to these datasets.
+
+        They must be under one agreement, unless owners accept several, and each may be joined with the others.
+        """
         if len({info.agreement for info in infos}) > 1 and not self.across_agreements:
             return False
         if tables < 2:
             return True
         for info in infos:
             others = [one for one in infos if one.owner == info.owner and one is not info] or [info]
-            if info.joins is not None and not all(_named_in(one, info.joins) for one in others):
+            if info.joins is not None and not all(_is_named_in(one, info.joins) for one in others):
                 return False
         return True
 
-    def _moved(self, statement: exp.Expr, owner: str) -> list[exp.Table]:
-        """The statement's datasets, which are the owner's own copies now where others have them too."""
+    def _use_copies_at(self, statement: exp.Expr, owner: str) -> list[exp.Table]:
+        """Replace the statement's datasets by the owner's own copies; returns its tables."""
         tables = trees.base_tables(statement)
         for table in tables:
             info = self.info(table)
@@ -155,23 +171,22 @@ class Planning:
                 table.set("db", exp.to_identifier(there.owner))
         return tables
 
-    def _at_owners(self, shares: Sequence[Share]) -> Iterator[tuple[Share, list[exp.Table]]]:
-        """Each share with the names of its owner, and the datasets it reads; what was one tree stays one where the
-        names are the same."""
+    def _place_at_owners(self, shares: Sequence[FragmentShare]) -> Iterator[tuple[FragmentShare, list[exp.Table]]]:
+        """Each share with its owner's dataset names, and its tables. Shares with equal names keep one tree."""
         first: dict[int, tuple[str, list[exp.Table]]] = {}
         for share in shares:
             owner, statement = share.owner, share.statement
             if id(statement) not in first:
-                first[id(statement)] = owner, self._moved(statement, owner)
+                first[id(statement)] = owner, self._use_copies_at(statement, owner)
             begun, tables = first[id(statement)]
-            if begun == owner or self._alike(tables, begun, owner):
+            if begun == owner or self._has_same_names_at(tables, begun, owner):
                 yield share, tables
             else:
                 own = statement.copy()
-                yield Share(owner, own), self._moved(own, owner)
+                yield FragmentShare(owner, own), self._use_copies_at(own, owner)
 
-    def _alike(self, tables: Sequence[exp.Table], owner: str, other: str) -> bool:
-        """Whether every copy that is read at an owner has the same name at another."""
+    def _has_same_names_at(self, tables: Sequence[exp.Table], owner: str, other: str) -> bool:
+        """Whether every copy that is read at `owner` has the same name at `other`."""
         for table in tables:
             info = self.info(table, owner)
             if info.content and self.sites(info)[other].dataset != info.dataset:
@@ -185,41 +200,41 @@ class Planning:
 
     def draft(
         self,
-        shares: Sequence[Share],
+        shares: Sequence[FragmentShare],
         *,
         outputs: Sequence[str],
         kind: str,
         pushed: Sequence[str] = (),
     ) -> str:
-        """Add a fragment of one or more shares; the name of its table. Equal questions are asked once.
+        """Add a fragment of one or more shares; returns the name of its table, also for an equal earlier fragment.
 
-        The statements are the draft's from now on: nobody changes them.
+        The statements belong to the draft from now on. The caller must not change them.
         """
-        found = list(self._at_owners(shares))
-        same = tuple((share.owner, share.statement) for share, _ in found)  # trees compare by what they say
+        found = list(self._place_at_owners(shares))
+        same = tuple((share.owner, share.statement) for share, _ in found)  # trees compare by content
         if same not in self._known:
             table = self._known[same] = f"f{len(self._known)}"
             sources = [{one.alias_or_name: self.info(one, share.owner) for one in there} for share, there in found]
             read = [tuple({id(info): info for info in one.values()}.values()) for one in sources]
             every = [share for share, _ in found]
-            self.drafts[table] = Draft(table, every, tuple(outputs), kind, list(pushed), sources, read)
+            self.drafts[table] = FragmentDraft(table, every, tuple(outputs), kind, list(pushed), sources, read)
         return self._known[same]
 
-    def fragments(self, estimate: Callable[[Draft], Sequence[tuple[int, int] | None]]) -> tuple[Fragment, ...]:
-        """The drafts as fragments, one for each share; `estimate` gives rows and bytes of each."""
+    def fragments(self, estimate: Callable[[FragmentDraft], Sequence[tuple[int, int] | None]]) -> tuple[Fragment, ...]:
+        """The drafts as fragments, one for each share. `estimate` returns rows and bytes of each share."""
         return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate(draft)))
 
-    def _fragments(self, draft: Draft, sizes: Sequence[tuple[int, int] | None]) -> Iterator[Fragment]:
+    def _fragments(self, draft: FragmentDraft, sizes: Sequence[tuple[int, int] | None]) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
         once = {id(share.statement): number for number, share in enumerate(draft.shares)}
-        counts = {tree: _counts(draft.shares[number].statement) for tree, number in once.items()}
+        counts = {tree: _count_outputs(draft.shares[number].statement) for tree, number in once.items()}
         named_in = {tree: _names_in(draft.shares[number].statement) for tree, number in once.items()}
         unfiltered = {tree: _is_unfiltered(draft.shares[number].statement) for tree, number in once.items()}
-        results = {tree: gives_results(draft.shares[number].statement) for tree, number in once.items()}
-        sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
+        results = {tree: is_aggregated(draft.shares[number].statement) for tree, number in once.items()}
+        sql = {tree: _write_for_owner(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
-            one_participant(*infos)
+            check_one_participant(*infos)
             site = f".{share.owner}" if len(share.owner) <= _SITE_MAX and ":" not in share.owner else ""
             part = site + (f".{number}" if not site or owners.count(share.owner) > 1 else "")
             yield Fragment(
@@ -237,7 +252,9 @@ class Planning:
                 rows=None if expected is None else expected[0],
                 nbytes=None if expected is None else expected[1],
                 versions=tuple((info.dataset_id, info.version) for info in infos if info.version),
-                reads=tuple((info.dataset, _of(info.columns, named_in[id(share.statement)])) for info in infos),
+                reads=tuple(
+                    (info.dataset, _columns_named(info.columns, named_in[id(share.statement)])) for info in infos
+                ),
                 counts=counts[id(share.statement)],
                 bins=tuple(dict.fromkeys(one.note() for info in infos if info.grid for one in info.grid.bins)),
                 results=results[id(share.statement)] or any(info.aggregate_only for info in infos),
@@ -247,19 +264,23 @@ class Planning:
             )
 
 
-def one_participant(*infos: TableInfo) -> None:
-    """QueryInvalid unless these datasets are of one participant: tickets and values go where its fragment goes."""
+def check_one_participant(*infos: TableInfo) -> None:
+    """Refuse a fragment over datasets of several participants, as one of them gets its tickets and values.
+
+    Raises:
+        QueryInvalid: the datasets have different participants under one owner name.
+    """
     other = next((info for info in infos if info.participant != infos[0].participant), None)
     if other is not None:
         raise shared_name(infos[0].owner, (infos[0].participant, other.participant), infos[0].dataset)
 
 
-def _named_in(info: TableInfo, names: tuple[str, ...]) -> bool:
+def _is_named_in(info: TableInfo, names: tuple[str, ...]) -> bool:
     return not {info.dataset, f"{info.owner}.{info.dataset}", info.dataset_id}.isdisjoint(names)
 
 
-def _counts(statement: exp.Expr) -> tuple[str, ...]:
-    """The outputs of a statement that are COUNT, with FILTER or without."""
+def _count_outputs(statement: exp.Expr) -> tuple[str, ...]:
+    """The names of a statement's outputs that are COUNT, with or without FILTER."""
     if not isinstance(statement, exp.Select):
         return ()
     values = ((output.alias_or_name, output.unalias()) for output in statement.expressions)
@@ -268,7 +289,7 @@ def _counts(statement: exp.Expr) -> tuple[str, ...]:
     )
 
 
-# Aggregates whose result is a figure over many rows. Others (any_value, arg_max) give values of rows on.
+# Aggregates whose result is a figure over many rows. Other aggregates (any_value, arg_max) return values of rows.
 _FIGURES = (
     exp.Count, exp.CountIf, exp.ApproxDistinct, exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Median, exp.Quantile,
     exp.PercentileCont, exp.PercentileDisc, exp.ApproxQuantile, exp.Stddev, exp.StddevPop, exp.StddevSamp, exp.Variance,
@@ -277,59 +298,58 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def gives_results(statement: exp.Expr) -> bool:
-    """Whether each row of the answer has figures over a group. False where values of rows may leave as they are, as one
-    of several, or as groups without a figure."""
+def is_aggregated(statement: exp.Expr) -> bool:
+    """Whether each row of the answer holds figures over a group, and no values of single rows."""
     if isinstance(statement, exp.SetOperation):
-        return gives_results(statement.this) and gives_results(statement.expression)
+        return is_aggregated(statement.this) and is_aggregated(statement.expression)
     if isinstance(statement, exp.Subquery):
-        return gives_results(statement.this)
+        return is_aggregated(statement.this)
     if not isinstance(statement, exp.Select):
         return False
-    found = [one for output in statement.expressions for one in _aggregates(output)]
+    found = [one for output in statement.expressions for one in _iter_aggregates(output)]
     if found:
         return all(isinstance(one, _FIGURES) for one in found)
     ctes = {fold(one.alias): one.this for one in statement.ctes}
     joined = [join.this for join in statement.args.get("joins") or ()]
-    sources = [one for one in (_source(statement), *joined) if one is not None]
+    sources = [one for one in (_from_source(statement), *joined) if one is not None]
     within = [ctes.get(fold(one.name)) if isinstance(one, exp.Table) and not one.db else one for one in sources]
-    return bool(within) and all(isinstance(one, exp.Query) and gives_results(one) for one in within)
+    return bool(within) and all(isinstance(one, exp.Query) and is_aggregated(one) for one in within)
 
 
 def _is_unfiltered(statement: exp.Expr) -> bool:
-    """Whether every group that there is adds to the answer."""
+    """Whether the answer includes every group."""
     return not any(
         isinstance(node, exp.Where | exp.Having | exp.Limit | exp.Filter | exp.If) for node in list_nodes(statement)
     )
 
 
-def _source(select: exp.Select) -> exp.Expr | None:
+def _from_source(select: exp.Select) -> exp.Expr | None:
     found = select.args.get("from_") or select.args.get("from")
     return None if found is None else found.this
 
 
-def _aggregates(output: exp.Expr) -> Iterator[exp.Expr]:
-    """The aggregates in an output, but for those in subqueries and those of windows, which keep each row."""
+def _iter_aggregates(output: exp.Expr) -> Iterator[exp.Expr]:
+    """The aggregates in an output, without those in subqueries and windows, which keep each row."""
     if isinstance(output, exp.Query | exp.Subquery | exp.Window):
         return
-    if isinstance(output, exp.AggFunc | exp.Anonymous):  # the parser does not know all aggregates
+    if isinstance(output, exp.AggFunc | exp.Anonymous):  # an aggregate that the parser does not know is anonymous
         yield output
         return
     for part in output.iter_expressions():
-        yield from _aggregates(part)
+        yield from _iter_aggregates(part)
 
 
 def _names_in(statement: exp.Expr) -> frozenset[str]:
-    """Every name that is in a statement, folded: those of its columns, and more."""
+    """Every identifier in a statement, folded."""
     return frozenset(fold(node.name) for node in list_nodes(statement) if type(node) is exp.Identifier)
 
 
-def _of(columns: Sequence[Column], names: Collection[str]) -> tuple[Column, ...]:
+def _columns_named(columns: Sequence[TableColumn], names: Collection[str]) -> tuple[TableColumn, ...]:
     return tuple(column for column in columns if fold(column.name) in names)
 
 
-def _bare(statement: exp.Expr) -> str:
-    """The statement's text as its owner knows it: datasets by their names there. The tree is spent."""
+def _write_for_owner(statement: exp.Expr) -> str:
+    """The statement's text for its owner, with dataset names only. The tree must not be used again."""
     for table in trees.tables(statement):
         table.set("db", None)
     return sql_text.write(statement, spend=True)

@@ -1,7 +1,7 @@
-"""How large a question becomes when what it names is written out, which is reckoned before it is done.
+"""Limit on the size of a query after output names and `*` are expanded, computed before the expansion.
 
 Names multiply: `k + k AS a, a + a AS b, b + b AS c ...` doubles with every output, and `*` over two copies of a WITH
-query has twice its columns. A question that would become larger than one may be is refused before it fills memory.
+query has twice its columns. A query that would become too large is refused before it fills memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from policies.contracts.columns import fold, make_distinct
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES, SETS
@@ -21,39 +21,41 @@ from policies.sql.limits import DEFAULT
 from policies.sql.rewrite import list_nodes
 from policies.sql.using import MergedColumn, UsingScope, expand_star
 
-Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" where one has none
-MOST = DEFAULT.nodes  # parts that may be added: as many as a question may have
-_STAR = 4  # nodes of an output that is written out for it
-_SHOWN = 50_000  # columns that `*` may stand for, all of them together: wide tables are many at once
+Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" for an output without a name
+MOST = DEFAULT.nodes  # nodes that may be added: as many as a query may have
+_STAR = 4  # nodes of one output that `*` expands to
+_COLUMNS_MAX = 50_000  # columns that all `*` of a query may expand to
 _CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
-_AFTER = ("having", "qualify", "order")  # where an output's name goes before a column's
+_AFTER = ("having", "qualify", "order")  # where an output's name wins over a column's
 
 
-def check(tree: exp.Expr, planning: Planning) -> Reckoned:
-    """What is known of the names in a tree that is not bound yet; QueryInvalid if the tree would grow too large with
-    every `*` and every output's name written out."""
-    reckoned = Reckoned(planning)
-    reckoned.query(tree, {})
-    return reckoned
+def check(tree: exp.Expr, planning: PlanningContext) -> NameExpansion:
+    """Collect the names of a tree that is not bound yet.
+
+    Raises:
+        QueryInvalid: the tree would be too large with every `*` and every output's name expanded.
+    """
+    expansion = NameExpansion(planning)
+    expansion.visit_query(tree, {})
+    return expansion
 
 
 def size(node: exp.Expr) -> int:
-    """How many parts an expression has."""
+    """The number of nodes of an expression."""
     return len(list_nodes(node))
 
 
-def refusal() -> QueryInvalid:
+def too_large_error() -> QueryInvalid:
     return QueryInvalid(
-        f"with the names of its outputs written out where they are used, the question has more than {MOST} "
-        "parts; name outputs less often, or split the question",
+        f"expected at most {MOST} nodes after output names are expanded where they are used, got more; use output "
+        "names less often, or split the query",
         code="query_too_large",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A join of a FROM with USING in it: what it is joined with, what its own USING compares (see `Merging.join`), and
-    what is merged from then on."""
+class UsingJoin:
+    """A join in a FROM with USING: its alias, the columns it compares (see `Merging.join`), and all merged so far."""
 
     join: exp.Expr
     alias: str
@@ -62,45 +64,52 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What a SELECT reads and gives: the columns of its sources, by alias; which of these a join only tests, and its
-    joins where USING is among them; the names of its outputs, as they are written; and of names that are given by AS,
-    the place of the last output called so."""
+class SelectScope:
+    """The names in one SELECT.
+
+    sources: alias to the columns of that source.
+    tested: aliases of SEMI and ANTI joins, whose columns are not visible after the join.
+    joined: its joins, if one has USING.
+    names: its outputs, as written.
+    called: name given by AS to the place of the last output with it.
+    """
 
     select: exp.Select
     sources: Mapping[str, Names]
     tested: frozenset[str]
-    joined: Sequence[Joined]
+    joined: Sequence[UsingJoin]
     names: Names
     called: Mapping[str, int]
 
     @property
     def merged(self) -> Sequence[MergedColumn]:
-        """What USING makes one of."""
-        return _last(self.joined)
+        """The columns that USING merges."""
+        return _last_merged(self.joined)
 
 
-class Reckoned:
-    """`renamed`: sources and WITH queries whose columns get names (`AS x(a, b)`, or where two are called alike), with
-    all of their columns' names;
-    `selects`: what is known of each SELECT."""
+class NameExpansion:
+    """Visits a tree, counts the nodes that expansion adds, and collects the names of each SELECT.
 
-    def __init__(self, planning: Planning) -> None:
+    renamed: sources and WITH queries whose columns get new names (`AS x(a, b)`, or equal names), with these names.
+    selects: the names of each SELECT.
+    """
+
+    def __init__(self, planning: PlanningContext) -> None:
         self.planning = planning
         self.added = self.shown = 0
         self.renamed: list[tuple[exp.Expr, Names]] = []
-        self.selects: list[Block] = []
+        self.selects: list[SelectScope] = []
 
-    def query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
-        """The outputs of a query; `known` are those of the WITH queries that it may read."""
+    def visit_query(self, node: exp.Expr, known: Mapping[str, Names]) -> Names:
+        """The output names of a query. `known`: WITH query to its output names."""
         clause = node.args.get("with_")
         for cte in () if clause is None else clause.expressions:
-            known = {**known, fold(cte.alias): self._renamed(cte, self.query(cte.this, known))}
+            known = {**known, fold(cte.alias): self._note_renamed(cte, self.visit_query(cte.this, known))}
         if isinstance(node, exp.Subquery):
-            return self.query(node.this, known)
+            return self.visit_query(node.this, known)
         if isinstance(node, SETS):
-            names = self.query(node.this, known)
-            self.query(node.args["expression"], known)
+            names = self.visit_query(node.this, known)
+            self.visit_query(node.args["expression"], known)
             return names
         return self._select(node, known) if isinstance(node, exp.Select) else ()
 
@@ -109,9 +118,9 @@ class Reckoned:
         columns = {name for names in sources.values() for name in names}
         joins = select.args.get("joins") or ()
         tested = frozenset(fold(join.this.alias_or_name) for join in joins if trees.kind(join) in trees.TESTS)
-        joined = _joined(joins, sources)
-        named: dict[str, int] = {}  # the sizes of outputs with a name
-        plain: dict[str, int] = {}  # of those whose name is no column's
+        joined = _using_joins(joins, sources)
+        named: dict[str, int] = {}  # output name to its number of nodes
+        plain: dict[str, int] = {}  # the same, without names that are also a column's
         called: dict[str, int] = {}
         outputs: list[tuple[str, int]] = []
         for output in select.expressions:
@@ -120,9 +129,9 @@ class Reckoned:
                 stars = (
                     sources.get(table, ())
                     if table
-                    else [name for _, name, _ in expand_star(sources, tested, _last(joined))]
+                    else [name for _, name, _ in expand_star(sources, tested, _last_merged(joined))]
                 )
-                self._show(len(stars))
+                self._count_columns(len(stars))
                 outputs += [(name, _STAR) for name in stars]
                 continue
             found = self._size(output.unalias(), plain, known)
@@ -139,21 +148,21 @@ class Reckoned:
             if (on := join.args.get("on")) is not None:
                 self._size(on, plain, known)
         if (group := select.args.get("group")) is not None:
-            self._group(group, [found for _, found in outputs])
+            self._add_group_keys(group, [found for _, found in outputs])
         names = [name for name, _ in outputs]
-        self.selects.append(Block(select, sources, tested, joined, names, called))
+        self.selects.append(SelectScope(select, sources, tested, joined, names, called))
         return names
 
     def _source(self, source: exp.Expr, known: Mapping[str, Names]) -> Names:
         if isinstance(source, exp.Subquery):
-            return self._renamed(source, self.query(source.this, known))
+            return self._note_renamed(source, self.visit_query(source.this, known))
         if not isinstance(source, exp.Table):
             return ()
         names = [fold(column.name) for column in self.planning.columns(source)] if source.db else ()
         return names or known.get(fold(source.name), ())
 
-    def _renamed(self, source: exp.Expr, names: Names) -> Names:
-        """The names, the first of them as `AS x(a, b)` calls them, each once."""
+    def _note_renamed(self, source: exp.Expr, names: Names) -> Names:
+        """The names of a source's columns after `AS x(a, b)`, made unique."""
         alias = source.args.get("alias")
         given = [fold(name.name) for name in alias.args.get("columns") or ()] if alias is not None else []
         called = [name for name in names if name]
@@ -165,53 +174,53 @@ class Reckoned:
         return found
 
     def _size(self, node: exp.Expr, named: Mapping[str, int], known: Mapping[str, Names]) -> int:
-        """How many parts an expression or a clause has with the names in it written out, which is what is added."""
+        """The number of nodes of an expression or clause with its names expanded. Counts what expansion adds."""
         found, more, stack = 0, 0, [node]
         while stack:
             one = stack.pop()
             if isinstance(one, QUERIES):
-                self.query(one, known)
+                self.visit_query(one, known)
             elif isinstance(one, exp.Column) and not one.table and fold(one.name) in named:
                 more += named[fold(one.name)]
             else:
                 found += 1
                 stack.extend(one.iter_expressions())
-        self._add(more)
+        self._add_nodes(more)
         return found + more
 
-    def _group(self, group: exp.Expr, sizes: Sequence[int]) -> None:
-        """GROUP BY ALL, and keys that are given by their places."""
+    def _add_group_keys(self, group: exp.Expr, sizes: Sequence[int]) -> None:
+        """Count the expansion of GROUP BY ALL and of keys given by place."""
         if group.args.get("all"):
-            self._add(sum(sizes))
+            self._add_nodes(sum(sizes))
         for key in group.find_all(exp.Literal):
             if not key.is_string and str(key.this).isdecimal() and 0 < int(key.this) <= len(sizes):
-                self._add(sizes[int(key.this) - 1])
+                self._add_nodes(sizes[int(key.this) - 1])
 
-    def _show(self, columns: int) -> None:
+    def _count_columns(self, columns: int) -> None:
         self.shown += columns
-        if self.shown > _SHOWN:
+        if self.shown > _COLUMNS_MAX:
             raise QueryInvalid(
-                f"with every `*` written out, the question has more than {_SHOWN} columns; name those that it needs",
+                f"expected at most {_COLUMNS_MAX} columns from all `*` of the query, got more; name the needed ones",
                 code="query_too_large",
             )
 
-    def _add(self, nodes: int) -> None:
+    def _add_nodes(self, nodes: int) -> None:
         self.added += nodes
         if self.added > MOST:
-            raise refusal()
+            raise too_large_error()
 
 
-def _joined(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[Joined, ...]:
+def _using_joins(joins: Sequence[exp.Expr], sources: Mapping[str, Names]) -> tuple[UsingJoin, ...]:
     if not any(join.args.get("using") for join in joins):
         return ()
     first, *others = sources
     merging = UsingScope(first, sources)
-    # One alias twice is for the binder to refuse.
+    # The binder refuses an alias that is used twice.
     return tuple(
-        Joined(join, alias, merging.join(join, alias), merging.merged)
+        UsingJoin(join, alias, merging.join(join, alias), merging.merged)
         for join, alias in zip(joins, others, strict=False)
     )
 
 
-def _last(joined: Sequence[Joined]) -> Sequence[MergedColumn]:
+def _last_merged(joined: Sequence[UsingJoin]) -> Sequence[MergedColumn]:
     return joined[-1].merged if joined else ()

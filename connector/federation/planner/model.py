@@ -1,7 +1,7 @@
-"""What the planner works with and what it makes, as values: tables, fragments, notes, plan. Knows no SQL parser.
+"""Values of the planner: tables, fragments, notes and plan. Knows no SQL parser.
 
-A plan's fragments each run at one owner under its agreement(s); the residual runs here over their results. The
-parts of one `table` (`f0`) are united: datasets that several owners hold a share of give one fragment an owner.
+Each fragment of a plan runs at one owner under its agreements. The residual query runs here over their results.
+Fragments with the same `table` (`f0`) are united: a dataset with shares at several owners has one fragment for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of
 
 
 class Bearer(NamedTuple):
-    """Where one of our agreements is read, the ticket for it, and the participant whom both are of."""
+    """The data endpoint of one of our agreements, its ticket, and the participant that issued them."""
 
     endpoint: str
     ticket: str
@@ -28,18 +28,18 @@ class Bearer(NamedTuple):
 
 
 def shared_name(owner: str, participants: Collection[str], dataset: str) -> QueryInvalid:
-    """Why a question is refused that says an owner by a name that several participants have."""
+    """The error for a query whose owner name is used by several participants."""
     *others, last = sorted(participants)
     written = " or ".join(f'"{one}".{dataset}' for one in (*others, last))
     return QueryInvalid(
-        f'"{owner}" is what {", ".join(others)} and {last} call themselves in our agreements with them (see `hanse '
-        f"agreements`); write the identifier of the one that you mean in place of the name: {written}",
+        f'"{owner}" is the name of {", ".join(others)} and {last} in our agreements with them (see `hanse '
+        f"agreements`); write the participant's identifier in place of the name: {written}",
         code="owner_ambiguous",
     )
 
 
 class Mode(StrEnum):
-    """How much goes to the owners: everything that can, filters and columns only, or nothing (for comparison)."""
+    """How much work runs at the owners: as much as possible, filters and columns only, or none (for comparison)."""
 
     FULL = "full"
     FILTER = "filter"
@@ -47,8 +47,8 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column that the agreement shows: its name and DuckDB type."""
+class TableColumn:
+    """A column that the agreement makes visible: its name and DuckDB type."""
 
     name: str
     type: str
@@ -56,30 +56,30 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class GridInfo:
-    """What an aggregate-only dataset answers: counts, sums and averages of measures, by dimensions."""
+    """The queries that an aggregate-only dataset answers: counts, sums and averages of measures, by dimensions."""
 
     dimensions: tuple[str, ...]
     measures: tuple[str, ...]
     min_group: int
     entity: str | None = None
-    epsilon: float | None = None  # answers carry noise that spends this budget
-    bins: tuple[Dimension, ...] = ()  # those of the dimensions whose values are in bins
-    share: WithheldShare | None = None  # what its owner has published of what it leaves out
+    epsilon: float | None = None  # privacy budget; answers carry noise
+    bins: tuple[Dimension, ...] = ()  # the dimensions whose values are in bins
+    share: WithheldShare | None = None  # the published share of rows and groups that it leaves out
 
-    def least(self) -> str:
-        """What its figures are over, in words."""
+    def describe_group_size(self) -> str:
+        """The minimum group size of its figures, as text."""
         return "with noise" if self.epsilon else f"over at least {self.min_group} {self.entity or 'rows'}"
 
     def left_out(self) -> str:
-        """Which groups its answers leave out, in words."""
+        """The groups that its answers leave out, as text."""
         return describe_left_out(self.min_group, self.entity, noise=self.epsilon is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """How the shares of a dataset were cut: rows with equal `columns` are at one owner, by one rule (`scheme`).
+    """The partitioning of a dataset: rows with equal `columns` are at one owner, by one rule (`scheme`).
 
-    Two datasets of one scheme are co-located: rows that agree in these columns are at the same owner.
+    Two datasets of one scheme are co-located: rows with equal values in these columns are at the same owner.
     """
 
     scheme: str
@@ -88,18 +88,19 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """A dataset as our agreement shows it. `rows` and `ndv` are the owner's rounded figures, where it gave any.
+    """A dataset as our agreement shows it.
 
-    `owner`: the name of one participant among the tables of a question, as the question writes it.
-
-    `content`: equal for datasets that hold the same rows at several owners (published reference data).
-    `shares_keys`: values of its columns may go to other owners to narrow their answers; `takes_keys`: it may be
-    narrowed so. Both are False unless the agreement says more: a key list is egress here and a probe there.
+    owner: the participant's name in the query.
+    rows, ndv: the owner's rounded number of rows, and column to number of distinct values; empty if not given.
+    content: equal for datasets that hold the same rows at several owners (published reference data).
+    shares_keys: values of its columns may go to other owners to narrow their answers.
+    takes_keys: values from other owners may narrow its answers. Both are False unless the agreement allows them: a
+        key list takes data out of one owner, and probes the other.
     """
 
     owner: str
     dataset: str
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     agreement: str = ""
     participant: str = ""
     dataset_id: str = ""
@@ -111,17 +112,17 @@ class TableInfo:
     takes_keys: bool = False
     version: str = ""  # digest of the version that the agreement reads now
     joins: tuple[str, ...] | None = None  # datasets it may be joined with at its owner; None: any
-    rationed: bool = False  # rows or bytes that leave are counted, and there is an end of them
+    rationed: bool = False  # rows or bytes that leave are counted against a quota
     ndv: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def aggregate_only(self) -> bool:
-        """Whether it answers one shape of question only: figures over groups of its grid."""
+        """Whether it answers only with figures over groups of its grid."""
         return self.grid is not None
 
     @property
-    def shown(self) -> str:
-        """The name as SQL writes it; in quotes, as it may be a word of SQL (`json`)."""
+    def quoted_name(self) -> str:
+        """The name in SQL, in quotes, as it may be a keyword (`json`)."""
         return f'"{self.owner}"."{self.dataset}"'
 
 
@@ -129,8 +130,8 @@ Tables: TypeAlias = "Mapping[tuple[str, str], TableInfo]"
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
-    """A dataset under an agreement of ours whose owner did not say what it shares, and why. Names may be unknown."""
+class UnreachableOwner:
+    """A dataset under one of our agreements whose owner did not answer, and the error. Its names may be unknown."""
 
     owner: str
     dataset: str
@@ -139,31 +140,32 @@ class Silent:
     error: HanseError
 
     def may_be(self, owner: str, dataset: str) -> bool:
-        """Whether it may stand for a dataset that a question names."""
+        """Whether it may be the dataset that a query names."""
         return (not self.dataset or self.dataset == dataset) and (owner == ALL or self.owner in ("", owner))
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the datasets that a question names."""
+class KnownTables:
+    """The datasets that a query names, and the owners that did not answer."""
 
     tables: Tables
-    silent: tuple[Silent, ...] = ()
+    silent: tuple[UnreachableOwner, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What the asker knows of how datasets lie at their owners; a wrong statement gives a wrong answer.
+class DataLayout:
+    """What the asker declares about the location of rows. A wrong declaration gives a wrong answer.
 
-    `cut`: groups of datasets whose shares were cut by one rule, each with the column it was cut by: rows that agree
-    in it (NULL included) are at one owner. `copies`: datasets of which every owner has all rows.
+    cut: groups of datasets partitioned by one rule, each with its column: rows with equal values in it (NULL included)
+        are at one owner.
+    copies: datasets that every owner has in full.
     """
 
     cut: tuple[tuple[tuple[str, str], ...], ...] = ()
     copies: tuple[str, ...] = ()
 
-    def over(self, tables: Tables) -> Tables:
-        """The tables with this known of them."""
+    def apply_to(self, tables: Tables) -> Tables:
+        """The tables with these declarations."""
         by = {dataset: (f"cut {number}", column) for number, one in enumerate(self.cut) for dataset, column in one}
         found = dict(tables)
         for key, info in tables.items():
@@ -176,10 +178,11 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """Values of one output of the table `source` (f0) that narrow a fragment: its SQL tests `condition`.
+class KeyFilter:
+    """Values of one output of the table `source` (f0) that narrow a fragment.
 
-    `name` is the table of keys that the condition reads. Where no keys are sent, the condition is TRUE.
+    condition: the test in the fragment's SQL; TRUE where no keys are sent.
+    name: the table of keys that the condition reads.
     """
 
     source: str
@@ -189,39 +192,38 @@ class Keys:
     condition: str
 
 
-Others = Sequence[tuple[int, str]]  # numbers of columns that Arrow has as other types than the engine, and its types
+TypeCasts = Sequence[tuple[int, str]]  # column number and DuckDB type, where Arrow carries another type
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One question to one owner."""
+    """One query to one owner."""
 
     id: str
     table: str  # the residual's name for its rows
     owner: str
     participant: str
-    under: tuple[tuple[str, str], ...]  # the agreement of each dataset that it reads, and the dataset
+    under: tuple[tuple[str, str], ...]  # agreement and name of each dataset that it reads
     sql: str
     outputs: tuple[str, ...]
     kind: str  # whole | join | scan | partial
     aggregate_only: bool = False
-    keys: tuple[Keys, ...] = ()
+    keys: tuple[KeyFilter, ...] = ()
     pushed: tuple[str, ...] = ()
-    rows: int | None = None  # estimates; None where an owner does not tell how large its dataset is
+    rows: int | None = None  # estimate; None where an owner does not publish the size of its dataset
     nbytes: int | None = None
     versions: tuple[tuple[str, str], ...] = ()  # the version of each dataset (by id) that the plan was made for
-    reads: tuple[tuple[str, tuple[Column, ...]], ...] = ()  # its datasets, by name, with those columns that it names
+    reads: tuple[tuple[str, tuple[TableColumn, ...]], ...] = ()  # name and used columns of each dataset
     counts: tuple[str, ...] = ()  # outputs that count rows
-    bins: tuple[str, ...] = ()  # what to know of its dimensions in bins, in words
+    bins: tuple[str, ...] = ()  # notes on its dimensions in bins, as text
     results: bool = False  # its rows are figures over groups, and no rows of data
-    left_out: str = ""  # which groups its agreement leaves out, in words
-    share: WithheldShare | None = None  # what its owner has published of that
+    left_out: str = ""  # the groups that its agreement leaves out, as text
+    share: WithheldShare | None = None  # the published share of these groups
     unfiltered: bool = False  # it asks for all groups
 
     @property
     def withheld(self) -> Withheld:
-        """What its agreement leaves out of its answer, as far as that follows from the agreement, the question and what
-        the owner has published."""
+        """Whether groups are left out of its answer, from the agreement, the query and the owner's published share."""
         if not self.aggregate_only:
             return Withheld.NOTHING
         published = self.share is not None and (self.share.rows > 0 or self.share.groups > 0)
@@ -229,7 +231,7 @@ class Fragment:
 
     @property
     def agreements(self) -> tuple[str, ...]:
-        """Each once."""
+        """The agreements of its datasets, without repeats."""
         return tuple(dict.fromkeys(agreement for agreement, _ in self.under))
 
     @property
@@ -239,7 +241,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that stayed here, and why: two_owners, policy, function, outer_join, cost, mode, shape."""
+    """Work that stays here, and why: two_owners, policy, function, outer_join, cost, mode, shape."""
 
     what: str
     reason: str
@@ -250,8 +252,8 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Fragments, the residual over their tables, and what stayed here with reasons."""
+class FederatedPlan:
+    """Fragments, the residual over their tables, and the work that stays here with reasons."""
 
     sql: str
     mode: Mode
@@ -259,10 +261,10 @@ class Plan:
     residual: str
     columns: tuple[str, ...]
     notes: tuple[Note, ...] = ()
-    rules: tuple[str, ...] = ()  # those that changed something, in order
-    ctes: tuple[str, ...] = ()  # WITH queries that the residual kept
+    rules: tuple[str, ...] = ()  # the rules that changed something, in order
+    ctes: tuple[str, ...] = ()  # WITH queries of the residual
     once: frozenset[str] = frozenset()  # tables that the residual reads in one place
-    passed: bool = False  # the only fragment's answer is the question's: its rows stay as they are, in their order
+    passed: bool = False  # the only fragment's answer is the query's answer, with its rows and their order
 
     @property
     def tables(self) -> dict[str, tuple[Fragment, ...]]:
@@ -277,18 +279,18 @@ class Plan:
 
     @property
     def withheld(self) -> Withheld:
-        """What agreements leave out of the answer, whatever the data is."""
+        """Whether agreements leave groups out of the answer, for any data."""
         return strongest(fragment.withheld for fragment in self.fragments)
 
     def left_out(self) -> list[str]:
-        """Which groups are left out at which owners, in sentences."""
-        said = sentences(((one.owner, one.left_out) for one in self.fragments), owners=self.owners())
-        shares = (one.share.sentence(one.owner) for one in self.fragments if one.share is not None)
-        return [*said, *dict.fromkeys(shares)]
+        """The groups that are left out at each owner, as sentences."""
+        groups = sentences(((each.owner, each.left_out) for each in self.fragments), owners=self.owners())
+        shares = (each.share.sentence(each.owner) for each in self.fragments if each.share is not None)
+        return [*groups, *dict.fromkeys(shares)]
 
     @property
     def waves(self) -> dict[str, int]:
-        """How many tables each table waits for, by the keys of its fragments."""
+        """Table to the number of tables that it waits for, by the keys of its fragments."""
         return waves(
             {
                 table: {key.source for fragment in fragments for key in fragment.keys}
@@ -297,7 +299,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The plan for machines (federated-query, section 9.3)."""
+        """The plan as JSON (federated-query, section 9.3)."""
         return {
             "mode": self.mode.value,
             "withheld": self.withheld.value,
@@ -333,7 +335,7 @@ class Plan:
 
 
 def waves(sources: Mapping[str, Collection[str]]) -> dict[str, int]:
-    """How many tables each waits for, one after the other, before it can be asked: its keys come from its `sources`."""
+    """Table to the length of its longest chain of `sources`, from which its keys come."""
     found: dict[str, int] = {}
 
     def wave(table: str) -> int:

@@ -1,9 +1,9 @@
-"""From a question over several owners to a plan: fragments for the owners, and the residual for here. Pure.
+"""Planner: from SQL over several owners to fragments for the owners and a residual query for here. Pure.
 
-    plan(sql, tables) -> Plan
+    plan(sql, tables) -> FederatedPlan
 
-Every rule keeps the answer: a fragment gives a superset of the rows that are needed, and what it did not take in
-stays in the residual. The owner's own rewrite is the law; this only decides what is asked.
+Every rule keeps the answer. A fragment returns a superset of the needed rows; conditions that it does not test stay in
+the residual. Owners enforce their policies themselves; the planner only decides what to ask them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.federation.planner import sql_text, statistics
-from connector.federation.planner.context import Planning
-from connector.federation.planner.model import Fragment, Mode, Others, Plan, Tables
+from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.model import FederatedPlan, Fragment, Mode, Tables, TypeCasts
 from connector.federation.planner.rules import RULES, apply
 from policies.contracts.columns import fold, quote_identifier
 from policies.sql import rewrite
@@ -34,12 +34,15 @@ def plan(
     mode: Mode = Mode.FULL,
     across_agreements: bool = False,
     trace: bool = False,
-) -> Plan:
-    """The plan for one SELECT over `tables` (federated-query, section 9.1), or QueryInvalid with the reason.
+) -> FederatedPlan:
+    """Plan one SELECT over `tables` (federated-query, section 9.1).
 
-    `tree`: what `parse.read` gave for the text, which is spent. `across_agreements`: owners take fragments over
-    datasets of several agreements with them. `trace`: name the rules that changed something, which costs as much as
-    planning.
+    tree: the result of `sql_text.read` for the text; it must not be used again.
+    across_agreements: owners accept fragments over datasets of several agreements.
+    trace: list the rules that changed something, which takes as long as planning.
+
+    Raises:
+        QueryInvalid: the query cannot be planned; with the reason.
     """
     tree = sql_text.read(sql) if tree is None else tree
     spelled = [str(node.this) for node in rewrite.list_nodes(tree) if type(node) is exp.Identifier]
@@ -61,9 +64,11 @@ def _respelled(error: QueryInvalid, spelled: Sequence[str], tables: Tables) -> Q
     return QueryInvalid(said, code=error.code, private=error.private, **error.facts)
 
 
-def _planned(sql: str, tables: Tables, tree: exp.Expr, *, mode: Mode, across_agreements: bool, trace: bool) -> Plan:
-    written = _written(tree)
-    planning = Planning(tables, mode, across_agreements)
+def _planned(
+    sql: str, tables: Tables, tree: exp.Expr, *, mode: Mode, across_agreements: bool, trace: bool
+) -> FederatedPlan:
+    written = _written_names(tree)
+    planning = PlanningContext(tables, mode, across_agreements)
     changed, before = [], tree.copy() if trace else tree
     for name in RULES:
         tree = apply(name, tree, planning)
@@ -71,36 +76,38 @@ def _planned(sql: str, tables: Tables, tree: exp.Expr, *, mode: Mode, across_agr
             changed.append(name)
             before = tree.copy()
         if name == "qualify":
-            names = _names(tree, written, planning)
+            names = _output_names(tree, written, planning)
     if not planning.drafts:
-        raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
-    residual = _named(tree, names)
+        raise QueryInvalid("expected a dataset after FROM, got none; name a dataset", code="dataset_missing")
+    residual = _rename_outputs(tree, names)
     nodes = rewrite.list_nodes(residual)
-    _notes(nodes, planning)
+    _note_residual(nodes, planning)
     ctes = tuple(node.alias for node in nodes if isinstance(node, exp.CTE))
     fragments = planning.fragments(lambda draft: statistics.expected(draft, planning))
-    return Plan(
+    return FederatedPlan(
         sql=sql,
         mode=mode,
         fragments=fragments,
-        passed=_passed(residual, fragments),
-        residual=_text(residual, nodes),
+        passed=_is_passed_through(residual, fragments),
+        residual=_write_residual(residual, nodes),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
         ctes=ctes,
-        once=frozenset() if ctes else _once(nodes),  # a WITH query may itself stand in several places
+        once=frozenset() if ctes else _tables_read_once(nodes),  # a WITH query may itself stand in several places
     )
 
 
-def _once(nodes: Sequence[exp.Expr]) -> frozenset[str]:
+def _tables_read_once(nodes: Sequence[exp.Expr]) -> frozenset[str]:
     found = Counter(node.name for node in nodes if isinstance(node, exp.Table))
     return frozenset(name for name, times in found.items() if times == 1)
 
 
-def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
-    """Whether nothing is left to do here: one owner has the whole question, its ORDER BY too, and all it gives is asked
-    for. What is ordered by columns that do not leave has more outputs at its owner than here."""
+def _is_passed_through(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
+    """Whether one owner answers the whole query, with its order, so that its rows pass through unchanged.
+
+    A query ordered by columns that are no outputs has more outputs at its owner than here.
+    """
     if len(fragments) != 1 or fragments[0].kind != "whole" or not isinstance(residual, exp.Select):
         return False
     filled = {name for name, value in residual.args.items() if value}
@@ -116,19 +123,23 @@ def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
 
 
 def merge_sql(
-    found: Plan,
-    others: Mapping[str, Others],
+    found: FederatedPlan,
+    others: Mapping[str, TypeCasts],
     *,
     without: Collection[str] = (),
     whole: Collection[str] = (),
 ) -> str:
-    """The residual over relations named as fragments, those `without` (which gave nothing) left out, and as tables that
-    are `whole` already. `others`: of fragments, by their ids, the types that columns get back."""
+    """The residual query as SQL over relations named like the fragments.
+
+    others: fragment id to the casts of its columns.
+    without: ids of fragments without an answer.
+    whole: tables that are loaded already, with all of their fragments.
+    """
     united = []
     for table, fragments in found.tables.items():
         there = [one for one in fragments if one.id not in without]
         if others.get(table) or (table not in whole and [one.id for one in there] != [table]):
-            every = " UNION ALL ".join(_all(one, dict(others.get(one.id, ()))) for one in there)
+            every = " UNION ALL ".join(_select_fragment(one, dict(others.get(one.id, ()))) for one in there)
             united.append(f'"{table}" AS ({every})')
     if not united:
         return found.residual
@@ -138,15 +149,15 @@ def merge_sql(
     return f"{start} {found.residual}"
 
 
-def _all(fragment: Fragment, others: Mapping[int, str]) -> str:
-    """What came of a fragment, in the engine's types."""
+def _select_fragment(fragment: Fragment, others: Mapping[int, str]) -> str:
+    """A SELECT over a fragment's answer, in the engine's types."""
     names = [quote_identifier(name) for name in fragment.outputs]
     outputs = [f"TRY_CAST({name} AS {others[at]}) AS {name}" if at in others else name for at, name in enumerate(names)]
     return f'SELECT {", ".join(outputs) if others else "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
 
 
-def _written(tree: exp.Expr) -> list[str]:
-    """The names of the outputs as they were written; empty for `*`."""
+def _written_names(tree: exp.Expr) -> list[str]:
+    """The output names as written; "" for `*`."""
     found = []
     for output in trees.first_select(tree).expressions:
         if output.is_star:
@@ -160,8 +171,8 @@ def _written(tree: exp.Expr) -> list[str]:
     return found
 
 
-def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
-    """The outputs' names: as written, and for `*` as the owners spell their columns."""
+def _output_names(tree: exp.Expr, written: list[str], planning: PlanningContext) -> list[str]:
+    """The output names: as written, and for `*` in the owners' spelling."""
     outputs = trees.output_names(tree)
     if len(outputs) == len(written) and all(written):
         return written
@@ -169,9 +180,8 @@ def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
     return [spelled.get(name, name) for name in outputs]
 
 
-def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
-    """The residual with its outputs named as the caller wrote them; ORDER BY follows, by the place of an output whose
-    name is another's, too."""
+def _rename_outputs(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
+    """The residual with the caller's output names, also in ORDER BY. A name of two outputs becomes a place there."""
     first = trees.first_select(tree)
     times = Counter(map(fold, names))
     new = {
@@ -183,7 +193,7 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
             trees.alias_as(output.copy(), name)
         )
     node, orders = tree, [tree.args.get("order")]
-    while node is not first:  # a side in brackets may have an order of its own
+    while node is not first:  # a side in parentheses may have its own order
         node = node.this
         orders.append(node.args.get("order"))
     for column in [column for order in orders if order is not None for column in order.find_all(exp.Column)]:
@@ -192,8 +202,8 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
     return tree
 
 
-def _notes(nodes: Sequence[exp.Expr], planning: Planning) -> None:
-    """What the residual still does, with the reason that it is not done at an owner."""
+def _note_residual(nodes: Sequence[exp.Expr], planning: PlanningContext) -> None:
+    """Note the work of the residual, with the reason why no owner does it."""
     if planning.mode is not Mode.FULL:
         planning.note("joins and aggregates", "mode", planning.mode.value)
         return
@@ -204,7 +214,7 @@ def _notes(nodes: Sequence[exp.Expr], planning: Planning) -> None:
             planning.note("ORDER BY", "two_owners")
 
 
-def _text(residual: exp.Expr, nodes: Sequence[exp.Expr]) -> str:
-    """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
+def _write_residual(residual: exp.Expr, nodes: Sequence[exp.Expr]) -> str:
+    """The residual as SQL that the engine's parser reads exactly as the gate did."""
     rewrite.make_safe(nodes)
     return sql_text.write(residual, spend=True)

@@ -1,7 +1,7 @@
-"""One SELECT block seen by the planner: its sources, where their rows are, and groups of sources that go together.
+"""One SELECT block in the planner: its sources, the owners of their rows, and groups of sources for one fragment.
 
-A source has parts: one at each owner that holds a share of it. A part is a table or derived table to read from,
-what each column of the source is there, and what must hold. A source without parts is made here (local).
+A source has parts, one at each owner with a share of it. A part is a table or derived table, an expression for each
+column of the source, and conditions. A source without parts is computed here (local).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from types import MappingProxyType
 from sqlglot import exp
 
 from connector.federation.planner import expansion_limit
-from connector.federation.planner.context import Planning, Share
+from connector.federation.planner.context import FragmentShare, PlanningContext
 from connector.federation.planner.model import TableInfo
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
-_VALUE_MAX = 400  # parts of a value that is written out wherever it is read
+_VALUE_MAX = 400  # nodes of an expression that replaces a column in each place
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A share of a source at one owner. `columns`: what a column is there, where it is not simply itself."""
+class SourcePart:
+    """A share of a source at one owner. `columns`: column to its expression there, if it is not the same column."""
 
     owner: str
     relation: exp.Expr
@@ -33,15 +33,15 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
-class Source:
-    """One entry of FROM. `nullable`: an outer join may make its rows NULL after its own conditions."""
+class BlockSource:
+    """One entry of FROM. `nullable`: an outer join may set its columns to NULL after its own conditions."""
 
     alias: str
     node: exp.Expr
     join: exp.Join | None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[SourcePart, ...] = ()
     nullable: bool = False
-    copies: dict[str, Part] = field(default_factory=dict)  # owners that have all of its rows
+    copies: dict[str, SourcePart] = field(default_factory=dict)  # for each owner with all of its rows
 
     @property
     def local(self) -> bool:
@@ -49,7 +49,7 @@ class Source:
 
     @property
     def infos(self) -> tuple[TableInfo, ...]:
-        if len(self.parts) == 1 and len(self.parts[0].infos) == 1:  # a dataset at one owner, as most are
+        if len(self.parts) == 1 and len(self.parts[0].infos) == 1:  # the usual case: a dataset at one owner
             return self.parts[0].infos
         return tuple({id(info): info for part in self.parts for info in part.infos}.values())
 
@@ -58,31 +58,32 @@ class Source:
         return any(info.aggregate_only for part in self.parts for info in part.infos)
 
 
-def types_of(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
-    """The type of each column of the sources' datasets, by the source's alias and the column's name."""
+def types_of(sources: Iterable[BlockSource]) -> dict[tuple[str, str], str]:
+    """(source alias, column name) to type, for all columns of the sources' datasets."""
     infos = ((source.alias, info) for source in sources for info in source.infos)
     return {(alias, fold(column.name)): column.type for alias, info in infos for column in info.columns}
 
 
 @dataclass(slots=True, eq=False)
-class Group:
-    """Sources whose rows one fragment can join at each owner; `outer` are LEFT, SEMI and ANTI joins it takes along.
+class SourceGroup:
+    """Sources that one fragment can join at each owner.
 
-    `nested` are sources in subqueries of its conditions, of which each owner reads its own share.
+    outer: sources of LEFT, SEMI and ANTI joins in the same fragment.
+    nested: sources in subqueries of its conditions; each owner reads its own share of them.
     """
 
-    sources: list[Source]
+    sources: list[BlockSource]
     conditions: list[exp.Expr] = field(default_factory=list)
-    outer: list[Source] = field(default_factory=list)
-    nested: list[Source] = field(default_factory=list)
-    node: exp.Expr | None = None  # where the block's FROM names it
+    outer: list[BlockSource] = field(default_factory=list)
+    nested: list[BlockSource] = field(default_factory=list)
+    node: exp.Expr | None = None  # its entry in the block's FROM
 
     @property
     def owners(self) -> tuple[str, ...]:
         return tuple(part.owner for part in self.sources[0].parts)
 
     @property
-    def members(self) -> list[Source]:
+    def members(self) -> list[BlockSource]:
         return [*self.sources, *self.outer]
 
     @property
@@ -103,9 +104,8 @@ class Group:
         """See `types_of`."""
         return types_of(self.members)
 
-    def taken(self, select: exp.Select) -> set[str]:
-        """What its columns are called, and those that the SELECT reads: what a derived table computes has names of the
-        asker's choosing, also such as ours."""
+    def used_names(self, select: exp.Select) -> set[str]:
+        """Names of its columns and of all columns that the SELECT reads, which a generated name must not repeat."""
         return {name for _, name in self.types} | {column.name for column in trees.columns(select)}
 
     @property
@@ -114,41 +114,43 @@ class Group:
 
     @property
     def rows(self) -> int | None:
-        """The estimate of its largest source."""
+        """The estimated rows of its largest source; None if all are unknown."""
         known = [sum(i.rows or 0 for i in source.infos) for source in self.sources if all(
             i.rows is not None for i in source.infos)]  # fmt: skip
         return max(known, default=None)
 
 
-def parts_of_table(table: exp.Table, planning: Planning) -> tuple[Part, ...]:
-    """A dataset where it is, or each owner's share of it."""
+def parts_of_table(table: exp.Table, planning: PlanningContext) -> tuple[SourcePart, ...]:
+    """One part for each owner's share of a dataset."""
     return tuple(
-        Part(info.owner, exp.Table(this=exp.to_identifier(info.dataset), db=exp.to_identifier(info.owner)), (info,))
+        SourcePart(
+            info.owner, exp.Table(this=exp.to_identifier(info.dataset), db=exp.to_identifier(info.owner)), (info,)
+        )
         for info in planning.shares(table)
     )
 
 
-def parts_of(source: exp.Expr, planning: Planning) -> tuple[Part, ...]:
-    """Where a source's rows are: a dataset, a query over one owner, or a UNION ALL of such; () if made here."""
+def parts_of(source: exp.Expr, planning: PlanningContext) -> tuple[SourcePart, ...]:
+    """The parts of a dataset, of a query over one owner, or of a UNION ALL of these; () if it is computed here."""
     if isinstance(source, exp.Table):
         return parts_of_table(source, planning) if source.db else ()
     query = trees.unwrap(source.this)
     branches = _branches(query)
-    if len(branches) > 1 and not same_types(branches, planning):
+    if len(branches) > 1 and not has_same_types(branches, planning):
         return ()
     names = [output.alias_or_name for output in branches[0].selects] if isinstance(branches[0], exp.Select) else []
-    found = [_parts(branch, names, planning, alone=len(branches) == 1) for branch in branches]
+    found = [_parts_of_branch(branch, names, planning, alone=len(branches) == 1) for branch in branches]
     return tuple(part for parts in found for part in parts) if all(found) else ()
 
 
-def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]] | None:
-    """The one owner that can answer all of `node`, and the datasets it reads there; None if there is none.
+def find_home(node: exp.Expr, planning: PlanningContext) -> tuple[str, tuple[TableInfo, ...]] | None:
+    """The only owner that can answer all of `node`, and the datasets that it reads there; else None.
 
-    Not for anything aggregate-only, which answers one shape of query only.
+    None for aggregate-only datasets too, which answer only figures over groups.
     """
     tables = trees.tables(node)
     infos = planning.infos(tables)
-    if not infos or any(info.aggregate_only for info in infos) or planning.unites(tables):
+    if not infos or any(info.aggregate_only for info in infos) or planning.has_union(tables):
         return None
     common = set.intersection(*(set(planning.sites(info)) for info in infos))
     if not common:
@@ -158,22 +160,22 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
     own = [table for table in tables if not table.db]
     if not planning.may_join(infos, tables=len(tables) - len(own)):
         return None
-    if not all(_defined(table, node) for table in own):
+    if not all(_is_cte(table, node) for table in own):
         return None
     return owner, infos
 
 
 def statement(
-    group: Group,
+    group: SourceGroup,
     number: int,
     outputs: Sequence[tuple[str, exp.Expr]],
     *,
     keys: Iterable[exp.Expr] = (),
     clauses: Mapping[str, exp.Expr | None] = MappingProxyType({}),
 ) -> exp.Select:
-    """The SELECT that share `number` of a group answers: `outputs`, its sources and conditions, GROUP BY `keys`.
+    """The SELECT for share `number` of a group: `outputs` from its sources with its conditions, GROUP BY `keys`.
 
-    `clauses` are further parts of the SELECT (having, qualify, distinct), in terms of the group's sources.
+    clauses: further clauses of the SELECT (having, qualify, distinct), over the group's sources.
     """
     select = exp.Select(expressions=[trees.alias_as(value.copy(), name) for name, value in outputs])
     for source in group.sources:
@@ -192,28 +194,28 @@ def statement(
         select.set("group", exp.Group(expressions=keys))
     for name, clause in clauses.items():
         select.set(name, clause.copy() if clause is not None else None)
-    trees.set_where(select, [_nested(condition.copy(), group, number) for condition in group.conditions])
-    return _varying_keys(_narrowed(_substituted(select, group, number), group, number))
+    trees.set_where(select, [_use_nested_shares(condition.copy(), group, number) for condition in group.conditions])
+    return _drop_constant_keys(_add_part_conditions(_substitute_columns(select, group, number), group, number))
 
 
-def shares(group: Group, statement_of: Callable[[int], exp.Expr]) -> list[Share]:
-    """What each owner of a group is asked: `statement_of(number)` of its share, made once for shares that are alike."""
-    made: list[tuple[list[Part], exp.Expr]] = []
+def shares(group: SourceGroup, statement_of: Callable[[int], exp.Expr]) -> list[FragmentShare]:
+    """The share of each owner of a group. Shares with equal statements get one tree from `statement_of(number)`."""
+    made: list[tuple[list[SourcePart], exp.Expr]] = []
     for number in range(len(group.owners)):
         parts = [source.parts[number] for source in (*group.members, *group.nested)]
-        same = next((tree for others, tree in made if all(map(_alike, others, parts))), None)
+        same = next((tree for others, tree in made if all(map(_is_same_share, others, parts))), None)
         made.append((parts, statement_of(number) if same is None else same))
-    return [Share(owner, tree) for owner, (_, tree) in zip(group.owners, made, strict=True)]
+    return [FragmentShare(owner, tree) for owner, (_, tree) in zip(group.owners, made, strict=True)]
 
 
-def _alike(one: Part, other: Part) -> bool:
-    """Whether two shares are asked in the same words."""
+def _is_same_share(one: SourcePart, other: SourcePart) -> bool:
+    """Whether two shares get the same statement."""
     tables = isinstance(one.relation, exp.Table) and isinstance(other.relation, exp.Table)
     same = tables and one.relation.name == other.relation.name
     return same and one.columns == other.columns and one.conditions == other.conditions
 
 
-def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
+def _substitute_columns(select: exp.Select, group: SourceGroup, number: int) -> exp.Select:
     read = [*group.members, *group.nested]
     known = {source.alias: source.parts[number].columns for source in read if source.parts[number].columns}
     if known:
@@ -221,54 +223,56 @@ def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
     return select
 
 
-def _narrowed(select: exp.Select, group: Group, number: int) -> exp.Select:
-    """The SELECT with what each part keeps out, said of the dataset's columns: after `_substituted`, which would take
-    them for outputs of their names."""
+def _add_part_conditions(select: exp.Select, group: SourceGroup, number: int) -> exp.Select:
+    """The SELECT with each part's own conditions, over the dataset's columns.
 
-    def own(source: Source) -> list[exp.Expr]:
+    Runs after `_substitute_columns`, which would replace these columns too.
+    """
+
+    def own(source: BlockSource) -> list[exp.Expr]:
         return [condition.copy() for condition in source.parts[number].conditions]
 
     there = [condition for source in group.sources for condition in own(source)]
     trees.set_where(select, dict.fromkeys([*trees.where_of(select), *there]))
     joins = {join.this.alias_or_name: join for join in select.args.get("joins") or ()}
     for source in group.outer:
-        # What the joined source itself keeps out must not find a partner: it belongs to ON, not to WHERE.
+        # Rows that the part's own conditions exclude must not match: these conditions belong to ON, not to WHERE.
         join = joins[source.alias]
         join.set("on", trees.conjoin([*trees.conjuncts(join.args["on"]), *own(source)]))
     for source in group.nested:
-        for inner in _reading(select, source):
+        for inner in _selects_from(select, source):
             trees.set_where(inner, [*trees.where_of(inner), *own(source)])
     return select
 
 
 def write_out(columns: Iterable[exp.Column], known: Mapping[str, Mapping[str, exp.Expr]]) -> None:
-    """What columns are at an owner, in their places; `known` by the source's alias and the column's name."""
+    """Replace columns by their expressions at an owner. `known`: source alias and column name to expression."""
     parts = 0
     for column in columns:
         value = known.get(column.table, {}).get(column.name)
         if value is not None:
             parts += expansion_limit.size(value)
             if parts > expansion_limit.MOST:
-                raise expansion_limit.refusal()
+                raise expansion_limit.too_large_error()
             trees.substitute(value, column)
 
 
-def _nested(condition: exp.Expr, group: Group, number: int) -> exp.Expr:
-    """The condition with the share of each nested source in place of all of its rows."""
+def _use_nested_shares(condition: exp.Expr, group: SourceGroup, number: int) -> exp.Expr:
+    """The condition with this share of each nested source in place of the whole source."""
     for source in group.nested:
-        for select in _reading(condition, source):
+        for select in _selects_from(condition, source):
             select.args["from_"].set("this", _relation(source, source.parts[number]))
     return condition
 
 
-def _reading(node: exp.Expr, source: Source) -> list[exp.Select]:
-    """The SELECTs below whose FROM begins with the source."""
+def _selects_from(node: exp.Expr, source: BlockSource) -> list[exp.Select]:
+    """The SELECTs in a node whose FROM begins with the source."""
     firsts = ((select, trees.sources(select)[:1]) for select in trees.selects(node))
     return [select for select, first in firsts if first and first[0].alias_or_name == source.alias]
 
 
-def _varying_keys(select: exp.Select) -> exp.Select:
-    """GROUP BY without constants: a share may hold one for a key (its own name), and a number means a position."""
+def _drop_constant_keys(select: exp.Select) -> exp.Select:
+    """Remove constants from GROUP BY: a share may have one as key (its own name), and a number means a position."""
     clause = select.args.get("group")
     if clause is not None:
         varying = [key for key in clause.expressions if key.find(exp.Column) is not None]
@@ -279,14 +283,14 @@ def _varying_keys(select: exp.Select) -> exp.Select:
     return select
 
 
-def _relation(source: Source, part: Part) -> exp.Expr:
+def _relation(source: BlockSource, part: SourcePart) -> exp.Expr:
     relation = part.relation.copy()
     relation.set("alias", exp.TableAlias(this=exp.to_identifier(source.alias)))
     return relation
 
 
 def _branches(query: exp.Expr) -> list[exp.Expr]:
-    """The queries of a UNION ALL, or the one query there is."""
+    """The queries of a UNION ALL, or the query itself."""
     found: list[exp.Expr] = []
     stack = [query]
     while stack:
@@ -299,8 +303,8 @@ def _branches(query: exp.Expr) -> list[exp.Expr]:
     return found
 
 
-def same_types(branches: Sequence[exp.Expr], planning: Planning) -> bool:
-    """Whether UNION ALL converts nothing, so that what holds for its rows holds for those of each branch."""
+def has_same_types(branches: Sequence[exp.Expr], planning: PlanningContext) -> bool:
+    """Whether UNION ALL converts no types, so that a condition on its rows may be tested in each branch."""
     kinds = []
     for branch in branches:
         if not isinstance(branch, exp.Select):
@@ -309,7 +313,7 @@ def same_types(branches: Sequence[exp.Expr], planning: Planning) -> bool:
     return all(one == kinds[0] and None not in one for one in kinds)
 
 
-def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None:
+def _type(value: exp.Expr, branch: exp.Select, planning: PlanningContext) -> str | None:
     if isinstance(value, exp.Literal):
         small = str(value.this).isdecimal() and len(str(value.this)) < 10
         return "VARCHAR" if value.is_string else "INTEGER" if small else None
@@ -328,22 +332,24 @@ def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None
     return None
 
 
-def _parts(query: exp.Expr, names: Sequence[str], planning: Planning, *, alone: bool) -> tuple[Part, ...]:
-    """A branch as parts: read through where it only picks, computes and filters; else one, a derived table."""
-    simple = _simple(query, names, planning)
+def _parts_of_branch(
+    query: exp.Expr, names: Sequence[str], planning: PlanningContext, *, alone: bool
+) -> tuple[SourcePart, ...]:
+    """The parts of a branch: of its dataset where it only selects, computes and filters; else one derived table."""
+    simple = _read_through(query, names, planning)
     if simple:
         return simple
-    found = home(query, planning)
+    found = find_home(query, planning)
     if found is None or trees.free_tables(query) or (alone and not planning.full):
         return ()
     inner = query.copy()
     if isinstance(inner, exp.Select) and names:
         outputs = [trees.alias_as(one.unalias().copy(), name) for one, name in zip(inner.selects, names, strict=True)]
         inner.set("expressions", outputs)
-    return (Part(found[0], exp.Subquery(this=inner), found[1]),)
+    return (SourcePart(found[0], exp.Subquery(this=inner), found[1]),)
 
 
-def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> tuple[Part, ...]:
+def _read_through(query: exp.Expr, names: Sequence[str], planning: PlanningContext) -> tuple[SourcePart, ...]:
     if not isinstance(query, exp.Select) or query.args.get("joins") or not trees.is_plain(query):
         return ()
     tables = trees.sources(query)
@@ -353,13 +359,13 @@ def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> tuple[
         return ()
     columns = {name: one.unalias() for name, one in zip(names, query.selects, strict=True)}
     if any(expansion_limit.size(value) > _VALUE_MAX for value in columns.values()):
-        return ()  # a derived table computes it once
+        return ()  # a derived table computes each expression once
     conditions = tuple(trees.where_of(query))
     return tuple(replace(part, columns=columns, conditions=conditions) for part in parts_of_table(tables[0], planning))
 
 
-def rebase(part: Part, alias: str) -> Part:
-    """The part with its columns and conditions in terms of the source's alias."""
+def rebase(part: SourcePart, alias: str) -> SourcePart:
+    """The part with its columns and conditions over the source's alias."""
 
     def over(node: exp.Expr) -> exp.Expr:
         found = node.copy()
@@ -368,11 +374,11 @@ def rebase(part: Part, alias: str) -> Part:
         return found
 
     columns = {name: over(value) for name, value in part.columns.items()}
-    return Part(part.owner, part.relation, part.infos, columns, tuple(over(one) for one in part.conditions))
+    return SourcePart(part.owner, part.relation, part.infos, columns, tuple(over(one) for one in part.conditions))
 
 
-def _defined(table: exp.Table, node: exp.Expr) -> bool:
+def _is_cte(table: exp.Table, node: exp.Expr) -> bool:
     return any(cte.alias == table.name for cte in node.find_all(exp.CTE))
 
 
-__all__ = ["Group", "Part", "Source", "home", "parts_of", "rebase", "shares", "statement"]
+__all__ = ["BlockSource", "SourceGroup", "SourcePart", "find_home", "parts_of", "rebase", "shares", "statement"]

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from connector.dsp.protocol_client import Peer, Wire
+from connector.dsp.protocol_client import PeerTransport, ProtocolClient
 from connector.errors import BadInput, NotFound
 from connector.events import Event, WebhookChanged
 from connector.outbox.sender import DeliveryOutcome, DeliveryResult, Sender
@@ -32,7 +32,7 @@ _MOST = 100
 class Webhooks:
     """The webhooks of one connector."""
 
-    def __init__(self, *, store: Store, sender: Sender, peer: Peer, wire: Wire) -> None:
+    def __init__(self, *, store: Store, sender: Sender, peer: ProtocolClient, wire: PeerTransport) -> None:
         self._store = store
         self._sender = sender
         self._peer = peer

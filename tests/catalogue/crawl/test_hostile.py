@@ -176,7 +176,7 @@ CASES = (
     Case(
         "another version of the protocol", versions({"protocolVersions": [{"version": "2024-1"}]}), "failed", "2025-1"
     ),
-    Case("no version document", versions({}, 404), "failed", "stopped there"),
+    Case("no version document", versions({}, 404), "failed", "expected Dataspace Protocol"),
     Case("a description over the limit", listing(HUGE, GOOD), "complete", "", 1, {"crawl_entry_bytes": 4_000}),
     Case("datasets that are none", listing(7, None, [], {"@id": ""}, {"@id": "urn:x"}, GOOD), "complete", "", 1),
     Case(

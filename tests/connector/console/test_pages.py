@@ -25,7 +25,7 @@ from connector.console.page import Desk, Names
 from connector.console.view import formatting
 from connector.dsp import agreement_terms
 from connector.events import QueryCoordinated, RequestRefused
-from connector.federation.planner.model import Column, GridInfo, Known, TableInfo
+from connector.federation.planner.model import GridInfo, KnownTables, TableColumn, TableInfo
 from connector.infra import html
 from connector.management.auth import COOKIE
 from connector.store import Transaction
@@ -399,7 +399,7 @@ async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_ke
     def ended(tx: Transaction) -> None:
         row = tx.negotiations.get(NEGOTIATION)
         assert row is not None
-        row.state, row.offer = "TERMINATED", agreement_terms.come_to_nothing(row.offer | {"ds:note": "x" * 5000})
+        row.state, row.offer = "TERMINATED", agreement_terms.shorten_offer(row.offer | {"ds:note": "x" * 5000})
 
     await full.parts.store.write(ended)
     assert "came to nothing" in (await full.get(f"/negotiations/{NEGOTIATION}")).text
@@ -660,10 +660,12 @@ async def test_the_tables_of_the_query_page_say_which_columns_are_in_bins(
     full: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = GridInfo(("age", "sex"), (), 5, bins=(Dimension("age", 10.0),))
-    table = TableInfo("north", "census", (Column("age", "BIGINT"), Column("sex", "VARCHAR")), agreement="a", grid=grid)
+    table = TableInfo(
+        "north", "census", (TableColumn("age", "BIGINT"), TableColumn("sex", "VARCHAR")), agreement="a", grid=grid
+    )
 
-    async def tables(*_: object) -> Known:
-        return Known({("north", "census"): table})
+    async def tables(*_: object) -> KnownTables:
+        return KnownTables({("north", "census"): table})
 
     monkeypatch.setattr(full.parts.holdings, "tables", tables)
     shown = (await full.get("/query", "consume")).text

@@ -11,8 +11,8 @@ import pytest
 
 from connector.dsp import jsonld
 from connector.dsp.messages import CatalogRequestMessage
-from connector.dsp.participants import Partner, Partners, next_page, read_dataset
-from connector.dsp.protocol_client import Answer, Peer
+from connector.dsp.participants import Participant, ParticipantDirectory, next_page, read_dataset
+from connector.dsp.protocol_client import PeerAnswer, ProtocolClient
 from connector.errors import NotFound, PeerNonsense, PeerRefused
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
@@ -233,18 +233,18 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
         async def member(named: str) -> dict[str, str] | None:
             return known[named]
 
-        partners = Partners(peer=two.south.peer, member=member)
+        partners = ParticipantDirectory(peer=two.south.peer, member=member)
         found = await partners.find("north")
-        assert found == Partner(two.north.participant, two.north.base, "north")
+        assert found == Participant(two.north.participant, two.north.base, "north")
         assert [one["@id"] for one in (await partners.catalog(found))["dataset"]] == ids
         assert len((await partners.catalog(found, limit=120))["dataset"]) == 120
         alone = await partners.catalog(found, limit=9, dataset="d229")  # however far behind the first nine it is
         assert [one["@id"] for one in alone["dataset"]] == ids[229:]
         assert len((await partners.catalog(found, limit=9, dataset="nothing"))["dataset"]) == 9
         assert (await partners.dataset(found, "d007")).offers[0]["@id"] == "offer:7"
-        with pytest.raises(NotFound, match=r"no member 'west' .* `hanse members` lists those"):
+        with pytest.raises(NotFound, match=r"no member 'west' .*; list its members with `hanse members`"):
             await partners.find("west")
-        with pytest.raises(NotFound, match=r"no member 'south', .* set HANSE_TRUST_ANCHOR"):
+        with pytest.raises(NotFound, match=r"no member 'south': .* set HANSE_TRUST_ANCHOR"):
             await partners.find("south")
         with pytest.raises(PeerRefused, match="no dataset"):
             await partners.dataset(found, "nothing")
@@ -255,11 +255,11 @@ async def test_a_catalogue_that_answers_for_another_dataset_is_not_believed(
 ) -> None:
     async with pair(tmp_path) as two:
         asked, other = await seeded(two.north, 2)
-        shown = two.north.catalog.dataset
-        monkeypatch.setattr(two.north.catalog, "dataset", lambda _, caller: shown(other, caller))
-        partners = Partners(peer=two.south.peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
-        with pytest.raises(PeerNonsense, match=f"expected the dataset {asked} .*, came {other}"):
-            await partners.dataset(Partner(two.north.participant, two.north.base), asked)
+        shown = two.north.catalog.read_dataset
+        monkeypatch.setattr(two.north.catalog, "read_dataset", lambda _, caller: shown(other, caller))
+        partners = ParticipantDirectory(peer=two.south.peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
+        with pytest.raises(PeerNonsense, match=f"expected the dataset {asked} .*, got {other}"):
+            await partners.dataset(Participant(two.north.participant, two.north.base), asked)
 
 
 class Answering:
@@ -268,8 +268,8 @@ class Answering:
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
 
-    async def fetch(self, *_: Any, **__: Any) -> Answer:
-        return Answer(200, self._document)
+    async def fetch(self, *_: Any, **__: Any) -> PeerAnswer:
+        return PeerAnswer(200, self._document)
 
 
 async def test_a_catalogue_that_does_not_end_takes_no_memory_without_end() -> None:
@@ -284,10 +284,10 @@ async def test_a_catalogue_that_does_not_end_takes_no_memory_without_end() -> No
             link = f'<https://north.example/catalog/request?after={len(asked)}>; rel="next"'
             return Reply(200, {"link": link}, body.encode())
 
-    peer = Peer(wire=Endless(), mint=str)
-    partners = Partners(peer=peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    peer = ProtocolClient(wire=Endless(), mint=str)
+    partners = ParticipantDirectory(peer=peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
     with pytest.raises(PeerNonsense, match="expected a catalogue of at most 33554432 bytes from north"):
-        await partners.catalog(Partner("did:web:north", "https://north.example", "north"))
+        await partners.catalog(Participant("did:web:north", "https://north.example", "north"))
     assert len(asked) == 8
 
 
@@ -323,8 +323,8 @@ async def test_a_catalogue_that_does_not_end_takes_no_memory_without_end() -> No
 async def test_all_of_a_participants_datasets_are_found_in_its_catalogue(
     catalog: dict[str, Any], expected: list[str]
 ) -> None:
-    partners = Partners(peer=Answering(catalog), member=dict)  # type: ignore[arg-type]  # nobody is looked up
-    found = await partners.catalog(Partner("did:web:north", "https://north.example"))
+    partners = ParticipantDirectory(peer=Answering(catalog), member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    found = await partners.catalog(Participant("did:web:north", "https://north.example"))
     assert [entry["@id"] for entry in found["dataset"]] == expected
 
 
@@ -335,9 +335,9 @@ async def test_a_catalogue_of_too_many_values_is_told_as_its_owners() -> None:
         async def call(self, *_: Any, **__: Any) -> Reply:
             return Reply(200, {}, json.dumps({"dataset": [0] * 50_001}).encode())
 
-    partners = Partners(peer=Peer(wire=Large(), mint=str), member=dict)  # type: ignore[arg-type]  # nobody is looked up
-    with pytest.raises(PeerNonsense, match=r"north describes its catalogue in .* more than 50000 values"):
-        await partners.catalog(Partner("did:web:north", "https://north.example", "north"))
+    partners = ParticipantDirectory(peer=ProtocolClient(wire=Large(), mint=str), member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    with pytest.raises(PeerNonsense, match=r"expected its catalogue from north as JSON of at most 50000 values"):
+        await partners.catalog(Participant("did:web:north", "https://north.example", "north"))
 
 
 def test_a_dataset_of_another_is_read_in_prefixed_form() -> None:
@@ -367,7 +367,7 @@ def test_a_dataset_of_another_is_read_in_prefixed_form() -> None:
     ],
 )
 def test_a_next_page_is_followed_only_on_the_same_server(link: str, expected: str) -> None:
-    answer = Answer(200, {}, headers={"link": link} if link else {})
+    answer = PeerAnswer(200, {}, headers={"link": link} if link else {})
     assert next_page(answer, "https://a.example/asked") == expected
 
 

@@ -254,7 +254,7 @@ def test_no_json_whatsoever_makes_reading_fail_in_another_way(document: Any) -> 
     for kind in (ContractRequestMessage, TransferStartMessage, ContractNegotiationTerminationMessage):
         body = document if not isinstance(document, dict) else {"@type": kind.__name__, "consumerPid": "c", **document}
         try:
-            messages.of(jsonld.parse(json.dumps(body)), kind)
+            messages.read_document(jsonld.parse(json.dumps(body)), kind)
         except MessageInvalid:
             continue
 
@@ -263,9 +263,9 @@ def test_no_json_whatsoever_makes_reading_fail_in_another_way(document: Any) -> 
     ("endpoint", "properties", "refused"),
     [
         ("x" * 8_000, [], ""),
-        ("x" * 8_001, [], "at most 8000 characters in its endpoint, came 8001"),
-        ("x", ["v"] * 51, "at most 50 endpointProperties, came 51"),
-        ("x" * 8_000, ["v" * 8_400], "at most 16384 characters, endpoint and endpointProperties together, came 16401"),
+        ("x" * 8_001, [], "at most 8000 characters in its endpoint, got 8001"),
+        ("x", ["v"] * 51, "at most 50 endpointProperties, got 51"),
+        ("x" * 8_000, ["v" * 8_400], "at most 16384 characters, endpoint and endpointProperties together, got 16401"),
     ],
     ids=["as long as may be", "longer", "many properties", "too much of both"],
 )
@@ -275,14 +275,14 @@ def test_a_data_address_that_is_too_large_is_told_by_how_much(
     named = [{"name": "n", "value": value} for value in properties]
     wire = {"endpointType": "t", "endpoint": endpoint, "endpointProperties": named}
     if not refused:
-        assert messages.given(wire) is not None
+        assert messages.read_data_address(wire) is not None
         return
     with pytest.raises(MessageInvalid, match=refused):
-        messages.given(wire)
+        messages.read_data_address(wire)
 
 
 def test_reasons_of_every_shape_become_texts() -> None:
-    read = messages.of(
+    read = messages.read_document(
         {"@type": "TransferTerminationMessage", "consumerPid": C, "providerPid": P,
          "reason": [{"@value": "a", "@language": "en"}, {"detail": 1}, "b"]},
         TransferTerminationMessage,
@@ -302,7 +302,7 @@ def test_reasons_of_every_shape_become_texts() -> None:
     ],
 )
 def test_error_replies_are_read_as_far_as_they_say_something(body: bytes, expected: tuple[str, str]) -> None:
-    assert messages.problem_of(body) == expected
+    assert messages.read_problem(body) == expected
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_a_member_under_two_spellings_says_one_thing(beside: dict[str, Any], ref
     offer = {"@type": "Offer", "@id": "offer"}
     body = {"@id": "mine", "@type": "ContractRequestMessage", "consumerPid": "one", "offer": offer, **beside}
     if refused:
-        with pytest.raises(MessageInvalid, match="twice under different spellings"):
-            messages.of(body, ContractRequestMessage)
+        with pytest.raises(MessageInvalid, match="two spellings with different values"):
+            messages.read_document(body, ContractRequestMessage)
     else:
-        read = messages.of(body, ContractRequestMessage)
+        read = messages.read_document(body, ContractRequestMessage)
         assert (read.id, read.consumer_pid) == ("mine", "one")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connector.dsp.protocol_client import Peer, segment
+from connector.dsp.protocol_client import ProtocolClient, segment
 from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
 from connector.infra.net import resolver
 from connector.infra.net.http_client import AddressGuard, Reply
@@ -39,9 +39,9 @@ class Wire:
         return self.replies.pop(0)
 
 
-def peer(*replies: Reply) -> tuple[Peer, Wire]:
+def peer(*replies: Reply) -> tuple[ProtocolClient, Wire]:
     wire = Wire(*replies)
-    return Peer(wire=wire, mint=lambda audience: f"Bearer for {audience}"), wire
+    return ProtocolClient(wire=wire, mint=lambda audience: f"Bearer for {audience}"), wire
 
 
 def versions(*entries: Any) -> Reply:
@@ -110,7 +110,7 @@ STRANGE = [
 @pytest.mark.parametrize("reply", STRANGE)
 async def test_where_no_version_of_ours_is_spoken_we_stop(reply: Reply) -> None:
     calling, _ = peer(reply)
-    with pytest.raises(PeerNonsense, match="offers no Dataspace Protocol 2025-1"):
+    with pytest.raises(PeerNonsense, match="expected Dataspace Protocol 2025-1"):
         await calling.base_of(ROOT)
 
 
@@ -165,7 +165,8 @@ async def test_what_came_of_looking_up_their_address_is_not_for_them(
     for url, check in ((f"https://{host}", peer()[0].check_theirs), (f"https://{host}/?x=1", peer()[0].check_sink)):
         with pytest.raises(MessageInvalid) as caught:
             await check(url)
-        assert caught.value.message == f"the address '{url}' cannot be called from here; give one that others can reach"
+        expected = f"the address '{url}' cannot be called from here; give a publicly reachable address"
+        assert caught.value.message == expected
         assert caught.value.private
 
 

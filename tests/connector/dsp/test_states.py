@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from connector.dsp import states
-from connector.dsp.states import CONSUMER, NEGOTIATION, PROVIDER, TRANSFER, Received, Step
+from connector.dsp.states import CONSUMER, NEGOTIATION, PROVIDER, TRANSFER, Step, Transition
 from connector.errors import IllegalStep
 
 # Dataspace Protocol 2025-1, contract negotiation: state, message, senders, next state.
@@ -131,7 +131,7 @@ def test_messages_that_cross(
             states.receive(table, state=state, pending=pending, role=role, message=comes)
     else:
         judged = states.receive(table, state=state, pending=pending, role=role, message=comes)
-        assert judged == Received(*expected)
+        assert judged == Transition(*expected)
 
 
 @pytest.mark.parametrize(("table", "known"), TABLES)

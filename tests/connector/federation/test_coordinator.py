@@ -551,11 +551,11 @@ async def test_the_rows_of_the_answer_are_limited_and_the_end_record_says_so(ask
 
 
 WRONG = [
-    ("SELECT 1", "dataset_missing", "names no dataset"),
+    ("SELECT 1", "dataset_missing", "expected a dataset, got none"),
     ("SELECT * FROM patients", "owner_missing", '"<participant>".patients'),
-    ('SELECT * FROM "east".patients', "agreement_missing", "negotiate one"),
+    ('SELECT * FROM "east".patients', "agreement_missing", "negotiate an agreement"),
     ('SELECT nothing FROM "north".patients', "column_unknown", "nothing"),
-    ('SELECT nothing FROM "north".patients', "column_unknown", "what may be read is age, "),
+    ('SELECT nothing FROM "north".patients', "column_unknown", "readable columns: age, "),
     ("SELECT * FROM read_parquet('/etc/passwd')", "function_not_allowed", "table function"),
     ('DELETE FROM "north".patients', "syntax_not_allowed", ""),
     ('SELECT 1 FROM "north".patients; SELECT 2 FROM "north".patients', "one_statement", "exactly one"),

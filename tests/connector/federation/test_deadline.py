@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connector.federation.deadline import Deadline
-from connector.federation.planner.model import Fragment, Keys, Mode, Plan
+from connector.federation.planner.model import FederatedPlan, Fragment, KeyFilter, Mode
 
 CASES = [  # seconds, passed, stages that follow, seconds for this one
     (100, 0, 0, 100),
@@ -26,11 +26,11 @@ def test_a_stage_leaves_a_tenth_for_each_that_follows(seconds: float, passed: fl
 
 
 def _fragment(table: str, *sources: str) -> Fragment:
-    keys = tuple(Keys(source, "k", "c", f"keys_{source}", "TRUE") for source in sources)
+    keys = tuple(KeyFilter(source, "k", "c", f"keys_{source}", "TRUE") for source in sources)
     return Fragment(table, table, "north", "", (), "", (), "scan", keys=keys)
 
 
 def test_a_fragment_comes_after_those_whose_keys_it_takes() -> None:
     fragments = (_fragment("f0", "f2"), _fragment("f1"), _fragment("f2", "f1"), _fragment("f3", "f1"))
-    plan = Plan("", Mode.FULL, fragments, "", ())
+    plan = FederatedPlan("", Mode.FULL, fragments, "", ())
     assert plan.waves == {"f1": 0, "f2": 1, "f0": 2, "f3": 1}

@@ -21,7 +21,7 @@ from connector.engine.worker.read.batching import plain_schema
 from connector.errors import HanseError, PeerNonsense, QueryInvalid
 from connector.federation import expected_types, owner_client
 from connector.federation.expected_types import Shape
-from connector.federation.planner.model import Column, Fragment
+from connector.federation.planner.model import Fragment, TableColumn
 from connector.federation.planner.planner import plan
 from connector.federation.tables import table_of
 from connector.store.queries.agreements import ConsumerAgreement
@@ -135,7 +135,7 @@ async def test_a_question_that_does_not_fit_the_agreed_types_is_its_askers_mista
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_answer_to_what_does_not_fit_the_agreed_types_is_nonsense(asked: Asked) -> None:
     info = asked.owners.tables["west", "patients"]
-    asked.owners.tables["west", "patients"] = replace(info, columns=(Column("ward", "NO_TYPE"),))
+    asked.owners.tables["west", "patients"] = replace(info, columns=(TableColumn("ward", "NO_TYPE"),))
     with pytest.raises(PeerNonsense, match="does not fit the types that were agreed"):
         await asked.rows("SELECT ward FROM west.patients")
 

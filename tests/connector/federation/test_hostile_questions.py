@@ -18,7 +18,7 @@ import yaml
 
 from connector.engine.worker.read.duckdb_engine import others_than_arrow
 from connector.errors import HanseError
-from connector.federation.planner.model import Column, Others, TableInfo
+from connector.federation.planner.model import TableColumn, TableInfo, TypeCasts
 from connector.federation.planner.planner import merge_sql, plan
 from policies.errors import PolicyError
 from tests.support import clinic, data, gate, provider
@@ -51,7 +51,7 @@ class Federation:
         """The federated answer: fragments through the owner's gate, the residual over what they gave."""
         made = plan(sql, self.tables, across_agreements=True)
         with self.merging.cursor() as here:
-            others: dict[str, Others] = {}
+            others: dict[str, TypeCasts] = {}
             for fragment in made.fragments:
                 assert not fragment.keys  # all at one owner
                 prepared = self.bench.prepare(fragment.sql)
@@ -82,7 +82,7 @@ def tables(bench: gate.Bench) -> dict[tuple[str, str], TableInfo]:
     found = {}
     for dataset in bench.datasets:
         types = {one.name: one.type for one in gate.schema_of(bench.connection, dataset.relation).columns}
-        columns = tuple(Column(column, types[column]) for column in dataset.contract.columns)
+        columns = tuple(TableColumn(column, types[column]) for column in dataset.contract.columns)
         owner, name = dataset.name
         found[owner, name] = TableInfo(owner, name, columns, agreement=dataset.id, rows=600, takes_keys=True,
                                        shares_keys=True)  # fmt: skip

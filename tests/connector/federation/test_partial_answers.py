@@ -7,7 +7,7 @@ import pytest
 from connector.errors import PeerUnreachable, Refused
 from connector.federation.partial_answers import why_not
 from connector.federation.planner import sql_text
-from connector.federation.planner.model import Silent
+from connector.federation.planner.model import UnreachableOwner
 from tests.support.asking import Asked
 
 asyncio_module = pytest.mark.asyncio(loop_scope="module")
@@ -122,7 +122,7 @@ async def test_an_answer_without_any_owner_is_none(asked: Asked) -> None:
 def _silent(asked: Asked, owner: str, dataset: str = "patients") -> None:
     del asked.owners.tables[owner, "patients"]
     down = PeerUnreachable(f"http://{owner} cannot be reached")
-    asked.owners.silent = (Silent(owner, dataset, f"did:web:{owner}", f"{owner}-patients", down),)
+    asked.owners.silent = (UnreachableOwner(owner, dataset, f"did:web:{owner}", f"{owner}-patients", down),)
 
 
 @asyncio_module

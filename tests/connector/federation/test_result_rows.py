@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connector.federation.planner import sql_text
-from connector.federation.planner.context import gives_results
+from connector.federation.planner.context import is_aggregated
 
 RESULTS = [
     "SELECT count(*) AS n FROM a.t",
@@ -30,4 +30,4 @@ ROWS = [
 
 @pytest.mark.parametrize(("sql", "results"), [(sql, True) for sql in RESULTS] + [(sql, False) for sql in ROWS])
 def test_what_leaves_is_results_only_where_every_row_is_a_figure_over_a_group(sql: str, results: bool) -> None:
-    assert gives_results(sql_text.read(sql)) is results
+    assert is_aggregated(sql_text.read(sql)) is results

@@ -404,7 +404,7 @@ async def test_an_owners_name_that_two_participants_have_is_refused_with_both(
     monkeypatch: pytest.MonkeyPatch, held: tuple[Held, ...]
 ) -> None:
     asked = [("clinic", "patients")]
-    with pytest.raises(QueryInvalid, match=f"{RIVAL} and {CLINIC} call themselves") as caught:
+    with pytest.raises(QueryInvalid, match=f"is the name of {RIVAL} and {CLINIC}") as caught:
         await holding(monkeypatch, *held).tables(asked, "")
     assert caught.value.code == "owner_ambiguous"
     assert f'"{RIVAL}".patients or "{CLINIC}".patients' in caught.value.message

@@ -15,8 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from connector.dataplane.push.push_receiver import Receiving, Room
-from connector.dsp.duty_upkeep import Ledger
-from connector.dsp.participants import Partners
+from connector.dsp.duty_upkeep import DutyLedger
+from connector.dsp.participants import ParticipantDirectory
 from connector.events import DecisionNeeded, Event, ServiceStarted
 from connector.infra.http import problem_json
 from connector.management import agreements, duties, events, negotiations, transfers
@@ -66,7 +66,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
 
     tokens, feed, app = Tokens(side.store), Feed(side.store.bus), FastAPI()
     problem_json.install(app)
-    partners = Partners(peer=side.peer, member=member)
+    partners = ParticipantDirectory(peer=side.peer, member=member)
     hooks = Webhooks(store=side.store, sender=side.sender, peer=side.peer, wire=two.cable)
     app.include_router(
         negotiations.router(negotiations=side.negotiations, partners=partners, store=side.store, tokens=tokens)
@@ -81,7 +81,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
     )
     app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))
-    app.include_router(duties.router(Ledger(side.store, two.cable, lambda audience: ""), tokens))
+    app.include_router(duties.router(DutyLedger(side.store, two.cable, lambda audience: ""), tokens))
 
     async def note(event: Event) -> None:
         await side.store.write(lambda tx: tx.publish(event))

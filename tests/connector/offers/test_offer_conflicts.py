@@ -67,7 +67,7 @@ async def agree(owner: Owner, offer: str, dataset: str, *, consumer: str = "did:
         row = tx.datasets.get_offer(offer)
         assert row is not None
         policy = agreement_terms.sign(
-            agreement_terms.published(row), agreement_id=agreement, target=row.dataset_id,
+            agreement_terms.read_published(row), agreement_id=agreement, target=row.dataset_id,
             assigner="did:web:clinic.example", assignee=consumer, now=tx.now,
         )  # fmt: skip
         about = {"role": "provider", "dataset_id": DATASET.format(dataset), "offer_id": offer, "address": ""}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import AgreementService
 from connector.engine.pool.protocol import Relation
 from connector.errors import Busy, Conflict, Refused
 from connector.store import UNKNOWN, Store, Transaction
@@ -26,10 +26,10 @@ async def reading(store: Store, grants: Grants, number: int) -> ReadGrant:
     return (await grants.examine(provider.wanted(number)))[0]
 
 
-def owner(store: Store, grants: Grants) -> Agreements:
+def owner(store: Store, grants: Grants) -> AgreementService:
     transfers: Any = SimpleNamespace(terminate_under=lambda *_, **__: [])
     parts: Any = {"sender": SimpleNamespace(hand_over=lambda _: None), "negotiations": None, "transfers": transfers}
-    return Agreements(store=store, stop=grants.stop, **parts)
+    return AgreementService(store=store, stop=grants.stop, **parts)
 
 
 async def hangs(_: Any) -> Any:

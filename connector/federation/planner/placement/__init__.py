@@ -1,1 +1,1 @@
-"""Planner rules that decide which work runs at an owner."""
+"""Planner rules that decide which parts of one SELECT block run at an owner."""

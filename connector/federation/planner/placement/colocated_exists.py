@@ -1,23 +1,23 @@
-"""EXISTS over a dataset whose shares were cut like the group's own is judged at each owner.
+"""Tests [NOT] EXISTS over a co-located dataset at each owner.
 
-Rows that agree in what both were cut by are at one owner. So where the subquery asks for equality there, a row's
-partners are at the row's own owner or nowhere, for EXISTS as for NOT EXISTS.
+Rows with equal partition columns are at one owner. If the subquery compares these columns by `=`, all matches of a row
+are at the row's own owner.
 """
 
 from __future__ import annotations
 
 from sqlglot import exp
 
-from connector.federation.planner.context import Planning
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.sql import syntax_tree as trees
 
 
-def take(group: Group, condition: exp.Expr, planning: Planning) -> bool:
-    """Whether the group can judge the condition share by share; then it knows the subquery's source."""
-    from connector.federation.planner.placement import owner_joins  # it asks us, and we ask it what is co-located
+def take_condition(group: SourceGroup, condition: exp.Expr, planning: PlanningContext) -> bool:
+    """Add the subquery's source to the group, if it can test the condition in each share; False otherwise."""
+    from connector.federation.planner.placement import owner_joins  # it imports this module
 
-    query = _exists(condition)
+    query = _plain_exists(condition)
     if (
         query is None
         or not planning.full
@@ -26,16 +26,16 @@ def take(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     ):
         return False
     source = owner_joins.source_of(trees.sources(query)[0], None, planning)
-    if not _alike(group, source):
+    if not _has_same_owners(group, source):
         return False
-    if not owner_joins.together(group, Group([source]), trees.where_of(query), planning, fixed=True):
+    if not owner_joins.together(group, SourceGroup([source]), trees.where_of(query), planning, fixed=True):
         return False
     group.nested.append(source)
     return True
 
 
-def _exists(condition: exp.Expr) -> exp.Select | None:
-    """The subquery of a plain [NOT] EXISTS over one source."""
+def _plain_exists(condition: exp.Expr) -> exp.Select | None:
+    """The subquery of a plain [NOT] EXISTS over one source; else None."""
     inner = condition.this if isinstance(condition, exp.Not) else condition
     while isinstance(inner, exp.Paren):
         inner = inner.this
@@ -45,7 +45,7 @@ def _exists(condition: exp.Expr) -> exp.Select | None:
     return None if any(trees.has_query(one) for one in trees.where_of(query)) else query
 
 
-def _alike(group: Group, source: Source) -> bool:
-    """Whether the source has one share at each owner of the group, and the group more than one owner."""
+def _has_same_owners(group: SourceGroup, source: BlockSource) -> bool:
+    """Whether the group has several owners, and the source has one share at each of them."""
     owners = tuple(part.owner for part in source.parts)
     return len(owners) > 1 and owners == group.owners and len(set(owners)) == len(owners) and not source.aggregate_only

@@ -1,8 +1,7 @@
-"""A block that never looks across the cut of its shares runs whole at each owner, and the answers are put together.
+"""Runs a block whole at each owner, if no group or window partition spans several owners; unites the answers.
 
-That is so where every group, or every partition of a window, holds one value of what the shares were cut by: rows
-that agree in it are at one owner. Then HAVING, DISTINCT aggregates, ranks and everything else are final there, also
-what has no partial result.
+That holds if a partition column is a key of every group and window: rows with equal values in it are at one owner. Then
+HAVING, DISTINCT aggregates, ranks and aggregates without partial results are final there.
 """
 
 from __future__ import annotations
@@ -10,34 +9,34 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
-from connector.federation.planner.context import Planning
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
 
-def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> bool:
-    """Whether the block was answered so; it is unchanged if not."""
+def apply(select: exp.Select, groups: list[SourceGroup], sources: list[BlockSource], planning: PlanningContext) -> bool:
+    """Run the block at each owner; False, and the block unchanged, if that is not possible."""
     if not planning.full or len(groups) != 1 or len(groups[0].members) != len(sources):
         return False
     group = groups[0]
     if group.aggregate_only or len(group.owners) < 2 or len(set(group.owners)) != len(group.owners):
         return False
-    if select.args.get("where") is not None or select.args.get("with_") is not None or _asks_elsewhere(select):
+    if select.args.get("where") is not None or select.args.get("with_") is not None or _has_subquery(select):
         return False
-    if not _keeps_apart(select, _cut(group)):
+    if not _is_by_partition(select, _partition_columns(group)):
         return False
-    _split(select, group, planning)
+    _run_at_owners(select, group, planning)
     return True
 
 
-def _asks_elsewhere(select: exp.Select) -> bool:
+def _has_subquery(select: exp.Select) -> bool:
     parts = [select.args.get(name) for name in ("having", "qualify", "order", "group")]
     return any(trees.has_query(part) for part in (*select.expressions, *parts) if part is not None)
 
 
-def _cut(group: Group) -> set[tuple[str, str]]:
-    """Columns of the group's sources by which the shares were cut."""
+def _partition_columns(group: SourceGroup) -> set[tuple[str, str]]:
+    """(alias, column) of the partition columns of the group's sources."""
     found: set[tuple[str, str]] = set()
     for source in group.sources:
         names = []
@@ -51,27 +50,27 @@ def _cut(group: Group) -> set[tuple[str, str]]:
     return found
 
 
-def _keeps_apart(select: exp.Select, cut: set[tuple[str, str]]) -> bool:
-    """Whether there is something to keep apart, and all of it is by the cut."""
+def _is_by_partition(select: exp.Select, cut: set[tuple[str, str]]) -> bool:
+    """Whether the block has groups or windows, all with a partition column as key."""
     clause = select.args.get("group")
     if clause is None and trees.aggregates(select):
         return False
-    if clause is not None and (trees.grouping_sets(clause) or not _holds(trees.group_keys(select), cut)):
+    if clause is not None and (trees.grouping_sets(clause) or not _has_partition_key(trees.group_keys(select), cut)):
         return False
     windows = [node for node in trees.in_block(select) if isinstance(node, exp.Window)]
-    if not all(_holds(window.args.get("partition_by") or [], cut) for window in windows):
+    if not all(_has_partition_key(window.args.get("partition_by") or [], cut) for window in windows):
         return False
     return clause is not None or bool(windows)
 
 
-def _holds(keys: list[exp.Expr], cut: set[tuple[str, str]]) -> bool:
+def _has_partition_key(keys: list[exp.Expr], cut: set[tuple[str, str]]) -> bool:
     return any(isinstance(key, exp.Column) and (key.table, key.name) in cut for key in keys)
 
 
-def _split(select: exp.Select, group: Group, planning: Planning) -> None:
+def _run_at_owners(select: exp.Select, group: SourceGroup, planning: PlanningContext) -> None:
     outputs = [(f"c{number}", output.unalias()) for number, output in enumerate(select.expressions)]
     shown = list(outputs)
-    order = _ordered(select, shown)
+    order = _add_order_keys(select, shown)
     clauses = {name: select.args.get(name) for name in ("having", "qualify", "distinct")}
     keys = trees.group_keys(select)
     table = planning.draft(
@@ -90,8 +89,8 @@ def _split(select: exp.Select, group: Group, planning: Planning) -> None:
         ordered.set("this", trees.column(own, table))
 
 
-def _ordered(select: exp.Select, shown: list[tuple[str, exp.Expr]]) -> list[tuple[exp.Expr, str]]:
-    """Keys of ORDER BY that are no output get one of their own; those that are stay as they are."""
+def _add_order_keys(select: exp.Select, shown: list[tuple[str, exp.Expr]]) -> list[tuple[exp.Expr, str]]:
+    """Add outputs for keys of ORDER BY that are no outputs; returns each such key with its output."""
     clause = select.args.get("order")
     found: list[tuple[exp.Expr, str]] = []
     for ordered in () if clause is None else clause.expressions:

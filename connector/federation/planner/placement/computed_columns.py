@@ -1,8 +1,8 @@
-"""Expressions over one fragment's columns are computed there, where that moves fewer or narrower columns.
+"""Computes expressions over one fragment's columns at the owner, if that moves fewer or narrower columns.
 
-`l_extendedprice * (1 - l_discount)` is one column instead of two; a test of a text, like `p_type LIKE 'PROMO%'`, is a
-truth value instead of the text. In a block with groups only what stands inside aggregates is looked at: elsewhere an
-expression may be part of a key.
+`l_extendedprice * (1 - l_discount)` is one column instead of two. A test of a text, like `p_type LIKE 'PROMO%'`, is a
+BOOLEAN instead of the text. In a block with groups, only expressions inside aggregates move: elsewhere they may be part
+of a key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from sqlglot import exp
 
-from connector.federation.planner.select_block import Group
+from connector.federation.planner.select_block import SourceGroup
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES
 
@@ -21,8 +21,8 @@ _NEVER = (exp.Column, exp.Alias, exp.Paren, exp.Ordered, exp.Star, exp.Distinct,
 Key = tuple[str, str]
 
 
-def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
-    """Named expressions for the fragment; the block reads them by these names instead."""
+def apply(select: exp.Select, group: SourceGroup) -> list[tuple[str, exp.Expr]]:
+    """Named expressions for the fragment. The block reads them by these names afterwards."""
     first = group.sources[0]
     if first.nullable or (first.join is not None and not trees.is_inner(first.join)):
         return []
@@ -30,16 +30,16 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     wide = group.types if candidates else {}
     found = [node for node in candidates if _fits(node, wide)]
     while found:
-        alone = _alone(select, group, found)
+        alone = _columns_read_only_in(select, group, found)
         paying = [node for node in found if _pays(node, alone, wide)]
         if len(paying) == len(found):
             break
-        found = paying  # what is not moved reads its columns, which are then needed by themselves
-    return _named(found, select, group) if found else []
+        found = paying  # expressions that do not move still need their columns, so check the others again
+    return _name_values(found, select, group) if found else []
 
 
-def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
-    """The largest expressions over the group's columns alone."""
+def _candidates(select: exp.Select, group: SourceGroup) -> list[exp.Expr]:
+    """The largest expressions over the group's columns only."""
     found: list[exp.Expr] = []
     stack, aliases = list(_places(select)), group.aliases
     while stack:
@@ -48,10 +48,12 @@ def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
             continue
         tables = trees.column_tables(node)
         if not tables & aliases:
-            continue  # nothing of the group's below
-        branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # no value by itself
+            continue  # no column of the group below
+        branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # a branch is no value
         whole = tables <= aliases and not branch and not isinstance(node, _NEVER)
-        if whole and not _mixed(node) and not trees.may_fail(node):  # there may be rows that a join or CASE leaves out
+        if (
+            whole and not _is_not_plain(node) and not trees.may_fail(node)
+        ):  # there may be rows that a join or CASE leaves out
             found.append(node)
         else:
             stack.extend(node.iter_expressions())
@@ -61,8 +63,8 @@ def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
 _PARTS = (exp.AggFunc, exp.Window, exp.Subquery, exp.Order, exp.Group, *QUERIES)
 
 
-def _mixed(node: exp.Expr) -> bool:
-    """Whether a node is no plain computation over values of one row."""
+def _is_not_plain(node: exp.Expr) -> bool:
+    """Whether a node is anything but a plain computation over values of one row."""
     plain = isinstance(node, exp.Binary | exp.Unary | exp.Func | exp.Between | exp.In)
     return not plain or any(isinstance(one, _PARTS) for one in node.walk())
 
@@ -82,13 +84,13 @@ def _places(select: exp.Select) -> Iterator[exp.Expr]:
 
 
 def _fits(node: exp.Expr, types: dict[Key, str]) -> bool:
-    """Whether Arrow carries the result as it is."""
+    """Whether Arrow carries the result unchanged."""
     kinds = [types.get((column.table, column.name), "") for column in trees.columns(node)]
     return all(kind and kind != "HUGEINT" for kind in kinds)
 
 
-def _alone(select: exp.Select, group: Group, found: list[exp.Expr]) -> set[Key]:
-    """Columns of the group that are read by these expressions only."""
+def _columns_read_only_in(select: exp.Select, group: SourceGroup, found: list[exp.Expr]) -> set[Key]:
+    """Columns of the group that only these expressions read."""
     inside = {id(column) for node in found for column in trees.columns(node)}
     taken = {id(source.join) for source in group.outer}
     elsewhere: set[Key] = set()
@@ -104,9 +106,9 @@ def _pays(node: exp.Expr, alone: set[Key], types: dict[Key, str]) -> bool:
     return len(saved) > 1 or (isinstance(node, _TESTS) and any(types.get(key) == "VARCHAR" for key in saved))
 
 
-def _named(found: list[exp.Expr], select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
-    names: dict[exp.Expr, str] = {}  # trees compare by what they say
-    taken = group.taken(select)
+def _name_values(found: list[exp.Expr], select: exp.Select, group: SourceGroup) -> list[tuple[str, exp.Expr]]:
+    names: dict[exp.Expr, str] = {}  # trees compare by content
+    taken = group.used_names(select)
     for node in found:
         if node not in names:
             names[node.copy()] = trees.free_name(f"x{len(names)}", taken)

@@ -1,9 +1,9 @@
-"""Aggregating before a join: which fragment of a block may be grouped first, and what that means for the others.
+"""Eager aggregation: groups one fragment before a join, and weighs the aggregates of other sources.
 
-A fragment that is grouped by all of its columns that the block still needs joins like its rows did, only that each
-row now stands for many: counts and sums of other sources are weighed with that number, extremes need nothing.
-It pays where there are fewer groups than rows; a column that is compared with another table's key has at most as
-many values as that table has rows.
+A fragment is grouped by all of its columns that the block still needs. Each group then joins like its rows, and stands
+for many of them: counts and sums of other sources are multiplied by that number, MIN and MAX do not change. It pays if
+there are fewer groups than rows. A column that is compared with another table's key has at most as many values as that
+table has rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
 from connector.federation.planner import statistics
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.sql import syntax_tree as trees
 
 _GAIN = 0.7
@@ -22,18 +22,18 @@ _CARELESS = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg,
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 
 
-def choose(select: exp.Select, groups: list[Group], sources: list[Source]) -> Group | None:
-    """The group that is worth aggregating first; None where nothing may be or is."""
+def choose(select: exp.Select, groups: list[SourceGroup], sources: list[BlockSource]) -> SourceGroup | None:
+    """The group to aggregate first; None if none can be, or none is worth it."""
     joins = select.args.get("joins") or ()
     if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
         return None
-    work = _Work(select, sources)
-    fitting = [group for group in groups if _may(work, group) and _pays(work, group)]
+    work = _BlockAggregates(select, sources)
+    fitting = [group for group in groups if _can_aggregate(work, group) and _pays(work, group)]
     return max(fitting, key=lambda group: (group.rows or statistics.UNKNOWN, group.name), default=None)
 
 
-def weighed(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[], exp.Expr]) -> exp.Expr | None:
-    """An aggregate of another source when each row stands for `weight()` rows; None where that changes nothing."""
+def weigh_aggregate(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[], exp.Expr]) -> exp.Expr | None:
+    """An aggregate of another source where each row stands for `weight()` rows; None if it does not change."""
     if isinstance(function, _CARELESS) or isinstance(function.this, exp.Distinct):
         return None
 
@@ -43,14 +43,14 @@ def weighed(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[],
 
     inner = function.this
     if isinstance(inner, exp.Star):
-        return _counted(summed(weight()))
+        return _zero_if_null(summed(weight()))
     there = exp.Case(
         ifs=[exp.If(this=exp.Is(this=inner.copy(), expression=exp.Null()), true=exp.Literal.number(0))],
         default=weight(),
     )
     if isinstance(function, exp.Count):
-        return _counted(summed(there))
-    product = exp.Mul(this=_wide(inner.copy(), function), expression=weight())
+        return _zero_if_null(summed(there))
+    product = exp.Mul(this=_as_hugeint(inner.copy(), function), expression=weight())
     if isinstance(function, exp.Sum):
         return summed(product)
     divisor = exp.Nullif(this=summed(there), expression=exp.Literal.number(0))
@@ -58,31 +58,31 @@ def weighed(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[],
     return exp.Paren(this=exp.Div(this=total, expression=divisor, typed=False, safe=False))
 
 
-def _counted(total: exp.Expr) -> exp.Expr:
+def _zero_if_null(total: exp.Expr) -> exp.Expr:
     return trees.cast(exp.Coalesce(this=total, expressions=[exp.Literal.number(0)]), exp.DType.BIGINT)
 
 
-def _wide(value: exp.Expr, function: exp.Expr) -> exp.Expr:
-    """Whole numbers as HUGEINT, which is what their sum is: a product must not overflow before it."""
+def _as_hugeint(value: exp.Expr, function: exp.Expr) -> exp.Expr:
+    """Cast whole numbers to HUGEINT, the type of their sum, so that a product does not overflow."""
     return trees.cast(value, exp.DType.INT128) if function.meta.get("whole") else value
 
 
-class _Work:
-    """One block's aggregates, each looked at once for all groups."""
+class _BlockAggregates:
+    """One block's aggregates, inspected once for all groups."""
 
-    def __init__(self, select: exp.Select, sources: list[Source]) -> None:
+    def __init__(self, select: exp.Select, sources: list[BlockSource]) -> None:
         self.select, self.sources = select, sources
         self.nodes = trees.aggregates(select)
         self.tables = [trees.column_tables(node) for node in self.nodes]
         self.nested = any(trees.has_query(node) for node in self.nodes)
         self.types = blocks.types_of(sources)
         inside = {id(column) for node in self.nodes for column in trees.columns(node)}
-        # What is read outside of aggregates: a fragment that is grouped first keeps it.
+        # Columns read outside of aggregates: a fragment that is grouped first keeps them.
         self.outside = {(column.table, column.name) for column in trees.columns(select) if id(column) not in inside}
 
 
-def _may(work: _Work, group: Group) -> bool:
-    """Whether every aggregate of the block is of this group, or of others in a form that can be weighed."""
+def _can_aggregate(work: _BlockAggregates, group: SourceGroup) -> bool:
+    """Whether every aggregate of the block belongs to this group, or can be weighed."""
     first, aliases = group.sources[0], group.aliases
     if work.nested or group.aggregate_only or (first.join is not None and trees.kind(first.join) in ("SEMI", "ANTI")):
         return False
@@ -94,7 +94,7 @@ def _may(work: _Work, group: Group) -> bool:
             if not tables <= aliases or trees.may_fail(function):
                 return False
             if first.nullable and not (node is function and isinstance(function.this, exp.Column)):
-                return False  # it might count a row that an outer join made of nothing
+                return False  # it might count a NULL row of an outer join
         elif not _can_be_weighed(function, work.types):
             return False
     return mine
@@ -113,19 +113,21 @@ def _can_be_weighed(function: exp.Expr, types: dict[tuple[str, str], str]) -> bo
     return kind in (*_WHOLE, "DOUBLE") or (kind.startswith("DECIMAL(") and int(kind[8:].split(",")[0]) <= 18)
 
 
-def _pays(work: _Work, group: Group) -> bool:
-    """Whether there are far fewer groups than rows, as far as that is known."""
+def _pays(work: _BlockAggregates, group: SourceGroup) -> bool:
+    """Whether estimates give far fewer groups than rows."""
     rows, groups, aliases = float(group.rows or statistics.UNKNOWN), 1.0, group.aliases
     for key in [one for one in work.outside if one[0] in aliases]:
-        bound = _values(key, work.select, group, work.sources)
+        bound = _bound_distinct(key, work.select, group, work.sources)
         if bound is None:
             return False
         groups *= bound
     return groups < _GAIN * rows
 
 
-def _values(key: tuple[str, str], select: exp.Select, group: Group, sources: list[Source]) -> float | None:
-    """A bound of a column's distinct values: what its owners say, or the rows of a table that it is compared with."""
+def _bound_distinct(
+    key: tuple[str, str], select: exp.Select, group: SourceGroup, sources: list[BlockSource]
+) -> float | None:
+    """An upper bound of a column's distinct values: published, or the rows of a table with which it is compared."""
     source = next(source for source in group.members if source.alias == key[0])
     known = statistics.distinct(source.infos, key[1])
     if known is not None:

@@ -1,7 +1,7 @@
-"""Inner-joined sources of one owner are joined there, and each condition goes to the fragment that it is about.
+"""Groups sources that one owner can join, and moves each condition to the fragment whose columns it reads.
 
-Also LEFT, SEMI and ANTI joins whose both sides are at one owner. A condition on what an outer join may have made
-NULL stays here, as does everything around RIGHT and FULL joins.
+Includes LEFT, SEMI and ANTI joins with both sides at one owner. Conditions on columns that an outer join may set to
+NULL stay here, as do blocks with RIGHT and FULL joins.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Set
 from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from connector.federation.planner.model import Mode
 from connector.federation.planner.placement import colocated_exists
-from connector.federation.planner.select_block import Group, Part, Source
+from connector.federation.planner.select_block import BlockSource, SourceGroup, SourcePart
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
 
-def sources(select: exp.Select, planning: Planning) -> list[Source]:
+def read_sources(select: exp.Select, planning: PlanningContext) -> list[BlockSource]:
     """The block's sources in the order of FROM."""
-    found: list[Source] = []
+    found: list[BlockSource] = []
     for node, join in trees.entries(select):
         found.append(source_of(node, join, planning))
         if join is not None and trees.side(join) in ("LEFT", "FULL"):
@@ -32,26 +32,26 @@ def sources(select: exp.Select, planning: Planning) -> list[Source]:
     return found
 
 
-def source_of(node: exp.Expr, join: exp.Join | None, planning: Planning) -> Source:
-    """One entry of FROM, with the owners that have its rows."""
+def source_of(node: exp.Expr, join: exp.Join | None, planning: PlanningContext) -> BlockSource:
+    """The source of one entry of FROM, with the owners of its rows."""
     alias = node.alias_or_name
     parts = tuple(blocks.rebase(part, alias) for part in blocks.parts_of(node, planning))
-    return Source(alias, node, join, parts, copies=_copies(parts, planning))
+    return BlockSource(alias, node, join, parts, copies=_copies(parts, planning))
 
 
-def _copies(parts: tuple[Part, ...], planning: Planning) -> dict[str, Part]:
+def _copies(parts: tuple[SourcePart, ...], planning: PlanningContext) -> dict[str, SourcePart]:
     if len(parts) != 1 or len(parts[0].infos) != 1 or not isinstance(parts[0].relation, exp.Table):
         return {}
     part, found = parts[0], {}
     for owner, info in planning.sites(part.infos[0]).items():
         table = exp.Table(this=exp.to_identifier(info.dataset), db=exp.to_identifier(owner))
-        found[owner] = Part(owner, table, (info,), part.columns, part.conditions)
+        found[owner] = SourcePart(owner, table, (info,), part.columns, part.conditions)
     return found
 
 
-def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[Group]:
-    """Groups of sources for one fragment each, with the conditions they take in (those leave the block)."""
-    made = [Group([source]) for source in found if not source.local]
+def groups(select: exp.Select, found: list[BlockSource], planning: PlanningContext) -> list[SourceGroup]:
+    """Groups of sources, one for each fragment. Conditions that a group tests leave the block."""
+    made = [SourceGroup([source]) for source in found if not source.local]
     if planning.full:
         made = _joined(select, made, planning)
         _take_outer(made, planning)
@@ -61,8 +61,8 @@ def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[
     return made
 
 
-def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[Group]:
-    """Merge groups of one owner that a condition connects."""
+def _joined(select: exp.Select, made: list[SourceGroup], planning: PlanningContext) -> list[SourceGroup]:
+    """Merge groups at one owner that a condition connects."""
     conditions = [(one, trees.column_tables(one)) for one in trees.where_of(select)] if len(made) > 1 else []
     conditions = [(one, tables) for one, tables in conditions if len(tables) > 1]
     changed = True
@@ -82,19 +82,21 @@ def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[G
     return made
 
 
-def _apart(group: Group) -> bool:
-    """A source that cannot change its place among the joins."""
+def _apart(group: SourceGroup) -> bool:
+    """Whether the group's source must keep its place among the joins."""
     source = group.sources[0]
     join = source.join
     if join is not None and (not trees.is_inner(join) or join.args.get("on") is not None):
-        return True  # a condition in ON belongs to its place
+        return True  # a condition in ON holds only at its place
     return source.nullable or source.aggregate_only
 
 
-def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Planning, *, fixed: bool = False) -> bool:
-    """Whether each owner can join its shares by itself: one share each at one owner, or co-located shares.
+def together(
+    one: SourceGroup, other: SourceGroup, conditions: list[exp.Expr], planning: PlanningContext, *, fixed: bool = False
+) -> bool:
+    """Whether each owner can join its shares: both groups have one share at one owner, or their shares are co-located.
 
-    `fixed`: `one` must stay where it is (each of its rows may be read once only).
+    fixed: `one` must keep its owners, as each of its rows may be read only once.
     """
     if not planning.across_agreements and len({info.agreement for info in (*one.infos, *other.infos)}) > 1:
         return False
@@ -106,16 +108,16 @@ def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Pla
     return len(one.owners) == 1 or any(co_located(one, other, condition) for condition in conditions)
 
 
-def _owners_met(one: Group, other: Group) -> tuple[str, ...] | None:
-    """Where both can be read whole or share by share, if the one moves to the other's owners."""
+def _owners_met(one: SourceGroup, other: SourceGroup) -> tuple[str, ...] | None:
+    """The owners at which both can be read, if one group has copies at the other's owners."""
     for fixed, moving in ((one, other), (other, one)):
         if all(set(fixed.owners) <= set(source.copies) for source in moving.members):
             return fixed.owners
     return None
 
 
-def _meet(one: Group, other: Group) -> None:
-    """Let sources that have copies everywhere be read where the others are."""
+def _meet(one: SourceGroup, other: SourceGroup) -> None:
+    """Read sources that have copies at the other group's owners there."""
     owners = _owners_met(one, other)
     if one.owners == other.owners or owners is None:
         return
@@ -125,8 +127,8 @@ def _meet(one: Group, other: Group) -> None:
                 source.parts = tuple(source.copies[owner] for owner in owners)
 
 
-def co_located(one: Group, other: Group, condition: exp.Expr) -> bool:
-    """Shares of two datasets cut by one rule, joined by equality of what they were cut by."""
+def co_located(one: SourceGroup, other: SourceGroup, condition: exp.Expr) -> bool:
+    """Whether a condition joins two datasets by `=` on their partition columns of one scheme."""
     if not isinstance(condition, exp.EQ) or len(set(one.owners)) != len(one.owners):
         return False
     sides = (condition.this, condition.expression)
@@ -150,8 +152,8 @@ def co_located(one: Group, other: Group, condition: exp.Expr) -> bool:
     )
 
 
-def _take_outer(made: list[Group], planning: Planning) -> None:
-    """A LEFT, SEMI or ANTI join goes along where ON speaks of one group and the joined source only."""
+def _take_outer(made: list[SourceGroup], planning: PlanningContext) -> None:
+    """Add a LEFT, SEMI or ANTI join to a group, if ON reads only that group and the joined source."""
     for late in [group for group in made if group.sources[0].join is not None]:
         source = late.sources[0]
         join = source.join
@@ -171,19 +173,19 @@ def _take_outer(made: list[Group], planning: Planning) -> None:
         made.remove(late)
 
 
-def _nulls_stay(source: Source) -> bool:
-    """Whether a row that a LEFT join did not find is NULL in every column, also in those read through a query."""
+def _nulls_stay(source: BlockSource) -> bool:
+    """Whether every column of the source is NULL for a row that a LEFT join did not match."""
     values = [value for part in source.parts for value in part.columns.values()]
     return all(isinstance(value, exp.Column) for value in values)
 
 
-def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
-    """Conditions of WHERE that one group can judge go into its fragment."""
+def _absorb(select: exp.Select, made: list[SourceGroup], planning: PlanningContext) -> None:
+    """Move conditions of WHERE that one group can test into its fragment."""
     kept = []
     for condition in trees.where_of(select):
         reads = trees.free_tables(condition)
         group = next((one for one in made if _judges(one, condition, reads, planning)), None)
-        group = group or next((one for one in made if colocated_exists.take(one, condition, planning)), None)
+        group = group or next((one for one in made if colocated_exists.take_condition(one, condition, planning)), None)
         if group is None:
             kept.append(condition)
         else:
@@ -191,7 +193,7 @@ def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
     trees.set_where(select, kept)
 
 
-def _judges(group: Group, condition: exp.Expr, reads: Set[str], planning: Planning) -> bool:
+def _judges(group: SourceGroup, condition: exp.Expr, reads: Set[str], planning: PlanningContext) -> bool:
     if not about(group, reads):
         return False
     if group.aggregate_only:
@@ -201,29 +203,28 @@ def _judges(group: Group, condition: exp.Expr, reads: Set[str], planning: Planni
     return _at_home(group, condition, planning)
 
 
-def about(group: Group, reads: Set[str]) -> bool:
-    """Whether a condition of WHERE that reads these sources reads this group alone, before an outer join has touched
-    its rows."""
+def about(group: SourceGroup, reads: Set[str]) -> bool:
+    """Whether a condition on these sources reads only this group, before any outer join of the group's rows."""
     if not reads or not reads <= group.aliases or any(source.nullable for source in group.sources):
         return False
     return group.sources[0].join is None or trees.is_inner(group.sources[0].join)
 
 
-def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
-    """Whether the subqueries of a condition read only what the group's one owner has."""
+def _at_home(group: SourceGroup, condition: exp.Expr, planning: PlanningContext) -> bool:
+    """Whether the subqueries of a condition read only datasets of the group's owner."""
     if not planning.full:
         return False
     tables = trees.tables(condition)
     infos = planning.infos(tables)
     if any(info.aggregate_only or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
-    if planning.unites(tables) or any(not table.db for table in tables):
+    if planning.has_union(tables) or any(not table.db for table in tables):
         return False
     return planning.may_join(tuple({id(info): info for info in (*infos, *group.infos)}.values()), tables=2)
 
 
-def _for_grid(group: Group, condition: exp.Expr) -> bool:
-    """Aggregate-only data takes comparisons of dimensions with literals (federated-query, section 7)."""
+def _for_grid(group: SourceGroup, condition: exp.Expr) -> bool:
+    """Whether a condition compares a dimension with literals, which aggregate-only data accepts (section 7)."""
     dimensions = {fold(name) for info in group.infos if info.grid is not None for name in info.grid.dimensions}
     if isinstance(condition, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE):
         pairs = ((condition.this, condition.expression), (condition.expression, condition.this))
@@ -246,8 +247,8 @@ def _literal(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal | exp.Boolean)
 
 
-def _absorb_on(made: list[Group]) -> None:
-    """Conditions in ON of a LEFT, SEMI or ANTI join that speak of the joined source only narrow its scan."""
+def _absorb_on(made: list[SourceGroup]) -> None:
+    """Move conditions in ON of a LEFT, SEMI or ANTI join that read only the joined source into its scan."""
     for group in made:
         source = group.sources[0]
         join = source.join

@@ -1,12 +1,12 @@
-"""Owners aggregate their share; the residual merges the partial results.
+"""Partial aggregates: owners aggregate their shares, and the residual merges the results.
 
-For a block over one group: GROUP BY what the block still needs outside of its aggregates, and one partial for each
-aggregate that can be merged. COUNT and SUM are summed, AVG is a sum and a count, MIN, MAX and the logical and bitwise
-aggregates merge by themselves. A DISTINCT aggregate makes its argument one more key and is counted here: merging
-counts of distinct values is silently wrong. What has no plain partial (standard deviation, median, any_value) keeps
-the whole block as a scan.
+For a block over one group, owners group by the columns that the block needs outside of aggregates, and return a partial
+result for each aggregate. COUNT and SUM are summed, AVG is a sum and a count, MIN, MAX and the logical and bitwise
+aggregates merge by themselves. A DISTINCT aggregate makes its argument one more key and is computed here, as counts of
+distinct values cannot be summed. An aggregate without a partial (standard deviation, median, any_value) keeps the whole
+block as a scan.
 
-Aggregate-only datasets have no other way than this, in the one shape that their owners answer.
+Aggregate-only datasets are read only in this way.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
 from connector.federation.planner import sql_text
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from connector.federation.planner.placement import eager_aggregation, scans
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
@@ -29,8 +29,10 @@ _SELF_MERGING = (
 _TEMPORAL = ("DATE", "TIME", "INTERVAL")
 
 
-def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> list[Group]:
-    """The groups that were answered by partial aggregates; the block is unchanged if there are none."""
+def apply(
+    select: exp.Select, groups: list[SourceGroup], sources: list[BlockSource], planning: PlanningContext
+) -> list[SourceGroup]:
+    """The groups that partial aggregates answer; if empty, the block is unchanged."""
     grid = next((group for group in groups if group.aggregate_only), None)
     aggregates = trees.aggregates(select)
     if not aggregates and select.args.get("group") is None:
@@ -43,60 +45,62 @@ def apply(select: exp.Select, groups: list[Group], sources: list[Source], planni
         work = _Partials(select, group, planning, others=True)
     else:
         return []
-    if not all(work.can(node) for node in aggregates) or not work.fits_grid():
+    if not all(work.can_split(node) for node in aggregates) or not work.fits_grid():
         return []
     work.split(aggregates)
     return [work.group]
 
 
 class _Partials:
-    def __init__(self, select: exp.Select, group: Group, planning: Planning, *, others: bool = False) -> None:
+    def __init__(
+        self, select: exp.Select, group: SourceGroup, planning: PlanningContext, *, others: bool = False
+    ) -> None:
         self.select, self.group, self.planning, self.others = select, group, planning, others
-        self.types, self.taken = group.types, group.taken(select)
+        self.types, self.taken = group.types, group.used_names(select)
         self.partials: list[tuple[str, exp.Expr]] = []
         self.keys: list[tuple[str, exp.Expr]] = []
         grids = [info.grid for info in group.infos if info.grid is not None]
         self.grid = grids[0] if grids else None
         self.grids = grids
 
-    # what can be split
+    # Checks
 
-    def can(self, node: exp.Expr) -> bool:
+    def can_split(self, node: exp.Expr) -> bool:
         """Whether an aggregate has a partial, or can be computed from more keys."""
-        function, condition = _function(node)
+        function, condition = _split_filter(node)
         if condition is not None and trees.has_query(condition):
             return False
         if trees.has_query(function):
             return False
         if self.grid is not None:
-            return self._grid_can(function)
+            return self._is_allowed_by_grid(function)
         if self.others and not trees.column_tables(node) & self.group.aliases:
-            return True  # of another source: `eager.choose` has looked at it
+            return True  # an aggregate of another source, checked by `eager_aggregation.choose`
         found = _is_distinct(function) or isinstance(function, exp.ApproxDistinct)
         found = found or (isinstance(function, exp.Count) and not function.expressions)
         found = found or isinstance(function, (exp.Sum, exp.CountIf, *_SELF_MERGING))
-        found = found or (isinstance(function, exp.Avg) and self._numeric(function.this))
+        found = found or (isinstance(function, exp.Avg) and self._is_numeric(function.this))
         if not found:
             self.planning.note(
                 f"{type(function).__name__.lower()} over {self.group.name}", "function", "it has no partial result"
             )
         return found and trees.column_tables(node) <= self.group.aliases
 
-    def _grid_can(self, function: exp.Expr) -> bool:
+    def _is_allowed_by_grid(self, function: exp.Expr) -> bool:
         measures = {fold(name) for grid in self.grids for name in grid.measures}
         inner = function.this
         if isinstance(function, exp.Count) and isinstance(inner, exp.Star):
             return True
         if _is_distinct(function):
-            return isinstance(function, exp.Count) and self._counts_units(inner)
-        plain = isinstance(inner, exp.Column) and self._stored(inner) in measures
+            return isinstance(function, exp.Count) and self._can_count_units(inner)
+        plain = isinstance(inner, exp.Column) and self._stored_name(inner) in measures
         return isinstance(function, exp.Count | exp.Sum | exp.Avg) and plain
 
-    def _counts_units(self, inner: exp.Expr) -> bool:
-        """COUNT(DISTINCT unit) adds up only where no unit is at two owners, and each answer is one of the owner's."""
+    def _can_count_units(self, inner: exp.Expr) -> bool:
+        """Whether COUNT(DISTINCT unit) can be summed: no unit is at two owners, and owners group as the query does."""
         if len(inner.expressions) != 1 or not isinstance(inner.expressions[0], exp.Column):
             return False
-        name = self._stored(inner.expressions[0])
+        name = self._stored_name(inner.expressions[0])
         if any(grid.entity is None or fold(grid.entity) != name for grid in self.grids):
             return False
         cut = [info.partition for info in self.group.infos]
@@ -105,20 +109,20 @@ class _Partials:
             self.planning.note("COUNT(DISTINCT unit)", "policy", "the same unit may be at several owners")
         clause = self.select.args.get("group")
         sets = clause is not None and bool(trees.grouping_sets(clause))
-        return apart and not sets and self._reads() <= self._plain_keys()
+        return apart and not sets and self._columns_read() <= self._plain_keys()
 
     def _plain_keys(self) -> set[tuple[str, str]]:
         return {(key.table, key.name) for key in trees.group_keys(self.select) if isinstance(key, exp.Column)}
 
-    def _reads(self) -> set[tuple[str, str]]:
-        """Columns of the group outside of aggregates, in WHERE and in FILTER."""
+    def _columns_read(self) -> set[tuple[str, str]]:
+        """Columns of the group that are read outside of aggregates, also in WHERE and FILTER."""
         inside = {id(column) for node in trees.aggregates(self.select)
-                  for column in trees.columns(_function(node)[0])}  # fmt: skip
+                  for column in trees.columns(_split_filter(node)[0])}  # fmt: skip
         return {(column.table, column.name) for column in trees.columns(self.select)
                 if id(column) not in inside and column.table in self.group.aliases}  # fmt: skip
 
     def fits_grid(self) -> bool:
-        """Whether everything that would become a key is a dimension of each aggregate-only share."""
+        """Whether every column that would become a key is a dimension of each aggregate-only share."""
         if self.grid is None:
             return True
         source = self.group.sources[0]
@@ -127,31 +131,31 @@ class _Partials:
                 if info.grid is None:
                     return False
                 dimensions = {fold(name) for name in info.grid.dimensions}
-                for _, name in self._reads():
+                for _, name in self._columns_read():
                     value = part.columns.get(name, trees.column(name))
                     constant = not any(True for _ in value.find_all(exp.Column))
                     if not constant and not (isinstance(value, exp.Column) and fold(value.name) in dimensions):
                         return False
         return True
 
-    def _stored(self, column: exp.Column) -> str:
-        """The column's name at the owners, where all call it the same."""
+    def _stored_name(self, column: exp.Column) -> str:
+        """The column's name at the owners; "" if it differs or is computed."""
         values = [part.columns.get(column.name, column) for part in self.group.sources[0].parts]
         names = {fold(value.name) if isinstance(value, exp.Column) else "" for value in values}
         return names.pop() if len(names) == 1 else ""
 
-    def _numeric(self, value: exp.Expr) -> bool:
+    def _is_numeric(self, value: exp.Expr) -> bool:
         if value.find(exp.Interval, exp.DataType) is not None:
             return False
         types = [self.types.get((column.table, column.name), "") for column in trees.columns(value)]
         return all(kind and not kind.startswith(_TEMPORAL) for kind in types)
 
-    # splitting
+    # Splitting
 
     def split(self, aggregates: Sequence[exp.Expr]) -> None:
-        """Put partials into the fragment and their merging into the block."""
+        """Add partial results to the fragment, and expressions that merge them to the block."""
         for node in aggregates:
-            new = self._merged(node)
+            new = self._merge_aggregate(node)
             if new is not None:
                 node.replace(new)
         if self.grid is None:
@@ -167,7 +171,7 @@ class _Partials:
             blocks.shares(group, lambda number: self._statement(number, keys, outputs)),
             outputs=[name for name, _ in outputs],
             kind="partial",
-            pushed=(*scans._pushed(group, False, None), *(self._shown(value) for _, value in self.partials)),
+            pushed=(*scans._pushed(group, False, None), *(self._describe_partial(value) for _, value in self.partials)),
         )
         scans.point(self.select, group, table, {(column.table, column.name): name for name, column in names})
 
@@ -178,7 +182,7 @@ class _Partials:
         if not keys and self.grid is None and (self.others or self.select.args.get("group") is not None):
             some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
             one.set("having", exp.Having(this=some))
-        return self._sorted(one) if keys and self.grid is None else one
+        return self._sort_by_first_key(one) if keys and self.grid is None else one
 
     def _needed(self) -> list[exp.Column]:
         found: dict[tuple[str, str], exp.Column] = {}
@@ -187,43 +191,43 @@ class _Partials:
                 found.setdefault((column.table, column.name), column)
         return list(found.values())
 
-    def _shown(self, value: exp.Expr) -> str:
-        return f"partial {sql_text.shown(value)}"
+    def _describe_partial(self, value: exp.Expr) -> str:
+        return f"partial {sql_text.write_readable(value)}"
 
-    def _merged(self, node: exp.Expr) -> exp.Expr | None:
-        """What replaces an aggregate in the residual; None where it stays and its columns become keys."""
-        function, condition = _function(node)
+    def _merge_aggregate(self, node: exp.Expr) -> exp.Expr | None:
+        """The expression that replaces an aggregate in the residual; None if it stays and its columns become keys."""
+        function, condition = _split_filter(node)
         if self.others and not trees.column_tables(node) & self.group.aliases:
-            return eager_aggregation.weighed(function, condition, self._weight)
+            return eager_aggregation.weigh_aggregate(function, condition, self._weight)
         if self.grid is None and (_is_distinct(function) or isinstance(function, exp.ApproxDistinct)):
             return None
-        # An aggregate-only owner takes no FILTER: its columns are dimensions, so it is applied to the groups here.
+        # An aggregate-only owner accepts no FILTER. Its columns are dimensions, so it is applied to the groups here.
         inner, outer = (None, condition) if self.grid is not None else (condition, None)
 
         def partial(value: exp.Expr) -> exp.Expr:
-            return self._add(_filtered(value, inner))
+            return self._add_partial(_add_filter(value, inner))
 
         def merged(kind: type[exp.AggFunc], value: exp.Expr) -> exp.Expr:
-            return _filtered(kind(this=value), outer)
+            return _add_filter(kind(this=value), outer)
 
-        return _MERGES.get(type(function), _itself)(self, function, partial, merged)
+        return _MERGES.get(type(function), _merge_by_itself)(self, function, partial, merged)
 
     @staticmethod
-    def _sorted(statement: exp.Select) -> exp.Select:
-        """Groups in the order of their first key: that compresses to half of what they take as they come."""
+    def _sort_by_first_key(statement: exp.Select) -> exp.Select:
+        """Sort groups by their first key, which halves their compressed size."""
         first = statement.args["group"].expressions[0] if statement.args.get("group") is not None else None
         if isinstance(first, exp.Column):
             statement.set("order", exp.Order(expressions=[exp.Ordered(this=first.copy())]))
         return statement
 
     def _weight(self) -> exp.Expr:
-        """How many rows a row of the fragment stands for; one where an outer join found none."""
-        count = self._add(exp.Count(this=exp.Star()))
+        """The number of rows for which a row of the fragment stands; 1 for an unmatched row of an outer join."""
+        count = self._add_partial(exp.Count(this=exp.Star()))
         if not self.group.sources[0].nullable:
             return count
         return exp.Coalesce(this=count, expressions=[exp.Literal.number(1)])
 
-    def _add(self, value: exp.Expr) -> exp.Column:
+    def _add_partial(self, value: exp.Expr) -> exp.Column:
         for name, known in self.partials:
             if known == value:
                 return trees.column(name, self.group.name)
@@ -232,7 +236,7 @@ class _Partials:
         return trees.column(name, self.group.name)
 
     def _expression_keys(self) -> None:
-        """GROUP BY expressions of the group are computed at the owner."""
+        """Compute expressions in GROUP BY at the owner."""
         for key in trees.group_keys(self.select):
             reads = trees.column_tables(key)
             if isinstance(key, exp.Column) or not reads or not reads <= self.group.aliases or trees.has_query(key):
@@ -248,14 +252,14 @@ Partial = Callable[[exp.Expr], exp.Expr]
 Merge = Callable[[type[exp.AggFunc], exp.Expr], exp.Expr]
 
 
-def _function(node: exp.Expr) -> tuple[exp.Expr, exp.Expr | None]:
-    """The aggregate and the condition of its FILTER."""
+def _split_filter(node: exp.Expr) -> tuple[exp.Expr, exp.Expr | None]:
+    """The aggregate, and the condition of its FILTER if it has one."""
     if isinstance(node, exp.Filter):
         return node.this, node.expression.this
     return node, None
 
 
-def _filtered(value: exp.Expr, condition: exp.Expr | None) -> exp.Expr:
+def _add_filter(value: exp.Expr, condition: exp.Expr | None) -> exp.Expr:
     return value if condition is None else exp.Filter(this=value, expression=exp.Where(this=condition.copy()))
 
 
@@ -263,19 +267,19 @@ def _is_distinct(function: exp.Expr) -> bool:
     return isinstance(function.this, exp.Distinct) and not isinstance(function, exp.Min | exp.Max)
 
 
-def _count(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
+def _merge_count(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
     total = merged(exp.Sum, partial(function))
-    if work.grid is None:  # where groups may be withheld, nothing is not zero
+    if work.grid is None:  # if groups may be withheld, a missing count is not zero
         total = exp.Coalesce(this=total, expressions=[exp.Literal.number(0)])
     return trees.cast(total, exp.DType.BIGINT)
 
 
-def _sum(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
-    """SUM, and COUNT_IF, which is a sum too: NULL where there was nothing to add."""
+def _merge_sum(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
+    """For SUM and COUNT_IF: NULL if there are no values."""
     return merged(exp.Sum, partial(function))
 
 
-def _avg(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
+def _merge_avg(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
     total = merged(exp.Sum, partial(exp.Sum(this=function.this.copy())))
     count = merged(exp.Sum, partial(exp.Count(this=function.this.copy())))
     divisor = exp.Nullif(this=count, expression=exp.Literal.number(0))
@@ -283,13 +287,13 @@ def _avg(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -
     return exp.Paren(this=exp.Div(this=total, expression=divisor, typed=False, safe=False))
 
 
-def _itself(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
-    return merged(type(function), partial(function))  # type: ignore[arg-type]  # only aggregates come here
+def _merge_by_itself(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
+    return merged(type(function), partial(function))  # type: ignore[arg-type]  # only aggregates reach this
 
 
 _MERGES: dict[type[exp.Expr], Callable[[_Partials, exp.Expr, Partial, Merge], exp.Expr]] = {
-    exp.Count: _count,
-    exp.CountIf: _sum,
-    exp.Sum: _sum,
-    exp.Avg: _avg,
+    exp.Count: _merge_count,
+    exp.CountIf: _merge_sum,
+    exp.Sum: _merge_sum,
+    exp.Avg: _merge_avg,
 }

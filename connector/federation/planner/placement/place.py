@@ -1,7 +1,7 @@
-"""What runs where. Every query below the root is either one owner's (`whole_block`), or cut into blocks.
+"""Decides what runs where: each query runs whole at one owner (`whole_query`), or is cut into blocks.
 
-Soundness: a fragment gives a superset of the rows that its block needs, and whatever it did not take in stays in
-the residual. A block in which nothing fits becomes one filtered scan for each dataset ("mode B").
+A fragment returns a superset of the rows that its block needs; conditions that it does not test stay in the residual. A
+block that no rule matches becomes one filtered scan for each dataset.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.errors import Refused
-from connector.federation.planner.context import Planning, Share
+from connector.federation.planner.context import FragmentShare, PlanningContext
 from connector.federation.planner.placement import (
     colocated_query,
     owner_joins,
@@ -18,18 +18,18 @@ from connector.federation.planner.placement import (
     top_k,
     whole_query,
 )
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import SETS
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The residual; the fragments are in `planning`."""
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """The residual query. The fragments are in `planning`."""
     return _query(tree, planning, root=True)
 
 
-def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: bool = False) -> exp.Expr:
-    """The residual of one query; `distinct`: the place it stands in asks only which rows there are, not how often."""
+def _query(node: exp.Expr, planning: PlanningContext, *, root: bool = False, distinct: bool = False) -> exp.Expr:
+    """The residual of one query. `distinct`: the query around it does not depend on repeated rows."""
     distinct = distinct and not any(node.args.get(name) for name in ("limit", "offset"))  # these count rows
     found = whole_query.apply(node, planning, root=root, distinct=distinct) if planning.full else None
     if found is not None:
@@ -40,7 +40,7 @@ def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: 
     if isinstance(node, exp.Subquery):
         node.set("this", _query(node.this, planning, distinct=distinct))
     elif isinstance(node, SETS):
-        # EXCEPT ALL takes away as many as there are.
+        # EXCEPT ALL depends on the number of equal rows.
         only = bool(node.args.get("distinct")) or (distinct and not isinstance(node, exp.Except))
         node.set("this", _query(node.this, planning, distinct=only))
         node.set("expression", _query(node.args["expression"], planning, distinct=only))
@@ -49,8 +49,8 @@ def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: 
     return node
 
 
-def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
-    sources = owner_joins.sources(select, planning)
+def _block(select: exp.Select, planning: PlanningContext, *, distinct: bool) -> None:
+    sources = owner_joins.read_sources(select, planning)
     for source in sources:
         if source.local and isinstance(source.node, exp.Subquery):
             source.node.set("this", _query(source.node.this, planning))
@@ -73,14 +73,14 @@ def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
 
 
 def _is_distinct(select: exp.Select) -> bool:
-    """SELECT DISTINCT without anything that counts rows: double rows of a source change nothing."""
+    """Whether it is a SELECT DISTINCT whose answer does not depend on repeated rows of a source."""
     return bool(select.args.get("distinct")) and not trees.has_window(select) and not (
         trees.aggregates(select) or select.args.get("group")
     )  # fmt: skip
 
 
-def _place_nested(select: exp.Select, planning: Planning) -> None:
-    """Subqueries that no fragment took in are questions of their own; correlated ones keep their conditions."""
+def _place_nested(select: exp.Select, planning: PlanningContext) -> None:
+    """Plan subqueries that no fragment contains as queries of their own. Correlated ones keep their conditions."""
     parts: list[exp.Expr] = [node for name, values in select.args.items() if name not in ("from_", "with_", "joins")
              for node in (values if isinstance(values, list) else [values]) if isinstance(node, exp.Expr)]  # fmt: skip
     parts += [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on") is not None]
@@ -95,14 +95,20 @@ def _place_nested(select: exp.Select, planning: Planning) -> None:
 
 
 def _as_it_is(
-    select: exp.Select, before: exp.Select, groups: list[Group], sources: list[Source], planning: Planning
+    select: exp.Select,
+    before: exp.Select,
+    groups: list[SourceGroup],
+    sources: list[BlockSource],
+    planning: PlanningContext,
 ) -> bool:
-    """A block over one aggregate-only dataset that we cannot split goes to its one owner, whose rule decides."""
+    """Send a block over one aggregate-only dataset that cannot be split to its owner, which decides; else False."""
     alone = len(sources) == 1 and len(groups) == 1 and len(groups[0].owners) == 1
     if not alone or sources[0].parts[0].columns or trees.free_tables(before) or len(trees.base_tables(before)) > 1:
         return False
     outputs = [output.alias_or_name for output in before.selects]
-    table = planning.draft([Share(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",))
+    table = planning.draft(
+        [FragmentShare(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",)
+    )
     for name in [name for name in select.args if name not in ("kind", "hint")]:
         select.set(name, None)
     select.set("expressions", [trees.alias_as(trees.column(name, table), name) for name in outputs])
@@ -110,20 +116,20 @@ def _as_it_is(
     return True
 
 
-def _refuse_aggregate_only(groups: list[Group]) -> None:
+def _refuse_aggregate_only(groups: list[SourceGroup]) -> None:
     for group in groups:
         if group.aggregate_only:
             raise refusal(group.members)
 
 
-def refusal(sources: list[Source]) -> Refused:
-    """Why an aggregate-only dataset cannot be used so, and what it answers."""
+def refusal(sources: list[BlockSource]) -> Refused:
+    """The error for a query that an aggregate-only dataset does not answer."""
     info = next(info for source in sources for info in source.infos if info.grid is not None)
     assert info.grid is not None
     return Refused(
-        f"{info.shown} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} by "
-        f"{', '.join(info.grid.dimensions) or 'nothing'}, {info.grid.least()} at each owner; "
-        "it cannot be joined with other datasets, and its rows are not given. Ask for such an aggregate of it alone",
+        f"{info.quoted_name} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} "
+        f"by {', '.join(info.grid.dimensions) or 'nothing'}, {info.grid.describe_group_size()} at each owner; "
+        "it cannot be joined with other datasets, and its rows are not readable. Ask for such an aggregate of it alone",
         code="aggregate_only",
-        dataset=info.shown,
+        dataset=info.quoted_name,
     )

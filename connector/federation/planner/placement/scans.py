@@ -1,7 +1,7 @@
-"""What no stronger rule took becomes a filtered scan: the columns that the block still needs, and no more.
+"""Filtered scans, for groups that no other rule handled: only the columns that the block still needs.
 
-The residual reads the fragment's table in place of its sources. In a block that asks only which rows there are,
-owners leave out double ones.
+The residual reads the fragment's table in place of its sources. If the block does not depend on repeated rows, owners
+leave them out.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
 from connector.federation.planner import sql_text
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from connector.federation.planner.model import Mode
 from connector.federation.planner.placement import computed_columns
-from connector.federation.planner.placement.top_k import Top
-from connector.federation.planner.select_block import Group
+from connector.federation.planner.placement.top_k import TopK
+from connector.federation.planner.select_block import SourceGroup
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
 
 def apply(
-    select: exp.Select, groups: list[Group], planning: Planning, *, distinct: bool = False, top: Top | None = None
+    select: exp.Select,
+    groups: list[SourceGroup],
+    planning: PlanningContext,
+    *,
+    distinct: bool = False,
+    top: TopK | None = None,
 ) -> None:
-    """Make a fragment of every group and point the block at their tables."""
+    """Make a fragment of every group, and let the block read their tables."""
     for group in groups:
         values = computed_columns.apply(select, group) if planning.full else []
         made = {name for name, _ in values}
@@ -43,7 +48,7 @@ def apply(
 
 
 def _statement(
-    group: Group, number: int, *, outputs: list[tuple[str, exp.Expr]], distinct: bool, top: Top | None
+    group: SourceGroup, number: int, *, outputs: list[tuple[str, exp.Expr]], distinct: bool, top: TopK | None
 ) -> exp.Select:
     statement = blocks.statement(group, number, outputs)
     if distinct:
@@ -51,14 +56,14 @@ def _statement(
     return top.on(statement, group, number) if top is not None else statement
 
 
-def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Column]:
-    """Columns of the group that the block reads outside of what its fragment takes in."""
+def _needed(select: exp.Select, group: SourceGroup, planning: PlanningContext) -> list[exp.Column]:
+    """Columns of the group that the block reads outside of the joins in its fragment."""
     if planning.mode is Mode.PULL:
         source = group.sources[0]
         names = list(source.parts[0].columns)
         if not names:
             table = source.node if isinstance(source.node, exp.Table) else source.node.find(exp.Table)
-            assert table is not None  # where its rows are
+            assert table is not None  # a source with parts reads a table
             names = [fold(column.name) for column in planning.columns(table)]
         return [trees.column(name, source.alias) for name in names]
     taken, aliases = {id(source.join) for source in group.outer}, group.aliases
@@ -77,7 +82,7 @@ def _columns(select: exp.Select, taken: set[int]) -> Iterable[exp.Column]:
 
 
 def name_outputs(columns: Iterable[exp.Column]) -> list[tuple[str, exp.Column]]:
-    """Each column with a name of its own."""
+    """Each column with a unique name."""
     found: list[tuple[str, exp.Column]] = []
     names: set[str] = set()
     for column in columns:
@@ -91,15 +96,15 @@ def name_outputs(columns: Iterable[exp.Column]) -> list[tuple[str, exp.Column]]:
     return found
 
 
-def point(select: exp.Select, group: Group, table: str, names: dict[tuple[str, str], str]) -> None:
-    """Let the block read `table` in place of the group's sources; columns follow, also in correlated subqueries."""
+def point(select: exp.Select, group: SourceGroup, table: str, names: dict[tuple[str, str], str]) -> None:
+    """Let the block read `table` in place of the group's sources, also in the columns of correlated subqueries."""
     _replace_sources(select, group, table)
     moved = {key: name for key, name in names.items() if key != (group.name, name)}
     for column in [one for one in trees.columns(select) if (one.table, one.name) in moved] if moved else ():
         column.replace(trees.column(moved[column.table, column.name], group.name))
 
 
-def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
+def _replace_sources(select: exp.Select, group: SourceGroup, table: str) -> None:
     first = group.sources[0]
     entry = exp.Table(this=exp.to_identifier(table), alias=exp.TableAlias(this=exp.to_identifier(group.name)))
     first.node.replace(entry)
@@ -114,8 +119,8 @@ def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
     select.set("joins", joins)
 
 
-def _pushed(group: Group, distinct: bool, top: Top | None) -> tuple[str, ...]:
-    # Every share has its own copy by now, and the block has let go of them.
-    found = [f"filter {sql_text.shown(condition, spend=True)}" for condition in group.conditions]
+def _pushed(group: SourceGroup, distinct: bool, top: TopK | None) -> tuple[str, ...]:
+    # The conditions may be changed: every share has its own copy, and the block does not use them any more.
+    found = [f"filter {sql_text.write_readable(condition, spend=True)}" for condition in group.conditions]
     found += ["distinct"] if distinct else []
     return (*found, *(["top-k"] if top is not None else []))

@@ -1,4 +1,4 @@
-"""The first k rows of a union are among the first k of each share: ORDER BY and LIMIT go along."""
+"""Sends ORDER BY and LIMIT to owners: the first k rows of a union are among the first k rows of each share."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
-from connector.federation.planner.context import Planning
-from connector.federation.planner.select_block import Group, Source
+from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.select_block import BlockSource, SourceGroup
 from policies.sql import syntax_tree as trees
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
-    """How many rows a share must give, and in which order."""
+class TopK:
+    """The number of rows that a share must return, and their order."""
 
     count: int
     order: tuple[exp.Ordered, ...]
 
-    def on(self, statement: exp.Select, group: Group, number: int) -> exp.Select:
-        """The share's statement with the order and limit."""
+    def on(self, statement: exp.Select, group: SourceGroup, number: int) -> exp.Select:
+        """Add the order and limit to a share's statement."""
         columns = {source.alias: source.parts[number].columns for source in group.members}
         order = [one.copy() for one in self.order]
         for ordered in order:
@@ -32,8 +32,10 @@ class Top:
         return statement
 
 
-def of(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> Top | None:
-    """The top-k of a block over one group that keeps each of its rows; None where that is not so."""
+def of(
+    select: exp.Select, groups: list[SourceGroup], sources: list[BlockSource], planning: PlanningContext
+) -> TopK | None:
+    """The top-k of a block over one group, if the block keeps each of its rows; else None."""
     limit = select.args.get("limit")
     if not planning.full or limit is None or len(groups) != 1 or len(groups[0].members) != len(sources):
         return None
@@ -43,10 +45,10 @@ def of(select: exp.Select, groups: list[Group], sources: list[Source], planning:
     offset = select.args.get("offset")
     count = int(limit.expression.this) + (int(offset.expression.this) if offset is not None else 0)
     order = _order(select, groups[0])
-    return None if order is None else Top(count, order)
+    return None if order is None else TopK(count, order)
 
 
-def _order(select: exp.Select, group: Group) -> tuple[exp.Ordered, ...] | None:
+def _order(select: exp.Select, group: SourceGroup) -> tuple[exp.Ordered, ...] | None:
     outputs = {output.alias_or_name: output.unalias() for output in select.selects}
     clause, found = select.args.get("order"), []
     for ordered in () if clause is None else clause.expressions:

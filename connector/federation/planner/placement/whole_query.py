@@ -1,17 +1,17 @@
-"""A query whose datasets are all one owner's runs there whole; only its answer travels."""
+"""Runs a query whole at the owner of all its datasets, so that only its answer travels."""
 
 from __future__ import annotations
 
 from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
-from connector.federation.planner.context import Planning, Share
+from connector.federation.planner.context import FragmentShare, PlanningContext
 from policies.sql import syntax_tree as trees
 
 
-def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> exp.Expr | None:
-    """The SELECT over the fragment's table, or None where the query is not one owner's."""
-    found = blocks.home(node, planning)
+def apply(node: exp.Expr, planning: PlanningContext, *, root: bool, distinct: bool) -> exp.Expr | None:
+    """The SELECT over the fragment's table; None if no single owner can answer the query."""
+    found = blocks.find_home(node, planning)
     if found is None or trees.free_tables(node):
         return None
     owner, _ = found
@@ -21,7 +21,7 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
     if distinct and trees.is_plain(query):
         query.set("distinct", exp.Distinct())
     shown = list(dict.fromkeys([*names, *(name for name, _ in order)]))  # the order may name one twice
-    table = planning.draft([Share(owner, query)], outputs=shown, kind="whole", pushed=_pushed(query))
+    table = planning.draft([FragmentShare(owner, query)], outputs=shown, kind="whole", pushed=_pushed(query))
     select = exp.select(*(trees.alias_as(trees.column(name, table), name) for name in names), copy=False)
     select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
     if order:
@@ -32,7 +32,7 @@ def apply(node: exp.Expr, planning: Planning, *, root: bool, distinct: bool) -> 
 
 
 def _order(query: exp.Expr, names: list[str]) -> list[tuple[str, exp.Ordered]]:
-    """What the answer is ordered by, each as one of its columns (hidden ones are added where there is none)."""
+    """The columns by which the answer is ordered. Keys that are no outputs become hidden outputs."""
     clause = query.args.get("order")
     found: list[tuple[str, exp.Ordered]] = []
     for number, ordered in enumerate(() if clause is None else clause.expressions):

@@ -1,8 +1,8 @@
-"""The planner's rules, one per file, in the order in which they run; each loads on first use.
+"""The planner's rules, one for each file, in the order in which they run. Each is imported on first use.
 
-A rule takes the tree of the whole question and gives back a tree with the same answer (`apply(tree, planning)`).
-The last, `place`, cuts it: what goes to owners becomes fragments, what is left reads their tables. Its own parts
-are the rules for one SELECT block: whole blocks, joins at one owner, partial aggregates, top-k.
+A rule takes the tree of the whole query and returns a tree with the same answer (`apply(tree, planning)`). `place`
+cuts the tree: parts for owners become fragments, and the residual reads their tables. Its own rules in `placement` are
+for one SELECT block: whole queries, joins at one owner, partial aggregates, top-k.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlglot import exp
 
-    from connector.federation.planner.context import Planning
+    from connector.federation.planner.context import PlanningContext
 
 RULES: dict[str, str] = {
     "union_all_owners": 'a dataset of the owner "all" is the union of every owner\'s share',
-    "qualify": "every column and source has one name, * is written out",
-    "name_outputs": "every output has a name of its own, and ORDER BY names outputs",
-    "prune_exists": "EXISTS asks for no column",
-    "inline_ctes": "WITH queries stand where they are used, if that cannot change them",
-    "simplify_outer_joins": "a LEFT join whose NULL rows WHERE throws away is an inner join",
-    "flatten_conditions": "conditions of inner joins stand in WHERE, one by one",
-    "merge_subqueries": "a derived table that only joins, computes and filters is part of the block around it",
-    "pushdown_predicates": "conditions on what a derived table groups by hold inside, too",
-    "infer_predicates": "what WHERE implies is written down where it lets an owner do more",
-    "place": "what runs at which owner, and what is left to do here",
-    "semi_joins": "fragments are narrowed by keys of others, where the agreements allow it",
-    "deduplicate_fragments": "fragments that differ in names alone are asked once",
-    "share_subqueries": "what a fragment derives twice is a WITH query of it",
+    "qualify": "give every column its source and every source a unique alias, expand *",
+    "name_outputs": "give every output of a query a unique name, let ORDER BY use output names",
+    "prune_exists": "select no columns in EXISTS",
+    "inline_ctes": "replace references to WITH queries by the queries, if that keeps the answer",
+    "simplify_outer_joins": "turn a LEFT join into an inner join if WHERE removes its NULL rows",
+    "flatten_conditions": "move conditions of inner joins to WHERE",
+    "merge_subqueries": "merge derived tables that only join, compute and filter into the outer block",
+    "pushdown_predicates": "repeat conditions on grouping columns inside derived tables",
+    "infer_predicates": "add conditions that WHERE implies, if they let an owner do more",
+    "place": "decide what runs at which owner and what stays here",
+    "semi_joins": "narrow fragments by keys of others, where the agreements allow it",
+    "deduplicate_fragments": "ask fragments that differ only in names once",
+    "share_subqueries": "compute equal derived tables of a fragment once, as a WITH query",
 }
 
 
-def apply(name: str, tree: exp.Expr, planning: Planning) -> exp.Expr:
+def apply(name: str, tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
     """Run one rule of the table."""
     package = "connector.federation.planner.placement" if name == "place" else __name__
     rule: Any = import_module(f"{package}.{name}")

@@ -1,7 +1,7 @@
-"""Fragments that differ in their sources' names alone are one: a WITH query that two places read is asked once.
+"""Merges fragments that differ only in their sources' aliases, as copies of one WITH query do.
 
-`Planning.draft` knows what is equal to the letter. Copies of a WITH query are not: each source of a question has a name
-of its own. Runs when keys have their places: what is narrowed by other keys has other rows.
+`PlanningContext.draft` merges only identical statements. Runs after `semi_joins`: fragments narrowed by different keys
+have different rows.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from connector.federation.planner.context import Draft, Planning
+from connector.federation.planner.context import FragmentDraft, PlanningContext
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The residual, reading the first of equal fragments; the others are gone."""
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """Remove all but the first of equal fragments; returns the residual that reads the first."""
     if not planning.full:
         return tree
-    first: dict[object, list[Draft]] = {}
+    first: dict[object, list[FragmentDraft]] = {}
     instead: dict[str, str] = {}
     for draft in tuple(planning.drafts.values()):
-        like = first.setdefault(_shape(draft), [])
-        same = next((one for one in like if _plain(one) == _plain(draft)), None)
+        like = first.setdefault(_shape_of(draft), [])
+        same = next((one for one in like if _numbered_statements(one) == _numbered_statements(draft)), None)
         if same is None:
             like.append(draft)
         else:
@@ -30,26 +30,26 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     for table in tree.find_all(exp.Table) if instead else ():
         if (old := table.name) in instead:
             table.set("this", exp.to_identifier(instead[old]))
-            if not table.alias:  # its columns go by the name that it had
+            if not table.alias:  # its columns use the old name
                 table.set("alias", exp.TableAlias(this=exp.to_identifier(old)))
     for draft in planning.drafts.values():
         draft.keys = [replace(key, source=instead.get(key.source, key.source)) for key in draft.keys]
     return tree
 
 
-def _shape(draft: Draft) -> object:
-    """What equal fragments have in common, and costs nothing to see; no two of those with keys are equal."""
+def _shape_of(draft: FragmentDraft) -> object:
+    """A cheap key that equal fragments share. A fragment with keys equals no other."""
     narrowed = draft.table if draft.keys else ""
     return draft.kind, draft.outputs, tuple(share.owner for share in draft.shares), narrowed
 
 
-def _plain(draft: Draft) -> list[exp.Expr]:
-    """The statements with their sources numbered."""
-    return [numbered(share.statement) for share in draft.shares]
+def _numbered_statements(draft: FragmentDraft) -> list[exp.Expr]:
+    """The statements with numbered sources."""
+    return [number_sources(share.statement) for share in draft.shares]
 
 
-def numbered(statement: exp.Expr) -> exp.Expr:
-    """A copy with its sources numbered in their order: what differs in their names alone is equal."""
+def number_sources(statement: exp.Expr) -> exp.Expr:
+    """A copy whose sources are numbered in order, so that statements that differ only in aliases are equal."""
     tree = statement.copy()
     names: dict[str, str] = {}
     for source in tree.find_all(exp.Table, exp.Subquery):

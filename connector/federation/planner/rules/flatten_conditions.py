@@ -1,26 +1,26 @@
-"""Conditions of inner joins stand in WHERE, so that each can be looked at by itself.
+"""Moves conditions of inner joins to WHERE, so that later rules see each condition by itself.
 
-Not where a RIGHT or FULL join follows: there the condition must hold before, not after.
+Not in a block with a RIGHT or FULL join, where the condition must hold before that join.
 """
 
 from __future__ import annotations
 
 from sqlglot import exp
 
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from policies.sql import syntax_tree as trees
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The tree with ON of inner joins moved, and RIGHT joins of two sources turned round."""
-    for select in reversed(trees.selects(tree)):  # innermost first: turning copies what is inside
-        _turn(select)
-        _move(select)
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """The tree with ON of inner joins in WHERE, and a leading RIGHT join as a LEFT join."""
+    for select in reversed(trees.selects(tree)):  # innermost first, as a swap copies inner queries
+        _swap_right_join(select)
+        _move_conditions(select)
     return tree
 
 
-def _turn(select: exp.Select) -> None:
-    """`a RIGHT JOIN b` as the first join is `b LEFT JOIN a`."""
+def _swap_right_join(select: exp.Select) -> None:
+    """Turn `a RIGHT JOIN b`, as the first join, into `b LEFT JOIN a`."""
     joins = select.args.get("joins") or []
     if joins and trees.side(joins[0]) == "RIGHT":
         first, second = select.args["from_"].this, joins[0].this
@@ -30,7 +30,7 @@ def _turn(select: exp.Select) -> None:
         joins[0].set("side", "LEFT")
 
 
-def _move(select: exp.Select) -> None:
+def _move_conditions(select: exp.Select) -> None:
     joins = select.args.get("joins") or []
     if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
         return

@@ -1,12 +1,12 @@
-"""What WHERE implies is written down where it lets an owner do more. Nothing is taken away.
+"""Adds conditions that WHERE implies, if they let an owner do more. Removes none.
 
-- Equal columns: what holds for one by comparison with a literal holds for the other; two columns of one owner that
-  are equal through a third are equal (they can be joined there).
-- An OR implies what all of its branches say (q19), and, where every branch says something about one owner's
-  sources, the OR of those parts (q7).
-- A subquery that reads another source's column reads the equal column of its own owner's source instead (q17).
+- Equal columns: a comparison of one with a literal holds for the other. Two columns of one owner that are equal through
+  a third are equal, so that the owner can join on them.
+- An OR implies every condition that all of its branches have (q19). If every branch has conditions on one owner's
+  sources, it implies the OR of these (q7).
+- A subquery that reads another source's column reads the equal column of its own owner instead (q17).
 
-Columns count as equal only where their types are the same: a comparison across types converts.
+Columns count as equal only if their types are the same, as a comparison between types converts.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from typing import TypeAlias
 from sqlglot import exp
 
 from connector.federation.planner import select_block as blocks
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from policies.sql import syntax_tree as trees
 
 Key = tuple[str, str]
-Types: TypeAlias = "Mapping[str, Mapping[str, str]]"  # by the source's alias and the column's name
+Types: TypeAlias = "Mapping[str, Mapping[str, str]]"  # source alias to column name to type
 _COMPARISONS = (exp.EQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 _ADDED_MAX = 64
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
     """The tree with implied conditions added to each WHERE."""
     nodes = trees.nodes(tree)
     types = _types(nodes, planning)
     for select in [node for node in nodes if isinstance(node, exp.Select)]:
         if trees.sources(select) and select.args.get("where") is not None:
-            _Implied(select, types, planning).add()
+            _PredicateInference(select, types, planning).add()
     return tree
 
 
-def _types(nodes: Sequence[exp.Expr], planning: Planning) -> Types:
-    """The types of all columns of datasets; aliases are unique over the tree."""
+def _types(nodes: Sequence[exp.Expr], planning: PlanningContext) -> Types:
+    """The types of all columns of datasets. Aliases are unique in the tree."""
     tables = [node for node in nodes if isinstance(node, exp.Table) and node.db]
     return {table.alias_or_name: planning.types(planning.columns(table)) for table in tables}
 
 
-class _Implied:
-    def __init__(self, select: exp.Select, types: Types, planning: Planning) -> None:
+class _PredicateInference:
+    def __init__(self, select: exp.Select, types: Types, planning: PlanningContext) -> None:
         self.select, self.types, self.planning = select, types, planning
         self.conditions = trees.where_of(select)
-        self.known = set(self.conditions)  # trees compare by what they say
+        self.known = set(self.conditions)  # trees compare by content
         self.owners = {source.alias_or_name: _owners(source, planning) for source in trees.sources(select)}
-        self.conditions += self._common()
-        self.classes = _classes(self.conditions, types)
+        self.conditions += self._common_conditions()
+        self.classes = _equal_columns(self.conditions, types)
 
     def add(self) -> None:
-        """Extend WHERE."""
+        """Add the implied conditions to WHERE."""
         added: dict[exp.Expr, None] = {}
         for one in chain(self.equalities(), self.comparisons(), self.parts_of_or()):
             if len(added) == _ADDED_MAX:
-                break  # of many equal columns there are very many pairs
+                break  # many equal columns have very many pairs
             if one not in self.known:
                 added[one] = None
         moved = [self.own_columns(condition) for condition in self.conditions]
@@ -78,7 +78,7 @@ class _Implied:
 
     def comparisons(self) -> Iterator[exp.Expr]:
         for condition in self.conditions:
-            column = _compared(condition)
+            column = _compared_column(condition)
             if column is None:
                 continue
             key = (column.table, column.name)
@@ -89,8 +89,8 @@ class _Implied:
                         one.replace(_column(other))
                     yield new
 
-    def _common(self) -> list[exp.Expr]:
-        """What all branches of an OR say."""
+    def _common_conditions(self) -> list[exp.Expr]:
+        """The conditions that all branches of an OR have."""
         found = []
         for condition in self.conditions:
             if isinstance(condition, exp.Or) and not trees.has_query(condition):
@@ -117,10 +117,10 @@ class _Implied:
                     yield trees.disjoin([one for one in whole if one is not None])
 
     def own_columns(self, condition: exp.Expr) -> exp.Expr:
-        """The condition with columns of other owners' sources replaced by equal ones at its subquery's owner."""
+        """The condition with equal columns of its subquery's owner in place of other owners' columns."""
         if not trees.has_query(condition):
             return condition
-        found = blocks.home(condition, self.planning)
+        found = blocks.find_home(condition, self.planning)
         if found is None:
             return condition
         owner, changed = found[0], condition.copy()
@@ -136,8 +136,8 @@ class _Implied:
         return changed if changed != condition else condition
 
 
-def _owners(source: exp.Expr, planning: Planning) -> set[str]:
-    """Owners that can read the source alone."""
+def _owners(source: exp.Expr, planning: PlanningContext) -> set[str]:
+    """The owners that can read the whole source."""
     if isinstance(source, exp.Table):
         shares = planning.shares(source) if source.db else ()
         return set(planning.sites(shares[0])) if len(shares) == 1 else set()
@@ -147,8 +147,8 @@ def _owners(source: exp.Expr, planning: Planning) -> set[str]:
     return {parts[0].owner} if len(parts) == 1 else set()
 
 
-def _classes(conditions: list[exp.Expr], types: Types) -> list[list[Key]]:
-    """Columns that WHERE makes equal, each class in order of mention."""
+def _equal_columns(conditions: list[exp.Expr], types: Types) -> list[list[Key]]:
+    """Classes of columns that WHERE makes equal, each in order of appearance."""
     classes: list[list[Key]] = []
     for condition in conditions:
         if not isinstance(condition, exp.EQ):
@@ -164,8 +164,8 @@ def _classes(conditions: list[exp.Expr], types: Types) -> list[list[Key]]:
     return classes
 
 
-def _compared(condition: exp.Expr) -> exp.Column | None:
-    """The one column of `column <op> literal`, BETWEEN or IN."""
+def _compared_column(condition: exp.Expr) -> exp.Column | None:
+    """The column that a condition compares only with literals (`column <op> literal`, BETWEEN or IN)."""
     sides: list[exp.Expr]
     if isinstance(condition, _COMPARISONS):
         sides = [condition.this, condition.expression]

@@ -1,6 +1,6 @@
-"""Every output of a query has a name of its own, and ORDER BY names outputs, not their places.
+"""Gives every output of a query a unique name, and replaces places in ORDER BY by output names.
 
-Later rules then know an output by its name. What the caller called it comes back at the end (`plan`).
+Later rules then identify an output by its name. `planner.plan` restores the caller's names at the end.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from policies.contracts.columns import make_distinct
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES
@@ -16,12 +16,12 @@ from policies.sql.allowed_syntax import QUERIES
 _ORDERED = (*QUERIES, exp.Subquery)
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The tree, each query's outputs called apart; of several of one name, the first keeps it."""
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """The tree with unique output names in each query. The first output of a name keeps it."""
     nodes = trees.nodes(tree)
     for node in nodes:
         if isinstance(node, _ORDERED) and (order := node.args.get("order")) is not None:
-            _keys(order, trees.output_names(node))
+            _name_order_keys(order, trees.output_names(node))
     for select in [node for node in nodes if isinstance(node, exp.Select)]:
         names = trees.output_names(select)
         for output, name, own in zip(select.expressions, names, make_distinct(names), strict=True):
@@ -30,15 +30,15 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     return tree
 
 
-def _keys(order: exp.Expr, names: list[str]) -> None:
-    """Places as the names that the outputs there will have; a name is that of the first output called so."""
+def _name_order_keys(order: exp.Expr, names: list[str]) -> None:
+    """Replace places and repeated names in ORDER BY by the outputs' new names."""
     own = make_distinct(names)
     for ordered in order.expressions:
         key = ordered.this
         if trees.is_place(key):
             if not 0 < int(key.this) <= len(names):
                 raise QueryInvalid(
-                    f"ORDER BY {key.this}: expected the place of an output, 1 to {len(names)}", code="column_unknown"
+                    f"expected a place from 1 to {len(names)} in ORDER BY, got {key.this}", code="column_unknown"
                 )
             ordered.set("this", trees.column(own[int(key.this) - 1]))
         elif isinstance(key, exp.Column) and not key.table and key.name in names:

@@ -1,7 +1,7 @@
-"""What a fragment derives in two places in the same words, its owner computes once: copies of a WITH query are one.
+"""Turns equal derived tables of a fragment into one WITH query, so that the owner computes them once.
 
-Runs last: before, each copy is cut, filtered and narrowed for its own place, and only those that came out alike go
-together. Of rows that are only picked and filtered two scans cost less than keeping them.
+Runs last: earlier rules cut, filter and narrow each copy for its own place, and only equal results are shared. Derived
+tables that only select and filter rows are not shared, as two scans cost less than keeping the rows.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from collections.abc import Iterator
 
 from sqlglot import exp
 
-from connector.federation.planner.context import Draft, Planning
-from connector.federation.planner.rules.deduplicate_fragments import numbered
+from connector.federation.planner.context import FragmentDraft, PlanningContext
+from connector.federation.planner.rules.deduplicate_fragments import number_sources
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import SETS
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The same residual; statements of fragments have WITH queries where something stood twice."""
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """Returns the residual unchanged. Statements of fragments get WITH queries for equal derived tables."""
     for draft in planning.drafts.values() if planning.full else ():
-        if not _aggregate_only(draft):
+        if not _is_aggregate_only(draft):
             for statement in {id(share.statement): share.statement for share in draft.shares}.values():
-                _once(statement)
+                _share_equal_tables(statement)
     return tree
 
 
-def _once(statement: exp.Expr) -> None:
-    derived = list(_derived(statement))
+def _share_equal_tables(statement: exp.Expr) -> None:
+    derived = list(_costly_derived_tables(statement))
     if len(derived) < 2 or statement.find(exp.With) is not None:
         return
     alike: dict[exp.Expr, list[exp.Subquery]] = {}
     for one in derived:
-        alike.setdefault(numbered(one.this), []).append(one)
+        alike.setdefault(number_sources(one.this), []).append(one)
     taken = {table.name for table in trees.tables(statement)} | trees.aliases(statement)
     queries = []
     for places in alike.values():
@@ -45,8 +45,8 @@ def _once(statement: exp.Expr) -> None:
         statement.set("with_", exp.With(expressions=queries))
 
 
-def _derived(statement: exp.Expr) -> Iterator[exp.Subquery]:
-    """The outermost derived tables that take work and read from nothing around them; none where there are not two."""
+def _costly_derived_tables(statement: exp.Expr) -> Iterator[exp.Subquery]:
+    """The outermost derived tables worth sharing that use no outer column; none if there are fewer than two."""
     stack = [statement] if sum(type(node) is exp.Subquery for node in trees.nodes(statement)) > 1 else []
     while stack:
         node = stack.pop()
@@ -63,6 +63,6 @@ def _takes_work(source: exp.Subquery) -> bool:
     return works and not trees.free_tables(source.this)
 
 
-def _aggregate_only(draft: Draft) -> bool:
-    """Such answer one shape of question only."""
+def _is_aggregate_only(draft: FragmentDraft) -> bool:
+    """Whether a dataset of the draft answers only figures over groups, without WITH."""
     return any(info.aggregate_only for infos in draft.read for info in infos)

@@ -1,8 +1,8 @@
-"""`"all".patients` is the union of the dataset `patients` of every owner with an agreement.
+"""Checks tables of the owner "all": `"all".patients` is the union of the dataset `patients` of every owner.
 
-Columns go by name. Those that not every owner shows are left out; one that differs in type is an error, since a
-union would quietly turn one type into the other. A dataset that only one owner has is that dataset; of others the
-shares go to their owners when the question is cut (`block.parts_of`), each with the columns that are needed of it.
+Columns match by name. Columns that some owner does not show are left out. Different types of one column are an error,
+as a union would silently convert one. A dataset of a single owner is that dataset. The shares of others go to their
+owners when the query is cut (`select_block.parts_of`), each with the columns that are needed.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from collections.abc import Sequence
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.federation.planner.context import Planning
+from connector.federation.planner.context import PlanningContext
 from connector.federation.planner.model import ALL, TableInfo
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
 
-def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
-    """The tree, every union in it one that can be made."""
+def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
+    """The tree, if every union in it is possible; QueryInvalid otherwise."""
     for table in trees.tables(tree):
         if fold(table.db) == ALL:
-            _check(table, planning)
+            _check_shares(table, planning)
     return tree
 
 
-def _check(table: exp.Table, planning: Planning) -> None:
+def _check_shares(table: exp.Table, planning: PlanningContext) -> None:
     shares = planning.shares(table)
     if not shares:
         name = fold(table.name)
         raise QueryInvalid(
-            f'no owner has an agreement with us for a dataset named {name}; "{ALL}".{name} needs at least one',
+            f'no agreement in force covers a dataset named {name}; "{ALL}".{name} needs at least one agreement',
             code="agreement_missing",
         )
-    _alike(shares, [fold(column.name) for column in planning.columns(table)], planning)
+    _check_columns(shares, [fold(column.name) for column in planning.columns(table)], planning)
     table.set("db", exp.to_identifier(ALL if len(shares) > 1 else shares[0].owner))
 
 
-def _alike(shares: Sequence[TableInfo], shown: Sequence[str], planning: Planning) -> None:
+def _check_columns(shares: Sequence[TableInfo], shown: Sequence[str], planning: PlanningContext) -> None:
     types = [{fold(column.name): column.type for column in info.columns} for info in shares]
     for name in shown:
         if len({one[name] for one in types}) > 1:
             listed = ", ".join(f"{info.owner}: {one[name]}" for info, one in zip(shares, types, strict=True))
             raise QueryInvalid(
                 f"the owners of {shares[0].dataset} have different types for {name} ({listed}); "
-                "write the UNION ALL yourself, with a CAST",
+                "write a UNION ALL with a CAST instead",
                 code="schema_differs",
             )
     if not shown:
@@ -53,4 +53,4 @@ def _alike(shares: Sequence[TableInfo], shown: Sequence[str], planning: Planning
     for info in shares:
         left = [column.name for column in info.columns if fold(column.name) not in shown]
         if left:
-            planning.note(f"{info.shown}: {', '.join(left)}", "shape", "not every owner shows these columns")
+            planning.note(f"{info.quoted_name}: {', '.join(left)}", "shape", "not every owner shows these columns")

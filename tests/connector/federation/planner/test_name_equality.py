@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from connector.datasets.sources.source_files import quote_name
 from connector.errors import QueryInvalid
-from connector.federation.planner.model import Column, GridInfo, TableInfo
+from connector.federation.planner.model import GridInfo, TableColumn, TableInfo
 from connector.federation.planner.planner import plan
 from policies.contracts.columns import fold
 from policies.errors import QueryRefused
@@ -117,7 +117,7 @@ def test_columns_with_letters_outside_ascii_are_asked_for_as_any_others(
 
 
 def test_figures_over_groups_are_asked_for_by_such_names() -> None:
-    columns = tuple(Column(name, "BIGINT") for name in ("Ämter", "Ärzte", "Öl"))
+    columns = tuple(TableColumn(name, "BIGINT") for name in ("Ämter", "Ärzte", "Öl"))
     grid = GridInfo(("Ämter",), ("Ärzte",), 5, entity="Öl")
     sql = 'SELECT Ämter, count(DISTINCT Öl), avg(Ärzte) FROM "north".k WHERE Ämter > 3 GROUP BY Ämter'
     (fragment,) = plan(sql, {("north", "k"): TableInfo("north", "k", columns, grid=grid)}).fragments

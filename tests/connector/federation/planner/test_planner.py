@@ -21,7 +21,7 @@ from hanse.client import Dataset, Space
 from connector.errors import HanseError, QueryInvalid, Refused
 from connector.federation import plan_text
 from connector.federation.planner import sql_text
-from connector.federation.planner.model import Column, Layout, Mode, TableInfo
+from connector.federation.planner.model import DataLayout, Mode, TableColumn, TableInfo
 from connector.federation.planner.planner import plan
 from connector.federation.planner.rules import RULES
 from policies.contracts.contract import Dimension
@@ -46,20 +46,20 @@ def test_a_rule_makes_of_its_case_what_the_case_says(case: plan_cases.Case) -> N
 @pytest.mark.parametrize("word", ["order", "json", "uuid", "table", "user", "all", "flights"])
 def test_a_dataset_is_named_so_that_sql_can_be_written_with_it(word: str) -> None:
     """A dataset may be called as a word of SQL is."""
-    shown = TableInfo("north", word, (), agreement="").shown
+    shown = TableInfo("north", word, (), agreement="").quoted_name
     assert sql_text.datasets(sql_text.read(f"SELECT count(*) AS n FROM {shown}")) == (("north", word),)
     assert Dataset(Space("http://localhost", ""), Access(Name("north", word), "", "", "", "")).sql_name == shown
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "1 row expected"), (2, "2 rows expected")])
 def test_a_plan_says_one_of_what_there_is_one_of(count: int, told: str) -> None:
-    tables = {("north", "t"): TableInfo("north", "t", (Column("id", "BIGINT"),), rows=count)}
+    tables = {("north", "t"): TableInfo("north", "t", (TableColumn("id", "BIGINT"),), rows=count)}
     shown = plan_text.text(plan('SELECT id FROM "north".t', tables))
     assert "1 fragment;" in shown
     assert f"1 column, about {told}" in shown
 
 
-_ID = (Column("id", "BIGINT"),)
+_ID = (TableColumn("id", "BIGINT"),)
 _PATIENTS = TableInfo("clinic", "patients", _ID, "a", "did:web:clinic", rows=10)
 _PRICES = TableInfo("clinic", "prices", _ID, "b", "did:web:rival", rows=10, takes_keys=True)
 _SHARED = [
@@ -102,7 +102,7 @@ def test_what_names_do_not_tell_apart_identifiers_do(sql: str) -> None:
 @pytest.mark.parametrize("known", [False, True])
 def test_keys_that_keys_have_narrowed_are_of_what_those_are_of(known: bool) -> None:
     """Which values of the open list there are tells of the hidden dataset that narrowed it at their common owner."""
-    columns = (*_ID, Column("g", "BIGINT"), Column("v", "BIGINT"))
+    columns = (*_ID, TableColumn("g", "BIGINT"), TableColumn("v", "BIGINT"))
     tables = {
         (owner, dataset): TableInfo(owner, dataset, columns, dataset, f"did:web:{owner}", rows=rows, takes_keys=True,
                                     shares_keys=shares, joins=("others",) if dataset == "open" else None)
@@ -184,13 +184,13 @@ MULTIPLYING = {
 @pytest.mark.parametrize("sql", MULTIPLYING.values(), ids=MULTIPLYING.keys())
 def test_names_that_multiply_are_refused_before_they_are_written_out(small: Federation, sql: str) -> None:
     begun = time.thread_time()
-    with pytest.raises(QueryInvalid, match="written out") as caught:
+    with pytest.raises(QueryInvalid, match=r"after output names are expanded|from all `\*`") as caught:
         plan(sql, small.tables, across_agreements=True)
     assert caught.value.code == "query_too_large"
     assert time.thread_time() - begun < 1
 
 
-_WIDE = (Column("id", "BIGINT"), *(Column(f"c{number}", "DOUBLE") for number in range(399)))
+_WIDE = (TableColumn("id", "BIGINT"), *(TableColumn(f"c{number}", "DOUBLE") for number in range(399)))
 WIDE = {(f"o{number}", "wide"): TableInfo(f"o{number}", "wide", _WIDE, rows=10) for number in range(14)}
 LINEAR = {
     "shares written one by one": " UNION ALL ".join(f"SELECT * FROM {owner}.wide" for owner, _ in WIDE),
@@ -329,19 +329,19 @@ REFUSED = [
         "ORDER BY drug LIMIT 2)",
         QueryInvalid,
         "column_unknown",
-        "expected one output of that name, came 2",
+        "expected one output of that name, got 2",
     ),
     (
         "SELECT -dose AS drug, * FROM north.drugs FULL JOIN south.trials USING (drug) ORDER BY drug",
         QueryInvalid,
         "column_unknown",
-        "expected one output of that name, came 2",
+        "expected one output of that name, got 2",
     ),
     (
         "SELECT d.drug FROM north.drugs d, (SELECT dose FROM south.trials t WHERE t.drug = d.drug) q",
         QueryInvalid,
         "column_unknown",
-        "does not see d beside it, write that condition in ON",
+        "does not see d in the same FROM; write that condition in ON",
     ),
     (
         "SELECT drug IN (SELECT t.drug FROM south.trials t) AS tried, count(*) FROM north.drugs GROUP BY tried "
@@ -357,7 +357,7 @@ REFUSED = [
         "syntax_not_allowed",
         "compute it in a derived table",
     ),
-    ("SELECT x.drug FROM north.drugs x, south.trials x", QueryInvalid, "name_taken", "give one of them an alias"),
+    ("SELECT x.drug FROM north.drugs x, south.trials x", QueryInvalid, "name_taken", "give one an alias"),
     ("SELECT t, t.dose FROM south.trials t JOIN north.drugs d USING (drug)", QueryInvalid, "column_unknown", "a table"),
     ("SELECT dose AS t, t FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
     ("SELECT dose AS t, t + 1 AS u FROM south.trials t", QueryInvalid, "column_unknown", "name its columns"),
@@ -385,19 +385,19 @@ REFUSED = [
         "SELECT drug FROM north.drugs WHERE EXISTS (SELECT 1 FROM south.trials a, south.trials b WHERE drug = 1)",
         QueryInvalid,
         "column_unknown",
-        "drug is in several sources; write table.drug",
+        "several sources have a column drug; write table.drug",
     ),
     (
         "SELECT a.drug AS drug, drug + 1 AS next FROM north.drugs a, south.trials b",
         QueryInvalid,
         "column_unknown",
-        "drug is in several sources",
+        "several sources have a column drug",
     ),
     (
         "SELECT drug FROM north.drugs d SEMI JOIN south.trials t USING (drug) WHERE t.dose > 1",
         QueryInvalid,
         "column_unknown",
-        "t is only tested by its JOIN",
+        "t is the source of a SEMI or ANTI JOIN",
     ),
     (
         "SELECT drug, count(*) AS n FROM south.trials GROUP BY ALL HAVING dose > 1",
@@ -405,12 +405,12 @@ REFUSED = [
         "column_unknown",
         "dose is no output that GROUP BY ALL groups by",
     ),
-    ("SELECT dose.mg FROM south.trials", QueryInvalid, "column_unknown", "a struct is read whole"),
+    ("SELECT dose.mg FROM south.trials", QueryInvalid, "column_unknown", "expected a whole struct"),
     (
         "SELECT (SELECT max(t.dose) FROM south.trials t) AS most, most FROM north.drugs ORDER BY 2",
         QueryInvalid,
         "syntax_not_allowed",
-        "most is a subquery, which no other output can name",
+        "most is a subquery, so other outputs cannot use its name",
     ),
     (
         "SELECT drug FROM north.drugs UNION SELECT drug FROM south.trials ORDER BY drugs.drug",
@@ -422,25 +422,25 @@ REFUSED = [
         "SELECT name FROM north.drugs WHERE 1 IN (SELECT a.dose FROM south.trials a, south.trials b ORDER BY drug)",
         QueryInvalid,
         "column_unknown",
-        "drug is in several sources",
+        "several sources have a column drug",
     ),
     (
         "SELECT name FROM north.drugs UNION SELECT dose AS name FROM south.trials ORDER BY dose",
         QueryInvalid,
         "column_unknown",
-        "names outputs; dose is none",
+        "accepts only outputs; dose is no output",
     ),
     (
         "SELECT drug AS d FROM north.drugs WHERE 1 IN (SELECT q.x FROM south.trials t, (SELECT dose AS x) q)",
         QueryInvalid,
         "column_unknown",
-        "does not see t beside it",
+        "does not see t in the same FROM",
     ),
     (
         "SELECT t.drug FROM north.drugs t WHERE 1 IN (SELECT x FROM south.trials t, (SELECT t.drug AS x) q)",
         QueryInvalid,
         "column_unknown",
-        "does not see t beside it",
+        "does not see t in the same FROM",
     ),
     (
         "SELECT drug FROM north.drugs t WHERE 1 IN (SELECT max(t.dose) FROM south.trials t HAVING t.drug > 1)",
@@ -452,18 +452,18 @@ REFUSED = [
         "SELECT 1 FROM north.makers drug, south.trials t JOIN north.drugs d ON d.maker = drug.maker",
         QueryInvalid,
         "column_unknown",
-        "drug is also a column here",
+        "drug is the name of a table and of a column here",
     ),
     (
         "SELECT drug FROM south.trials x WHERE 1 IN "
         "(SELECT 1 FROM north.makers a JOIN north.makers b ON dose > 1, south.trials c)",
         QueryInvalid,
         "column_unknown",
-        "ON does not see dose of what is joined behind it",
+        "ON does not see dose, as its source is joined later",
     ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
-    ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
-    ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no owner"),
+    ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate an agreement"),
+    ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no agreement in force covers a dataset"),
     (
         "SELECT 1 FROM north.drugs FULL JOIN south.trials USING (drug) JOIN north.drugs d USING (drug)",
         QueryInvalid,
@@ -548,7 +548,7 @@ def test_what_the_asker_knows_of_the_cut_lets_owners_join_their_shares() -> None
     sql = 'SELECT p.ward, v.cost FROM "all".patients p JOIN "all".visits v ON v.patient = p.id'
     plain = {key: replace(info, partition=None) for key, info in plan_cases.schema().items()}
     assert {one.kind for one in plan(sql, plain, across_agreements=True).fragments} == {"scan"}
-    known = Layout(cut=((("patients", "id"), ("visits", "patient")),)).over(plain)
+    known = DataLayout(cut=((("patients", "id"), ("visits", "patient")),)).apply_to(plain)
     assert {one.kind for one in plan(sql, known, across_agreements=True).fragments} == {"join"}
 
 
@@ -557,7 +557,7 @@ def test_a_table_of_the_query_around_is_not_called_as_a_struct_inside() -> None:
     made = Federation("north")
     made.add("north", "o", pa.table({"k": [1], "f": [100]}))
     made.add("north", "i", pa.table({"k": [1], "a": [{"f": 7}]}))
-    with pytest.raises(QueryInvalid, match="a is also a column here; give the table another alias"):
+    with pytest.raises(QueryInvalid, match="a is the name of a table and of a column here; rename the table"):
         made.ask("SELECT (SELECT max(a.f + i.k) FROM north.i) AS n FROM north.o a")
     assert made.ask("SELECT (SELECT max(x.f + i.k) FROM north.i) AS n FROM north.o x").rows == [(101,)]
     made.close()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from connector.dsp.protocol_client import Peer
+from connector.dsp.protocol_client import ProtocolClient
 from connector.errors import BadInput, MessageInvalid, NotFound, PeerUnreachable
 from connector.events import DecisionNeeded, NegotiationAdvanced
 from connector.infra.net.http_client import AddressGuard, Reply
@@ -59,7 +59,7 @@ class Receiver:
 @asynccontextmanager
 async def hooks(store: Store, receiver: Receiver) -> AsyncIterator[Webhooks]:
     sender = Sender(store=store, retry_first=0.005, retry_cap=0.02)
-    made = Webhooks(store=store, sender=sender, peer=Peer(wire=receiver, mint=str), wire=receiver)
+    made = Webhooks(store=store, sender=sender, peer=ProtocolClient(wire=receiver, mint=str), wire=receiver)
     await sender.start()
     try:
         yield made
