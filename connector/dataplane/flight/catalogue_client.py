@@ -15,9 +15,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from connector.dataplane.flight import catalogue_process, flightsql
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight import catalogue_process, flightsql, protobuf
+from connector.dataplane.flight.protobuf import Garbled
 from connector.engine.pool.sandbox import environment
 from connector.errors import BadInput, Busy, unforeseen
 from connector.infra.concurrency.turn_queue import Turns

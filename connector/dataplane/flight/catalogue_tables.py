@@ -12,11 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.dataplane.flight import catalogue_process, sqlinfo
+from connector.dataplane.flight import catalogue_process, protobuf, sqlinfo
 from connector.dataplane.flight.flightsql import KEYS, table_schema_wanted
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled, Message
 from connector.dataplane.flight.parameters import MOST
+from connector.dataplane.flight.protobuf import Garbled, Message
 from connector.infra.formats import flatbuffers
 
 _TEXT_MAX = 300

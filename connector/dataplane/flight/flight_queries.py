@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,16 +21,15 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.block_plan import BLOCKS_MAX, Wanted
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.flight import flight_ticket, parameters
+from connector.dataplane.flight.caller import Caller
 from connector.dataplane.flight.flight_ticket import Pass
-from connector.dataplane.flight.grpc_call import Caller
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import schemas as request_schemas
-from connector.dataplane.http.file_spans import InFiles
 from connector.dataplane.http.stall_timeout import Moved, in_time
 from connector.dataplane.read_log import ReaderEnded
 from connector.dataplane.read_request import Asked
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
+from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.usage.held_agreement import Held
 from policies.contracts.columns import fold
 from policies.contracts.contract import Limits
@@ -43,26 +42,22 @@ _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients ma
 _PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
 _SHORT = 1_024  # characters that are looked at at once: a millisecond or two
 _CANCELLED = "the read was cancelled by its reader"
-_CALLS_OF_ONE = 32  # calls that one consumer may have open, also those that it does not read
+_CALLS_OF_ONE = 32  # open calls of one consumer, including those whose answer it does not read
+_STALL_BYTES = 4 * 2**20  # what a reader must take within its time limit (decision 37)
 
 _T = TypeVar("_T")
 
 
 class Reader(Protocol):
-    """Whoever takes a stream."""
+    """The client of a stream."""
 
-    async def begin(self, schema: memoryview | bytes) -> None:
-        """The message with the schema."""
-
-    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Moved) -> None:
-        """A part of the stream, and those in files that follow it at once; `moved` is called as it is taken."""
-
-    async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
-        """The message without rows that ends a stream, and its end record."""
+    async def send(self, part: memoryview | bytes, end: Mapping[str, Any] | None = None) -> None:
+        """Send a part of the stream; returns when the client's flow control has let it through. `end`: the end record,
+        with the last part. Raises ConnectionError when the client has left."""
 
     @property
     def late(self) -> ReaderEnded | None:
-        """What has ended where it waits no longer for the whole, as it said before."""
+        """The reason of the end where the client's own time limit is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +102,20 @@ class Desk:
         """See `Reads.hearing`; a read that its reader cancels is not refused either."""
         return self._reads.hearing(*asker.tickets, besides=(*besides, ReaderEnded))
 
-    def counted(self, consumer: str) -> _Count:
-        """A call of this consumer, until the block ends. Limited where too many are open."""
+    def counted(self, consumer: str) -> Callable[[], None]:
+        """Count an open call of this consumer; returns what ends it. Raises Limited where too many are open."""
         if self._open.get(consumer, 0) >= _CALLS_OF_ONE:
             raise Limited(
-                f"{_CALLS_OF_ONE} of your calls are open, as many as may be; read or close one",
+                f"{_CALLS_OF_ONE} of your calls are open, which is the limit; read or close one",
                 code="streams_of_consumer",
             )
-        return _Count(self._open, consumer)
+        self._open[consumer] = self._open.get(consumer, 0) + 1
+        return partial(self._close_call, consumer)
+
+    def _close_call(self, consumer: str) -> None:
+        self._open[consumer] -= 1
+        if not self._open[consumer]:
+            del self._open[consumer]
 
     async def describe(self, asker: Asker, wanted: dict[str, Any]) -> Described:
         """Schema and tickets of the read that `wanted` (of `rows_of`, `enveloped_of` or `stated_of`) means."""
@@ -221,48 +222,48 @@ class Desk:
         self._running[id].discard(sending)
         if not self._running[id]:
             del self._running[id]
-        with suppress(asyncio.CancelledError):  # as in `http2`: else it would keep what was being sent
+        with suppress(asyncio.CancelledError):  # else its error would keep what was being sent
             sending.exception()
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
-        async with self._reads.open(replace(asked, transport="flight"), spans=True) as stream:
-            await self._in_time(stream, reader, lambda moved: reader.begin(stream.schema))
-            async with aclosing(stream.parts()) as parts:
-                async for part in parts:
+        async with self._reads.open(replace(asked, transport="flight")) as stream:
+            await self._send_in_time(stream, reader, stream.schema)
+            async with aclosing(stream.frames()) as frames:
+                async for frame in frames:
                     if stream.end is None:
-                        await self._part(stream, reader, part)
-                    if stream.end is not None:  # what came last has no rows, or the read was abandoned
+                        await self._send_in_time(stream, reader, frame)
+                    if stream.end is not None:  # the last frame has no rows, or the read was abandoned
                         break
             assert stream.end is not None
             record = stream.end.to_json()
             if stream.end.status == ask.COMPLETE:
-                assert isinstance(part, bytes)
-                await self._in_time(stream, reader, lambda moved: reader.end(part, record))
+                await self._send_in_time(stream, reader, frame, record)
             return record
 
-    async def _part(self, stream: GovernedStream, reader: Reader, part: memoryview | bytes | InFiles) -> None:
-        """A part, and those in files that follow it."""
-        following = _following(stream)
-        try:
-            await self._in_time(stream, reader, lambda moved: reader.part(part, following, moved))
-        except VersionChanged as error:  # told as where it is seen before the gate
-            stream.abandon(error.code, error.message)
-        except EOFError:
-            changed = VersionChanged.of("a file of this version is not what it was")
-            stream.abandon(changed.code, changed.message)
-        except Busy as error:
-            stream.abandon(error.code, error.message)
-            raise
-
-    async def _in_time(
-        self, stream: GovernedStream, reader: Reader, sending: Callable[[Moved], Awaitable[None]]
+    async def _send_in_time(
+        self, stream: GovernedStream, reader: Reader, part: memoryview | bytes, end: Mapping[str, Any] | None = None
     ) -> None:
+        """Send a part; a reader that takes nothing for `stall_seconds` ends the read.
+
+        gRPC does not say how much of a message has gone, so a large one has that time for each 4 MB. After a
+        revocation one such time remains, whatever the size.
+        """
+
+        async def send(moved: Moved) -> None:
+            loop, spans = asyncio.get_running_loop(), len(part) // _STALL_BYTES
+            timers = [loop.call_later(number * self._stall_seconds * 0.9, moved) for number in range(1, spans + 1)]
+            try:
+                await reader.send(part, end)
+            finally:
+                for timer in timers:
+                    timer.cancel()
+
         try:
-            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+            await in_time(send, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
             raise
-        except ConnectionError:  # seen here before we are cancelled
+        except ConnectionError:  # this comes before the call is cancelled
             if (late := reader.late) is not None:
                 stream.abandon(late.code, late.message)
             raise
@@ -376,24 +377,6 @@ def _bearers(one: Pass, asker: Asker) -> tuple[Ticket, ...]:
             code="ticket_mismatch",
         )
     return tuple(ticket for ticket in asker.tickets if ticket.agreement in one.agreements)
-
-
-def _following(stream: GovernedStream) -> Iterator[InFiles]:
-    while (part := stream.following()) is not None:
-        yield part
-
-
-class _Count:
-    def __init__(self, counts: dict[str, int], name: str) -> None:
-        self._counts, self._name = counts, name
-
-    def __enter__(self) -> None:
-        self._counts[self._name] = self._counts.get(self._name, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        self._counts[self._name] -= 1
-        if not self._counts[self._name]:
-            del self._counts[self._name]
 
 
 @dataclass(frozen=True, slots=True)

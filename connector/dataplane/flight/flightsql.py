@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled, Message
+from connector.dataplane.flight import protobuf
 from connector.dataplane.flight.parameters import MOST
+from connector.dataplane.flight.protobuf import Garbled, Message
 
 _URL = "type.googleapis.com/arrow.flight.protocol.sql."
 KEYS = ("CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference")

@@ -1,35 +1,27 @@
-"""Flight and Flight SQL (Flight.proto, FlightSql.proto): each method of the service, answered from the desk."""
+"""Flight and Flight SQL (Flight.proto, FlightSql.proto): each method of the service, answered by the queries.
+
+Imports grpcio, so load it when Flight starts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
-from connector.dataplane.flight import flightsql, framing
+import grpc.aio
+
+from connector.dataplane.flight import flightsql, protobuf
+from connector.dataplane.flight.caller import read_caller
 from connector.dataplane.flight.catalogue_client import Tables
 from connector.dataplane.flight.flight_queries import Asker, Desk, enveloped_of, rows_of, stated_of
-from connector.dataplane.flight.framing import encapsulated
-from connector.dataplane.flight.grpc_call import (
-    SERVICE,
-    DeadlineExceeded,
-    Ended,
-    Exchange,
-    Unimplemented,
-    caller_of,
-    seconds_of,
-)
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.http2_connection import Call
-from connector.dataplane.flight.http2.protobuf import Garbled
-from connector.dataplane.http.file_spans import InFiles, Scattered, Span
+from connector.dataplane.flight.framing import flight_data_to_stream, stream_to_flight_data
+from connector.dataplane.flight.grpc_call import SERVICE, GrpcCall, StreamEndedEarly, Unimplemented
+from connector.dataplane.flight.protobuf import Garbled
 from connector.dataplane.http.request_context import as_error
-from connector.dataplane.http.send_threads import in_thread
-from connector.dataplane.http.stall_timeout import Moved
 from connector.dataplane.read_log import ReaderEnded
 from connector.errors import BadInput, HanseError, unforeseen
 from connector.telemetry import logger
@@ -48,17 +40,17 @@ _DESCRIPTIONS = {
     "CreatePreparedStatement": "Flight SQL: prepare a statement.",
     "ClosePreparedStatement": "Flight SQL: forget a statement.",
 }
-_EARLY = 0.25  # seconds: a caller's time begins before ours, and most end their calls by themselves then
+_EARLY_S = 0.25  # a client's time begins before the server's, and gRPC ends the call at the server's
 _log = logger("flight")
 
 
-class Service:
-    """Answers calls. None of its methods decides anything: who may what is the desk's."""
+class FlightService(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
+    """Answers calls. Who may read what is decided by the queries."""
 
     def __init__(self, desk: Desk, tables: Tables) -> None:
         self._desk = desk
         self._tables = tables
-        self._methods: Mapping[str, Callable[[Exchange, Asker], Awaitable[None]]] = {
+        self._methods: Mapping[str, Callable[[GrpcCall, Asker], Awaitable[None]]] = {
             "Handshake": self._handshake,
             "ListFlights": self._list_flights,
             "GetFlightInfo": self._flight_info,
@@ -75,72 +67,67 @@ class Service:
             "RenewFlightEndpoint": self._renew,
         }
 
-    async def answer(self, call: Call) -> None:
-        """One call to its end: what is refused is said in its trailers."""
-        exchange = Exchange(call)
+    def service(self, handler_call_details: Any) -> Any:
+        """Returns the handler of a call. Every method is a stream of bytes in both directions, so the caller is
+        checked before a message of the request is read."""
+
+        async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await self.answer(GrpcCall(handler_call_details.method, context))
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def answer(self, call: GrpcCall) -> None:
+        """Answer one call to its end."""
         error: HanseError | None = None
         try:
-            await self._in_time(exchange)
+            await self._answer_caller(call)
         except (HanseError, PolicyError) as refused:
             error = as_error(refused)
-            if error.status >= 500 and not isinstance(error, Unimplemented | DeadlineExceeded | Ended):
+            if error.status >= 500 and not isinstance(error, Unimplemented | StreamEndedEarly):
                 _log.error("failed", code=error.code, reason=error.message, why=error.private)
-        except Exception as failed:  # noqa: BLE001  as over HTTP: told, and more in our own log
-            if call.over:  # nothing more can be said to its client
+        except Exception as failed:  # noqa: BLE001  as over HTTP: the client learns that it failed, our log learns why
+            if call.client_left:  # no status can reach it
                 return
             _log.exception("unforeseen", exc_info=failed)
             error = unforeseen()
-        exchange.finish(error)
-        del error  # it has this frame, and would keep what was being sent until the collector comes by
+        if error is not None:
+            call.set_error(error)
+        del error  # its traceback refers to this frame, and would keep the last batch until the garbage collector runs
 
-    async def _in_time(self, exchange: Exchange) -> None:
-        """DeadlineExceeded where the caller waits no more: not all clients end their calls by themselves."""
-        seconds = seconds_of(exchange.call.headers)
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                exchange.until = limit.when()
-                await self._answered(exchange)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded(f"the call has lasted {seconds:g} s, as long as its caller waits") from None
-
-    async def _answered(self, exchange: Exchange) -> None:
-        call = exchange.call
-        exchange.check()
-        caller = caller_of(call.headers)
+    async def _answer_caller(self, call: GrpcCall) -> None:
+        caller = read_caller(call.metadata)
         asker = await self._desk.asker(caller)
         if caller.basic:
-            exchange.headers.append(("authorization", caller.authorization))
-        if not call.path.startswith(SERVICE):
-            raise Unimplemented(f"expected a path that begins with {SERVICE}, came {call.path[:100]}")
-        method = _known(self._methods, call.path.removeprefix(SERVICE))
-        # A stream that ended early has a record of that, and what nobody here can do was refused to nobody.
-        async with self._desk.hearing(asker, besides=(Ended, Unimplemented)):
-            call.known = True
-            with self._desk.counted(asker.consumer), _understood():
-                await method(exchange, asker)
+            call.initial_metadata.append(("authorization", caller.authorization))
+        if not call.method.startswith(SERVICE):
+            raise Unimplemented(f"expected a method of {SERVICE}, got {call.method[:100]}")
+        method = _known(self._methods, call.method.removeprefix(SERVICE))
+        # A stream that ended early has a record of its own, and an unimplemented method is not a refusal.
+        async with self._desk.hearing(asker, besides=(StreamEndedEarly, Unimplemented)):
+            call.on_done(self._desk.counted(asker.consumer))
+            with _as_bad_input():
+                await method(call, asker)
 
-    async def _handshake(self, exchange: Exchange, asker: Asker) -> None:
-        """Nothing is exchanged: who somebody is stands in the headers of each call."""
-        exchange.begin()
+    async def _handshake(self, call: GrpcCall, asker: Asker) -> None:
+        """Nothing is calld: who somebody is stands in the headers of each call."""
+        await call.begin()
 
-    async def _list_flights(self, exchange: Exchange, asker: Asker) -> None:
-        await exchange.message()
+    async def _list_flights(self, call: GrpcCall, asker: Asker) -> None:
+        await call.single_message()
         for table in await self._desk.tables(asker, schemas=True):
             path = [(3, table["owner"]), (3, table["name"])]
             descriptor = protobuf.write([(1, _PATH), *path])
-            await exchange.send(protobuf.write([(1, table["schema"]), (2, descriptor), (4, _UNKNOWN), (5, _UNKNOWN)]))
-        exchange.begin()
+            await call.send(protobuf.write([(1, table["schema"]), (2, descriptor), (4, _UNKNOWN), (5, _UNKNOWN)]))
+        await call.begin()
 
-    async def _flight_info(self, exchange: Exchange, asker: Asker) -> None:
-        raw = await exchange.message()
+    async def _flight_info(self, call: GrpcCall, asker: Asker) -> None:
+        raw = await call.single_message()
         info, _ = await self._info(asker, raw)
-        await exchange.send(info)
+        await call.send(info)
 
-    async def _schema(self, exchange: Exchange, asker: Asker) -> None:
-        _, schema = await self._info(asker, await exchange.message())
-        await exchange.send(protobuf.write([(1, schema)]))
+    async def _schema(self, call: GrpcCall, asker: Asker) -> None:
+        _, schema = await self._info(asker, await call.single_message())
+        await call.send(protobuf.write([(1, schema)]))
 
     async def _info(self, asker: Asker, raw: bytes) -> tuple[bytes, bytes]:
         """The FlightInfo of a descriptor, and its schema."""
@@ -184,51 +171,53 @@ class Service:
             await self._desk.tables(asker, schemas=False)
         return found
 
-    async def _do_get(self, exchange: Exchange, asker: Asker) -> None:
-        ticket = protobuf.octets(protobuf.read(await exchange.message()), 1) or b""
+    async def _do_get(self, call: GrpcCall, asker: Asker) -> None:
+        ticket = protobuf.octets(protobuf.read(await call.single_message()), 1) or b""
         if ticket.startswith(_PASS):
-            record = await self._desk.read(asker, ticket, _Reader(exchange))
+            record = await self._desk.read(asker, ticket, _StreamReader(call))
             if record["status"] != "complete":
-                raise Ended(record)
+                raise StreamEndedEarly(record)
             return
         name, command = flightsql.unpack(ticket)
         if name == _STATEMENT and (made := await self._constant(asker, protobuf.text(command, 1) or "")) is not None:
-            await _table(exchange, made)
+            await _table(call, made)
             return
         if name not in flightsql.CATALOGUE:
             raise Garbled("expected a Flight ticket as this provider gave it out")
         wanted = flightsql.table_schema_wanted(name, command)
         found = await self._desk.tables(asker, schemas=wanted)
         raw = protobuf.octets(protobuf.read(ticket), 2) or b""
-        await _table(exchange, await self._tables.catalogue(asker.consumer, name, raw, found))
+        await _table(call, await self._tables.catalogue(asker.consumer, name, raw, found))
 
-    async def _do_put(self, exchange: Exchange, asker: Asker) -> None:
-        first = protobuf.read(await exchange.first())  # some end their request only when they have an answer
-        descriptor = protobuf.read(protobuf.octets(first, 1) or b"")
-        name, command = flightsql.unpack(protobuf.octets(descriptor, 2) or b"")
-        if name != _PREPARED:
-            more = "; a SELECT takes one row of parameters at a time (execute, not executemany)" * (name == _UPDATE)
-            raise Unimplemented(f"{name or 'this'}; here data is read, not written{more}")
-        sql, _ = await self._unhandled(asker, protobuf.octets(command, 1))
-        await self._desk.tables(asker, schemas=False)  # who may read nothing has nothing unfolded: of 30 kB, gigabytes
+    async def _do_put(self, call: GrpcCall, asker: Asker) -> None:
+        async with aclosing(call.messages()) as messages:
+            first = protobuf.read(await anext(messages, b""))  # some clients end their request after our answer only
+            descriptor = protobuf.read(protobuf.octets(first, 1) or b"")
+            name, command = flightsql.unpack(protobuf.octets(descriptor, 2) or b"")
+            if name != _PREPARED:
+                more = "; a SELECT takes one row of parameters at a time (execute, not executemany)" * (name == _UPDATE)
+                raise Unimplemented(f"{name or 'this'}; here data is read, not written{more}")
+            sql, _ = await self._unhandled(asker, protobuf.octets(command, 1))
+            await self._desk.tables(asker, schemas=False)  # before foreign data is decompressed: 30 kB hold gigabytes
+            parts = [first, *[protobuf.read(message) async for message in messages]]
         stream = b"".join(
-            encapsulated(header, protobuf.octets(one, 1000) or b"")
-            for one in map(protobuf.read, await exchange.messages())
-            if (header := protobuf.octets(one, 2))
+            flight_data_to_stream(header, protobuf.octets(part, 1000) or b"")
+            for part in parts
+            if (header := protobuf.octets(part, 2))
         )
         values = await self._tables.values(asker.consumer, stream)
-        await exchange.send(protobuf.write([(1, protobuf.write([(1, flightsql.handle(sql, values))]))]))
+        await call.send(protobuf.write([(1, protobuf.write([(1, flightsql.handle(sql, values))]))]))
 
-    async def _do_action(self, exchange: Exchange, asker: Asker) -> None:
-        action = protobuf.read(await exchange.message())
+    async def _do_action(self, call: GrpcCall, asker: Asker) -> None:
+        action = protobuf.read(await call.single_message())
         name = protobuf.text(action, 1) or ""
         for body in await _known(self._actions, name)(asker, protobuf.octets(action, 2) or b""):
-            await exchange.send(protobuf.write([(1, body)]))
-        exchange.begin()
+            await call.send(protobuf.write([(1, body)]))
+        await call.begin()
 
-    async def _list_actions(self, exchange: Exchange, asker: Asker) -> None:
+    async def _list_actions(self, call: GrpcCall, asker: Asker) -> None:
         for name, text in _DESCRIPTIONS.items():
-            await exchange.send(protobuf.write([(1, name), (2, text)]))
+            await call.send(protobuf.write([(1, name), (2, text)]))
 
     async def _prepare(self, asker: Asker, body: bytes) -> list[bytes]:
         _, request = flightsql.unpack(body)
@@ -257,69 +246,37 @@ class Service:
 
 
 @contextmanager
-def _understood() -> Iterator[None]:
+def _as_bad_input() -> Iterator[None]:
     try:
         yield
     except (Garbled, UnicodeDecodeError) as garbled:
         raise BadInput(str(garbled), code="request_invalid") from None
 
 
-class _Reader:
-    """A client that takes a governed stream."""
+class _StreamReader:
+    """A client that reads a governed stream."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._room = bytearray()  # of a batch that is read before it is encrypted
+    def __init__(self, call: GrpcCall) -> None:
+        self._call = call
 
     @property
     def late(self) -> ReaderEnded | None:
-        """See `desk.Reader`."""
-        until = self._exchange.until
-        if until is None or asyncio.get_running_loop().time() < until - _EARLY:
+        """See `flight_queries.Reader`."""
+        deadline = self._call.deadline
+        if deadline is None or asyncio.get_running_loop().time() < deadline - _EARLY_S:
             return None
-        return ReaderEnded("the call has lasted as long as its reader waits", code=DeadlineExceeded.code)
+        return ReaderEnded("the call has lasted as long as its reader waits", code="deadline_exceeded")
 
-    async def begin(self, schema: memoryview | bytes) -> None:
-        """See `desk.Reader`."""
-        self._exchange.begin()
-        for message in framing.messages(schema):
-            await self._exchange.call.send(message)
-
-    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Moved) -> None:
-        """See `desk.Reader`."""
-        call = self._exchange.call
-        if not isinstance(part, Span | Scattered):
-            for message in framing.messages(part):
-                await call.send(message, moved)
-        elif call.sends_files:
-            messages = chain.from_iterable(map(framing.messages, chain((part,), following)))
-            await call.send_files(messages, device=part.device, moved=moved)
-        else:
-            for message in framing.messages(await self._read(part)):
-                await call.send(message, moved)
-
-    async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
-        """See `desk.Reader`."""
-        for message in framing.messages(last, app_metadata=json.dumps(record).encode()):
-            await self._exchange.call.send(message)
-
-    async def _read(self, part: InFiles) -> memoryview:
-        """A part of files in memory, until the next."""
-        if len(self._room) < part.nbytes:
-            self._room = bytearray(part.nbytes)
-        memory = memoryview(self._room)[: part.nbytes]
-
-        def read() -> None:
-            part.check()
-            part.read_into(memory)
-
-        await in_thread(read, stop=lambda: None, device=part.device)
-        return memory
+    async def send(self, part: memoryview | bytes, end: Mapping[str, Any] | None = None) -> None:
+        """See `flight_queries.Reader`."""
+        metadata = b"" if end is None else json.dumps(end).encode()
+        for message in stream_to_flight_data(part, app_metadata=metadata):
+            await self._call.send(message)
 
 
-async def _table(exchange: Exchange, stream: bytes) -> None:
-    for message in framing.messages(stream):
-        await exchange.pass_on(message)
+async def _table(call: GrpcCall, stream: bytes) -> None:
+    for message in stream_to_flight_data(stream):
+        await call.send_in_time(message)
 
 
 def _schema_of(stream: bytes) -> bytes:

@@ -15,9 +15,8 @@ import pytest
 import pytest_asyncio
 
 from connector import VERSION
-from connector.dataplane.flight import catalogue_tables, sqlinfo
+from connector.dataplane.flight import catalogue_tables, protobuf, sqlinfo
 from connector.dataplane.flight.catalogue_client import Tables
-from connector.dataplane.flight.http2 import protobuf
 from connector.engine.pool.sandbox import memory_of
 from connector.errors import BadInput, Busy, HanseError
 from tests.support import waiting

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.dataplane.flight import catalogue_client, catalogue_process, catalogue_tables, flightsql
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight.protobuf import Garbled
 
 
 def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:

@@ -25,6 +25,8 @@ from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.flight import flight_queries
 from connector.dataplane.flight.listener import Front
 from connector.dataplane.http import file_sender, file_spans, send_threads, vectored_body
+from connector.datasets import file_access
+from connector.datasets.sources import source_files
 from connector.usage import grants
 from policies.contracts import batch_gate
 from policies.model import Policy, Rule
@@ -119,18 +121,18 @@ async def test_later_passes_come_from_the_files_without_a_worker(
     prepared.drop(lambda _: True)
 
 
-async def test_an_owner_s_files_are_sent_by_threads_of_their_device(
+async def test_owners_files_are_read_by_threads_of_their_device(
     running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, path = await agreed(running, tmp_path, narrow())
     await flown(running, front, agreement, name)
-    devices, threads_of = set(), send_threads._senders
+    devices, threads_of = set(), file_access._threads
 
     def asked(device: int) -> ThreadPoolExecutor:
         devices.add(device)
         return threads_of(device)
 
-    monkeypatch.setattr(send_threads, "_senders", asked)
+    monkeypatch.setattr(file_access, "_threads", asked)
     await flown(running, front, agreement, name)
     assert devices == {path.stat().st_dev}
 
@@ -274,14 +276,15 @@ async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
 
 
 @pytest.fixture
-def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.Event]]:
-    """Have a sender wait that looks at the file which is named, or reads from it to the Flight process: until the event
-    that comes back."""
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], threading.Event]]:
+    """Makes threads of a kind wait that look at the named file, or read from it, until the event that comes back is
+    set."""
     over = threading.Event()
-    names: set[str] = set()
+    names: set[tuple[str, str]] = set()
 
     def wait(number: int) -> None:
-        if threading.current_thread().name.startswith("sender") and os.readlink(f"/proc/self/fd/{number}") in names:
+        thread = threading.current_thread().name.partition("_")[0]
+        if (thread, os.readlink(f"/proc/self/fd/{number}")) in names:
             over.wait()
 
     def looked(number: int) -> os.stat_result:
@@ -292,11 +295,11 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.
         wait(number)
         return os.preadv(number, *given)
 
-    def hang(path: str) -> threading.Event:
-        names.add(path)
+    def hang(thread: str, path: str) -> threading.Event:
+        names.add((thread, path))
         return over
 
-    for module in (file_spans, vectored_body, file_sender):
+    for module in (file_spans, vectored_body, file_sender, source_files):
         monkeypatch.setattr(module, "os", changed(os, preadv=read, fstat=looked))
     yield hang
     over.set()
@@ -324,15 +327,16 @@ async def test_a_read_whose_sender_hangs_ends_and_gives_back_its_place(
     front: Front,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    hung: Callable[[str], threading.Event],
+    hung: Callable[[str, str], threading.Event],
     way: str,
 ) -> None:
     once = gate.agreement(gate.atom("ds:concurrency", "lteq", "1"), action="odrl:use")
     agreement, name, path = await agreed(running, tmp_path, wide(), once)
     await flown(running, front, agreement, name)
     assert len(prepared) == 1
-    over = hung(str(path))
-    monkeypatch.setattr(send_threads, "_SECONDS", 0.3)
+    over = hung("sender" if way == "http" else "files", str(path))
+    for module in (send_threads, file_access):
+        monkeypatch.setattr(module, "_SECONDS", 0.3)
     async with asyncio.timeout(60):
         if way == "http":
             with pytest.raises(httpx2.RemoteProtocolError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import time
@@ -21,8 +20,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from connector.dataplane import admission, contract_routes
-from connector.dataplane.flight import flightsql, grpc_call
-from connector.dataplane.flight.http2 import protobuf
+from connector.dataplane.flight import flightsql, grpc_call, protobuf
 from connector.dataplane.flight.listener import Front
 from connector.engine.pool import error_codes, pool
 from connector.errors import Refused
@@ -31,7 +29,7 @@ from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
 from tests.support.gate import atom, mask
-from tests.support.http2 import wire
+from tests.support.grpc_client import connected
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -308,8 +306,6 @@ async def test_the_record_of_a_read_that_is_ended_says_who_did_it(
             await asyncio.to_thread(client.act, "CancelFlightInfo", protobuf.write([(1, info.serialize())]))
         if how == "shutting_down":
             running.grants.stop_all("the connector is stopping", code=how)
-            for connection in front._connections:
-                connection.close()
         await reading
     await until(lambda: len(running.of_kind("ReadEnded")) > ends)
     ended = running.of_kind("ReadEnded")[-1]
@@ -531,31 +527,28 @@ async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_b
     "code", [*error_codes._ERRORS, "busy", "revoked", "refused", "quota", "lease_expired", "count_spent"]
 )
 async def test_an_end_in_mid_stream_takes_its_record_along_whatever_its_code(code: str) -> None:
-    record = {"status": code if code in grpc_call._ENDS else "error", "code": code, "reason": "it ended", "rows": 1}
-    told = dict(grpc_call._told(grpc_call.Ended(record), details=True))
-    assert json.loads(base64.b64decode(told["grpc-status-details-bin"] + "==")) == record
-    assert told["x-arrow-status-detail-bin"]  # what pyarrow makes a FlightError of
+    record = {"status": code if code in grpc_call._END_STATUS else "error", "code": code, "reason": "it", "rows": 1}
+    status, _, trailers = grpc_call.error_to_status(grpc_call.StreamEndedEarly(record), details=True)
+    assert json.loads(dict(trailers)["grpc-status-details-bin"]) == record
+    assert dict(trailers)["x-arrow-status-detail-bin"]  # pyarrow makes a FlightError of it
     if code in error_codes._ERRORS:
-        before = dict(grpc_call._told(error_codes.error_of(code, {}), details=False))["grpc-status"]
-        assert told["grpc-status"] == ("13" if before == "3" else before)
+        before, _, _ = grpc_call.error_to_status(error_codes.error_of(code, {}), details=False)
+        assert status == (13 if before == 3 else before)
 
 
 async def test_a_quota_is_exhausted_in_the_middle_and_at_the_next_read(running: Provider, front: Front) -> None:
     policy = gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use")
     ticket = running.ticket(await running.agree(policy))
 
-    def go(sql: str) -> str:
-        handle = flightsql.pack("ActionCreatePreparedStatementRequest", [(1, sql)])
-        body = protobuf.write([(1, "CreatePreparedStatement"), (2, handle)])
-        with wire(front.port) as asked:
-            return asked.answer(asked.ask("DoAction", ticket, b"\0" + len(body).to_bytes(4, "big") + body)).status
-
     sql = "SELECT id FROM clinic.numbers"
     with flyer(front, ticket) as client:
         for _ in range(2):
             with pytest.raises(fl.FlightInternalError, match=r"^quota"):
                 await asyncio.to_thread(client.read, sql=sql)
-    assert await asyncio.to_thread(go, sql) == "8"
+    handle = flightsql.pack("ActionCreatePreparedStatementRequest", [(1, sql)])
+    body = protobuf.write([(1, "CreatePreparedStatement"), (2, handle)])
+    async with connected(front) as asking:
+        assert (await asking.ask("DoAction", body, ticket=ticket)).status == 8
     await settled(running)
 
 

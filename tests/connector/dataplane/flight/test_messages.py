@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.dataplane.flight import flight_ticket, flightsql, parameters
+from connector.dataplane.flight import flight_ticket, flightsql, parameters, protobuf
 from connector.dataplane.flight.flight_ticket import Pass
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight.protobuf import Garbled
 from connector.errors import BadInput, HanseError, QueryInvalid, Refused, Unauthenticated
 from policies.errors import PolicyError
 from policies.sql import parse, token_check
