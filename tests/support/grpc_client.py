@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc.aio
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support.flying import reached
 
 SERVICE = "/arrow.flight.protocol.FlightService/"
@@ -78,7 +78,7 @@ async def answer_of(asked: Any) -> Answer:
 
 
 @asynccontextmanager
-async def connected(front: Front, *options: tuple[str, Any]) -> AsyncIterator[Client]:
+async def connected(front: FlightServer, *options: tuple[str, Any]) -> AsyncIterator[Client]:
     """A connection of its own, until the block ends."""
     _, roots = reached(front)
     address = f"127.0.0.1:{front.port}"

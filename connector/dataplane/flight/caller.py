@@ -17,7 +17,7 @@ Metadata = Mapping[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class FlightCaller:
     """The tickets that a call shows, and what it declares."""
 
     authorization: str
@@ -37,7 +37,7 @@ def metadata_to_mapping(pairs: Iterable[tuple[str, str | bytes]]) -> dict[str, l
     return found
 
 
-def read_caller(metadata: Metadata) -> Caller:
+def read_caller(metadata: Metadata) -> FlightCaller:
     """Returns the caller of a call with this metadata.
 
     Raises:
@@ -58,7 +58,7 @@ def read_caller(metadata: Metadata) -> Caller:
     action = _declared(metadata, "hanse-action") or "query"
     if action not in ("query", "stream"):
         raise BadInput("expected hanse-action to be query or stream, got another value", code="request_invalid")
-    return Caller(
+    return FlightCaller(
         authorization=authorization,
         further=tuple(further),
         purpose=_declared(metadata, "hanse-purpose"),
@@ -69,7 +69,7 @@ def read_caller(metadata: Metadata) -> Caller:
 
 
 def _basic_to_bearer(encoded: str) -> str:
-    """Returns the password as a bearer token; empty where there is none."""
+    """Returns the password as a bearer token; empty without one."""
     encoded = encoded.strip()
     try:  # clients in Go leave out the padding
         _, _, password = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode().partition(":")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connector.dataplane.flight.catalogue_client import Tables
-from connector.dataplane.flight.flight_queries import Desk
+from connector.dataplane.flight.catalogue_client import CatalogueClient
+from connector.dataplane.flight.flight_queries import FlightQueries
 from connector.errors import Conflict
 from connector.infra.http.http_limits import HEAD_SECONDS, connections_max
 
@@ -25,7 +25,7 @@ _ENVIRONMENT = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
+class ListenOptions:
     """Address, certificate (empty: no TLS) and connection limit of the Flight listener."""
 
     host: str
@@ -35,20 +35,20 @@ class Listen:
     connections: int = 512
 
 
-class Front:
+class FlightServer:
     """One Flight listener and its connections."""
 
-    def __init__(self, desk: Desk, listen: Listen) -> None:
-        self._desk = desk
+    def __init__(self, queries: FlightQueries, listen: ListenOptions) -> None:
+        self._queries = queries
         self._listen = listen
         self.connections_max = min(listen.connections, connections_max())  # they use this process's descriptors
-        self._tables = Tables()
+        self._catalogue = CatalogueClient()
         self._certificate = _Certificate(listen) if listen.certificate else None
         self._server: Any = None
         self.port = listen.port
 
     async def start(self) -> None:
-        """Listen. Raises Conflict with the reason where the port or the certificate cannot be used."""
+        """Start to listen. Raises Conflict with the reason where the port or the certificate cannot be used."""
         listen = self._listen
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -57,7 +57,7 @@ class Front:
         from connector.dataplane.flight.rpc_methods import FlightService
 
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=_ALL_CALLS_MAX)
-        server.add_generic_rpc_handlers((FlightService(self._desk, self._tables),))
+        server.add_generic_rpc_handlers((FlightService(self._queries, self._catalogue),))
         try:
             address = _resolve(listen.host, listen.port)
             if self._certificate is None:
@@ -82,7 +82,7 @@ class Front:
         server, self._server = self._server, None
         if server is not None:
             await server.stop(_STOP_TIMEOUT_S)
-            await self._tables.close()
+            await self._catalogue.close()
 
     def _options(self) -> list[tuple[str, int]]:
         from connector.dataplane.flight.grpc_call import BODY_MAX
@@ -107,7 +107,7 @@ class Front:
 class _Certificate:
     """The certificate of the listener, which gRPC asks for at each handshake, in a thread."""
 
-    def __init__(self, listen: Listen) -> None:
+    def __init__(self, listen: ListenOptions) -> None:
         self._listen = listen
         self._renewed: Any = None
 
@@ -133,7 +133,7 @@ class _Certificate:
 
 
 def _resolve(host: str, port: int) -> str:
-    """Returns the one address that a host stands for. Raises OSError where there is none."""
+    """Returns the one address that a host stands for. Raises OSError for an unknown host."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     numeric = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0]
     return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"

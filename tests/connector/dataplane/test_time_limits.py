@@ -15,7 +15,7 @@ import httpx2
 import pyarrow.flight as fl
 import pytest
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.read_request import QUERY, Asked
 from connector.errors import Busy
 from connector.usage import grants
@@ -213,7 +213,9 @@ async def test_a_file_is_cut_off_and_the_log_says_why(running: Provider, later: 
     assert await _recorded(running, agreement) == ("refused", "not_in_force", "/permission/0/constraint/0")
 
 
-async def test_over_flight_it_is_no_end_of_a_ticket(running: Provider, front: Front, later: Callable[[], None]) -> None:
+async def test_over_flight_it_is_no_end_of_a_ticket(
+    running: Provider, front: FlightServer, later: Callable[[], None]
+) -> None:
     agreement = await running.agree(_until(_SOON))
 
     def go() -> None:

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.flight import flightsql, listener, protobuf
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support import flying
 from tests.support.certificates import self_signed
 from tests.support.flying import flyer
@@ -43,7 +43,7 @@ async def ticket(running: Provider) -> str:
 
 @pytest.mark.parametrize("user", ["", "m", "me", "you"])
 async def test_a_password_is_read_whatever_the_length_of_the_name_before_it(
-    front: Front, ticket: str, user: str
+    front: FlightServer, ticket: str, user: str
 ) -> None:
     """Go's client leaves out the padding of base64; with one name in three there is none."""
 
@@ -64,19 +64,18 @@ BROKEN_BASIC = {"no base64": "!", "nothing": "", "no password": base64.b64encode
 
 
 @pytest.mark.parametrize("name", BROKEN_BASIC)
-async def test_a_password_that_is_none_is_unauthenticated(front: Front, name: str) -> None:
+async def test_a_password_that_is_none_is_unauthenticated(front: FlightServer, name: str) -> None:
     async with connected(front) as client:
         answer = await client.ask("ListFlights", b"", headers=[("authorization", f"Basic {BROKEN_BASIC[name]}")])
     assert answer.status == 16
 
 
-async def test_a_handshake_returns_the_bearer_token_before_it_is_answered(front: Front, ticket: str) -> None:
-    shown = ("authorization", f"Basic {base64.b64encode(f'me:{ticket}'.encode()).decode()}")
-    async with connected(front) as client:
-        call = client.call("Handshake", headers=[shown])
-        assert dict(await call.initial_metadata())["authorization"] == f"Bearer {ticket}"
-        await call.done_writing()
-        assert (await answer_of(call)).status == 0
+async def test_a_handshake_with_a_password_returns_the_bearer_token(front: FlightServer, ticket: str) -> None:
+    def go() -> object:
+        with fl.connect(f"grpc+tcp://127.0.0.1:{front.port}") as client:
+            return client.authenticate_basic_token("me", ticket)
+
+    assert await asyncio.to_thread(go) == (b"authorization", f"Bearer {ticket}".encode())
 
 
 # What is refused.
@@ -84,14 +83,14 @@ async def test_a_handshake_returns_the_bearer_token_before_it_is_answered(front:
 
 @pytest.mark.parametrize("method", ["DoExchange", "PollFlightInfo", "Nothing", "/other.Service/DoGet"])
 async def test_a_method_that_is_not_there_is_unimplemented_for_known_callers(
-    front: Front, ticket: str, method: str
+    front: FlightServer, ticket: str, method: str
 ) -> None:
     async with connected(front) as client:
         assert (await client.ask(method, b"", ticket=ticket)).status == 12
         assert (await client.ask(method, b"")).status == 16
 
 
-async def test_a_compressed_request_is_understood(front: Front, ticket: str) -> None:
+async def test_a_compressed_request_is_understood(front: FlightServer, ticket: str) -> None:
     async with connected(front, ("grpc.default_compression_algorithm", 2)) as client:
         answer = await client.ask(
             "GetSchema", protobuf.write([(1, 1), (3, "clinic"), (3, "numbers"), (9, "x" * 9999)]), ticket=ticket
@@ -99,7 +98,7 @@ async def test_a_compressed_request_is_understood(front: Front, ticket: str) -> 
     assert answer.status == 0
 
 
-async def test_a_compressed_request_has_the_limit_of_its_real_size(front: Front, ticket: str) -> None:
+async def test_a_compressed_request_has_the_limit_of_its_real_size(front: FlightServer, ticket: str) -> None:
     async with connected(front, ("grpc.default_compression_algorithm", 2)) as client:
         answer = await client.ask("ListFlights", bytes(200_000_000), ticket=ticket)
     assert answer.status == 8
@@ -113,7 +112,7 @@ PUT = {
 
 
 @pytest.mark.parametrize("name", PUT)
-async def test_data_that_is_put_is_refused_at_its_first_message(front: Front, ticket: str, name: str) -> None:
+async def test_data_that_is_put_is_refused_at_its_first_message(front: FlightServer, ticket: str, name: str) -> None:
     """Java's client ends its request when it has an answer."""
     first = protobuf.write([(1, protobuf.write([(1, 2), (2, PUT[name])]))])
     async with connected(front) as client:
@@ -134,7 +133,7 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("name", AGENTS)
-async def test_details_are_sent_to_those_who_take_them_as_they_are(front: Front, name: str) -> None:
+async def test_details_are_sent_to_those_who_take_them_as_they_are(front: FlightServer, name: str) -> None:
     """In gRPC they are a message `google.rpc.Status`, and older clients of Go take anything else for an error of the
     server; in Arrow's C++ they are the `extra_info` of its exceptions."""
     agent, sent = AGENTS[name]
@@ -150,7 +149,9 @@ async def test_details_are_sent_to_those_who_take_them_as_they_are(front: Front,
 # How long a call and a connection last.
 
 
-async def test_a_request_that_does_not_come_is_awaited_no_longer_than_its_call(front: Front, ticket: str) -> None:
+async def test_a_request_that_does_not_come_is_awaited_no_longer_than_its_call(
+    front: FlightServer, ticket: str
+) -> None:
     async with connected(front) as client:
         assert (await answer_of(client.call("GetFlightInfo", ticket=ticket, timeout=0.1))).status == 4
 
@@ -162,7 +163,7 @@ async def test_a_client_that_comes_back_after_a_rest_notices_nothing(
     monkeypatch.setattr(listener, "_IDLE_TIMEOUT_S", 0.05)
     certificate = str(self_signed(tmp_path / "c.pem")) if tls else ""
 
-    def go(front: Front) -> None:
+    def go(front: FlightServer) -> None:
         with flyer(front, ticket) as client:
             for pause in (0.2, 0.05, 0.049, 0.048, 0.051, 0.052, 0.05, 0.05):
                 assert len(list(client.client.list_flights(options=client.options))) == 1
@@ -178,7 +179,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
     pem, other = tmp_path / "c.pem", self_signed(tmp_path / "other.pem").read_bytes()
     pem.write_bytes(first := self_signed(tmp_path / "first.pem").read_bytes())
 
-    async def status(front: Front, roots: bytes) -> int:
+    async def status(front: FlightServer, roots: bytes) -> int:
         credentials = grpc.ssl_channel_credentials(roots)
         own = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.secure_channel(f"127.0.0.1:{front.port}", credentials, options=own) as channel:
@@ -210,7 +211,7 @@ async def test_connections_beyond_the_limit_are_refused_until_one_ends(running: 
 
 
 async def test_calls_beyond_the_limit_of_a_connection_wait(
-    running: Provider, front: Front, ticket: str, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, ticket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_CALLS_MAX", 1)
     async with flying.flying(running) as narrow, connected(narrow) as client:
@@ -223,7 +224,7 @@ async def test_calls_beyond_the_limit_of_a_connection_wait(
         assert (await second).status == 0
 
 
-async def test_a_client_that_asks_with_many_headers_is_answered(front: Front, ticket: str) -> None:
+async def test_a_client_that_asks_with_many_headers_is_answered(front: FlightServer, ticket: str) -> None:
     def go() -> int:
         headers = [(b"x-%d" % number, b"v" * 300) for number in range(150)]
         with flyer(front, ticket, headers=headers) as client:
@@ -232,7 +233,9 @@ async def test_a_client_that_asks_with_many_headers_is_answered(front: Front, ti
     assert await asyncio.to_thread(go) == 1
 
 
-async def test_a_call_that_a_client_gives_up_is_over_for_both(running: Provider, front: Front, ticket: str) -> None:
+async def test_a_call_that_a_client_gives_up_is_over_for_both(
+    running: Provider, front: FlightServer, ticket: str
+) -> None:
     def go() -> None:
         with flyer(front, ticket) as client:
             seal = client.info(sql=ENDLESS).endpoints[0].ticket

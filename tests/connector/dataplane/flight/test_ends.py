@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from connector.dataplane.flight import flight_queries, flightsql, grpc_call, protobuf
 from connector.dataplane.flight.grpc_call import GrpcCall
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.governed_stream import GovernedStream
 from connector.errors import Refused
 from tests.support import flying, provider
@@ -39,13 +39,13 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def impatient(running: Provider) -> AsyncIterator[Front]:
+async def impatient(running: Provider) -> AsyncIterator[FlightServer]:
     """A server that ends the read of a client that takes nothing for a second."""
     async with flying.flying(running, stall_seconds=1.0) as started:
         yield started
 
 
-async def passed(running: Provider, front: Front, **envelope: str) -> tuple[str, bytes]:
+async def passed(running: Provider, front: FlightServer, **envelope: str) -> tuple[str, bytes]:
     """A ticket, and the request for all rows, or for an envelope."""
     ticket = running.ticket(await running.agree())
 
@@ -58,7 +58,7 @@ async def passed(running: Provider, front: Front, **envelope: str) -> tuple[str,
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off_and_counted_until_it_leaves(
-    running: Provider, impatient: Front
+    running: Provider, impatient: FlightServer
 ) -> None:
     """The read ends, with its record and its worker. What gRPC still holds for the client counts among its calls."""
     ticket, message = await passed(running, impatient, sql=ENDLESS)
@@ -67,25 +67,27 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_counted_until_it_leave
         await call.read()  # the schema
         await until(lambda: running.of_kind("ReadEnded")[-1:] and not running.reads.live)
         assert running.of_kind("ReadEnded")[-1].code == "client_stalled"
-        assert impatient._desk._open == {provider.CONSUMER: 1}
+        assert impatient._queries._open == {provider.CONSUMER: 1}
         answer = await answer_of(call)  # a client that reads on gets what was sent, and the reason
         assert answer.sentence.startswith("client_stalled: ")
-        await until(lambda: impatient._desk._open == {})
+        await until(lambda: impatient._queries._open == {})
 
 
-async def test_a_reader_that_takes_nothing_and_leaves_is_counted_no_more(running: Provider, impatient: Front) -> None:
+async def test_a_reader_that_takes_nothing_and_leaves_is_counted_no_more(
+    running: Provider, impatient: FlightServer
+) -> None:
     ticket, message = await passed(running, impatient, sql=ENDLESS)
     async with connected(impatient, *SMALL_WINDOW) as client:
         call = await client.begin("DoGet", message, ticket=ticket)
         await call.read()
         await until(lambda: running.of_kind("ReadEnded")[-1:] and not running.reads.live)
-        assert impatient._desk._open == {provider.CONSUMER: 1}
+        assert impatient._queries._open == {provider.CONSUMER: 1}
         call.cancel()
-        await until(lambda: impatient._desk._open == {})
+        await until(lambda: impatient._queries._open == {})
 
 
 async def test_a_large_message_has_the_time_limit_for_each_part_of_it(
-    running: Provider, impatient: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, impatient: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gRPC says when a message has gone, not how much of it."""
     monkeypatch.setattr(flight_queries, "_STALL_BYTES", 2**18)
@@ -104,7 +106,7 @@ async def test_a_large_message_has_the_time_limit_for_each_part_of_it(
 
 
 async def test_who_takes_no_table_of_the_catalogue_is_cut_off(
-    running: Provider, impatient: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, impatient: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpc_call, "_STALL_TIMEOUT_S", 0.5)
 
@@ -119,19 +121,21 @@ async def test_who_takes_no_table_of_the_catalogue_is_cut_off(
     assert answer.sentence.startswith("client_stalled: ")
 
 
-async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(running: Provider, impatient: Front) -> None:
+async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(
+    running: Provider, impatient: FlightServer
+) -> None:
     ticket, message = await passed(running, impatient, sql=ENDLESS)
     async with connected(impatient) as client:
         call = await client.begin("DoGet", message, ticket=ticket)
         await call.read()
         call.cancel()
         await settled(running)
-        await until(lambda: (impatient._desk._running, impatient._desk._open) == ({}, {}))
+        await until(lambda: (impatient._queries._running, impatient._queries._open) == ({}, {}))
     assert running.of_kind("ReadEnded")[-1].code == "client_gone"
 
 
 async def test_a_reader_that_leaves_before_the_first_row_is_in_the_log_as_one_that_leaves(
-    running: Provider, impatient: Front
+    running: Provider, impatient: FlightServer
 ) -> None:
     long = "SELECT count(*) FROM clinic.numbers a, clinic.numbers b, clinic.numbers c WHERE a.x < b.x * c.x"
     ticket, message = await passed(running, impatient, sql=long)
@@ -147,7 +151,7 @@ async def test_a_reader_that_leaves_before_the_first_row_is_in_the_log_as_one_th
 
 @pytest.mark.parametrize("leaves", ["the call", "the connection", "nothing"])
 async def test_what_was_being_sent_to_a_reader_that_leaves_goes_with_it(
-    running: Provider, impatient: Front, leaves: str
+    running: Provider, impatient: FlightServer, leaves: str
 ) -> None:
     """At once, and not with the garbage collector: batches of thirty megabytes would wait for it."""
     ticket, message = await passed(running, impatient, sql=ENDLESS)
@@ -169,7 +173,7 @@ async def test_what_was_being_sent_to_a_reader_that_leaves_goes_with_it(
 
 
 async def test_a_request_that_does_not_come_is_not_awaited_for_ever(
-    running: Provider, impatient: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, impatient: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpc_call, "_BODY_TIMEOUT_S", 0.3)
     ticket = running.ticket(await running.agree())
@@ -179,7 +183,7 @@ async def test_a_request_that_does_not_come_is_not_awaited_for_ever(
 
 
 async def test_a_caller_without_a_ticket_is_refused_before_its_request_is_read(
-    impatient: Front, monkeypatch: pytest.MonkeyPatch
+    impatient: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GrpcCall, "_read", None)
     async with connected(impatient) as client:
@@ -188,7 +192,9 @@ async def test_a_caller_without_a_ticket_is_refused_before_its_request_is_read(
 
 
 @pytest.mark.parametrize("count", [256, 257])
-async def test_a_request_has_a_bounded_number_of_messages(running: Provider, impatient: Front, count: int) -> None:
+async def test_a_request_has_a_bounded_number_of_messages(
+    running: Provider, impatient: FlightServer, count: int
+) -> None:
     ticket = running.ticket(await running.agree())
     async with connected(impatient) as client:
         answer = await client.ask("ListFlights", *[b""] * count, ticket=ticket)
@@ -196,23 +202,23 @@ async def test_a_request_has_a_bounded_number_of_messages(running: Provider, imp
     assert answer.sentence == f"request_invalid: {expected}"
 
 
-async def test_a_request_of_many_messages_has_the_limit_of_one(running: Provider, impatient: Front) -> None:
+async def test_a_request_of_many_messages_has_the_limit_of_one(running: Provider, impatient: FlightServer) -> None:
     ticket = running.ticket(await running.agree())
     async with connected(impatient) as client:
         answer = await client.ask("ListFlights", *[bytes(2**18)] * 5, ticket=ticket)
     assert answer.sentence.startswith("request_too_large: ")
 
 
-async def test_open_calls_of_one_consumer_are_bounded(running: Provider, impatient: Front) -> None:
+async def test_open_calls_of_one_consumer_are_bounded(running: Provider, impatient: FlightServer) -> None:
     ticket = running.ticket(await running.agree())
     async with connected(impatient) as client:
         calls = [client.call("GetFlightInfo", ticket=ticket) for _ in range(flight_queries._CALLS_OF_ONE)]
-        await until(lambda: impatient._desk._open == {provider.CONSUMER: len(calls)})
+        await until(lambda: impatient._queries._open == {provider.CONSUMER: len(calls)})
         answer = await client.ask("ListActions", b"", ticket=ticket)
         assert (answer.status, answer.sentence.partition(":")[0]) == (14, "streams_of_consumer")
         for call in calls:
             call.cancel()
-        await until(lambda: impatient._desk._open == {})
+        await until(lambda: impatient._queries._open == {})
         assert (await client.ask("ListActions", b"", ticket=ticket)).status == 0
 
 
@@ -238,7 +244,7 @@ def handed(text: str) -> bytes:
     ids=lambda one: str(one.command or one.path)[-60:],
 )
 async def test_what_is_asked_in_another_form_is_bad_input(
-    running: Provider, impatient: Front, asked: fl.FlightDescriptor
+    running: Provider, impatient: FlightServer, asked: fl.FlightDescriptor
 ) -> None:
     ticket = running.ticket(await running.agree())
 
@@ -252,7 +258,7 @@ async def test_what_is_asked_in_another_form_is_bad_input(
 
 
 @pytest.mark.parametrize("header", ["hanse-purpose", "hanse-application"])
-async def test_what_is_declared_at_length_is_bad_input(running: Provider, impatient: Front, header: str) -> None:
+async def test_what_is_declared_at_length_is_bad_input(running: Provider, impatient: FlightServer, header: str) -> None:
     ticket = running.ticket(await running.agree())
 
     def go(size: int) -> None:
@@ -266,14 +272,14 @@ async def test_what_is_declared_at_length_is_bad_input(running: Provider, impati
 
 @pytest.mark.parametrize("letter", ["a", "%", "\u00e9", "\u6f22", "\U0001f600", "\ud800", "\r\n"])
 async def test_a_refusal_in_any_script_fits_into_the_metadata_that_clients_take(
-    impatient: Front, monkeypatch: pytest.MonkeyPatch, letter: str
+    impatient: FlightServer, monkeypatch: pytest.MonkeyPatch, letter: str
 ) -> None:
     error = Refused(letter * 1000, code="revoked", rule=letter * 200)
 
     async def refuse(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(impatient._desk, "asker", refuse)
+    monkeypatch.setattr(impatient._queries, "identify", refuse)
     agent = ("grpc.primary_user_agent", "grpc-c++/1.76.0")  # gets the JSON, too
     async with connected(impatient, agent, ("grpc.max_metadata_size", 8192)) as client:
         answer = await answer_of(client.call("ListFlights", ticket="any"))
