@@ -14,8 +14,8 @@ from connector.audit.signed_note import Signer, origin_of, read_name
 from connector.dataplane.admission import Reads
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
-from connector.dataplane.flight.flight_queries import Desk
-from connector.dataplane.flight.listener import Front, Listen
+from connector.dataplane.flight.flight_queries import FlightQueries
+from connector.dataplane.flight.listener import FlightServer, ListenOptions
 from connector.dataplane.push.push_receiver import Receiving, Room
 from connector.dataplane.push.push_sender import Target, push
 from connector.dataplane.push.received_files import arriving
@@ -88,7 +88,7 @@ class Services:
     owners_view: OwnersView
     addresses: Addresses
     receiving: Receiving
-    flight: Front | None
+    flight: FlightServer | None
     sender: Sender
     negotiations: NegotiationService
     transfers: TransferService
@@ -430,14 +430,14 @@ def _converted(settings: Settings, secret: bytes) -> Path:
     return settings.converted_dir / f"converted-{hmac.digest(secret, b'converted', 'sha256').hex()[:16]}"
 
 
-def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Path) -> Front | None:
+def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Path) -> FlightServer | None:
     if settings.flight_port is None:
         return None
-    listen = Listen(
+    listen = ListenOptions(
         host=settings.flight_host,
         port=settings.flight_port,
         certificate=str(settings.tls_certificate or ""),
         key=str(settings.tls_key or ""),
     )
     secret = keys.load_secret(key_dir, "flight")  # of cursors that are given out anew: Flight may be set at any time
-    return Front(Desk(reads, addresses, owner=settings.name, key=secret), listen)
+    return FlightServer(FlightQueries(reads, addresses, owner=settings.name, key=secret), listen)

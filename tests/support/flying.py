@@ -14,17 +14,19 @@ import adbc_driver_flightsql.dbapi
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from connector.dataplane.flight.flight_queries import Desk
-from connector.dataplane.flight.listener import Front, Listen
+from connector.dataplane.flight.flight_queries import FlightQueries
+from connector.dataplane.flight.listener import FlightServer, ListenOptions
 from tests.support import provider
 from tests.support.provider import Provider
 
 
 @asynccontextmanager
-async def flying(running: Provider, *, stall_seconds: float = 60.0, **listen: Any) -> AsyncIterator[Front]:
+async def flying(running: Provider, *, stall_seconds: float = 60.0, **listen: Any) -> AsyncIterator[FlightServer]:
     """The provider's data over Flight on a free port, until the block ends."""
-    desk = Desk(running.reads, running.addresses, owner=provider.OWNER, key=b"k" * 32, stall_seconds=stall_seconds)
-    front = Front(desk, Listen(**{"host": "127.0.0.1", "port": 0, **listen}))
+    queries = FlightQueries(
+        running.reads, running.addresses, owner=provider.OWNER, key=b"k" * 32, stall_seconds=stall_seconds
+    )
+    front = FlightServer(queries, ListenOptions(**{"host": "127.0.0.1", "port": 0, **listen}))
     await front.start()
     try:
         yield front
@@ -63,7 +65,7 @@ class Flyer:
 
 
 @contextmanager
-def flyer(front: Front, ticket: str, *, scheme: str = "", headers: Any = (), **options: Any) -> Iterator[Flyer]:
+def flyer(front: FlightServer, ticket: str, *, scheme: str = "", headers: Any = (), **options: Any) -> Iterator[Flyer]:
     """A client that shows this data-plane ticket. Without a `scheme`: one that knows how the front listens."""
     if not scheme:
         scheme, roots = reached(front)
@@ -86,7 +88,7 @@ def whole(reader: Any) -> tuple[pa.Table, dict[str, Any]]:
     return pa.Table.from_batches(batches, schema=reader.schema), end
 
 
-def connect(front: Front, ticket: str, **more: str) -> Any:
+def connect(front: FlightServer, ticket: str, **more: str) -> Any:
     """A DBAPI connection of the ADBC driver."""
     scheme, roots = reached(front)
     known = adbc_driver_flightsql.DatabaseOptions
@@ -95,7 +97,7 @@ def connect(front: Front, ticket: str, **more: str) -> Any:
     return adbc_driver_flightsql.dbapi.connect(f"{scheme}://127.0.0.1:{front.port}", db_kwargs=options, autocommit=True)
 
 
-def reached(front: Front) -> tuple[str, bytes]:
+def reached(front: FlightServer) -> tuple[str, bytes]:
     """The scheme of its addresses, and the certificate to believe (none without TLS)."""
     known = front._listen.certificate
     return ("grpc+tls", Path(known).read_bytes()) if known else ("grpc+tcp", b"")

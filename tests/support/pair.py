@@ -298,8 +298,8 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: ProcessLimits 
     # committed and handed to nobody is found when it ends.
     sender = Sender(
         store=store,
-        is_partner=process_limits.partner,
-        makes_partner=process_limits.asked,
+        is_partner=process_limits.is_partner,
+        makes_partner=process_limits.makes_partner,
         **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing},
     )
     peer = ProtocolClient(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")

@@ -18,7 +18,7 @@ import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support import provider, streamed
 from tests.support.flying import flyer
 from tests.support.provider import Provider
@@ -154,7 +154,7 @@ def _of_chunks(rest: bytes) -> tuple[bytes, bytes]:
     return bytes(body), b""
 
 
-async def over_flight(front: Front, ticket: str, name: str, *, cut: int | None = None) -> Came:
+async def over_flight(front: FlightServer, ticket: str, name: str, *, cut: int | None = None) -> Came:
     """All rows of a dataset that has one endpoint. `cut`: after so many batches the call is cancelled."""
     found = await endpoints(front, ticket, name)
     if isinstance(found, Came):
@@ -163,7 +163,7 @@ async def over_flight(front: Front, ticket: str, name: str, *, cut: int | None =
     return await at_endpoint(front, ticket, endpoint, cut=cut)
 
 
-async def endpoints(front: Front, ticket: str, name: str) -> list[fl.Ticket] | Came:
+async def endpoints(front: FlightServer, ticket: str, name: str) -> list[fl.Ticket] | Came:
     """Where the rows of a dataset are, or the refusal."""
 
     def ask() -> list[fl.Ticket] | Came:
@@ -176,12 +176,12 @@ async def endpoints(front: Front, ticket: str, name: str) -> list[fl.Ticket] | C
     return await asyncio.to_thread(ask)
 
 
-async def at_endpoint(front: Front, ticket: str, endpoint: fl.Ticket, *, cut: int | None = None) -> Came:
+async def at_endpoint(front: FlightServer, ticket: str, endpoint: fl.Ticket, *, cut: int | None = None) -> Came:
     """The rows of one endpoint."""
     return await asyncio.to_thread(_at_endpoint, front, ticket, endpoint, cut)
 
 
-def _at_endpoint(front: Front, ticket: str, endpoint: fl.Ticket, cut: int | None) -> Came:
+def _at_endpoint(front: FlightServer, ticket: str, endpoint: fl.Ticket, cut: int | None) -> Came:
     batches: list[pa.RecordBatch] = []
     try:
         with flyer(front, ticket) as client:

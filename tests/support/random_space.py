@@ -29,7 +29,7 @@ from connector.dataplane.cache import cached_stream, stream_cache
 from connector.dataplane.cache.mixed_stream import Mixed
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.flight import flight_queries
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.http.file_spans import Scattered
 from connector.datasets import block_layout
 from connector.datasets.external import Outside
@@ -204,7 +204,7 @@ class Door:
 
     url: str
     client: httpx2.AsyncClient
-    front: Front
+    front: FlightServer
 
 
 class Space:

@@ -1,10 +1,9 @@
-"""Arrow Flight and Flight SQL: a second transport over the one governed stream (decision 38).
+"""Arrow Flight and Flight SQL: a second transport over the one governed stream (decision 59).
 
-    client ──HTTP/2──> http2 ──gRPC──> rpc, framing ──Flight──> service ──> desk ──> stream.py
-                                                                   └──> tables ──> maker (a process of its own)
+    client ──gRPC──> listener, grpc_call ──Flight──> rpc_methods ──> flight_queries ──> admission
+                                                          └──> catalogue_client ──> catalogue_process
 
-`http2` knows frames, windows and limits (with `outward`, `states`, `helpings` and `messages`), `rpc` and `framing`
-what is in them, `service` the methods, `desk` who may read what. None of them loads Arrow: a batch goes out as the
-bytes that it is. What has to be made or read with Arrow besides, a catalogue's table or a client's parameters, is
-asked of a process that can be limited and killed.
+`listener` holds grpcio's server and its limits, `grpc_call` one call, `framing` its messages, `rpc_methods` the
+methods, `flight_queries` who may read what. None of them loads Arrow: a batch leaves as the bytes that it is. Catalogue
+tables and clients' parameters need Arrow, so a process that can be limited and killed makes and reads them.
 """

@@ -1,8 +1,8 @@
-"""What Flight needs of Arrow besides streams, for the connector, which loads none: asked of processes of their own.
+"""Client of the processes that make and read Arrow for Flight, because the connector's process loads no Arrow.
 
-Tables of the catalogue and schemas are made by one process (`maker`); what clients put is read by
-another, so that nobody else's question waits for it or dies with it. Each starts when it is first needed and stays.
-Both answer one question at a time, and consumers take turns.
+One process makes catalogue tables and schemas. Another reads the parameters that clients send, so that no other
+question waits for it or ends with it. Each starts when it is first needed and stays. Both answer one question at a
+time, and consumers take turns. `catalogue_process` is the other end.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from connector.dataplane.flight import catalogue_process, flightsql
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight import catalogue_process, flightsql, protobuf
+from connector.dataplane.flight.protobuf import MalformedMessage
 from connector.engine.pool.sandbox import environment
 from connector.errors import BadInput, Busy, internal_error
 from connector.infra.concurrency.turn_queue import TurnQueue
@@ -34,76 +33,77 @@ _SENTENCE_MAX = 300
 _log = logger("flight")
 
 
-class Tables:
-    """Arrow's bytes for Flight. `seconds` is what a question may take, once it is its turn, and `wait_seconds` how long
-    it waits for that.
+class CatalogueClient:
+    """Asks for catalogue tables, schemas and parameters as bytes of Arrow.
 
-    Any method may raise Busy where too many wait, or for too long, and where its process cannot be started or has
-    ended meanwhile; the next question gets another one. `consumer` is whose turn it takes.
+    A question may wait `wait_seconds` for its turn and then take `seconds`. `consumer` says whose turn it takes. Every
+    method raises Busy when too many questions wait, or for too long, and when its process cannot start or has ended.
+    The next question starts another process.
     """
 
     def __init__(self, *, seconds: float = 10.0, wait_seconds: float = 30.0) -> None:
         self._ours = _Child(seconds, wait_seconds=wait_seconds, most=_ANSWER_MAX)
         self._foreign = _Child(seconds, wait_seconds=wait_seconds, most=_ROW_MAX)
-        self._said = _Kept(_KEPT_BYTES)
+        self._answers = _Kept(_KEPT_BYTES)
 
     async def constant(self, consumer: str, sql: str) -> bytes | None:
-        """What a statement that reads nothing (`SELECT 1`) gives, as an Arrow stream; None for other statements."""
+        """Returns the answer to a statement that reads nothing (`SELECT 1`) as an Arrow stream; None for others."""
         found = flightsql.constant(sql)
-        return found and await self._one(consumer, "constant", *found)
+        return found and await self._cached_part(consumer, "constant", *found)
 
     async def catalogue(self, consumer: str, name: str, command: bytes, tables: Sequence[Mapping[str, Any]]) -> bytes:
-        """The catalogue table that a command of this name asks for, of these datasets ({owner, name, schema}), as an
-        Arrow stream. BadInput where the command is garbled."""
+        """Returns the catalogue table that a command asks for, about these datasets ({owner, name, schema}), as a
+        stream of Arrow. Raises BadInput for a malformed command."""
         told = [(one["owner"], one["name"]) for one in tables]
         parts = [command, *(one["schema"] for one in tables)]
         _, (stream,) = await self._ask(consumer, ["catalogue", name, told], parts)
         return stream
 
     async def catalogue_schema(self, consumer: str, name: str, command: bytes) -> bytes:
-        """The schema of that table as an encapsulated message. BadInput where the command is garbled."""
+        """Returns the schema of that table as an encapsulated message. Raises BadInput for a malformed command."""
         try:
             wanted = flightsql.table_schema_wanted(name, protobuf.read(command))
-        except Garbled as error:
+        except MalformedMessage as error:
             raise BadInput(str(error), code="request_invalid") from None
         part = protobuf.write([(5, wanted)])  # all that it looks at
-        return await self._one(consumer, "catalogue_schema", name, part=part)
+        return await self._cached_part(consumer, "catalogue_schema", name, part=part)
 
     async def parameters(self, consumer: str, kinds: Sequence[str]) -> bytes:
-        """The schema of parameters of these kinds, as an encapsulated message; empty for none."""
-        return await self._one(consumer, "parameters", tuple(kinds)) if kinds else b""
+        """Returns the schema of parameters of these kinds as an encapsulated message; empty without parameters."""
+        return await self._cached_part(consumer, "parameters", tuple(kinds)) if kinds else b""
 
     async def values(self, consumer: str, stream: bytes) -> list[list[str]]:
-        """The one row of parameters in a stream that a client has put, as [type, text]. BadInput where it is anything
-        else, or takes longer or more memory to read than such a row can."""
+        """Returns the one row of parameters in a client's stream as [type, text].
+
+        Raises BadInput for anything else, also for what takes more time or memory than such a row can."""
         if len(stream) > _VALUES_MAX:
             raise BadInput(
-                f"expected at most {_VALUES_MAX} bytes of parameters, came {len(stream)}", code="request_invalid"
+                f"expected at most {_VALUES_MAX} bytes of parameters, got {len(stream)}", code="request_invalid"
             )
         try:
             row, _ = await _answer_of(self._foreign, consumer, ["values"], [stream])
         except _Lost:
             raise _unreadable() from None
-        # Who has read foreign bytes may say anything.
+        # A process that has read foreign bytes may answer anything.
         if not isinstance(row, list) or not all(map(flightsql.is_value, row)):
             raise _unreadable()
         return row
 
     @property
     def pids(self) -> tuple[int, int]:
-        """The process that makes, and the one that reads what clients put; 0 while there is none."""
+        """The process ids of the maker and the reader; 0 while it does not run."""
         return self._ours.pid, self._foreign.pid
 
     async def close(self) -> None:
-        """End the processes. Whoever waits for an answer gets Busy, or BadInput for values, and so does who asks on."""
+        """End the processes. Questions that wait, and later ones, raise Busy, those for values BadInput."""
         await asyncio.gather(self._ours.close(), self._foreign.close())
 
-    async def _one(self, consumer: str, *question: Any, part: bytes = b"") -> bytes:
-        """The one part of the answer to a question that has the same each time."""
-        found = self._said.get((question, part))
+    async def _cached_part(self, consumer: str, *question: Any, part: bytes = b"") -> bytes:
+        """Returns the one part of an answer that is always the same, from memory where it is known."""
+        found = self._answers.get((question, part))
         if found is None:
             _, found = await self._ask(consumer, list(question), [part])
-            self._said.put((question, part), found, sum(map(len, found)))
+            self._answers.store((question, part), found, sum(map(len, found)))
         return found[0]
 
     async def _ask(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
@@ -116,7 +116,7 @@ class Tables:
 async def _answer_of(
     child: _Child, consumer: str, question: list[Any], parts: Sequence[bytes]
 ) -> tuple[Any, list[bytes]]:
-    """What is made, and its parts. BadInput where what the client sent does not fit, _Lost where no answer came."""
+    """Returns the answer and its parts. Raises BadInput for a malformed question, _Lost where no answer came."""
     told, found = await child.ask(consumer, question, parts)
     if isinstance(told, dict) and "made" in told:
         return told["made"], found
@@ -127,11 +127,11 @@ async def _answer_of(
 
 
 def _unreadable() -> BadInput:
-    return BadInput("expected one row of parameters, came Arrow that cannot be read in time", code="request_invalid")
+    return BadInput("expected one row of parameters, got Arrow that cannot be read in time", code="request_invalid")
 
 
 class _Lost(Exception):
-    """A question whose process ended, or was ended as it took too long."""
+    """The process of a question ended, or took too long."""
 
 
 class _Child:
@@ -152,11 +152,10 @@ class _Child:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
     async def ask(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
-        """What is told, and its parts, when it is the consumer's turn. _Lost where none comes; Busy where it is never
-        its turn, or there is no process to ask.
+        """Returns the answer and its parts, in the consumer's turn. Raises _Lost or Busy.
 
-        A question whose caller has left is answered all the same, in its time, and nobody hears it: a process that is
-        ended for that would be missed by everybody else, as would one that is starting.
+        A question runs to its end although its caller has left: to end a running or starting process would delay
+        the questions that wait.
         """
         await self._turns.take(consumer)
         asking = asyncio.ensure_future(self._in_turn(question, parts))
@@ -168,21 +167,21 @@ class _Child:
     def _answered(self, asking: asyncio.Task[tuple[Any, list[bytes]]]) -> None:
         self._asking.discard(asking)
         if not asking.cancelled():
-            asking.exception()  # it may be that nobody hears it
+            asking.exception()  # its caller may have left
 
     async def _in_turn(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         try:
             async with self._used:
-                return await self._asked(question, parts)
+                return await self._exchange(question, parts)
         finally:
             self._turns.give_back()
 
-    async def _asked(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+    async def _exchange(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         channel = await self._ready()
         try:
             async with asyncio.timeout(self._seconds):
                 await asyncio.get_running_loop().sock_sendall(channel, catalogue_process.frame(question, parts))
-                return await self._told(channel)
+                return await self._receive_answer(channel)
         except (TimeoutError, OSError, EOFError, ValueError) as error:
             self._kill()
             _log.error("a process of Flight's tables is lost", asked=question[0], reason=type(error).__name__)
@@ -194,14 +193,14 @@ class _Child:
     async def close(self) -> None:
         """End it, and let no other start."""
         self._closed = True
-        self._end()  # of the channel hears whoever reads it, and closes it
+        self._end()  # the reader of the channel sees that, and closes it
         async with self._used:
             await self._gone()
 
     async def _ready(self) -> socket.socket:
-        """The channel to a process that listens; Busy where none does."""
+        """Returns the channel to a process that listens. Raises Busy where none does."""
         if self._closed:
-            raise Busy("the connector ends; ask another time")
+            raise Busy("the connector is stopping; try again later")
         if self._channel is None or not self.pid:
             await self._gone()
             try:
@@ -216,7 +215,7 @@ class _Child:
         return self._channel
 
     async def _start(self) -> None:
-        """A new process, once it has said that it is ready; OSError, EOFError or ValueError where it does not."""
+        """Start a process and wait until it is ready. Raises OSError, EOFError or ValueError where it does not."""
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
         with theirs:
@@ -226,9 +225,9 @@ class _Child:
                 env=environment(**_ALLOCATION), start_new_session=True,
             )  # fmt: skip
         async with asyncio.timeout(_START_SECONDS):
-            told, _ = await self._told(self._channel)
+            told, _ = await self._receive_answer(self._channel)
         if told != catalogue_process.READY or self._closed:
-            raise ValueError(f"expected {catalogue_process.READY!r}, came something else")
+            raise ValueError(f"expected {catalogue_process.READY!r}, got something else")
 
     def _kill(self) -> None:
         """End it now; `_gone` waits for that."""
@@ -248,8 +247,8 @@ class _Child:
             await self._process.wait()
         self._process = None
 
-    async def _told(self, channel: socket.socket) -> tuple[Any, list[bytes]]:
-        """The next frame. EOFError where the other end has gone, ValueError where it is none."""
+    async def _receive_answer(self, channel: socket.socket) -> tuple[Any, list[bytes]]:
+        """Returns the next frame. Raises EOFError at the end, ValueError for anything but a frame."""
         size, room = catalogue_process.HEADER.unpack(await _received(channel, catalogue_process.HEADER.size))
         if size + room > self._most:
             raise ValueError("expected an answer of a size that can be")
@@ -268,7 +267,7 @@ async def _received(channel: socket.socket, size: int) -> bytes:
 
 
 class _Kept:
-    """Answers that come again, those of least use let go where they are more than `most` bytes."""
+    """Answers by question: at most `most` bytes, the least recently used are removed first."""
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -280,8 +279,8 @@ class _Kept:
         self._found.move_to_end(key)
         return self._found[key][0]
 
-    def put(self, key: Hashable, found: list[bytes], size: int) -> None:
-        """Keep them, `size` bytes with their key."""
+    def store(self, key: Hashable, found: list[bytes], size: int) -> None:
+        """Keep an answer of `size` bytes."""
         if key in self._found:
             return
         size += _ENTRY_BYTES
@@ -294,4 +293,4 @@ class _Kept:
 _ENTRY_BYTES = 1024  # about what an entry takes besides
 
 
-__all__ = ["Tables"]
+__all__ = ["CatalogueClient"]

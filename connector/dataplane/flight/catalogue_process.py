@@ -1,8 +1,8 @@
 """Makes and reads Flight's tables: `python -m connector.dataplane.flight.catalogue_process <socket's fd>`.
 
-It holds nothing, may open no file and no connection, and ends when the socket closes: what strangers send as Arrow is
-parsed here, where it can be limited and killed. One question at a time, and its answer; both are frames. `making` is
-its inside, `tables` the other end. Standard library only: both ends load it.
+Runs as a child process without secrets. It may open no file and no connection, and ends when the socket closes: Arrow
+from strangers is parsed here, where it can be limited and killed. It answers one question at a time; both are frames.
+`catalogue_tables` makes the answers, `catalogue_client` is the other end. Standard library only: both ends load it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any, Final
 
 from connector.engine.pool.sandbox import confine
 
-HEADER: Final = struct.Struct("<II")  # bytes of JSON ([what is told, sizes of the parts]), bytes of the parts behind it
+HEADER: Final = struct.Struct("<II")  # bytes of JSON ([value, sizes of the parts]), bytes of the parts after it
 READY: Final = "ready"
 _MEMORY = 2**30  # address space: a tenth of it is taken by libraries
-_ALONE_SECONDS = 30  # longer than any connector waits: one that is gone cannot end us
+_ALONE_SECONDS = 30  # longer than any connector waits: a connector that is gone cannot end this process
 
 
 def frame(told: Any, parts: Sequence[bytes] = ()) -> bytes:
-    """What is told, and bytes that belong to it, as they pass the socket."""
+    """Returns a value and its parts as they pass the socket."""
     text, body = json.dumps([told, [len(part) for part in parts]]).encode(), b"".join(parts)
     return HEADER.pack(len(text), len(body)) + text + body
 
 
 def unframed(text: bytes, body: bytes) -> tuple[Any, list[bytes]]:
-    """What `frame` was given. ValueError for what it never made."""
+    """Returns the value and the parts of a frame. Raises ValueError for anything else."""
     try:
         told, sizes = json.loads(text)
         parts, at = [], 0
@@ -40,21 +40,21 @@ def unframed(text: bytes, body: bytes) -> tuple[Any, list[bytes]]:
             parts.append(body[at : at + size])
             at += len(parts[-1])
     except (TypeError, RecursionError):
-        raise ValueError("expected what is told and the sizes of its parts") from None
+        raise ValueError("expected a value and the sizes of its parts, got something else") from None
     if at != len(body) or [len(part) for part in parts] != sizes:
-        raise ValueError("expected parts of the sizes that are told")
+        raise ValueError("expected parts of the stated sizes, got others")
     return told, parts
 
 
 def main() -> None:
-    """Shut ourselves in, load Arrow, and answer until the connector goes."""
+    """Enter the sandbox, load Arrow, and answer until the connector goes."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     null = os.open(os.devnull, os.O_WRONLY)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, _MEMORY)
     confine(readable=(), writable=())
-    # After that: the library starts a thread, which must be inside as well. It does without NumPy, which would take
-    # as long to load again, and address space for each processor.
+    # After the sandbox: the library starts a thread, which must be inside, too. NumPy is left out: it would double the
+    # time to load, and take address space for each processor.
     sys.modules["numpy"] = None  # type: ignore[assignment]
     from connector.dataplane.flight.catalogue_tables import answer
 

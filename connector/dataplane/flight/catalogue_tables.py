@@ -1,6 +1,6 @@
-"""Flight's tables and what is read of those that clients put, in Arrow. Runs in the process of `maker`, which says why.
+"""Catalogue tables for Flight, and parameters from clients, in Arrow. Runs inside `catalogue_process`.
 
-MAKES is all that is asked there: by its name, with what is told of it and the bytes that belong to it.
+MAKES holds a handler for each question, by name.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.dataplane.flight import catalogue_process, sqlinfo
+from connector.dataplane.flight import catalogue_process, protobuf, sqlinfo
 from connector.dataplane.flight.flightsql import KEYS, table_schema_wanted
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled, Message
 from connector.dataplane.flight.parameters import MOST
+from connector.dataplane.flight.protobuf import MalformedMessage, Message
 from connector.infra.formats import flatbuffers
 
 _TEXT_MAX = 300
 _TABLE_TYPES = ("TABLE",)
 _ROW_TEXT_MAX = 64 * 2**10
-_UNFOLDED_MAX = 2**20  # bytes of a row of parameters: as many as one that is not compressed can have
+_DECOMPRESSED_MAX = 2**20  # bytes of a row of parameters: as many as one that is not compressed can have
 _VERSION_5 = 4  # Schema.fbs, MetadataVersion: those before say elsewhere that they are compressed
 
 CATALOGS = pa.schema([pa.field("catalog_name", pa.string(), nullable=False)])
@@ -36,7 +35,7 @@ TABLES = pa.schema(
         pa.field("table_type", pa.string(), nullable=False),
     ]
 )
-_NO_COLUMNS = pa.schema([]).serialize().to_pybytes()  # of what cannot be looked at: clients read a schema or fail
+_NO_COLUMNS = pa.schema([]).serialize().to_pybytes()  # of a dataset that cannot be read: clients fail without a schema
 TABLES_WITH_SCHEMA = TABLES.append(pa.field("table_schema", pa.binary(), nullable=False))
 PRIMARY_KEYS = pa.schema(
     [
@@ -74,34 +73,34 @@ _SCHEMAS = {
 
 
 def answer(question: Sequence[Any], parts: Sequence[bytes]) -> bytes:
-    """What is made for a question, as a frame: {"made": ...} with its parts; {"garbled": why} where what a client sent
-    does not fit; {"failed": which error} where it is us who cannot."""
+    """Returns the answer to a question as a frame: {"made": value} with its parts, {"garbled": reason} for a malformed
+    request of a client, {"failed": error type} for a failure of this process."""
     name, *told = question
     try:
         made, found = MAKES[name](parts, *told)
-    except Garbled as error:
+    except MalformedMessage as error:
         return catalogue_process.frame({"garbled": str(error)[:_TEXT_MAX]})
-    except Exception as error:  # noqa: BLE001  the next question has nothing to do with it
+    except Exception as error:  # noqa: BLE001  the next question is not affected
         return catalogue_process.frame({"failed": type(error).__name__})
     return catalogue_process.frame({"made": made}, found)
 
 
 def schema_of(name: str, command: Message) -> pa.Schema:
-    """The schema of a catalogue table."""
+    """Returns the schema of a catalogue table."""
     return TABLES_WITH_SCHEMA if table_schema_wanted(name, command) else _SCHEMAS[name]
 
 
 def constant(name: str, value: int) -> pa.Table:
-    """One row of one whole number."""
+    """Returns one row of one integer."""
     return pa.table({name: pa.array([value], pa.int32())})
 
 
 def parameters(kinds: Sequence[str]) -> pa.Schema:
-    """The schema of a statement's parameters, as `parameters.kinds` says what they are."""
+    """Returns the schema of parameters of these kinds (see `parameters.kinds`)."""
     return pa.schema([pa.field(str(number), _PARAMETERS.get(kind, pa.null())) for number, kind in enumerate(kinds)])
 
 
-# Moments in thousandths: JDBC writes so many into the field, whatever its unit is.
+# Timestamps in milliseconds: JDBC writes those, whatever the unit is.
 _PARAMETERS = {
     "int": pa.int64(),
     "float": pa.float64(),
@@ -115,8 +114,8 @@ _PARAMETERS = {
 
 
 def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One catalogue table about these datasets ({owner, name, schema}). There is one catalogue, and it has no name; and
-    no dataset has keys."""
+    """Returns a catalogue table about these datasets ({owner, name, schema}). The one catalogue has no name, and no
+    dataset has keys."""
     if name == "CommandGetCatalogs":
         return pa.Table.from_pylist([{"catalog_name": ""}], CATALOGS)
     if name == "CommandGetTableTypes":
@@ -125,7 +124,7 @@ def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) 
         return sqlinfo.table(protobuf.numbers(command, 1))
     if name in KEYS:
         return schema_of(name, command).empty_table()
-    if protobuf.text(command, 1):  # catalog: any but the one without a name has nothing
+    if protobuf.text(command, 1):  # catalog: only the one without a name has tables
         tables = ()
     owners = _like(protobuf.text(command, 2))  # db_schema_filter_pattern
     tables = [one for one in tables if owners.fullmatch(one["owner"])]
@@ -153,8 +152,8 @@ def _tables(command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _like(pattern: str | None) -> re.Pattern[str]:
-    """A pattern of SQL's LIKE; None is any. What stands between two `%` is looked for once, the first place is taken:
-    every other way to share a name among them would be tried as well."""
+    """Returns a pattern of SQL's LIKE; None matches any name. The text between two `%` matches at its first place only:
+    a plain regular expression would try every other way to divide the name, too."""
     text = "%" if pattern is None else pattern[:1024]
     first, *more = ["".join("." if one == "_" else re.escape(one) for one in part) for part in text.split("%")]
     sought = "".join(f"(?>.*?{part})" for part in more[:-1])
@@ -162,7 +161,7 @@ def _like(pattern: str | None) -> re.Pattern[str]:
 
 
 def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
-    """The one row of parameters in these batches as [type, text]; Garbled where it is another number of rows."""
+    """Returns the one row of parameters in these batches as [type, text]. Raises MalformedMessage for other counts."""
     row: list[list[str]] | None = None
     for batch in batches:
         _check_kinds(batch.schema)
@@ -172,23 +171,23 @@ def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
         if batch.num_rows:
             row = [_value_at(number, column) for number, column in enumerate(batch.columns, 1)]
     if row is None:
-        raise Garbled("expected one row of parameters, came none")
+        raise MalformedMessage("expected one row of parameters, got none")
     if sum(len(text) for _, text in row) > _ROW_TEXT_MAX:
-        raise Garbled(f"expected at most {_ROW_TEXT_MAX} characters of parameters, came more")
+        raise MalformedMessage(f"expected at most {_ROW_TEXT_MAX} characters of parameters, got more")
     return row
 
 
 def _value_at(number: int, column: pa.Array) -> list[str]:
-    """The value of a parameter, told by its number where it is none."""
+    """Returns the value of a parameter; an error names its number."""
     try:
         column.validate(full=True)
         return _value(column)
     except (pa.ArrowInvalid, ValueError, OverflowError) as error:
-        if isinstance(error, Garbled):
-            raise Garbled(f"parameter {number}: {error}") from None
-        raise Garbled(
-            f"expected parameter {number} as a {_name_of(column.type)} that there is (years from 1 to 9999, dates of "
-            "whole days, text in UTF-8), came another"
+        if isinstance(error, MalformedMessage):
+            raise MalformedMessage(f"parameter {number}: {error}") from None
+        raise MalformedMessage(
+            f"expected parameter {number} as a {_name_of(column.type)} that exists (years from 1 to 9999, dates of "
+            "whole days, text in UTF-8), got another"
         ) from None
 
 
@@ -206,28 +205,28 @@ def _value(column: pa.Array) -> list[str]:
 
 
 def _moment(name: str, column: pa.Array) -> str:
-    """A time of day, or a moment. Garbled where it has nanoseconds: the gate lets no literal of these through."""
+    """Returns a time of day or a timestamp. Raises MalformedMessage for nanoseconds, which no literal can have."""
     kind = column.type
     if kind.unit == "ns":
         whole, rest = divmod(column[0].value, 1000)
         if rest:
-            raise Garbled(
-                f"expected a {name} of whole microseconds, came one with nanoseconds; round it, or bind a text"
+            raise MalformedMessage(
+                f"expected a {name} of whole microseconds, got one with nanoseconds; round it, or bind a text"
             )
         column = pa.array([whole], pa.time64("us") if name == "time" else pa.timestamp("us", kind.tz))
     return str(column[0].as_py())
 
 
 def _name_of(kind: pa.DataType) -> str:
-    """The type of a parameter as `parameters.Value` has it."""
+    """Returns the type of a parameter, as in `parameters.Value`."""
     for name, fits in _KINDS:
         if fits(kind):
             return name
-    raise Garbled(f"expected a parameter that is a number, text, date, time or flag, came {kind}")
+    raise MalformedMessage(f"expected a parameter that is a number, text, date, time or flag, got {kind}")
 
 
-def _several() -> Garbled:
-    return Garbled("expected one row of parameters for a query, came more")
+def _several() -> MalformedMessage:
+    return MalformedMessage("expected one row of parameters for a query, got more")
 
 
 def _zoned(kind: pa.DataType) -> bool:
@@ -249,22 +248,23 @@ _KINDS: tuple[tuple[str, Any], ...] = (
 
 
 def values_in(stream: bytes) -> list[list[str]]:
-    """The one row of parameters in a stream that a client has put; Garbled for all that is not one."""
-    options = pa.ipc.IpcReadOptions(use_threads=False)  # where memory is short, a thread may be waited for in vain
+    """Returns the one row of parameters in a client's stream. Raises MalformedMessage for anything else."""
+    options = pa.ipc.IpcReadOptions(use_threads=False)  # without memory for a thread, waiting for it never ends
     try:
         with pa.ipc.open_stream(pa.BufferReader(_small(stream)), options=options) as reader:
             return values_of(reader)
-    except Garbled:
+    except MalformedMessage:
         raise
-    except MemoryError:  # Arrow's own, too
-        raise Garbled("expected parameters of a size that fits into memory, came more") from None
+    except MemoryError:  # also Arrow's own
+        raise MalformedMessage("expected parameters of a size that fits into memory, got more") from None
     except Exception as error:
-        raise Garbled("expected parameters as a whole Arrow stream, came one that is damaged") from error
+        raise MalformedMessage("expected parameters as a whole Arrow stream, got one that is damaged") from error
 
 
 def _small(stream: bytes) -> bytes:
-    """The stream, without its batches of no rows: of 6 kB that are unfolded for nothing, 200 MB come. Garbled where it
-    is seen before anything is unfolded that it is no row of parameters."""
+    """Returns the stream without batches of no rows: 6 kB of those decompress to 200 MB.
+
+    Raises MalformedMessage, before anything is decompressed, for streams that are not one row of parameters."""
     first, *others = pa.ipc.MessageReader.open_stream(pa.BufferReader(stream))
     _check_kinds(pa.ipc.read_schema(first))
     rows = [_rows(one) for one in others]
@@ -276,33 +276,36 @@ def _small(stream: bytes) -> bytes:
 
 def _check_kinds(schema: pa.Schema) -> None:
     if len(schema) > MOST:
-        raise Garbled(f"expected at most {MOST} parameters, came {len(schema)}")
+        raise MalformedMessage(f"expected at most {MOST} parameters, got {len(schema)}")
     for kind in schema.types:
         _name_of(kind)
 
 
 def _rows(message: pa.ipc.Message) -> int:
-    """The rows of a batch, by what its message says (Message.fbs). Garbled where more than one row can have would be
-    unfolded."""
+    """Returns the rows that the message of a batch states (Message.fbs).
+
+    Raises MalformedMessage where more bytes would be decompressed than one row can have."""
     if message.type != "record batch":
-        raise ValueError(f"expected a batch, came a {message.type}")
+        raise ValueError(f"expected a batch, got a {message.type}")
     data = memoryview(message.metadata)
     table = flatbuffers.read_root(data)
     if flatbuffers.read_number(data, table, 0, "<h") < _VERSION_5:
-        raise Garbled("expected parameters in Arrow's format of version 1.0 or later, came those of an older one")
+        raise MalformedMessage(
+            "expected parameters in Arrow's format of version 1.0 or later, got those of an older one"
+        )
     batch = flatbuffers.follow_offset(data, table, 2)
     rows = flatbuffers.read_number(data, batch, 0, "<q")
     if (
         rows
         and flatbuffers.find_field(data, batch, 3)
-        and (size := _unfolded(data, batch, message.body)) > _UNFOLDED_MAX
+        and (size := _decompressed_size(data, batch, message.body)) > _DECOMPRESSED_MAX
     ):
-        raise Garbled(f"expected at most {_UNFOLDED_MAX} bytes of parameters, came {size}")
+        raise MalformedMessage(f"expected at most {_DECOMPRESSED_MAX} bytes of parameters, got {size}")
     return rows
 
 
-def _unfolded(data: memoryview, batch: int, body: pa.Buffer) -> int:
-    """The bytes of all buffers of a compressed batch: each begins with how many it has, or -1 where it is as it is."""
+def _decompressed_size(data: memoryview, batch: int, body: pa.Buffer) -> int:
+    """Returns the bytes of all buffers of a compressed batch. Each states its size first, or -1 uncompressed."""
     buffers = flatbuffers.follow_offset(data, batch, 2)
     (count,) = struct.unpack_from("<I", data, buffers)
     size = 0

@@ -1,7 +1,7 @@
-"""Flight's questions answered: what a path, an envelope or a statement reads, and the governed stream of it.
+"""Flight queries: which read a path, an envelope or a statement means, and its governed stream. Knows no gRPC.
 
-Each question carries the caller's data-plane tickets and stands for nothing without them. Reads are those of
-`stream.py`, with the same checks and records as over HTTP. Knows no gRPC; `service` speaks that.
+Each call carries the caller's data-plane tickets. Reads go through `admission` and `governed_stream`, with the same
+checks and records as over HTTP. `rpc_methods` is the caller.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,16 +21,15 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.block_plan import BLOCKS_MAX, Wanted
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.flight import flight_ticket, parameters
-from connector.dataplane.flight.flight_ticket import Pass
-from connector.dataplane.flight.grpc_call import Caller
+from connector.dataplane.flight.caller import FlightCaller
+from connector.dataplane.flight.flight_ticket import FlightTicket
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import schemas as request_schemas
-from connector.dataplane.http.file_spans import InFiles
 from connector.dataplane.http.stall_timeout import Moved, in_time
 from connector.dataplane.read_log import ReaderEnded
 from connector.dataplane.read_request import Asked
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
+from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.columns import fold
 from policies.contracts.contract import UsageLimits
@@ -39,35 +38,31 @@ from policies.errors import PolicyError
 from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
-_PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
-_PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
-_SHORT = 1_024  # characters that are looked at at once: a millisecond or two
+_PARTS = 4  # endpoints of one dataset: most clients read as many at once
+_PART_BYTES = 512 * 2**20  # of an endpoint, on average at least: to begin a read takes as long as twenty megabytes
+_SHORT = 1_024  # characters that are inspected without a thread: a millisecond or two
 _CANCELLED = "the read was cancelled by its reader"
-_CALLS_OF_ONE = 32  # calls that one consumer may have open, also those that it does not read
+_CALLS_OF_ONE = 32  # open calls of one consumer, including those whose answer it does not read
+_STALL_BYTES = 4 * 2**20  # what a reader must take within its time limit (decision 37)
 
 _T = TypeVar("_T")
 
 
-class Reader(Protocol):
-    """Whoever takes a stream."""
+class StreamClient(Protocol):
+    """The client of a stream."""
 
-    async def begin(self, schema: memoryview | bytes) -> None:
-        """The message with the schema."""
-
-    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Moved) -> None:
-        """A part of the stream, and those in files that follow it at once; `moved` is called as it is taken."""
-
-    async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
-        """The message without rows that ends a stream, and its end record."""
+    async def send(self, part: memoryview | bytes, end: Mapping[str, Any] | None = None) -> None:
+        """Send a part of the stream; returns when the client's flow control has let it through. `end`: the end record,
+        with the last part. Raises ConnectionError when the client has left."""
 
     @property
     def late(self) -> ReaderEnded | None:
-        """What has ended where it waits no longer for the whole, as it said before."""
+        """The reason of the end where the client's own time limit is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, and what is declared with it."""
+class TicketHolder:
+    """The tickets that a call shows, and its declarations."""
 
     tickets: tuple[Ticket, ...]
     purpose: str = ""
@@ -79,7 +74,7 @@ class Asker:
         return self.tickets[0].consumer
 
 
-class Desk:
+class FlightQueries:
     """Answers for one provider. `key` seals Flight tickets, `owner` is the name that SQL writes before a dataset."""
 
     def __init__(
@@ -91,49 +86,57 @@ class Desk:
         self._key = key
         self._stall_seconds = stall_seconds
         self._open: dict[str, int] = {}
-        self._running: dict[str, set[asyncio.Task[Mapping[str, Any]]]] = {}  # by the pass they were opened with
+        self._running: dict[str, set[asyncio.Task[Mapping[str, Any]]]] = {}  # by the id of the Flight ticket
 
-    async def asker(self, caller: Caller) -> Asker:
-        """Who calls: one data-plane ticket in Authorization, others beside it. Unauthenticated for one that is not
-        ours or has ended, BadInput for those of several consumers."""
+    async def identify(self, caller: FlightCaller) -> TicketHolder:
+        """Returns the tickets of a call. Raises Unauthenticated for a foreign or ended one, BadInput for tickets of
+        several consumers."""
         first = self._addresses.read(caller.authorization)
         async with self._reads.hearing(first):
             found = (first, *map(self._addresses.read, caller.further))
             if len({one.consumer for one in found}) != 1:
                 raise BadInput("expected tickets of one consumer", code="tickets_mixed")
-        return Asker(found, caller.purpose, caller.application, caller.action)
+        return TicketHolder(found, caller.purpose, caller.application, caller.action)
 
-    def hearing(self, asker: Asker, *, besides: tuple[type[HanseError], ...]) -> AbstractAsyncContextManager[None]:
-        """See `Reads.hearing`; a read that its reader cancels is not refused either."""
-        return self._reads.hearing(*asker.tickets, besides=(*besides, ReaderEnded))
+    def record_refusals(
+        self, holder: TicketHolder, *, besides: tuple[type[HanseError], ...]
+    ) -> AbstractAsyncContextManager[None]:
+        """See `Reads.hearing`. A read that its reader cancels is not a refusal."""
+        return self._reads.hearing(*holder.tickets, besides=(*besides, ReaderEnded))
 
-    def counted(self, consumer: str) -> _Count:
-        """A call of this consumer, until the block ends. Limited where too many are open."""
+    def count_call(self, consumer: str) -> Callable[[], None]:
+        """Count an open call of this consumer; returns what ends it. Raises Limited where too many are open."""
         if self._open.get(consumer, 0) >= _CALLS_OF_ONE:
             raise Limited(
-                f"{_CALLS_OF_ONE} of your calls are open, as many as may be; read or close one",
+                f"{_CALLS_OF_ONE} of your calls are open, which is the limit; read or close one",
                 code="streams_of_consumer",
             )
-        return _Count(self._open, consumer)
+        self._open[consumer] = self._open.get(consumer, 0) + 1
+        return partial(self._close_call, consumer)
 
-    async def describe(self, asker: Asker, wanted: dict[str, Any]) -> Described:
-        """Schema and tickets of the read that `wanted` (of `rows_of`, `enveloped_of` or `stated_of`) means."""
-        asked = await self._asked(wanted, asker.tickets)
-        shown = [ticket for ticket in asker.tickets if ticket in asked.tickets]  # the others are in the envelope
-        plan = await self._plan(wanted, shown)
+    def _close_call(self, consumer: str) -> None:
+        self._open[consumer] -= 1
+        if not self._open[consumer]:
+            del self._open[consumer]
+
+    async def describe(self, holder: TicketHolder, wanted: dict[str, Any]) -> ReadDescription:
+        """Returns schema and tickets of a read (`wanted` is made by `rows_of`, `enveloped_of` or `stated_of`)."""
+        asked = await self._resolve_read(wanted, holder.tickets)
+        shown = [ticket for ticket in holder.tickets if ticket in asked.tickets]  # the others are in the envelope
+        plan = await self._plan_blocks(wanted, shown)
         schema = await self._reads.describe(asked) if plan is None else base64.b64decode(plan["schema"])
-        passed = [self._pass(part, shown) for part in _parted(wanted, plan)]
-        return Described(bytes(schema), [ticket for ticket, _ in passed], min(expires for _, expires in passed))
+        passed = [self._seal_ticket(part, shown) for part in _split_blocks(wanted, plan)]
+        return ReadDescription(bytes(schema), [ticket for ticket, _ in passed], min(expires for _, expires in passed))
 
-    async def _plan(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> dict[str, Any] | None:
-        """The blocks of a dataset that may be read side by side, and its schema; None where it must be one read.
+    async def _plan_blocks(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> dict[str, Any] | None:
+        """Returns the blocks of a dataset that may be read at the same time, and its schema; None for one read of all.
 
-        Every part is a read of its own: an agreement that limits reads, their number at once, or what they take
-        together gives one. So do sources without blocks. What is refused here is refused, and recorded, as one read.
+        Each endpoint is a read. So an agreement that limits reads, concurrent reads, rows or bytes gives one endpoint,
+        and so does a source without blocks. A refusal here is repeated, and recorded, by the one read.
         """
         if "path" not in wanted:
             return None
-        held = await self._held(tickets[0])
+        held = await self._hold_agreement(tickets[0])
         if any(contract.limits != UsageLimits() for contract in held.contracts):
             return None
         try:
@@ -143,20 +146,22 @@ class Desk:
         except (HanseError, PolicyError):
             return None
 
-    async def prepare(self, asker: Asker, sql: str) -> tuple[Sequence[str], bytes]:
-        """The kinds of a statement's parameters (`parameters.kinds`), and its schema where it has none."""
+    async def prepare(self, holder: TicketHolder, sql: str) -> tuple[Sequence[str], bytes]:
+        """Returns the kinds of a statement's parameters (`parameters.kinds`), or its schema without parameters."""
         if "?" in sql:
-            work = partial(parameters.kinds, sql, await self._types(asker.tickets))
-            if found := await self._reads.judging.judge(asker.consumer, work):
+            work = partial(parameters.kinds, sql, await self._types(holder.tickets))
+            if found := await self._reads.judging.judge(holder.consumer, work):
                 return found, b""
-        return (), bytes(await self._reads.describe(await self._asked(stated_of(asker, sql, []), asker.tickets)))
+        return (), bytes(
+            await self._reads.describe(await self._resolve_read(stated_of(holder, sql, []), holder.tickets))
+        )
 
     async def _types(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """The types of the columns that are shown under these tickets, by name, where they are of one kind."""
+        """Returns the types of the visible columns by name, where all datasets have the same kind."""
         found: dict[str, dict[str, str]] = {}
         for ticket in tickets:
-            with suppress(HanseError):  # it is refused when the statement is asked
-                for contract in (await self._usable(ticket)).contracts:
+            with suppress(HanseError):  # the read itself is refused with the reason
+                for contract in (await self._hold_usable(ticket)).contracts:
                     as_texts = text_columns(contract.masks)
                     for column in contract.schema.columns:
                         if column.name in contract.columns:
@@ -164,46 +169,47 @@ class Desk:
                             found.setdefault(fold(column.name), {})[parameters.kind_of(shown)] = shown
         return {name: kind for name, kinds in found.items() if len(kinds) == 1 for kind in kinds.values()}
 
-    async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:
-        """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted; none of a dataset
-        whose files cannot be looked at, which keeps nobody from seeing the others."""
+    async def tables(self, holder: TicketHolder, *, schemas: bool) -> list[dict[str, Any]]:
+        """Returns the datasets of the tickets as {owner, name, schema}, with schemas where wanted.
+
+        A dataset whose files cannot be read has an empty schema, so that the others stay visible."""
         found = []
-        for ticket in asker.tickets:
-            async with self._reads.hearing(ticket):  # of several it is this one that is refused
-                held = await self._usable(ticket)
+        for ticket in holder.tickets:
+            async with self._reads.hearing(ticket):  # the refusal is recorded under this ticket
+                held = await self._hold_usable(ticket)
             schema = b""
             if schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)
             found.append({"owner": self._owner, "name": held.dataset.name, "schema": bytes(schema)})
         return found
 
-    def stop(self, asker: Asker, tickets: Sequence[bytes]) -> int:
-        """End the running reads of these Flight tickets, also of those that have ended; how many there were."""
-        opened = [self._running.get(self._unseal(raw, asker, now=0.0).id, set()) for raw in tickets]
+    def stop(self, holder: TicketHolder, tickets: Sequence[bytes]) -> int:
+        """End the running reads of these Flight tickets, also of ended tickets; returns how many there were."""
+        opened = [self._running.get(self._unseal(raw, holder, now=0.0).id, set()) for raw in tickets]
         return sum(one.cancel(ReaderEnded(_CANCELLED)) for running in opened for one in running)
 
-    async def renew(self, asker: Asker, ticket: bytes) -> tuple[bytes, float]:
-        """A new Flight ticket for an old one, and when it ends; its running reads go on under this call's tickets."""
-        known = flight_ticket.unseal(ticket, self._key, now=0.0)  # also one that has ended
-        shown = _bearers(known, asker)
+    async def renew(self, holder: TicketHolder, ticket: bytes) -> tuple[bytes, float]:
+        """Returns a new Flight ticket for an old one, and its end. Running reads go on under this call's tickets."""
+        known = flight_ticket.unseal(ticket, self._key, now=0.0)  # also an ended one
+        shown = _bearers(known, holder)
         for one in shown:
-            await self._held(one)
+            await self._hold_agreement(one)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
                 for one in shown:
                     if stream.of(one):
                         await self._reads.renew(stream.id, one)
-        return self._pass(known.wanted, shown, id=known.id)
+        return self._seal_ticket(known.wanted, shown, id=known.id)
 
-    async def read(self, asker: Asker, ticket: bytes, reader: Reader) -> Mapping[str, Any]:
-        """Send the stream of a Flight ticket to its reader, until it stops reading or cancels; the end record."""
-        one = self._unseal(ticket, asker, now=self._addresses.clock())
+    async def read(self, holder: TicketHolder, ticket: bytes, reader: StreamClient) -> Mapping[str, Any]:
+        """Send the stream of a Flight ticket to its reader, until it leaves or cancels; returns the end record."""
+        one = self._unseal(ticket, holder, now=self._addresses.clock())
         asked = replace(
-            await self._asked(one.wanted, _bearers(one, asker)), query_id=f"{one.id}.{secrets.token_hex(4)}"
+            await self._resolve_read(one.wanted, _bearers(one, holder)), query_id=f"{one.id}.{secrets.token_hex(4)}"
         )
         sending = asyncio.ensure_future(self._send(asked, reader))
         self._running.setdefault(one.id, set()).add(sending)
-        sending.add_done_callback(partial(self._ended, one.id))
+        sending.add_done_callback(partial(self._forget_running, one.id))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -212,71 +218,77 @@ class Desk:
             raise
         finally:
             sending.cancel(reader.late)
-            while not sending.done():  # however often we are cancelled: by a reset, and by the end of its connection
+            while not sending.done():  # gRPC may cancel a call more than once
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((sending,))
-            del sending  # its error has this frame, and would keep what was being sent until the collector comes by
+            del (
+                sending
+            )  # its traceback refers to this frame, and would keep the last batch until the garbage collector runs
 
-    def _ended(self, id: str, sending: asyncio.Task[Mapping[str, Any]]) -> None:
+    def _forget_running(self, id: str, sending: asyncio.Task[Mapping[str, Any]]) -> None:
         self._running[id].discard(sending)
         if not self._running[id]:
             del self._running[id]
-        with suppress(asyncio.CancelledError):  # as in `http2`: else it would keep what was being sent
+        with suppress(asyncio.CancelledError):  # else its error would keep the last batch
             sending.exception()
 
-    async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
-        async with self._reads.open(replace(asked, transport="flight"), spans=True) as stream:
-            await self._in_time(stream, reader, lambda moved: reader.begin(stream.schema))
-            async with aclosing(stream.parts()) as parts:
-                async for part in parts:
+    async def _send(self, asked: Asked, reader: StreamClient) -> Mapping[str, Any]:
+        async with self._reads.open(replace(asked, transport="flight")) as stream:
+            await self._send_in_time(stream, reader, stream.schema)
+            async with aclosing(stream.frames()) as frames:
+                async for frame in frames:
                     if stream.end is None:
-                        await self._part(stream, reader, part)
-                    if stream.end is not None:  # what came last has no rows, or the read was abandoned
+                        await self._send_in_time(stream, reader, frame)
+                    if stream.end is not None:  # the last frame has no rows, or the read was abandoned
                         break
             assert stream.end is not None
             record = stream.end.to_json()
             if stream.end.status == ask.COMPLETE:
-                assert isinstance(part, bytes)
-                await self._in_time(stream, reader, lambda moved: reader.end(part, record))
+                await self._send_in_time(stream, reader, frame, record)
             return record
 
-    async def _part(self, stream: GovernedStream, reader: Reader, part: memoryview | bytes | InFiles) -> None:
-        """A part, and those in files that follow it."""
-        following = _following(stream)
-        try:
-            await self._in_time(stream, reader, lambda moved: reader.part(part, following, moved))
-        except VersionChanged as error:  # told as where it is seen before the gate
-            stream.abandon(error.code, error.message)
-        except EOFError:
-            changed = VersionChanged.of("a file of this version is not what it was")
-            stream.abandon(changed.code, changed.message)
-        except Busy as error:
-            stream.abandon(error.code, error.message)
-            raise
-
-    async def _in_time(
-        self, stream: GovernedStream, reader: Reader, sending: Callable[[Moved], Awaitable[None]]
+    async def _send_in_time(
+        self,
+        stream: GovernedStream,
+        reader: StreamClient,
+        part: memoryview | bytes,
+        end: Mapping[str, Any] | None = None,
     ) -> None:
+        """Send a part; a reader that takes nothing for `stall_seconds` ends the read.
+
+        gRPC does not say how much of a message has gone, so a large one has that time for each 4 MB. After a
+        revocation one such time remains, whatever the size.
+        """
+
+        async def send(moved: Moved) -> None:
+            loop, spans = asyncio.get_running_loop(), len(part) // _STALL_BYTES
+            timers = [loop.call_later(number * self._stall_seconds * 0.9, moved) for number in range(1, spans + 1)]
+            try:
+                await reader.send(part, end)
+            finally:
+                for timer in timers:
+                    timer.cancel()
+
         try:
-            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+            await in_time(send, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
             raise
-        except ConnectionError:  # seen here before we are cancelled
+        except ConnectionError:  # this comes before the call is cancelled
             if (late := reader.late) is not None:
                 stream.abandon(late.code, late.message)
             raise
 
-    # Who may, and what is meant.
-
-    def _unseal(self, raw: bytes, asker: Asker, *, now: float) -> Pass:
+    def _unseal(self, raw: bytes, holder: TicketHolder, *, now: float) -> FlightTicket:
         one = flight_ticket.unseal(raw, self._key, now=now)
-        _bearers(one, asker)
+        _bearers(one, holder)
         return one
 
-    def _pass(self, wanted: Mapping[str, Any], tickets: Sequence[Ticket], *, id: str = "") -> tuple[bytes, float]:
+    def _seal_ticket(
+        self, wanted: Mapping[str, Any], tickets: Sequence[Ticket], *, id: str = ""
+    ) -> tuple[bytes, float]:
         expires = min(min(ticket.expires for ticket in tickets), self._addresses.clock() + _PASS_SECONDS)
-        one = Pass(
+        one = FlightTicket(
             id=id or secrets.token_hex(8),
             consumer=tickets[0].consumer,
             agreements=tuple(ticket.agreement for ticket in tickets),
@@ -285,12 +297,12 @@ class Desk:
         )
         return flight_ticket.seal(one, self._key), expires
 
-    async def _held(self, ticket: Ticket) -> CompiledAgreement:
-        async with self._reads.hearing(ticket):  # of several it is this one that is refused
+    async def _hold_agreement(self, ticket: Ticket) -> CompiledAgreement:
+        async with self._reads.hearing(ticket):  # the refusal is recorded under this ticket
             return await self._reads.grants.load(ticket.agreement, consumer=ticket.consumer)
 
-    async def _usable(self, ticket: Ticket) -> CompiledAgreement:
-        """What is held with those of its contracts that are active now. Refused where there is none."""
+    async def _hold_usable(self, ticket: Ticket) -> CompiledAgreement:
+        """Returns the agreement with its contracts that are active now. Raises Refused without one."""
         return await self._reads.grants.load_usable(
             ticket.agreement,
             consumer=ticket.consumer,
@@ -298,31 +310,31 @@ class Desk:
             transfer=(ticket.transfer, ticket.generation),
         )
 
-    async def _asked(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
-        """The read that `wanted` (of `_wanted`) means, for these tickets."""
+    async def _resolve_read(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
+        """Returns the read that `wanted` describes, for these tickets."""
         if "path" in wanted:
             return await self._rows(wanted, tickets)
         if "envelope" in wanted:
             text = wanted["envelope"]
-            return await self.looked_at(tickets, len(text), partial(self._enveloped, text, tickets))
+            return await self.inspect_text(tickets, len(text), partial(self._enveloped, text, tickets))
         sql, values = wanted["sql"], wanted["values"]
         size = len(sql) + sum(len(text) for _, text in values)
         return Asked(
             tickets=tickets,
-            sql=await self.looked_at(tickets, size, partial(parameters.bound, sql, values)),
+            sql=await self.inspect_text(tickets, size, partial(parameters.bound, sql, values)),
             action=ask.ACTIONS[wanted["action"]],
             **_declared(wanted),
         )
 
-    async def looked_at(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
-        """What `work` finds in a text of such a size. As the gate's where it is long: hostile text takes its time."""
+    async def inspect_text(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
+        """Returns the result of `work` on a text of this size. Long text waits for a thread of the gate."""
         return work() if size <= _SHORT else await self._reads.judging.judge(tickets[0].consumer, work)
 
     async def _rows(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
-        """All rows of one of the datasets, as `GET .../rows` gives them."""
+        """Returns the read of all rows of a dataset, as of `GET .../rows`."""
         name = wanted["path"][-1]
         for ticket in tickets:
-            held = await self._held(ticket)
+            held = await self._hold_agreement(ticket)
             if name in (held.dataset.name, held.dataset.id) and wanted["path"][:-1] in ([], [self._owner]):
                 if "blocks" in wanted:
                     return await self._part_of(wanted, ticket, held)
@@ -337,9 +349,9 @@ class Desk:
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: CompiledAgreement) -> Asked:
-        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors.
+        """Returns the read of some blocks of a dataset, as of `GET .../rows?blocks=`, without cursors.
 
-        All parts of one FlightInfo show the same, or they are refused. Those of connectors of before say not what.
+        All parts of one FlightInfo show the same, or they are refused. Tickets of older releases do not say what.
         """
         if "shown" not in wanted:
             raise Refused(
@@ -350,79 +362,62 @@ class Desk:
         split = await self._reads.split(
             ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], as_shown=wanted["shown"], cursors=False
         )
-        return block_plan.asked_of(
-            ticket, held, rows, owner=self._owner, split=split
-        )  # without a condition: that is short
+        return block_plan.asked_of(ticket, held, rows, owner=self._owner, split=split)  # short: it has no condition
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
-        """The read that the JSON of `POST /data/v1/query` asks for."""
+        """Returns the read of the JSON of `POST /data/v1/query`."""
         envelope = request_schemas.parse_envelope(text.encode())
         if envelope.agreement and envelope.agreement not in {ticket.agreement for ticket in tickets}:
             raise Refused("this ticket is for another agreement than the query names", code="ticket_mismatch")
         if envelope.keys:
-            raise BadInput("tables are brought along over HTTP only (POST /data/v1/query)", code="envelope_invalid")
+            raise BadInput(
+                "expected no keys over Flight; send tables over HTTP (POST /data/v1/query)", code="envelope_invalid"
+            )
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
         return replace(request_schemas.asked_of(envelope, (*tickets, *others)), codec="none")
 
 
-def _bearers(one: Pass, asker: Asker) -> tuple[Ticket, ...]:
-    """Those of the tickets that are shown under which a Flight ticket was given out: it is read, and charged, under no
-    others. Refused unless they are all there."""
-    held = {ticket.agreement for ticket in asker.tickets}
-    if one.consumer != asker.consumer or not held.issuperset(one.agreements):
+def _bearers(one: FlightTicket, holder: TicketHolder) -> tuple[Ticket, ...]:
+    """Returns the shown tickets of the agreements of a Flight ticket: it is read, and charged, under no others.
+
+    Raises Refused unless all are shown."""
+    held = {ticket.agreement for ticket in holder.tickets}
+    if one.consumer != holder.consumer or not held.issuperset(one.agreements):
         raise Refused(
-            "this Flight ticket was given to somebody else or for another agreement; ask for the flight info "
+            "this Flight ticket is for another consumer or another agreement; ask for the flight info "
             "with the ticket that you read with",
             code="ticket_mismatch",
         )
-    return tuple(ticket for ticket in asker.tickets if ticket.agreement in one.agreements)
-
-
-def _following(stream: GovernedStream) -> Iterator[InFiles]:
-    while (part := stream.following()) is not None:
-        yield part
-
-
-class _Count:
-    def __init__(self, counts: dict[str, int], name: str) -> None:
-        self._counts, self._name = counts, name
-
-    def __enter__(self) -> None:
-        self._counts[self._name] = self._counts.get(self._name, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        self._counts[self._name] -= 1
-        if not self._counts[self._name]:
-            del self._counts[self._name]
+    return tuple(ticket for ticket in holder.tickets if ticket.agreement in one.agreements)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """What a read gives: its schema (an encapsulated message), tickets in the order of the rows, and until when."""
+class ReadDescription:
+    """A described read: its schema (an encapsulated message), tickets in the order of the rows, and their end."""
 
     schema: bytes
     tickets: list[bytes]
     expires: float
 
 
-def rows_of(asker: Asker, path: Sequence[str]) -> dict[str, Any]:
-    """All rows of a dataset, as a pass keeps it."""
-    return {"path": list(path), "purpose": asker.purpose, "application": asker.application}
+def rows_of(holder: TicketHolder, path: Sequence[str]) -> dict[str, Any]:
+    """Returns the read of all rows of a dataset, as a Flight ticket holds it."""
+    return {"path": list(path), "purpose": holder.purpose, "application": holder.application}
 
 
 def enveloped_of(text: str) -> dict[str, Any]:
-    """The read of an envelope, as a pass keeps it."""
+    """Returns the read of an envelope, as a Flight ticket holds it."""
     return {"envelope": text}
 
 
-def stated_of(asker: Asker, sql: str, values: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """A statement with its parameters, as a pass keeps it."""
-    declared = {"purpose": asker.purpose, "application": asker.application}
-    return {"sql": sql, "values": [list(one) for one in values], "action": asker.action, **declared}
+def stated_of(holder: TicketHolder, sql: str, values: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Returns the read of a statement with its parameters, as a Flight ticket holds it."""
+    declared = {"purpose": holder.purpose, "application": holder.application}
+    return {"sql": sql, "values": [list(one) for one in values], "action": holder.action, **declared}
 
 
-def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """All rows of a dataset in runs of its blocks, to be read side by side; the whole without a plan of more."""
+def _split_blocks(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Returns the read of a dataset in runs of its blocks, one an endpoint; the whole without a plan."""
     if plan is None:
         return [wanted]
     blocks = len(plan["blocks"])

@@ -1,7 +1,7 @@
-"""What a FlightInfo hands out and a DoGet brings back: one read, sealed by the provider. Pure.
+"""Flight tickets: one described read, sealed by the provider. GetFlightInfo gives them out, DoGet takes them. Pure.
 
-A Flight ticket of ours says which read was described, for whom and until when, with a keyed hash over it. It opens
-nothing by itself: whoever brings it also shows a data-plane ticket, of the same consumer and the same agreements.
+A ticket holds the read, its consumer and its end, with a keyed hash over it. It opens nothing by itself: each call
+also shows a data-plane ticket of the same consumer and the same agreements.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from connector.errors import BadInput, Refused, Unauthenticated
 
 _MARK = b"hanse1."
 _SEAL = 64
-# Of a question within the limits there are 64 kB letters of SQL and values, in seven bytes each where a client
-# escapes them, and sixteen tickets; a request, as which it comes back, has a megabyte.
+# Bytes. The longest question has 64 kB letters of SQL and values, in seven bytes each where a client escapes them, and
+# sixteen tickets. The request that brings it back has a megabyte.
 SIZE_MAX = 768 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """One read that was described. `wanted` is the desk's own form of it."""
+class FlightTicket:
+    """One described read. `wanted` is its form in `flight_queries`."""
 
     id: str
     consumer: str
@@ -33,22 +33,22 @@ class Pass:
     wanted: Mapping[str, Any]
 
 
-def seal(one: Pass, key: bytes) -> bytes:
-    """The pass as bytes that only we can have made. BadInput for a question that is too large to be brought back."""
+def seal(one: FlightTicket, key: bytes) -> bytes:
+    """Returns the sealed ticket. Raises BadInput for a question that is too large to be sent back."""
     told = {"i": one.id, "c": one.consumer, "a": one.agreements, "x": one.expires, "w": one.wanted}
     text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
     raw = _MARK + _hash(text, key) + text
     if len(raw) > SIZE_MAX:
         raise BadInput(
-            f"expected a question of at most {SIZE_MAX} bytes over Flight, came one of {len(raw)}; make it shorter, or "
+            f"expected a question of at most {SIZE_MAX} bytes over Flight, got one of {len(raw)}; make it shorter, or "
             "ask it over HTTP",
             code="request_too_large",
         )
     return raw
 
 
-def unseal(raw: bytes, key: bytes, *, now: float) -> Pass:
-    """The pass in these bytes. Refused where they are not ours, whole and unchanged; Unauthenticated once it ended."""
+def unseal(raw: bytes, key: bytes, *, now: float) -> FlightTicket:
+    """Returns the ticket in these bytes. Raises Refused for a foreign or changed one, Unauthenticated after its end."""
     text = raw[len(_MARK) + _SEAL :]
     ours = raw.startswith(_MARK) and len(raw) <= SIZE_MAX
     if not ours or not hmac.compare_digest(raw[len(_MARK) : len(_MARK) + _SEAL], _hash(text, key)):
@@ -59,7 +59,7 @@ def unseal(raw: bytes, key: bytes, *, now: float) -> Pass:
     told = json.loads(text)
     if told["x"] <= now:
         raise Unauthenticated("the Flight ticket has ended; ask for the flight info again", code="ticket_expired")
-    return Pass(told["i"], told["c"], tuple(told["a"]), told["x"], told["w"])
+    return FlightTicket(told["i"], told["c"], tuple(told["a"]), told["x"], told["w"])
 
 
 def _hash(text: bytes, key: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Flight SQL's messages, as much of the standard as is answered here. Pure; the tables about them are of `making`.
+"""Flight SQL messages (FlightSql.proto), as far as they are implemented. Pure: no socket, no server, no Arrow.
 
-Messages are those of the published FlightSql.proto; field numbers stand beside their names. What is not here is
-unimplemented, and said so: clients ask for some things only to see. Knows no socket, no server and no Arrow.
+Field numbers stand next to their names. Other messages are refused as unimplemented: clients use them to detect
+features. `catalogue_tables` makes the tables.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled, Message
+from connector.dataplane.flight import protobuf
 from connector.dataplane.flight.parameters import MOST
+from connector.dataplane.flight.protobuf import MalformedMessage, Message
 
 _URL = "type.googleapis.com/arrow.flight.protocol.sql."
 KEYS = ("CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference")
@@ -23,28 +23,28 @@ CATALOGUE = (
 
 
 def unpack(raw: bytes) -> tuple[str, Message]:
-    """The name and the fields of a message in a google.protobuf.Any. Garbled where it is no Flight SQL message."""
+    """Returns name and fields of a Flight SQL message in a google.protobuf.Any. Raises MalformedMessage."""
     outer = protobuf.read(raw)
     url = protobuf.text(outer, 1) or ""
     if not url.startswith(_URL):
-        raise Garbled("expected a path, a JSON envelope or a Flight SQL command, came something else")
+        raise MalformedMessage("expected a path, a JSON envelope or a Flight SQL command, got something else")
     return url.removeprefix(_URL), protobuf.read(protobuf.octets(outer, 2) or b"")
 
 
 def pack(name: str, fields: Iterable[tuple[int, int | bytes | str]]) -> bytes:
-    """A Flight SQL message in a google.protobuf.Any."""
+    """Returns a Flight SQL message in a google.protobuf.Any."""
     return protobuf.write([(1, _URL + name), (2, protobuf.write(fields))])
 
 
 def table_schema_wanted(name: str, command: Message) -> bool:
-    """Whether it is a CommandGetTables that asks for the tables' schemas (5, include_schema)."""
+    """Returns whether a CommandGetTables asks for the tables' schemas (5, include_schema)."""
     return name == "CommandGetTables" and bool(protobuf.number(command, 5))
 
 
 def constant(sql: str) -> tuple[str, int] | None:
-    """The name and the value of what `SELECT 1` gives, or any other whole number under any name; None for other
-    statements. Clients ask such to see whether a connection lives; no dataset is read, so it is no read, and nothing
-    runs it."""
+    """Returns name and value of `SELECT 1`, or of any other integer under any name; None for other statements.
+
+    Clients test a connection with such a statement. It reads no dataset, so it is not a read."""
     found = _CONSTANT.fullmatch(sql)
     if found is None:
         return None
@@ -52,7 +52,7 @@ def constant(sql: str) -> tuple[str, int] | None:
     return quoted or plain or value, int(value)
 
 
-# Nothing is given back once it is taken: a long run of spaces would be looked at from each of them.
+# Possessive: else the expression would try a long run of spaces again from each of them.
 _CONSTANT = re.compile(
     r'\s*+SELECT\s++(0|[1-9]\d{0,8}+)(?:\s++AS\s++(?:"([^"\0]{1,100}+)"|([A-Z_]\w{0,99}+)))?+\s*+;?+\s*+',
     re.ASCII | re.IGNORECASE,
@@ -60,17 +60,17 @@ _CONSTANT = re.compile(
 
 
 def handle(sql: str, values: Sequence[Sequence[str]]) -> bytes:
-    """A prepared statement as its handle: all of it, so that there is nothing to keep and nothing to lose."""
+    """Returns the handle of a prepared statement. It holds the whole statement, so the server keeps nothing."""
     return json.dumps({"sql": sql, "values": list(values)}, separators=(",", ":")).encode()
 
 
 def is_value(one: object) -> bool:
-    """Whether it is the value of a parameter, as [type, text]."""
+    """Returns whether this is the value of a parameter, as [type, text]."""
     return isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one)
 
 
 def unhandle(raw: bytes | None) -> tuple[str, list[list[str]]]:
-    """Statement and values of a handle. Garbled for what `handle` never made."""
+    """Returns statement and values of a handle. Raises MalformedMessage for anything that `handle` did not make."""
     raw = raw or b""
     if sum(map(raw.count, (b",", b"[", b"{"))) > _PARTS_MAX:
         raise _no_handle()
@@ -86,9 +86,9 @@ def unhandle(raw: bytes | None) -> tuple[str, list[list[str]]]:
     return sql, values
 
 
-_PARTS_MAX = 140_000  # of JSON: all values that there may be, and a comma for each letter of the longest statement
-_HALVES = re.compile("[\ud800-\udfff]")  # of letters: they are none
+_PARTS_MAX = 140_000  # of JSON: the most values, and a comma for each letter of the longest statement
+_HALVES = re.compile("[\ud800-\udfff]")  # surrogates are not characters
 
 
-def _no_handle() -> Garbled:
-    return Garbled("expected the handle of a prepared statement as it was given out")
+def _no_handle() -> MalformedMessage:
+    return MalformedMessage("expected the handle of a prepared statement as it was given out")

@@ -1,28 +1,32 @@
-"""Where Flight listens: its port, its certificate, and the connections that come in."""
+"""The Flight listener: its port, its certificate and its limits. grpcio is loaded when it starts, never before."""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import socket
-import ssl
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from connector.dataplane.flight.catalogue_client import Tables
-from connector.dataplane.flight.flight_queries import Desk
-from connector.dataplane.flight.http2.http2_connection import Connection, Connections
-from connector.dataplane.flight.rpc_methods import Service
+from connector.dataplane.flight.catalogue_client import CatalogueClient
+from connector.dataplane.flight.flight_queries import FlightQueries
 from connector.errors import Conflict
-from connector.infra.http.http_limits import connections_max
-from connector.infra.http.tls_server import HandshakeListener
+from connector.infra.http.http_limits import HEAD_SECONDS, connections_max
 
-_STOP_SECONDS = 3.0
-_BACKLOG = 128
+_STOP_TIMEOUT_S = 3.0
+_CALLS_MAX = 64  # of one connection at once
+_ALL_CALLS_MAX = 4096  # of all connections at once, so that callers without a ticket cannot fill the memory
+_METADATA_MAX = 64 * 2**10  # bytes of a call's metadata: sixteen tickets
+_IDLE_TIMEOUT_S = 60.0  # of a connection without a call; clients connect again by themselves
+_SILENCE_TIMEOUT_S = 60.0  # after which a connection is tested with a ping, and then without an answer closed
+_PING_INTERVAL_S = 1.0  # a client that sends pings more often is disconnected
+# Strangers could fill the log with gRPC's own messages. Its fork handlers are for programs that fork without exec.
+_ENVIRONMENT = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
-    """Where Flight listens, what proves who we are there (empty: no TLS), and how many connections it has at most."""
+class ListenOptions:
+    """Address, certificate (empty: no TLS) and connection limit of the Flight listener."""
 
     host: str
     port: int
@@ -31,70 +35,109 @@ class Listen:
     connections: int = 512
 
 
-class Front:
-    """One listener and all connections of it."""
+class FlightServer:
+    """One Flight listener and its connections."""
 
-    def __init__(self, desk: Desk, listen: Listen) -> None:
-        self._desk = desk
+    def __init__(self, queries: FlightQueries, listen: ListenOptions) -> None:
+        self._queries = queries
         self._listen = listen
-        self.connections_max = min(listen.connections, connections_max())  # their descriptors are this process's, too
-        self._connections = Connections(self.connections_max)
-        self._tables = Tables()
-        self._socket: socket.socket | None = None
-        self._door: HandshakeListener | None = None
-        self._context: ssl.SSLContext | None = None
+        self.connections_max = min(listen.connections, connections_max())  # they use this process's descriptors
+        self._catalogue = CatalogueClient()
+        self._certificate = _Certificate(listen) if listen.certificate else None
+        self._server: Any = None
         self.port = listen.port
 
     async def start(self) -> None:
-        """Back when it listens. Conflict where it cannot, with the reason."""
+        """Start to listen. Raises Conflict with the reason where the port or the certificate cannot be used."""
         listen = self._listen
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import grpc.aio
+
+        from connector.dataplane.flight.rpc_methods import FlightService
+
+        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=_ALL_CALLS_MAX)
+        server.add_generic_rpc_handlers((FlightService(self._queries, self._catalogue),))
         try:
-            self._context = _context(listen)
-            self._socket = socket.create_server(
-                (listen.host, listen.port),
-                family=socket.AF_INET6 if ":" in listen.host else socket.AF_INET,
-                backlog=_BACKLOG,
-                dualstack_ipv6=listen.host == "::" and socket.has_dualstack_ipv6(),  # as HTTP's listener
-            )
-        except (OSError, ssl.SSLError) as error:
+            address = _resolve(listen.host, listen.port)
+            if self._certificate is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, self._certificate.credentials())
+        except (OSError, RuntimeError, ValueError) as error:
             raise Conflict(
-                f"Flight cannot listen on {listen.host}:{listen.port} ({error}); look at HANSE_FLIGHT_PORT and the "
+                f"Flight cannot listen on {listen.host}:{listen.port} ({error}); check HANSE_FLIGHT_PORT and the "
                 "certificate"
             ) from error
-        self.port = self._socket.getsockname()[1]
-        service = Service(self._desk, self._tables)
-        self._door = HandshakeListener(
-            self._socket, lambda: Connection(service.answer, self._connections), self._context
-        )
+        await server.start()
+        self._server = server
 
     def renew(self) -> None:
-        """Read the certificate anew, for connections from now on."""
-        if self._context is not None:
-            self._context.load_cert_chain(self._listen.certificate, self._listen.key or None)
+        """Read the certificate again, for new connections."""
+        if self._certificate is not None:
+            self._certificate.renew()
 
     async def stop(self) -> None:
-        """End it; call it when no read runs any more."""
-        door, self._door = self._door, None
-        if door is None or self._socket is None:
-            return
-        door.close()
-        self._socket.close()
-        for connection in self._connections:
-            connection.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self._connections.none.wait()
-        for connection in self._connections:
-            connection.hang_up()
-        await door.wait_closed()
-        await self._tables.close()
+        """Stop listening and end all calls; call it when no read runs any more."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(_STOP_TIMEOUT_S)
+            await self._catalogue.close()
+
+    def _options(self) -> list[tuple[str, int]]:
+        from connector.dataplane.flight.grpc_call import BODY_MAX
+
+        return [
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", BODY_MAX),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", _METADATA_MAX),
+            ("grpc.absolute_max_metadata_size", _METADATA_MAX),
+            ("grpc.max_concurrent_streams", _CALLS_MAX),
+            ("grpc.max_allowed_incoming_connections", self.connections_max),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(HEAD_SECONDS)),
+            ("grpc.max_connection_idle_ms", _milliseconds(_IDLE_TIMEOUT_S)),
+            ("grpc.keepalive_time_ms", _milliseconds(_SILENCE_TIMEOUT_S)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(_SILENCE_TIMEOUT_S)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(_PING_INTERVAL_S)),
+        ]
 
 
-def _context(listen: Listen) -> ssl.SSLContext | None:
-    if not listen.certificate:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(listen.certificate, listen.key or None)
-    context.set_alpn_protocols(["h2"])
-    return context
+class _Certificate:
+    """The certificate of the listener, which gRPC asks for at each handshake, in a thread."""
+
+    def __init__(self, listen: ListenOptions) -> None:
+        self._listen = listen
+        self._renewed: Any = None
+
+    def credentials(self) -> Any:
+        """Returns gRPC's credentials with this certificate. Raises OSError where it cannot be read."""
+        import grpc
+
+        return grpc.dynamic_ssl_server_credentials(self._read(), self._take_renewed)
+
+    def renew(self) -> None:
+        self._renewed = self._read()
+
+    def _read(self) -> Any:
+        import grpc
+
+        chain = Path(self._listen.certificate).read_bytes()
+        key = Path(self._listen.key).read_bytes() if self._listen.key else chain
+        return grpc.ssl_server_certificate_configuration([(key, chain)])
+
+    def _take_renewed(self) -> Any:
+        renewed, self._renewed = self._renewed, None
+        return renewed
+
+
+def _resolve(host: str, port: int) -> str:
+    """Returns the one address that a host stands for. Raises OSError for an unknown host."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    numeric = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4][0]
+    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,8 +1,8 @@
-"""Values of a prepared statement, written into its SQL as literals; and of which kinds they will be. Pure.
+"""Parameters of prepared statements: values are written into the SQL as literals, and kinds are inferred. Pure.
 
-The statement is cut at its `?` by the gate's own tokenizer and a literal of the value's type stands in each place; the
-gate then reads the whole as any other query, so a value can say no more than its sender could have written itself.
-Clients of JDBC set no parameter whose type they are not told: it is that of what it is compared with.
+The gate's own tokenizer finds each `?`, and a literal of the value's type replaces it. The gate then reads the whole
+like any other query, so a value can do no more than its sender could have written. JDBC clients set no parameter
+without a declared type: it has the type that it is compared with.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
     from sqlglot import exp
 
 MOST = 1_000
-_DIGITS = 18  # of a number that is looked at
+_DIGITS = 18  # of a number that may be a placeholder
 _DECIMAL_MAX = 38  # digits of the engine's decimals
-_MARK = 8_200_000_000_000  # and up: whole numbers that stand for the parameters of a statement while it is looked at
+_MARK = 8_200_000_000_000  # and up: integers that stand for parameters while kinds are inferred
 
-Value = Sequence[str]  # a type of ours and the value as text: ("int", "5"), ("text", "a"), ("null", "")
+Value = Sequence[str]  # a type and the value as text: ("int", "5"), ("text", "a"), ("null", "")
 
 
 def bound(sql: str, values: Sequence[Value]) -> str:
-    """The SQL with its values in place of the `?`, in order. QueryInvalid where they do not fit, QueryRefused where it
-    cannot be cut into words. In a thread where it is long: hostile text takes its time."""
+    """Returns the SQL with its values in place of the `?`, in order. Call it in a thread for long text.
+
+    Raises QueryInvalid for values that do not fit, QueryRefused for text that cannot be cut into tokens."""
     places = _places(sql)
-    return _written(sql, places, values)
+    return _fill_in(sql, places, values)
 
 
-def _written(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
+def _fill_in(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
     if len(places) != len(values):
         raise QueryInvalid(
-            f"expected values for {len(places)} parameters, came {len(values)}; bind one row of them, then execute",
+            f"expected values for {len(places)} parameters, got {len(values)}; bind one row of them, then execute",
             code="parameters_unbound",
         )
     parts, at = [], 0
@@ -51,11 +52,10 @@ def _written(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
 
 
 def kinds(sql: str, types: dict[str, str]) -> list[str]:
-    """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say. None of them
-    for a statement without.
+    """Returns the likely kind of each `?` of a statement (see `Value`), "" where it is unknown. Call it in a thread.
 
-    `types`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
-    words. In a thread: hostile text takes its time.
+    `types`: the engine's types by column name, in small letters. Raises QueryRefused for text that cannot be cut into
+    tokens.
     """
     places = _places(sql)
     if not places:
@@ -67,13 +67,13 @@ def kinds(sql: str, types: dict[str, str]) -> list[str]:
     many = len(places)
     found = [""] * many
     try:
-        tree = parse.unchecked(_written(sql, places, [("int", str(_MARK + number)) for number in range(many)]))
-    except PolicyError:  # it is told when it is asked
+        tree = parse.unchecked(_fill_in(sql, places, [("int", str(_MARK + number)) for number in range(many)]))
+    except PolicyError:  # the query itself is refused with the reason
         return found
     shown = ChainMap(dict.fromkeys(_renamed(tree, types), ""), types)
     for one in tree.find_all(exp.Literal):
         if 0 <= (number := _int_of(one) - _MARK) < many:
-            found[number] = _asked_for(one, shown)
+            found[number] = _infer_kind(one, shown)
     return found
 
 
@@ -93,19 +93,19 @@ def _renamed(tree: exp.Expr, types: Mapping[str, str]) -> set[str]:
 
 
 def _int_of(literal: exp.Expr) -> int:
-    """The whole number that it is; 0 of anything else."""
+    """Returns the integer of a literal; 0 for anything else."""
     text = str(literal.this)
     plain = not literal.is_string and len(text) < _DIGITS and text.isascii() and text.isdigit()
     return int(text) if plain else 0
 
 
-def _asked_for(one: exp.Expr, types: Mapping[str, str]) -> str:
-    """The kind of what stands beside a value."""
+def _infer_kind(literal: exp.Expr, types: Mapping[str, str]) -> str:
+    """Returns the kind of the expression that a literal is compared or computed with."""
     from sqlglot import exp
 
-    around = one.parent
+    around = literal.parent
     while isinstance(around, exp.Paren | exp.Neg):
-        one, around = around, around.parent
+        literal, around = around, around.parent
     if isinstance(around, exp.Limit | exp.Offset):
         return "int"
     if isinstance(around, exp.Cast):
@@ -113,17 +113,17 @@ def _asked_for(one: exp.Expr, types: Mapping[str, str]) -> str:
     if isinstance(around, exp.Like | exp.ILike | exp.DPipe):
         return "text"
     if isinstance(around, exp.Between | exp.In):
-        return _kind(around.this, types) if around.this is not one else ""
+        return _kind(around.this, types) if around.this is not literal else ""
     if not isinstance(around, exp.Binary):
         return ""
-    beside = _kind(around.right if around.left is one else around.left, types)
+    other = _kind(around.right if around.left is literal else around.left, types)
     if isinstance(around, exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Mod):
-        return "float" if beside in ("int", "float") else ""  # days are added to dates
-    return beside
+        return "float" if other in ("int", "float") else ""  # days are added to dates
+    return other
 
 
 def _kind(node: exp.Expr, types: Mapping[str, str]) -> str:
-    """Of what some syntax gives."""
+    """Returns the kind of an expression."""
     from sqlglot import exp
 
     while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round | exp.Coalesce):
@@ -146,7 +146,7 @@ def _cast_to(cast: exp.Expr) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Of a type of the engine. Decimals are floats: clients set any number then, whatever its digits."""
+    """Returns the kind of an engine's type. Decimals are floats, so that clients set any number of digits."""
     return _OF_PARSER.get(name) or _OF_FAMILY.get(columns.family(name), "")
 
 
@@ -161,7 +161,7 @@ def _places(sql: str) -> list[int]:
     found = [word.start for word in token_check.read(sql, parse.DEFAULT) if word.token_type in marks]
     if len(found) > MOST:
         raise QueryInvalid(
-            f"expected at most {MOST} parameters, came {len(found)}; bring a table along for long lists (over HTTP, "
+            f"expected at most {MOST} parameters, got {len(found)}; bring a table along for long lists (over HTTP, "
             "`keys`)",
             code="parameters_too_many",
         )
@@ -169,7 +169,7 @@ def _places(sql: str) -> list[int]:
 
 
 def _joins(character: str) -> bool:
-    """Whether it would be one word, number or text with a literal beside it: `?1` is not 51 where the value is 5."""
+    """Returns whether a literal next to this character would join it: `?1` must not become 51 for the value 5."""
     return character.isalnum() or character in ("_", ".", "$", "'", '"')
 
 
@@ -180,32 +180,32 @@ def _literal(number: int, kind: str, text: str) -> str:
         return _text(number, text)
     if kind not in _WRITTEN:
         raise QueryInvalid(
-            f"expected parameter {number} as a number, text, date, time or flag, came {kind[:40]}",
+            f"expected parameter {number} as a number, text, date, time or flag, got {kind[:40]}",
             code="parameter_type",
         )
     try:
         return _WRITTEN[kind](text)
     except (ValueError, OverflowError):
         raise QueryInvalid(
-            f"expected {_NAMES[kind]} as parameter {number}, came {text[:60]!r}", code="parameter_type"
+            f"expected {_NAMES[kind]} as parameter {number}, got {text[:60]!r}", code="parameter_type"
         ) from None
 
 
 def _text(number: int, text: str) -> str:
-    """Of what the gate lets nobody write there is no literal."""
+    """Returns a text literal. Raises QueryInvalid for characters that the gate refuses."""
     from policies.sql import token_check
 
     if found := token_check.CONTROL.search(text):
         raise QueryInvalid(
-            f"expected text without control characters as parameter {number}, came one with U+{ord(found[0]):04X}; "
+            f"expected text without control characters as parameter {number}, got one with U+{ord(found[0]):04X}; "
             "bring such values along in a table (over HTTP, `keys`)",
             code="parameter_type",
         )
     return "'" + text.replace("'", "''") + "'"
 
 
-# Each takes the text of a value as it is given out, and raises ValueError for any other: a cast that failed would be
-# NULL to the gate, which is another question.
+# Each takes the text of a value as the reader of parameters writes it, and raises ValueError for any other: the gate
+# would read a cast that fails as NULL.
 
 
 def _truth(text: str) -> str:
@@ -223,7 +223,7 @@ def _float(text: str) -> str:
 
 
 def _decimal(text: str) -> str:
-    """A decimal with as many digits as it has, so that none is lost."""
+    """Returns a decimal literal with all its digits."""
     found = re.fullmatch("-?([0-9]+)(?:[.]([0-9]+))?", text)
     if found is None:
         raise ValueError
@@ -262,7 +262,7 @@ def _no() -> NoReturn:
 
 
 _OF_FAMILY = {
-    columns.INTEGER: "int",  # also the largest: floats would not tell all apart
+    columns.INTEGER: "int",  # also the largest: floats would make some of them equal
     columns.DECIMAL: "float",
     columns.FLOAT: "float",
     columns.TEXT: "text",
@@ -272,7 +272,7 @@ _OF_FAMILY = {
     columns.BOOLEAN: "bool",
     columns.DATE: "date",
 }
-# Types that no rule speaks of, and names that only the parser has.
+# Types without a rule, and names that only the parser has.
 _OF_PARSER = {"TIME": "time", "UINT": "int", "INT128": "int", "DECIMAL": "float", "TIMESTAMPNTZ": "timestamp"}
 _WRITTEN: dict[str, Callable[[str], str]] = {
     "bool": _truth,

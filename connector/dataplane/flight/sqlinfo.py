@@ -1,7 +1,7 @@
-"""What a SQL client asks of a server before it shows anything: CommandGetSqlInfo (FlightSql.proto, `SqlInfo`).
+"""The server's capabilities, which SQL clients read first: CommandGetSqlInfo (FlightSql.proto, `SqlInfo`).
 
-What is said here of statements and functions is what the gate lets through; a test asks it. Limits that nobody has set
-are 0, which the standard takes for unknown. Runs in the process of `maker`.
+Statements and functions are those that the gate passes; a test runs each. Limits that do not exist are 0, which means
+unknown in the standard. Runs inside `catalogue_process`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Functions by the kinds that JDBC and ODBC have. Aggregates are none of them.
+# Functions by the kinds of JDBC and ODBC, which have none for aggregates.
 NUMERIC = ("ABS", "ATAN2", "CEIL", "COS", "DEGREES", "EXP", "FLOOR", "GREATEST", "ISINF", "ISNAN", "LEAST", "LN",
            "POWER", "RADIANS", "ROUND", "SIGN", "SIN", "SQRT")  # fmt: skip
 STRING = ("CONTAINS", "ENDS_WITH", "LEFT", "LENGTH", "LOWER", "LTRIM", "RIGHT", "RTRIM", "STARTS_WITH", "STRPOS",
@@ -37,14 +37,14 @@ STRING = ("CONTAINS", "ENDS_WITH", "LEFT", "LENGTH", "LOWER", "LTRIM", "RIGHT", 
 SYSTEM = ("COALESCE", "NULLIF")
 DATES = ("DATE_DIFF", "DATE_PART", "DATE_TRUNC", "DAY", "DAYOFMONTH", "DAYOFWEEK", "DAYOFYEAR", "HOUR", "ISODOW",
          "MINUTE", "MONTH", "QUARTER", "SECOND", "WEEK", "WEEKOFYEAR", "YEAR")  # fmt: skip
-KEYWORDS = ("ANTI", "ILIKE", "QUALIFY", "SEMI")  # beside those of the standard
+KEYWORDS = ("ANTI", "ILIKE", "QUALIFY", "SEMI")  # in addition to those of the standard
 
 _Value = str | bool | int | Collection[str] | Collection[tuple[int, Collection[int]]]  # the last a map
 _FIRST, _SECOND = 1, 2  # bits
 
 
 def infos() -> dict[int, tuple[int, _Value]]:
-    """By its number in the standard, each with which of the kinds of value it is."""
+    """Returns the kind of value and the value of each capability, by its number in the standard."""
     server: dict[int, tuple[int, _Value]] = {
         0: (_STRING, "Hanse"),
         1: (_STRING, VERSION),
@@ -108,7 +108,7 @@ def infos() -> dict[int, tuple[int, _Value]]:
 
 
 def table(wanted: Collection[int]) -> pa.Table:
-    """A row for each of those that are wanted and known here; all of them where none is named."""
+    """Returns a row for each wanted capability that is known; all of them where none is wanted by number."""
     found = {number: one for number, one in infos().items() if not wanted or number in wanted}
     values: list[list[_Value]] = [[] for _ in _CHOICES]
     offsets = []

@@ -1,6 +1,6 @@
 """Parts of files and buffers on their way to a socket, as they lie: a gathered write of what the kernel takes now.
 
-Knows neither HTTP nor who reads; `gather` sends chunks of HTTP/1.1 with it, `flight.outward` frames of HTTP/2.
+Knows neither HTTP nor who reads; `vectored_body` sends chunks of HTTP/1.1 with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The threads that send parts of files: few, so each goes on with another stream when its turn is over. A disk that
 hangs takes those of its own device, and nobody else's, and a read does not wait for it for ever.
 
-Knows neither sockets nor streams; `gather` and `flight.outward` send to their sockets there.
+Knows neither sockets nor streams; `vectored_body` sends to its sockets there.
 """
 
 from __future__ import annotations

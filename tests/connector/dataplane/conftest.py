@@ -12,19 +12,16 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support import flying, provider
 from tests.support.provider import Provider
 
 _LOOKING = ("test_leaving_readers", "test_stream_cache")  # into what uvloop has in C: clock and timers
-_BOTH = ("test_fairness",)  # how a transport goes with what is written to its socket beside it
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    if item.path.stem in _BOTH:
-        return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
     # asyncio's own writes without back-pressure in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (CVE-2024-12254).
     return {"loop": asyncio.SelectorEventLoop if item.path.stem in _LOOKING else uvloop.new_event_loop}
 
@@ -36,6 +33,6 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
+async def front(running: Provider) -> AsyncIterator[FlightServer]:
     async with flying.flying(running) as started:
         yield started

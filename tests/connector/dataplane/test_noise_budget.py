@@ -15,7 +15,7 @@ from connector.infra.concurrency.turn_queue import TurnQueue
 from policies.model import Policy
 from tests.connector.dataplane.http.test_routes import ask, parse
 from tests.support import data, gate, provider
-from tests.support.flying import Front, flyer, flying
+from tests.support.flying import FlightServer, flyer, flying
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
 
@@ -275,7 +275,7 @@ async def test_over_flight_the_dataset_asked_about_pays(running: Provider, tmp_p
     agreement = await running.agree(policy())
     dull = await running.agree(name="dull", path=data.parquet(tmp_path / "dull.parquet", 10))
 
-    def go(front: Front) -> None:
+    def go(front: FlightServer) -> None:
         further = [(b"hanse-ticket", running.ticket(agreement).encode())]
         with flyer(front, running.ticket(dull), headers=further) as client:
             client.read(sql=COUNTED, epsilon=1)

@@ -14,7 +14,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from connector.dataplane import contract_routes
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.infra.http import problem_json
 from tests.support import provider
 from tests.support.flying import Flyer, flyer
@@ -110,7 +110,7 @@ async def test_a_flood_of_them_is_counted(running: Provider, monkeypatch: pytest
 
 @pytest.mark.parametrize(("call", "code"), FLOWN.values(), ids=FLOWN)
 async def test_a_refused_call_is_recorded_once(
-    running: Provider, front: Front, call: Callable[[Flyer], Any], code: str
+    running: Provider, front: FlightServer, call: Callable[[Flyer], Any], code: str
 ) -> None:
     agreement = await running.agree()
     await running.revoke(agreement, "it is over")
@@ -119,7 +119,7 @@ async def test_a_refused_call_is_recorded_once(
     assert await _recorded(running, before) == [("ReadRefused", CONSUMER, agreement, code)]
 
 
-async def test_anothers_flight_ticket_is_recorded_once(running: Provider, front: Front) -> None:
+async def test_anothers_flight_ticket_is_recorded_once(running: Provider, front: FlightServer) -> None:
     theirs, own = await running.agree(), await running.agree()
 
     def given() -> fl.Ticket:
@@ -132,7 +132,7 @@ async def test_anothers_flight_ticket_is_recorded_once(running: Provider, front:
     assert await _recorded(running, before) == [("ReadRefused", CONSUMER, own, "ticket_mismatch")]
 
 
-async def test_tickets_of_several_are_recorded_once_over_flight(running: Provider, front: Front) -> None:
+async def test_tickets_of_several_are_recorded_once_over_flight(running: Provider, front: FlightServer) -> None:
     own, other = await running.agree(), running.ticket(await running.agree(), consumer="did:web:other.example")
     before = len(running.events)
     further = [(b"hanse-ticket", other.encode())]
@@ -140,7 +140,7 @@ async def test_tickets_of_several_are_recorded_once_over_flight(running: Provide
     assert await _recorded(running, before) == [("ReadRefused", CONSUMER, own, "tickets_mixed")]
 
 
-async def test_of_several_agreements_the_one_that_has_ended_is_named(running: Provider, front: Front) -> None:
+async def test_of_several_agreements_the_one_that_has_ended_is_named(running: Provider, front: FlightServer) -> None:
     good, over = await running.agree(), await running.agree()
     await running.revoke(over, "it is over")
     before = len(running.events)
@@ -150,7 +150,7 @@ async def test_of_several_agreements_the_one_that_has_ended_is_named(running: Pr
     assert await _recorded(running, before) == [("ReadRefused", CONSUMER, over, "agreement_ended")] * 2
 
 
-async def test_what_is_not_there_is_refused_to_nobody(running: Provider, front: Front) -> None:
+async def test_what_is_not_there_is_refused_to_nobody(running: Provider, front: FlightServer) -> None:
     ticket = running.ticket(await running.agree())
     before = len(running.events)
     assert await _flown(front, ticket, lambda client: client.act("NoSuchAction", b"")) == "unimplemented"
@@ -164,7 +164,7 @@ async def _asked(url: str, ticket: str, method: str, path: str, request_: dict[s
     return str(answer.json()["code"])
 
 
-async def _flown(front: Front, ticket: str, call: Callable[[Flyer], Any], **more: Any) -> str:
+async def _flown(front: FlightServer, ticket: str, call: Callable[[Flyer], Any], **more: Any) -> str:
     def go() -> str:
         with flyer(front, ticket, **more) as client, pytest.raises((fl.FlightError, pa.ArrowException)) as refused:
             call(client)

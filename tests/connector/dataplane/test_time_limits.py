@@ -16,7 +16,7 @@ import pyarrow.flight as fl
 import pytest
 
 from connector.dataplane import admission as reads
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.read_request import QUERY, Asked
 from connector.engine.pool.protocol import Job
 from connector.errors import Busy
@@ -215,7 +215,9 @@ async def test_a_file_is_cut_off_and_the_log_says_why(running: Provider, later: 
     assert await _recorded(running, agreement) == ("refused", "not_in_force", "/permission/0/constraint/0")
 
 
-async def test_over_flight_it_is_no_end_of_a_ticket(running: Provider, front: Front, later: Callable[[], None]) -> None:
+async def test_over_flight_it_is_no_end_of_a_ticket(
+    running: Provider, front: FlightServer, later: Callable[[], None]
+) -> None:
     agreement = await running.agree(_until(_SOON))
 
     def go() -> None:

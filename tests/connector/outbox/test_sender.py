@@ -54,7 +54,7 @@ def message(path: str, process: str = "p", address: str = "http://peer", to: str
 
 
 def sender(store: Store, courier: Courier, **timing: Any) -> Sender:
-    standing: dict[str, Any] = {"is_partner": process_limits.partner, "makes_partner": process_limits.asked}
+    standing: dict[str, Any] = {"is_partner": process_limits.is_partner, "makes_partner": process_limits.makes_partner}
     timing = {"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 600.0, **timing}
     made = Sender(store=store, **standing, **timing)
     made.register("test", courier)

@@ -68,7 +68,7 @@ AIMS: list[tuple[str, dict[str, float], Callable[[Found], float | None], bool]] 
     ("server CPU in memory / raw sender", _same(1.3), dearer("server"), False),
     ("client CPU in memory / raw receiver", _same(1.6), dearer("client"), False),
     ("in memory / flight", _LITTLE, faster("hanse, in memory", ["flight"]), True),
-    ("hanse flight / flight", _same(0.95), faster("hanse, flight", ["flight"]), True),
+    ("hanse flight / flight", _same(0.5), faster("hanse, flight", ["flight"]), True),
     ("TLS / raw TLS", _same(0.8), faster("hanse, TLS", ["raw TLS socket"]), True),
     ("TLS / flight TLS", _same(1.4), faster("hanse, TLS", ["flight TLS"]), True),
     ("urllib3 / raw socket", _same(0.6), faster(_PLAIN[0], ["raw socket"]), True),

@@ -17,7 +17,7 @@ import pytest
 
 from connector.dataplane import admission
 from connector.dataplane.flight import flightsql
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support import data, flying, provider
 from tests.support.flying import Flyer, flyer
 from tests.support.provider import Provider
@@ -53,16 +53,16 @@ async def all_taken(running: Provider, monkeypatch: pytest.MonkeyPatch) -> Async
             turns.give_back()
 
 
-def adbc(work: Callable[[Any], object]) -> Callable[[Front, str], object]:
-    def go(front: Front, ticket: str) -> object:
+def adbc(work: Callable[[Any], object]) -> Callable[[FlightServer, str], object]:
+    def go(front: FlightServer, ticket: str) -> object:
         with flying.connect(front, ticket) as connection:
             return work(connection)
 
     return go
 
 
-def arrow(work: Callable[[Flyer], object]) -> Callable[[Front, str], object]:
-    def go(front: Front, ticket: str) -> object:
+def arrow(work: Callable[[Flyer], object]) -> Callable[[FlightServer, str], object]:
+    def go(front: FlightServer, ticket: str) -> object:
         with flyer(front, ticket) as client:
             return work(client)
 
@@ -88,7 +88,7 @@ ASKED = {
 
 @pytest.mark.parametrize("what", ASKED)
 async def test_where_no_worker_is_free_that_is_said_and_waited_for_once(
-    running: Provider, front: Front, what: str, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running.reads, "_columns", type(running.reads._columns)())
     running.reads.plans._schemas.clear()
@@ -101,7 +101,7 @@ async def test_where_no_worker_is_free_that_is_said_and_waited_for_once(
 
 @pytest.mark.parametrize("what", ["ListFlights", "all objects", "the schema of a table"])
 async def test_columns_that_were_told_before_need_no_worker(
-    running: Provider, front: Front, what: str, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await asyncio.to_thread(ASKED[what], front, running.ticket(await running.agree()))
     other = running.ticket(await running.agree())  # which shows the same
@@ -110,7 +110,7 @@ async def test_columns_that_were_told_before_need_no_worker(
 
 
 async def test_a_dataset_whose_file_has_gone_keeps_nobody_from_seeing_the_others(
-    running: Provider, front: Front, tmp_path: Path
+    running: Provider, front: FlightServer, tmp_path: Path
 ) -> None:
     gone = data.parquet(tmp_path / "gone.parquet", 10)
     second = running.ticket(await running.agree(name="gone", path=gone))

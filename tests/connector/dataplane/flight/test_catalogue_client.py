@@ -15,9 +15,8 @@ import pytest
 import pytest_asyncio
 
 from connector import VERSION
-from connector.dataplane.flight import catalogue_tables, sqlinfo
-from connector.dataplane.flight.catalogue_client import Tables
-from connector.dataplane.flight.http2 import protobuf
+from connector.dataplane.flight import catalogue_tables, protobuf, sqlinfo
+from connector.dataplane.flight.catalogue_client import CatalogueClient
 from connector.engine.pool.sandbox import memory_of
 from connector.errors import BadInput, Busy, HanseError
 from tests.support import waiting
@@ -34,19 +33,19 @@ ONE = pa.record_batch([pa.array([7]), pa.array(["a"])], names=["0", "1"])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def made() -> AsyncIterator[Tables]:
+async def made() -> AsyncIterator[CatalogueClient]:
     async for found in _tables():
         yield found
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def fresh() -> AsyncIterator[Tables]:
+async def fresh() -> AsyncIterator[CatalogueClient]:
     async for found in _tables(seconds=2.0):
         yield found
 
 
-async def _tables(**options: Any) -> AsyncIterator[Tables]:
-    found = Tables(**options)
+async def _tables(**options: Any) -> AsyncIterator[CatalogueClient]:
+    found = CatalogueClient(**options)
     try:
         yield found
     finally:
@@ -68,7 +67,7 @@ def put(*batches: pa.RecordBatch, **options: Any) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-async def test_a_statement_that_reads_nothing_has_its_table(made: Tables) -> None:
+async def test_a_statement_that_reads_nothing_has_its_table(made: CatalogueClient) -> None:
     for sql, name, value in (("SELECT 1", "1", 1), ('select 42 AS "is it there";', "is it there", 42)) * 2:
         expected = pa.table({name: pa.array([value], pa.int32())})
         assert whole(await made.constant("lab", sql) or b"") == expected
@@ -95,7 +94,7 @@ CATALOGUE: list[tuple[str, list[tuple[int, int | bytes | str]]]] = [
 
 @pytest.mark.parametrize(("name", "fields"), CATALOGUE, ids=str)
 async def test_the_catalogue_comes_as_it_is_made(
-    made: Tables, name: str, fields: list[tuple[int, int | bytes | str]]
+    made: CatalogueClient, name: str, fields: list[tuple[int, int | bytes | str]]
 ) -> None:
     command = protobuf.write(fields)
     expected = catalogue_tables.catalogue(name, protobuf.read(command), DATASETS)
@@ -120,7 +119,7 @@ async def test_no_dataset_has_keys() -> None:
 
 
 @pytest.mark.parametrize("command", [b"\x0b", protobuf.write([(2, 1), (5, b"x")])])
-async def test_a_garbled_command_is_bad_input(made: Tables, command: bytes) -> None:
+async def test_a_garbled_command_is_bad_input(made: CatalogueClient, command: bytes) -> None:
     pids = made.pids
     name = "CommandGetTables"
     for asked in (made.catalogue("lab", name, command, []), made.catalogue_schema("lab", name, command)):
@@ -131,21 +130,23 @@ async def test_a_garbled_command_is_bad_input(made: Tables, command: bytes) -> N
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000])
-async def test_parameters_of_which_nobody_knows_more_are_fields_without_a_type(made: Tables, count: int) -> None:
+async def test_parameters_of_which_nobody_knows_more_are_fields_without_a_type(
+    made: CatalogueClient, count: int
+) -> None:
     expected = pa.schema([pa.field(str(number), pa.null()) for number in range(count)])
     assert pa.ipc.read_schema(pa.py_buffer(await made.parameters("lab", [""] * count))) == expected
 
 
-async def test_parameters_of_a_kind_have_its_type(made: Tables) -> None:
+async def test_parameters_of_a_kind_have_its_type(made: CatalogueClient) -> None:
     expected = pa.schema([("0", pa.int64()), ("1", pa.null()), ("2", pa.timestamp("ms", "UTC"))])
     assert pa.ipc.read_schema(pa.py_buffer(await made.parameters("lab", ["int", "", "timestamptz"]))) == expected
 
 
-async def test_no_parameters_are_no_schema(made: Tables) -> None:
+async def test_no_parameters_are_no_schema(made: CatalogueClient) -> None:
     assert await made.parameters("lab", []) == b""
 
 
-async def test_values_that_a_client_has_put_are_read(made: Tables) -> None:
+async def test_values_that_a_client_has_put_are_read(made: CatalogueClient) -> None:
     expected = [["int", "7"], ["text", "a"]]
     assert await made.values("lab", put(ONE)) == expected
     assert await made.values("lab", put(ONE.slice(0, 0), ONE, compression="zstd")) == expected
@@ -210,7 +211,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_what_is_no_row_of_values_is_bad_input(made: Tables, name: str) -> None:
+async def test_what_is_no_row_of_values_is_bad_input(made: CatalogueClient, name: str) -> None:
     raw = await asyncio.to_thread(HOSTILE[name])
     with pytest.raises(BadInput, match="expected") as told:
         await made.values("lab", raw)
@@ -220,18 +221,18 @@ async def test_what_is_no_row_of_values_is_bad_input(made: Tables, name: str) ->
     assert memory_of(made.pids[1]).own < 200 * 2**20
 
 
-async def test_batches_of_no_rows_are_never_unfolded(fresh: Tables) -> None:
+async def test_batches_of_no_rows_are_never_unfolded(fresh: CatalogueClient) -> None:
     """Thirty gigabytes, in a megabyte."""
     raw = await asyncio.to_thread(hollow, 200_000_000, 150)
     assert len(raw) < 2**20
     await fresh.values("lab", put(ONE))
     pid = fresh.pids[1]
-    with pytest.raises(BadInput, match="came none"):
+    with pytest.raises(BadInput, match="got none"):
         await fresh.values("lab", raw)
     assert fresh.pids[1] == pid  # it was no work
 
 
-async def test_who_makes_waits_for_nothing_that_is_read(fresh: Tables) -> None:
+async def test_who_makes_waits_for_nothing_that_is_read(fresh: CatalogueClient) -> None:
     await fresh.values("lab", put(ONE))
     os.kill(fresh.pids[1], signal.SIGSTOP)
     reading = asyncio.ensure_future(fresh.values("lab", put(ONE)))
@@ -242,7 +243,7 @@ async def test_who_makes_waits_for_nothing_that_is_read(fresh: Tables) -> None:
         await reading
 
 
-async def test_consumers_take_turns(made: Tables) -> None:
+async def test_consumers_take_turns(made: CatalogueClient) -> None:
     order: list[str] = []
 
     async def ask(consumer: str) -> None:
@@ -264,7 +265,7 @@ async def test_who_waits_for_too_long_is_told_so() -> None:
         assert second.code == "queue_timeout"
 
 
-async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Tables) -> None:
+async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: CatalogueClient) -> None:
     dice, whole = random.Random(3), put(ONE, compression="lz4")
     for _ in range(400):
         raw = bytearray(whole)
@@ -277,14 +278,14 @@ async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Table
         assert len(row) <= 2
 
 
-ASKED: dict[str, tuple[int, Callable[[Tables], Awaitable[Any]], type[HanseError]]] = {
+ASKED: dict[str, tuple[int, Callable[[CatalogueClient], Awaitable[Any]], type[HanseError]]] = {
     "what is made": (0, lambda one: one.parameters("lab", [""] * 5), Busy),
     "what is read": (1, lambda one: one.values("lab", put(ONE)), BadInput),
 }
 
 
 @pytest.mark.parametrize("name", ASKED)
-async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) -> None:
+async def test_a_process_that_dies_costs_one_answer(fresh: CatalogueClient, name: str) -> None:
     which, asked, expected = ASKED[name]
     await fresh.parameters("lab", [""] * 1)
     await fresh.values("lab", put(ONE))
@@ -298,7 +299,7 @@ async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) ->
 
 
 @pytest.mark.parametrize("name", ASKED)
-async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) -> None:
+async def test_a_process_that_takes_too_long_is_ended(fresh: CatalogueClient, name: str) -> None:
     which, asked, expected = ASKED[name]
     await fresh.parameters("lab", [""] * 1)
     await fresh.values("lab", put(ONE))
@@ -310,7 +311,7 @@ async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) 
     assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240
 
 
-async def test_a_process_that_died_meanwhile_is_followed_by_another(fresh: Tables) -> None:
+async def test_a_process_that_died_meanwhile_is_followed_by_another(fresh: CatalogueClient) -> None:
     await fresh.parameters("lab", [""] * 1)
     os.kill(fresh.pids[0], signal.SIGKILL)
     await waiting.until(lambda: not fresh.pids[0])
@@ -318,7 +319,7 @@ async def test_a_process_that_died_meanwhile_is_followed_by_another(fresh: Table
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05])
-async def test_who_leaves_leaves_no_answer_to_the_next(fresh: Tables, seconds: float) -> None:
+async def test_who_leaves_leaves_no_answer_to_the_next(fresh: CatalogueClient, seconds: float) -> None:
     """At the start of a process, or in the midst of a question."""
     for number in range(5):
         asking = asyncio.ensure_future(fresh.parameters("lab", [""] * (number + 1)))
@@ -336,7 +337,7 @@ async def test_who_leaves_leaves_no_answer_to_the_next(fresh: Tables, seconds: f
 
 
 @pytest.mark.parametrize("name", ASKED)
-async def test_who_leaves_takes_the_process_from_nobody(fresh: Tables, name: str) -> None:
+async def test_who_leaves_takes_the_process_from_nobody(fresh: CatalogueClient, name: str) -> None:
     """As it starts, and in the midst of a question."""
     which, asked, _ = ASKED[name]
     leaving = asyncio.ensure_future(asked(fresh))
@@ -355,12 +356,12 @@ async def test_who_leaves_takes_the_process_from_nobody(fresh: Tables, name: str
     assert fresh.pids[which] == pid
 
 
-async def test_many_who_ask_at_once_get_each_their_own(made: Tables) -> None:
+async def test_many_who_ask_at_once_get_each_their_own(made: CatalogueClient) -> None:
     told = await asyncio.gather(*(made.constant("lab", f"SELECT {number}") for number in range(1000, 1100)))
     assert [whole(one or b"").column_names for one in told] == [[str(number)] for number in range(1000, 1100)]
 
 
-async def test_a_process_is_shut_in(made: Tables) -> None:
+async def test_a_process_is_shut_in(made: CatalogueClient) -> None:
     await made.parameters("lab", [""] * 1)
     told = Path("/proc", str(made.pids[0]))
     assert "NoNewPrivs:\t1\n" in (told / "status").read_text()
@@ -368,7 +369,7 @@ async def test_a_process_is_shut_in(made: Tables) -> None:
     assert ["1073741824"] * 2 in limits  # address space
 
 
-async def test_who_asks_as_it_ends_is_told(fresh: Tables) -> None:
+async def test_who_asks_as_it_ends_is_told(fresh: CatalogueClient) -> None:
     await fresh.parameters("lab", [""] * 1)
     os.kill(fresh.pids[0], signal.SIGSTOP)
     asking = asyncio.ensure_future(fresh.parameters("lab", [""] * 2))
@@ -382,7 +383,7 @@ async def test_who_asks_as_it_ends_is_told(fresh: Tables) -> None:
 
 
 async def test_a_process_that_cannot_be_started_is_started_with_the_next_question(
-    fresh: Tables, monkeypatch: pytest.MonkeyPatch
+    fresh: CatalogueClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")

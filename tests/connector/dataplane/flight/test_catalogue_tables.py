@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.dataplane.flight import catalogue_client, catalogue_process, catalogue_tables, flightsql
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight.protobuf import MalformedMessage
 
 
 def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:
@@ -31,7 +31,7 @@ def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:
             name, command = flightsql.unpack(bytes(raw[: dice.randrange(len(raw) + 1)]))
             if name == "CommandGetTables":
                 catalogue_tables.catalogue(name, command, [{"owner": "clinic", "name": "numbers", "schema": b""}])
-        except Garbled:
+        except MalformedMessage:
             continue
 
 
@@ -94,7 +94,7 @@ def test_arrow_values_are_taken_as_type_and_text(value: Any, kind: pa.DataType, 
     ids=["no row", "two rows", "two batches", "a list", "long text", "too many", "a fine time", "a fine moment"],
 )
 def test_parameters_that_are_not_one_row_of_plain_values_are_garbled(batches: list[pa.RecordBatch]) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(MalformedMessage):
         catalogue_tables.values_of(batches)
 
 
@@ -108,7 +108,7 @@ BEYOND = {
 @pytest.mark.parametrize("what", BEYOND)
 def test_a_value_that_there_is_not_is_told_by_its_number(what: str) -> None:
     """It was said of the whole stream that it is damaged."""
-    with pytest.raises(Garbled, match=r"^expected parameter 2 as a \w+ that there is"):
+    with pytest.raises(MalformedMessage, match=r"^expected parameter 2 as a \w+ that exists"):
         catalogue_tables.values_of([pa.RecordBatch.from_arrays([pa.array([1]), BEYOND[what]], names=["0", "1"])])
 
 
@@ -135,10 +135,18 @@ def test_a_frame_that_is_none_is_refused(text: bytes) -> None:
 def test_what_is_kept_has_a_bound() -> None:
     kept = catalogue_client._Kept(100_000)
     for number in range(1000):
-        kept.put(number, [bytes(9_000)], 9_000)
+        kept.store(number, [bytes(9_000)], 9_000)
         assert kept.get(0) or number > 9
-    kept.put("large", [b""], 200_000)
+    kept.store("large", [b""], 200_000)
     assert kept.get("large") is None
     assert kept.get(999) is None
-    kept.put("small", [b"x"], 1)
+    kept.store("small", [b"x"], 1)
     assert kept.get("small") == [b"x"]
+
+
+def test_grpc_is_loaded_when_flight_starts_and_arrow_never() -> None:
+    code = (
+        "import sys, connector.services; before = 'grpc' in sys.modules\n"
+        "import connector.dataplane.flight.rpc_methods; print(before, 'grpc' in sys.modules, 'pyarrow' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "True", "False"]

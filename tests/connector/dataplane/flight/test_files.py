@@ -23,8 +23,10 @@ import pytest_asyncio
 
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.flight import flight_queries
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.http import file_sender, file_spans, send_threads, vectored_body
+from connector.datasets import file_access
+from connector.datasets.sources import source_files
 from connector.usage import grants
 from policies.contracts import batch_gate
 from policies.model import Policy, Rule
@@ -88,7 +90,9 @@ async def agreed(
     return await running.agree(policy, name=name, path=path, kind="arrow_ipc"), name, path
 
 
-async def flown(running: Provider, front: Front, agreement: str, name: str) -> list[tuple[pa.Table, dict[str, Any]]]:
+async def flown(
+    running: Provider, front: FlightServer, agreement: str, name: str
+) -> list[tuple[pa.Table, dict[str, Any]]]:
     """What each endpoint gives."""
 
     def go() -> list[tuple[pa.Table, dict[str, Any]]]:
@@ -102,7 +106,7 @@ async def flown(running: Provider, front: Front, agreement: str, name: str) -> l
 
 
 async def test_later_passes_come_from_the_files_without_a_worker(
-    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Provider, prepared: PreparedStreams, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, narrow())
     first = await flown(running, front, agreement, name)
@@ -119,23 +123,23 @@ async def test_later_passes_come_from_the_files_without_a_worker(
     prepared.drop(lambda _: True)
 
 
-async def test_an_owner_s_files_are_sent_by_threads_of_their_device(
-    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_owners_files_are_read_by_threads_of_their_device(
+    running: Provider, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, path = await agreed(running, tmp_path, narrow())
     await flown(running, front, agreement, name)
-    devices, threads_of = set(), send_threads._senders
+    devices, threads_of = set(), file_access._threads
 
     def asked(device: int) -> ThreadPoolExecutor:
         devices.add(device)
         return threads_of(device)
 
-    monkeypatch.setattr(send_threads, "_senders", asked)
+    monkeypatch.setattr(file_access, "_threads", asked)
     await flown(running, front, agreement, name)
     assert devices == {path.stat().st_dev}
 
 
-async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front: Front, tmp_path: Path) -> None:
+async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front: FlightServer, tmp_path: Path) -> None:
     batches = [pa.record_batch({"id": range(number * 10**6, (number + 1) * 10**6)}) for number in range(5)]
     agreement, name, _ = await agreed(running, tmp_path, batches)
 
@@ -161,7 +165,7 @@ TURNING = replace(
 
 
 async def test_endpoints_of_one_info_show_the_same_or_are_refused(
-    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, narrow(), TURNING)
     ticket = running.ticket(agreement)
@@ -184,22 +188,22 @@ async def test_endpoints_of_one_info_show_the_same_or_are_refused(
 
 
 async def test_a_part_of_the_last_release_that_says_not_what_it_shows_is_refused(
-    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, narrow())
-    parted = flight_queries._parted
+    parted = flight_queries._split_blocks
 
     def untold(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
         return [{key: value for key, value in part.items() if key != "shown"} for part in parted(wanted, plan)]
 
-    monkeypatch.setattr(flight_queries, "_parted", untold)
+    monkeypatch.setattr(flight_queries, "_split_blocks", untold)
     with pytest.raises(fl.FlightUnauthorizedError, match=r"flight_ticket_invalid: .* ask for the flight info again"):
         await flown(running, front, agreement, name)
     await settled(running)
 
 
 async def test_small_datasets_have_one_endpoint(
-    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, path = await agreed(running, tmp_path, narrow())
     size = path.stat().st_size
@@ -209,7 +213,7 @@ async def test_small_datasets_have_one_endpoint(
 
 
 async def test_a_batch_of_two_blocks_is_cut_by_the_engine(
-    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path
+    running: Provider, prepared: PreparedStreams, front: FlightServer, tmp_path: Path
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, uneven())
     for _ in range(2):
@@ -244,7 +248,7 @@ def write_over(running: Provider, agreement: str, path: Path) -> None:
 async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
     running: Provider,
     prepared: PreparedStreams,
-    front: Front,
+    front: FlightServer,
     tmp_path: Path,
     happens: Callable[[Provider, str, Path], None],
     error: type[Exception],
@@ -274,14 +278,15 @@ async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
 
 
 @pytest.fixture
-def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.Event]]:
-    """Have a sender wait that looks at the file which is named, or reads from it to the Flight process: until the event
-    that comes back."""
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], threading.Event]]:
+    """Makes threads of a kind wait that look at the named file, or read from it, until the event that comes back is
+    set."""
     over = threading.Event()
-    names: set[str] = set()
+    names: set[tuple[str, str]] = set()
 
     def wait(number: int) -> None:
-        if threading.current_thread().name.startswith("sender") and os.readlink(f"/proc/self/fd/{number}") in names:
+        thread = threading.current_thread().name.partition("_")[0]
+        if (thread, os.readlink(f"/proc/self/fd/{number}")) in names:
             over.wait()
 
     def looked(number: int) -> os.stat_result:
@@ -292,11 +297,11 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.
         wait(number)
         return os.preadv(number, *given)
 
-    def hang(path: str) -> threading.Event:
-        names.add(path)
+    def hang(thread: str, path: str) -> threading.Event:
+        names.add((thread, path))
         return over
 
-    for module in (file_spans, vectored_body, file_sender):
+    for module in (file_spans, vectored_body, file_sender, source_files):
         monkeypatch.setattr(module, "os", changed(os, preadv=read, fstat=looked))
     yield hang
     over.set()
@@ -321,18 +326,19 @@ def held(path: Path) -> bool:
 async def test_a_read_whose_sender_hangs_ends_and_gives_back_its_place(
     running: Provider,
     prepared: PreparedStreams,
-    front: Front,
+    front: FlightServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    hung: Callable[[str], threading.Event],
+    hung: Callable[[str, str], threading.Event],
     way: str,
 ) -> None:
     once = gate.agreement(gate.atom("ds:concurrency", "lteq", "1"), action="odrl:use")
     agreement, name, path = await agreed(running, tmp_path, wide(), once)
     await flown(running, front, agreement, name)
     assert len(prepared) == 1
-    over = hung(str(path))
-    monkeypatch.setattr(send_threads, "_SECONDS", 0.3)
+    over = hung("sender" if way == "http" else "files", str(path))
+    for module in (send_threads, file_access):
+        monkeypatch.setattr(module, "_SECONDS", 0.3)
     async with asyncio.timeout(60):
         if way == "http":
             with pytest.raises(httpx2.RemoteProtocolError):
@@ -352,7 +358,7 @@ async def test_a_read_whose_sender_hangs_ends_and_gives_back_its_place(
 
 
 async def test_a_gate_that_fails_in_mid_stream_is_no_reader_that_stalls(
-    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Provider, prepared: PreparedStreams, front: FlightServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, wide())
     await flown(running, front, agreement, name)

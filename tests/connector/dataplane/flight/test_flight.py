@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import time
@@ -21,9 +20,8 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from connector.dataplane import admission, contract_routes
-from connector.dataplane.flight import flightsql, grpc_call
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight import flightsql, grpc_call, protobuf
+from connector.dataplane.flight.listener import FlightServer
 from connector.engine.pool import error_codes, pool
 from connector.errors import Refused
 from connector.infra.concurrency.turn_queue import TurnQueue
@@ -31,7 +29,7 @@ from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
 from tests.support.gate import atom, mask
-from tests.support.http2 import wire
+from tests.support.grpc_client import connected
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
@@ -41,7 +39,9 @@ PATH = ("clinic", "numbers")
 ENDLESS = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
 
 
-async def test_a_dataset_is_listed_described_and_read_with_its_end_record(running: Provider, front: Front) -> None:
+async def test_a_dataset_is_listed_described_and_read_with_its_end_record(
+    running: Provider, front: FlightServer
+) -> None:
     agreement = await running.agree()
 
     def go() -> tuple[Any, Any, pa.Table, dict[str, Any]]:
@@ -60,7 +60,7 @@ async def test_a_dataset_is_listed_described_and_read_with_its_end_record(runnin
     assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
 
 
-async def test_policy_holds_whatever_is_asked(running: Provider, front: Front) -> None:
+async def test_policy_holds_whatever_is_asked(running: Provider, front: FlightServer) -> None:
     policy = gate.agreement(
         atom("ds:row/gap", "eq", "2"),
         atom("ds:columnDeny", "isNoneOf", "x", "day", "tags"),
@@ -80,7 +80,7 @@ async def test_policy_holds_whatever_is_asked(running: Provider, front: Front) -
     assert set(table["name"].to_pylist()) == {None}
 
 
-async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, front: Front) -> None:
+async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
     ticket = running.ticket(agreement)
 
@@ -105,7 +105,7 @@ async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, 
         await shown.get("/data/v1/contract", headers=headers)
 
 
-async def test_several_agreements_are_read_together(running: Provider, front: Front, tmp_path: Path) -> None:
+async def test_several_agreements_are_read_together(running: Provider, front: FlightServer, tmp_path: Path) -> None:
     first = running.ticket(await running.agree())
     second = running.ticket(await running.agree(name="others", path=data.parquet(tmp_path / "others.parquet", 50)))
     sql = 'SELECT count(*) AS n FROM "clinic".numbers n JOIN "clinic".others o ON n.id = o.id'
@@ -132,7 +132,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_refusals_come_with_their_code_and_no_trace_of_ours(running: Provider, front: Front, name: str) -> None:
+async def test_refusals_come_with_their_code_and_no_trace_of_ours(
+    running: Provider, front: FlightServer, name: str
+) -> None:
     envelope, kind, code = REFUSED[name]
     ticket = running.ticket(await running.agree())
 
@@ -146,7 +148,7 @@ async def test_refusals_come_with_their_code_and_no_trace_of_ours(running: Provi
     assert ".py" not in str(caught.value)
 
 
-async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Provider, front: Front) -> None:
+async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Provider, front: FlightServer) -> None:
     research, ads = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Advertising"
     policy = gate.agreement(atom("odrl:purpose", "eq", research), action="odrl:use")
     agreement = await running.agree(policy)
@@ -162,7 +164,7 @@ async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Pr
     assert "[rule /permission/0" in str(caught.value)
 
 
-async def test_revocation_ends_a_stream_at_once_with_its_reason(running: Provider, front: Front) -> None:
+async def test_revocation_ends_a_stream_at_once_with_its_reason(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
     begun: list[float] = []
     loop = asyncio.get_running_loop()
@@ -190,7 +192,7 @@ async def test_revocation_ends_a_stream_at_once_with_its_reason(running: Provide
 
 
 async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
-    running: Provider, front: Front
+    running: Provider, front: FlightServer
 ) -> None:
     agreement = await running.agree()
 
@@ -207,7 +209,7 @@ async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
         await asyncio.to_thread(go, 60)
 
 
-async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front: Front) -> None:
+async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
 
     def go() -> int:
@@ -228,7 +230,7 @@ async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front
 @pytest.mark.parametrize("renewed", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 async def test_of_two_agreements_on_one_dataset_a_read_is_under_that_which_it_was_described_under(
-    running: Provider, front: Front, *, renewed: bool, last: bool
+    running: Provider, front: FlightServer, *, renewed: bool, last: bool
 ) -> None:
     """Whichever ticket comes first, and however often its endpoint is renewed."""
     policy = gate.agreement(atom("ds:row/gap", "eq", "2"), atom("ds:rowQuota", "lteq", "100000"), action="odrl:use")
@@ -254,7 +256,7 @@ async def test_of_two_agreements_on_one_dataset_a_read_is_under_that_which_it_wa
 
 @pytest.mark.parametrize("later", [0, 1000], ids=["at once", "after its Flight ticket has ended"])
 async def test_cancelling_ends_the_running_read(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch, later: int
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch, later: int
 ) -> None:
     agreement = await running.agree()
 
@@ -284,7 +286,7 @@ LONG = "SELECT count(*) AS n FROM clinic.numbers a, clinic.numbers b, clinic.num
 @pytest.mark.parametrize("sql", [ENDLESS, LONG], ids=["after the first batch", "before it"])
 @pytest.mark.parametrize("how", ["cancelled", "deadline_exceeded", "shutting_down"])
 async def test_the_record_of_a_read_that_is_ended_says_who_did_it(
-    running: Provider, front: Front, how: str, sql: str
+    running: Provider, front: FlightServer, how: str, sql: str
 ) -> None:
     started, ends = len(running.of_kind("ReadStarted")), len(running.of_kind("ReadEnded"))
     ticket = running.ticket(await running.agree())
@@ -308,15 +310,13 @@ async def test_the_record_of_a_read_that_is_ended_says_who_did_it(
             await asyncio.to_thread(client.act, "CancelFlightInfo", protobuf.write([(1, info.serialize())]))
         if how == "shutting_down":
             running.grants.stop_all("the connector is stopping", code=how)
-            for connection in front._connections:
-                connection.close()
         await reading
     await until(lambda: len(running.of_kind("ReadEnded")) > ends)
     ended = running.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.code) == ("broken", how)
 
 
-async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider, front: Front) -> None:
+async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
 
     def go() -> None:
@@ -332,7 +332,7 @@ async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: 
 
 
 async def test_what_fails_before_the_first_row_is_broken_as_what_fails_after_it(
-    running: Provider, front: Front
+    running: Provider, front: FlightServer
 ) -> None:
     agreement = await running.agree()
     with flyer(front, running.ticket(agreement)) as client, pytest.raises(pa.ArrowInvalid, match="computation_failed"):
@@ -343,13 +343,15 @@ async def test_what_fails_before_the_first_row_is_broken_as_what_fails_after_it(
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def strict(running: Provider) -> AsyncIterator[Front]:
+async def strict(running: Provider) -> AsyncIterator[FlightServer]:
     """One that waits for its clients a second."""
     async with flying.flying(running, stall_seconds=1.0) as started:
         yield started
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(running: Provider, strict: Front) -> None:
+async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(
+    running: Provider, strict: FlightServer
+) -> None:
     front, agreement = strict, await running.agree()
     before = _own_mb(os.getpid())
 
@@ -372,7 +374,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(ru
     assert running.of_kind("ReadEnded")[-1].code == "client_stalled"
 
 
-async def test_clients_in_parallel_each_get_their_rows(running: Provider, front: Front) -> None:
+async def test_clients_in_parallel_each_get_their_rows(running: Provider, front: FlightServer) -> None:
     ticket = running.ticket(await running.agree())
 
     def go(number: int) -> list[int]:
@@ -386,7 +388,7 @@ async def test_clients_in_parallel_each_get_their_rows(running: Provider, front:
 
 
 async def test_reads_at_once_of_one_consumer_are_bounded(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running.reads, "_streams_max", 2)
     monkeypatch.setattr(running.reads, "_queue_seconds", 0.0)
@@ -406,7 +408,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 
 
 async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_reads(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running.reads, "_turns", TurnQueue(2, each=1, waiting=0, wait_seconds=60))
     monkeypatch.setattr(running.reads, "_looks", TurnQueue(1, waiting=256, wait_seconds=60))
@@ -431,7 +433,7 @@ async def test_what_is_only_prepared_waits_for_its_turn_and_takes_no_place_of_re
 
 
 async def test_who_describes_much_while_he_has_all_workers_keeps_nobody_from_one(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "_PATIENCE", 0.5)
     greedy, bee = running.ticket(await running.agree()), "did:web:bee.example"
@@ -465,7 +467,7 @@ async def test_who_describes_much_while_he_has_all_workers_keeps_nobody_from_one
 
 
 async def test_who_describes_waits_for_his_turn_and_for_a_worker_within_one_limit(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await until(lambda: not running.pool._busy)  # else the workers of other tests come back here
     monkeypatch.setattr(admission, "_LOOK_SECONDS", 1.0)
@@ -509,7 +511,7 @@ ENDS = {
 
 @pytest.mark.parametrize("code", ENDS)
 async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_batch(
-    running: Provider, front: Front, code: str
+    running: Provider, front: FlightServer, code: str
 ) -> None:
     with flyer(front, running.ticket(await running.agree())) as client:
         asking = asyncio.ensure_future(asyncio.to_thread(client.read, sql=ENDLESS))
@@ -531,31 +533,28 @@ async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_b
     "code", [*error_codes._ERRORS, "busy", "revoked", "refused", "quota", "lease_expired", "count_spent"]
 )
 async def test_an_end_in_mid_stream_takes_its_record_along_whatever_its_code(code: str) -> None:
-    record = {"status": code if code in grpc_call._ENDS else "error", "code": code, "reason": "it ended", "rows": 1}
-    told = dict(grpc_call._told(grpc_call.Ended(record), details=True))
-    assert json.loads(base64.b64decode(told["grpc-status-details-bin"] + "==")) == record
-    assert told["x-arrow-status-detail-bin"]  # what pyarrow makes a FlightError of
+    record = {"status": code if code in grpc_call._END_STATUS else "error", "code": code, "reason": "it", "rows": 1}
+    status, _, trailers = grpc_call.error_to_status(grpc_call.StreamEndedEarly(record), details=True)
+    assert json.loads(dict(trailers)["grpc-status-details-bin"]) == record
+    assert dict(trailers)["x-arrow-status-detail-bin"]  # pyarrow makes a FlightError of it
     if code in error_codes._ERRORS:
-        before = dict(grpc_call._told(error_codes.error_of(code, {}), details=False))["grpc-status"]
-        assert told["grpc-status"] == ("13" if before == "3" else before)
+        before, _, _ = grpc_call.error_to_status(error_codes.error_of(code, {}), details=False)
+        assert status == (13 if before == 3 else before)
 
 
-async def test_a_quota_is_exhausted_in_the_middle_and_at_the_next_read(running: Provider, front: Front) -> None:
+async def test_a_quota_is_exhausted_in_the_middle_and_at_the_next_read(running: Provider, front: FlightServer) -> None:
     policy = gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use")
     ticket = running.ticket(await running.agree(policy))
-
-    def go(sql: str) -> str:
-        handle = flightsql.pack("ActionCreatePreparedStatementRequest", [(1, sql)])
-        body = protobuf.write([(1, "CreatePreparedStatement"), (2, handle)])
-        with wire(front.port) as asked:
-            return asked.answer(asked.ask("DoAction", ticket, b"\0" + len(body).to_bytes(4, "big") + body)).status
 
     sql = "SELECT id FROM clinic.numbers"
     with flyer(front, ticket) as client:
         for _ in range(2):
             with pytest.raises(fl.FlightInternalError, match=r"^quota"):
                 await asyncio.to_thread(client.read, sql=sql)
-    assert await asyncio.to_thread(go, sql) == "8"
+    handle = flightsql.pack("ActionCreatePreparedStatementRequest", [(1, sql)])
+    body = protobuf.write([(1, "CreatePreparedStatement"), (2, handle)])
+    async with connected(front) as asking:
+        assert (await asking.ask("DoAction", body, ticket=ticket)).status == 8
     await settled(running)
 
 
@@ -566,7 +565,7 @@ def _own_mb(pid: int) -> int:
     return sum(int(sizes[name].split()[0]) for name in ("RssAnon", "RssShmem")) // 2**10
 
 
-async def test_a_read_that_is_over_holds_nothing(running: Provider, front: Front) -> None:
+async def test_a_read_that_is_over_holds_nothing(running: Provider, front: FlightServer) -> None:
     ticket = running.ticket(await running.agree())
 
     def read() -> None:

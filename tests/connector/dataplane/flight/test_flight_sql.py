@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from connector import VERSION
 from connector.dataplane.flight import flightsql, parameters, sqlinfo
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.http import schemas as request_schemas
 from policies.sql.allowed_functions import SCALARS
 from tests.support import data, flying, gate
@@ -39,7 +39,7 @@ async def ticket(running: Provider) -> str:
     return running.ticket(await running.agree())
 
 
-async def use(front: Front, ticket: str, work: Callable[[Any], Any], **options: str) -> Any:
+async def use(front: FlightServer, ticket: str, work: Callable[[Any], Any], **options: str) -> Any:
     """What `work` finds with a cursor of a fresh connection, in a thread."""
 
     def go() -> Any:
@@ -49,7 +49,7 @@ async def use(front: Front, ticket: str, work: Callable[[Any], Any], **options: 
     return await asyncio.to_thread(go)
 
 
-async def test_a_query_comes_as_arrow_and_as_rows(front: Front, ticket: str) -> None:
+async def test_a_query_comes_as_arrow_and_as_rows(front: FlightServer, ticket: str) -> None:
     def work(cursor: Any) -> tuple[pa.Table, list[Any]]:
         cursor.execute(f"SELECT id, name FROM {NUMBERS} WHERE id < 3 ORDER BY id")
         table = cursor.fetch_arrow_table()
@@ -61,7 +61,7 @@ async def test_a_query_comes_as_arrow_and_as_rows(front: Front, ticket: str) -> 
     assert rows == [(data.ROWS // 10,)]
 
 
-async def test_a_column_that_is_asked_for_twice_comes_twice(front: Front, ticket: str) -> None:
+async def test_a_column_that_is_asked_for_twice_comes_twice(front: FlightServer, ticket: str) -> None:
     """The driver holds what comes against what it was told would come."""
 
     def work(cursor: Any) -> pa.Table:
@@ -93,7 +93,7 @@ BOUND = {
 
 @pytest.mark.parametrize("name", BOUND)
 async def test_parameters_of_prepared_statements_are_values_and_nothing_else(
-    front: Front, ticket: str, name: str
+    front: FlightServer, ticket: str, name: str
 ) -> None:
     condition, values, expected = BOUND[name]
 
@@ -104,7 +104,7 @@ async def test_parameters_of_prepared_statements_are_values_and_nothing_else(
     assert await use(front, ticket, work) == expected
 
 
-async def test_a_decimal_comes_back_as_it_was_bound(front: Front, ticket: str) -> None:
+async def test_a_decimal_comes_back_as_it_was_bound(front: FlightServer, ticket: str) -> None:
     def work(cursor: Any) -> Any:
         cursor.execute(f"SELECT ? AS v FROM {NUMBERS} LIMIT 1", parameters=(Decimal("0.123456789012"),))
         return cursor.fetchone()[0]
@@ -112,12 +112,12 @@ async def test_a_decimal_comes_back_as_it_was_bound(front: Front, ticket: str) -
     assert await use(front, ticket, work) == Decimal("0.123456789012")
 
 
-async def test_a_decimal_that_the_engine_has_not_is_refused(front: Front, ticket: str) -> None:
+async def test_a_decimal_that_the_engine_has_not_is_refused(front: FlightServer, ticket: str) -> None:
     with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameter_type: expected a decimal of at most 38"):
         await use(front, ticket, lambda cursor: cursor.execute(f"SELECT ? FROM {NUMBERS}", (Decimal(10) ** 60,)))
 
 
-async def test_a_prepared_statement_runs_again_with_other_values(front: Front, ticket: str) -> None:
+async def test_a_prepared_statement_runs_again_with_other_values(front: FlightServer, ticket: str) -> None:
     def work(cursor: Any) -> list[Any]:
         found = []
         for most in (5, 7):
@@ -133,7 +133,7 @@ async def test_a_prepared_statement_runs_again_with_other_values(front: Front, t
     [("SELECT 1", "1", 1), ("select 1 as x;", "x", 1), ('SELECT 42 AS "is it there"', "is it there", 42)],
 )
 async def test_a_client_may_ask_whether_its_connection_lives(
-    running: Provider, front: Front, ticket: str, sql: str, name: str, value: int
+    running: Provider, front: FlightServer, ticket: str, sql: str, name: str, value: int
 ) -> None:
     """It reads nothing, so that nothing is counted."""
 
@@ -150,7 +150,7 @@ async def test_a_client_may_ask_whether_its_connection_lives(
     assert len(running.of_kind("ReadStarted")) == before
 
 
-async def test_a_connection_whose_agreement_has_ended_does_not_live(running: Provider, front: Front) -> None:
+async def test_a_connection_whose_agreement_has_ended_does_not_live(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
     ticket = running.ticket(agreement)
     await running.revoke(agreement, "consent withdrawn")
@@ -159,7 +159,7 @@ async def test_a_connection_whose_agreement_has_ended_does_not_live(running: Pro
 
 
 async def test_long_texts_of_one_consumer_are_looked_at_in_a_few_threads(
-    front: Front, ticket: str, monkeypatch: pytest.MonkeyPatch
+    front: FlightServer, ticket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statements with parameters, their handles, and envelopes: each took a tenth of a second of everybody."""
     seen: list[str] = []
@@ -201,7 +201,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_refused_statements_come_back_as_errors_of_the_driver_with_their_reason(
-    running: Provider, front: Front, ticket: str, name: str
+    running: Provider, front: FlightServer, ticket: str, name: str
 ) -> None:
     sql, code = REFUSED[name]
     before = len(running.of_kind("ReadRefused"))
@@ -211,7 +211,7 @@ async def test_refused_statements_come_back_as_errors_of_the_driver_with_their_r
     assert len(running.of_kind("ReadRefused")) == before + 1
 
 
-async def test_clients_are_told_of_which_types_parameters_are(front: Front, ticket: str) -> None:
+async def test_clients_are_told_of_which_types_parameters_are(front: FlightServer, ticket: str) -> None:
     """Arrow's JDBC driver sets none of a type that it does not know."""
 
     def work(cursor: Any) -> tuple[pa.Schema, list[Any]]:
@@ -258,7 +258,7 @@ async def another_purpose(running: Provider) -> str:
 
 @pytest.mark.parametrize("given", [revoked, transferred_no_more, ended, another_purpose])
 async def test_who_may_ask_nothing_is_told_no_types(
-    front: Front, running: Provider, given: Callable[[Provider], Awaitable[str]]
+    front: FlightServer, running: Provider, given: Callable[[Provider], Awaitable[str]]
 ) -> None:
     assert await use(front, await given(running), prepared) == [pa.null(), pa.null()]
 
@@ -270,13 +270,15 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("what", SHOWN)
-async def test_the_types_of_columns_are_those_that_are_shown(front: Front, running: Provider, what: str) -> None:
+async def test_the_types_of_columns_are_those_that_are_shown(front: FlightServer, running: Provider, what: str) -> None:
     policy, expected = SHOWN[what]
     assert await use(front, running.ticket(await running.agree(policy)), prepared) == expected
 
 
 @pytest.mark.parametrize("what", SHOWN)
-async def test_listed_columns_have_the_types_that_a_read_gives(front: Front, running: Provider, what: str) -> None:
+async def test_listed_columns_have_the_types_that_a_read_gives(
+    front: FlightServer, running: Provider, what: str
+) -> None:
     policy, _ = SHOWN[what]
     ticket = running.ticket(await running.agree(policy))
 
@@ -292,7 +294,7 @@ async def test_listed_columns_have_the_types_that_a_read_gives(front: Front, run
 
 
 async def test_columns_of_one_name_that_are_numbers_in_every_dataset_are_numbers(
-    front: Front, running: Provider, ticket: str, tmp_path: Path
+    front: FlightServer, running: Provider, ticket: str, tmp_path: Path
 ) -> None:
     """With several tickets: `id` of 64 bits in one, of 32 in the other."""
     pq.write_table(pa.table({"id": pa.array([1], pa.int32()), "day": ["a"]}), tmp_path / "few.parquet")
@@ -301,13 +303,13 @@ async def test_columns_of_one_name_that_are_numbers_in_every_dataset_are_numbers
     assert await use(front, ticket, prepared, **further) == [pa.int64(), pa.null()]
 
 
-async def test_several_rows_of_parameters_are_told_to_come_one_at_a_time(front: Front, ticket: str) -> None:
+async def test_several_rows_of_parameters_are_told_to_come_one_at_a_time(front: FlightServer, ticket: str) -> None:
     sql = f"SELECT id FROM {NUMBERS} WHERE id = ?"
     with pytest.raises(adbc_driver_manager.Error, match="one row of parameters at a time"):
         await use(front, ticket, lambda cursor: cursor.executemany(sql, [(1,), (2,)]))
 
 
-async def test_a_text_that_is_bound_for_a_number_is_told(front: Front, ticket: str) -> None:
+async def test_a_text_that_is_bound_for_a_number_is_told(front: FlightServer, ticket: str) -> None:
     def work(cursor: Any) -> Any:
         cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE id = ?", parameters=("a",))
         return cursor.fetchall()
@@ -316,12 +318,12 @@ async def test_a_text_that_is_bound_for_a_number_is_told(front: Front, ticket: s
         await use(front, ticket, work)
 
 
-async def test_a_parameter_that_is_not_bound_is_told(front: Front, ticket: str) -> None:
+async def test_a_parameter_that_is_not_bound_is_told(front: FlightServer, ticket: str) -> None:
     with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameters_unbound"):
         await use(front, ticket, lambda cursor: cursor.execute(f"SELECT id FROM {NUMBERS} WHERE id = ?"))
 
 
-async def test_catalogue_calls_show_what_the_contract_shows(running: Provider, front: Front) -> None:
+async def test_catalogue_calls_show_what_the_contract_shows(running: Provider, front: FlightServer) -> None:
     policy = gate.agreement(atom("ds:columnDeny", "isNoneOf", "x", "tags"), action="odrl:use")
     ticket = running.ticket(await running.agree(policy))
 
@@ -344,7 +346,7 @@ async def test_catalogue_calls_show_what_the_contract_shows(running: Provider, f
 
 
 async def test_an_aggregate_only_dataset_has_a_schema_and_answers_about_groups_only(
-    running: Provider, front: Front
+    running: Provider, front: FlightServer
 ) -> None:
     policy = gate.agreement(
         atom("ds:minGroupSize", "gteq", "3000"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use"
@@ -368,7 +370,7 @@ async def test_an_aggregate_only_dataset_has_a_schema_and_answers_about_groups_o
         await use(front, ticket, too_small)
 
 
-async def test_partitions_are_executed_by_somebody_else(front: Front, ticket: str) -> None:
+async def test_partitions_are_executed_by_somebody_else(front: FlightServer, ticket: str) -> None:
     def plan(cursor: Any) -> list[bytes]:
         partitions, schema = cursor.adbc_execute_partitions(f"SELECT id FROM {NUMBERS}")
         assert schema.names == ["id"]
@@ -386,7 +388,7 @@ async def test_partitions_are_executed_by_somebody_else(front: Front, ticket: st
     assert rows == data.ROWS
 
 
-async def test_what_is_not_there_is_unimplemented_and_never_empty(front: Front, ticket: str) -> None:
+async def test_what_is_not_there_is_unimplemented_and_never_empty(front: FlightServer, ticket: str) -> None:
     def go() -> None:
         with flyer(front, ticket) as client:
             client.act("BeginTransaction", b"")
@@ -395,13 +397,13 @@ async def test_what_is_not_there_is_unimplemented_and_never_empty(front: Front, 
         await asyncio.to_thread(go)
 
 
-async def test_a_driver_is_told_who_answers(front: Front, ticket: str) -> None:
+async def test_a_driver_is_told_who_answers(front: FlightServer, ticket: str) -> None:
     info = await use(front, ticket, lambda cursor: cursor.connection.adbc_get_info())  # asks GetSqlInfo
     assert info["driver_name"] == "ADBC Flight SQL Driver - Go"
     assert (info["vendor_name"], info["vendor_version"]) == ("Hanse", VERSION)
 
 
-async def test_a_password_does_as_well_as_a_bearer_token(front: Front, ticket: str) -> None:
+async def test_a_password_does_as_well_as_a_bearer_token(front: FlightServer, ticket: str) -> None:
     def go() -> int:
         with fl.connect(f"grpc+tcp://127.0.0.1:{front.port}") as client:
             header = client.authenticate_basic_token("token", ticket)
@@ -410,7 +412,9 @@ async def test_a_password_does_as_well_as_a_bearer_token(front: Front, ticket: s
     assert await asyncio.to_thread(go) == 1
 
 
-async def test_revocation_in_mid_stream_is_an_error_of_the_driver_at_once(running: Provider, front: Front) -> None:
+async def test_revocation_in_mid_stream_is_an_error_of_the_driver_at_once(
+    running: Provider, front: FlightServer
+) -> None:
     agreement = await running.agree()
     loop = asyncio.get_running_loop()
     begun: list[float] = []
@@ -431,7 +435,7 @@ async def test_revocation_in_mid_stream_is_an_error_of_the_driver_at_once(runnin
 
 
 async def test_a_connection_that_is_open_for_longer_than_its_ticket_says_what_to_do(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement = await running.agree()
     old, fresh = (running.ticket(agreement, seconds=seconds) for seconds in (600, 6000))
@@ -479,7 +483,7 @@ SAID: dict[str, str] = {
 
 
 @pytest.mark.parametrize("what", SAID)
-async def test_what_is_said_of_statements_is_so(front: Front, ticket: str, what: str) -> None:
+async def test_what_is_said_of_statements_is_so(front: FlightServer, ticket: str, what: str) -> None:
     def work(cursor: Any) -> int:
         cursor.execute(SAID[what])
         return int(cursor.fetch_arrow_table().num_columns)
@@ -487,7 +491,7 @@ async def test_what_is_said_of_statements_is_so(front: Front, ticket: str, what:
     assert await use(front, ticket, work) > 0
 
 
-async def test_null_joined_is_null_and_comes_last(front: Front, ticket: str) -> None:
+async def test_null_joined_is_null_and_comes_last(front: FlightServer, ticket: str) -> None:
     def work(cursor: Any) -> list[Any]:
         cursor.execute(f"SELECT 'a' || nullif(id, 1) FROM {NUMBERS} WHERE id < 3 ORDER BY 1")
         return [row[0] for row in cursor.fetchall()]

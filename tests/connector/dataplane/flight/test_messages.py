@@ -13,17 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.dataplane.flight import flight_ticket, flightsql, parameters
-from connector.dataplane.flight.flight_ticket import Pass
-from connector.dataplane.flight.http2 import protobuf
-from connector.dataplane.flight.http2.protobuf import Garbled
+from connector.dataplane.flight import flight_ticket, flightsql, parameters, protobuf
+from connector.dataplane.flight.flight_ticket import FlightTicket
+from connector.dataplane.flight.protobuf import MalformedMessage
 from connector.errors import BadInput, HanseError, QueryInvalid, Refused, Unauthenticated
 from policies.errors import PolicyError
 from policies.sql import parse, token_check
 from tests.support.own_name import changed
 
 KEY = b"k" * 32
-ONE = Pass("1", "did:web:a", ("urn:1",), 1000.0, {"sql": "SELECT 1"})
+ONE = FlightTicket("1", "did:web:a", ("urn:1",), 1000.0, {"sql": "SELECT 1"})
 
 
 def test_a_message_comes_back_as_it_was_written() -> None:
@@ -49,7 +48,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_message_is_garbled(name: str) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(MalformedMessage):
         protobuf.read(BROKEN[name])
 
 
@@ -64,7 +63,7 @@ def test_packed_numbers_are_as_many_as_fields_may_be() -> None:
     """A megabyte of them held up whoever asked after it for more than a second."""
     assert protobuf.numbers(protobuf.read(protobuf.write([(1, b"\x01" * 255), (1, 300)])), 1) == [1] * 255 + [300]
     for raw in ([(1, b"\x01" * 257)], [(1, b"\x01" * 200)] * 2):
-        with pytest.raises(Garbled, match="at most 256 numbers"):
+        with pytest.raises(MalformedMessage, match="at most 256 numbers"):
             protobuf.numbers(protobuf.read(protobuf.write(raw)), 1)
 
 
@@ -84,7 +83,7 @@ def test_a_long_statement_that_is_no_constant_is_told_at_once(name: str) -> None
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"sql": 1, "values": []}', b'{"sql": ""}', b"[" * 100_000, None])
 def test_a_handle_that_was_never_given_out_is_garbled(raw: bytes | None) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(MalformedMessage):
         flightsql.unhandle(raw)
 
 
@@ -255,7 +254,7 @@ def test_values_that_do_not_fit_are_refused(name: str) -> None:
 @pytest.mark.parametrize("letter", ["\0", "\x01", "\x1f", "\x7f"])
 def test_a_text_with_a_control_character_is_refused_as_the_parameter_that_it_is(letter: str) -> None:
     """Not as if the statement held it: there the gate lets none through."""
-    with pytest.raises(QueryInvalid, match=rf"as parameter 2, came one with U\+{ord(letter):04X}") as told:
+    with pytest.raises(QueryInvalid, match=rf"as parameter 2, got one with U\+{ord(letter):04X}") as told:
         parameters.bound("SELECT ?, ?", [("text", "a"), ("text", f"a{letter}b")])
     assert told.value.code == "parameter_type"
 
@@ -275,7 +274,7 @@ def test_a_statement_that_cannot_be_cut_into_words_is_refused() -> None:
 
 @pytest.mark.parametrize("work", [lambda sql: parameters.kinds(sql, {}), lambda sql: parameters.bound(sql, [])])
 def test_a_statement_has_as_many_parameters_as_can_be_bound(work: Callable[[str], object]) -> None:
-    with pytest.raises(QueryInvalid, match="at most 1000 parameters, came 1001"):
+    with pytest.raises(QueryInvalid, match="at most 1000 parameters, got 1001"):
         work(f"SELECT {'?, ' * 1000} ?")
 
 
@@ -289,7 +288,7 @@ NO_HANDLES = {
 
 @pytest.mark.parametrize("name", NO_HANDLES)
 def test_a_handle_that_holds_too_much_is_garbled(name: str) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(MalformedMessage):
         flightsql.unhandle(NO_HANDLES[name].encode())
 
 
@@ -302,7 +301,7 @@ def test_a_handle_that_was_never_given_out_is_told_without_reading_it(monkeypatc
     """To read a megabyte of empty values took a quarter of a second, in which nothing else ran."""
     read: list[bytes] = []
     monkeypatch.setattr(flightsql, "json", changed(json, loads=read.append))
-    with pytest.raises(Garbled):
+    with pytest.raises(MalformedMessage):
         flightsql.unhandle(NO_HANDLES["empty values"].encode())
     assert not read
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from tests.support import gate, provider
 from tests.support.flying import flyer
 from tests.support.gate import atom, mask
@@ -62,7 +62,7 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("policy", "envelope"), QUESTIONS, ids=range(len(QUESTIONS)))
 async def test_both_transports_give_the_same(
-    running: Provider, front: Front, policy: str, envelope: dict[str, Any]
+    running: Provider, front: FlightServer, policy: str, envelope: dict[str, Any]
 ) -> None:
     found = []
     for ask in (_over_http, _over_flight):
@@ -76,7 +76,7 @@ async def test_both_transports_give_the_same(
 
 @pytest.mark.parametrize("error", [RuntimeError, ConnectionResetError, TimeoutError])
 async def test_what_nobody_foresaw_is_told_over_both(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    running: Provider, front: FlightServer, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     async def fails(*_: Any, **__: Any) -> Any:
         raise error("x")  # a new one: it holds whatever it has passed through
@@ -88,7 +88,7 @@ async def test_what_nobody_foresaw_is_told_over_both(
     assert told == [("internal", "the connector failed unexpectedly; see its log", "")] * 2
 
 
-async def test_uses_that_are_spent_are_so_over_both(running: Provider, front: Front) -> None:
+async def test_uses_that_are_spent_are_so_over_both(running: Provider, front: FlightServer) -> None:
     ticket = running.ticket(await running.agree(POLICIES["once"]))
     assert len(await _over_http(running, front, ticket, QUESTIONS[-1][1])) == 3  # the one
     for ask in (_over_http, _over_flight):
@@ -98,7 +98,7 @@ async def test_uses_that_are_spent_are_so_over_both(running: Provider, front: Fr
         )  # fmt: skip
 
 
-async def _over_http(running: Provider, front: Front, ticket: str, envelope: dict[str, Any]) -> Any:
+async def _over_http(running: Provider, front: FlightServer, ticket: str, envelope: dict[str, Any]) -> Any:
     headers = {"authorization": f"Bearer {ticket}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
         answer = await session.post("/data/v1/query", json=envelope)
@@ -118,7 +118,7 @@ async def _over_http(running: Provider, front: Front, ticket: str, envelope: dic
     return _told(table, end)
 
 
-async def _over_flight(running: Provider, front: Front, ticket: str, envelope: dict[str, Any]) -> Any:
+async def _over_flight(running: Provider, front: FlightServer, ticket: str, envelope: dict[str, Any]) -> Any:
     def go() -> Any:
         with flyer(front, ticket) as client:
             return _told(*client.read(**envelope))

@@ -19,7 +19,7 @@ import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 
-from connector.dataplane.flight.listener import Front
+from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.http import routes
 from connector.dataplane.http.vectored_body import Protocol
 from connector.infra.http.tls_server import TlsServer
@@ -103,7 +103,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
+async def front(running: Provider) -> AsyncIterator[FlightServer]:
     async with flying.flying(running, stall_seconds=STALL) as started:
         yield started
 
@@ -164,7 +164,7 @@ def _by_flight(port: int, ticket: str) -> None:
 @pytest.mark.parametrize("helping", [FAST, 1], ids=["slow", "next to nothing"])
 @in_real_time
 async def test_who_goes_on_has_all_and_a_byte_now_and_then_is_as_nothing(
-    running: Provider, front: Front, path: Path, tmp_path: Path, way: str, helping: int
+    running: Provider, front: FlightServer, path: Path, tmp_path: Path, way: str, helping: int
 ) -> None:
     ticket = running.ticket(await running.agree(name="large", path=path))
     async with over_tls(running, tmp_path) as secure:

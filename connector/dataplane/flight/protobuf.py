@@ -1,7 +1,7 @@
-"""The wire format of Protocol Buffers, as much of it as Flight SQL's few messages need. Pure.
+"""The wire format of Protocol Buffers, as far as Flight and Flight SQL need it. Pure, without imports.
 
-A message is read into {field number: its values in order}: whole numbers and bytes; whoever reads it says which field
-is what. Anything that is not a well-formed message raises `Garbled`. Unknown fields are kept, as the format wants.
+A message is read into {field number: its values in order}, integers and bytes. The caller knows the fields. Anything
+but a well-formed message raises `MalformedMessage`. Unknown fields are kept, as the format requires.
 """
 
 from __future__ import annotations
@@ -9,70 +9,69 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIELDS_MAX = 256  # of one message: a megabyte of the smallest holds everybody up for most of a second
+_FIELDS_MAX = 256  # of one message: a megabyte of the smallest would block the event loop for most of a second
 
 Message = dict[int, list[int | bytes]]
 
 
-class Garbled(ValueError):
-    """What came is not a Protocol Buffers message."""
+class MalformedMessage(ValueError):
+    """The bytes are not a Protocol Buffers message."""
 
 
 def read(data: bytes) -> Message:
-    """The fields of one message."""
+    """Returns the fields of one message."""
     found: Message = {}
     at = count = 0
     while at < len(data):
         key, at = _varint(data, at)
         count += 1
         if key >> 3 == 0:
-            raise Garbled("expected a protobuf message, came something else")
+            raise MalformedMessage("expected a protobuf message, got something else")
         if count > _FIELDS_MAX:
-            raise Garbled(f"expected a protobuf message of at most {_FIELDS_MAX} fields, came one of more")
+            raise MalformedMessage(f"expected a protobuf message of at most {_FIELDS_MAX} fields, got one of more")
         value, at = _value(data, at, key & 7)
         found.setdefault(key >> 3, []).append(value)
     return found
 
 
 def text(message: Message, field: int) -> str | None:
-    """The last value of a string field, None where it is not there."""
+    """Returns the last value of a string field, None without one."""
     raw = octets(message, field)
     if raw is None:
         return None
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise Garbled(f"expected UTF-8 in field {field}") from None
+        raise MalformedMessage(f"expected UTF-8 in field {field}") from None
 
 
 def octets(message: Message, field: int) -> bytes | None:
-    """The last value of a field of bytes, None where it is not there."""
+    """Returns the last value of a field of bytes, None without one."""
     values = message.get(field)
     if not values:
         return None
     if not isinstance(values[-1], bytes):
-        raise Garbled(f"expected bytes in field {field}, came a number")
+        raise MalformedMessage(f"expected bytes in field {field}, got a number")
     return values[-1]
 
 
 def texts(message: Message, field: int) -> list[str]:
-    """All values of a repeated string field."""
+    """Returns all values of a repeated string field."""
     return [found for value in message.get(field, ()) if (found := text({field: [value]}, field)) is not None]
 
 
 def number(message: Message, field: int) -> int:
-    """The last value of a number or flag, 0 where it is not there."""
+    """Returns the last value of a number or flag, 0 without one."""
     values = message.get(field)
     if not values:
         return 0
     if not isinstance(values[-1], int):
-        raise Garbled(f"expected a number in field {field}, came bytes")
+        raise MalformedMessage(f"expected a number in field {field}, got bytes")
     return values[-1]
 
 
 def numbers(message: Message, field: int) -> list[int]:
-    """All values of a repeated number, each by itself or all of them together (packed). Garbled for more than a message
-    has fields."""
+    """Returns all values of a repeated number, packed or not. Raises MalformedMessage for more than 256."""
     found: list[int] = []
     for value in message.get(field, ()):
         at = 0
@@ -80,14 +79,14 @@ def numbers(message: Message, field: int) -> list[int]:
             one, at = _varint(value, at)
             found.append(one)
             if len(found) > _FIELDS_MAX:
-                raise Garbled(f"expected at most {_FIELDS_MAX} numbers in field {field}, came more")
+                raise MalformedMessage(f"expected at most {_FIELDS_MAX} numbers in field {field}, got more")
         if isinstance(value, int):
             found.append(value)
     return found
 
 
 def write(fields: Iterable[tuple[int, int | bytes | str]]) -> bytes:
-    """A message of these fields. Zeros and empty values are left out, as the format's third version does."""
+    """Returns a message of these fields. Zeros and empty values are left out, as in proto3."""
     out = bytearray()
     for field, value in fields:
         if isinstance(value, int):
@@ -107,9 +106,9 @@ def _value(data: bytes, at: int, kind: int) -> tuple[int | bytes, int]:
     elif kind in (_FIXED64, _FIXED32):
         size = 8 if kind == _FIXED64 else 4
     else:
-        raise Garbled("expected a protobuf message, came something else")
+        raise MalformedMessage("expected a protobuf message, got something else")
     if at + size > len(data):
-        raise Garbled("expected a whole protobuf message, came one that is cut off")
+        raise MalformedMessage("expected a whole protobuf message, got one that is cut off")
     raw = data[at : at + size]
     return (raw if kind == _BYTES else int.from_bytes(raw, "little")), at + size
 
@@ -118,16 +117,16 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise Garbled("expected a whole protobuf message, came one that is cut off")
+            raise MalformedMessage("expected a whole protobuf message, got one that is cut off")
         value |= (data[at] & 0x7F) << shift
         at += 1
         if data[at - 1] < 0x80:
             return value & (2**64 - 1), at
-    raise Garbled("expected a number of at most ten bytes")
+    raise MalformedMessage("expected a number of at most ten bytes")
 
 
 def varint(value: int) -> bytes:
-    """A whole number from zero as the format writes it."""
+    """Returns a non-negative integer as a varint."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -1,1 +1,0 @@
-"""The HTTP/2 server behind Arrow Flight, on the `h2` library."""
