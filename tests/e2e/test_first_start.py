@@ -152,7 +152,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, what: str) -
     [
         (
             {"DATABASE_URL": "postgresql+psycopg://u:secret@127.0.0.1:1/db"},
-            "check that it runs, and HANSE_DATABASE_URL",
+            "check that it runs, and check HANSE_DATABASE_URL",
         ),
         ({"DATA_DIR": "/dev/null/hanse"}, "HANSE_DATA_DIR: expected a folder to write to, got /dev/null/hanse"),
         ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another value"),

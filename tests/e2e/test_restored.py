@@ -85,7 +85,7 @@ def test_an_older_database_is_refused_and_gone_on_with_by_an_operators_word_alon
 
         for older in (copy, None):
             put_back(north, older)
-            with pytest.raises(RuntimeError, match="`hanse connector restored` ends what was agreed"):
+            with pytest.raises(RuntimeError, match="`hanse connector restored` ends all agreements"):
                 north.start()
         put_back(north, copy)
         told = restored(north, "--yes")
@@ -127,7 +127,7 @@ def test_a_copy_from_before_the_last_time_is_known_for_one(tmp_path: Path) -> No
             keys.append(evidence(north, tmp_path / "after.zip"))
             stop(north)
             put_back(north, copy)
-            with pytest.raises(RuntimeError, match="an older database"):
+            with pytest.raises(RuntimeError, match="the database is an older copy, or another one"):
                 north.start()
     finally:
         north.kill()
@@ -149,7 +149,7 @@ def test_a_process_ends_whose_database_goes_back_while_it_serves(tmp_path: Path)
         assert north.running is not None
         until(lambda: north.running.poll() is not None)  # type: ignore[union-attr]  # it runs
         assert north.running.poll() == 1
-        assert "an older database, or another one" in (north.directory / "log").read_text().splitlines()[-1]
+        assert "the database is an older copy, or another one" in (north.directory / "log").read_text().splitlines()[-1]
     finally:
         north.kill()
 

@@ -357,7 +357,7 @@ async def test_an_index_that_is_deleted_while_it_is_used_is_built_anew(
         changed = {"status": "suspended"}
         answer = await filled.http.patch("/api/v1/members/north", json=changed, headers=filled.operator)
         assert answer.status_code == 200  # it is changed, whatever becomes of the index
-        assert await ready() == (503, "the files of the search index are gone; it is being built anew")
+        assert await ready() == (503, "the files of the search index are gone; it is being rebuilt")
         assert (await filled.search())["results"] == []
     assert kept.catch_up() == 4
     assert await ready() == (200, "")

@@ -101,7 +101,7 @@ async def test_whoever_shows_no_ticket_of_ours_is_not_recorded(running: Provider
 
 async def test_a_flood_of_them_is_counted(running: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     agreement, taken = await running.agree(), iter([True])
-    monkeypatch.setattr(running.store.refusals, "take", lambda event, now: next(taken, False))
+    monkeypatch.setattr(running.store.refusals, "admit", lambda event, now: next(taken, False))
     before = len(running.events)
     for _ in range(3):
         await _asked(running.url, running.ticket(agreement), "GET", "/datasets/secret/rows", {})

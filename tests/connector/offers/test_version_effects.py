@@ -178,7 +178,7 @@ async def test_a_rule_is_not_kept_over_a_column_of_another_kind(running: Provide
     refused = await ask(running, running.ticket(agreement), asked)
     assert (refused.status_code, refused.json()["code"]) == (403, "schema_changed")
     gone = signed_for == "v0"
-    assert ("not known here any more" if gone else "age is VARCHAR and was") in refused.json()["detail"]
+    assert ("is unknown here" if gone else "age is VARCHAR and was") in refused.json()["detail"]
 
 
 async def test_the_same_rows_in_other_files_are_read_from_these(running: Provider, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_an_address_of_a_database_with_the_end_of_a_password_in_its_host_is_refu
     """What followed the first `@` was shown as the host, or a start ended with `failed unexpectedly (ValueError)`."""
     with pytest.raises(ValidationError) as refused:
         Settings(name="north", database_url=f"postgresql+psycopg://{rest}")
-    assert "host or port cannot be read" in (said := refused.value.errors()[0]["msg"])
+    assert "got an unreadable host or port" in (said := refused.value.errors()[0]["msg"])
     assert "nary" not in said
     for good in ("u:p@h:5432/d", "h/d", "u@/d?host=/run/a", "u:p%40x@[::1]:5432/d", "u:a:b@h", "/d", "u:p@h?sslmode=a"):
         Settings(name="north", database_url=f"postgresql+psycopg://{good}")

@@ -83,7 +83,7 @@ async def test_what_nobody_foresaw_is_told_over_both(
 
     ticket = running.ticket(await running.agree())
     monkeypatch.setattr(running.grants, "examine", fails)
-    monkeypatch.setattr(running.grants, "covers", fails)
+    monkeypatch.setattr(running.grants, "find_contract", fails)
     told = [await ask(running, front, ticket, QUESTIONS[0][1]) for ask in (_over_http, _over_flight)]
     assert told == [("internal", "the connector failed unexpectedly; see its log", "")] * 2
 

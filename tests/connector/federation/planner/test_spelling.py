@@ -82,7 +82,7 @@ def test_a_name_that_is_stored_in_small_letters_stays_so() -> None:
     over = Federation("own")
     over.add("own", "weather", pa.table({"temp": pa.array([1])}))
     try:
-        with pytest.raises(HanseError, match=r"Wron.* what may be read is temp$"):
+        with pytest.raises(HanseError, match=r"Wron.* readable columns: temp$"):
             over.ask("SELECT TEMP FROM own.weather WHERE Wron > 1")
     finally:
         over.close()
