@@ -14,6 +14,7 @@ from connector.json_number import JSON_NUMBER
 from policies.evaluation.values import is_whole
 
 _Count = Annotated[int, Field(ge=0, lt=2**63), JSON_NUMBER]
+_Tenths = Annotated[int, Field(ge=0, le=90, multiple_of=10), JSON_NUMBER]  # per cent
 _Number = Annotated[float, Field(allow_inf_nan=False), JSON_NUMBER]
 
 
@@ -48,8 +49,8 @@ class Axis(BaseModel):
 class Share(BaseModel):
     """Which share of rows and of groups an owner says that its grid leaves out: the lower edges, in per cent."""
 
-    rows: Annotated[int, Field(ge=0, le=90, multiple_of=10)]
-    groups: Annotated[int, Field(ge=0, le=90, multiple_of=10)]
+    rows: _Tenths
+    groups: _Tenths
 
 
 class Grid(BaseModel):

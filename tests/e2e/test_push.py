@@ -132,7 +132,9 @@ def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(
         begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM, "data_address": to})["id"]
         told = api.get(f"/transfers/{begun}?wait=60&until=TERMINATED")
         assert (told["state"], told["code"]) == ("TERMINATED", "message_invalid")
-        assert "cannot be called from here; give a publicly reachable address" in told["reason"]  # what is in there is the owner's affair
+        assert (
+            "cannot be called from here; give a publicly reachable address" in told["reason"]
+        )  # what is in there is the owner's affair
         assert [row["id"] for row in owner.get("/transfers")] == before
         with pytest.raises(TimeoutError):
             sink.accept()

@@ -175,7 +175,7 @@ async def test_terms_that_nobody_knows_are_not_signed_by_hand_either(tmp_path: P
         row = await two.ask(OFFER_ID, policy=terms, decide="manual")
         await settled(two.south, "negotiation", row.id, "REQUESTED")
         provided = await two.north.only("negotiations")
-        with pytest.raises(Exception, match="nothing here tells of ds:event/someday"):
+        with pytest.raises(Exception, match="the event ds:event/someday is not recorded here"):
             await two.north.negotiations.command(provided.id, "agree", by="test")
 
 

@@ -210,7 +210,7 @@ async def test_the_operator_admits_suspends_and_visits_on_the_page(catalogue: Ca
     await http.post("/members/visit", data={"member": north.did})
     text, _ = await page(catalogue, "/members")
     assert "Not answering" in text
-    assert "offers no Dataspace Protocol" in text
+    assert "expected Dataspace Protocol" in text
     fields = {"member": north.did, "status": "suspended"}
     asked = await http.post("/members/status", data=fields | {"ask": "Suspend <it>?"})
     assert ("Suspend &lt;it&gt;?" in asked.text, "Suspended" in (await page(catalogue, "/members"))[0]) == (True, False)
@@ -228,8 +228,8 @@ async def test_a_crawl_problem_is_shown_to_the_operator_only(catalogue: Catalogu
     north.answer = lambda *_: Reply(401)
     await catalogue.admit(north, "north")
     await catalogue.crawl("north")
-    assert "offers no Dataspace Protocol" in (await page(catalogue, "/members", operator=True))[0]
-    assert "offers no Dataspace Protocol" not in (await page(catalogue, "/members"))[0]
+    assert "expected Dataspace Protocol" in (await page(catalogue, "/members", operator=True))[0]
+    assert "expected Dataspace Protocol" not in (await page(catalogue, "/members"))[0]
 
 
 def card(policy: dict[str, Any]) -> EntryView:

@@ -409,7 +409,7 @@ def test_standard_output_by_its_name_is_added_to(tmp_path: Path) -> None:
     kept.write_text("before\n")
     program = """
 from pathlib import Path
-from hanse.cli import out
+from hanse.cli import output as out
 with out.whole(Path("/dev/stdout")) as file:
     file.write(b"rows")
 """
@@ -432,7 +432,7 @@ def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_full_output_is_told_as_that(writes: str) -> None:
     program = f"""
 from hanse import cli
-from hanse.cli import out
+from hanse.cli import output as out
 def app(_):
     {writes}
 cli.app = app

@@ -72,17 +72,17 @@ class InMemory:
     def __init__(self, records: list[Record], signer: Signer = SIGNER) -> None:
         self.records = records
         self.tiles = merkle.append(lambda _, __: None, 0, [merkle.leaf_hash(record.leaf) for record in records])
-        root = merkle.root(self.tile, len(records))
+        root = merkle.root(self.read_tile, len(records))
         self.head = signed_note.checkpoint(signer, size=len(records), root=root)
 
     @property
     def audit(self) -> Any:
         return self
 
-    def tile(self, level: int, n: int) -> bytes | None:
+    def read_tile(self, level: int, n: int) -> bytes | None:
         return self.tiles.get((level, n))
 
-    def checkpoint(self) -> Any:
+    def read_checkpoint(self) -> Any:
         return SimpleNamespace(note=self.head)
 
     def walk(self, *, stop: int, equals: Mapping[str, str] = MappingProxyType({}), **_: Any) -> Iterator[Any]:
