@@ -111,7 +111,7 @@ def exported(path: Path, log: list[Record], which: Filter = EVERYTHING, *, signe
 def logged(log: list[Record], idx: int, /, **changed: Any) -> dict[str, Any]:
     """A record as a connector answers with it, or something in its place."""
     held, record = InMemory(log), log[idx]
-    path = merkle.inclusion_proof(held.tile, idx, len(log))
+    path = merkle.inclusion_proof(held.read_tile, idx, len(log))
     return {
         "idx": idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text), "key": SIGNER.vkey,
         "salt": base64.b64encode(record.salt).decode(), "leaf": record.leaf.decode(),

@@ -16,8 +16,8 @@ from tests.connector.audit.support import SIGNER, InMemory, reads
 
 def proven(size: int, index: int) -> ProvenRecord:
     held = InMemory(reads(size, **{f"r{i}": f"a{i}" for i in range(size)}))
-    path = merkle.inclusion_proof(held.tile, index, size)
-    logged = merkle.leaf_at(held.tile, index)
+    path = merkle.inclusion_proof(held.read_tile, index, size)
+    logged = merkle.leaf_at(held.read_tile, index)
     return ProvenRecord(held.records[index], logged, signed_note.proof(index=index, path=path, note=held.head))
 
 
