@@ -77,7 +77,7 @@ async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_
     sql = """SELECT a.x, (SELECT max(b.name) FROM f0 b WHERE b.day < DATE '1970-02-01') AS name
              FROM f0 a WHERE a.gap = 3 AND a.id >= 19000 ORDER BY a.id DESC"""
     found, _ = await read(pool, Job(relations=relations, sql=sql, once=True))
-    expected = duckdb.sql(sql.replace("f0", '"table"')).to_arrow_table()
+    expected = duckdb.connect().sql(sql.replace("f0", '"table"')).to_arrow_table()
     assert len(found) > 10
     assert found.equals(expected.cast(found.schema))
 
@@ -85,7 +85,7 @@ async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_
 @pytest.mark.parametrize("taken", [IN_PLACE, HELD])
 async def test_columns_of_several_types_are_read_from_arrow(pool: Pool, folder: Path, taken: str) -> None:
     sql = "SELECT i AS k, i::UNION(n BIGINT, s VARCHAR) AS u, [i::UNION(n BIGINT, s VARCHAR)] AS l FROM range(10) r(i)"
-    relations = {"f0": data.once(folder / "unions", duckdb.sql(sql).to_arrow_table(), taken=taken)}
+    relations = {"f0": data.once(folder / "unions", duckdb.connect().sql(sql).to_arrow_table(), taken=taken)}
     found, _ = await read(pool, Job(relations=relations, sql="SELECT k, u FROM f0 WHERE k > 6", once=True))
     assert found["u"].to_pylist() == [7, 8, 9]
 
