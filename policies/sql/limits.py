@@ -55,6 +55,3 @@ def refuse_type(text: str) -> NoReturn:
 def shorten(text: str) -> str:
     """Return a text of the query for a message, cut after 40 characters."""
     return text if len(text) <= 40 else text[:40] + "..."
-
-
-shown = shorten  # the name under which parse and token_check import it

@@ -19,7 +19,7 @@ from policies.enforce import keywords
 from policies.errors import QueryRefused
 from policies.sql import allowed_syntax, token_check
 from policies.sql.allowed_functions import FUNCTIONS, WINDOW_ONLY
-from policies.sql.limits import DEFAULT, Caps, refuse, refuse_type, refused, shown
+from policies.sql.limits import DEFAULT, Caps, refuse, refuse_type, refused, shorten
 
 __all__ = ["DEFAULT", "Caps", "parse", "refuse", "refused", "unchecked"]
 
@@ -146,7 +146,7 @@ def _node(node: exp.Expr) -> list[exp.Expr]:
 
 def _refuse_argument(node: exp.Expr, name: str) -> NoReturn:
     if isinstance(node, exp.Column):
-        refuse("syntax_not_allowed", f"{shown(node.sql())}: write table.column; a struct is read whole", "syntax")
+        refuse("syntax_not_allowed", f"{shorten(node.sql())}: write table.column; a struct is read whole", "syntax")
     filled = name.rstrip("_").replace("_", " ").upper()
     instead = _INSTEAD.get((type(node), name), "")
     refuse("syntax_not_allowed", f"{_word(node)} with {filled} is not allowed here{instead}", "syntax")
@@ -161,7 +161,7 @@ _INSTEAD: dict[tuple[type[exp.Expr], str], str] = {
 
 def _refuse_node(node: exp.Expr) -> NoReturn:
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
-        refuse("function_not_allowed", f"the function {shown(str(node.this))} is not allowed here", "functions")
+        refuse("function_not_allowed", f"the function {shorten(str(node.this))} is not allowed here", "functions")
     if isinstance(node, exp.Func) and not isinstance(node, exp.Connector):
         refuse("function_not_allowed", f"the function {_word(node)} is not allowed here", "functions")
     if isinstance(node, exp.Dot):
@@ -186,7 +186,7 @@ def _literal(node: exp.Expr, caps: Caps) -> None:
         if len(text) > caps.literal:
             refuse("query_too_large", f"a text has more than {caps.literal} characters; shorten it", "length")
     elif not _NUMBER.fullmatch(text) or len(text) > 60:
-        refuse("syntax_not_allowed", f"{shown(text)} is not a plain number", "syntax")
+        refuse("syntax_not_allowed", f"{shorten(text)} is not a plain number", "syntax")
 
 
 def _identifier(node: exp.Expr, caps: Caps) -> None:
@@ -202,11 +202,11 @@ def _unquoted(node: exp.Expr, name: str) -> None:
     if word in keywords.RESERVED:
         refuse(
             "syntax_not_allowed",
-            f"{shown(name)} is a reserved word of SQL; if it is a name, write it in double quotes",
+            f"{shorten(name)} is a reserved word of SQL; if it is a name, write it in double quotes",
             "syntax",
         )
     if alias and word in keywords.NEEDS_AS:
-        refuse("syntax_not_allowed", f"{shown(name)} needs AS before it where it names a column", "syntax")
+        refuse("syntax_not_allowed", f"{shorten(name)} needs AS before it where it names a column", "syntax")
 
 
 def _column(node: exp.Expr, caps: Caps) -> None:
@@ -280,7 +280,7 @@ def _var(node: exp.Expr, caps: Caps) -> None:
     if text.upper() not in allowed_syntax.UNITS or not isinstance(
         parent, exp.Interval | exp.Extract | exp.DateTrunc | exp.TimestampTrunc | exp.DateDiff
     ):
-        refuse("syntax_not_allowed", f"{shown(text)} is not a unit of time that is known here", "syntax")
+        refuse("syntax_not_allowed", f"{shorten(text)} is not a unit of time that is known here", "syntax")
 
 
 def _interval(node: exp.Expr, caps: Caps) -> None:

@@ -15,7 +15,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from policies.sql import allowed_syntax
-from policies.sql.limits import Caps, refuse, refuse_type, shown
+from policies.sql.limits import Caps, refuse, refuse_type, shorten
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _DIALECT = DuckDB()
@@ -81,9 +81,9 @@ def _allowed(token: Token, before: Token | None, following: Token | None) -> Non
         return  # CURRENT ROW
     if kind in _OPENING and not opens:
         instead = _OPENING[kind]
-        refuse("syntax_not_allowed", f"{shown(token.text)} alone is not allowed here; write {instead}", "syntax")
+        refuse("syntax_not_allowed", f"{shorten(token.text)} alone is not allowed here; write {instead}", "syntax")
     if kind is TokenType.ALIAS and (following is None or following.token_type in _NO_NAMES):
-        refuse("query_unreadable", f"{shown(token.text)} is followed by a name", "tokens")
+        refuse("query_unreadable", f"{shorten(token.text)} is followed by a name", "tokens")
     if kind not in allowed_syntax.TOKENS:
         _refuse_token(token.text, before, opens=opens and kind not in allowed_syntax.CLAUSES)
 
@@ -130,11 +130,11 @@ def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
     if before is not None and before.token_type is TokenType.DCOLON:
         refuse_type(text)
     if word and opens:
-        refuse("function_not_allowed", f"the function {shown(text)} is not allowed here", "functions")
+        refuse("function_not_allowed", f"the function {shorten(text)} is not allowed here", "functions")
     advice = "; if it is the name of a column, write it in double quotes" if word else ""
     if instead := _INSTEAD.get(text.upper()):
         advice = f"; write {instead}{advice.replace('; if', ', or, if')}"
-    refuse("syntax_not_allowed", f"{shown(text)} is not allowed here{advice}", "syntax")
+    refuse("syntax_not_allowed", f"{shorten(text)} is not allowed here{advice}", "syntax")
 
 
 class _Shape:
@@ -156,7 +156,7 @@ class _Shape:
         kind = token.token_type
         self._level(kind, following)
         if kind in _CLAUSES and not self.query[-1]:
-            refuse("query_unreadable", f"{shown(token.text)} can only stand in a SELECT", "tokens")
+            refuse("query_unreadable", f"{shorten(token.text)} can only stand in a SELECT", "tokens")
         self._joins(kind, before)
         self._run(kind)
         if kind is TokenType.SELECT:
@@ -215,7 +215,7 @@ class _Shape:
         if before is None or before.token_type not in (TokenType.DCOLON, TokenType.ALIAS):
             refuse(
                 "function_not_allowed",
-                f"{shown(token.text)}(...) is not allowed as a function; write CAST(value AS {token.text})",
+                f"{shorten(token.text)}(...) is not allowed as a function; write CAST(value AS {token.text})",
                 "functions",
             )
 
