@@ -76,7 +76,7 @@ def test_a_plain_client_reads_every_endpoint_and_has_the_rows_that_duckdb_has(
     assert all(part.num_rows for part, _ in parts)
     assert [end["rows"] for _, end in parts] == [part.num_rows for part, _ in parts]
     whole = pa.concat_tables([part for part, _ in parts])
-    expected = duckdb.sql(f"SELECT * FROM '{pair[2]}'").to_arrow_table()
+    expected = duckdb.connect().sql(f"SELECT * FROM '{pair[2]}'").to_arrow_table()
     assert whole.equals(expected.cast(whole.schema))
 
 

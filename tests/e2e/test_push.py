@@ -67,7 +67,7 @@ def test_a_push_is_ordered_received_fetched_and_removed_with_commands_alone(
     assert fetched.returncode == 0, fetched.stderr
     with pa.ipc.open_stream(target.read_bytes()) as reader:
         table = reader.read_all()
-    expected = duckdb.sql(f"SELECT * FROM '{north.directory / 'rows.parquet'}'").to_arrow_table()
+    expected = duckdb.connect().sql(f"SELECT * FROM '{north.directory / 'rows.parquet'}'").to_arrow_table()
     assert table.equals(expected.cast(table.schema))
     assert not files(south)
     api = south.api()
@@ -82,7 +82,7 @@ def test_a_push_is_ordered_received_fetched_and_removed_with_commands_alone(
 def test_an_agreement_that_is_revoked_in_mid_push_leaves_nothing(pair: tuple[Process, Process]) -> None:
     north, south = pair
     path = north.directory / "many.parquet"
-    duckdb.sql(f"COPY (SELECT i AS id, hash(i) AS h, hash(i + 1) AS k FROM range(30000000) t(i)) TO '{path}'")
+    duckdb.connect().sql(f"COPY (SELECT i AS id, hash(i) AS h, hash(i + 1) AS k FROM range(30000000) t(i)) TO '{path}'")
     agreement = south.agree(north, *north.offer("many", path))[0]
     api, owner = south.api(), north.api()
     begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM})["id"]
@@ -105,7 +105,7 @@ def test_an_agreement_that_is_revoked_in_mid_push_leaves_nothing(pair: tuple[Pro
 def test_a_consumer_that_is_killed_in_mid_push_gets_all_of_it_after_its_return(pair: tuple[Process, Process]) -> None:
     north, south = pair
     path = north.directory / "more.parquet"
-    duckdb.sql(f"COPY (SELECT i AS id, hash(i) AS h, hash(i + 1) AS k FROM range(10000000) t(i)) TO '{path}'")
+    duckdb.connect().sql(f"COPY (SELECT i AS id, hash(i) AS h, hash(i + 1) AS k FROM range(10000000) t(i)) TO '{path}'")
     agreement = south.agree(north, *north.offer("more", path))[0]
     api = south.api()
     begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM})["id"]

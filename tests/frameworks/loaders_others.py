@@ -36,7 +36,7 @@ QUESTION = "SELECT label, count(*) AS n, sum(id) AS total, max(caption) AS last 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[Any, ...]]:
     rows = loaders.table()
-    found = duckdb.sql(QUESTION).fetchall()
+    found = duckdb.connect().sql(QUESTION).fetchall()
     assert rows.num_rows == ROWS
     return found
 
@@ -328,7 +328,7 @@ def test_ray_reads_twelve_splits_and_agrees_with_duckdb(
     rows = found.to_arrow_refs() if hasattr(found, "to_arrow_refs") else []
 
     rows = pa.concat_tables(ray_session.get(rows))
-    assert duckdb.sql(QUESTION).fetchall() == expected
+    assert duckdb.connect().sql(QUESTION).fetchall() == expected
     assert rows.num_rows == ROWS
 
 

@@ -874,7 +874,7 @@ def test_streams_and_loaders_go_to_plain_libraries_as_they_are(numbers: Dataset,
     assert pa.table(opened())["id"].to_pylist() == expected
     assert opened().to_reader().read_pandas()["id"].tolist() == expected
     rows = opened()
-    assert duckdb.sql("SELECT sum(id), count(*) FROM rows").fetchall() == [(sum(expected), 50)]
+    assert duckdb.connect().sql("SELECT sum(id), count(*) FROM rows").fetchall() == [(sum(expected), 50)]
     assert rows is not None
 
 

@@ -37,7 +37,7 @@ def _pandas(dataset: Dataset, **options: Any) -> Rows:
 
 def _duckdb(dataset: Dataset, **options: Any) -> Rows:
     rows = dataset.loader(**options)
-    found: pa.Table = duckdb.sql("SELECT * FROM rows").to_arrow_table()
+    found: pa.Table = duckdb.connect().sql("SELECT * FROM rows").to_arrow_table()
     assert rows.throughput.rows == found.num_rows
     return list(found.to_pylist())
 

@@ -69,7 +69,7 @@ OF_ROWS_LEFT_OUT = [
 def over() -> Iterator[Federation]:
     made = Federation(*OWNERS)
     for (owner, dataset), (shown, rows) in ROWS.items():
-        made.add(owner, dataset, duckdb.sql(f"SELECT range FROM range({rows})").to_arrow_table(), shown=shown)
+        made.add(owner, dataset, duckdb.connect().sql(f"SELECT range FROM range({rows})").to_arrow_table(), shown=shown)
     made.unite()
     yield made
     made.close()

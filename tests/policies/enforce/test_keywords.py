@@ -25,7 +25,7 @@ _MODIFIERS = frozenset({"all", "distinct", "not", "export_state"})
 def categories() -> dict[str, set[str]]:
     """Each of the engine's keywords with its categories."""
     found: dict[str, set[str]] = {}
-    rows = duckdb.execute("SELECT keyword_name, keyword_category FROM duckdb_keywords()").fetchall()
+    rows = duckdb.connect().execute("SELECT keyword_name, keyword_category FROM duckdb_keywords()").fetchall()
     for word, category in rows:
         found.setdefault(word, set()).add(category)
     return found
@@ -83,7 +83,7 @@ def test_the_reserved_words_are_the_engines() -> None:
 def test_the_words_that_need_as_are_the_engines() -> None:
     def is_alias(word: str) -> bool:
         try:
-            duckdb.execute(f"SELECT 1 {word}")
+            duckdb.connect().execute(f"SELECT 1 {word}")
         except duckdb.ParserException:
             return False
         return True

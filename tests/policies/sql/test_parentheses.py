@@ -102,7 +102,7 @@ def _engine(sql: str) -> Any:
             return {name: drop(value) for name, value in part.items() if not name.startswith("query_location")}
         return [drop(one) for one in part] if isinstance(part, list) else part
 
-    read = json.loads(duckdb.execute(RECHECK_SQL, [sql]).fetchall()[0][0])
+    read = json.loads(duckdb.connect().execute(RECHECK_SQL, [sql]).fetchall()[0][0])
     assert read["error"] is False, (sql, read)
     return drop(read)
 

@@ -305,7 +305,7 @@ async def test_a_missing_value_of_one_column_is_a_row_to_every_reader(
 async def test_intervals_are_iso_8601_in_csv_and_refused_by_name_in_parquet(running: Provider, tmp_path: Path) -> None:
     path = tmp_path / "intervals.parquet"
     one = "INTERVAL '2 months 3 days 1.5 seconds'"
-    duckdb.sql(f"COPY (SELECT {one} AS i, [{one}, NULL] AS n, INTERVAL '0 days' AS z) TO '{path}'")
+    duckdb.connect().sql(f"COPY (SELECT {one} AS i, [{one}, NULL] AS n, INTERVAL '0 days' AS z) TO '{path}'")
     ticket = running.ticket(await running.agree(name="intervals", path=path))
     text = (await get(running, ticket, path="/data/v1", format="csv")).text
     assert list(csv.reader(io.StringIO(text)))[1] == ["P2M3DT1.5S", '["P2M3DT1.5S", null]', "P0M0DT0S"]

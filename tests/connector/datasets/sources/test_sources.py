@@ -1007,7 +1007,9 @@ async def test_arrow_files_whose_compression_their_reader_does_not_see_are_refus
 async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path, value: str) -> None:
     for late, end in ((False, "23:59:59.999999"), (True, "24:00:00")):
         at = value.format(f"TIME '{end}'")
-        duckdb.sql(f"SELECT 1 AS n, {at} AS at, '24:00' AS text").write_parquet(str(tmp_path / "t"), overwrite=True)
+        duckdb.connect().sql(f"SELECT 1 AS n, {at} AS at, '24:00' AS text").write_parquet(
+            str(tmp_path / "t"), overwrite=True
+        )
         relation = await registered(pool, "parquet", tmp_path / "t", tmp_path)
         profile = pool.ask(Job(kind="profile", relations={"t": relation}))
         if not late:

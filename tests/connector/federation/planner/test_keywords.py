@@ -20,7 +20,7 @@ QUESTIONS = (
 
 
 def words() -> list[str]:
-    found = duckdb.execute("SELECT DISTINCT keyword_name FROM duckdb_keywords() ORDER BY 1").fetchall()
+    found = duckdb.connect().execute("SELECT DISTINCT keyword_name FROM duckdb_keywords() ORDER BY 1").fetchall()
     others = ["list", "file", "uuid", "namespace", "settings", "current_date", "current_user", "format"]
     return [*(word for (word,) in found if word not in keywords.RESERVED), *others]
 

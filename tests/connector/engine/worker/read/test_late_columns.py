@@ -219,10 +219,12 @@ async def test_a_worker_sends_them_and_reads_on_without_places(pool: Pool, tmp_p
     for condition in CONDITIONS:
         job = job_of(tmp_path, f"SELECT id, image FROM t WHERE {condition}", consumer="one", limits=limits)
         found, _ = await rows(pool, job)
-        assert found.equals(duckdb.sql(f"SELECT id, image FROM whole WHERE {condition}").to_arrow_table())
+        assert found.equals(duckdb.connect().sql(f"SELECT id, image FROM whole WHERE {condition}").to_arrow_table())
     looking = replace(job, sql="SELECT id, image FROM t WHERE octet_length(image) > 50500", given_on=())
     found, _ = await rows(pool, looking)  # the same engine, opened for the ones before
-    assert found.equals(duckdb.sql("SELECT id, image FROM whole WHERE octet_length(image) > 50500").to_arrow_table())
+    assert found.equals(
+        duckdb.connect().sql("SELECT id, image FROM whole WHERE octet_length(image) > 50500").to_arrow_table()
+    )
     assert 0 < len(found) < len(whole)
 
 
@@ -251,7 +253,7 @@ async def test_where_somebody_looks_at_the_values_the_engine_reads_them(
     async with pool.run(job) as result:
         whole = b"".join([bytes(result.schema), *[bytes(frame.payload) async for frame in result]])
     form = pq.read_table if job.format == "parquet" else lambda source: pa.ipc.open_stream(source).read_all()
-    expected = duckdb.sql(f"SELECT id, image FROM '{path}' WHERE id % 3 = 1").to_arrow_table()
+    expected = duckdb.connect().sql(f"SELECT id, image FROM '{path}' WHERE id % 3 = 1").to_arrow_table()
     assert form(pa.BufferReader(whole)).equals(expected)
 
 
