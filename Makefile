@@ -11,7 +11,7 @@ SCALE ?=
 ROUNDS ?= 5
 JDBC ?= 18.3.0
 BEGAN := $(shell date +%s)
-PACKAGES := connector catalogue policies client tests
+PACKAGES := connector catalogue policies client tests benchmarks
 # A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
@@ -124,39 +124,39 @@ resume-trials: setup-dev ## N=1000 random accidents of training jobs: every row 
 	@$(BIN)/python -m tests.load.resume_trials --count $(or $(N),1000) --seed $(or $(SEED),1)
 
 soak-stream: setup-dev ## memory while SIZE=10 GB streams, to a slow reader, and to 32 readers at once
-	@$(BIN)/python -m tests.load.soak_stream --size $(or $(SIZE),10)
+	@$(BIN)/python -m benchmarks.soak_stream --size $(or $(SIZE),10)
 
 bench: bench-policies bench-revocation bench-dsp bench-catalogue ## every benchmark, each side by side with what it is compared to
 
 bench-dsp: setup-dev
-	@$(BIN)/python -m tests.load.bench_dsp
+	@$(BIN)/python -m benchmarks.bench_dsp
 
 bench-policies: setup-dev
-	@$(BIN)/python -m tests.load.bench_policies
-	@$(BIN)/python -m tests.load.bench_gate
-	@$(BIN)/python -m tests.load.bench_worker
+	@$(BIN)/python -m benchmarks.bench_policies
+	@$(BIN)/python -m benchmarks.bench_gate
+	@$(BIN)/python -m benchmarks.bench_worker
 
 bench-revocation: setup-dev ## how long a running stream outlives its agreement, 200 times between processes
-	@$(BIN)/python -m tests.load.bench_revocation
+	@$(BIN)/python -m benchmarks.bench_revocation
 
 bench-catalogue: setup-dev
-	@$(BIN)/python -m tests.load.bench_catalogue 10000
+	@$(BIN)/python -m benchmarks.bench_catalogue 10000
 
 bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF=1: the scale factor, ARGS: see the module)
-	@$(BIN)/python -m tests.load.bench_federated --scale $(or $(SF),1) $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_federated --scale $(or $(SF),1) $(ARGS)
 
 bench-questions: setup-dev ## answers per second as 1, 8 and 64 clients ask one connector about three owners (ARGS: see the module)
-	@$(BIN)/python -m tests.load.bench_questions $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_questions $(ARGS)
 
 bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (15 minutes; SCALE=1 ROUNDS=5)
-	@$(BIN)/python -m tests.load.bench_stream --scale $(or $(SCALE),1) --rounds $(ROUNDS)
+	@$(BIN)/python -m benchmarks.bench_stream --scale $(or $(SCALE),1) --rounds $(ROUNDS)
 
 bench-digest: setup-dev ## what a reader pays for the digest of a stream, with and without it in turns
-	@$(BIN)/python -m tests.load.bench_digest
+	@$(BIN)/python -m benchmarks.bench_digest
 
 bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, first and later epochs, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
-	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS)
-	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS) --later
+	@$(VENV)-loaders/bin/python -m benchmarks.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS)
+	@$(VENV)-loaders/bin/python -m benchmarks.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS) --later
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import bench_federated as bench
-from tests.load.yardstick import yardstick
+from benchmarks import bench_federated as bench
+from benchmarks.yardstick import yardstick
 
 
 @pytest.mark.parametrize("load", [1.0, 20.0], ids=["idle", "loaded"])

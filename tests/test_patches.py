@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OWN = {"connector", "catalogue", "policies", "hanse", "tests"}
+OWN = {"connector", "catalogue", "policies", "hanse", "tests", "benchmarks"}
 # The file and what it patches, with the reason why no module has a name of its own for it.
 ALLOWED = {
     (

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_dsp import databases
 from connector.store import Transaction
 from tests.load import postmortem
-from tests.load.bench_dsp import databases
 from tests.support import processes
 from tests.support.processes import Client, Failed, Process
 

@@ -16,8 +16,8 @@ from hanse._transport.http_stream import Request
 from hanse.errors import AccessRevoked, HanseError
 from hanse.stream import Stream
 
-from tests.load.stream.space import Space, agree
-from tests.load.stream.tables import Table
+from benchmarks.stream.space import Space, agree
+from benchmarks.stream.tables import Table
 from tests.support.processes import POLICY
 
 _STALL_SECONDS = 57.0  # the owner cuts off a reader that takes nothing for 60

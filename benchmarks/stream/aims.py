@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tests.load.stream.clients import Took
+from benchmarks.stream.clients import Took
 
 
 class Way(Protocol):

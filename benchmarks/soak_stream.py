@@ -1,6 +1,6 @@
 """`make soak-stream`: memory stays where it was while much is streamed, to a slow reader, and to many at once.
 
-    python -m tests.load.soak_stream [--size 10] [--slow-seconds 60] [--readers 32]
+    python -m benchmarks.soak_stream [--size 10] [--slow-seconds 60] [--readers 32]
 
 Two connectors and every reader are real processes. Memory is the proportional set size of a process and all below it:
 what several of them share counts once. Idle is a connector at rest after a first read, and a reader that has connected
@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
+from benchmarks.stream.usage import Tree
 from tests.load.resume.readers import Source, source
-from tests.load.stream.usage import Tree
 from tests.support import processes
 from tests.support.children import forked
 from tests.support.processes import Process

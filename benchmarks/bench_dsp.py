@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import trace
 from connector.dsp.catalog import encode_cursor
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
-from tests.load import trace
 from tests.support import pair, postgres, processes
 from tests.support.processes import Client, Process
 

@@ -1,4 +1,4 @@
-"""What a short governed read costs its owner's main process: `python -m tests.load.bench_read [--beside CHECKOUT]`.
+"""What a short governed read costs its owner's main process: `python -m benchmarks.bench_read [--beside CHECKOUT]`.
 
 Processor time, not seconds on the wall: the main process is the one that everybody's reads share.
 1. The steps of a read in the database, each by itself in a process of its own, on SQLite or (`--postgres`) PostgreSQL.
@@ -40,7 +40,7 @@ from tests.support import gate, postgres, processes, provider
 from tests.support.processes import Client, Process
 
 _T = TypeVar("_T")
-HERE = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parents[1]
 OF_PROCESS = 2  # the clock of a process's scheduled time (`support.cpu`)
 REST = 0.15  # seconds until a read's end is in the log
 TABLES = ("air", "sea")

@@ -1,4 +1,4 @@
-"""What the gate costs: `python -m tests.load.bench_gate`.
+"""What the gate costs: `python -m benchmarks.bench_gate`.
 
 CPU per TPC-H query for the gate (steps 1 to 6) and the recheck (step 7), compile time per contract, and the check
 before each batch; medians. Aims: gate with recheck at most 3 ms, compile at most 20 ms, batch check below 1 us.

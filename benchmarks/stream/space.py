@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.load.stream.tables import Table
-from tests.load.stream.usage import Tree
+from benchmarks.stream.tables import Table
+from benchmarks.stream.usage import Tree
 from tests.support.certificates import self_signed
 from tests.support.ports import free_range
 from tests.support.processes import POLICY, Process
@@ -111,7 +111,7 @@ def _start(name: str, port: int, certificate: Path, tables: Sequence[Table]) -> 
         "files": [str(tables[0].parquet.parent)],
         "bare": [str(table.parquet) for table in tables],
     }.get(kind) or [str(certificate) if tls else "", *(str(table.arrow) for table in tables)]
-    return subprocess.Popen([sys.executable, "-m", "tests.load.stream.servers", kind, str(port), *given])
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.stream.servers", kind, str(port), *given])
 
 
 def _await(port: int) -> None:

@@ -1,6 +1,6 @@
 """The timeline of one conversation: what both connectors do, and when, from the first request to the first byte.
 
-`traced(...)` runs two connectors under `python -m tests.load.trace`, which is `connector serve` with a stopwatch around
+`traced(...)` runs two connectors under `python -m benchmarks.trace`, which is `connector serve` with a stopwatch around
 what is asked of it, what it asks of others, and its transactions. The product knows nothing of it. Times are the
 machine's monotonic clock, which all processes share.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from tests.support import processes
 from tests.support.processes import Process
 
-PROGRAM = ("-m", "tests.load.trace")
+PROGRAM = ("-m", "benchmarks.trace")
 FILE = "TRACE_TO"  # environment: where a traced connector writes its spans
 _inside: contextvars.ContextVar[str] = contextvars.ContextVar("inside", default="")
 

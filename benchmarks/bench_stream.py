@@ -1,6 +1,6 @@
 """The data plane side by side with what else could carry the bytes: `make bench-stream`.
 
-    python -m tests.load.bench_stream [--scale 1] [--rounds 5] [--tables lineitem floats images] [--only WORD ...]
+    python -m benchmarks.bench_stream [--scale 1] [--rounds 5] [--tables lineitem floats images] [--only WORD ...]
                                       [--folder var/bench] [--out figures.json]
 
 Three tables (TPC-H lineitem, wide floats, images as bytes), every way of reading them in rotated rounds, medians of
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.load.stream import aims, ground, stops
-from tests.load.stream.clients import Took, measured
-from tests.load.stream.space import Space, running
-from tests.load.stream.tables import Table, tables
-from tests.load.stream.usage import Tree
+from benchmarks.stream import aims, ground, stops
+from benchmarks.stream.clients import Took, measured
+from benchmarks.stream.space import Space, running
+from benchmarks.stream.tables import Table, tables
+from benchmarks.stream.usage import Tree
 
 ONE = "hanse, one batch"  # what a read costs besides its bytes
 

@@ -1,6 +1,6 @@
 """TPC-H over three owners, through real connectors with gate and policies on, against one DuckDB over the same files.
 
-    python -m tests.load.bench_federated [--scale 1] [--layouts vertical horizontal] [--queries q03 q09]
+    python -m benchmarks.bench_federated [--scale 1] [--layouts vertical horizontal] [--queries q03 q09]
                                          [--modes pull filter full] [--repeat 3] [--memory 320] [--out figures.json]
                                          [--plans]
 
@@ -8,8 +8,8 @@ For each query: bytes that came from the owners and wall time, for pulling table
 pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB over the same files. Every answer is
 compared with DuckDB's. Keys that are sent to owners are counted as bytes, too. Times are the best of `--repeat`, side
 by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: what
-the same plan takes by itself, in plain DuckDB without connectors (`tests.load.plan_alone`), the planner's processor
-time, in milliseconds and as a ratio to a fixed piece of work next to it (`tests.load.yardstick`), and the most memory
+the same plan takes by itself, in plain DuckDB without connectors (`benchmarks.plan_alone`), the planner's processor
+time, in milliseconds and as a ratio to a fixed piece of work next to it (`benchmarks.yardstick`), and the most memory
 that each connector took with its workers (proportional set size).
 Beyond scale factor 3 the default is full pushdown with zstd, once. Without `--memory` the engine in each worker has
 what the settings give it. The files stay in var/bench for the next run.
@@ -39,11 +39,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from benchmarks.plan_alone import Alone
+from benchmarks.yardstick import yardstick
 from connector.federation.planner import sql_text
 from connector.federation.planner.model import Tables
 from connector.federation.planner.planner import plan
-from tests.load.plan_alone import Alone
-from tests.load.yardstick import yardstick
 from tests.support import tpch
 from tests.support.cpu import Used
 from tests.support.federation import difference

@@ -1,6 +1,6 @@
 """`make bench-questions`: answers per second of one connector as more clients ask it at once.
 
-    python -m tests.load.bench_questions [--clients 1 8 64] [--seconds 10] [--rounds 3] [--polite]
+    python -m benchmarks.bench_questions [--clients 1 8 64] [--seconds 10] [--rounds 3] [--polite]
 
 Three owners and one asker, each a process with its workers; every client asks one question over all three owners after
 another, on a connection that it keeps. The client counts take turns, `--rounds` times, so that what else the machine
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.load.bench_federated import read
+from benchmarks.bench_federated import read
 from tests.support.ports import free_range
 from tests.support.processes import Client, Failed, Process
 

@@ -1,4 +1,4 @@
-"""The servers that Hanse is compared with, each a process of its own: `python -m tests.load.stream.servers KIND ...`.
+"""The servers that Hanse is compared with, each a process of its own: `python -m benchmarks.stream.servers KIND ...`.
 
     raw  PORT CERT FILE...   a socket that sends the bytes of the file whose number is asked for; with CERT over TLS
     files PORT FOLDER        static files over HTTP/1.1 with ranges, by sendfile
@@ -135,7 +135,7 @@ def flight(port: str, certificate: str, *paths: str) -> None:
 
 def bare(port: str, *paths: str) -> None:
     """The product's way of a batch to the socket with nothing of its governance around it."""
-    from tests.load.stream.bare import serve
+    from benchmarks.stream.bare import serve
 
     serve(int(port), paths)
 

@@ -1,6 +1,6 @@
 """What the reader's digest costs: one stream over loopback, read with it and without it, in turns.
 
-python -m tests.load.bench_digest [megabytes] [rounds]
+python -m benchmarks.bench_digest [megabytes] [rounds]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a running stream outlives its agreement: `python -m tests.load.bench_revocation [trials]`.
+"""How long a running stream outlives its agreement: `python -m benchmarks.bench_revocation [trials]`.
 
 Two connectors as processes, real HTTP. Each trial agrees, starts a transfer, reads rows as fast as they come (with a
 pause of a millisecond after each 64 kB, so that the stream lasts), has the owner revoke the agreement over the
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.load.bench_dsp import Bench
+from benchmarks.bench_dsp import Bench
 from tests.support import processes
 from tests.support.processes import Client
 

@@ -2,7 +2,7 @@
 before them (reading, digest, first use, linting, compiling). CPU time, so that a busy machine
 measures the same; median of five rounds; judges nothing.
 
-    python -m tests.load.bench_policies
+    python -m benchmarks.bench_policies
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What enforcement costs a query and a stream: `python -m tests.load.bench_worker [scale]`.
+"""What enforcement costs a query and a stream: `python -m benchmarks.bench_worker [scale]`.
 
 1. A query through gate, worker and re-check against the same query written by hand in plain DuckDB: the same Parquet
    files, the policy's conditions in a view, one thread on both sides, Arrow batches read to the end. In turns; medians.
@@ -28,13 +28,13 @@ from unittest import mock
 
 import duckdb
 
+from benchmarks.bench_gate import FILTERS
 from connector.dataplane import admission, governed_stream
 from connector.dataplane.read_request import ACTIONS, Asked
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Recheck
 from connector.engine.pool.worker_process import Frame
-from tests.load.bench_gate import FILTERS
 from tests.support import data, gate, provider, tpch
 
 VIEWS = {

@@ -1,4 +1,4 @@
-"""What a catalogue of many datasets costs: `python -m tests.load.bench_catalogue [datasets]` (default 20,000).
+"""What a catalogue of many datasets costs: `python -m benchmarks.bench_catalogue [datasets]` (default 20,000).
 
 Taking in, taking in again unchanged, building the index, and searches with nine facets over the app (in process, one
 client). Aims: p95 of a search at most 50 ms, at least 500 new and 5,000 unchanged datasets a second. Text is drawn by

@@ -1,6 +1,6 @@
 """PyTorch's loader side by side with the SDK's plain batches: `make bench-loader`, in the environment of the loaders.
 
-    python -m tests.load.bench_loader [--scale 0.25] [--rounds 3] [--tables floats images] [--folder var/bench]
+    python -m benchmarks.bench_loader [--scale 0.25] [--rounds 3] [--tables floats images] [--folder var/bench]
                                       [--later]
 
 One owner as an operator starts it, one consumer that negotiated; each reader is a process of its own, in rotated
@@ -39,9 +39,9 @@ import hanse
 from hanse.agreement import Access, Name
 from hanse.client import Dataset
 
-from tests.load.stream import ground
-from tests.load.stream.tables import Table, tables
-from tests.load.stream.usage import Tree
+from benchmarks.stream import ground
+from benchmarks.stream.tables import Table, tables
+from benchmarks.stream.usage import Tree
 from tests.support.ports import free_range
 from tests.support.processes import Process
 

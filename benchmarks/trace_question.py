@@ -1,8 +1,8 @@
 """The timeline of one question over many owners: what the asker, the owners and their workers do, and when.
 
-    python -m tests.load.trace_question [--layout horizontal] [--queries q06 q15] [--warm 3] [--least 0.3]
+    python -m benchmarks.trace_question [--layout horizontal] [--queries q06 q15] [--warm 3] [--least 0.3]
 
-Runs the owners of `bench_federated` with a stopwatch around what `PARTS` names, as `tests.load.trace` does for the
+Runs the owners of `bench_federated` with a stopwatch around what `PARTS` names, as `benchmarks.trace` does for the
 protocol. A line: milliseconds since the question, how long it took, of that the thread's processor time where the step
 is one function, whose it is, and what. The product knows nothing of it.
 """
@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.load import bench_federated as bench
-from tests.load import trace
+from benchmarks import bench_federated as bench
+from benchmarks import trace
 from tests.support import tpch
 from tests.support.federation_tpch import written_for
 from tests.support.own_name import changed
 from tests.support.processes import Process
 
-MODULE = "tests.load.trace_question"
+MODULE = "benchmarks.trace_question"
 # What is timed: module, the functions in it.
 CONNECTOR = {
     "connector.federation.coordinator": (

@@ -1,0 +1,1 @@
+"""What is measured and compared; the test command does not collect it."""

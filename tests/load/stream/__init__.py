@@ -1,1 +1,0 @@
-"""The parts of `tests.load.bench_stream`: its data, the servers it compares with, and what its clients do."""
