@@ -140,7 +140,7 @@ class AgreementService:
         try:
             known, _ = await self.get(agreement_id, role=role)
             if not known.finalized:  # acknowledged messages count first
-                await self._sender.acknowledgements.record_now(known.negotiation_id)
+                await self._sender.wait_recorded(known.negotiation_id)
             row, sent = await self._store.write(work)
         except Busy as error:
             if error.code == UNKNOWN:

@@ -84,7 +84,7 @@ class NegotiationService:
             on_changed=_shorten_refused_terms,
             on_stuck=lambda tx, row: _ask_person(tx, row, row.reason),
         )
-        self._sender.register("negotiation", MessageCourier(self._machine), answered=True)
+        self._sender.register("negotiation", MessageCourier(self._machine))
 
     # First messages.
 
@@ -382,7 +382,7 @@ class NegotiationService:
         """Count our FINALIZED as delivered: a consumer that asks for a transfer has it, acknowledged or not."""
         row = tx.negotiations.get(agreement.negotiation_id)
         if row is not None and row.pending == states.FINALIZED_EVENT:
-            self._machine.drop_pending(tx, row)
+            tx.outbox.drop(row.id)
             self._machine.count(tx, row, row.pending)
 
     def _on_delivered(self, tx: Transaction, row: Negotiation, step: str) -> list[Outbox]:
@@ -508,7 +508,7 @@ class NegotiationService:
                 return row, self._machine.end(tx, row, code=code or _termination_code(row), reason=reason, actor=by)
             return row, [self._carry_out(tx, row, name, offer)]
 
-        await self._sender.acknowledgements.record_now(pid)
+        await self._sender.wait_recorded(pid)
         row, sent = await self._store.write(work)
         self._sender.hand_over(sent)
         return row

@@ -144,7 +144,7 @@ class StateMachine(Generic[Row]):
     async def _poll(self, pid: str, look: Callable[[Transaction], Row], *, seconds: float) -> Row:
         until = time.monotonic() + seconds
         while True:
-            await self.context.sender.acknowledgements.record_now(pid)
+            await self.context.sender.wait_recorded(pid)
             row = await self.context.store.read(look)
             if row.peer_pid:
                 return row
@@ -236,7 +236,7 @@ class StateMachine(Generic[Row]):
         """Change the state as judged. A message that proves delivery of our pending one lets that count first."""
         follow: list[Outbox] = []
         if row.pending and not judged.pending:
-            self.drop_pending(tx, row)
+            tx.outbox.drop(row.id)
         if row.pending and judged.before != row.state:
             follow = self.count(tx, row, row.pending)
         before = row.state
@@ -290,7 +290,7 @@ class StateMachine(Generic[Row]):
         tx.publish(self.event_of(row, actor=actor, message=self.termination.__name__))
         sent: list[Outbox] = []
         if row.peer_pid:  # without it, `acknowledge` sends the termination once the counterparty has answered
-            self.drop_pending(tx, row)
+            tx.outbox.drop(row.id)
             sent = [self._send_termination(tx, row, code=code, reason=reason)]
         self._report_change(tx, row, before)
         return sent
@@ -298,11 +298,6 @@ class StateMachine(Generic[Row]):
     def _send_termination(self, tx: Transaction, row: Row, *, code: str, reason: str) -> Outbox:
         message = self.termination(**pids_of(row), code=code, reason=(reason,) if reason else ())
         return self._queue(tx, row, message, f"/{self.kind}s/{_peer_segment(row)}/termination")
-
-    def drop_pending(self, tx: Transaction, row: Row) -> None:
-        """Remove our messages of this process from the outbox."""
-        tx.outbox.drop(row.id)
-        tx.after_commit(lambda: self.context.sender.acknowledgements.mark_recorded(row.id))
 
     # After a delivery.
 

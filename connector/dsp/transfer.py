@@ -141,7 +141,7 @@ class TransferService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("transfer")
         courier = MessageCourier(self._machine, complete=self._add_data_address)
-        self._sender.register("transfer", courier, answered=True)
+        self._sender.register("transfer", courier)
         self._sender.register(PUSH, _PushCourier(self), lasting=True)
         self._store.bus.subscribe(self._on_event)
 
@@ -450,7 +450,7 @@ class TransferService:
                 return row, []
             return row, [self._carry_out(tx, row, name, code, reason, stopper)]
 
-        await self._sender.acknowledgements.record_now(pid)
+        await self._sender.wait_recorded(pid)
         row, sent = await self._store.write(work)
         if row.role == PROVIDER and name in ("suspend", "complete"):
             self._stop(pid, EndReason(f"{name.removesuffix('e')}ed", stopper, reason))

@@ -18,17 +18,16 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from connector.errors import INWARD, AddressRefused, Busy, HanseError
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
 from connector.outbox import delivery_classes
-from connector.outbox.acknowledgements import Acknowledgements
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
@@ -108,11 +107,8 @@ class Sender:
         self._is_partner, self._makes_partner = is_partner, makes_partner
         self._partners: OrderedDict[str, None] = OrderedDict()
         self._couriers: dict[str, Courier] = {}
-        self._answered: set[str] = set()
         self._lasting: set[str] = set()
-        self.acknowledgements = Acknowledgements(
-            store, record=self._settle, again=self._retry_later, hand_over=self.hand_over
-        )
+        self._recording: dict[str, set[asyncio.Task[None]]] = {}  # by process: deliveries that ended
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._here: set[int] = set()  # ids of the rows in `_tasks`
@@ -123,12 +119,10 @@ class Sender:
         self._ahead = 0.0  # seconds that the database's clock is ahead of ours: processes share its leases
         self._log = logger("sender")
 
-    def register(self, kind: str, courier: Courier, *, answered: bool = False, lasting: bool = False) -> None:
-        """Name who carries rows of this kind. `answered`: the receiver's next message mostly follows at once.
-        `lasting`: one delivery may take hours, so these have places of their own."""
+    def register(self, kind: str, courier: Courier, *, lasting: bool = False) -> None:
+        """Name the courier for rows of this kind. `lasting`: one delivery may take hours, so these have places of
+        their own."""
         self._couriers[kind] = courier
-        if answered:
-            self._answered.add(kind)
         if lasting:
             self._lasting.add(kind)
 
@@ -148,7 +142,6 @@ class Sender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.acknowledgements.close()
         with suppress(HanseError):
             await self._store.write(lambda tx: tx.outbox.release(owner=self.owner))
 
@@ -260,16 +253,31 @@ class Sender:
         try:
             async with self._circles.place(row):
                 outcome = await self._carry(row)
-                if outcome.result is DeliveryResult.DELIVERED and row.kind in self._answered:
-                    self.acknowledgements.add(row, outcome)
-                    return
-                await self._record(row, outcome)
+                with self._announce_recording(row.process):
+                    await self._record(row, outcome)
         except Busy as error:  # the database is down: the lease ends and the row is retried
             self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
             await self._retry_later(row, error)
         finally:
             self._finish(row)
+
+    @contextmanager
+    def _announce_recording(self, process: str) -> Iterator[None]:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        tasks = self._recording.setdefault(process, set())
+        tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.discard(task)
+            if not tasks:
+                self._recording.pop(process, None)
+
+    async def wait_recorded(self, process: str) -> None:
+        """Wait until the deliveries of a process that have ended are recorded, before a command acts on its state."""
+        if tasks := self._recording.get(process):
+            await asyncio.wait(tuple(tasks))
 
     async def _carry(self, row: Outbox) -> DeliveryOutcome:
         if not await self._has_lease(row):

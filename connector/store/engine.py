@@ -113,9 +113,7 @@ class Store:
                 await asyncio.shield(self.record_refusal_counts())  # a commit must also clear the counts
 
     def _deliver(self, tx: Transaction) -> None:
-        """Run what follows a commit, in the thread of the event loop."""
-        for act in tx.commit_callbacks:
-            act()
+        """Deliver the events of a commit, in the thread of the event loop."""
         for event in tx.published:
             self.bus.deliver(event)
 

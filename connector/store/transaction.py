@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 from sqlalchemy import Connection, String, func, select
@@ -44,16 +43,11 @@ class Transaction:
         self.now = now
         self.origin = origin
         self.published: list[Event] = []
-        self.commit_callbacks: list[Callable[[], None]] = []
         self.transaction_id: int | None = None  # PostgreSQL's, where there are events
 
     def publish(self, event: Event) -> None:
         """Store the event with the change; it is delivered to subscribers after the commit."""
         self.published.append(event)
-
-    def after_commit(self, act: Callable[[], None]) -> None:
-        """Call `act` after the commit, in the event loop's thread, before the events are delivered."""
-        self.commit_callbacks.append(act)
 
     def is_writable(self) -> bool:
         """Whether the database accepts changes. A standby and a read-only database do not."""

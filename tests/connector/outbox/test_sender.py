@@ -182,7 +182,7 @@ async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: S
 
     courier = Clashing(carry)
     made = sender(sqlite_store, courier, lease=600.0)
-    made.register("test", courier, answered=True)
+    made.register("test", courier)
     await made.start()
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
