@@ -27,8 +27,7 @@ def write_out(blocks: Sequence[SelectScope], *, fields: bool) -> None:
     known = {id(block.select): block for block in blocks}
     for block in blocks:
         _refuse_table_as_column(block, known)
-        if fields:
-            _refuse_column_as_table(block, known)
+        _refuse_column_as_table(block, known, fields=fields)
         _refuse_ambiguous_names(block, known)
         _refuse_field_before_comma(block)
         _refuse_lateral_names(block, known)
@@ -48,8 +47,12 @@ def _refuse_table_as_column(block: SelectScope, known: Mapping[int, SelectScope]
                 raise table_as_column_error(column.name)
 
 
-def _refuse_column_as_table(block: SelectScope, known: Mapping[int, SelectScope]) -> None:
-    """Refuse `a.b` in a subquery if `a` is a source here and a column there: the engine reads the column's field."""
+def _refuse_column_as_table(block: SelectScope, known: Mapping[int, SelectScope], *, fields: bool) -> None:
+    """Refuse `a.b` in a subquery if `a` is a source here and a column there: the engine reads the column's field.
+
+    A column without fields is an error there. Only WHERE then looks for the source in outer queries, if the subquery
+    has one column `a`.
+    """
     written = {fold(one.alias_or_name): one.meta.get(WRITTEN, one.alias_or_name) for one in trees.sources(block.select)}
     stack = [(query, frozenset[str]()) for _, part in _parts(block.select) for query in trees.nested_queries(part)]
     while stack:
@@ -62,7 +65,10 @@ def _refuse_column_as_table(block: SelectScope, known: Mapping[int, SelectScope]
             for clause, part in _parts(node):
                 seen = [names for alias, names in within.sources.items()
                         if clause == "joins" or alias not in within.tested]  # fmt: skip
-                here = {alias for alias, word in written.items() if any(fold(word) in names for names in seen)}
+                allowed = 1 if clause == "where" and not fields else 0
+                here = {
+                    alias for alias, word in written.items() if sum(fold(word) in names for names in seen) > allowed
+                }
                 stack.append((part, met | here))
             stack += [(source, met) for source in trees.sources(node) if isinstance(source, exp.Subquery)]
             stack += [(cte, met) for cte in (node.args.get("with_") or exp.With()).args.get("expressions") or ()]

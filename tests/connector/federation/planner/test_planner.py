@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
 
+import duckdb
 import pyarrow as pa
 import pytest
 import sqlglot
@@ -561,6 +562,53 @@ def test_a_table_of_the_query_around_is_not_called_as_a_struct_inside() -> None:
         made.ask("SELECT (SELECT max(a.f + i.k) FROM north.i) AS n FROM north.o a")
     assert made.ask("SELECT (SELECT max(x.f + i.k) FROM north.i) AS n FROM north.o x").rows == [(101,)]
     made.close()
+
+
+FIELD_OF_A_NUMBER = [
+    "SELECT t FROM north.o AS s WHERE (SELECT min(s.s + t) FROM north.o) > 0",
+    "SELECT t FROM north.o AS s WHERE (SELECT min(s.s + u.t) FROM north.i AS u) > 0",
+    "SELECT t FROM north.o AS s WHERE t IN (SELECT s.t FROM north.i u)",
+    "SELECT t, (SELECT s.s FROM north.i LIMIT 1) AS one FROM north.o AS s",
+    "SELECT t, (SELECT min(u.t) FILTER (WHERE s.s > 0) FROM north.i u) AS one FROM north.o AS s",
+    "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u GROUP BY s.s)",
+    "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u GROUP BY u.t HAVING min(s.s + u.t) > 0)",
+    "SELECT t FROM north.o AS s WHERE EXISTS (SELECT u.t FROM north.i u ORDER BY s.s LIMIT 1)",
+    "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u, north.i v WHERE s.s = u.t)",
+    "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u JOIN north.i v ON s.s = v.t)",
+]
+
+
+@pytest.mark.parametrize("sql", FIELD_OF_A_NUMBER)
+def test_an_outer_table_named_like_an_inner_number_is_refused_as_the_engine_does(sql: str) -> None:
+    made = _make_number_tables()
+    with pytest.raises(duckdb.BinderException):
+        made.central.execute(sql)
+    with pytest.raises(QueryInvalid, match="s is the name of a table and of a column here; rename the table"):
+        made.ask(sql)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u WHERE s.s = u.t)",
+        "SELECT t, (SELECT min(u.t) FROM north.i u WHERE s.s >= u.t) AS one FROM north.o AS s",
+        "SELECT t FROM north.o AS s WHERE EXISTS (SELECT 1 FROM north.i u WHERE u.t IN (SELECT s.s FROM north.w))",
+    ],
+)
+def test_an_outer_table_named_like_an_inner_number_is_read_in_where(sql: str) -> None:
+    made = _make_number_tables()
+    assert made.ask(sql).rows == made.central.execute(sql).fetchall() != []
+    made.close()
+
+
+def _make_number_tables() -> Federation:
+    """Tables with a number `s`, and one without."""
+    made = Federation("north")
+    made.add("north", "o", pa.table({"t": [4], "s": [3]}))
+    made.add("north", "i", pa.table({"t": [3], "s": [1]}))
+    made.add("north", "w", pa.table({"x": [1]}))
+    return made
 
 
 NAMES = [
