@@ -107,14 +107,17 @@ def test_of_many_groups_the_first_are_drawn_and_the_chart_says_so() -> None:
 
 
 VALUES = [[0.0, 1.0], [-5.0, 5.0], [3.0, 3.0], [0.0, 0.0], [1e-9, 3e-9], [1e12, 5e15], [98.5, 99.25], [-1200.0, -3.0]]
+VALUES += [[7866.340851152702, 7866.340851152703], [0.3, 0.1 + 0.2], [1e17, 1e17], [1e16, 1e16 + 2]]  # the last digit
+VALUES += [[1e12, 1e12 + 1000], [1.00001, 1.00004], [-1e299, 1e300]]
 
 
 @pytest.mark.parametrize("values", VALUES, ids=str)
 @pytest.mark.parametrize("zero", [True, False])
 def test_an_axis_has_round_ticks_around_all_values(values: list[float], zero: bool) -> None:
     axis = axes.value_axis(values, zero=zero)
-    assert axis.least <= min(values)
-    assert axis.most >= max(values)
+    rounding = 1e-12 * max(map(abs, values))
+    assert axis.least <= min(values) + rounding
+    assert axis.most >= max(values) - rounding
     assert 2 <= len(axis.ticks) <= 8
     assert len({tick.label for tick in axis.ticks}) == len(axis.ticks)
     assert [tick.at for tick in axis.ticks] == sorted(tick.at for tick in axis.ticks)
@@ -135,6 +138,8 @@ NONE = [
     ("no number", columns(ward="string", word="string"), [["a", "x"], ["b", "y"]]),
     ("rows that are alike", columns(ward="string", n="int64"), [["a", "1"], ["a", "2"]]),
     ("no finite number", columns(ward="string", n="double"), [["a", "inf"], ["b", "nan"]]),
+    ("numbers too large to draw", columns(ward="string", n="double"), [["a", "1.7e308"], ["b", "-1.7e308"]]),
+    ("numbers too small to draw", columns(ward="string", n="double"), [["a", "5e-324"], ["b", "1e-323"]]),
     ("nothing but nulls", columns(ward="string", n="int64"), [["a", None], ["b", None]]),
 ]
 
