@@ -115,7 +115,7 @@ def time_axis(seconds: Sequence[float]) -> Axis:
     if len(shown) < 2:
         end = 26 if most - least < 2 else 19
         shown = [(at, _moment(at, "microseconds")) for at in (least, most)]
-    begin = 11 if end > 10 and _moment(least)[:10] == _moment(most)[:10] else 5 if end > 10 else 0
+    begin = next((same for same in (11, 5) if end > 10 and _moment(least)[:same] == _moment(most)[:same]), 0)
     return Axis(least, most, tuple(Tick(at, text[begin:end].replace("T", " ")) for at, text in shown))
 
 
@@ -134,7 +134,10 @@ def _marks(least: float, most: float) -> tuple[Iterable[float], int]:
 
 def _months(first: datetime, most: float, step: int) -> Iterator[float]:
     number = (first.year * 12 + first.month - 1) // step * step
-    while 12 <= number < 120_000:
+    while number < 120_000:
+        if number < 12:  # there is no year 0
+            number += step
+            continue
         at = (datetime(number // 12, number % 12 + 1, 1) - _EPOCH).total_seconds()
         if at > most:
             return

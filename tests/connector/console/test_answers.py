@@ -133,6 +133,14 @@ def test_a_time_axis_has_different_labels_in_order(seconds: float) -> None:
     assert all(axis.least <= tick.at <= axis.most for tick in axis.ticks)
 
 
+def test_a_time_axis_over_years_says_the_years() -> None:
+    ends = [axes.read_time(day) or 0.0 for day in ("0001-01-01", "9999-12-31")]
+    labels = [tick.label for tick in axes.time_axis(ends).ticks]
+    assert labels == [f"{year}000" for year in range(1, 10)]
+    turn = [axes.read_time(moment) or 0.0 for moment in ("2023-12-31 20:00", "2024-01-01 04:00")]
+    assert axes.time_axis(turn).ticks[-1].label.startswith("2024-01-01")
+
+
 NONE = [
     ("one row", columns(ward="string", n="int64"), [["a", "3"]]),
     ("no number", columns(ward="string", word="string"), [["a", "x"], ["b", "y"]]),
