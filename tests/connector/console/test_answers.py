@@ -40,6 +40,15 @@ def test_bars_have_all_keys_in_their_labels() -> None:
     assert texts(svg, "value") == ["51.2", "54", "49", "57"]
 
 
+def test_bars_stay_in_the_picture_with_many_keys() -> None:
+    names = {f"k{number}": "string" for number in range(30)}
+    rows = [["x"] * 29 + [word, "3"] for word in ("a", "b")]
+    svg = draw({"columns": columns(**names, n="int64"), "rows": rows})
+    bars = [(float(one.get("x", "")), float(one.get("width", ""))) for one in svg.iter(f"{SVG}rect")]
+    assert all(x >= 0 and x + width <= 680 for x, width in bars)
+    assert all(float(one.get("x", "")) < bars[0][0] for one in svg.iter(f"{SVG}text") if one.get("class") == "key")
+
+
 def test_a_number_is_a_key_where_rows_are_alike_without_it() -> None:
     rows = [["a", "2020", "3"], ["a", "2021", "4"], ["b", "2020", "5"]]
     svg = draw({"columns": columns(ward="string", year="int32", n="int64"), "rows": rows})
