@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 _TICKS, _TIMES = 5, 7  # parts of an axis, about
+_SAME = 1e-9  # values that differ by no more of their size are drawn as the same
 _MINUTE, _HOUR, _DAY, _WEEK, _MONTH = 60, 3_600, 86_400, 604_800, 2_592_000  # seconds
 _MONDAY = 4 * _DAY  # 5 January 1970
 _SECONDS = (
@@ -56,8 +57,9 @@ def value_axis(values: Iterable[float], *, zero: bool) -> Axis:
     """Round ticks around all values; with `zero`, the axis has 0 on it."""
     found = [*values, 0.0] if zero else [*values]
     least, most = min(found), max(found)
-    if least == most:
-        least, most = (least - 1, most + 1) if not zero or not least else (min(least, 0.0), max(most, 0.0))
+    if most - least <= _SAME * max(abs(least), abs(most)):  # sums of one thing differ in the last digit
+        room = max(1.0, abs(least) / 10)
+        least, most = least - room, most + room
     elif 0 < least <= most / 2:
         least = 0.0  # an axis that could as well begin at 0 does
     step = _round_step((most - least) / _TICKS)
@@ -78,7 +80,8 @@ def _number(value: float, step: float) -> str:
     if abs(value) < step / 2:
         return "0"
     if step < 1e-4 or abs(value) >= 1e9:
-        return f"{value:.4g}"
+        digits = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9) + 1
+        return f"{value:.{max(4, digits)}g}"
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
@@ -112,7 +115,7 @@ def time_axis(seconds: Sequence[float]) -> Axis:
     if len(shown) < 2:
         end = 26 if most - least < 2 else 19
         shown = [(at, _moment(at, "microseconds")) for at in (least, most)]
-    begin = 11 if end > 10 and _moment(least)[:10] == _moment(most)[:10] else 5 if end > 10 else 0
+    begin = next((same for same in (11, 5) if end > 10 and _moment(least)[:same] == _moment(most)[:same]), 0)
     return Axis(least, most, tuple(Tick(at, text[begin:end].replace("T", " ")) for at, text in shown))
 
 
@@ -131,7 +134,10 @@ def _marks(least: float, most: float) -> tuple[Iterable[float], int]:
 
 def _months(first: datetime, most: float, step: int) -> Iterator[float]:
     number = (first.year * 12 + first.month - 1) // step * step
-    while 12 <= number < 120_000:
+    while number < 120_000:
+        if number < 12:  # there is no year 0
+            number += step
+            continue
         at = (datetime(number // 12, number % 12 + 1, 1) - _EPOCH).total_seconds()
         if at > most:
             return

@@ -17,7 +17,8 @@ from connector.console.view import axes
 _BARS_MAX, _SERIES_MAX = 30, 6
 _WIDTH, _ROW, _HEIGHT = 680, 24, 300
 _LETTER = 6.6  # the width of a letter of 12 px, on average
-_LABEL_MAX = 40  # letters
+_LABEL_MAX, _CUT_MAX = 40, 60  # letters, and with a letter of each of many keys; the bar's title has all
+_TINY, _HUGE = 1e-290, 1e300  # beyond these, the arithmetic of an axis leaves the range of numbers
 _TIMES = ("date", "timestamp", "time")
 
 
@@ -39,7 +40,8 @@ def chart(table: Mapping[str, Any]) -> str:
     value = values[-1]
     rows = [row for row in rows if _read_number(row[value]) is not None]
     keys = _choose_keys(columns, rows, value)
-    if len(rows) < 2 or not keys:
+    largest = max((abs(_read_number(row[value]) or 0.0) for row in rows), default=0.0)
+    if len(rows) < 2 or not keys or largest > _HUGE or 0 < largest < _TINY:
         return ""
     name = str(columns[value]["name"])
     time = next((key for key in keys if str(columns[key]["type"]).startswith(_TIMES)), None)
@@ -130,7 +132,9 @@ def _label(keys: Sequence[str]) -> str:
     """All keys of a row, each with its share of the room."""
     room = _LABEL_MAX - 3 * (len(keys) - 1)
     whole = " · ".join(keys)
-    return whole if len(whole) <= _LABEL_MAX else " · ".join(_shorten(key, room // len(keys)) for key in keys)
+    if len(whole) <= _LABEL_MAX:
+        return whole
+    return _shorten(" · ".join(_shorten(key, room // len(keys)) for key in keys), _CUT_MAX)
 
 
 # lines

@@ -40,6 +40,15 @@ def test_bars_have_all_keys_in_their_labels() -> None:
     assert texts(svg, "value") == ["51.2", "54", "49", "57"]
 
 
+def test_bars_stay_in_the_picture_with_many_keys() -> None:
+    names = {f"k{number}": "string" for number in range(30)}
+    rows = [["x"] * 29 + [word, "3"] for word in ("a", "b")]
+    svg = draw({"columns": columns(**names, n="int64"), "rows": rows})
+    bars = [(float(one.get("x", "")), float(one.get("width", ""))) for one in svg.iter(f"{SVG}rect")]
+    assert all(x >= 0 and x + width <= 680 for x, width in bars)
+    assert all(float(one.get("x", "")) < bars[0][0] for one in svg.iter(f"{SVG}text") if one.get("class") == "key")
+
+
 def test_a_number_is_a_key_where_rows_are_alike_without_it() -> None:
     rows = [["a", "2020", "3"], ["a", "2021", "4"], ["b", "2020", "5"]]
     svg = draw({"columns": columns(ward="string", year="int32", n="int64"), "rows": rows})
@@ -107,14 +116,17 @@ def test_of_many_groups_the_first_are_drawn_and_the_chart_says_so() -> None:
 
 
 VALUES = [[0.0, 1.0], [-5.0, 5.0], [3.0, 3.0], [0.0, 0.0], [1e-9, 3e-9], [1e12, 5e15], [98.5, 99.25], [-1200.0, -3.0]]
+VALUES += [[7866.340851152702, 7866.340851152703], [0.3, 0.1 + 0.2], [1e17, 1e17], [1e16, 1e16 + 2]]  # the last digit
+VALUES += [[1e12, 1e12 + 1000], [1.00001, 1.00004], [-1e299, 1e300]]
 
 
 @pytest.mark.parametrize("values", VALUES, ids=str)
 @pytest.mark.parametrize("zero", [True, False])
 def test_an_axis_has_round_ticks_around_all_values(values: list[float], zero: bool) -> None:
     axis = axes.value_axis(values, zero=zero)
-    assert axis.least <= min(values)
-    assert axis.most >= max(values)
+    rounding = 1e-12 * max(map(abs, values))
+    assert axis.least <= min(values) + rounding
+    assert axis.most >= max(values) - rounding
     assert 2 <= len(axis.ticks) <= 8
     assert len({tick.label for tick in axis.ticks}) == len(axis.ticks)
     assert [tick.at for tick in axis.ticks] == sorted(tick.at for tick in axis.ticks)
@@ -130,11 +142,21 @@ def test_a_time_axis_has_different_labels_in_order(seconds: float) -> None:
     assert all(axis.least <= tick.at <= axis.most for tick in axis.ticks)
 
 
+def test_a_time_axis_over_years_says_the_years() -> None:
+    ends = [axes.read_time(day) or 0.0 for day in ("0001-01-01", "9999-12-31")]
+    labels = [tick.label for tick in axes.time_axis(ends).ticks]
+    assert labels == [f"{year}000" for year in range(1, 10)]
+    turn = [axes.read_time(moment) or 0.0 for moment in ("2023-12-31 20:00", "2024-01-01 04:00")]
+    assert axes.time_axis(turn).ticks[-1].label.startswith("2024-01-01")
+
+
 NONE = [
     ("one row", columns(ward="string", n="int64"), [["a", "3"]]),
     ("no number", columns(ward="string", word="string"), [["a", "x"], ["b", "y"]]),
     ("rows that are alike", columns(ward="string", n="int64"), [["a", "1"], ["a", "2"]]),
     ("no finite number", columns(ward="string", n="double"), [["a", "inf"], ["b", "nan"]]),
+    ("numbers too large to draw", columns(ward="string", n="double"), [["a", "1.7e308"], ["b", "-1.7e308"]]),
+    ("numbers too small to draw", columns(ward="string", n="double"), [["a", "5e-324"], ["b", "1e-323"]]),
     ("nothing but nulls", columns(ward="string", n="int64"), [["a", None], ["b", None]]),
 ]
 
