@@ -27,6 +27,11 @@ class Answer:
     messages: list[bytes]
 
 
+# The client library's own status when the server ends a call while the client still writes: it hides the server's.
+_WRITE_FAILED = "Internal error from Core"
+_ATTEMPTS = 5
+
+
 class Client:
     """One connection."""
 
@@ -50,6 +55,13 @@ class Client:
 
     async def ask(self, method: str, *messages: bytes, **call: Any) -> Answer:
         """The whole answer to these messages."""
+        for _ in range(_ATTEMPTS):
+            answer = await self._ask_once(method, messages, **call)
+            if answer.sentence != _WRITE_FAILED:
+                break
+        return answer
+
+    async def _ask_once(self, method: str, messages: Sequence[bytes], **call: Any) -> Answer:
         asked = self.call(method, **call)
         try:
             for message in messages:
