@@ -94,6 +94,9 @@ def _all_bracketed(tree: exp.Expr) -> exp.Expr:
     return parentheses.add_brackets(found)
 
 
+_DUCKDB = duckdb.connect()
+
+
 def _engine(sql: str) -> Any:
     """What the engine's parser reads, without the places in the text."""
 
@@ -102,7 +105,7 @@ def _engine(sql: str) -> Any:
             return {name: drop(value) for name, value in part.items() if not name.startswith("query_location")}
         return [drop(one) for one in part] if isinstance(part, list) else part
 
-    read = json.loads(duckdb.connect().execute(RECHECK_SQL, [sql]).fetchall()[0][0])
+    read = json.loads(_DUCKDB.execute(RECHECK_SQL, [sql]).fetchall()[0][0])
     assert read["error"] is False, (sql, read)
     return drop(read)
 
