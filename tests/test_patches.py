@@ -149,7 +149,8 @@ def test_a_patch_of_another_library_is_found(written: str, found: list[str]) -> 
 def test_no_test_patches_what_the_whole_process_uses() -> None:
     found = {
         (str(path.relative_to(ROOT)), target): line
-        for path in (ROOT / "tests").rglob("*.py")
+        for folder in ("tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
         for line, target in global_patches(path.read_text())
     }
     wrong = sorted(
