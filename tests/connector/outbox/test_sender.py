@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -167,6 +168,35 @@ async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqli
     assert sorted(courier.settled) == [("bad", DeliveryResult.DELIVERED), ("good", DeliveryResult.DELIVERED)]
 
 
+async def test_a_command_waits_until_an_ended_delivery_is_recorded(sqlite_store: Store) -> None:
+    settling, settle = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def carry(_: Outbox) -> DeliveryOutcome:
+        return DELIVERED
+
+    class Slow(Script):
+        def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: Any) -> list[Outbox]:
+            loop.call_soon_threadsafe(settling.set)
+            settle.wait(60)
+            return super().settle(tx, row, outcome, held)
+
+    courier = Slow(carry)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await send(made, sqlite_store, message("one", process="p"))
+    await settling.wait()
+    await made.wait_recorded("another process")
+    waiting = asyncio.create_task(made.wait_recorded("p"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    settle.set()
+    await waiting
+    assert courier.settled == [("one", DeliveryResult.DELIVERED)]
+    await made.wait_recorded("p")
+    await made.stop()
+
+
 async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: Store) -> None:
     attempts: list[int] = []
 
@@ -182,7 +212,6 @@ async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: S
 
     courier = Clashing(carry)
     made = sender(sqlite_store, courier, lease=600.0)
-    made.register("test", courier)
     await made.start()
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
