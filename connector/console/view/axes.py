@@ -80,9 +80,13 @@ def _number(value: float, step: float) -> str:
     if abs(value) < step / 2:
         return "0"
     if step < 1e-4 or abs(value) >= 1e9:
-        digits = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9) + 1
-        return f"{value:.{max(4, digits)}g}"
-    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+        return f"{value:.{max(4, _exponent(abs(value)) - _exponent(step) + 1)}g}"
+    return f"{value:,.{max(0, -_exponent(step))}f}"
+
+
+def _exponent(value: float) -> int:
+    """The power of ten of the first digit; a value just below 1000 counts as 1000."""
+    return math.floor(math.log10(value) + 1e-9)
 
 
 _EPOCH = datetime(1970, 1, 1)
@@ -133,11 +137,8 @@ def _marks(least: float, most: float) -> tuple[Iterable[float], int]:
 
 
 def _months(first: datetime, most: float, step: int) -> Iterator[float]:
-    number = (first.year * 12 + first.month - 1) // step * step
+    number = max(step, (first.year * 12 + first.month - 1) // step * step)  # there is no year 0
     while number < 120_000:
-        if number < 12:  # there is no year 0
-            number += step
-            continue
         at = (datetime(number // 12, number % 12 + 1, 1) - _EPOCH).total_seconds()
         if at > most:
             return
