@@ -19,7 +19,7 @@ from connector.dataplane.http.export_formats import MEDIA
 from connector.engine.pool.protocol import ARROW
 from connector.errors import BadInput, Busy, HanseError
 from connector.events import QueryCoordinated
-from connector.federation.coordinator import END_OF_STREAM, Answer, Coordinator, Question
+from connector.federation.coordinator import END_OF_STREAM, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
 from connector.management.auth import Caller
@@ -161,13 +161,13 @@ async def _answered(coordinator: Coordinator, question: Question, caller: Caller
     asked.chart = chart(asked.table)
 
 
-def _plan_of(answer: Answer, report: dict[str, Any]) -> dict[str, Any]:
+def _plan_of(answer: FederatedAnswer, report: dict[str, Any]) -> dict[str, Any]:
     from connector.federation import plan_text
 
     return plan_text.to_json(answer.plan, actual=report["owners"])
 
 
-async def _beginning(answer: Answer) -> bytes:
+async def _beginning(answer: FederatedAnswer) -> bytes:
     """The first rows of an answer as a stream of their own; the rest is read to its end and let go."""
     kept, parts = bytearray(), 0
     async with aclosing(answer.parts()) as coming:
