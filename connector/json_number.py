@@ -1,4 +1,4 @@
-"""A number of a JSON body that is one: pydantic takes `true` for 1 and `"0.1"` for 0.1, and no form of ours does.
+"""Strict numbers in JSON bodies: pydantic accepts `true` as 1 and `"0.1"` as 0.1; this validator refuses both.
 
     rows: Annotated[int, Field(ge=1), JSON_NUMBER] | None = None
 

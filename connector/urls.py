@@ -86,7 +86,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def _host_and_port(netloc: str) -> tuple[str, str | None]:
-    """Host and port as written; the port is None without a colon after the host."""
+    """Host and port as written; without a colon after the host there is no port (None)."""
     host, colon, port = netloc.rpartition(":")
     if not colon or netloc.endswith("]"):
         return netloc, None

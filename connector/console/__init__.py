@@ -1,6 +1,6 @@
-"""The connector's console: pages for the data owner, the model builder, the operator and the auditor.
+"""Web console of the connector: pages for the data owner, the model builder, the operator and the auditor.
 
-Server-rendered; they ask the same services as the API beside them and work without JavaScript.
+Server-rendered; pages use the same services as the management API and work without JavaScript.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from connector.console import audit, datasets, login, overview, query, system
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
 from connector.console import search as search_pages
-from connector.console.page import Desk
+from connector.console.page import PageRenderer
 from connector.console.view import snippets
 from connector.dataplane.push.push_receiver import Receiving
 from connector.datasets.registry import Registry
@@ -58,26 +58,26 @@ def router(
     log: AuditLog,
     signer: Signer,
 ) -> APIRouter:
-    """Every page, for the root of the management listener."""
-    desk = Desk(
+    """Return the router of all pages, mounted at the root of the management listener."""
+    pages = PageRenderer(
         tokens, name=settings.name, title=settings.title, participant=participant, version=version,
         members=trust.members,
     )  # fmt: skip
     routes = APIRouter(include_in_schema=False)
     for one in (
-        login.router(desk, secure=settings.root_url.startswith("https:")),
-        overview.router(desk, store=store, log=log, settings=settings),
-        datasets.router(desk, registry=registry, store=store, settings=settings),
-        offer_pages.router(desk, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
+        login.router(pages, secure=settings.root_url.startswith("https:")),
+        overview.router(pages, store=store, log=log, settings=settings),
+        datasets.router(pages, registry=registry, store=store, settings=settings),
+        offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
         negotiation_pages.router(
-            desk, negotiations=negotiations, transfers=transfers, receiving=receiving, store=store
+            pages, negotiations=negotiations, transfers=transfers, receiving=receiving, store=store
         ),
-        snippets.router(desk, holdings=holdings, store=store),
-        agreement_pages.router(desk, agreements=agreements, store=store),
-        search_pages.router(desk, search=search, partners=partners, negotiations=negotiations),
-        query.router(desk, coordinator=coordinator, holdings=holdings),
-        audit.router(desk, log=log, signer=signer),
-        system.router(desk, tokens=tokens, settings=settings),
+        snippets.router(pages, holdings=holdings, store=store),
+        agreement_pages.router(pages, agreements=agreements, store=store),
+        search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
+        query.router(pages, coordinator=coordinator, holdings=holdings),
+        audit.router(pages, log=log, signer=signer),
+        system.router(pages, tokens=tokens, settings=settings),
     ):
         routes.include_router(one)
     return routes

@@ -1,4 +1,4 @@
-"""Agreements: what was signed in plain words, what was used of it, and its end."""
+"""Agreement pages: signed terms in plain words, usage so far, and revocation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import READS, Desk, Numbered, form_of, part_of
+from connector.console.page import READS, Numbered, PageRenderer, page_slice, read_form
 from connector.console.view.formatting import path_of
 from connector.dataplane.running_reads import Running, running
 from connector.dsp.agreements import AgreementService
@@ -35,17 +35,17 @@ _LIMITS = (
 )
 
 
-def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, agreements: AgreementService, store: Store) -> APIRouter:
+    routes = pages.router()
 
     @routes.get("/agreements")
-    async def listed(
-        request: Request, role: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
+    async def list_agreements(
+        request: Request, role: str = "", page: Numbered = 1, caller: Caller = pages.may("read")
     ) -> Response:
         asked: dict[str, Any] = {"role": role if role in ("provider", "consumer") else ""}
-        rows = await agreements.list_page(**asked, **part_of(page, _LISTED))
+        rows = await agreements.list_page(**asked, **page_slice(page, _LISTED))
         problems = await agreements.find_problems(rows[:_LISTED])
-        return await desk.page(
+        return await pages.render(
             request,
             "agreements.html",
             where="agreements",
@@ -55,13 +55,13 @@ def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRout
             more=len(rows) > _LISTED,
         )
 
-    async def _one(
+    async def _render_agreement(
         request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
         meant = await agreements.interpret(row)
-        transfers, unended, reads, reading = await store.read(lambda tx: _running(tx, row))
-        return await desk.page(
+        transfers, unended, reads, reading = await store.read(lambda tx: _read_running(tx, row))
+        return await pages.render(
             request,
             "agreement.html",
             status=error.status if error else 200,
@@ -71,7 +71,7 @@ def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRout
             not_kept=meant.problem,
             report=[] if meant.policy is None else report.to_json(report.enforceability(meant.policy)),
             contracts=[json.loads(to_json(contract)) for contract in meant.contracts],
-            usage=_usage(grant, meant.contracts) if grant is not None else [],
+            usage=_list_usage(grant, meant.contracts) if grant is not None else [],
             transfers=[transfers_api.view(one) for one in transfers],
             unended=unended,
             reads=reads,
@@ -82,34 +82,35 @@ def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRout
         )
 
     @routes.get("/agreements/{agreement_id}")
-    async def one(request: Request, agreement_id: str, role: str = "", caller: Caller = desk.may("read")) -> Response:
-        return await _one(request, agreement_id, role)
+    async def view_agreement(
+        request: Request, agreement_id: str, role: str = "", caller: Caller = pages.may("read")
+    ) -> Response:
+        return await _render_agreement(request, agreement_id, role)
 
     @routes.post("/agreements/{agreement_id}/revoke")
     async def revoke(
-        request: Request, agreement_id: str, role: str = "", caller: Caller = desk.may("read")
+        request: Request, agreement_id: str, role: str = "", caller: Caller = pages.may("read")
     ) -> Response:
-        """In two steps: the reason first, then the reason once more with what will happen."""
-        said = await form_of(request)
+        """Ask for the reason, then for confirmation with the consequences, then revoke."""
+        said = await read_form(request)
         row, _ = await agreements.get(agreement_id, role=role)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
         reason = said.get("reason")[:2000]
         if not reason:
-            missing = BadInput("expected a reason, came none; the other side and the log are told it")
-            return await _one(request, agreement_id, row.role, error=missing)
+            missing = BadInput("expected a reason, got none; it is sent to the other participant and logged")
+            return await _render_agreement(request, agreement_id, row.role, error=missing)
         if said.get("sure") != "yes":
-            return await _one(request, agreement_id, row.role, confirm=reason)
+            return await _render_agreement(request, agreement_id, row.role, confirm=reason)
         await agreements.revoke(agreement_id, reason=reason, by=caller.name, role=row.role)
         return RedirectResponse(f"{path_of('/agreements', agreement_id)}?role={row.role}", status_code=303)
 
     return routes
 
 
-def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running], int]:
-    """The newest transfers under an agreement, how many of all have not ended, the newest reads of our data under it,
-    and how many of these there are."""
+def _read_running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running], int]:
+    """Return the newest transfers, the number of open transfers, the newest running reads, and the number of reads."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
     number = sum(tx.transfers.count(**ours, state=one) for one in _OPEN)
     reads = running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
@@ -117,8 +118,8 @@ def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list
     return list(tx.transfers.page(**ours, limit=20)), number, reads, reading
 
 
-def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:
-    """Each counter with the least limit that a contract sets. Rows and bytes count only where they are limited."""
+def _list_usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:
+    """List each counter with the smallest limit of any contract. Rows and bytes are counted only if limited."""
     found, today = [], count_today(grant, day=int(time.time() // DAY))
     for counter, title, limit in _LIMITS:
         limits = [most for one in contracts if (most := getattr(one.limits, limit)) is not None]

@@ -1,4 +1,4 @@
-"""The auditor's pages: records with filters, one record with its proof checked here, and the way to evidence."""
+"""Audit pages: records with filters, one record with its checked proof, and the export of evidence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from connector.audit.log import AuditLog, Filter
 from connector.audit.record import Record
 from connector.audit.signed_note import Signer, read_head
-from connector.console.page import Desk
+from connector.console.page import PageRenderer
 from connector.console.view import proof_check
 from connector.console.view.formatting import KINDS, did_of
 from connector.errors import BadInput, NotFound
@@ -21,20 +21,22 @@ from connector.management.audit import reading
 from connector.management.auth import Caller
 
 _LISTED = 50
-_DIGITS_MAX = 18  # that every database takes for a number
+_DIGITS_MAX = 18  # digits that fit a 64-bit integer column
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 _SPAN = ("since", "until")
 
 
-def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
+    routes = pages.router()
 
     @routes.get("/audit")
-    async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
+    async def list_records(request: Request, before: str = "", caller: Caller = pages.may("audit")) -> Response:
         asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, *_SPAN)}
-        asked |= {name: _instant(name, asked[name]) for name in _SPAN}  # links and fields mean what was looked for
-        asked["actor"] = did_of(asked["actor"], await desk.names())
-        which = _filter(asked)
+        asked |= {
+            name: _parse_instant(name, asked[name]) for name in _SPAN
+        }  # links and fields show the normalized times
+        asked["actor"] = did_of(asked["actor"], await pages.names())
+        which = _make_filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
         numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
         records = await log.page(
@@ -42,11 +44,11 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
         )
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
         given = {name: value for name, value in asked.items() if value}
-        return await desk.page(
+        return await pages.render(
             request,
             "audit.html",
             where="audit",
-            records=[shown(record) for record in records],
+            records=[record_to_view(record) for record in records],
             asked=asked,
             given=given,
             more=more,
@@ -59,17 +61,17 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
         )
 
     @routes.get("/audit/{idx}")
-    async def one(request: Request, idx: int, caller: Caller = desk.may("audit")) -> Response:
+    async def view_record(request: Request, idx: int, caller: Caller = pages.may("audit")) -> Response:
         if not 0 <= idx < 2**62:
             raise NotFound(f"the log has no record {idx}")
         await log.note_reading(reading(caller, "record", {"idx": idx}))
         await log.sequencer.settle()
         proven = await log.prove(idx)
-        return await desk.page(
+        return await pages.render(
             request,
             "record.html",
             where="audit",
-            record=shown(proven.record),
+            record=record_to_view(proven.record),
             text=json.dumps(json.loads(proven.record.text), indent=2, ensure_ascii=False),
             proof=proven.proof,
             leaf=proven.record.leaf.decode(),
@@ -80,31 +82,30 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
     return routes
 
 
-def shown(record: Record) -> dict[str, Any]:
-    """A record as pages show it."""
+def record_to_view(record: Record) -> dict[str, Any]:
+    """Convert a record to the form that templates use."""
     return {"idx": record.idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text)}
 
 
-def _filter(asked: dict[str, str]) -> Filter:
+def _make_filter(asked: dict[str, str]) -> Filter:
     equals = {name: asked[name] for name in _EQUALS}
     since, until = (datetime.fromisoformat(asked[name]).timestamp() if asked[name] else None for name in _SPAN)
     return Filter(**equals, since=since, until=until)
 
 
-def _instant(name: str, text: str) -> str:
-    """A time as the form gives it (no zone: UTC) or a link, in UTC as every reader takes it; as exact as a form can
-    give it back."""
+def _parse_instant(name: str, text: str) -> str:
+    """Normalize a time from a form (no zone: UTC) or a link to UTC, with the precision that a form can send back."""
     if not text:
         return ""
     try:
         found = datetime.fromisoformat(text)
         utc = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, came {text[:40]!r}") from None
+        raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, got {text[:40]!r}") from None
     return utc.isoformat(timespec="milliseconds" if utc.microsecond else "seconds").replace("+00:00", "Z")
 
 
 def _link(given: dict[str, str], changes: dict[str, Any]) -> str:
-    """The list with some filters changed; an empty value takes one out."""
+    """Return the link to the list with some filters changed; an empty value removes one."""
     wanted = {name: str(value) for name, value in {**given, **changes}.items() if value not in ("", None)}
     return f"/audit?{urlencode(wanted)}" if wanted else "/audit"

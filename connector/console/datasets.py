@@ -1,6 +1,6 @@
-"""Datasets for their owner: the list, one with its columns and figures, registering, new versions, removing.
+"""Dataset pages for the owner: list, columns and statistics, registration, new versions, removal.
 
-Registering goes on when the browser leaves; a page of its own tells how far it is.
+A registration continues when the browser disconnects; a separate page shows its progress.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import Desk, Form, form_of
+from connector.console.page import Form, PageRenderer, read_form
 from connector.console.view.formatting import path_of
 from connector.datasets.registration import REGISTERED, Description, Registration
 from connector.datasets.registry import Registry
@@ -31,30 +31,30 @@ from connector.telemetry import logger
 _FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords", "theme", "license")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
-_PATIENCE = 1.5  # seconds after which whoever registers is led to the page that tells how far it is
+_PATIENCE_S = 1.5  # wait before the browser is redirected to the progress page
 _log = logger("console")
 
 
-def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: Settings) -> APIRouter:
+    routes = pages.router()
     kept: set[asyncio.Task[Any]] = set()
 
     @routes.get("/datasets")
-    async def listed(request: Request, after: str = "", caller: Caller = desk.may("read")) -> Response:
+    async def list_datasets(request: Request, after: str = "", caller: Caller = pages.may("read")) -> Response:
         found = [datasets_api.view(*pair, raw=False) for pair in await registry.page(after=after, limit=_LISTED)]
         offers = await store.read(lambda tx: tx.datasets.list_offers_in_force([one.id for one in found]))
         count = {one.id: sum(offer.dataset_id == one.id for offer in offers) for one in found}
         more = found[-1].id if len(found) == _LISTED else ""
         running = [one for one in registry.under_way.recent() if one.task is not None and caller.may("owner")]
         shown: dict[str, Any] = {"datasets": found, "offers": count, "more": more, "running": running}
-        return await desk.page(request, "datasets.html", where="datasets", **shown)
+        return await pages.render(request, "datasets.html", where="datasets", **shown)
 
     @routes.get("/datasets/new")
-    async def form(request: Request, caller: Caller = desk.may("owner")) -> Response:
-        return await _form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
+    async def form(request: Request, caller: Caller = pages.may("owner")) -> Response:
+        return await _render_form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
 
-    async def _form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
-        return await desk.page(
+    async def _render_form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
+        return await pages.render(
             request,
             "dataset_new.html",
             status=error.status if error else 200,
@@ -66,41 +66,43 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         )
 
     @routes.post("/datasets/new")
-    async def register(request: Request, caller: Caller = desk.may_raw("owner", DatasetRegistered)) -> Response:
-        said = await form_of(request)
+    async def register(request: Request, caller: Caller = pages.may_raw("owner", DatasetRegistered)) -> Response:
+        said = await read_form(request)
         try:
-            asked = _registration(said)
-            where = await _begun(registry.register(asked, by=caller.name), asked.name)
+            asked = _read_registration(said)
+            where = await _wait_briefly(registry.register(asked, by=caller.name), asked.name)
         except HanseError as error:
-            return await _form(request, {name: said.get(name) for name in _FIELDS}, error)
+            return await _render_form(request, {name: said.get(name) for name in _FIELDS}, error)
         return RedirectResponse(where, status_code=303)
 
-    async def _begun(work: Coroutine[Any, Any, Any], name: str) -> str:
-        """Where to look: at the dataset if the work is done soon, else at its progress. Raises what refuses it soon."""
+    async def _wait_briefly(work: Coroutine[Any, Any, Any], name: str) -> str:
+        """Wait briefly; return the dataset's path if the work is done, else the progress page. Raises early errors."""
         task = asyncio.ensure_future(work)
         kept.add(task)
         task.add_done_callback(kept.discard)
-        task.add_done_callback(_told)
-        done, _ = await asyncio.wait((task,), timeout=_PATIENCE)
+        task.add_done_callback(_log_failure)
+        done, _ = await asyncio.wait((task,), timeout=_PATIENCE_S)
         if done:
             task.result()
         return path_of("/datasets" if done else "/registrations", name)
 
     @routes.get("/registrations/{name}")
-    async def progress(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+    async def progress(request: Request, name: str, caller: Caller = pages.may("owner")) -> Response:
         found = registry.under_way.find(name)
         if found is None:
-            raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
+            raise NotFound(f"no registration of {name[:64]!r} is running or ended recently")
         if found.state == REGISTERED:
             return RedirectResponse(path_of("/datasets", name), status_code=303)
-        return await desk.page(request, "registration.html", where="datasets", one=found, again=_again(found.asked))
+        return await pages.render(
+            request, "registration.html", where="datasets", one=found, again=_form_link(found.asked)
+        )
 
     @routes.post("/registrations/{name}/stop")
-    async def stop(name: str, caller: Caller = desk.may("owner")) -> Response:
+    async def stop(name: str, caller: Caller = pages.may("owner")) -> Response:
         await registry.under_way.stop(name)
         return RedirectResponse(path_of("/registrations", name), status_code=303)
 
-    async def _one(request: Request, name: str, caller: Caller, error: HanseError | None = None) -> Response:
+    async def _render_dataset(request: Request, name: str, caller: Caller, error: HanseError | None = None) -> Response:
         raw = caller.may("owner")
         row, version = await registry.get(name)
         versions, offers, agreements = await store.read(
@@ -110,7 +112,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
                 list(tx.agreements.page(role="provider", dataset_id=row.id, limit=50)),
             )
         )
-        return await desk.page(
+        return await pages.render(
             request,
             "dataset.html",
             status=error.status if error else 200,
@@ -118,7 +120,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
             dataset=datasets_api.view(row, version, raw=raw, unchanged=await registry.unchanged(version)),
             raw=raw,
             path=version.source["asked_path"],
-            read_as=_read_as(version.source["report"] or {}) if raw else {},
+            read_as=_describe_conversions(version.source["report"] or {}) if raw else {},
             versions=versions,
             offers=[offers_api.view(offer) for offer in offers],
             agreements=agreements,
@@ -126,45 +128,45 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         )
 
     @routes.get("/datasets/{name:path}")
-    async def one(request: Request, name: str, caller: Caller = desk.may_raw("read")) -> Response:
-        return await _one(request, name, caller)
+    async def view_dataset(request: Request, name: str, caller: Caller = pages.may_raw("read")) -> Response:
+        return await _render_dataset(request, name, caller)
 
     @routes.post("/datasets/{name}/versions")
-    async def renew(request: Request, name: str, caller: Caller = desk.may_raw("owner", DatasetVersioned)) -> Response:
-        path = (await form_of(request)).get("path")
+    async def renew(request: Request, name: str, caller: Caller = pages.may_raw("owner", DatasetVersioned)) -> Response:
+        path = (await read_form(request)).get("path")
         try:
-            where = await _begun(registry.renew(name, path, by=caller.name), name)
+            where = await _wait_briefly(registry.renew(name, path, by=caller.name), name)
         except HanseError as error:
-            return await _one(request, name, caller, error)
+            return await _render_dataset(request, name, caller, error)
         return RedirectResponse(where, status_code=303)
 
     @routes.post("/datasets/{name}/remove")
-    async def remove(request: Request, name: str, caller: Caller = desk.may_raw("owner", DatasetRemoved)) -> Response:
-        await form_of(request)
+    async def remove(request: Request, name: str, caller: Caller = pages.may_raw("owner", DatasetRemoved)) -> Response:
+        await read_form(request)
         try:
             await registry.remove(name, by=caller.name)
         except HanseError as error:
-            return await _one(request, name, caller, error)
+            return await _render_dataset(request, name, caller, error)
         return RedirectResponse("/datasets", status_code=303)
 
     return routes
 
 
-def _read_as(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of the columns that were converted, by name: what each was in another system, and what to know of it."""
+def _describe_conversions(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Describe converted columns by name: the type in the source system, and notes."""
     found = {
         one["name"]: (one.get("was") and f"was {one['was']}", one.get("note")) for one in report.get("columns", [])
     }
     return {name: [text for text in told if text] for name, told in found.items()}
 
 
-def _told(task: asyncio.Task[Any]) -> None:
-    """The page of the registration says how it ended; what nobody foresaw is in our log, too."""
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    """Log an unexpected failure; the progress page shows expected ones."""
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HanseError):
         _log.error("a registration failed", exc_info=error)
 
 
-def _registration(said: Form) -> Registration:
+def _read_registration(said: Form) -> Registration:
     words = tuple(word.strip() for word in said.get("keywords").split(",") if word.strip())
     about = Description(
         title=said.get("title"),
@@ -173,14 +175,14 @@ def _registration(said: Form) -> Registration:
         theme=said.get("theme"),
         license=said.get("license"),
     )
-    options = _options(said.get("options"))
+    options = _parse_options(said.get("options"))
     return Registration(
         name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
     )
 
 
-def _again(asked: Registration) -> str:
-    """The form with what was asked for, to be mended there."""
+def _form_link(asked: Registration) -> str:
+    """Return the link to the form, filled in with the failed registration."""
     options = "\n".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in asked.options.items())
     about = {name: getattr(asked.about, name) for name in ("title", "description", "theme", "license")}
     fields = {"name": asked.name, "path": asked.path, "kind": asked.kind, "options": options, **about}
@@ -188,13 +190,13 @@ def _again(asked: Registration) -> str:
     return f"/datasets/new?{urlencode(fields, quote_via=quote)}"
 
 
-def _options(text: str) -> dict[str, Any]:
-    """Options of the source, one a line, as `hanse dataset add --option` takes them."""
+def _parse_options(text: str) -> dict[str, Any]:
+    """Parse source options, one `name=value` per line, as `hanse dataset add --option` does."""
     found: dict[str, Any] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, equals, value = line.partition("=")
         if not equals:
-            raise BadInput(f"expected an option on each line as name=value, came {line[:100]!r}")
+            raise BadInput(f"expected an option on each line as name=value, got {line[:100]!r}")
         try:
             found[name.strip()] = json.loads(value)
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Logging in and out, and the few files that pages are made of. The only pages that anybody may open."""
+"""Login, logout and static files: the only routes that need no session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from connector.console.page import Desk, form_of, here_only
+from connector.console.page import PageRenderer, local_path, read_form
 from connector.errors import NotFound, Unauthenticated
 from connector.infra import html
 from connector.management.auth import COOKIE
@@ -21,9 +21,9 @@ _FILES = {
 }
 
 
-def router(desk: Desk, *, secure: bool) -> APIRouter:
-    """`secure`: the cookie travels over https only."""
-    routes = desk.router()
+def router(pages: PageRenderer, *, secure: bool) -> APIRouter:
+    """`secure`: send the session cookie over https only."""
+    routes = pages.router()
 
     @routes.get("/static/{name}")
     async def static(name: str) -> Response:
@@ -35,16 +35,16 @@ def router(desk: Desk, *, secure: bool) -> APIRouter:
 
     @routes.get("/login")
     async def login_page(request: Request, to: str = "/") -> Response:
-        return await desk.page(request, "login.html", problem="", to=here_only(to))
+        return await pages.render(request, "login.html", problem="", to=local_path(to))
 
     @routes.post("/login")
     async def login(request: Request) -> Response:
-        form = await form_of(request)
-        token, to = form.get("token"), here_only(form.get("to"))
+        form = await read_form(request)
+        token, to = form.get("token"), local_path(form.get("to"))
         try:
-            caller = await desk.tokens.let_in(_presenting(request, token), "")
+            caller = await pages.tokens.let_in(_with_token(request, token), "")
         except Unauthenticated as error:
-            return await desk.page(request, "login.html", status=401, problem=error.message, to=to)
+            return await pages.render(request, "login.html", status=401, problem=error.message, to=to)
         landing = "/audit" if to == "/" and not caller.may("read") and caller.may("audit") else to
         answer = RedirectResponse(landing, status_code=303)
         answer.set_cookie(
@@ -61,8 +61,8 @@ def router(desk: Desk, *, secure: bool) -> APIRouter:
     return routes
 
 
-def _presenting(request: Request, token: str) -> Request:
-    """The request as if it carried the token, so that a guess is checked and recorded like any other."""
+def _with_token(request: Request, token: str) -> Request:
+    """Return the request with the token as bearer, so that a wrong token is checked and recorded as in the API."""
     said = f"Bearer {token}".encode("latin-1", "replace")
     headers = [pair for pair in request.scope["headers"] if pair[0] not in (b"authorization", b"cookie")]
     return Request({**request.scope, "headers": [*headers, (b"authorization", said)]})

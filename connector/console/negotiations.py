@@ -1,4 +1,4 @@
-"""Negotiations with the queue of decisions, and transfers: what runs between us and others, and steering it."""
+"""Negotiation and transfer pages: lists, the queue of open decisions, and commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import Desk, Numbered, form_of, here_only, part_of
+from connector.console.page import Numbered, PageRenderer, local_path, page_slice, read_form
 from connector.console.view.formatting import path_of
 from connector.dataplane.push.push_receiver import Receiving
 from connector.dsp import auto_decisions, states
@@ -24,23 +24,28 @@ from connector.store.tables import Negotiation, Transfer
 _LISTED = 100
 _ROLES = ("provider", "consumer")
 _DECISIONS = ("approve", "terminate")
-_REMOVE = "remove"  # what was received; steers nothing
+_REMOVE = "remove"  # deletes received data; not a transfer command
 _STEERING = ("start", "suspend", "resume", "complete", "terminate")
 
 
 def router(
-    desk: Desk, *, negotiations: NegotiationService, transfers: TransferService, receiving: Receiving, store: Store
+    pages: PageRenderer,
+    *,
+    negotiations: NegotiationService,
+    transfers: TransferService,
+    receiving: Receiving,
+    store: Store,
 ) -> APIRouter:
-    routes = desk.router()
+    routes = pages.router()
 
     @routes.get("/negotiations")
-    async def listed(
-        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
+    async def list_negotiations(
+        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = pages.may("read")
     ) -> Response:
         asked: dict[str, Any] = {"role": role if role in _ROLES else "", "state": state[:16]}
-        queue, waiting = await store.read(lambda tx: queued(tx, limit=_LISTED)) if page == 1 else ([], 0)
-        rows = await store.read(lambda tx: list(tx.negotiations.page(**part_of(page, _LISTED), **asked)))
-        return await desk.page(
+        queue, waiting = await store.read(lambda tx: list_waiting(tx, limit=_LISTED)) if page == 1 else ([], 0)
+        rows = await store.read(lambda tx: list(tx.negotiations.page(**page_slice(page, _LISTED), **asked)))
+        return await pages.render(
             request,
             "negotiations.html",
             where="negotiations",
@@ -53,15 +58,15 @@ def router(
             states=sorted(set(states.FINAL) | {row.state for row in rows}),
         )
 
-    async def _negotiation(pid: str) -> Negotiation:
+    async def _read_negotiation(pid: str) -> Negotiation:
         row = await store.read(lambda tx: tx.negotiations.peek(pid))
         if row is None:
             raise NotFound(f"no negotiation {pid[:100]!r}; see the list of negotiations")
         return row
 
-    async def _shown(request: Request, pid: str, error: HanseError | None = None) -> Response:
-        found = negotiations_api.view(await _negotiation(pid))
-        return await desk.page(
+    async def _render_negotiation(request: Request, pid: str, error: HanseError | None = None) -> Response:
+        found = negotiations_api.view(await _read_negotiation(pid))
+        return await pages.render(
             request,
             "negotiation.html",
             status=error.status if error else 200,
@@ -71,39 +76,39 @@ def router(
         )
 
     @routes.get("/negotiations/{pid}")
-    async def one(request: Request, pid: str, caller: Caller = desk.may("read")) -> Response:
-        return await _shown(request, pid)
+    async def view_negotiation(request: Request, pid: str, caller: Caller = pages.may("read")) -> Response:
+        return await _render_negotiation(request, pid)
 
     @routes.post("/negotiations/{pid}")
-    async def decide(request: Request, pid: str, caller: Caller = desk.may("read")) -> Response:
-        row, said = await _negotiation(pid), await form_of(request)
-        _check_may(caller, row)
+    async def decide(request: Request, pid: str, caller: Caller = pages.may("read")) -> Response:
+        row, said = await _read_negotiation(pid), await read_form(request)
+        _check_scope(caller, row)
         command, reason = said.get("command"), said.get("reason")[:2000]
         try:
             if command not in _DECISIONS:
-                raise BadInput(f"expected one of {', '.join(_DECISIONS)}, came {command[:40]!r}")
+                raise BadInput(f"expected one of {', '.join(_DECISIONS)}, got {command[:40]!r}")
             if command == "terminate" and not reason:
-                raise BadInput("expected a reason for the rejection, came none; the other side is told it")
+                raise BadInput("expected a reason for the rejection, got none; it is sent to the other participant")
             code = "rejected" if command == "terminate" else ""
             await negotiations.command(pid, command, by=caller.name, code=code, reason=reason)
         except HanseError as error:
-            return await _shown(request, pid, error)
-        return RedirectResponse(here_only(said.get("back") or path_of("/negotiations", pid)), status_code=303)
+            return await _render_negotiation(request, pid, error)
+        return RedirectResponse(local_path(said.get("back") or path_of("/negotiations", pid)), status_code=303)
 
     @routes.get("/transfers")
     async def transfers_page(
-        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = desk.may("read")
+        request: Request, role: str = "", state: str = "", page: Numbered = 1, caller: Caller = pages.may("read")
     ) -> Response:
-        return await _transfers(request, role if role in _ROLES else "", state[:16], page)
+        return await _render_transfers(request, role if role in _ROLES else "", state[:16], page)
 
-    async def _transfers(
+    async def _render_transfers(
         request: Request, role: str = "", state: str = "", page: int = 1, error: HanseError | None = None
     ) -> Response:
         rows = await transfers_api.views(
-            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **part_of(page, _LISTED)))
+            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **page_slice(page, _LISTED)))
         )
         about = await store.read(lambda tx: tx.agreements.read_dataset_ids([row.agreement_id for row in rows]))
-        return await desk.page(
+        return await pages.render(
             request,
             "transfers.html",
             status=error.status if error else 200,
@@ -117,8 +122,8 @@ def router(
         )
 
     @routes.post("/transfers")
-    async def ask(request: Request, caller: Caller = desk.may("consume")) -> Response:
-        said = await form_of(request)
+    async def ask(request: Request, caller: Caller = pages.may("consume")) -> Response:
+        said = await read_form(request)
         agreement_id = said.get("agreement")
         await transfers.request(
             agreement_id=agreement_id,
@@ -129,28 +134,28 @@ def router(
         return RedirectResponse(f"{path_of('/agreements', agreement_id)}?role=consumer", status_code=303)
 
     @routes.post("/transfers/{pid}")
-    async def steer(request: Request, pid: str, caller: Caller = desk.may("read")) -> Response:
-        said = await form_of(request)
+    async def steer(request: Request, pid: str, caller: Caller = pages.may("read")) -> Response:
+        said = await read_form(request)
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None:
             raise NotFound(f"no transfer {pid[:100]!r}; see the list of transfers")
-        _check_may(caller, row)
+        _check_scope(caller, row)
         try:
             if said.get("command") == _REMOVE:
                 await receiving.remove(pid, by=caller.name)
-                return RedirectResponse(here_only(said.get("back") or "/transfers"), status_code=303)
+                return RedirectResponse(local_path(said.get("back") or "/transfers"), status_code=303)
             if said.get("command") not in _STEERING:
-                raise BadInput(f"expected one of {', '.join(_STEERING)}, came {said.get('command')[:40]!r}")
+                raise BadInput(f"expected one of {', '.join(_STEERING)}, got {said.get('command')[:40]!r}")
             await transfers.command(pid, said.get("command"), by=caller.name, reason=said.get("reason")[:2000])
         except HanseError as error:
-            return await _transfers(request, error=error)
-        return RedirectResponse(here_only(said.get("back") or "/transfers"), status_code=303)
+            return await _render_transfers(request, error=error)
+        return RedirectResponse(local_path(said.get("back") or "/transfers"), status_code=303)
 
     return routes
 
 
-def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
-    """What waits for a decision of ours, the oldest first and no more than `limit`, and how many there are."""
+def list_waiting(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
+    """Return the negotiations that need a local decision, oldest first and at most `limit`, and their total number."""
     rows: list[Negotiation] = []
     number = 0
     for role, state in auto_decisions.NEGOTIATION:
@@ -159,7 +164,7 @@ def queued(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
     return sorted(rows, key=lambda row: row.created_at)[:limit], number
 
 
-def _check_may(caller: Caller, row: Negotiation | Transfer) -> None:
+def _check_scope(caller: Caller, row: Negotiation | Transfer) -> None:
     needed = "owner" if row.role == PROVIDER else "consume"
     if not caller.may(needed):
         raise ScopeMissing(f"expected a token with the scope {needed!r} to decide as {row.role}; log in with another")

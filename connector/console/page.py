@@ -1,9 +1,9 @@
-"""What every page shares: who may see it, how it is rendered, how an error looks, and the headers it leaves with.
+"""Shared parts of all pages: access checks, rendering, error pages and security headers.
 
-Knows nothing of datasets or negotiations. A request for a page is checked so:
-1. a form comes from a page of our own (Sec-Fetch-Site and Origin; the cookie is SameSite=Strict besides);
-2. the session's token is good and has the scope that the page asks for, else the reader is led to the login;
-3. whatever is refused further in is shown in the page's place: what was expected, what came, what to do.
+Must not know datasets or negotiations. Checks of a request:
+1. a form comes from this console (Sec-Fetch-Site and Origin; the cookie is also SameSite=Strict);
+2. the session's token is valid and has the page's scope; without a valid token the browser is redirected to the login;
+3. an error raised further in is shown as a page: what was expected, what was received, what to do.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _FIELDS_MAX = 60
 _SAFE = ("GET", "HEAD")
 _ASK = "ask"
 
-READS = 20  # that run, of as many as there may be
+READS = 20  # most running reads on a page
 PAGES_MAX = 10_000
 Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
-"""The number of a page of a list."""
+"""Page number of a list, from 1."""
 
 Names = Mapping[str, Mapping[str, Any]]
-"""Members by DID, as the operator's register lists them."""
+"""Members by DID, from the operator's register."""
 
 
-def part_of(page: int, size: int) -> dict[str, Any]:
-    """Which rows are on a page of a list, and one more that tells whether another follows."""
+def page_slice(page: int, size: int) -> dict[str, Any]:
+    """Return limit and offset of a page; the limit has one more row, which shows whether another page follows."""
     return {"limit": size + 1, "offset": (page - 1) * size}
 
 
@@ -61,25 +61,26 @@ class Form:
         self._fields = fields
 
     def get(self, name: str) -> str:
-        """The last value of a field, without blanks around it; empty where there is none."""
+        """Return the last value of a field, stripped; empty if it is missing."""
         return self._fields.get(name, [""])[-1].strip()
 
     def all(self, name: str) -> list[str]:
         return [value.strip() for value in self._fields.get(name, []) if value.strip()]
 
 
-class Unsure(Exception):
-    """A form that came with a question: nothing is done before somebody has answered it."""
+class ConfirmationNeeded(Exception):
+    """A form that needs confirmation: nothing is done until the user confirms it."""
 
     def __init__(self, fields: Mapping[str, list[str]]) -> None:
         super().__init__(fields[_ASK][-1])
         self.fields = [(name, value) for name, values in fields.items() if name != _ASK for value in values]
 
 
-async def form_of(request: Request) -> Form:
-    """The fields of a form. BadInput for more fields than any page of ours has.
+async def read_form(request: Request) -> Form:
+    """Return the fields of a posted form.
 
-    Unsure where it has a question (`ask`): a page's script asks it and leaves it out, without one the server asks.
+    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`): the page's script asks
+    it and removes the field; without a script the server asks it on a page.
     """
     text = (await request.body()).decode("utf-8", "replace")
     try:
@@ -87,27 +88,27 @@ async def form_of(request: Request) -> Form:
     except ValueError as error:
         raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields; send it from the page") from error
     if _ASK in fields:
-        raise Unsure(fields)
+        raise ConfirmationNeeded(fields)
     return Form(fields)
 
 
 class PageRequirement(Requirement):
-    """A dependency of a page: the caller, if the session has one of the scopes (`read|audit`)."""
+    """Page dependency that returns the caller if the session has one of the scopes (`read|audit`)."""
 
     async def __call__(self, request: Request) -> Caller:
         if COOKIE not in request.cookies and "authorization" not in request.headers:
-            raise Unauthenticated("log in first")  # no token was tried: nothing for the log
+            raise Unauthenticated("log in first")  # no token was sent, so nothing is logged
         caller = await self.tokens.let_in(request, "")
         request.state.caller = caller
         scopes = self.scope.split("|")
         if not any(map(caller.may, scopes)):
-            await self.tokens.let_in(request, scopes[0])  # refuses, and records it
+            await self.tokens.let_in(request, scopes[0])  # raises, and records the refusal
         raw_access.allow(self.records is not None)
         return caller
 
 
-class Desk:
-    """Renders pages for whoever the session's token speaks for. `members` gives names to DIDs."""
+class PageRenderer:
+    """Renders pages for the session's caller. `members` returns names by DID."""
 
     def __init__(
         self,
@@ -135,89 +136,89 @@ class Desk:
         )
 
     def router(self) -> APIRouter:
-        """A router whose routes are pages: no schema, errors in place, our headers."""
+        """Return a router for pages: no API schema, errors as pages, security headers."""
         return APIRouter(include_in_schema=False, route_class=self._route_class())
 
     def may(self, scope: str) -> Any:
-        """A dependency: the caller, if the session has `scope`; `read|audit` is either of the two."""
+        """Return a dependency for the caller with `scope`; `read|audit` accepts either."""
         return Depends(PageRequirement(self.tokens, scope))
 
     def may_raw(self, scope: str, *records: type[Event]) -> Any:
-        """The same of a page that touches raw data (`Tokens.require_raw`)."""
+        """Return a dependency as `may` does, for a page that reads raw data (`Tokens.require_raw`)."""
         return Depends(PageRequirement(self.tokens, scope, records))
 
     async def names(self) -> Names:
-        """Members by DID, for names beside identifiers; none where the register does not answer."""
+        """Return members by DID to show names; empty if the register is unavailable."""
         try:
             return await self._members()
         except HanseError:
             return {}
 
-    async def page(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-        """A page for the caller of this request."""
+    async def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+        """Render a template for the caller of this request."""
         shown = {"me": self._caller(request), "now": time.time(), "where": "", "names": await self.names()}
         html = self._pages.get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status)
 
-    async def problem(self, request: Request, error: HanseError) -> Response:
-        """An error as a page that says what to do."""
-        return await self.page(request, "problem.html", status=error.status, error=error)
+    async def render_problem(self, request: Request, error: HanseError) -> Response:
+        """Render an error as a page."""
+        return await self.render(request, "problem.html", status=error.status, error=error)
 
     def _caller(self, request: Request) -> Caller | None:
         found = getattr(request.state, "caller", None)
         return found if isinstance(found, Caller) else None
 
-    def _route_class(desk) -> type[APIRoute]:  # noqa: N805  # `self` is the route in the class below
+    def _route_class(pages) -> type[APIRoute]:  # noqa: N805  # `self` is the route in the class below
         class Page(APIRoute):
             def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # narrower
                 handle = super().get_route_handler()
 
-                async def shown(request: Request) -> Response:
+                async def handle_page(request: Request) -> Response:
                     try:
                         check_origin(request)
                         answer: Response = await handle(request)
-                    except Unsure as unsure:
-                        answer = await desk.page(request, "sure.html", **_unsure(request, unsure))
+                    except ConfirmationNeeded as asked:
+                        answer = await pages.render(request, "sure.html", **_confirmation_context(request, asked))
                     except Unauthenticated:
                         answer = _to_login(request)
                     except HanseError as error:
-                        answer = await desk.problem(request, error)
+                        answer = await pages.render_problem(request, error)
                     except PolicyError as error:
-                        answer = await desk.problem(request, BadInput(str(error), code=error.code))
+                        answer = await pages.render_problem(request, BadInput(str(error), code=error.code))
                     except RequestValidationError as error:
-                        answer = await desk.problem(request, validation_error(error.errors()))
+                        answer = await pages.render_problem(request, validation_error(error.errors()))
                     for name, value in HEADERS.items():
                         answer.headers.setdefault(name, value)
                     return answer
 
-                return shown
+                return handle_page
 
         return Page
 
 
 def check_origin(request: Request) -> None:
-    """Forbidden for a form that another site sent, or of which nothing says where it came from."""
+    """Check that a form comes from this console. Raises: Forbidden for another or an unknown origin."""
     if request.method in _SAFE or "authorization" in request.headers:
         return
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if site not in (None, "same-origin") or not ours or (site is None and origin is None):
         raise Forbidden(
-            f"expected a form from this console, came one from {origin or 'an unknown place'}; "
+            f"expected a form from this console, got one from {origin or 'an unknown place'}; "
             "open the page here and send it again",
             code="foreign_form",
         )
 
 
-def _unsure(request: Request, unsure: Unsure) -> dict[str, Any]:
-    """What the page that asks shows, and where it leads who says no."""
+def _confirmation_context(request: Request, asked: ConfirmationNeeded) -> dict[str, Any]:
+    """Return the context of the confirmation page: the question, the fields, and where "No" leads."""
     came = urlsplit(request.headers.get("referer", ""))
     back = urlunsplit(("", "", came.path, came.query, "")) if came.netloc == request.headers.get("host") else ""
-    return {"question": str(unsure), "fields": unsure.fields, "back": here_only(back)}
+    return {"question": str(asked), "fields": asked.fields, "back": local_path(back)}
 
 
-def here_only(path: str) -> str:
-    """A path of this console to go on to; `/` for anything that could lead elsewhere."""
+def local_path(path: str) -> str:
+    """Return a path if it stays within this console, otherwise `/`."""
     fits = path.startswith("/") and not path.startswith(("//", "/\\", "/login")) and "\n" not in path
     return path if fits and not urlsplit(path).netloc else "/"
 
@@ -225,7 +226,7 @@ def here_only(path: str) -> str:
 def _to_login(request: Request) -> Response:
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     target = asked if request.method in _SAFE else "/"
-    answer = RedirectResponse(f"/login?to={quote(here_only(target), safe='/')}", status_code=303)
-    if COOKIE in request.cookies:  # a token that is no longer good: asking again would only fill the log
+    answer = RedirectResponse(f"/login?to={quote(local_path(target), safe='/')}", status_code=303)
+    if COOKIE in request.cookies:  # the token is invalid; another try with it would only fill the log
         answer.delete_cookie(COOKIE)
     return answer

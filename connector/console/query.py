@@ -1,4 +1,4 @@
-"""The model builder's page: one question over many owners, its plan, its answer, and what each owner gave."""
+"""Query page: one federated query, its plan, its answer, and the figures of each owner."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import Desk, Form, form_of
+from connector.console.page import Form, PageRenderer, read_form
 from connector.console.view.chart import chart
 from connector.dataplane.http.export_formats import MEDIA
 from connector.engine.pool.protocol import ARROW
 from connector.errors import BadInput, Busy, HanseError
 from connector.events import QueryCoordinated
-from connector.federation.coordinator import END_OF_STREAM, Answer, Coordinator, Question
+from connector.federation.coordinator import END_OF_STREAM, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
 from connector.management.auth import Caller
@@ -27,14 +27,14 @@ from connector.management.notify.long_poll import unless_gone
 from connector.management.queries import Streamed
 from policies.vocabulary.terms import expand
 
-_KEPT_BYTES = 8 * 2**20  # of an answer, for the page; the rest is counted and let go
+_KEPT_BYTES = 8 * 2**20  # of an answer shown on the page; the rest is counted and discarded
 _KEPT_ROWS = 200
 _FIELDS = {"sql": "", "purpose": "", "seconds": "60", "partial": ""}
 _TABLES_SECONDS = 5.0
 _SECONDS_MAX = 300.0
 _READ_SECONDS = 30.0
 _ROWS = Path(__file__).parent / "view" / "arrow_preview.py"
-# What an answer can be as a file; the worker that merges it writes it so (`file_formats`).
+# File formats of an answer; the merging worker writes them (`file_formats`).
 FILES = {
     "csv": MEDIA["csv"],
     "csv_guarded": MEDIA["csv_guarded"],
@@ -45,8 +45,8 @@ FILES = {
 
 
 @dataclass(slots=True)
-class Asked:
-    """What came of a question: a plan, an answer with its figures, or an error."""
+class QueryOutcome:
+    """The result of a question: a plan, an answer with its figures, or an error."""
 
     plan: dict[str, Any] | None = None
     table: dict[str, Any] | None = None
@@ -55,20 +55,20 @@ class Asked:
     error: HanseError | None = None
 
 
-def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, coordinator: Coordinator, holdings: Holdings) -> APIRouter:
+    routes = pages.router()
 
     @routes.get("/query")
     async def editor(
-        request: Request, sql: str = "", purpose: str = "", run: str = "", caller: Caller = desk.may("consume")
+        request: Request, sql: str = "", purpose: str = "", run: str = "", caller: Caller = pages.may("consume")
     ) -> Response:
         past = coordinator.progress(run) if run else None
         fields = _FIELDS | ({"sql": past.sql, "purpose": past.purpose} if past else {"sql": sql, "purpose": purpose})
-        return await _page(request, fields, Asked())
+        return await _render_page(request, fields, QueryOutcome())
 
-    async def _page(request: Request, fields: dict[str, str], asked: Asked) -> Response:
+    async def _render_page(request: Request, fields: dict[str, str], asked: QueryOutcome) -> Response:
         error = asked.error
-        return await desk.page(
+        return await pages.render(
             request,
             "query.html",
             status=error.status if error else 200,
@@ -76,43 +76,43 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
             fields=fields,
             asked=asked,
             error=error,
-            tables=await _tables(holdings, fields["purpose"]),
+            tables=await _list_tables(holdings, fields["purpose"]),
             history=coordinator.recent()[:20],
         )
 
     @routes.post("/query")
-    async def ask(request: Request, caller: Caller = desk.may_raw("consume", QueryCoordinated)) -> Response:
-        said = await form_of(request)
+    async def ask(request: Request, caller: Caller = pages.may_raw("consume", QueryCoordinated)) -> Response:
+        said = await read_form(request)
         fields = {name: said.get(name) for name in _FIELDS}
-        asked = Asked()
+        asked = QueryOutcome()
         try:
             if said.get("do") == "explain":
-                asked.plan = await unless_gone(request, _explained(coordinator, _question(said), caller))
+                asked.plan = await unless_gone(request, _explain(coordinator, _read_question(said), caller))
             elif said.get("do") == "export":
-                question = _question(said, form=_known(said.get("format")))
-                return await unless_gone(request, _exported(coordinator, question, caller))
+                question = _read_question(said, form=_check_format(said.get("format")))
+                return await unless_gone(request, _export(coordinator, question, caller))
             else:
-                await unless_gone(request, _answered(coordinator, _question(said), caller, asked))
+                await unless_gone(request, _run_query(coordinator, _read_question(said), caller, asked))
         except HanseError as failed:
             asked.error = failed
-        return await _page(request, fields, asked)
+        return await _render_page(request, fields, asked)
 
     @routes.post("/query/stop")
-    async def stop(request: Request, caller: Caller = desk.may("consume")) -> Response:
-        coordinator.cancel((await form_of(request)).get("query"))
+    async def stop(request: Request, caller: Caller = pages.may("consume")) -> Response:
+        coordinator.cancel((await read_form(request)).get("query"))
         return RedirectResponse("/query", status_code=303)
 
     return routes
 
 
-def _known(form: str) -> str:
-    """The format if it is one of ours."""
+def _check_format(form: str) -> str:
+    """Return the format. Raises: BadInput if it is unknown."""
     if form not in FILES:
-        raise BadInput(f"expected a format among {', '.join(FILES)}, came {form[:20]!r}")
+        raise BadInput(f"expected a format among {', '.join(FILES)}, got {form[:20]!r}")
     return form
 
 
-def _question(said: Form, *, form: str = ARROW) -> Question:
+def _read_question(said: Form, *, form: str = ARROW) -> Question:
     text = said.get("seconds")
     seconds = float(text) if text.isdecimal() and 0 < int(text) <= _SECONDS_MAX else 60.0
     purpose = said.get("purpose")
@@ -125,8 +125,8 @@ def _question(said: Form, *, form: str = ARROW) -> Question:
     )
 
 
-async def _tables(holdings: Holdings, purpose: str) -> list[TableInfo] | None:
-    """What a question may name; None where it cannot be said in time."""
+async def _list_tables(holdings: Holdings, purpose: str) -> list[TableInfo] | None:
+    """List the tables that a question may name; None if the owners do not answer in time."""
     try:
         async with asyncio.timeout(_TABLES_SECONDS):
             found = (await holdings.tables(None, expand(purpose) if purpose else "")).tables
@@ -135,40 +135,40 @@ async def _tables(holdings: Holdings, purpose: str) -> list[TableInfo] | None:
     return sorted(found.values(), key=lambda table: (table.dataset, table.owner))
 
 
-async def _explained(coordinator: Coordinator, question: Question, caller: Caller) -> dict[str, Any]:
+async def _explain(coordinator: Coordinator, question: Question, caller: Caller) -> dict[str, Any]:
     from connector.federation import plan_text
 
     return plan_text.to_json(await coordinator.plan(question, by=caller.name))
 
 
-async def _exported(coordinator: Coordinator, question: Question, caller: Caller) -> Response:
-    """The answer as a file; what stands in its way until its first byte is there is an error for the page."""
+async def _export(coordinator: Coordinator, question: Question, caller: Caller) -> Response:
+    """Return the answer as a file; errors before its first byte are shown on the page."""
     answer = await coordinator.ask(question, by=caller.name)
     name = f"answer.{question.format.partition('_')[0]}"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Streamed(answer, media=FILES[question.format], headers=headers)
 
 
-async def _answered(coordinator: Coordinator, question: Question, caller: Caller, asked: Asked) -> None:
+async def _run_query(coordinator: Coordinator, question: Question, caller: Caller, asked: QueryOutcome) -> None:
     answer = await coordinator.ask(question, by=caller.name)
     try:
-        beginning = await _beginning(answer)
+        beginning = await _read_beginning(answer)
         asked.report = answer.report()
-        asked.plan = await asyncio.to_thread(_plan_of, answer, asked.report)
+        asked.plan = await asyncio.to_thread(_describe_plan, answer, asked.report)
     finally:
         await answer.close()
-    asked.table = await _cells(beginning)
+    asked.table = await _read_cells(beginning)
     asked.chart = chart(asked.table)
 
 
-def _plan_of(answer: Answer, report: dict[str, Any]) -> dict[str, Any]:
+def _describe_plan(answer: FederatedAnswer, report: dict[str, Any]) -> dict[str, Any]:
     from connector.federation import plan_text
 
     return plan_text.to_json(answer.plan, actual=report["owners"])
 
 
-async def _beginning(answer: Answer) -> bytes:
-    """The first rows of an answer as a stream of their own; the rest is read to its end and let go."""
+async def _read_beginning(answer: FederatedAnswer) -> bytes:
+    """Return the first rows of an answer as a complete stream; the rest is read and discarded."""
     kept, parts = bytearray(), 0
     async with aclosing(answer.parts()) as coming:
         async for part in coming:
@@ -180,8 +180,8 @@ async def _beginning(answer: Answer) -> bytes:
     return ended if ended.endswith(END_OF_STREAM) else ended + END_OF_STREAM
 
 
-async def _cells(stream: bytes) -> dict[str, Any]:
-    """The rows as texts, read by a process of its own: this one does not load Arrow."""
+async def _read_cells(stream: bytes) -> dict[str, Any]:
+    """Convert the rows to text in a separate process, because this process must not load Arrow."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
@@ -195,7 +195,9 @@ async def _cells(stream: bytes) -> dict[str, Any]:
             out, _ = await process.communicate(stream)
         found: dict[str, Any] = json.loads(out)
     except (TimeoutError, ValueError) as error:
-        raise Busy("the answer came but could not be shown in time; ask for fewer rows, or use the client") from error
+        raise Busy(
+            "the answer was received but could not be shown in time; ask for fewer rows, or use the client"
+        ) from error
     finally:
         with suppress(ProcessLookupError):
             process.kill()

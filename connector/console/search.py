@@ -1,4 +1,4 @@
-"""Searching the data space through its catalogue, reading a partner's terms, and asking for an agreement."""
+"""Search pages: search the catalogue, show a partner's terms, and request an agreement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import Desk, form_of
+from connector.console.page import PageRenderer, read_form
 from connector.console.view.formatting import path_of
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import ParticipantDirectory
@@ -24,13 +24,13 @@ _FACETS = ("theme", "participant", "purpose", "policy", "keyword")
 
 
 def router(
-    desk: Desk, *, search: Search, partners: ParticipantDirectory, negotiations: NegotiationService
+    pages: PageRenderer, *, search: Search, partners: ParticipantDirectory, negotiations: NegotiationService
 ) -> APIRouter:
-    """`search` takes the query string of the catalogue's own search and gives its JSON answer."""
-    routes = desk.router()
+    """`search` takes the query string of the catalogue's search and returns its JSON answer."""
+    routes = pages.router()
 
     @routes.get("/search")
-    async def find(request: Request, q: str = "", page: int = 1, caller: Caller = desk.may("read")) -> Response:
+    async def find(request: Request, q: str = "", page: int = 1, caller: Caller = pages.may("read")) -> Response:
         chosen = {name: request.query_params.getlist(name) for name in _FACETS}
         pairs = [("q", q[:500]), ("page", str(max(1, page)))]
         pairs += [(name, value) for name, values in chosen.items() for value in values]
@@ -39,37 +39,41 @@ def router(
             found = dict(await search(urlencode(pairs)))
         except HanseError as failed:
             error = failed
-        return await desk.page(
+        return await pages.render(
             request, "search.html", where="search", q=q, page=page, chosen=chosen, found=found, error=error, link=_link
         )
 
-    async def _offered(request: Request, participant: str, dataset: str, error: HanseError | None = None) -> Response:
+    async def _render_offers(
+        request: Request, participant: str, dataset: str, error: HanseError | None = None
+    ) -> Response:
         partner = await partners.find(participant)
         listed = await partners.dataset(partner, dataset)
-        return await desk.page(
+        return await pages.render(
             request,
             "offered.html",
             status=error.status if error else 200,
             where="search",
             partner=partner,
             listed=listed,
-            offers=[_read(offer) for offer in listed.offers],
+            offers=[_explain_offer(offer) for offer in listed.offers],
             error=error,
         )
 
     @routes.get("/search/{participant}/{dataset:path}")
-    async def terms(request: Request, participant: str, dataset: str, caller: Caller = desk.may("read")) -> Response:
-        return await _offered(request, participant, dataset)
+    async def terms(request: Request, participant: str, dataset: str, caller: Caller = pages.may("read")) -> Response:
+        return await _render_offers(request, participant, dataset)
 
     @routes.post("/search/{participant}/{dataset:path}")
-    async def agree(request: Request, participant: str, dataset: str, caller: Caller = desk.may("consume")) -> Response:
-        offer_id = (await form_of(request)).get("offer")
+    async def agree(
+        request: Request, participant: str, dataset: str, caller: Caller = pages.may("consume")
+    ) -> Response:
+        offer_id = (await read_form(request)).get("offer")
         try:
             partner = await partners.find(participant)
             listed = await partners.dataset(partner, dataset)
             offer = next((one for one in listed.offers if one.get("@id") == offer_id), None)
             if offer is None:
-                raise NotFound(f"{partner.name or partner.id} no longer offers {offer_id!r} to us; read the terms anew")
+                raise NotFound(f"{partner.name or partner.id} no longer offers {offer_id!r} to us; reload the terms")
             row = await negotiations.request(
                 counterparty=partner.id,
                 address=partner.base,
@@ -78,14 +82,14 @@ def router(
                 by=caller.name,
             )
         except HanseError as error:
-            return await _offered(request, participant, dataset, error)
+            return await _render_offers(request, participant, dataset, error)
         return RedirectResponse(path_of("/negotiations", row.id), status_code=303)
 
     return routes
 
 
-def _read(offer: Mapping[str, Any]) -> dict[str, Any]:
-    """An offer in sentences, or why it cannot be read here."""
+def _explain_offer(offer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an offer in sentences, or why it cannot be interpreted."""
     try:
         policy = reader.read({"@type": "Offer", **offer})
         lines, problem = report.to_json(report.enforceability(policy)), ""
@@ -95,7 +99,7 @@ def _read(offer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _link(q: str, chosen: Mapping[str, list[str]], name: str = "", value: str = "", page: int = 1) -> str:
-    """The search page with a filter put in where it is not, else taken out."""
+    """Return the search link with a filter toggled."""
     filters = {key: list(values) for key, values in chosen.items()}
     if name:
         values = filters.setdefault(name, [])

@@ -1,4 +1,4 @@
-"""The operator's pages: tokens of the management API, and the settings in force. Secrets never show."""
+"""System pages: tokens of the management API and the current settings. Must not show secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from connector.console.page import Desk, Form, form_of
+from connector.console.page import Form, PageRenderer, read_form
 from connector.errors import HanseError, validation_error
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.management.system import NewToken
@@ -25,17 +25,17 @@ _SCOPES = {
 }
 
 
-def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, tokens: Tokens, settings: Settings) -> APIRouter:
+    routes = pages.router()
 
-    async def _tokens(
+    async def _render_tokens(
         request: Request,
         *,
         made: tuple[str, str] | None = None,
         said: Form | None = None,
         error: HanseError | None = None,
     ) -> Response:
-        return await desk.page(
+        return await pages.render(
             request,
             "tokens.html",
             status=error.status if error else 200,
@@ -48,40 +48,40 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
         )
 
     @routes.get("/tokens")
-    async def listed(request: Request, caller: Caller = desk.may("admin")) -> Response:
-        return await _tokens(request)
+    async def list_tokens(request: Request, caller: Caller = pages.may("admin")) -> Response:
+        return await _render_tokens(request)
 
     @routes.post("/tokens")
-    async def issue(request: Request, caller: Caller = desk.may("admin")) -> Response:
-        """Issue a token; its text is on this answer and nowhere else."""
-        said = await form_of(request)
+    async def issue(request: Request, caller: Caller = pages.may("admin")) -> Response:
+        """Issue a token; only this response shows its text."""
+        said = await read_form(request)
         try:
-            given = {"name": said.get("name"), "scopes": said.all("scope"), "days": _number(said.get("days"))}
+            given = {"name": said.get("name"), "scopes": said.all("scope"), "days": _parse_number(said.get("days"))}
             new = NewToken.model_validate(given)
             text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
         except ValidationError as invalid:
-            return await _tokens(request, said=said, error=validation_error(invalid.errors()))
+            return await _render_tokens(request, said=said, error=validation_error(invalid.errors()))
         except HanseError as error:
-            return await _tokens(request, said=said, error=error)
-        return await _tokens(request, made=(new.name, text))
+            return await _render_tokens(request, said=said, error=error)
+        return await _render_tokens(request, made=(new.name, text))
 
     @routes.post("/tokens/revoke")
-    async def revoke(request: Request, caller: Caller = desk.may("admin")) -> Response:
+    async def revoke(request: Request, caller: Caller = pages.may("admin")) -> Response:
         try:
-            await tokens.revoke((await form_of(request)).get("name"), by=caller.name)
+            await tokens.revoke((await read_form(request)).get("name"), by=caller.name)
         except HanseError as error:
-            return await _tokens(request, error=error)
+            return await _render_tokens(request, error=error)
         return RedirectResponse("/tokens", status_code=303)
 
     @routes.get("/settings")
-    async def shown(request: Request, caller: Caller = desk.may("admin")) -> Response:
-        return await desk.page(request, "settings.html", where="settings", settings=lines(settings))
+    async def view_settings(request: Request, caller: Caller = pages.may("admin")) -> Response:
+        return await pages.render(request, "settings.html", where="settings", settings=list_settings(settings))
 
     return routes
 
 
-def lines(settings: Settings) -> list[dict[str, Any]]:
-    """Every setting with its help, its value as text and whether it was set; of secrets only whether there is one."""
+def list_settings(settings: Settings) -> list[dict[str, Any]]:
+    """List every setting with help, value as text and whether it was changed; for secrets only whether one is set."""
     found = []
     for name, about in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -89,23 +89,23 @@ def lines(settings: Settings) -> list[dict[str, Any]]:
             {
                 "name": f"HANSE_{name.upper()}",
                 "help": about.description or "",
-                "value": _text(name, value),
+                "value": _format_value(name, value),
                 "changed": value != about.get_default(call_default_factory=True, validated_data={}),
             }
         )
     return found
 
 
-def _text(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     if name in _SECRET:
-        return "set, not shown" if value else ""
+        return "set, not view_settings" if value else ""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
 
-def _number(text: str) -> float | str | None:
-    """The number in a field of a form; None for an empty one, the text itself where it is none, to be refused."""
+def _parse_number(text: str) -> float | str | None:
+    """Parse a number; None for an empty field. Other text is returned as it is and fails validation later."""
     try:
         return float(text) if text else None
     except ValueError:

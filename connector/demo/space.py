@@ -1,6 +1,6 @@
-"""The processes of the demo's data space: a catalogue, three owners, a gigafactory; each with its own directory.
+"""Processes of the demo's data space: a catalogue, three owners and a gigafactory, each with its own directory.
 
-Everything they are told, they are told as an operator would: environment variables and command lines.
+They are configured as by an operator: with environment variables and command lines.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ DEFAULT_PORT = 8700
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 TITLES = {
-    "north": "North Regional Health and Mobility MemberRegister",
-    "south": "South Regional Health and Mobility MemberRegister",
-    "west": "West Regional Health and Mobility MemberRegister",
+    "north": "North Regional Health and Mobility Trust",
+    "south": "South Regional Health and Mobility Trust",
+    "west": "West Regional Health and Mobility Trust",
     "forge": "Forge Gigafactory",
 }
 COUNTRIES = {"north": "DE", "south": "IT", "west": "NL", "forge": "FI"}
 
 
 @dataclass(slots=True)
-class Member:
-    """One process of the data space, its addresses, and where it keeps its things."""
+class DemoMember:
+    """One process of the data space, its addresses and its directory."""
 
     name: str
     public_port: int
     management_port: int
     directory: Path
     process: subprocess.Popen[bytes] | None = None
-    front_port: int = 0  # where others reach it, if something stands before its public listener
+    front_port: int = 0  # port of a proxy in front of its public listener, if any
 
     @property
     def url(self) -> str:
-        """Where others reach it."""
+        """The public base URL."""
         return f"http://127.0.0.1:{self.front_port or self.public_port}"
 
     @property
@@ -67,30 +67,30 @@ class Member:
 
 
 @dataclass(slots=True)
-class Space:
-    """The whole data space under one directory and one range of ports."""
+class DemoSpace:
+    """The demo's data space, under one directory and one range of ports."""
 
     directory: Path
     port: int = DEFAULT_PORT
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, DemoMember] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for place, name in enumerate(("catalogue", *OWNERS, "forge")):
             public, management = self.port + 2 * place, self.port + 2 * place + 1
             if name == "catalogue":
                 management = public
-            self.members[name] = Member(name, public, management, self.directory / name)
+            self.members[name] = DemoMember(name, public, management, self.directory / name)
 
     @property
-    def catalogue(self) -> Member:
+    def catalogue(self) -> DemoMember:
         return self.members["catalogue"]
 
     @property
-    def connectors(self) -> list[Member]:
+    def connectors(self) -> list[DemoMember]:
         return [member for name, member in self.members.items() if name != "catalogue"]
 
     def check_ports(self) -> None:
-        """Busy, naming the port and the setting, where one of our ports is in use."""
+        """Check that all ports are free. Raises: Busy, which names the port and the setting."""
         for member in self.members.values():
             for port in {member.public_port, member.management_port}:
                 with socket.socket() as probe:
@@ -99,12 +99,12 @@ class Space:
                         probe.bind(("127.0.0.1", port))
                     except OSError:
                         raise Busy(
-                            f"port {port} is in use, and the demo wants it for {member.name}; stop what uses it, "
+                            f"expected port {port} to be free for {member.name}, got a port in use; stop what uses it, "
                             f"or move the demo with {PORT_SETTING} (now {self.port}, ten ports from there)"
                         ) from None
 
     def start(self, name: str) -> None:
-        """Start one process; `wait` for it afterwards."""
+        """Start one process without waiting until it is ready; see `wait`."""
         member = self.members[name]
         member.directory.mkdir(parents=True, exist_ok=True)
         package = "catalogue" if name == "catalogue" else "connector"
@@ -121,12 +121,12 @@ class Space:
             )
 
     def wait(self, *names: str) -> None:
-        """Wait until these processes say that they are ready. Busy with the end of the log where one ends instead."""
+        """Wait until these processes are ready. Raises: Busy with the end of the log if one ends or is too slow."""
         for name in names or self.members:
-            self._wait(self.members[name])
+            self._wait_for(self.members[name])
 
     def kill(self, name: str) -> None:
-        """SIGKILL, as a power cut would; its workers go with it."""
+        """Kill a process and its workers with SIGKILL, like a power cut."""
         process = self.members[name].process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -134,7 +134,7 @@ class Space:
             process.wait()
 
     def stop(self) -> None:
-        """Ask every process to end, then make it."""
+        """Terminate every process; kill those that do not end in time."""
         running = [member.process for member in self.members.values() if member.process is not None]
         for process in running:
             with contextlib.suppress(ProcessLookupError):
@@ -149,16 +149,19 @@ class Space:
                 process.wait()
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        """Resident bytes of each process's main process, and of its whole tree."""
-        children = _children()
+        """Map each name to the resident bytes of its main process and of its process tree."""
+        children = _read_children()
         found = {}
         for name, member in self.members.items():
             if member.process is not None:
-                main = resident(member.process.pid)
-                found[name] = (main, main + sum(resident(pid) for pid in _below(member.process.pid, children)))
+                main = read_resident_bytes(member.process.pid)
+                found[name] = (
+                    main,
+                    main + sum(read_resident_bytes(pid) for pid in _descendants(member.process.pid, children)),
+                )
         return found
 
-    def _connector_settings(self, member: Member) -> dict[str, str]:
+    def _connector_settings(self, member: DemoMember) -> dict[str, str]:
         data = self.directory / "data" / member.name
         return {
             "HANSE_NAME": member.name,
@@ -184,15 +187,19 @@ class Space:
             **_LOOPBACK,
         }
 
-    def _wait(self, member: Member) -> None:
+    def _wait_for(self, member: DemoMember) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if member.process is not None and member.process.poll() is not None:
-                raise Busy(f"{member.name} ended instead of starting; the end of {member.log}:\n{tail(member.log)}")
-            if _ready(member.management_port):
+                raise Busy(
+                    f"{member.name} ended instead of starting; the end of {member.log}:\n{read_tail(member.log)}"
+                )
+            if _is_ready(member.management_port):
                 return
             time.sleep(0.05)
-        raise Busy(f"{member.name} was not ready after {_START_SECONDS:.0f} s; the end of its log:\n{tail(member.log)}")
+        raise Busy(
+            f"{member.name} was not ready after {_START_SECONDS:.0f} s; the end of its log:\n{read_tail(member.log)}"
+        )
 
 
 _LOOPBACK: Mapping[str, str] = {
@@ -202,13 +209,13 @@ _LOOPBACK: Mapping[str, str] = {
 }
 
 
-def tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log."""
+def read_tail(path: Path, lines: int = 12) -> str:
+    """Return the last lines of a log."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
 
-def resident(pid: int) -> int:
-    """Resident bytes of a process; 0 where it has ended."""
+def read_resident_bytes(pid: int) -> int:
+    """Return the resident bytes of a process; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -216,7 +223,7 @@ def resident(pid: int) -> int:
         return 0
 
 
-def _ready(port: int) -> bool:
+def _is_ready(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/health/ready")
@@ -227,7 +234,7 @@ def _ready(port: int) -> bool:
         connection.close()
 
 
-def _children() -> dict[int, list[int]]:
+def _read_children() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -237,7 +244,7 @@ def _children() -> dict[int, list[int]]:
     return found
 
 
-def _below(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
+def _descendants(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
     for child in children.get(pid, ()):
         yield child
-        yield from _below(child, children)
+        yield from _descendants(child, children)

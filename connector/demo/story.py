@@ -1,6 +1,6 @@
-"""The story, told by the people of the data space: owners, operator, gigafactory, auditor. Each chapter is a function.
+"""Scripted tour of the demo: the steps of owners, operator, gigafactory and auditor, one function for each chapter.
 
-Every step checks what it shows: a step whose outcome is not what it should be ends the story with an error.
+Every step checks its result; an unexpected result ends the tour with an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hanse.audit import verify
 from connector.demo import training_job
 from connector.demo.data import Piece, prepare
 from connector.demo.show import Show, size
-from connector.demo.space import COUNTRIES, TITLES, Space, resident
+from connector.demo.space import COUNTRIES, TITLES, DemoSpace, read_resident_bytes
 
 if TYPE_CHECKING:
     from hanse._transport.api import Api
@@ -86,9 +86,9 @@ LIMIT 8
 
 @dataclass(slots=True)
 class Story:
-    """What the chapters share."""
+    """State shared by the chapters."""
 
-    space: Space
+    space: DemoSpace
     show: Show
     pieces: list[Piece] = field(default_factory=list)
     agreed: dict[str, Any] = field(default_factory=dict)  # "north/flights" -> the SDK's dataset
@@ -99,11 +99,11 @@ class Story:
         return hanse.connect(member.management, member.token, seconds=_SECONDS).api
 
     def name_of(self, did: str) -> str:
-        """The short name of a member, by its DID."""
+        """Return the short name of a member by its DID."""
         return next((member.name for member in self.space.members.values() if member.did == did), did)
 
     def tell(self) -> None:
-        """Every chapter in order."""
+        """Play every chapter in order."""
         for chapter in (data, start, join, register, find, agree, ask, train, refuse, revoke, audit, account):
             chapter(self)
 
@@ -149,7 +149,7 @@ def join(story: Story) -> None:
 
 def register(story: Story) -> None:
     story.show.chapter("Owners register and offer")
-    with story.show.step("Datasets are registered: schema, statistics, digests. Nobody else sees them yet") as step:
+    with story.show.step("Datasets are registered: schema, statistics, digests. Others do not see them yet") as step:
         step.total(len(story.pieces))
         for piece in story.pieces:
             story.api(piece.owner).post("/datasets", {"name": piece.name, "path": str(piece.path), **ABOUT[piece.name]})
@@ -203,7 +203,7 @@ def ask(story: Story) -> None:
         with story.show.step(title):
             result = story.forge.query(sql, purpose=RESEARCH)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", hanse.GroupsLeftOut)  # said under the table
+                warnings.simplefilter("ignore", hanse.GroupsLeftOut)  # shown under the table
                 table = result.to_arrow()
         story.show.expect(table.num_rows > 0, "an answer")
         story.show.table(table.column_names, [tuple(row.values()) for row in table.to_pylist()])
@@ -262,13 +262,13 @@ def refuse(story: Story) -> None:
     story.show.expect(patients is not None, "an agreement about patients")
     for title, attempt in cases:
         with story.show.step(title) as step:
-            refusal = _refusal(attempt)
+            refusal = _catch_refusal(attempt)
             story.show.expect(refusal is not None, "a refusal")
             step.say(f"refused: {refusal.code}")
         story.show.note(f"{refusal}" + (f" ({rule})" if (rule := getattr(refusal, "rule", "")) else ""))
 
 
-def _refusal(attempt: Callable[[], object]) -> Any:
+def _catch_refusal(attempt: Callable[[], object]) -> Any:
     try:
         attempt()
     except hanse.Refused as refusal:
@@ -291,7 +291,7 @@ def revoke(story: Story) -> None:
         stopped = 0.0
         rows = 0
         try:
-            for batch in _slowly(flights.stream(batch_rows=2_000)):
+            for batch in _read_slowly(flights.stream(batch_rows=2_000)):
                 rows += batch.num_rows
                 if rows >= 20_000 and not asked:
                     owner_revokes()
@@ -300,20 +300,20 @@ def revoke(story: Story) -> None:
             reason = str(ended)
         story.show.expect(bool(asked) and stopped > 0, "a stream that stops when its agreement is revoked")
         step.say(
-            f"stopped {(stopped - asked[0]) * 1000:.0f} ms after the owner's word, {rows:,} of 336,776 rows had left"
+            f"stopped {(stopped - asked[0]) * 1000:.0f} ms after the revocation, {rows:,} of 336,776 rows had left"
         )
     story.show.note(reason)
 
 
-def _slowly(batches: Iterator[Any]) -> Iterator[Any]:
-    """A reader that computes something between batches, so that the stream is still running when it is stopped."""
+def _read_slowly(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches with pauses, so that the stream is still running when it is revoked."""
     for batch in batches:
         yield batch
         time.sleep(0.01)
 
 
 def audit(story: Story) -> None:
-    story.show.chapter("The auditor asks for nobody's word")
+    story.show.chapter("The auditor verifies the log")
     owner = story.api("north")
     with story.show.step("Who read what, under which agreement, at north") as step:
         listed = owner.get("/audit/events", limit=1000)["records"]
@@ -328,7 +328,7 @@ def audit(story: Story) -> None:
                 entry["body"].get("dataset", "").rpartition(":")[2],
                 entry["body"].get("purpose", "").rpartition("#")[2],
                 entry["body"]["outcome"],
-                *_rows_of(entry["body"]),
+                *_count_rows(entry["body"]),
                 entry["body"].get("code", ""),
             )
             for entry in reads[:8]
@@ -343,20 +343,20 @@ def audit(story: Story) -> None:
         story.show.expect(report.ok, "a log that verifies")
         step.say(f"{report.records} records under the signed root {report.root[:16]}...")
     with story.show.step("One byte of a copy is changed") as step:
-        report = verify.verify(_tampered(path, folder / "tampered.zip"))
+        report = verify.verify(_tamper(path, folder / "tampered.zip"))
         story.show.expect(not report.ok and report.first_bad is not None, "a verifier that names the changed record")
         step.say(f"record {report.first_bad} does not fit: {report.problem}")
 
 
-def _rows_of(body: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """How many rows of data left with a read, and how many result rows."""
+def _count_rows(body: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the number of data rows and of result rows of a read."""
     detail = body.get("detail", {})
     rows = detail.get("rows")
     return (0, rows) if detail.get("gives") == "results" else (rows, None if rows is None else 0)
 
 
-def _tampered(path: Path, copy: Path) -> Path:
-    """A copy of an evidence file with one bit changed, in the record of a read."""
+def _tamper(path: Path, copy: Path) -> Path:
+    """Copy an evidence file with one bit changed in the record of a read."""
     changed = bytearray(path.read_bytes())
     changed[changed.index(b"ReadEnded") + 4] ^= 1
     copy.write_bytes(changed)
@@ -371,7 +371,7 @@ def account(story: Story) -> None:
         [(name, size(main), size(whole)) for name, (main, whole) in memory.items()],
     )
     whole = sum(tree for _, tree in memory.values())
-    story.show.note(f"everything together {size(whole)}; this story {size(resident(os.getpid()))}")
+    story.show.note(f"everything together {size(whole)}; this story {size(read_resident_bytes(os.getpid()))}")
     largest = max(main for name, (main, _) in memory.items() if name != "catalogue")
-    story.show.expect(largest <= 250 * 2**20, f"connectors within 250 MB, came {size(largest)}")
-    story.show.expect(whole <= 2.5e9, f"everything within 2.5 GB, came {size(whole)}")
+    story.show.expect(largest <= 250 * 2**20, f"connectors within 250 MB, got {size(largest)}")
+    story.show.expect(whole <= 2.5e9, f"everything within 2.5 GB, got {size(whole)}")

@@ -1,4 +1,4 @@
-"""A training job: logistic regression by stochastic gradient descent on whatever batch comes next. Constant memory."""
+"""Training job of the demo: logistic regression by stochastic gradient descent over a stream, in constant memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from connector.demo.space import resident
+from connector.demo.space import read_resident_bytes
 
 COLUMNS = ["month", "hour", "distance", "carrier", "origin", "dep_delay", "arr_delay"]
 CARRIERS = ("9E", "AA", "B6", "DL", "EV", "MQ", "UA", "US", "WN")
@@ -20,7 +20,7 @@ _RATE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How training went: the last tenth of the batches is scored before the model sees it."""
+    """Result of the training. Losses are over the last tenth of the batches, each scored before it is learned."""
 
     rows: int
     batches: int
@@ -31,7 +31,7 @@ class Outcome:
 
 
 def fit(dataset: Any, *, advance: Callable[[float], None], batch_rows: int = 16_384) -> Outcome:
-    """Learn from a stream which flights arrive late; every batch is scored first, then learned from."""
+    """Train a model of late flights on a stream; each batch is scored before it is learned."""
     import numpy as np
 
     weights = np.zeros(3 + len(CARRIERS) + len(ORIGINS) + 1)
@@ -39,12 +39,12 @@ def fit(dataset: Any, *, advance: Callable[[float], None], batch_rows: int = 16_
     losses: list[tuple[float, float, int]] = []
     memory: list[int] = []
     for batch in dataset.stream(columns=COLUMNS, where="arr_delay IS NOT NULL", batch_rows=batch_rows):
-        features, labels = _matrix(batch)
+        features, labels = _make_features(batch)
         share = (late + 1) / (rows + 2)
         losses.append((_loss(features @ weights, labels), _constant_loss(share, labels), len(labels)))
         weights = _learn(weights, features, labels)
         rows, batches, nbytes, late = rows + len(labels), batches + 1, nbytes + batch.nbytes, late + int(labels.sum())
-        memory.append(resident(os.getpid()))
+        memory.append(read_resident_bytes(os.getpid()))
         advance(len(labels))
     tail = losses[-max(1, len(losses) // 10) :]
     count = sum(n for _, _, n in tail)
@@ -58,8 +58,8 @@ def fit(dataset: Any, *, advance: Callable[[float], None], batch_rows: int = 16_
     )
 
 
-def _matrix(batch: Any) -> tuple[Any, Any]:
-    """Features (known at departure) and labels of one batch."""
+def _make_features(batch: Any) -> tuple[Any, Any]:
+    """Return the features (known at departure) and labels of one batch."""
     import numpy as np
 
     def number(name: str) -> Any:

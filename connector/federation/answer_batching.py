@@ -1,7 +1,8 @@
-"""When the answers of owners are read: a large one as it comes; small ones together, as a job costs more than they do.
+"""Batching of small owner answers: one worker job reads several, because a job costs more than a small answer.
 
-Those whose values narrow other fragments are read once all shares of their table are there; the rest is left to the job
-that joins them. None waits long for the others: then it is read alone, and what is wrong with it ends the question.
+Large answers are read as they arrive. Answers whose values narrow other fragments are read once all shares of their
+table have arrived; the other small answers are read by the job that merges them. An answer that waits longer than
+`_PATIENCE_S` is read alone, and its error ends the question.
 """
 
 from __future__ import annotations
@@ -12,81 +13,81 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from connector.errors import HanseError
-from connector.federation.owner_client import Answered
+from connector.federation.owner_client import OwnerAnswer
 from connector.federation.planner.model import FederatedPlan
 
-_PATIENCE = 0.5
+_PATIENCE_S = 0.5
 
 
 @dataclass(slots=True)
-class _Company:
-    """Answers that may be read together, of which so many are still to come."""
+class _Batch:
+    """Answers that may be read together; `awaited` counts those that have not arrived."""
 
     awaited: int
     complete: asyncio.Event = field(default_factory=asyncio.Event)
-    unread: dict[str, Answered] = field(default_factory=dict)
-    reading: asyncio.Future[dict[str, Answered]] | None = None
+    unread: dict[str, OwnerAnswer] = field(default_factory=dict)
+    reading: asyncio.Future[dict[str, OwnerAnswer]] | None = None
 
-    def came(self) -> None:
+    def count_arrival(self) -> None:
         self.awaited -= 1
         if not self.awaited:
             self.complete.set()
 
-    async def gathers(self) -> bool:
-        """Whether all of them come soon."""
+    async def wait_for_all(self) -> bool:
+        """Wait a short time for the rest of the batch; return whether all arrived."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_PATIENCE_S):
                 await self.complete.wait()
         return self.complete.is_set()
 
 
-class Reading:
-    """The answers of one question. `together` reads several, and fails where one is not whole; `apart` each alone."""
+class AnswerBatches:
+    """Batches the answers of one question. `together` fails if any answer is invalid; `apart` reads each alone."""
 
     def __init__(
         self,
         plan: FederatedPlan,
         *,
         sources: Collection[str],
-        together: Callable[[Sequence[Answered]], Awaitable[list[Answered]]],
-        apart: Callable[[Sequence[Answered]], Awaitable[list[Answered]]],
+        together: Callable[[Sequence[OwnerAnswer]], Awaitable[list[OwnerAnswer]]],
+        apart: Callable[[Sequence[OwnerAnswer]], Awaitable[list[OwnerAnswer]]],
     ) -> None:
-        """`sources`: the tables whose values narrow other fragments."""
-        self._all = _Company(len(plan.fragments))
-        self._shares = {table: _Company(len(plan.tables[table])) for table in sources}
+        """`sources`: the tables whose values narrow other fragments; each has a batch of its own."""
+        self._all = _Batch(len(plan.fragments))
+        self._shares = {table: _Batch(len(plan.tables[table])) for table in sources}
         self._together, self._apart = together, apart
 
-    async def read(self, answered: Answered) -> Answered:
-        """The answer, read, or left unread: then every answer of the question is there."""
-        company = self._shares.get(answered.fragment.table)
-        for one in (self._all, company):
+    async def read(self, answered: OwnerAnswer) -> OwnerAnswer:
+        """Return the answer, read; or still unread once every answer of the question has arrived."""
+        batch = self._shares.get(answered.fragment.table)
+        for one in (self._all, batch):
             if one is not None:
-                one.came()
+                one.count_arrival()
         if not answered.unread:
             return answered
-        if company is None:
-            return answered if await self._all.gathers() else (await self._apart([answered]))[0]
-        return await self._with(company, answered)
+        if batch is None:
+            return answered if await self._all.wait_for_all() else (await self._apart([answered]))[0]
+        return await self._read_with(batch, answered)
 
-    async def _with(self, company: _Company, answered: Answered) -> Answered:
+    async def _read_with(self, batch: _Batch, answered: OwnerAnswer) -> OwnerAnswer:
         name = answered.fragment.id
-        company.unread[name] = answered
-        if not await company.gathers():
-            del company.unread[name]
+        batch.unread[name] = answered
+        if not await batch.wait_for_all():
+            del batch.unread[name]
             return (await self._apart([answered]))[0]
-        if company.reading is None:
-            company.reading = asyncio.ensure_future(self._read(list(company.unread.values())))
-        return (await asyncio.shield(company.reading))[name]
+        if batch.reading is None:
+            batch.reading = asyncio.ensure_future(self._read(list(batch.unread.values())))
+        return (await asyncio.shield(batch.reading))[name]
 
-    async def _read(self, unread: Sequence[Answered]) -> dict[str, Answered]:
+    async def _read(self, unread: Sequence[OwnerAnswer]) -> dict[str, OwnerAnswer]:
         try:
             found = await self._together(unread)
-        except HanseError:  # of one of them, and nobody knows which
+        except HanseError:  # one of them failed, and the error does not say which
             found = await self._apart(unread)
         return {one.fragment.id: one for one in found}
 
     def cancel(self) -> None:
-        """Nobody waits for them any more."""
-        for company in self._shares.values():
-            if company.reading is not None:
-                company.reading.cancel()
+        """Stop reading: the question has ended."""
+        for batch in self._shares.values():
+            if batch.reading is not None:
+                batch.reading.cancel()

@@ -1,6 +1,6 @@
-"""What an owner says of an agreement (`GET /data/v1/contract`), as far as a question is planned by it. Pure.
+"""Validated contract summary of an agreement (`GET /data/v1/contract`), as far as the planner needs it. Pure.
 
-Owners write it, so each member has its type here, and whatever has another is no summary.
+The summary comes from another participant, so every member is checked against its type.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _Tenths = Annotated[int, Field(ge=0, le=90, multiple_of=10), JSON_NUMBER]  # per
 _Number = Annotated[float, Field(allow_inf_nan=False), JSON_NUMBER]
 
 
-class Shown(BaseModel):
-    """A column."""
+class ShownColumn(BaseModel):
+    """A column that the agreement shows."""
 
     name: str
     type: str
@@ -28,56 +28,56 @@ class Shown(BaseModel):
     @classmethod
     def _is_text(cls, text: str) -> str:
         if not is_whole(text):
-            raise ValueError("expected a text of whole characters, came half of one")
+            raise ValueError("expected text of whole characters, got half of a surrogate pair")
         return text
 
     @field_validator("name")
     @classmethod
-    def _is_of_one(cls, name: str) -> str:
+    def _is_one_column(cls, name: str) -> str:
         if name == "*":
-            raise ValueError("expected the name of one column, came the sign for all of them; its owner must rename it")
+            raise ValueError("expected the name of one column, got '*'; its owner must rename it")
         return name
 
 
-class Axis(BaseModel):
-    """A dimension or a measure. `width`: of the bins that a dimension's values are in, where they are."""
+class GridAxis(BaseModel):
+    """A dimension or a measure. `width`: the bin width of a binned dimension."""
 
     column: str
     width: _Number | None = None
 
 
-class Share(BaseModel):
-    """Which share of rows and of groups an owner says that its grid leaves out: the lower edges, in per cent."""
+class LeftOutShare(BaseModel):
+    """Lower bounds, in per cent, of the rows and groups that an owner's grid leaves out."""
 
     rows: _Tenths
     groups: _Tenths
 
 
-class Grid(BaseModel):
-    """What is answered where only figures over groups are."""
+class ContractGrid(BaseModel):
+    """The aggregates that an aggregate-only contract permits."""
 
-    dimensions: tuple[Axis, ...]
-    measures: tuple[Axis, ...]
+    dimensions: tuple[GridAxis, ...]
+    measures: tuple[GridAxis, ...]
     min_group: _Count
     entity: str | None
     epsilon: _Number | None = None
-    left_out: Share | None = None
+    left_out: LeftOutShare | None = None
 
 
 class Contract(BaseModel):
-    """One way in which the agreement may be used."""
+    """One permitted use under the agreement."""
 
     actions: tuple[str, ...]
     purposes: tuple[str, ...]
-    columns: tuple[Shown, ...]
-    aggregate: Grid | None
+    columns: tuple[ShownColumn, ...]
+    aggregate: ContractGrid | None
     joins: tuple[str, ...] | None
     limits: Mapping[str, Any] = Field(default_factory=dict)
-    shares_keys: Any = None  # True alone counts
+    shares_keys: Any = None  # anything but True means no
 
 
 class Summary(BaseModel):
-    """An agreement as its owner sees it now."""
+    """An agreement as its owner describes it now."""
 
     owner: str
     name: str
@@ -87,8 +87,8 @@ class Summary(BaseModel):
     contracts: tuple[Contract, ...] = Field(min_length=1)
 
 
-def summary_of(wire: Mapping[str, Any]) -> Summary:
-    """The summary; ValueError says what does not fit first."""
+def parse_summary(wire: Mapping[str, Any]) -> Summary:
+    """Return the validated summary. Raises: ValueError, which names the first member that does not fit."""
     try:
         return Summary.model_validate(wire)
     except ValidationError as error:

@@ -1,12 +1,12 @@
-"""Questions over several owners, from SQL to an Arrow stream: plan, ask the owners, merge, account.
+"""Federated query service: plan SQL over several owners, ask them, merge their answers, record the query.
 
     answer = await coordinator.ask(Question(sql=..., purpose=...), by="console")
-    async for part in answer.parts(): ...      # one Arrow IPC stream; its last record says how it ended
+    async for part in answer.parts(): ...      # one Arrow IPC stream; its last record states the outcome
     await answer.close()
 
-How one question goes on its way is in `execution`. Whatever happens, the log has a `QueryCoordinated` under
-each of its agreements, or one alone where it has none, with the totals; the first has every owner's part, too. The main
-process loads neither the engine nor Arrow for this.
+`execution` runs a single question. Every outcome is logged as one `QueryCoordinated` with the totals for each agreement
+(a single one without an agreement); the first record also has every owner's part. Runs in the main process, which loads
+neither the engine nor Arrow.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from connector.engine.pool.protocol import TRAILER_KEY
 from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, internal_error
 from connector.events import QueryCoordinated, together
 from connector.federation.deadline import Deadline
-from connector.federation.execution import END_OF_STREAM, Answer, Means, Work, filled
+from connector.federation.execution import END_OF_STREAM, FederatedAnswer, Means, Work, fill_trailer
 from connector.federation.expected_types import Shapes
-from connector.federation.federated_query import Missing, Progress, Question
-from connector.federation.owner_client import Answered, Remote, Ticket, told_by
+from connector.federation.federated_query import Missing, QueryProgress, Question
+from connector.federation.owner_client import OwnerAnswer, OwnerClient, Ticket, explain_silence
 from connector.federation.planner.model import ALL, FederatedPlan, KnownTables, Tables, UnreachableOwner
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.concurrency.turn_queue import TurnQueue, pause_after
@@ -51,20 +51,20 @@ Name = tuple[str, str]
 
 
 class TablesFor(Protocol):
-    """What the datasets of these names are to us, for a purpose; `fresh`: as their owners say now."""
+    """Looks up the tables of these names for a purpose; `fresh` asks their owners again."""
 
     def __call__(self, names: Collection[Name], purpose: str, *, fresh: bool = False) -> Awaitable[KnownTables]: ...
 
 
 class _NoTurn(Limited):
-    """A question that was refused before anything was done for it."""
+    """No place became free for the question; it was refused before any work was done."""
 
 
 class Coordinator:
-    """Asks questions over several owners. `tables_for` and `ticket` speak for our agreements as a consumer.
+    """Runs questions over several owners. `tables_for` and `ticket` look up this participant's consumer agreements.
 
-    At most `queries_max` questions run at once. TypeCasts wait for their turn, at most `queue_seconds` and within their
-    own deadline; askers take turns, so that many questions of one asker do not delay another's.
+    At most `queries_max` questions run at once. Others wait in a round-robin queue keyed by asker, for at most
+    `queue_seconds` and within their own deadline.
     """
 
     def __init__(
@@ -92,35 +92,35 @@ class Coordinator:
         self._turns = TurnQueue(queries_max, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
         self._means = Means(
             pool=pool,
-            remote=Remote(net, pool, ticket),
+            remote=OwnerClient(net, pool, ticket),
             shapes=Shapes(pool),
             work_dir=work_dir,
             memory_mb=memory_mb,
             temp_mb=temp_mb,
             bytes_max=bytes_max,
             plan=self._plan,
-            ended=self._ended,
+            on_end=self._on_end,
         )
-        self._waiting: dict[str, Progress] = {}
-        self._known: OrderedDict[str, Progress] = OrderedDict()
+        self._waiting: dict[str, QueryProgress] = {}
+        self._known: OrderedDict[str, QueryProgress] = OrderedDict()
         self._running: set[str] = set()
-        self._explaining = 0  # questions of which only the plan is asked
+        self._explaining = 0  # questions that ask only for their plan
         if metrics is not None:
             metrics.queries.set_function(lambda: len(self._running) + self._explaining)
             metrics.queries_waiting.set_function(lambda: self._turns.waiting)
-        shutil.rmtree(work_dir, ignore_errors=True)  # what a crash has left
+        shutil.rmtree(work_dir, ignore_errors=True)  # files left by a crash
         work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def progress(self, query_id: str) -> Progress | None:
-        """A question that waits, runs or ran recently."""
+    def progress(self, query_id: str) -> QueryProgress | None:
+        """Return the state of a question that waits, runs or ran recently."""
         return self._waiting.get(query_id) or self._known.get(query_id)
 
-    def recent(self) -> list[Progress]:
-        """Questions that wait, then those that run or ran recently; each newest first."""
+    def recent(self) -> list[QueryProgress]:
+        """List questions that wait, then those that run or ran recently; each newest first."""
         return [*reversed(self._waiting.values()), *reversed(self._known.values())]
 
     def cancel(self, query_id: str) -> bool:
-        """Stop a question that runs or waits; its owners' work stops with it. Whether there was one to stop."""
+        """Stop a question that runs or waits, and its work at the owners. Return whether it was under way."""
         found = self.progress(query_id)
         under_way = query_id in self._running or query_id in self._waiting
         if found is None or found.task is None or not under_way:
@@ -130,25 +130,27 @@ class Coordinator:
         return True
 
     async def plan(self, question: Question, *, by: str) -> FederatedPlan:
-        """The plan alone; nothing is asked of an owner but what its agreement shows. Counts among the questions that
-        run, and has their time. Refusals are recorded."""
+        """Return the plan without asking owners for data; only contract summaries are fetched.
+
+        Counts as a running question and has the same deadline. Refusals are recorded.
+        """
         deadline = Deadline(question.seconds or self._seconds)
         await self._take_turn(by, deadline)
         self._explaining += 1
         try:
-            return await self._plan_in_time(question, self._progress(question, by), deadline)
+            return await self._plan_in_time(question, self._make_progress(question, by), deadline)
         except HanseError as error:
-            await self._record(self._progress(question, by), None, (), "refused", error)
+            await self._record(self._make_progress(question, by), None, (), "refused", error)
             raise
         finally:
             self._explaining -= 1
             self._turns.give_back()
 
-    async def ask(self, question: Question, *, by: str) -> Answer:
-        """FederatedPlan, ask, and start merging. Raises before the first byte whatever stands in the way."""
+    async def ask(self, question: Question, *, by: str) -> FederatedAnswer:
+        """Plan the question, ask the owners and start merging. Errors up to the first byte are raised here."""
         if self.progress(question.query_id) is not None:
             raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
-        progress = self._progress(question, by)
+        progress = self._make_progress(question, by)
         progress.task = asyncio.current_task()
         work = Work(self._means, question, progress, seconds=question.seconds or self._seconds)
         try:
@@ -157,14 +159,14 @@ class Coordinator:
         except _NoTurn:  # counted
             raise
         except BaseException as error:
-            await asyncio.shield(work.end(_outcome(error, work.asked), error))
+            await asyncio.shield(work.end(_name_outcome(error, work.asked), error))
             if isinstance(error, asyncio.CancelledError) and progress.code == "cancelled":
                 raise Refused("the question was cancelled", code="cancelled") from None
             raise
 
-    async def _plan_in_time(self, question: Question, progress: Progress, deadline: Deadline) -> FederatedPlan:
+    async def _plan_in_time(self, question: Question, progress: QueryProgress, deadline: Deadline) -> FederatedPlan:
         try:
-            async with asyncio.timeout(deadline.left()):
+            async with asyncio.timeout(deadline.seconds_left()):
                 return await self._plan(question, progress, False)
         except TimeoutError:
             raise Limited(
@@ -172,8 +174,10 @@ class Coordinator:
             ) from None
 
     async def _wait(self, work: Work) -> None:
-        """Wait until a question may run. Meanwhile it is known as one that waits, afterwards as one that runs or ran.
-        One that was refused is known no more: its id may be used again."""
+        """Wait until a question may run. It is listed as waiting meanwhile and as running afterwards.
+
+        A question that gets no place is forgotten, so its id may be used again.
+        """
         progress = work.progress
         self._waiting[progress.query_id] = progress
         try:
@@ -186,10 +190,10 @@ class Coordinator:
     async def _take_turn(self, by: str, deadline: Deadline) -> None:
         """Wait until the question may run, before any work is done for it.
 
-        A refusal costs no database write: the log has the number of them (decision 35).
+        A refusal writes nothing to the database; the log records only how many there were (decision 35).
         """
         try:
-            await self._turns.take(by, seconds=min(self._queue_seconds, deadline.left(later=_STAGES)))
+            await self._turns.take(by, seconds=min(self._queue_seconds, deadline.seconds_left(later=_STAGES)))
         except Busy as full:
             pause = pause_after(self._queue_seconds)
             refused = _NoTurn(
@@ -202,25 +206,27 @@ class Coordinator:
             self._store.refusals.count(counted, time.monotonic())
             raise refused from None
 
-    def _progress(self, question: Question, by: str) -> Progress:
+    def _make_progress(self, question: Question, by: str) -> QueryProgress:
         query_id = question.query_id or secrets.token_hex(8)
-        return Progress(query_id, by, question.sql[:10_000], question.purpose, time.time())
+        return QueryProgress(query_id, by, question.sql[:10_000], question.purpose, time.time())
 
-    async def _plan(self, question: Question, progress: Progress, fresh: bool) -> FederatedPlan:
-        read = await asyncio.to_thread(_read, question)
+    async def _plan(self, question: Question, progress: QueryProgress, fresh: bool) -> FederatedPlan:
+        read = await asyncio.to_thread(_parse, question)
         progress.misleading = read.misleading
         copies = [(ALL, name) for name in question.layout.copies]
         known = await self._tables_for((*read.names, *copies), question.purpose, fresh=fresh)
-        for silent in _needed(read.names, known):
+        for silent in _find_missing_owners(read.names, known):
             missing = Missing.of(
                 silent.error, silent.owner, silent.participant, silent.dataset, agreements=[silent.agreement]
             )
             progress.miss(missing, question, silent.error)
-        found, planned = await asyncio.to_thread(_planned, question, read.tree, question.layout.apply_to(known.tables))
+        found, planned = await asyncio.to_thread(
+            _make_plan, question, read.tree, question.layout.apply_to(known.tables)
+        )
         progress.planning_ms = round(read.ms + planned, 1)
         return found
 
-    async def _ended(self, work: Work, outcome: str, error: BaseException | None) -> None:
+    async def _on_end(self, work: Work, outcome: str, error: BaseException | None) -> None:
         if work.progress.query_id in self._running:
             self._running.discard(work.progress.query_id)
             self._turns.give_back()
@@ -228,17 +234,17 @@ class Coordinator:
 
     async def _record(
         self,
-        progress: Progress,
+        progress: QueryProgress,
         plan: FederatedPlan | None,
-        answers: Sequence[Answered],
+        answers: Sequence[OwnerAnswer],
         outcome: str,
         error: BaseException | None,
     ) -> None:
-        failure = _told(error)
+        failure = _error_to_record(error)
         progress.state = "complete" if outcome == "ok" else outcome
         progress.code = progress.code or ("" if error is None else "cancelled" if failure is None else failure.code)
         progress.reason = "" if failure is None else failure.message
-        under = _under(plan)
+        under = _map_agreements(plan)
         common: dict[str, Any] = {
             "actor": progress.by,
             "purpose": progress.purpose,
@@ -248,7 +254,7 @@ class Coordinator:
             "reason": progress.reason[:400],
             "rule": str(getattr(failure, "rule", "")),
         }
-        told = _told_under(list(under), progress, answers)
+        told = _split_details(list(under), progress, answers)
         events = [
             QueryCoordinated(agreement=one, dataset=named, detail=detail, **common)
             for (one, named), detail in zip(under.items(), told, strict=True)
@@ -261,8 +267,8 @@ class Coordinator:
         await self._store.write(work)
 
 
-def _under(plan: FederatedPlan | None) -> dict[str, str]:
-    """The agreements of a question with what each is for, as `owner/dataset`; only an empty one where it has none."""
+def _map_agreements(plan: FederatedPlan | None) -> dict[str, str]:
+    """Map each agreement to its datasets (`owner/dataset`, comma-separated); one empty entry without agreements."""
     found: dict[str, dict[str, None]] = {}
     for one in plan.fragments if plan is not None else ():
         for agreement, dataset in one.under:
@@ -270,13 +276,15 @@ def _under(plan: FederatedPlan | None) -> dict[str, str]:
     return {agreement: ",".join(names)[:2000] for agreement, names in found.items()} or {"": ""}
 
 
-def _told_under(agreements: Sequence[str], progress: Progress, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
-    """The `detail` of a question's record under each of its agreements: the first has all, the others what is theirs.
+def _split_details(
+    agreements: Sequence[str], progress: QueryProgress, answers: Sequence[OwnerAnswer]
+) -> Iterator[dict[str, Any]]:
+    """Yield the `detail` of the record for each agreement: the first has every part, the others only their own.
 
-    All in each would be as much as the square of how many there are.
+    Every part in every record would grow with the square of the number of agreements.
     """
     totals = {"rows": progress.rows, "ms": progress.ms}
-    parts = [_part(one) for one in answers if one.missing is None]
+    parts = [_report_fragment(one) for one in answers if one.missing is None]
     missing = [one.to_json() for one in progress.missing]
     by: dict[str, tuple[list[Any], list[Any]]] = {one: ([], []) for one in agreements}
     for part in parts:
@@ -291,8 +299,8 @@ def _told_under(agreements: Sequence[str], progress: Progress, answers: Sequence
         yield {**totals, "owners": owners, **({"missing": lacks} if lacks else {}), "whole": whole}
 
 
-def _part(answer: Answered) -> dict[str, Any]:
-    """What a fragment brought; no rows where nobody had counted them yet when the question failed."""
+def _report_fragment(answer: OwnerAnswer) -> dict[str, Any]:
+    """Return the figures of a fragment; without `rows` if they were not counted before the question failed."""
     return {
         "owner": answer.fragment.owner,
         "fragment": answer.fragment.id,
@@ -304,8 +312,8 @@ def _part(answer: Answered) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A question's text, read: its tree, the datasets it names, and what stands against a partial answer."""
+class _ParsedQuestion:
+    """A parsed question: its tree, its datasets, and why a partial answer would mislead (empty if it would not)."""
 
     tree: exp.Expr
     names: tuple[Name, ...]
@@ -313,18 +321,18 @@ class _Read:
     ms: float
 
 
-def _read(question: Question) -> _Read:
+def _parse(question: Question) -> _ParsedQuestion:
     from connector.federation import partial_answers
     from connector.federation.planner import sql_text
 
     begun = time.thread_time()
     tree = sql_text.read(question.sql)
-    misleading = partial_answers.why_not(tree) if question.partial else ""
-    return _Read(tree, sql_text.datasets(tree), misleading, (time.thread_time() - begun) * 1000)
+    misleading = partial_answers.explain_misleading(tree) if question.partial else ""
+    return _ParsedQuestion(tree, sql_text.datasets(tree), misleading, (time.thread_time() - begun) * 1000)
 
 
-def _planned(question: Question, tree: exp.Expr, tables: Tables) -> tuple[FederatedPlan, float]:
-    """The plan, and the milliseconds of processor time that it took."""
+def _make_plan(question: Question, tree: exp.Expr, tables: Tables) -> tuple[FederatedPlan, float]:
+    """Return the plan and the milliseconds of processor time that it took."""
     from connector.federation.planner.planner import plan
 
     begun = time.thread_time()
@@ -332,28 +340,28 @@ def _planned(question: Question, tree: exp.Expr, tables: Tables) -> tuple[Federa
     return found, (time.thread_time() - begun) * 1000
 
 
-def _needed(names: Collection[Name], known: KnownTables) -> Iterator[UnreachableOwner]:
-    """Datasets of the question whose owners did not say what they share: a union without them would be short.
+def _find_missing_owners(names: Collection[Name], known: KnownTables) -> Iterator[UnreachableOwner]:
+    """Yield the datasets whose owners sent no contract summary; a union without them would be incomplete.
 
-    Raises where nobody else has the dataset.
+    Raises: the owner's error if no other owner has the dataset.
     """
     for owner, dataset in names:
         silent = [one for one in known.silent if one.may_be(owner, dataset)]
         there = [key for key in known.tables if key[1] == dataset and owner in (ALL, key[0])]
         if silent and not there:
-            raise told_by(silent[0])
+            raise explain_silence(silent[0])
         for one in silent if owner == ALL else ():
-            yield UnreachableOwner(one.owner, one.dataset, one.participant, one.agreement, told_by(one))
+            yield UnreachableOwner(one.owner, one.dataset, one.participant, one.agreement, explain_silence(one))
 
 
-def _told(error: BaseException | None) -> HanseError | None:
-    """An error as it is recorded; None where there is none, or whoever asked has stopped."""
+def _error_to_record(error: BaseException | None) -> HanseError | None:
+    """Return the error to record; None without an error or if the caller cancelled the question."""
     if error is None or isinstance(error, asyncio.CancelledError):
         return None
     return error if isinstance(error, HanseError) else internal_error()
 
 
-def _outcome(error: BaseException, asked: bool) -> str:
+def _name_outcome(error: BaseException, asked: bool) -> str:
     if not isinstance(error, HanseError | asyncio.CancelledError):
         return "failed"
     said = isinstance(error, Refused | QueryInvalid | NotFound) or not (asked or isinstance(error, PeerFailed))
@@ -362,4 +370,13 @@ def _outcome(error: BaseException, asked: bool) -> str:
     return "broken" if isinstance(error, asyncio.CancelledError) else "failed"
 
 
-__all__ = ["END_OF_STREAM", "MEDIA", "TRAILER_KEY", "Answer", "Coordinator", "Progress", "Question", "filled"]
+__all__ = [
+    "END_OF_STREAM",
+    "MEDIA",
+    "TRAILER_KEY",
+    "Coordinator",
+    "FederatedAnswer",
+    "QueryProgress",
+    "Question",
+    "fill_trailer",
+]

@@ -1,8 +1,7 @@
-"""The seconds of one question, split over its stages: planning, each wave of fragments, merging.
+"""Deadline of one question, split over its stages: planning, each wave of fragments, merging.
 
-A stage may take what is left, less a tenth of the whole for every stage that follows it (half of the whole at most).
-So an owner that is slow ends the question while there is still time to say so, and time that one stage did not need
-goes to the next.
+A stage may take the remaining time, less a tenth of the total for every later stage (at most half of the total). So a
+slow owner times out while there is still time to report it, and unused time goes to the next stage.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from collections.abc import Callable
 
 _TENTH = 0.1
 _HALF = 0.5
-_MOMENT = 0.05  # what is over still ends by its own timer, which names it
+_MOMENT = 0.05  # a stage that is already late still ends by its own timer, which names the stage
 
 
 class Deadline:
-    """Counts from its making."""
+    """A time limit that starts when it is created."""
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -25,10 +24,10 @@ class Deadline:
 
     @property
     def passed(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return self._clock() - self._begun
 
-    def left(self, later: int = 0) -> float:
-        """Seconds for a stage that `later` others follow."""
+    def seconds_left(self, later: int = 0) -> float:
+        """Return the seconds for a stage with `later` stages after it."""
         kept = min(_HALF, _TENTH * later) * self.seconds
         return max(_MOMENT, self.seconds - kept - self.passed)

@@ -1,9 +1,8 @@
-"""One question on its way: plan, ask the owners, merge; and its answer as it comes. `connector.federation.coordinator`
-makes these, and keeps what is known of them.
+"""Execution of one federated query: plan, ask the owners, merge, and stream the answer.
 
-Fragments run at once, as far as their keys allow; the first that fails ends the others. All of them read the versions
-of datasets that the plan was made for: where an owner has another by then, the question is planned anew, once. Their
-answers lie in a private directory until the residual has run over them in a worker that can read nothing else.
+Fragments run concurrently as far as their keys allow; the first failure cancels the rest. All fragments read the
+dataset versions of the plan; if an owner has a newer version by then, the question is planned again, once. The answers
+stay in a private directory until the residual query has run over them, in a worker that can read nothing else.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import ARROW, BATCH_BYTES, HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.engine.pool.worker_process import Result
 from connector.errors import HanseError, Limited, Refused, VersionChanged
-from connector.federation.answer_batching import Reading
+from connector.federation.answer_batching import AnswerBatches
 from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape, Shapes
-from connector.federation.federated_query import Missing, Progress, Question
-from connector.federation.owner_client import Answered, Budget, KeyTable, Remote, Request
+from connector.federation.federated_query import Missing, QueryProgress, Question
+from connector.federation.owner_client import Budget, KeyTable, OwnerAnswer, OwnerClient, OwnerRequest
 from connector.federation.planner.model import FederatedPlan, Fragment, TypeCasts
 from connector.infra.formats.digests import SEAL_BYTES, sealed
 from policies.enforce.withheld import Withheld, strongest
@@ -37,97 +36,96 @@ from policies.enforce.withheld import Withheld, strongest
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
 _THREADS = max(1, min(4, os.cpu_count() or 1))
-_HELD_MAX = 24 * 2**20  # bytes of rows that are held beside the engine, within what a worker may take beyond its limit
-_KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
-_LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
-_KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
-_POLICY_ROOM = 2048  # bytes of an end record: what was done to an answer, in words, at most
-# Why the residual does not begin, whatever the answers are.
+_HELD_MAX = 24 * 2**20  # bytes of rows held outside the engine, within a worker's allowance above its limit
+_KEYS_MAX = 3_000_000  # federated-query, section 9.1: above this a scan is cheaper
+_LOADED_SHARE = 4  # a quarter of memory or disk may hold loaded answers; their joins need at least as much again
+_KEY_BYTES_MAX = 16 * 2**20  # what fits into a query envelope in base64
+_POLICY_ROOM = 2048  # bytes of an end record for the sentences about the policies that were applied
+# Errors of the residual query that do not depend on the answers.
 _NOT_OF_ANSWERS = frozenset({"cancelled", "time_limit", "shutting_down", "format_unfit"})
-# What batches have where they are not to be sent as they are: of row groups few make a better file, and of what is
-# small as Arrow JSON makes many lines.
+# Batch sizes for file formats: Parquet is better with few row groups, and small Arrow batches become long JSON.
 _BATCH_BYTES = {"parquet": 2**23, "json": 2**19}
 
-Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
+EndCallback = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
-    """What a question works with. `plan(question, progress, fresh)`: `fresh` asks owners anew what they share."""
+    """The services that a question uses. `plan(question, progress, fresh)`: `fresh` bypasses cached summaries."""
 
     pool: Pool
-    remote: Remote
+    remote: OwnerClient
     shapes: Shapes
     work_dir: Path
     memory_mb: int
     temp_mb: int
     bytes_max: int
-    plan: Callable[[Question, Progress, bool], Awaitable[FederatedPlan]]
-    ended: Ended
+    plan: Callable[[Question, QueryProgress, bool], Awaitable[FederatedPlan]]
+    on_end: EndCallback
 
 
 class Work:
-    """One question on its way; ends exactly once."""
+    """The run of one question; ends exactly once."""
 
-    def __init__(self, means: Means, question: Question, progress: Progress, *, seconds: float) -> None:
+    def __init__(self, means: Means, question: Question, progress: QueryProgress, *, seconds: float) -> None:
         self.means = means
         self.question = question
         self.progress = progress
         self.deadline = Deadline(seconds)
         self.plan: FederatedPlan | None = None
         self.asked = False
-        self.answers: list[Answered] = []
+        self.answers: list[OwnerAnswer] = []
         self.folder: Path | None = None
         self.run: AbstractAsyncContextManager[Result] | None = None
         self.result: Result | None = None
         self.done = False
         self._waves: dict[str, int] = {}
         self._wanted: dict[str, tuple[str, ...]] = {}
-        self._reading: Reading | None = None
+        self._reading: AnswerBatches | None = None
         self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
         self._shapes: asyncio.Future[Mapping[str, Shape]] = asyncio.Future()
 
-    async def begin(self) -> Answer:
-        """Everything until the first bytes of the answer are there."""
+    async def begin(self) -> FederatedAnswer:
+        """Plan, ask and start merging, until the first bytes of the answer are available."""
         try:
             return await self._answer(fresh=False)
         except VersionChanged as changed:
             if changed.code != "snapshot_changed":
                 raise
-            await self._forget()
+            await self._discard_answers()
             return await self._answer(fresh=True)
 
-    async def _answer(self, *, fresh: bool) -> Answer:
+    async def _answer(self, *, fresh: bool) -> FederatedAnswer:
         await self._ask_owners(fresh=fresh)
-        progress, plan = self.progress, self._planned
+        progress, plan = self.progress, self._current_plan
         self._check_withheld(plan)
         progress.state = "merging"
         progress.owners = self.owners()
         try:
-            async with asyncio.timeout(self.deadline.left()):
-                return await self._merged(plan)
+            async with asyncio.timeout(self.deadline.seconds_left()):
+                return await self._merge_or_reread(plan)
         except TimeoutError:
-            raise self._late() from None
+            raise self._time_limit_error() from None
 
     async def _ask_owners(self, *, fresh: bool) -> None:
         means, progress = self.means, self.progress
         progress.state = "planning"
         try:
-            async with asyncio.timeout(self.deadline.left(later=2)):
+            async with asyncio.timeout(self.deadline.seconds_left(later=2)):
                 self.plan = plan = await means.plan(self.question, progress, fresh)
         except TimeoutError:
-            raise self._late() from None
+            raise self._time_limit_error() from None
         progress.fragments = plan.fragments
         self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=means.work_dir))
         progress.state, self.asked = "asking", True
         self._waves = plan.waves
-        self._wanted = {table: wanted(plan, table) for table in plan.tables}
+        self._wanted = {table: list_wanted_outputs(plan, table) for table in plan.tables}
         self._shapes = asyncio.ensure_future(means.shapes.of(plan.fragments, self._limits(later=1)))
-        self._shapes.add_done_callback(_seen)
-        self.answers = await self._fragments(plan)
+        self._shapes.add_done_callback(_mark_failure_seen)
+        self.answers = await self._ask_fragments(plan)
 
-    async def _forget(self) -> None:
-        """What came of versions that are no longer those of the owners."""
+    async def _discard_answers(self) -> None:
+        """Discard the answers for dataset versions that the owners have replaced."""
         self._cancel_reading()
         self._key_tables.clear()
         self.progress.owners, self.progress.missing = [], []
@@ -135,11 +133,11 @@ class Work:
             await asyncio.to_thread(shutil.rmtree, self.folder, True)
 
     @property
-    def _planned(self) -> FederatedPlan:
+    def _current_plan(self) -> FederatedPlan:
         assert self.plan is not None
         return self.plan
 
-    def _late(self) -> Limited:
+    def _time_limit_error(self) -> Limited:
         return Limited(
             f"the question took longer than {self.deadline.seconds:g} s ({self.progress.state}); ask for less, or "
             "raise limits.seconds",
@@ -147,14 +145,16 @@ class Work:
             stage=self.progress.state,
         )
 
-    async def _fragments(self, plan: FederatedPlan) -> list[Answered]:
-        """Every fragment's answer, in the plan's order; the first failure ends the rest."""
+    async def _ask_fragments(self, plan: FederatedPlan) -> list[OwnerAnswer]:
+        """Ask all owners; return the answers in the plan's order. The first failure cancels the rest."""
         gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
-        tasks: dict[str, asyncio.Task[Answered]] = {}
+        tasks: dict[str, asyncio.Task[OwnerAnswer]] = {}
         sources = [table for table, outputs in self._wanted.items() if outputs]
-        self._reading = reading = Reading(plan, sources=sources, together=self._read_together, apart=self._read_apart)
+        self._reading = reading = AnswerBatches(
+            plan, sources=sources, together=self._read_together, apart=self._read_apart
+        )
 
-        async def one(fragment: Fragment) -> Answered:
+        async def ask_fragment(fragment: Fragment) -> OwnerAnswer:
             sources = {key.source for key in fragment.keys}
             shares = {source: [await tasks[share.id] for share in plan.tables[source]] for source in sources}
             async with gate:
@@ -162,25 +162,27 @@ class Work:
                 answered = await self._ask(fragment, sql, keys, budget)
             answered = await reading.read(answered)
             if answered.missing is None and not answered.unread:
-                self.progress.owners.append(_told(answered))
+                self.progress.owners.append(_report_owner(answered))
             return answered
 
         try:
             async with asyncio.TaskGroup() as group:
                 for fragment in plan.fragments:
-                    tasks[fragment.id] = group.create_task(one(fragment))
+                    tasks[fragment.id] = group.create_task(ask_fragment(fragment))
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise _first_error(failed) from None
         return [tasks[fragment.id].result() for fragment in plan.fragments]
 
-    async def _keys(self, fragment: Fragment, shares: Mapping[str, list[Answered]]) -> tuple[str, tuple[KeyTable, ...]]:
-        """The fragment's SQL and the tables of keys that it reads; too many keys are not sent, and not tested."""
+    async def _keys(
+        self, fragment: Fragment, shares: Mapping[str, list[OwnerAnswer]]
+    ) -> tuple[str, tuple[KeyTable, ...]]:
+        """Return the fragment's SQL and its key tables; a condition with too many keys becomes TRUE and sends none."""
         sql: str = fragment.sql
         tables: list[KeyTable] = []
         for key in fragment.keys:
             known = (key.source, key.output)
             if known not in self._key_tables:
-                self._key_tables[known] = asyncio.ensure_future(self._distinct(key.output, shares[key.source]))
+                self._key_tables[known] = asyncio.ensure_future(self._read_distinct(key.output, shares[key.source]))
             arrow = await asyncio.shield(self._key_tables[known])
             if arrow is None:
                 sql = sql.replace(key.condition, "TRUE")
@@ -188,11 +190,11 @@ class Work:
                 tables.append(KeyTable(key.name, ("k",), arrow))
         return sql, tuple(tables)
 
-    async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
-        """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
-        if (path := await self._united(output, answers)) is not None:
-            return await asyncio.to_thread(_small, path)
-        relations, blobs = self._given(answers)
+    async def _read_distinct(self, output: str, answers: Sequence[OwnerAnswer]) -> bytes | None:
+        """Return the sorted distinct values of an output over its shares as an Arrow stream; None if too many."""
+        if (path := await self._unite_values(output, answers)) is not None:
+            return await asyncio.to_thread(_read_small_file, path)
+        relations, blobs = self._make_relations(answers)
         parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
         job = Job(
             relations=relations,
@@ -213,8 +215,8 @@ class Work:
                     return None
         return bytes(held) + END_OF_STREAM
 
-    async def _united(self, output: str, answers: Sequence[Answered]) -> Path | None:
-        """A file of the values that were found when the answers were checked; None where they were not for each."""
+    async def _unite_values(self, output: str, answers: Sequence[OwnerAnswer]) -> Path | None:
+        """Merge the values found while the answers were checked into one file; None if any answer lacks them."""
         paths = dict.fromkeys(answer.distinct.get(output) for answer in answers if answer.rows)
         found = [path for path in paths if path is not None]
         if not found or None in paths or sum(path.stat().st_size for path in found) > _KEY_BYTES_MAX:
@@ -226,11 +228,11 @@ class Work:
         job = Job(kind="unite_keys", arguments=arguments, limits=self._limits(later=2), consumer="coordinator")
         return united if await self.means.pool.ask(job) else None
 
-    async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> Answered:
-        """The owner's answer; that it is missing, where the question may be answered without it."""
+    async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> OwnerAnswer:
+        """Return the owner's answer, or a missing one if the question may be answered without it."""
         assert self.folder is not None
         later = max(self._waves.values()) - self._waves[fragment.table] + 1  # the waves after this one, and merging
-        request = Request(
+        request = OwnerRequest(
             query_id=self.progress.query_id,
             fragment=fragment,
             sql=sql,
@@ -245,26 +247,26 @@ class Work:
         )
         return await self._unless_missing(fragment, self.means.remote.ask(request, self.folder, budget))
 
-    async def _read_alone(self, answered: Answered) -> Answered:
+    async def _read_alone(self, answered: OwnerAnswer) -> OwnerAnswer:
         if answered.small is None:
             return answered
         return await self._unless_missing(answered.fragment, self.means.remote.read(answered))
 
-    async def _read_apart(self, answers: Sequence[Answered]) -> list[Answered]:
-        """Each that is small read alone, all at once: none waits for another's owner."""
+    async def _read_apart(self, answers: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:
+        """Read each small answer alone, all concurrently, so that a slow owner delays no other."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._read_alone(one)) for one in answers]
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise _first_error(failed) from None
         return [task.result() for task in tasks]
 
-    async def _read_together(self, answers: Sequence[Answered]) -> list[Answered]:
+    async def _read_together(self, answers: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:
         wanted = self._wanted[answers[0].fragment.table]
         shapes = await asyncio.shield(self._shapes)
         return await self.means.remote.read_together(answers, wanted, shapes, self._limits(later=2))
 
-    async def _unless_missing(self, fragment: Fragment, answer: Awaitable[Answered]) -> Answered:
+    async def _unless_missing(self, fragment: Fragment, answer: Awaitable[OwnerAnswer]) -> OwnerAnswer:
         try:
             return await answer
         except HanseError as error:
@@ -272,14 +274,14 @@ class Work:
                 error, fragment.owner, fragment.participant, ",".join(fragment.datasets), agreements=fragment.agreements
             )
             self.progress.miss(missing, self.question, error)
-            return Answered(fragment, None, missing=error)
+            return OwnerAnswer(fragment, None, missing=error)
 
     def _check_withheld(self, plan: FederatedPlan) -> None:
-        """Where no share of a table gave anything there is nothing to merge: the owner's own refusal stands."""
+        """Raise the owner's refusal if no share of a table has an answer, because then there is nothing to merge."""
         by = {answer.fragment.id: answer for answer in self.answers}
         for fragments in plan.tables.values():
             there = [by[one.id] for one in fragments]
-            if any(answer.given for answer in there):
+            if any(answer.has_content for answer in there):
                 continue
             refused = next((answer.refused for answer in there if answer.refused is not None), None)
             if refused is None:
@@ -290,10 +292,12 @@ class Work:
                 rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
             )
 
-    async def _merged(self, plan: FederatedPlan) -> Answer:
-        """The residual under way. Where it does not begin, each small answer is read alone first: one that is not what
-        it should be is asked for once more, or the error says whose it is."""
-        await asyncio.shield(self._shapes)  # where it fails, that is no owner's doing
+    async def _merge_or_reread(self, plan: FederatedPlan) -> FederatedAnswer:
+        """Start the merge. If that fails, read each small answer alone and start it again.
+
+        Reading alone requests a damaged answer once more, or raises an error that names its owner.
+        """
+        await asyncio.shield(self._shapes)  # a failure here is not caused by an owner's answer
         try:
             return await self._merge(plan)
         except HanseError as error:
@@ -303,16 +307,16 @@ class Work:
         self._check_withheld(plan)
         return await self._merge(plan)
 
-    async def _merge(self, plan: FederatedPlan) -> Answer:
-        """Start the residual in a worker, over the answers and nothing else."""
+    async def _merge(self, plan: FederatedPlan) -> FederatedAnswer:
+        """Start the residual query in a worker that can read only the answers."""
         shapes = self._shapes.result()
         others = {name: one.others for name, one in shapes.items() if one.others}
-        relations, blobs = self._given(self.answers, others)
+        relations, blobs = self._make_relations(self.answers, others)
         if len(plan.tables) > 1:
-            relations = self._taken(relations, plan)
-        without = {answer.fragment.id for answer in self.answers if not answer.given}
-        sql, functions = await asyncio.to_thread(_residual, plan, others, without, relations)
-        told = [_told(answer) for answer in self.answers if answer.missing is None]  # also of what is unread
+            relations = self._load_relations(relations, plan)
+        without = {answer.fragment.id for answer in self.answers if not answer.has_content}
+        sql, functions = await asyncio.to_thread(_write_residual, plan, others, without, relations)
+        told = [_report_owner(answer) for answer in self.answers if answer.missing is None]  # including unread answers
         room = len(json.dumps(self.report("complete", owners=told))) + 1024 + _POLICY_ROOM * len(blobs)
         self.run = self.means.pool.run(
             Job(
@@ -333,30 +337,33 @@ class Work:
         )
         self.result = await self.run.__aenter__()
         read = dict(zip(blobs, self.result.answers, strict=True))
-        self.answers = [one.read(read[one.fragment.id], {}) if one.unread else one for one in self.answers]
+        self.answers = [one.with_content(read[one.fragment.id], {}) if one.unread else one for one in self.answers]
         self.progress.owners = self.owners()
-        return Answer(self, self.result)
+        return FederatedAnswer(self, self.result)
 
     def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
         means = self.means
         return Limits(
-            seconds=self.deadline.left(later),
+            seconds=self.deadline.seconds_left(later),
             rows=rows,
             memory_mb=means.memory_mb,
             temp_mb=means.temp_mb,
             threads=_THREADS,
         )
 
-    def _given(
-        self, answers: Sequence[Answered], apart: Collection[str] = ()
+    def _make_relations(
+        self, answers: Sequence[OwnerAnswer], apart: Collection[str] = ()
     ) -> tuple[dict[str, Relation], dict[str, bytes]]:
-        """Answers as relations, and those that are blobs of the job, by their fragments. A table is one relation where
-        all of it that was given is small, and none of its fragments is to stay `apart`; else each fragment is."""
+        """Return the answers as relations, and the small ones as blobs of the job by fragment id.
+
+        A table is one relation if all its answers are small and none of its fragments is in `apart`; otherwise each
+        fragment is a relation.
+        """
         blobs = {one.fragment.id: one.small.body for one in answers if one.small is not None}
         places = {name: (number,) for number, name in enumerate(blobs)}
-        tables: dict[str, list[Answered]] = {}
+        tables: dict[str, list[OwnerAnswer]] = {}
         for answer in answers:
-            if answer.given:
+            if answer.has_content:
                 tables.setdefault(answer.fragment.table, []).append(answer)
         relations: dict[str, Relation] = {}
         for table, given in tables.items():
@@ -368,23 +375,25 @@ class Work:
                 relations |= {one.fragment.id: self._relation(one, places.get(one.fragment.id, ())) for one in given}
         return relations, blobs
 
-    def _relation(self, answer: Answered, places: tuple[int, ...]) -> Relation:
+    def _relation(self, answer: OwnerAnswer, places: tuple[int, ...]) -> Relation:
         if places:
             return Relation("", answers=places, columns=answer.fragment.outputs)
         assert self.folder is not None
         return Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
 
-    def _taken(self, relations: dict[str, Relation], plan: FederatedPlan) -> dict[str, Relation]:
-        """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
-        has, and joins two large ones on a column of few values before a small one.
+    def _load_relations(self, relations: dict[str, Relation], plan: FederatedPlan) -> dict[str, Relation]:
+        """Mark relations to be loaded into the engine if they are small enough.
 
-        The largest table may be held, which takes half the time: its partners in every join are loaded, and what is
-        known of one side is enough.
+        The engine does not know the row count of a stream, so it may join two large streams on a column with few values
+        before a small one. The largest table may be held instead of loaded, which takes half the time: its partners in
+        every join are loaded, and the row count of one side is enough.
         """
         most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
         sizes = Counter[str]()
         for answer in self.answers:
-            sizes[answer.fragment.table] += answer.size or answer.nbytes  # little, where it is not read yet
+            sizes[answer.fragment.table] += (
+                answer.size or answer.nbytes
+            )  # nbytes is an underestimate for an unread answer
         if sizes.total() > most:
             return relations
         ((largest, size),) = sizes.most_common(1)
@@ -396,10 +405,10 @@ class Work:
         }
 
     def owners(self) -> list[dict[str, Any]]:
-        return [_told(answer) for answer in self.answers if answer.missing is None and not answer.unread]
+        return [_report_owner(answer) for answer in self.answers if answer.missing is None and not answer.unread]
 
     def report(self, status: str, **more: Any) -> dict[str, Any]:
-        """The end record."""
+        """Return the end record."""
         return {
             "status": status,
             "query_id": self.progress.query_id,
@@ -420,13 +429,15 @@ class Work:
         return strongest((planned, *(answer.withheld for answer in self.answers)))
 
     def _left_out(self) -> list[str]:
-        """What is left out, in sentences: by agreements, and by owners that refused their whole part."""
+        """List in sentences what is left out: by agreements, and by owners that refused their whole share."""
         refused = dict.fromkeys(answer.fragment.owner for answer in self.answers if answer.refused is not None)
-        said = [f"{owner} gave no group: none is large enough, or none fits the question" for owner in refused]
+        said = [
+            f"{owner} returned no groups: no group is large enough, or no row matches the question" for owner in refused
+        ]
         return [*(self.plan.left_out() if self.plan else ()), *said]
 
     def _notes(self) -> dict[str, str]:
-        """What the schema of the answer says of it: a file or table that is kept still says it."""
+        """Return schema metadata about withheld rows, so that a saved file or table still carries it."""
         if self._withheld() is Withheld.NOTHING:
             return {}
         return {"hanse.withheld": self._withheld().value, "hanse.left_out": ". ".join(self._left_out())}
@@ -439,7 +450,7 @@ class Work:
             table.cancel()
 
     async def end(self, outcome: str, error: BaseException | None) -> None:
-        """Stop the worker, forget the files, write the log. Once."""
+        """Stop the worker, delete the files and write the log. Later calls do nothing."""
         if self.done:
             return
         self.done = True
@@ -451,17 +462,17 @@ class Work:
                 await self.run.__aexit__(None, None, None)
         if self.folder is not None:
             await asyncio.to_thread(shutil.rmtree, self.folder, True)
-        await self.means.ended(self, outcome, error)
+        await self.means.on_end(self, outcome, error)
 
 
-class Answer:
-    """The answer as it comes. `close` must be called, also after a failure; it says nothing twice."""
+class FederatedAnswer:
+    """A streamed answer. The caller must call `close`, also after a failure; a second call does nothing."""
 
     def __init__(self, work: Work, result: Result) -> None:
         self._work = work
         self._result = result
         self._format = result.job.format
-        self._digest = result.digest  # of what was given so far
+        self._digest = result.digest  # of the bytes sent so far
         self._error: BaseException | None = None
         self._outcome = "broken"
 
@@ -475,12 +486,15 @@ class Answer:
         return self._work.plan
 
     def report(self) -> dict[str, Any]:
-        """Figures of each owner and of the whole; complete once all parts were read."""
+        """Return the figures of each owner and of the whole answer; complete once all parts were read."""
         return self._work.report(self._work.progress.state)
 
     async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
-        """Schema, batches, end record: one Arrow IPC stream. In another format there is no end record: an answer that
-        does not end whole raises, and whoever sends it breaks off, so that no short file passes for a whole one."""
+        """Yield schema, batches and end record as one Arrow IPC stream.
+
+        Other formats have no end record. There an incomplete answer raises, and the sender must abort the response, so
+        that a truncated file is not taken for a complete one.
+        """
         work, progress = self._work, self._work.progress
         progress.task = asyncio.current_task()
         yield self._result.schema
@@ -507,40 +521,40 @@ class Answer:
         room = self._result.job.trailer_room
         report = self._work.report(status, digest=f"{self._result.job.digest}:{self._digest.hex()}", **more)
         text = json.dumps(report, separators=(",", ":"))
-        if len(text) > room - SEAL_BYTES:  # more was done to an answer than any owner of ours would say
+        if len(text) > room - SEAL_BYTES:  # no Hanse owner sends policy sentences of this length
             report["owners"] = [one | {"policy": []} for one in report["owners"]]
             text = json.dumps(report, separators=(",", ":"))
-        return filled(self._result.trailer, sealed(text), room)
+        return fill_trailer(self._result.trailer, sealed(text), room)
 
     async def close(self) -> None:
-        """End the question; without all parts read it counts as broken off."""
+        """End the question; it counts as broken if not all parts were read."""
         await asyncio.shield(self._work.end(self._outcome, self._error))
 
 
-def filled(trailer: bytes, record: bytes, room: int) -> bytes:
-    """The prepared trailer with the record in its free room, and the end of the stream."""
+def fill_trailer(trailer: bytes, record: bytes, room: int) -> bytes:
+    """Return the prepared trailer with the record in its free room, followed by the end of the stream."""
     start = trailer.rindex(b" " * room)
     return trailer[:start] + record.ljust(room)[:room] + trailer[start + room :] + END_OF_STREAM
 
 
-def wanted(plan: FederatedPlan, table: str) -> tuple[str, ...]:
-    """The outputs of a table whose values narrow others."""
+def list_wanted_outputs(plan: FederatedPlan, table: str) -> tuple[str, ...]:
+    """List the outputs of a table whose values narrow other fragments."""
     keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
     return tuple(dict.fromkeys(key.output for key in keys))
 
 
-def _seen(done: asyncio.Future[Any]) -> None:
-    """Whoever waits for it hears of its failure; where nobody does any more, that is no news."""
+def _mark_failure_seen(done: asyncio.Future[Any]) -> None:
+    """Mark the failure as retrieved, so that asyncio logs no warning when no task awaits the future any more."""
     if not done.cancelled():
         done.exception()
 
 
-def _small(path: Path) -> bytes | None:
-    """A file of keys; None where it is too large to be sent."""
+def _read_small_file(path: Path) -> bytes | None:
+    """Return a file of keys; None if it is too large to send."""
     return path.read_bytes() if path.stat().st_size <= _KEY_BYTES_MAX else None
 
 
-def _told(answer: Answered) -> dict[str, Any]:
+def _report_owner(answer: OwnerAnswer) -> dict[str, Any]:
     fragment = answer.fragment
     return {
         "owner": fragment.owner,
@@ -556,16 +570,16 @@ def _told(answer: Answered) -> dict[str, Any]:
         "keys_bytes": answer.keys_sent,
         "ms": answer.ms,
         "withheld": answer.withheld.value,
-        "policy": _policy(answer.end),
+        "policy": _list_policy(answer.end),
     }
 
 
-def _policy(end: Mapping[str, Any]) -> list[str]:
+def _list_policy(end: Mapping[str, Any]) -> list[str]:
     found = end.get("policy")
     return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
 
 
-def _residual(
+def _write_residual(
     plan: FederatedPlan, others: Mapping[str, TypeCasts], without: Collection[str], whole: Collection[str]
 ) -> tuple[str, tuple[str, ...]]:
     from connector.federation.planner.planner import merge_sql
@@ -574,8 +588,8 @@ def _residual(
     return merge_sql(plan, others, without=without, whole=whole), tuple(sorted(ENGINE_FUNCTIONS))
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a person should see first: our own before others."""
+def _first_error(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error to show: the first HanseError, otherwise the first of any kind."""
     found: list[BaseException] = []
     stack: list[BaseException] = [failed]
     while stack:
@@ -587,4 +601,4 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((one for one in found if isinstance(one, HanseError)), found[0])
 
 
-__all__ = ["END_OF_STREAM", "Answer", "Means", "Work", "filled"]
+__all__ = ["END_OF_STREAM", "FederatedAnswer", "Means", "Work", "fill_trailer"]

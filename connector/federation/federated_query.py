@@ -1,6 +1,6 @@
-"""A question over several owners as values: what is asked, how it fares, and who is missing from its answer.
+"""Value types of a federated query: the question, its progress, and the owners missing from its answer.
 
-Knows neither plans nor the network.
+Must not import the planner's rules or the network.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ _LATE = ("time_limit", "streams_max", "streams_of_consumer", "concurrency")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked. `rows` limits the answer; `nbytes` what the owners' answers may take together. `format`: an Arrow
-    stream, or one that `connector.engine.worker.write.file_formats` knows, which has no end record."""
+    """A question to several owners. `rows` limits the answer; `nbytes` limits the total size of the owners' answers.
+
+    `format`: an Arrow stream, or a file format of `connector.engine.worker.write.file_formats`, without end record.
+    """
 
     sql: str
     purpose: str = ""
     mode: Mode = Mode.FULL
-    partial: bool = False  # answered without owners that are missing, where that still means something
+    partial: bool = False  # leave out unreachable owners if the answer stays meaningful
     seconds: float | None = None
     rows: int | None = None
     nbytes: int | None = None
-    epsilon: float | None = None  # what each owner's answer with noise may cost of its agreement's budget
+    epsilon: float | None = None  # privacy budget that each owner's noisy answer may spend
     format: str = ARROW  # of the answer
-    codec: str = "none"  # of the answer, where that is a stream
-    wire: str = "zstd"  # of what owners send
+    codec: str = "none"  # of the answer, if it is a stream
+    wire: str = "zstd"  # codec of the owners' answers
     layout: DataLayout = field(default_factory=DataLayout)
-    query_id: str = ""  # chosen by who asks, to look on meanwhile; else one is made
+    query_id: str = ""  # chosen by the caller to follow progress; otherwise generated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """An owner's share that an answer is without, and why."""
+    """An owner's share that is missing from an answer, and why."""
 
     owner: str
     participant: str
@@ -66,8 +68,8 @@ class Missing:
 
 
 @dataclass(slots=True)
-class Progress:
-    """A question's state, for those who ask about it: waiting, planning, asking, merging, then how it ended."""
+class QueryProgress:
+    """A question's state: waiting, planning, asking, merging, then its outcome."""
 
     query_id: str
     by: str
@@ -83,12 +85,12 @@ class Progress:
     planning_ms: float = 0.0  # of processor time
     code: str = ""
     reason: str = ""
-    misleading: str = ""  # why an answer without an owner would be
+    misleading: str = ""  # why a partial answer would be misleading
     task: asyncio.Task[Any] | None = None
 
     def miss(self, missing: Missing, question: Question, error: HanseError) -> None:
-        """Go on without an owner's share where that was asked for and the answer means something; else its error."""
-        if not question.partial or not excusable(error):
+        """Record a missing share if a partial answer is allowed and meaningful. Raises: the owner's error otherwise."""
+        if not question.partial or not is_excusable(error):
             raise error
         if self.misleading:
             raise type(error)(
@@ -124,8 +126,8 @@ class Progress:
         }
 
 
-def excusable(error: HanseError) -> bool:
-    """Whether an owner is missing, rather than saying no: it is down, broken off, busy or late."""
+def is_excusable(error: HanseError) -> bool:
+    """Whether the owner is unavailable (down, disconnected, busy or late) instead of refusing."""
     if isinstance(error, PeerRefused):
         return False
     return isinstance(error, PeerFailed | Busy) or (isinstance(error, Limited) and error.code in _LATE)

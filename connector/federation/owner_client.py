@@ -1,9 +1,8 @@
-"""One fragment at its owner: ask, spool what comes, and have it checked, so that only whole answers are used.
+"""Client for one fragment at its owner: send the query, spool the answer, and have a worker validate it.
 
-The bytes of others are not looked into in this process: within a byte limit they go to a worker, through a file where
-they are many, and are read and validated there (a stream without its end record is no answer, whatever it holds).
-A job costs more than a small answer does: such a one may stay unread until others can be read with it, and is read
-alone where one of them is not as it should be. Knows no plans.
+This process does not parse answer bytes. Within a byte limit they go to a worker, through a file if they are large, and
+are validated there; a stream without its end record is rejected. A worker job costs more than a small answer, so small
+answers may stay unread until several can be read together. Must not import plans.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ from connector.peer_codes import UNKNOWN, read_code
 from policies.contracts.columns import fold
 from policies.enforce.withheld import Withheld, parse_withheld, strongest
 
-Ticket = Callable[[str, str], Awaitable[Bearer]]  # of an agreement, for a purpose
+Ticket = Callable[[str, str], Awaitable[Bearer]]  # (agreement, purpose)
 
 _ERROR_MAX = 64 * 2**10
-_WRITE = 2**20  # bytes that are written at once; less than this is not written at all
-_SMALL = 2**19  # bytes of an answer that may stay unread, and
-_UNREAD_MAX = 2**21  # of all those of one question
+_WRITE = 2**20  # bytes per write; a smaller answer is not written to a file
+_SMALL = 2**19  # most bytes of one unread answer
+_UNREAD_MAX = 2**21  # most bytes of all unread answers of one question
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
-_DAMAGED = "arrow_invalid"  # as a byte that changed on the way also makes it
+_DAMAGED = "arrow_invalid"  # also the code of an answer that was changed in transit
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
 }  # fmt: skip
-# What an owner was doing when something failed, and how a sentence says so.
+# The stage in which an owner failed, as part of an error message.
 _STAGES = {
     "planning": "while planning",
     "asking": "while it was asked",
@@ -69,7 +68,7 @@ _STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """Values that narrow a fragment, as an Arrow stream, under the name that its SQL joins with."""
+    """Key values that narrow a fragment: an Arrow stream under the table name in the fragment's SQL."""
 
     name: str
     columns: tuple[str, ...]
@@ -77,8 +76,8 @@ class KeyTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is asked of one owner."""
+class OwnerRequest:
+    """A query to one owner."""
 
     query_id: str
     fragment: Fragment
@@ -86,8 +85,8 @@ class Request:
     purpose: str
     epsilon: float | None
     deadline: Deadline
-    later: int  # stages that follow this one
-    shapes: asyncio.Future[Mapping[str, Shape]]  # of all fragments' answers, by their ids
+    later: int  # number of stages after this one
+    shapes: asyncio.Future[Mapping[str, Shape]]  # of all fragments, by id
     rows: int | None = None
     codec: str = "zstd"
     keys: tuple[KeyTable, ...] = ()
@@ -96,7 +95,7 @@ class Request:
 
 @dataclass(slots=True)
 class Budget:
-    """Bytes that the fragments of one question may still bring, and of those that may stay unread."""
+    """Remaining bytes for the answers of one question, and for those that may stay unread."""
 
     left: int
     unread: int = _UNREAD_MAX
@@ -105,12 +104,12 @@ class Budget:
         self.left -= size
         if self.left < 0:
             raise Limited(
-                "the owners' answers are larger than this question may take; narrow it, or raise limits.bytes",
+                "the owners' answers exceed the byte limit of this question; narrow it, or raise limits.bytes",
                 code="bytes_limit",
             )
 
     def keep(self, size: int) -> bool:
-        """Whether an answer of this size may stay unread."""
+        """Reserve memory for an unread answer of this size; return whether there was enough."""
         if size > min(_SMALL, self.unread):
             return False
         self.unread -= size
@@ -119,51 +118,54 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """An answer that stays in memory as it came."""
+    """A small answer that stays in memory as received."""
 
     exchange: _Exchange
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A whole, validated answer of one owner: an Arrow stream in a `file`, or a `small` one; neither where its owner
-    `refused` it, as no group was large enough. `unread`: it is neither validated nor known to be whole yet."""
+class OwnerAnswer:
+    """A complete, validated answer of one owner: an Arrow stream in `file`, or in memory as `small`.
+
+    It has neither if the owner `refused` because no group was large enough. `unread`: not validated yet, and possibly
+    incomplete.
+    """
 
     fragment: Fragment
     file: Path | None
     rows: int = 0
-    nbytes: int = 0  # as it came
-    size: int = 0  # of its rows in memory
+    nbytes: int = 0  # as received
+    size: int = 0  # bytes of its rows in memory
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
     refused: HanseError | None = None
-    digest: str = ""  # that we computed over what came
-    keys_sent: int = 0  # bytes of keys that went to the owner
+    digest: str = ""  # computed over the received bytes
+    keys_sent: int = 0  # bytes of keys sent to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
-    missing: HanseError | None = None  # there is no answer, and the question goes on without it
+    missing: HanseError | None = None  # why there is no answer; the question continues without it
     small: Small | None = None
     unread: bool = False
 
     @property
     def withheld(self) -> Withheld:
-        """What was left out, by the agreement and by the owner's own word: the stronger of the two."""
+        """What was withheld: the stronger of the agreement's and the owner's own statement."""
         if self.refused is not None:
             return Withheld.SOME
         return strongest((self.fragment.withheld, parse_withheld(self.end.get("withheld"))))
 
     @property
     def data_rows(self) -> int:
-        """Rows of data in it, as its owner holds them; the others are results."""
+        """Number of rows of the owner's data in the answer; 0 if its rows are computed results."""
         return 0 if self.fragment.results else self.rows
 
     @property
-    def given(self) -> bool:
-        """Whether there is anything in it, be it no row."""
+    def has_content(self) -> bool:
+        """Whether there is an answer, even one without rows."""
         return self.file is not None or self.small is not None
 
-    def read(self, found: Mapping[str, Any], distinct: Mapping[str, Path]) -> Answered:
-        """The same, of which a worker has told what it holds, and where the values of wanted outputs are."""
+    def with_content(self, found: Mapping[str, Any], distinct: Mapping[str, Path]) -> OwnerAnswer:
+        """Return a copy with a worker's findings and the files of the wanted outputs' values."""
         end = found["end"]
         return replace(
             self,
@@ -176,31 +178,35 @@ class Answered:
         )
 
 
-class Remote:
-    """Asks owners. `ticket` gives the bearer for one of our agreements."""
+class OwnerClient:
+    """Sends fragments to owners. `ticket` returns the bearer for an agreement held as consumer."""
 
     def __init__(self, net: HttpClient, pool: Pool, ticket: Ticket) -> None:
         self.net = net
         self.pool = pool
         self.ticket = ticket
 
-    async def ask(self, request: Request, folder: Path, budget: Budget) -> Answered:
-        """The owner's answer, or the error that names the owner and the stage. Retried once where that may help.
-        Small ones are unread."""
-        return await _Exchange(self, request, folder, budget).answered()
+    async def ask(self, request: OwnerRequest, folder: Path, budget: Budget) -> OwnerAnswer:
+        """Return the owner's answer; a small one is unread. Retries once if that may help.
 
-    async def read(self, answered: Answered) -> Answered:
-        """What came unread, read alone; asked for once more where that may help, and the error as of `ask`."""
+        Raises: HanseError, which names the owner and the stage.
+        """
+        return await _Exchange(self, request, folder, budget).request_answer()
+
+    async def read(self, answered: OwnerAnswer) -> OwnerAnswer:
+        """Read an unread answer alone; retry and raise as `ask` does."""
         assert answered.small is not None
-        return await answered.small.exchange.looked_into(answered.small.body)
+        return await answered.small.exchange.read_unread(answered.small.body)
 
     async def read_together(
-        self, answers: Sequence[Answered], wanted: Sequence[str], shapes: Mapping[str, Shape], limits: Limits
-    ) -> list[Answered]:
-        """What came unread, read in one job, with the values of `wanted` outputs over all of them. Where one is not as
-        it should be, all fail, and the error does not say which."""
+        self, answers: Sequence[OwnerAnswer], wanted: Sequence[str], shapes: Mapping[str, Shape], limits: Limits
+    ) -> list[OwnerAnswer]:
+        """Read unread answers in one job, and collect the values of `wanted` outputs over all of them.
+
+        Raises: HanseError if any answer is invalid; the error does not say which.
+        """
         small = [one.small for one in answers if one.small is not None]
-        keys = _keys(answers[0].fragment, wanted, small[0].exchange.file)
+        keys = _plan_key_files(answers[0].fragment, wanted, small[0].exchange.file)
         told = await self.pool.ask(
             Job(
                 kind="read_answers",
@@ -214,14 +220,14 @@ class Remote:
                 consumer="coordinator",
             )
         )
-        kept = _kept(keys, told["keys"])
-        return [one.read(found, kept) for one, found in zip(answers, told["answers"], strict=True)]
+        kept = _pick_written(keys, told["keys"])
+        return [one.with_content(found, kept) for one, found in zip(answers, told["answers"], strict=True)]
 
 
 class _Exchange:
-    """One fragment and its owner. `stage` says how far it has come."""
+    """The exchange with one owner about one fragment; `stage` is the current step."""
 
-    def __init__(self, remote: Remote, request: Request, folder: Path, budget: Budget) -> None:
+    def __init__(self, remote: OwnerClient, request: OwnerRequest, folder: Path, budget: Budget) -> None:
         self.remote, self.request, self.folder, self.budget = remote, request, folder, budget
         self.begun = time.monotonic()
         self.stage = "asking"
@@ -229,53 +235,52 @@ class _Exchange:
 
     @property
     def file(self) -> Path:
-        """Where the answer of this attempt goes if it is large."""
+        """The file for this attempt's answer if it is large."""
         return self.folder / f"{self.request.fragment.id}.{self.attempts}.stream"
 
     @property
-    def _left(self) -> float:
-        return self.request.deadline.left(self.request.later)
+    def _seconds_left(self) -> float:
+        return self.request.deadline.seconds_left(self.request.later)
 
-    async def answered(self, *, small: bool = True) -> Answered:
-        """The answer, asked for from its beginning, and once more where that may help; read at once unless `small`
-        ones may wait."""
+    async def request_answer(self, *, small: bool = True) -> OwnerAnswer:
+        """Send the query and return the answer, with one retry if that may help; `small` answers may stay unread."""
         self.attempts += 1
         try:
-            return await self._in_time(self._once(small=small))
+            return await self._limit_time(self._ask_once(small=small))
         except HanseError as error:
-            await self._before_again(error)
-        return await self.answered(small=small)
+            await self._pause_or_raise(error)
+        return await self.request_answer(small=small)
 
-    async def looked_into(self, body: bytes) -> Answered:
-        """What came unread, read; asked for once more where that may help."""
+    async def read_unread(self, body: bytes) -> OwnerAnswer:
+        """Read an unread answer; request it once more if that may help."""
         self.stage = "checking"
         try:
-            return await self._in_time(self._checked(len(body), body))
+            return await self._limit_time(self._check_answer(len(body), body))
         except HanseError as error:
-            await self._before_again(error)
-        return await self.answered(small=False)
+            await self._pause_or_raise(error)
+        return await self.request_answer(small=False)
 
-    async def _before_again(self, error: HanseError) -> None:
-        """Wait a moment; the error, named, where asking again would not help."""
+    async def _pause_or_raise(self, error: HanseError) -> None:
+        """Pause before a retry. Raises: the error with the owner's name, if a retry would not help."""
         damaged = self.stage == "checking" and error.code == _DAMAGED
         if self.attempts == 2 or not (damaged or isinstance(error, _AGAIN)):
-            raise named(error, self.request.fragment, self.stage) from error
+            raise name_owner(error, self.request.fragment, self.stage) from error
         await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311  spreads retries, keeps no secret
 
-    async def _in_time(self, work: Awaitable[Answered]) -> Answered:
+    async def _limit_time(self, work: Awaitable[OwnerAnswer]) -> OwnerAnswer:
         try:
-            async with asyncio.timeout(self._left):
+            async with asyncio.timeout(self._seconds_left):
                 return await work
         except TimeoutError:
             raise Limited(
-                f"no whole answer after {time.monotonic() - self.begun:.1f} s; the question has "
-                f"{self.request.deadline.seconds:g} s in all. Ask for less, or raise limits.seconds",
+                f"no complete answer after {time.monotonic() - self.begun:.1f} s; the limit of the question is "
+                f"{self.request.deadline.seconds:g} s. Ask for less, or raise limits.seconds",
                 code="time_limit",
             ) from None
 
-    async def _once(self, *, small: bool) -> Answered:
+    async def _ask_once(self, *, small: bool) -> OwnerAnswer:
         self.stage = "asking"
-        fragment, left = self.request.fragment, self._left
+        fragment, left = self.request.fragment, self._seconds_left
         endpoint, body, ticket = await self._envelope(self.attempts)
         headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"}
         async with self.remote.net.stream(
@@ -284,18 +289,20 @@ class _Exchange:
             if answer.status != 200:
                 error = await refusal(answer, endpoint)
                 if error.code == "min_group_size" and fragment.aggregate_only:
-                    return Answered(fragment, None, ms=_ms(self.begun), refused=error)
+                    return OwnerAnswer(fragment, None, ms=_milliseconds_since(self.begun), refused=error)
                 raise error
             self.stage = "answering"
             size, held = await _spool(answer, self.file, self.budget)
         if small and held is not None and self.budget.keep(size):
-            return replace(self._came(size), file=None, small=Small(self, held), unread=True)
+            return replace(self._describe_spooled(size), file=None, small=Small(self, held), unread=True)
         self.stage = "checking"
-        return await self._checked(size, held)
+        return await self._check_answer(size, held)
 
-    def _came(self, size: int) -> Answered:
+    def _describe_spooled(self, size: int) -> OwnerAnswer:
         sent = sum(len(table.arrow) for table in self.request.keys)
-        return Answered(self.request.fragment, self.file, nbytes=size, ms=_ms(self.begun), keys_sent=sent)
+        return OwnerAnswer(
+            self.request.fragment, self.file, nbytes=size, ms=_milliseconds_since(self.begun), keys_sent=sent
+        )
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
@@ -314,7 +321,7 @@ class _Exchange:
             "sql": request.sql,
             "datasets": dict(fragment.versions),
             "tickets": [other.ticket for other in others],
-            "limits": {"deadline_ms": max(1, int(self._left * 1000)), "bytes": None, "rows": request.rows},
+            "limits": {"deadline_ms": max(1, int(self._seconds_left * 1000)), "bytes": None, "rows": request.rows},
             "codec": request.codec,
             "keys": [
                 {"name": one.name, "columns": list(one.columns), "arrow": base64.b64encode(one.arrow).decode()}
@@ -323,11 +330,11 @@ class _Exchange:
         }
         return endpoint, json.dumps(wire).encode(), ticket
 
-    async def _checked(self, size: int, held: bytes | None) -> Answered:
-        """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
+    async def _check_answer(self, size: int, held: bytes | None) -> OwnerAnswer:
+        """Validate a spooled answer in a worker; it is complete if its end record says so and the rows match."""
         request, spool = self.request, self.file
         names = tuple(fold(name) for name in request.fragment.outputs)
-        keys = _keys(request.fragment, request.wanted, spool)
+        keys = _plan_key_files(request.fragment, request.wanted, spool)
         shape = (await asyncio.shield(request.shapes))[request.fragment.id]
         found = await self.remote.pool.ask(
             Job(
@@ -341,58 +348,58 @@ class _Exchange:
                     "names": request.fragment.outputs,
                 },
                 blobs=() if held is None else (held,),
-                limits=Limits(seconds=self._left),
+                limits=Limits(seconds=self._seconds_left),
                 consumer="coordinator",
             )
         )
         end = found["end"]
         if end is None:
-            raise PeerNonsense("the stream ended without its end record: what came is not a whole answer")
-        if end.get("digest") != found["digest"]:  # before its status: of damaged bytes no word is the owner's
+            raise PeerNonsense("the stream ended without its end record, so the answer is incomplete")
+        if end.get("digest") != found["digest"]:  # checked before the status: damaged bytes say nothing about the owner
             raise DigestMismatch(
-                f"expected bytes with the digest {str(end.get('digest'))[:60]!r} of the end record, came bytes with "
-                f"{found['digest']!r}: they were changed on the way"
+                f"expected the digest {str(end.get('digest'))[:60]!r} of the end record, got "
+                f"{found['digest']!r}: the bytes were changed in transit"
             )
         if end.get("status") != "complete":
             self.stage = "answering"
-            raise _ended(end)
+            raise _end_to_error(end)
         if end.get("rows") != found["rows"]:
-            raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
+            raise PeerNonsense(f"expected {end.get('rows')} rows by the end record, got {found['rows']}")
         if tuple(fold(str(column["name"])) for column in found["columns"]) != names:
-            raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
+            raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, got others")
         if found["wrong"]:
             raise PeerNonsense(found["wrong"])
-        return self._came(size).read(found, _kept(keys, found["keys"]))
+        return self._describe_spooled(size).with_content(found, _pick_written(keys, found["keys"]))
 
 
 def _check_one_owner(fragment: Fragment, bearers: Sequence[Bearer]) -> None:
-    """Whoever has a ticket reads with it: none goes to another participant than the one that it is of."""
+    """Refuse to send a ticket to a participant that did not issue it: a ticket grants reading to its bearer."""
     for agreement, bearer in zip(fragment.agreements, bearers, strict=True):
         if bearer.participant != fragment.participant:
             raise Refused(
-                f"expected agreements with {fragment.participant}, who is asked, came {agreement} with "
-                f"{bearer.participant}; nothing was sent. Ask for the datasets of each in a question of its own",
+                f"expected agreements with {fragment.participant}, got {agreement} with "
+                f"{bearer.participant}; nothing was sent. Query the datasets of each participant separately",
                 code="other_participant",
             )
 
 
-def _keys(fragment: Fragment, wanted: Sequence[str], file: Path) -> dict[str, tuple[int, str]]:
-    """The number of each wanted output among the columns, and beside the answer's file the one for its values."""
+def _plan_key_files(fragment: Fragment, wanted: Sequence[str], file: Path) -> dict[str, tuple[int, str]]:
+    """Map each wanted output to its column index and the path of its values, next to the answer's file."""
     names = [fold(name) for name in fragment.outputs]
     numbers = {name: names.index(fold(name)) for name in wanted}
     return {name: (number, str(file.with_suffix(f".{number}.keys"))) for name, number in numbers.items()}
 
 
-def _kept(keys: Mapping[str, tuple[int, str]], written: Collection[str]) -> dict[str, Path]:
-    """Those of the files that were written."""
+def _pick_written(keys: Mapping[str, tuple[int, str]], written: Collection[str]) -> dict[str, Path]:
+    """Return the key files that were written."""
     return {name: Path(path) for name, (_, path) in keys.items() if path in written}
 
 
 async def _spool(answer: StreamedReply, path: Path, budget: Budget) -> tuple[int, bytes | None]:
-    """The size of the whole body, and itself where it is small; else it is in the file.
+    """Receive the body; return its size, and its bytes if it is small. A large body is in the file.
 
-    Written in a thread, which opens the file itself: who is cancelled does not wait for a slow disk, and a file that is
-    closed under a thread may write to whatever has its number next.
+    A thread opens and writes the file, so that cancelling does not wait for a slow disk. The thread opens it itself:
+    a descriptor closed under a running write might already belong to another file.
     """
     size, held, written = 0, bytearray(), False
     async for piece in answer.pieces():
@@ -413,13 +420,13 @@ def _append(path: Path, held: bytearray) -> None:
     with path.open("ab", buffering=0) as file:
         try:
             while len(view):
-                view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
+                view = view[file.write(view) or 0 :]  # stays in the page cache, where a worker reads it next
         except OSError as error:
             raise error_of("disk_full", {}) from error
 
 
 async def refusal(answer: StreamedReply, endpoint: str) -> HanseError:
-    """The owner's problem object as our error of the same kind, with its code, rule and sentence."""
+    """Convert the owner's problem object to an error of the same kind, with its code, rule and message."""
     body = await answer.read_up_to(_ERROR_MAX)
     try:
         told = json.loads(body)
@@ -428,16 +435,16 @@ async def refusal(answer: StreamedReply, endpoint: str) -> HanseError:
     except (ValueError, KeyError, TypeError, RecursionError):
         if answer.status >= 500:
             return Busy(f"{origin(endpoint)} failed with status {answer.status}", code="peer_failed")
-        return PeerNonsense(f"expected a problem object from {origin(endpoint)}, came status {answer.status}")
+        return PeerNonsense(f"expected a problem object from {origin(endpoint)}, got status {answer.status}")
     if code == UNKNOWN:
-        return PeerNonsense(sentence or f"expected a reason from {origin(endpoint)}, came status {answer.status}")
+        return PeerNonsense(sentence or f"expected a reason from {origin(endpoint)}, got status {answer.status}")
     kind = _STATUS.get(answer.status, Busy if answer.status >= 500 else PeerRefused)
     facts = {"rule": rule} if issubclass(kind, Refused) else {"rule": rule} if rule else {}
     return kind(sentence, code=code, **facts)
 
 
-def _ended(end: Mapping[str, Any]) -> HanseError:
-    """What stopped a stream before it was complete."""
+def _end_to_error(end: Mapping[str, Any]) -> HanseError:
+    """Convert an end record to the error that stopped the stream."""
     status = str(end.get("status"))
     reason = str(end.get("reason") or f"the stream ended early: {status}")
     code, reason = read_code(str(end.get("code") or status), reason)
@@ -450,20 +457,20 @@ def _ended(end: Mapping[str, Any]) -> HanseError:
     return PeerFailed(reason, code=code)
 
 
-def named(error: HanseError, fragment: Fragment, stage: str) -> HanseError:
-    """The same error, its sentence starting with the owner, the fragment and the stage."""
+def name_owner(error: HanseError, fragment: Fragment, stage: str) -> HanseError:
+    """Return the error with the owner, the fragment and the stage at the start of its message."""
     start = f'"{fragment.owner}" ({fragment.id}: {", ".join(fragment.datasets)}) {_STAGES[stage]}: '
-    return _starting(start, error, owner=fragment.owner, fragment=fragment.id, stage=stage)
+    return _prefix_error(start, error, owner=fragment.owner, fragment=fragment.id, stage=stage)
 
 
-def told_by(silent: UnreachableOwner) -> HanseError:
-    """Why an owner did not say what it shares, as the error of a question that needs it."""
+def explain_silence(silent: UnreachableOwner) -> HanseError:
+    """Return the error of a question that needs a contract summary which its owner did not send."""
     owner, dataset = silent.owner or silent.participant, f" ({silent.dataset})" if silent.dataset else ""
     start = f'"{owner}"{dataset} {_STAGES["planning"]}: '
-    return _starting(start, silent.error, owner=owner, stage="planning")
+    return _prefix_error(start, silent.error, owner=owner, stage="planning")
 
 
-def _starting(start: str, error: HanseError, **more: str) -> HanseError:
+def _prefix_error(start: str, error: HanseError, **more: str) -> HanseError:
     facts = {**error.facts, **more}
     kind = PeerRefused if isinstance(error, Unauthenticated) else type(error)
     if isinstance(error, Refused):
@@ -475,5 +482,5 @@ def _starting(start: str, error: HanseError, **more: str) -> HanseError:
     return kind(start + error.message, code=error.code, private=error.private, **facts)
 
 
-def _ms(begun: float) -> int:
+def _milliseconds_since(begun: float) -> int:
     return int((time.monotonic() - begun) * 1000)

@@ -1,8 +1,8 @@
-"""Which questions still mean something when an owner is missing: `why_not` says what stands against it. Pure.
+"""Rules for partial answers: which questions stay meaningful without one of their owners (decision 14). Pure.
 
-One SELECT over one dataset of `"all"`, whose answer is put together from the owners' rows, counts, sums and averages:
-without an owner it is exactly the answer about the others, who are named. Nothing in it compares one owner's rows with
-another's, so no row is there because a row of the missing owner is not (decision 14).
+Permitted: one SELECT over one dataset of `"all"`, built from the owners' rows, counts, sums and averages. Without an
+owner it is exactly the answer for the other owners, which are named. It never compares rows of different owners, so no
+row appears because a row of the missing owner is absent.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from policies.sql.allowed_syntax import QUERIES
 _ADDING_UP = (exp.Count, exp.Sum, exp.Avg, exp.CountIf)
 
 
-def why_not(tree: exp.Expr) -> str:
-    """What makes an answer without one of its owners misleading; empty where it is not."""
+def explain_misleading(tree: exp.Expr) -> str:
+    """Return why an answer without one of its owners would mislead; empty if it would not."""
     if not isinstance(tree, exp.Select) or len(list(tree.find_all(*QUERIES))) > 1:
         return "it asks more than one query, and what one of them lacks may put rows into another"
     tables = list(tree.find_all(exp.Table))
@@ -31,14 +31,14 @@ def why_not(tree: exp.Expr) -> str:
         return "which rows come first, and are passed over, depends on the missing owner"
     if other := next((one for one in tree.find_all(exp.AggFunc) if not isinstance(one, _ADDING_UP)), None):
         return f"{type(other).__name__.upper()} may be decided by the missing owner; COUNT, SUM and AVG may stand"
-    if any(_is_judged(one) for one in tree.find_all(exp.AggFunc)):
+    if any(_is_compared(one) for one in tree.find_all(exp.AggFunc)):
         return "it judges figures that the missing owner is part of"
     if tree.args.get("order") is not None and tree.args.get("limit") is not None:
         return "the first rows may be those of the missing owner"
     return ""
 
 
-def _is_judged(figure: exp.Expr) -> bool:
+def _is_compared(figure: exp.Expr) -> bool:
     """Whether an aggregate is compared with something, or decides between branches of a CASE."""
     node = figure
     while (above := node.parent) is not None and not isinstance(above, exp.Select):

@@ -1,9 +1,8 @@
-"""A plan as a picture (SVG): what each owner answers, what travels, what is done here. Pure; no script, no style sheet.
+"""Plan as SVG: what each owner answers, what is sent, what runs here. Pure; no script, no style sheet.
 
     svg(plan, actual=report["owners"]) -> "<svg ...>"
 
-Widths of the lines go with the bytes, those that came where it ran, else those expected. Used by the console and, as
-part of an explanation, by notebooks.
+Line widths scale with the bytes received, or expected if it did not run. Used by the console and by notebooks.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _KINDS = {"whole": "the whole answer", "join": "joined rows", "scan": "rows", "p
 
 
 def svg(plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The picture; `actual` are the owners' figures of a run."""
+    """Return the SVG. `actual`: the owners' figures of a run."""
     figures = {str(one["fragment"]): one for one in actual}
     tables = plan.tables
     high = max(1, len(tables)) * (_HIGH + _GAP) - _GAP

@@ -1,4 +1,4 @@
-"""A plan in words (federated-query, section 9.3): what runs at which owner, what travels, what stays here and why."""
+"""Plan as text (federated-query, section 9.3): what runs at each owner, what is sent, what runs here and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.enforce.withheld import Withheld
 def text(
     plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """The plan as lines; `actual` are the owners' figures of a run (EXPLAIN ANALYZE), `missing` those without any."""
+    """Return the plan as lines. `actual`: the owners' figures of a run (EXPLAIN ANALYZE); `missing`: absent shares."""
     figures = {str(one["fragment"]): one for one in actual}
     owners = plan.owners()
     lines = [f"query over {', '.join(owners)}; {_many(len(plan.fragments), 'fragment')}; mode {plan.mode.value}"]
@@ -59,7 +59,7 @@ def _many(count: int, what: str) -> str:
 
 
 def _rounded(rows: int) -> int:
-    """Two digits: an estimate is no more than that."""
+    """Round to two digits, the precision of an estimate."""
     magnitude: int = 10 ** max(0, len(str(rows)) - 2)
     return round(rows / magnitude) * magnitude
 
@@ -67,7 +67,7 @@ def _rounded(rows: int) -> int:
 def to_json(
     plan: FederatedPlan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The plan for machines, with its text, its picture, and what is expected to travel (None: not all owners say)."""
+    """Return the plan as JSON with text, SVG and the estimated bytes sent (None if an owner gives no estimate)."""
     known = [fragment.nbytes for fragment in plan.fragments]
     return plan.to_json() | {
         "text": text(plan, actual=actual, missing=missing),

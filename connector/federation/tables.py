@@ -1,7 +1,7 @@
-"""What we hold as a consumer: our agreements, the tickets of their transfers, and the tables a query may name.
+"""Consumer-side agreements: the tickets of their transfers and the tables that a query may name.
 
-What an agreement shows is asked of its provider and kept for a minute; tickets are renewed before they end. Which
-transfer is started under an agreement is looked up with the tables of a question, for all of its fragments.
+Contract summaries are fetched from providers and cached for a minute; tickets are renewed before they expire. Started
+transfers are looked up once per question, together with its tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from connector.errors import (
     internal_error,
 )
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
-from connector.federation.contract_summary import Contract, Grid, Summary, summary_of
+from connector.federation.contract_summary import Contract, ContractGrid, Summary, parse_summary
 from connector.federation.planner.model import (
     ALL,
     Bearer,
@@ -54,22 +54,24 @@ from policies.vocabulary import expand
 _log = logger("query")
 _KEPT_SECONDS = 60.0
 _KEPT_MAX = 1024
-_LOOKED_SECONDS = 1.0  # what another process has changed is known this late; the owner knows it anyway
+_LOOKED_SECONDS = 1.0  # delay until changes by another process are seen; the owner enforces them at once
 _RENEW_BEFORE = 60.0
 _AT_ONCE = 8
 _QUERY = "https://w3id.org/hanse/policy/1/query"
 _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
-_OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
+_OURS = "urn:hanse:"  # prefix of Hanse dataset ids: urn:hanse:<owner>:<dataset>
 _NAME = re.compile(NAME)
-_NOT_KEPT = frozenset({"contract_undecided", "agreement_unreadable"})  # its owner cannot keep one that stands
+_NOT_KEPT = frozenset(
+    {"contract_undecided", "agreement_unreadable"}
+)  # the agreement stands, but its owner cannot keep it
 
-Names = Callable[[], Awaitable[Mapping[str, str]]]  # participants' identifiers by their names
+Names = Callable[[], Awaitable[Mapping[str, str]]]  # participant identifiers (DIDs) by name
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """Where a transfer reads from, its ticket, and when the ticket ends (UTC seconds)."""
+class TransferAccess:
+    """Endpoint and ticket of a transfer; `expires` is in UTC seconds since the epoch."""
 
     endpoint: str
     ticket: str
@@ -77,40 +79,37 @@ class Access:
 
 
 class Holdings:
-    """Our side of agreements as a consumer. `names`: whose each name is, by the data space's register
-    (`MemberRegister.names`)."""
+    """The agreements held as consumer. `names`: DIDs by name from the register (`MemberRegister.names`)."""
 
     def __init__(self, store: Store, net: HttpClient, identity: Identity, *, names: Names | None = None) -> None:
         self._store = store
         self._net = net
         self._identity = identity
         self._names = names
-        self._renewed: dict[str, Access] = {}
+        self._renewed: dict[str, TransferAccess] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._looked: dict[str, tuple[float, ReadableAgreement]] = {}
-        self._changes = 0  # heard of so far
-        self._looked_for: set[str] = set()  # agreements, until we look
+        self._changes = 0  # events received so far
+        self._looked_for: set[str] = set()  # agreements for the next lookup
         self._look: asyncio.Future[dict[str, ReadableAgreement]]
-        store.bus.subscribe(self._heard)
+        store.bus.subscribe(self._on_event)
 
     async def ticket(self, agreement_id: str, purpose: str = "") -> Bearer:
-        """What a started transfer under one of our agreements is read with, for a purpose; NotFound says what is
-        missing."""
-        transfer = _fitting(await self._transfers(agreement_id), expand(purpose))
+        """Return endpoint and ticket of a started transfer for a purpose. Raises: NotFound, Refused."""
+        transfer = _choose_transfer(await self._transfers(agreement_id), expand(purpose))
         access = await self.access(transfer)
         return Bearer(access.endpoint, access.ticket, transfer.counterparty)
 
     async def _transfers(self, agreement_id: str) -> Sequence[StartedTransfer]:
-        """Started transfers, one at least. A question's fragments ask for theirs at once: one look at the database is
-        for all."""
+        """Return the started transfers, at least one. Concurrent calls for a question's fragments share one lookup."""
         looked, found = self._looked.get(agreement_id, (float("-inf"), None))
         if time.monotonic() - looked > _LOOKED_SECONDS:
             if not self._looked_for:
                 self._look = asyncio.ensure_future(self._look_for_all())
             self._looked_for.add(agreement_id)
             found = (await asyncio.shield(self._look)).get(agreement_id)
-        return _started(agreement_id, found)
+        return _require_started(agreement_id, found)
 
     async def _look_for_all(self) -> dict[str, ReadableAgreement]:
         wanted, self._looked_for = self._looked_for, set()
@@ -120,7 +119,7 @@ class Holdings:
         return readable
 
     def _keep(self, readable: Mapping[str, ReadableAgreement], changes: int) -> None:
-        """What can be read, for a moment: what cannot may in the next. Nothing that changed while we looked."""
+        """Cache readable agreements briefly, unless an event arrived during the lookup."""
         if changes != self._changes:
             return
         if len(self._looked) + len(readable) > _KEPT_MAX:
@@ -130,13 +129,13 @@ class Holdings:
             if found.transfers and found.ended_at is None:
                 self._looked[agreement_id] = now, found
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, AgreementConcluded | AgreementRevoked | TransferAdvanced):
             self._changes += 1
             self._looked.clear()
 
-    async def access(self, transfer: StartedTransfer) -> Access:
-        """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
+    async def access(self, transfer: StartedTransfer) -> TransferAccess:
+        """Return the access of a started transfer; its ticket is renewed if it expires soon."""
         held = address_of(transfer.data_address)
         newer = self._renewed.get(transfer.id)
         if newer is not None and newer.expires > held.expires:
@@ -153,12 +152,13 @@ class Holdings:
     async def tables(
         self, names: Collection[tuple[str, str]] | None, purpose: str, *, fresh: bool = False
     ) -> KnownTables:
-        """The datasets that a query for `purpose` may name, by (owner, dataset), and those whose owners do not answer.
+        """Return the datasets that a query for `purpose` may name, by (owner, dataset), and the unreachable ones.
 
-        `names` None: all that we hold. `fresh`: nothing of what was said before counts. The dataset of an agreement
-        that has ended is not there; an owner that refuses another one is told with its refusal. QueryInvalid for an
-        owner's name that several participants have and the register gives to none: their datasets go by their
-        identifiers.
+        `names` None: all datasets. `fresh`: bypass the cache. Datasets of ended agreements are left out; an owner's
+        refusal makes its dataset unreachable with that error.
+
+        Raises: QueryInvalid for an owner name that several participants use and the register assigns to none of them;
+        such datasets must be written with the participant's identifier.
         """
 
         def look(
@@ -167,7 +167,7 @@ class Holdings:
             agreements = tx.agreements.list_readable(limit=_AGREEMENTS_MAX)
             if names is None:
                 return agreements, agreements, {}
-            named = [agreement for agreement in agreements if _may_be(agreement, names)]
+            named = [agreement for agreement in agreements if _may_match(agreement, names)]
             return agreements, named, tx.agreements.read_transfers_by_agreement({agreement.id for agreement in named})
 
         changes = self._changes
@@ -175,51 +175,51 @@ class Holdings:
         self._keep(readable, changes)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: ConsumerAgreement) -> TableInfo | UnreachableOwner | None:
+        async def read_table(agreement: ConsumerAgreement) -> TableInfo | UnreachableOwner | None:
             async with gate:
                 try:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
                 except HanseError as error:
-                    return None if _is_gone(error) else self._silent(agreement, error)
-                except Exception as error:  # noqa: BLE001  what one owner says must not end questions to the others
+                    return None if _is_gone(error) else self._unreachable_owner(agreement, error)
+                except Exception as error:  # noqa: BLE001  what one owner says must not end questions to others
                     _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
-                    return self._silent(agreement, internal_error())
+                    return self._unreachable_owner(agreement, internal_error())
 
-        told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
+        told = [one for one in await asyncio.gather(*map(read_table, wanted)) if one is not None]
         registered = {} if self._names is None else await self._names()
         owners = _Owners.of(held, told, names or (), registered=registered)
         found: dict[tuple[str, str], TableInfo] = {}
         silent: list[UnreachableOwner] = []
         for one in told:
-            owner = owners.written(one.owner, one.participant)
+            owner = owners.choose_name(one.owner, one.participant)
             if isinstance(one, UnreachableOwner):
                 silent.append(replace(one, owner=owner))
             else:
                 found.setdefault((owner, one.dataset), one if owner == one.owner else replace(one, owner=owner))
         return KnownTables(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    def _silent(self, agreement: ConsumerAgreement, error: HanseError) -> UnreachableOwner:
-        """An agreement whose owner does not answer, by its dataset's id, or by what it said before."""
-        owner, dataset = _names_of(agreement.dataset_id)
+    def _unreachable_owner(self, agreement: ConsumerAgreement, error: HanseError) -> UnreachableOwner:
+        """Describe an agreement whose owner does not answer, from the dataset id or from an earlier summary."""
+        owner, dataset = _parse_dataset_id(agreement.dataset_id)
         if not owner:
             _, before = self._shown.get(agreement.id, (0.0, {}))
             owner, dataset = str(before.get("owner") or ""), str(before.get("name") or "")
         return UnreachableOwner(owner, dataset, agreement.provider, agreement.id, error)
 
     async def contract(self, agreement_id: str, *, fresh: bool = False) -> Mapping[str, Any]:
-        """What one of our agreements shows, as its owner says it (`GET /data/v1/contract`)."""
+        """Return the owner's contract summary of an agreement (`GET /data/v1/contract`), cached for a minute."""
         asked, summary = self._shown.get(agreement_id, (float("-inf"), {}))
         if not fresh and time.monotonic() - asked < _KEPT_SECONDS:
             return summary
         endpoint, ticket, _ = await self.ticket(agreement_id)
         reply = await self._net.call("GET", f"{endpoint}/contract", headers={"authorization": f"Bearer {ticket}"})
-        summary = _json(reply, f"{endpoint}/contract")
+        summary = _read_json(reply, f"{endpoint}/contract")
         if len(self._shown) >= _KEPT_MAX:
             self._shown.clear()
         self._shown[agreement_id] = (time.monotonic(), summary)
         return summary
 
-    async def _renew(self, transfer: StartedTransfer, held: Access) -> Access:
+    async def _renew(self, transfer: StartedTransfer, held: TransferAccess) -> TransferAccess:
         header = self._identity.mint(transfer.counterparty)
         reply = await self._net.call(
             "POST",
@@ -227,7 +227,7 @@ class Holdings:
             headers={"authorization": header, "content-type": "application/json"},
             body=json.dumps({"transfer": transfer.peer_pid}).encode(),
         )
-        access = address_of(_json(reply, f"{held.endpoint}/tickets"))
+        access = address_of(_read_json(reply, f"{held.endpoint}/tickets"))
         if len(self._renewed) >= _KEPT_MAX:
             self._renewed.clear()
             self._locks.clear()
@@ -235,32 +235,33 @@ class Holdings:
         return access
 
 
-def address_of(wire: Mapping[str, Any]) -> Access:
-    """A data address as the protocol carries it. PeerNonsense where it is none that we can read from."""
+def address_of(wire: Mapping[str, Any]) -> TransferAccess:
+    """Parse a DSP data address. Raises: PeerNonsense if it has no usable endpoint and ticket."""
     try:
         properties = {entry["name"]: entry["value"] for entry in wire["endpointProperties"]}
-        # An address of Flight says where the owner speaks HTTP.
+        # A Flight address names the HTTP endpoint in a property.
         endpoint = str(properties.get("http") or wire["endpoint"]).rstrip("/")
         ticket = str(properties["authorization"])
         expires = float(properties.get("expires", "inf"))
         if math.isnan(expires) or not fits_header(ticket):
-            raise ValueError("no header can carry that ticket, or it never ends")
+            raise ValueError("expected a ticket that fits a header and a number as its expiry")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PeerNonsense("expected a data address with endpoint and authorization, came another form") from error
-    return Access(endpoint, ticket, expires)
+        raise PeerNonsense("expected a data address with endpoint and authorization, got another form") from error
+    return TransferAccess(endpoint, ticket, expires)
 
 
 def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: str) -> TableInfo:
-    """A provider's summary of an agreement as the planner sees it: of the contract that serves queries for `purpose`.
+    """Convert a contract summary to the planner's table, for the contract that serves queries for `purpose`.
 
-    Where none does, the first one is shown: the owner will refuse, and record it, with the rule. PeerNonsense for what
-    is no summary.
+    If none does, the first contract is used: the owner will refuse the query and record the rule.
+
+    Raises: PeerNonsense for an invalid summary.
     """
     try:
-        told = summary_of(summary)
+        told = parse_summary(summary)
     except ValueError as error:
         raise PeerNonsense(
-            f"{agreement.provider} describes its agreement {agreement.id} in a form that is not ours ({error})"
+            f"expected a contract summary from {agreement.provider} for {agreement.id}, got another form ({error})"
         ) from error
     contracts = [one for one in told.contracts if {_QUERY, _USE} & set(one.actions)] or told.contracts
     wanted = expand(purpose)
@@ -276,7 +277,7 @@ def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: 
         dataset_id=agreement.dataset_id,
         version=told.version,
         rows=told.rows,
-        # Which of them serves the question its owner decides when it is asked.
+        # The owner chooses the contract when it is asked, so all must permit it.
         shares_keys=bool(fitting) and all(one.shares_keys is True for one in fitting),
         takes_keys=told.takes_keys and contract.joins is None,
         joins=contract.joins,
@@ -286,8 +287,7 @@ def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: 
 
 
 def _columns(contract: Contract) -> tuple[TableColumn, ...]:
-    """The columns that are shown. Those in bins are numbers, whatever else is done to their values: owners of before
-    call them texts where a mask makes texts of them first."""
+    """Return the shown columns. Binned columns are numbers even after a mask; older owners declare those as text."""
     axes = contract.aggregate.dimensions if contract.aggregate is not None else ()
     binned = {one.column for one in axes if one.width is not None}
     return tuple(
@@ -296,7 +296,7 @@ def _columns(contract: Contract) -> tuple[TableColumn, ...]:
     )
 
 
-def _grid(told: Grid) -> GridInfo:
+def _grid(told: ContractGrid) -> GridInfo:
     return GridInfo(
         dimensions=tuple(one.column for one in told.dimensions),
         measures=tuple(one.column for one in told.measures),
@@ -308,17 +308,17 @@ def _grid(told: Grid) -> GridInfo:
     )
 
 
-def _fitting(transfers: Sequence[StartedTransfer], purpose: str) -> StartedTransfer:
-    """The transfer whose ticket is good for a purpose: its own, else one of none, as it is declared with the request.
-    Without a purpose, the newest that has one: nothing would be declared under one of none.
+def _choose_transfer(transfers: Sequence[StartedTransfer], purpose: str) -> StartedTransfer:
+    """Choose the transfer for a purpose: first one with this purpose, then one without any (the request declares it).
 
-    Where none fits it is the newest: its owner refuses what it is not for, and says what it is for.
+    Without a purpose: the newest transfer that has one, because the request would declare none. If nothing fits, the
+    newest: its owner refuses the request and names the permitted purpose.
     """
     wanted = [one for one in transfers if (expand(one.purpose) == purpose if purpose else one.purpose)]
     return (wanted or [one for one in transfers if not one.purpose] or transfers)[0]
 
 
-def _started(agreement_id: str, found: ReadableAgreement | None) -> Sequence[StartedTransfer]:
+def _require_started(agreement_id: str, found: ReadableAgreement | None) -> Sequence[StartedTransfer]:
     if found is None:
         raise NotFound(f"no agreement {agreement_id!r} with this participant as consumer")
     if found.ended_at is not None:
@@ -332,17 +332,17 @@ def _started(agreement_id: str, found: ReadableAgreement | None) -> Sequence[Sta
 
 
 def _is_gone(error: HanseError) -> bool:
-    """Whether nothing is left of what was agreed, so that a new agreement is what is missing."""
+    """Whether the agreement is over, so that only a new one would help."""
     return isinstance(error, NotFound) or (isinstance(error, Refused) and error.code not in _NOT_KEPT)
 
 
 @dataclass(frozen=True, slots=True)
 class _Owners:
-    """How a question writes owners. A participant chooses its name itself, so a name may be another's too; what tells
-    participants apart is their identifier (DID), and a question may always write that instead."""
+    """How a question names owners. Participants choose their names, so names may collide; identifiers (DIDs) are unique
+    and always accepted instead."""
 
-    of_name: Mapping[str, set[str]] = field(default_factory=dict)  # the participants of each name
-    identified: frozenset[str] = frozenset()  # those that the question writes by their identifiers
+    of_name: Mapping[str, set[str]] = field(default_factory=dict)  # participants by name
+    identified: frozenset[str] = frozenset()  # participants that the question names by identifier
 
     @classmethod
     def of(
@@ -353,13 +353,15 @@ class _Owners:
         *,
         registered: Mapping[str, str],
     ) -> _Owners:
-        """By all agreements that we hold: what a name means must not change with the datasets that stand beside it.
+        """Resolve names over all held agreements, so that a name's meaning does not depend on the question's datasets.
 
-        `registered`: whose a name is by the register. It is nobody else's then, whoever calls itself so.
+        `registered`: the participant that the register assigns each name to; a registered name belongs only to it.
+
+        Raises: QueryInvalid for an ambiguous name.
         """
         of_name: dict[str, set[str]] = {}
         said = [(one.owner, one.participant) for one in told]
-        for name, participant in (*said, *((_names_of(one.dataset_id)[0], one.provider) for one in held)):
+        for name, participant in (*said, *((_parse_dataset_id(one.dataset_id)[0], one.provider) for one in held)):
             if _is_name(name):
                 of_name.setdefault(name, set()).add(registered.get(name, participant))
         identifiers = {fold(one.provider): one.provider for one in held}
@@ -376,8 +378,8 @@ class _Owners:
                 )
         return cls(of_name, identified)
 
-    def written(self, name: str, participant: str) -> str:
-        """The owner of a participant's dataset in this question."""
+    def choose_name(self, name: str, participant: str) -> str:
+        """Return how this question names a participant: its DID if used or if the name collides, else its name."""
         others = self.of_name.get(name, set()) - {participant}
         return fold(participant) if participant in self.identified or others else name
 
@@ -386,8 +388,8 @@ def _is_name(name: str) -> bool:
     return name != ALL and _NAME.fullmatch(name) is not None
 
 
-def _names_of(dataset_id: str) -> tuple[str, str]:
-    """The owner and the dataset in an id of our own connectors; two empty texts for another."""
+def _parse_dataset_id(dataset_id: str) -> tuple[str, str]:
+    """Split a Hanse dataset id into owner and dataset; two empty strings for any other id."""
     if not dataset_id.startswith(_OURS):
         return "", ""
     owner, _, dataset = dataset_id.removeprefix(_OURS).partition(":")
@@ -395,36 +397,36 @@ def _names_of(dataset_id: str) -> tuple[str, str]:
 
 
 def _check_names(told: Summary, agreement: ConsumerAgreement) -> None:
-    """PeerNonsense unless the owner and the dataset, as the provider calls them now, fit what was agreed."""
-    if not _is_name(told.owner) or _names_of(agreement.dataset_id) not in (("", ""), (told.owner, told.name)):
+    """Check the current owner and dataset names against the agreement. Raises: PeerNonsense if they differ."""
+    if not _is_name(told.owner) or _parse_dataset_id(agreement.dataset_id) not in (("", ""), (told.owner, told.name)):
         raise PeerNonsense(
-            f'{agreement.provider} calls its dataset "{told.owner}"."{told.name}", which is not the name of '
-            f"{agreement.dataset_id}, on which there is the agreement {agreement.id}; negotiate a new one"
+            f'{agreement.provider} now names its dataset "{told.owner}"."{told.name}", expected '
+            f"{agreement.dataset_id} of the agreement {agreement.id}; negotiate a new one"
         )
 
 
-def _may_be(agreement: ConsumerAgreement, names: Collection[tuple[str, str]]) -> bool:
-    """Whether an agreement's dataset may stand for one of these names; with an id of another connector for any."""
-    owner, dataset = _names_of(agreement.dataset_id)
+def _may_match(agreement: ConsumerAgreement, names: Collection[tuple[str, str]]) -> bool:
+    """Whether an agreement's dataset may match one of these names; a non-Hanse id may match any."""
+    owner, dataset = _parse_dataset_id(agreement.dataset_id)
     return not owner or any(
         name == dataset and asked in (owner, ALL, fold(agreement.provider)) for asked, name in names
     )
 
 
-def _json(reply: Reply, url: str) -> dict[str, Any]:
-    """A 200 with a JSON object, or the provider's own refusal as ours."""
+def _read_json(reply: Reply, url: str) -> dict[str, Any]:
+    """Return the JSON object of a 200 reply. Raises: the provider's refusal as an error of this process."""
     try:
         body = reply.json()
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise PeerNonsense(f"expected a JSON object from {url}, came status {reply.status}")
+        raise PeerNonsense(f"expected a JSON object from {url}, got status {reply.status}")
     if reply.status >= 500:
         raise Busy(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
     if reply.status != 200:
         code, detail = read_code(str(body.get("code", "refused")), str(body.get("detail", f"status {reply.status}")))
-        if reply.status == 401:  # we are not believed, as where clocks are apart: that ends no agreement
-            raise PeerRefused(f"{origin(url)} does not believe who asks: {detail}", code=code)
+        if reply.status == 401:  # authentication failed, e.g. by clock skew; that ends no agreement
+            raise PeerRefused(f"{origin(url)} rejected our identity: {detail}", code=code)
         if reply.status == 429:
             raise Limited(detail, code=code)
         if code == UNKNOWN:

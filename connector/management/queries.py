@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from connector.errors import HanseError, NotFound
 from connector.events import QueryCoordinated
-from connector.federation.coordinator import MEDIA, Answer, Coordinator, Question
+from connector.federation.coordinator import MEDIA, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import DataLayout, Mode
 from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
@@ -140,7 +140,7 @@ async def _explained(coordinator: Coordinator, asked: Asked, caller: Caller) -> 
     return plan_text.to_json(await coordinator.plan(asked.question(), by=caller.name))
 
 
-async def _analyzed(answer: Answer) -> dict[str, Any]:
+async def _analyzed(answer: FederatedAnswer) -> dict[str, Any]:
     """Run to the end, keep nothing but the figures."""
     from connector.federation import plan_text
 
@@ -159,7 +159,9 @@ class Streamed(Response):
     """An answer's parts as chunks; closed however it ends. One that does not end whole is cut off: who reads it sees
     that, whatever the format."""
 
-    def __init__(self, answer: Answer, *, media: str = MEDIA, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, answer: FederatedAnswer, *, media: str = MEDIA, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.status_code, self.media_type, self.background = 200, media, None
         about = {"cache-control": "no-store", "hanse-query": answer.query_id, "hanse-read": answer.query_id}
         about["hanse-withheld"] = answer.report()["withheld"]  # all owners have answered by now

@@ -18,7 +18,7 @@ from connector.demo import space as processes
 from connector.demo import story as told
 from connector.demo.data import OWNERS
 from connector.demo.show import Show
-from connector.demo.space import Space
+from connector.demo.space import DemoSpace
 from connector.demo.story import Story
 from tests.support.ports import free_range
 from tests.support.warm import Forked
@@ -55,7 +55,7 @@ decide: auto
 class Running:
     """The data space after everybody has agreed, and the recorders before the owners."""
 
-    space: Space
+    space: DemoSpace
     story: Story
     relays: dict[str, Relay]
 
@@ -99,7 +99,7 @@ def forking() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, forking: None) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("space")
-    space = Space(directory, free_range(10))
+    space = DemoSpace(directory, free_range(10))
     relays = {name: Relay(space.members[name].public_port) for name in OWNERS}
     for name, relay in relays.items():
         space.members[name].front_port = relay.port

@@ -1,7 +1,7 @@
-"""Turns the beginning of an Arrow stream (standard input) into JSON cells (standard output), in a process of its own.
+"""Program that converts the first rows of an Arrow stream (stdin) to JSON cells (stdout).
 
-Run by its path, not as a module: the console's process never loads Arrow, and this one nothing of the connector but
-how values are said.
+Runs in its own process, by its path: the console's process must not load Arrow, and this one must not import the
+connector except `connector.infra.formats`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _RIGHT = ("int", "uint", "float", "double", "decimal", "halffloat")
 
 
 def cells(stream: bytes, *, most: int) -> dict[str, Any]:
-    """`columns` with name, type and whether they are numbers; `rows` of texts (None for no value), at most `most`."""
+    """Return `columns` (name, type, whether numeric) and at most `most` `rows` of text; None is a null value."""
     import pyarrow as pa
 
     from connector.infra.formats import text_values

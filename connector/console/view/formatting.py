@@ -1,4 +1,4 @@
-"""Words and small helpers of the console's pages: ages, sizes, names, rules in order, bars. Pure."""
+"""Jinja filters and labels of the console: times, sizes, names, policy clauses, bars. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from policies.errors import PolicyError
 from policies.vocabulary import compact
 
 DECIDED = {
-    "auto": "answered by itself",
+    "auto": "answered automatically",
     "manual": "a person decides",
-    "rules": "answered where the facts permit, else a person decides",
+    "rules": "answered automatically if the facts permit, otherwise by a person",
 }
 KINDS = {
     "DatasetRegistered": "Dataset registered",
@@ -55,18 +55,18 @@ STAGES = {
     "digesting": "Taking the digest of each file",
     "storing": "Storing",
 }
-_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds: the calendar has four digits for a year
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since the epoch: years 1 to 9999
 _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 
 def _utc(at: float) -> datetime:
-    """A moment, or the end of the calendar that is nearest to it: agreements of others may say any time."""
+    """Convert seconds to UTC, clamped to years 1 to 9999: another participant's agreement may name any time."""
     return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
 
 
 def moment(at: float) -> str:
-    """`24 Nov 2026, 17:05:09 UTC`."""
+    """Format a time as `24 Nov 2026, 17:05:09 UTC`."""
     found = _utc(at)
     return f"{found.day} {found:%b %Y, %H:%M:%S} UTC"
 
@@ -77,12 +77,12 @@ def day(at: float) -> str:
 
 
 def instant(at: float) -> str:
-    """For `<time datetime>` and for questions about a span of time."""
+    """Format a time for `<time datetime>` and for filters."""
     return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def size(nbytes: float) -> str:
-    """`812 B`, `5.3 MB`."""
+    """Format a size as `812 B` or `5.3 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(nbytes) < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
@@ -90,12 +90,12 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
-def lasting(ms: float) -> str:
+def format_duration(ms: float) -> str:
     return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
 
 
 def short(identifier: str) -> str:
-    """The telling part of an identifier: `north/patients`, the first digits of a UUID, a digest's start."""
+    """Shorten an identifier: `north/patients`, the first digits of a UUID or digest."""
     if identifier.startswith("urn:hanse:offer:"):
         return identifier.removeprefix("urn:hanse:offer:")
     if identifier.startswith("urn:hanse:"):
@@ -106,18 +106,18 @@ def short(identifier: str) -> str:
 
 
 def party(did: str, names: Mapping[str, Mapping[str, Any]]) -> str:
-    """A participant's short name where the register has one, else its DID without the method."""
+    """Return a participant's short name from the register, or its DID without the method."""
     entry = names.get(did)
     return str(entry.get("name") or did) if entry else did.removeprefix("did:web:")
 
 
 def did_of(name: str, names: Mapping[str, Mapping[str, Any]]) -> str:
-    """The DID of a member whose short name this is, as pages call it; whatever else it is stays."""
+    """Return the DID of the member with this short name; other text is returned unchanged."""
     return next((did for did, entry in names.items() if entry.get("name") == name), name)
 
 
 def term(iri: str) -> str:
-    """An IRI as policies write it: `dpv:ScientificResearch`; what is no IRI stays as it is."""
+    """Compact an IRI to `dpv:ScientificResearch`; other text is returned unchanged."""
     try:
         return compact(iri)
     except PolicyError:
@@ -125,7 +125,7 @@ def term(iri: str) -> str:
 
 
 def tone(state: str) -> str:
-    """The colour class of a state."""
+    """Return the CSS class of a state."""
     return "active" if state in _GOOD else "unreachable" if state in _BAD else "stale"
 
 
@@ -142,8 +142,8 @@ _STOPPED = {
 }
 
 
-def stopped(role: str, by: str) -> str:
-    """Who stopped a transfer of ours, and so who resumes it; empty where nobody did."""
+def explain_stop(role: str, by: str) -> str:
+    """Return who suspended a transfer and who can resume it; empty if it is not suspended."""
     return _STOPPED.get((role, by), by)
 
 
@@ -151,12 +151,12 @@ _TRANSPORTS = {"http": "over HTTP", "flight": "over Arrow Flight", "push": "push
 
 
 def transport(name: str) -> str:
-    """What a read leaves by."""
+    """Return the label of a transport."""
     return _TRANSPORTS.get(name, name)
 
 
-def asking(path: str, asked: Mapping[str, str], page: int) -> str:
-    """A page of a list with the same filters; the first one needs no number."""
+def page_link(path: str, asked: Mapping[str, str], page: int) -> str:
+    """Return the link to a page of a list with the same filters."""
     wanted = {name: value for name, value in asked.items() if value} | ({"page": str(page)} if page > 1 else {})
     return f"{path}?{urlencode(wanted)}" if wanted else path
 
@@ -167,14 +167,14 @@ def path_of(prefix: str, identifier: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """Rules that hold under the same conditions, and these conditions; each line has text, tier and enforcer."""
+    """Rules with the same conditions; each line has text, tier and enforcer."""
 
     rules: tuple[Mapping[str, Any], ...]
     conditions: tuple[Mapping[str, Any], ...]
 
 
 def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
-    """A policy's sentences as rules with their conditions; neighbours with the same conditions are said once."""
+    """Group a policy's sentences into rules with conditions; adjacent rules with equal conditions are merged."""
     made: list[Clause] = []
     for line in lines:
         if made and str(line["path"]).count("/") > 2:  # a condition of the rule, or a mask
@@ -183,26 +183,26 @@ def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
             made.append(Clause((line,), ()))
     merged: list[Clause] = []
     for clause in made:
-        if merged and clause.conditions and _said(merged[-1]) == _said(clause):
+        if merged and clause.conditions and _condition_texts(merged[-1]) == _condition_texts(clause):
             merged[-1] = Clause(merged[-1].rules + clause.rules, clause.conditions)
         else:
             merged.append(clause)
     return merged
 
 
-def _said(clause: Clause) -> list[str]:
+def _condition_texts(clause: Clause) -> list[str]:
     return [str(line["text"]) for line in clause.conditions]
 
 
 def share(part: float | None, whole: float | None, *, width: float = 100.0) -> str:
-    """How long a bar is, for SVG: at least a sliver for what is not nothing."""
+    """Return the length of an SVG bar; at least 1 for a positive value."""
     if not part or not whole or part <= 0:
         return "0"
     return f"{max(1.0, min(width, width * part / whole)):.1f}"
 
 
 def sentence(text: str) -> str:
-    """A message with one full stop at its end. Its first word stays as it is: it may be a name or an address."""
+    """End a message with a full stop. The first word keeps its case: it may be a name or an address."""
     text = text.strip()
     return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
@@ -214,7 +214,7 @@ FILTERS: Mapping[str, Any] = {
     "instant": instant,
     "counted": format_count,
     "size": size,
-    "lasting": lasting,
+    "lasting": format_duration,
     "short": short,
     "party": party,
     "term": term,
@@ -223,8 +223,8 @@ FILTERS: Mapping[str, Any] = {
     "clauses": clauses,
     "share": share,
     "sentence": sentence,
-    "stopped": stopped,
+    "stopped": explain_stop,
     "transport": transport,
-    "asking": asking,
+    "asking": page_link,
     "at": lambda identifier, prefix: path_of(prefix, identifier),
 }

@@ -1,9 +1,9 @@
-"""Checks a record's proof step by step and says what each step found. Pure; for the page beside the record.
+"""Check of a record's inclusion proof, step by step, for the record's page. Pure.
 
-A check that the log's own server makes shows how it is done and finds damage. Whoever does not trust the server
-checks an export with a copy of the key from elsewhere: `hanse audit verify`.
-1. the text and salt give the leaf that the tree holds; 2. that leaf and the path give the head's root;
-3. the head's signature is by the log's key.
+The server checks its own log here: that shows the method and finds damage. An independent check verifies an export with
+a copy of the key from another source: `hanse audit verify`.
+1. The text and salt hash to the leaf in the tree. 2. The leaf and the path lead to the head's root.
+3. The head is signed by the log's key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Check:
 
 
 def check(proven: ProvenRecord, *, signer: Signer) -> list[Check]:
-    """The three steps for a record, its leaf in the tree and the text of its proof."""
+    """Run the three steps and return their results."""
     record = proven.record
     head, index, path, note = _parts(proven.proof)
     _, size, root = read_head(note)
@@ -47,7 +47,7 @@ def check(proven: ProvenRecord, *, signer: Signer) -> list[Check]:
 
 
 def root_from(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes | None:
-    """The root that a leaf and its path lead to (RFC 9162 §2.1.3.2); None for a path of the wrong length."""
+    """Compute the root from a leaf and its path (RFC 9162 §2.1.3.2); None for a path of the wrong length."""
     if not 0 <= index < size:
         return None
     at, last, found = index, size - 1, leaf

@@ -1,6 +1,6 @@
-"""How to read a dataset that was agreed on: programs to copy, for our client, Arrow over HTTP, Flight and ADBC.
+"""Example programs that read an agreed dataset: the Hanse client, Arrow over HTTP, Flight and ADBC.
 
-No program holds a ticket: it asks the connector for one, with its reader's own token. Names come from the owner, so
+Programs contain no ticket; they request one from the connector with the user's token. Names come from the owner, so
 each is written as a Python literal or a quoted SQL name. A test runs every program as the page shows it.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from connector.console.page import Desk
+from connector.console.page import PageRenderer
 from connector.console.view.formatting import term
 from connector.dsp.messages import address_of
 from connector.dsp.states import CONSUMER, STARTED
@@ -24,17 +24,17 @@ from connector.store import Store
 from connector.store.tables import Transfer
 from policies.contracts.columns import quote_identifier
 
-_STREAM = frozenset(("stream", "train", "read", "use"))  # last words of the actions that permit it
+_STREAM = frozenset(("stream", "train", "read", "use"))  # last path segments of the actions that permit it
 _QUERY = frozenset(("query", "use"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What is read, from where. `connector`: the base address of our management API.
+class ReadTarget:
+    """The dataset to read. `connector`: the base address of the management API.
 
-    `streams`: whether its rows may be streamed, else only asked about in SQL; `queries`: whether SQL is permitted as
-    such, else as a stream; `groups`: whether answers are about groups only. `http`, `flight`: where the address of the
-    transfer, `address` in the programs, has the two; no `flight`: nowhere.
+    `streams`: whether rows may be streamed; otherwise only SQL is permitted. `queries`: whether the query action is
+    permitted; otherwise SQL runs under the stream action. `groups`: whether answers are aggregates only.
+    `http`, `flight`: Python expressions for the endpoints in the transfer's `address`; empty `flight`: not offered.
     """
 
     connector: str
@@ -55,8 +55,8 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to read it: a title, when to take it, what it needs, and the program."""
+class ReadProgram:
+    """An example program: its title, when to use it, the packages it needs, and its code."""
 
     title: str
     about: str
@@ -64,36 +64,43 @@ class Way:
     code: str
 
 
-def ways(reading: Reading) -> list[Way]:
-    """Every way that the owner offers, the easiest first."""
+def list_programs(target: ReadTarget) -> list[ReadProgram]:
+    """List a program for each access that the owner offers, the easiest first."""
     found = [
-        Way("Hanse's client", "Reconnects, renews tickets, checks that all has come.", "hanse", _client(reading)),
-        Way("Arrow over HTTP", "Through every proxy, with any Arrow library.", "pyarrow", _http(reading)),
+        ReadProgram(
+            "Hanse's client",
+            "Reconnects, renews tickets, checks that the answer is complete.",
+            "hanse",
+            _client(target),
+        ),
+        ReadProgram("Arrow over HTTP", "Works through any proxy, with any Arrow library.", "pyarrow", _http(target)),
     ]
-    if reading.flight:
+    if target.flight:
         needs, sql = "pyarrow", "adbc-driver-flightsql pyarrow"
-        if reading.streams:
-            found.append(Way("Arrow Flight", "All rows, in parts that can be read at once.", needs, _flight(reading)))
-        found.append(Way("ADBC Flight SQL", "SQL from notebooks and BI tools.", sql, _adbc(reading)))
+        if target.streams:
+            found.append(
+                ReadProgram("Arrow Flight", "All rows, in parts that can be read in parallel.", needs, _flight(target))
+            )
+        found.append(ReadProgram("ADBC Flight SQL", "SQL from notebooks and BI tools.", sql, _adbc(target)))
     return found
 
 
-def _client(reading: Reading) -> str:
-    name = f"{reading.owner}/{reading.dataset}"
-    purpose = f", purpose={reading.purpose!r}" if reading.purpose else ""
-    if not reading.streams:
-        asked = f"answer = space.query({reading.sql!r}{purpose})\nprint(answer.to_arrow())"
+def _client(target: ReadTarget) -> str:
+    name = f"{target.owner}/{target.dataset}"
+    purpose = f", purpose={target.purpose!r}" if target.purpose else ""
+    if not target.streams:
+        asked = f"answer = space.query({target.sql!r}{purpose})\nprint(answer.to_arrow())"
     else:
         asked = f"data = space.agree({name!r}{purpose})\nfor batch in data.stream():\n    print(batch.num_rows)"
-    return f"import hanse\n\nspace = hanse.connect({reading.connector!r})  # the token: HANSE_TOKEN\n{asked}"
+    return f"import hanse\n\nspace = hanse.connect({target.connector!r})  # the token: HANSE_TOKEN\n{asked}"
 
 
-def _http(reading: Reading) -> str:
-    if reading.streams:
-        query = f"?purpose={quote(reading.purpose, safe='')}" if reading.purpose else ""
-        path, body = f"/datasets/{quote(reading.dataset, safe='')}/rows{query}", ""
+def _http(target: ReadTarget) -> str:
+    if target.streams:
+        query = f"?purpose={quote(target.purpose, safe='')}" if target.purpose else ""
+        path, body = f"/datasets/{quote(target.dataset, safe='')}/rows{query}", ""
     else:
-        envelope = {"sql": reading.sql, **({"purpose": reading.purpose} if reading.purpose else {})}
+        envelope = {"sql": target.sql, **({"purpose": target.purpose} if target.purpose else {})}
         path, body = "/query", f", json.dumps({envelope!r}).encode()"
     return f"""\
 import json
@@ -108,9 +115,9 @@ def ask(url, bearer, body=None):
     return urllib.request.urlopen(urllib.request.Request(url, body, headers))
 
 
-where = {_address(reading)!r}
+where = {_address(target)!r}
 address = json.load(ask(where, os.environ["HANSE_TOKEN"]))
-url = {reading.http} + {path!r}
+url = {target.http} + {path!r}
 rows, end = 0, {{}}
 with pa.ipc.open_stream(ask(url, address["ticket"]{body})) as reader:
     for batch, metadata in reader.iter_batches_with_custom_metadata():
@@ -120,88 +127,88 @@ assert end.get("status") == "complete", end  # a stream without its end record i
 print(rows)"""
 
 
-def _flight(reading: Reading) -> str:
+def _flight(target: ReadTarget) -> str:
     headers = '\n    (b"authorization", b"Bearer " + address["ticket"].encode()),\n'
-    if reading.purpose:
-        headers += f'    (b"hanse-purpose", {reading.purpose.encode()!r}),\n'
+    if target.purpose:
+        headers += f'    (b"hanse-purpose", {target.purpose.encode()!r}),\n'
     return f"""\
-{_asking(reading)}
+{_ask_address(target)}
 import pyarrow as pa
 import pyarrow.flight as fl
 
 options = fl.FlightCallOptions(headers=[{headers}])
-wanted = fl.FlightDescriptor.for_path({reading.owner!r}, {reading.dataset!r})
-with fl.connect({reading.flight}) as client:
+wanted = fl.FlightDescriptor.for_path({target.owner!r}, {target.dataset!r})
+with fl.connect({target.flight}) as client:
     ends = client.get_flight_info(wanted, options).endpoints
     parts = [client.do_get(one.ticket, options).read_all() for one in ends]
 print(pa.concat_tables(parts).num_rows)"""
 
 
-def _adbc(reading: Reading) -> str:
-    declared = {"hanse-purpose": reading.purpose, "hanse-action": "" if reading.queries else "stream"}
+def _adbc(target: ReadTarget) -> str:
+    declared = {"hanse-purpose": target.purpose, "hanse-action": "" if target.queries else "stream"}
     more = "".join(
         f"\noptions[DatabaseOptions.RPC_CALL_HEADER_PREFIX.value + {name!r}] = {value!r}"
         for name, value in declared.items()
         if value
     )
     return f"""\
-{_asking(reading)}
+{_ask_address(target)}
 from adbc_driver_flightsql import DatabaseOptions, dbapi
 
 options = {{DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer " + address["ticket"]}}{more}
-where = {reading.flight}
+where = {target.flight}
 with dbapi.connect(where, db_kwargs=options, autocommit=True) as connection:
     with connection.cursor() as cursor:
-        cursor.execute({reading.sql!r})
+        cursor.execute({target.sql!r})
         print(cursor.fetch_arrow_table())"""
 
 
-def _asking(reading: Reading) -> str:
+def _ask_address(target: ReadTarget) -> str:
     return f"""\
 import json
 import os
 import urllib.request
 
 asked = urllib.request.Request(
-    {_address(reading)!r},
+    {_address(target)!r},
     headers={{"authorization": "Bearer " + os.environ["HANSE_TOKEN"]}},
 )
 address = json.load(urllib.request.urlopen(asked))
 """
 
 
-def _address(reading: Reading) -> str:
-    return f"{reading.connector}/api/v1/transfers/{quote(reading.transfer, safe=':')}/address"
+def _address(target: ReadTarget) -> str:
+    return f"{target.connector}/api/v1/transfers/{quote(target.transfer, safe=':')}/address"
 
 
-def router(desk: Desk, *, holdings: Holdings, store: Store) -> APIRouter:
-    routes = desk.router()
+def router(pages: PageRenderer, *, holdings: Holdings, store: Store) -> APIRouter:
+    routes = pages.router()
 
     @routes.get("/transfers/{pid}/connect")
-    async def connect(request: Request, pid: str, caller: Caller = desk.may("consume")) -> Response:
+    async def connect(request: Request, pid: str, caller: Caller = pages.may("consume")) -> Response:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None or row.role != CONSUMER or row.state != STARTED:
-            raise NotFound(f"no transfer {pid[:100]!r} of ours is started; start one under its agreement")
+            raise NotFound(f"no started transfer {pid[:100]!r} as consumer; start one under its agreement")
         base = str(request.base_url).rstrip("/")
         try:
-            reading, silent = of_contract(row, await holdings.contract(row.agreement_id), base), None
+            target, silent = target_from_contract(row, await holdings.contract(row.agreement_id), base), None
         except HanseError as error:
-            reading, silent = None, error
-        return await desk.page(
-            request, "connect.html", where="transfers", transfer=row, reading=reading, error=silent,
-            ways=ways(reading) if reading else [],
+            target, silent = None, error
+        return await pages.render(
+            request, "connect.html", where="transfers", transfer=row, target=target, error=silent,
+            programs=list_programs(target) if target else [],
         )  # fmt: skip
 
     return routes
 
 
-def of_contract(row: Transfer, contract: Mapping[str, Any], connector: str) -> Reading:
-    """What can be read under a transfer, by what its owner says of the agreement."""
+def target_from_contract(row: Transfer, contract: Mapping[str, Any], connector: str) -> ReadTarget:
+    """Return the target of a transfer, from the owner's contract summary."""
     contracts = list(contract["contracts"])
     streams = [one for one in contracts if one["aggregate"] is None and _permits(one, _STREAM)]
     chosen = (streams or contracts)[0]
     purpose = row.purpose or next(iter(chosen["purposes"]), "")
-    return Reading(
+    return ReadTarget(
         connector=connector,
         transfer=row.id,
         owner=str(contract["owner"]),
@@ -210,7 +217,7 @@ def of_contract(row: Transfer, contract: Mapping[str, Any], connector: str) -> R
         streams=bool(streams),
         queries=_permits(chosen, _QUERY),
         groups=chosen["aggregate"] is not None,
-        **_places(row),
+        **_address_expressions(row),
     )
 
 
@@ -218,8 +225,8 @@ def _permits(contract: Mapping[str, Any], actions: frozenset[str]) -> bool:
     return any(action.rstrip("/").rpartition("/")[2] in actions for action in contract["actions"])
 
 
-def _places(row: Transfer) -> dict[str, str]:
-    """Where the address of a transfer tells HTTP and Flight, as Python: its format has the endpoint."""
+def _address_expressions(row: Transfer) -> dict[str, str]:
+    """Return the Python expressions for the HTTP and Flight endpoints; the transfer's format decides the main one."""
     address = address_of(row.data_address)
     if address is not None and address.endpoint.startswith("grpc"):
         return {"http": 'address["properties"]["http"]', "flight": 'address["endpoint"]'}

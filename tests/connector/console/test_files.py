@@ -24,7 +24,7 @@ from hanse.cli import query as command_line
 
 from connector import server as connector_server
 from connector.console import query
-from connector.console.page import Desk
+from connector.console.page import PageRenderer
 from connector.engine.pool.pool import Pool
 from connector.events import Event, QueryCoordinated
 from connector.federation.coordinator import Coordinator, Question
@@ -100,7 +100,7 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
         sqlite_store, owners, pool, work_dir=tmp_path / "q", tables_for=owners.tables_for, ticket=owners.ticket  # type: ignore[arg-type]  # stands in for the network
     )  # fmt: skip
     tokens, app = Tokens(sqlite_store), FastAPI()
-    desk = Desk(tokens, name="lab", title="", participant="did:web:lab.example", version="0", members=_nobody)
+    desk = PageRenderer(tokens, name="lab", title="", participant="did:web:lab.example", version="0", members=_nobody)
     holdings: Any = SimpleNamespace(tables=_no_tables)
     app.include_router(query.router(desk, coordinator=coordinator, holdings=holdings))
     headers = {"authorization": f"Bearer {await issued(tokens, 'ada', ['consume'])}"}

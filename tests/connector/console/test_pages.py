@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import inspect
 
 from connector.audit.log import Filter
-from connector.console.page import Desk, Names
+from connector.console.page import Names, PageRenderer
 from connector.console.view import formatting
 from connector.dsp import agreement_terms
 from connector.events import QueryCoordinated, RequestRefused
@@ -402,7 +402,10 @@ async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_ke
         row.state, row.offer = "TERMINATED", agreement_terms.shorten_offer(row.offer | {"ds:note": "x" * 5000})
 
     await full.parts.store.write(ended)
-    assert "came to nothing" in (await full.get(f"/negotiations/{NEGOTIATION}")).text
+    assert (
+        "These terms were too long to keep after the negotiation ended."
+        in (await full.get(f"/negotiations/{NEGOTIATION}")).text
+    )
 
 
 async def test_a_form_of_our_own_goes_by_its_origin_where_the_browser_says_no_more(full: Console) -> None:
@@ -477,10 +480,10 @@ async def test_a_mistake_in_a_trial_leaves_the_text_where_it_is(full: Console) -
 
 
 async def test_a_member_is_found_by_the_name_that_pages_show(full: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def names(_: Desk) -> Names:
+    async def names(_: PageRenderer) -> Names:
         return {ALICE: {"name": "alice"}}
 
-    monkeypatch.setattr(Desk, "names", names)
+    monkeypatch.setattr(PageRenderer, "names", names)
     listed = (await full.get("/audit?actor=alice&dataset=north/patients")).text
     assert f'name="actor" value="{ALICE}"' in listed
     assert 'name="dataset" value="north/patients"' in listed

@@ -40,7 +40,7 @@ async def full(tmp_path: Path) -> AsyncIterator[Console]:
 async def test_the_transfers_page_offers_what_was_received(full: Console) -> None:
     page = (await full.get("/transfers", "read", "consume")).text
     assert "1,234 rows, 32 B received" in page
-    assert "does not say whether that is all" in page
+    assert "did not confirm that it is complete" in page
     assert f'href="{API}/received" download' in page
     assert Reader(page).problems == []
     assert f"{API}/received" not in (await full.get("/transfers", "read")).text

@@ -13,8 +13,8 @@ import pytest
 
 from connector.errors import BadInput, PeerNonsense
 from connector.federation import answer_batching
-from connector.federation.answer_batching import Reading
-from connector.federation.owner_client import Answered
+from connector.federation.answer_batching import AnswerBatches
+from connector.federation.owner_client import OwnerAnswer
 
 TABLES = {"f0": ("f0.a", "f0.b", "f0.c"), "f1": ("f1.a", "f1.b"), "f2": ("f2",)}
 FRAGMENTS: dict[str, Any] = {
@@ -27,32 +27,32 @@ class Answers:
     """What is read, and how."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, sources: str, bad: str = "", patience: float = 60.0) -> None:
-        monkeypatch.setattr(answer_batching, "_PATIENCE", patience)
+        monkeypatch.setattr(answer_batching, "_PATIENCE_S", patience)
         self.read: list[str] = []
         self.bad = bad
         plan: Any = SimpleNamespace(
             fragments=tuple(FRAGMENTS.values()),
             tables={table: [FRAGMENTS[name] for name in names] for table, names in TABLES.items()},
         )
-        self.reading = Reading(plan, sources=sources.split(), together=self.together, apart=self._apart)
+        self.reading = AnswerBatches(plan, sources=sources.split(), together=self.together, apart=self._apart)
 
     async def came(self, name: str, *, small: bool = True) -> str:
         """Whether it was `read` in the end, or is `unread` still."""
-        found = await self.reading.read(Answered(FRAGMENTS[name], Path(name), unread=small))
+        found = await self.reading.read(OwnerAnswer(FRAGMENTS[name], Path(name), unread=small))
         assert found.fragment is FRAGMENTS[name]
         return "unread" if found.unread else "read"
 
     async def all(self, *names: str, small: bool = True) -> list[str]:
         return await asyncio.gather(*(self.came(name, small=small) for name in names))
 
-    async def together(self, answers: Sequence[Answered]) -> list[Answered]:
+    async def together(self, answers: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:
         names = [one.fragment.id for one in answers]
         self.read.append("+".join(names))
         if self.bad in names:
             raise BadInput("one of them")
         return [replace(one, unread=False) for one in answers]
 
-    async def _apart(self, answers: Sequence[Answered]) -> list[Answered]:
+    async def _apart(self, answers: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:
         for one in answers:
             self.read.append(one.fragment.id)
             if one.fragment.id == self.bad:
@@ -99,7 +99,7 @@ async def test_one_that_is_not_whole_is_found_alone(monkeypatch: pytest.MonkeyPa
 async def test_nothing_goes_on_for_a_question_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def endless(_: Answers, __: Sequence[Answered]) -> list[Answered]:
+    async def endless(_: Answers, __: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:
         begun.set()
         try:
             await asyncio.get_running_loop().create_future()

@@ -320,7 +320,7 @@ async def test_small_answers_are_read_by_the_job_that_joins_them(asked: Asked, m
 async def test_an_answer_that_waits_in_vain_for_others_is_read_alone_and_shown(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_batching, "_PATIENCE", 0.05)
+    monkeypatch.setattr(answer_batching, "_PATIENCE_S", 0.05)
     asked.owners.break_("north", "slow")
     asking = asyncio.ensure_future(asked.rows(COUNTS))
     await until(lambda: any(len(one.owners) == 2 for one in asked.coordinator.recent()))
@@ -334,7 +334,7 @@ async def test_an_answer_that_waits_in_vain_for_others_is_read_alone_and_shown(
 async def test_what_is_wrong_with_an_answer_is_said_while_others_still_work(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_batching, "_PATIENCE", 0.05)
+    monkeypatch.setattr(answer_batching, "_PATIENCE_S", 0.05)
     asked.owners.break_("north", "slow")
     asked.owners.break_("south", "stopped")
     with pytest.raises(Refused, match="revoked"):
@@ -600,7 +600,7 @@ async def test_where_every_owner_withholds_its_groups_the_refusal_stands(asked: 
 
 async def test_a_plan_that_takes_too_long_is_given_up(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(coordinator, "_planned", lambda *_: go_on.wait(30))
+    monkeypatch.setattr(coordinator, "_make_plan", lambda *_: go_on.wait(30))
     with pytest.raises(Limited) as late:
         await asked.coordinator.plan(Question(sql=COUNTS, seconds=0.1), by="tests")
     go_on.set()

@@ -22,7 +22,7 @@ def test_a_stage_leaves_a_tenth_for_each_that_follows(seconds: float, passed: fl
     now = [10.0]
     deadline = Deadline(seconds, clock=lambda: now[0])
     now[0] += passed
-    assert deadline.left(later) == pytest.approx(left)
+    assert deadline.seconds_left(later) == pytest.approx(left)
 
 
 def _fragment(table: str, *sources: str) -> Fragment:

@@ -341,7 +341,7 @@ def _wrong(fragment: Fragment, datasets: Sequence[GatedDataset], owner: duckdb.D
         came = plain_schema(duckdb_engine.query(cursor, made.sql, made.params).limit(0).to_arrow_reader().schema)
     with duckdb_engine.connect() as con:
         duckdb_engine.fence(con, paths=[], limits=Limits())
-        said, others = duckdb_engine.schema_bound(con, expected_types._written(sql, reads)[0])
+        said, others = duckdb_engine.schema_bound(con, expected_types._write_for_owner(sql, reads)[0])
     schema = base64.b64encode(said.serialize().to_pybytes()).decode()
     judge = Judge(expected_types._shape(fragment, schema, [*others.items()]).to_json(), fragment.outputs)
     judge.schema(came)

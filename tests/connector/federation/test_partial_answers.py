@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connector.errors import PeerUnreachable, Refused
-from connector.federation.partial_answers import why_not
+from connector.federation.partial_answers import explain_misleading
 from connector.federation.planner import sql_text
 from connector.federation.planner.model import UnreachableOwner
 from tests.support.asking import Asked
@@ -42,12 +42,12 @@ MISLEADS = [
 
 @pytest.mark.parametrize("sql", STANDS)
 def test_rows_counts_sums_and_averages_of_one_union_mean_something_without_an_owner(sql: str) -> None:
-    assert why_not(sql_text.read(sql)) == ""
+    assert explain_misleading(sql_text.read(sql)) == ""
 
 
 @pytest.mark.parametrize(("sql", "words"), MISLEADS, ids=[sql for sql, _ in MISLEADS])
 def test_what_a_missing_owner_would_falsify_is_told_with_the_reason(sql: str, words: str) -> None:
-    assert words in why_not(sql_text.read(sql))
+    assert words in explain_misleading(sql_text.read(sql))
 
 
 COUNTS = 'SELECT ward, count(*) AS n FROM "all".patients GROUP BY ward ORDER BY ward'

@@ -23,7 +23,7 @@ from connector.errors import (
 )
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.federation.planner.model import Bearer
-from connector.federation.tables import Holdings, _is_gone, _json, address_of, table_of
+from connector.federation.tables import Holdings, _is_gone, _read_json, address_of, table_of
 from connector.infra.net.http_client import Reply
 from connector.store.queries.agreements import ConsumerAgreement, ReadableAgreement, StartedTransfer
 from policies.contracts.contract import Dimension
@@ -333,7 +333,7 @@ async def test_what_nobody_foresaw_of_one_agreement_is_the_silence_of_its_owner(
 )
 async def test_json_that_nobody_can_store_or_send_on_is_nonsense_of_its_sender(body: bytes) -> None:
     with pytest.raises(PeerNonsense, match="a JSON object from https://owner"):
-        _json(Reply(200, {}, body), "https://owner/contract")
+        _read_json(Reply(200, {}, body), "https://owner/contract")
 
 
 @pytest.mark.parametrize(
@@ -345,13 +345,13 @@ async def test_who_is_not_believed_or_told_to_wait_still_has_an_agreement(
     """Where an owner's clock was off, its partners were told that they had no agreement, and to negotiate one."""
     reply = Reply(status, {}, json.dumps({"detail": "the token is from the future", "code": code}).encode())
     with pytest.raises(kind, match="from the future") as refused:
-        _json(reply, "https://owner/contract")
+        _read_json(reply, "https://owner/contract")
     assert (refused.value.code, _is_gone(refused.value)) == (code, False)
 
 
 async def test_a_refusal_stands_whatever_signs_it_is_written_in() -> None:
     with pytest.raises(Refused, match=r"^no\\ud800$") as refused:
-        _json(Reply(403, {}, rb'{"detail":"no\ud800","code":"ended"}'), "https://owner/contract")
+        _read_json(Reply(403, {}, rb'{"detail":"no\ud800","code":"ended"}'), "https://owner/contract")
     assert refused.value.code == "ended"
 
 
@@ -471,10 +471,10 @@ async def test_a_name_that_does_not_fit_what_was_agreed_is_nonsense_of_its_provi
     assert not known.tables
     (silent,) = known.silent
     assert isinstance(silent.error, PeerNonsense)
-    assert f'calls its dataset "{owner}"."{name}"' in silent.error.message
+    assert f'now names its dataset "{owner}"."{name}"' in silent.error.message
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 60_000], ids=["text", "list", "nested"])
 async def test_an_answer_that_is_no_object_is_nonsense_of_its_sender(body: bytes) -> None:
     with pytest.raises(PeerNonsense, match="a JSON object from https://owner"):
-        _json(Reply(200, {}, body), "https://owner/contract")
+        _read_json(Reply(200, {}, body), "https://owner/contract")

@@ -106,7 +106,7 @@ async def test_whoever_leaves_has_stopped_it(desk: Console, stuck: Stuck, tmp_pa
 async def test_the_console_leads_to_its_progress_and_stops_it(
     desk: Console, stuck: Stuck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "_PATIENCE", 0.05)
+    monkeypatch.setattr(pages, "_PATIENCE_S", 0.05)
     said = {"name": "parts", "path": str(tmp_path / "parts"), "title": "All <parts>"}
     said |= {"description": "Größe", "keywords": "one, two words", "theme": "HEAL", "license": "CC0"}
     answer = await desk.post("/datasets/new", said, "owner", "read")

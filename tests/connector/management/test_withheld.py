@@ -175,7 +175,10 @@ async def test_an_owner_that_gives_no_group_is_named(clinic: Asker) -> None:
     clinic.owners.break_("west", "refuse:min_group_size")
     _, end = read((await clinic.ask(SQL)).content)
     assert end["withheld"] == "some"
-    assert end["left_out"] == [SAID, "west gave no group: none is large enough, or none fits the question"]
+    assert end["left_out"] == [
+        SAID,
+        "west returned no groups: no group is large enough, or no row matches the question",
+    ]
 
 
 async def test_rows_that_no_policy_groups_are_whole(clinic: Asker) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from connector.console.view.snippets import Reading, ways
+from connector.console.view.snippets import ReadTarget, list_programs
 
 NAMES = ["plain", "two words", "it's", 'say "hi"', "a\nb", "\\", "{braces}", "%s", "größe"]
 
@@ -21,16 +21,16 @@ def _texts(code: str) -> set[str]:
 @pytest.mark.parametrize("allowed", [{}, {"queries": False}, {"streams": False}, {"streams": False, "groups": True}])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_a_text_in_every_program_and_nothing_else(name: str, allowed: dict[str, bool]) -> None:
-    plain = Reading(
+    plain = ReadTarget(
         connector="http://127.0.0.1:8081", transfer="urn:uuid:1", owner="o", dataset="d", purpose="p",
         flight='address["endpoint"]', **allowed,
     )  # fmt: skip
     strange = replace(plain, owner=name, dataset=name, purpose=name)
-    assert [way.title for way in ways(strange)] == [way.title for way in ways(plain)]
-    for mine, other in zip(ways(strange), ways(plain), strict=True):
+    assert [way.title for way in list_programs(strange)] == [way.title for way in list_programs(plain)]
+    for mine, other in zip(list_programs(strange), list_programs(plain), strict=True):
         assert _shape(mine.code) == _shape(other.code)
     asked = f'"{name.replace(chr(34), 2 * chr(34))}"'
-    assert any(f"FROM {asked}.{asked}" in text for way in ways(strange) for text in _texts(way.code))
+    assert any(f"FROM {asked}.{asked}" in text for way in list_programs(strange) for text in _texts(way.code))
 
 
 def _shape(code: str) -> str:
@@ -43,5 +43,5 @@ def _shape(code: str) -> str:
 
 
 def test_an_owner_without_flight_is_read_without_it() -> None:
-    found = ways(Reading(connector="http://c", transfer="t", owner="o", dataset="d"))
+    found = list_programs(ReadTarget(connector="http://c", transfer="t", owner="o", dataset="d"))
     assert [way.title for way in found] == ["Hanse's client", "Arrow over HTTP"]
