@@ -52,7 +52,13 @@ CONNECTOR = {
     "connector.federation.execution": ("Work._merged", "Work._merge", "Work._distinct", "Work.end", "_residual"),
     "connector.engine.pool.pool": ("Pool._begin", "Pool._started", "Pool._end"),
     "connector.engine.pool.worker_process": ("Result.next",),
-    "connector.dataplane.admission": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
+    "connector.dataplane.admission": (
+        "Reads._admit",
+        "prepare_query",
+        "Reads._build_job",
+        "Reads._begin",
+        "Reads._record_end",
+    ),
     "connector.usage.grants": ("Grants._examined",),
 }
 WORKER = {

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import READS, Desk, Numbered, form_of, part_of
 from connector.console.view.formatting import path_of
-from connector.dataplane.running_reads import Running, running
+from connector.dataplane.running_reads import RunningRead, list_running
 from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
@@ -107,12 +107,12 @@ def router(desk: Desk, *, agreements: AgreementService, store: Store) -> APIRout
     return routes
 
 
-def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running], int]:
+def _running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[RunningRead], int]:
     """The newest transfers under an agreement, how many of all have not ended, the newest reads of our data under it,
     and how many of these there are."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
     number = sum(tx.transfers.count(**ours, state=one) for one in _OPEN)
-    reads = running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
+    reads = list_running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
     reading = tx.reads.count(agreement=row.id) if reads else 0
     return list(tx.transfers.page(**ours, limit=20)), number, reads, reading
 

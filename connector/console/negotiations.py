@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import Desk, Numbered, form_of, here_only, part_of
 from connector.console.view.formatting import path_of
-from connector.dataplane.push.push_receiver import Receiving
+from connector.dataplane.push.push_receiver import PushReceiver
 from connector.dsp import auto_decisions, states
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import PROVIDER
@@ -29,7 +29,7 @@ _STEERING = ("start", "suspend", "resume", "complete", "terminate")
 
 
 def router(
-    desk: Desk, *, negotiations: NegotiationService, transfers: TransferService, receiving: Receiving, store: Store
+    desk: Desk, *, negotiations: NegotiationService, transfers: TransferService, receiving: PushReceiver, store: Store
 ) -> APIRouter:
     routes = desk.router()
 

@@ -30,7 +30,7 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
     @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
-        async with reads.hearing(ticket):
+        async with reads.record_refusals(ticket):
             held = await reads.grants.load_usable(
                 ticket.agreement,
                 consumer=ticket.consumer,
@@ -64,7 +64,7 @@ def summary(
         # Values that a consumer sends on to another owner, to narrow its answer, are distributed: each contract says
         # whether those that it shows may be. Being narrowed so tells nothing that the rows themselves would not.
         "contracts": [
-            _contract(contract, types, left_out.get(contract.permission))
+            _describe_contract(contract, types, left_out.get(contract.permission))
             | {"shares_keys": contract.permission in held.passed_on}
             for contract in held.contracts
         ],
@@ -72,10 +72,12 @@ def summary(
     }
 
 
-def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None) -> dict[str, Any]:
+def _describe_contract(
+    contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None
+) -> dict[str, Any]:
     grid = contract.grid
     masked = {mask.column: str(mask.kind) for mask in contract.masks}
-    types = types | dict.fromkeys(text_columns(contract.masks), "VARCHAR") | _edges(contract)
+    types = types | dict.fromkeys(text_columns(contract.masks), "VARCHAR") | _text_column_types(contract)
     return {
         "actions": list(contract.actions),
         "purposes": list(contract.purposes),
@@ -104,7 +106,7 @@ def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[s
     }
 
 
-def _edges(contract: DataContract) -> dict[str, str]:
+def _text_column_types(contract: DataContract) -> dict[str, str]:
     """The types of what a mask makes texts of and bins make numbers again."""
     dimensions = () if contract.grid is None else contract.grid.dimensions
     as_texts = text_columns(contract.masks)

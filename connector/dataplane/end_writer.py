@@ -18,7 +18,7 @@ _MOST = 2_000  # of some kilobytes each: with so many nothing new should begin
 Later = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 
-class Owed:
+class EndWriter:
     """What is still to be recorded of reads that are over. `ids`: of reads that others must not have meanwhile."""
 
     def __init__(self, store: Store, ids: ActiveCounter, *, later: Later, leaving: Callable[[], bool]) -> None:
@@ -29,7 +29,7 @@ class Owed:
         self._tasks: set[asyncio.Task[bool]] = set()
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether as many wait as may."""
         return len(self._tasks) >= _MOST
 
@@ -38,24 +38,24 @@ class Owed:
 
         `work` may be done twice, and is told whether it may have been done.
         """
-        task = self._later(self._recorded(read_id, work))
+        task = self._later(self._record(read_id, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def all(self) -> None:
+    async def wait_for_all(self) -> None:
         """Back when those that are owed now are recorded, or nobody tries any more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _recorded(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
+    async def _record(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
         """Until it is known nobody else has the read's id: they would get this end."""
         with suppress(Busy), self._ids.hold(read_id):  # the next start looks for what is left
-            await self._written(work)
+            await self._write_until_done(work)
             return True
         return False
 
-    async def _written(self, work: Callable[[bool, Transaction], None]) -> None:
+    async def _write_until_done(self, work: Callable[[bool, Transaction], None]) -> None:
         """Reads end where their database goes away: their ends wait for it, until we end ourselves."""
         pause, again = _PAUSE, False
         while True:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import read_log
-from connector.dataplane.cache.cached_stream import Part, Passed, Source, Spread
-from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.cache.cached_stream import CachedReader, ScatteredResult, StreamPart, StreamSource
+from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.http.file_spans import InFiles
-from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
+from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, ReadRequest, StreamEnd
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import ARROW
@@ -42,16 +42,16 @@ class GovernedStream:
     def __init__(
         self,
         reads: Reads,
-        asked: Asked,
+        asked: ReadRequest,
         grants: Sequence[ReadGrant],
         prepared: PreparedQuery,
-        result: Source,
+        result: StreamSource,
         policy: tuple[str, ...],
     ) -> None:
         self.id = asked.query_id
         self.schema = result.schema
         self.columns = prepared.columns
-        self.end: End | None = None
+        self.end: StreamEnd | None = None
         self.rows = self.batches = self.bytes = 0
         self._reads = reads
         self.grants = tuple(grants)
@@ -59,14 +59,14 @@ class GovernedStream:
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
-        self.withheld, self._left_out = read_log.withheld(prepared)
-        self._first: Frame | Part | None = None  # taken from the source and not let through yet
+        self.withheld, self._left_out = read_log.describe_withheld(prepared)
+        self._first: Frame | StreamPart | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
 
     @property
     def over(self) -> bool:
         """Whether a grant has ended, so that no further batch will pass."""
-        return any(grant.lease.revoked for grant in self.grants) or lease_left(self.grants) <= 0
+        return any(grant.lease.revoked for grant in self.grants) or remaining_lease_s(self.grants) <= 0
 
     async def peek(self) -> bool:
         """Wait for the first batch without releasing it. Whether there is one."""
@@ -82,20 +82,20 @@ class GovernedStream:
 
     async def parts(self) -> AsyncGenerator[memoryview | bytes | InFiles, None]:
         """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
-        end: End | None = None
+        end: StreamEnd | None = None
         try:
             while end is None:
-                frame = await self._next()
+                frame = await self._take_frame()
                 if frame is None:
-                    end = self._ended(COMPLETE)
-                elif (stop := await self._pass(frame)) is not None:
-                    end = self._ended_by(stop)
+                    end = self._build_end(COMPLETE)
+                elif (stop := await self._count_frame(frame)) is not None:
+                    end = self._end_for_reason(stop)
                 else:
-                    await _seen(frame)
+                    await _update_digest(frame)
                     yield frame.payload
                 del frame  # else it is held beside the next one
         except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
-            end = await self._broken(ours(error))
+            end = await self._end_on_error(to_hanse_error(error))
         self.end = end
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
@@ -107,21 +107,25 @@ class GovernedStream:
         through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
         """
         try:
-            part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
+            part = (
+                self._result.at_once()
+                if isinstance(self._result, CachedReader | ScatteredResult | MixedStream)
+                else None
+            )
             if part is None:
                 return None
-            if not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+            if not isinstance(part.payload, InFiles) or self._find_stopping_grant(part) is not None:
                 self._first = part
                 return None
         except Exception as error:  # noqa: BLE001  as in `parts`
-            self._failed = ours(error)
+            self._failed = to_hanse_error(error)
             return None
         return part.payload
 
     def abandon(self, code: str, reason: str) -> None:
         """The client has gone or does not read: the log says so."""
         if self.end is None:
-            self.end = replace(self._ended(FAILED), code=code, reason=reason)
+            self.end = replace(self._build_end(FAILED), code=code, reason=reason)
 
     def of(self, ticket: Ticket) -> list[ReadGrant]:
         """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
@@ -134,21 +138,21 @@ class GovernedStream:
         A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
         """
         for grant in grants:
-            grant.extend(min(seconds, self._reads.left(grant.contract)))
+            grant.extend(min(seconds, self._reads.seconds_left(grant.contract)))
 
-    async def _next(self) -> Frame | Part | None:
+    async def _take_frame(self) -> Frame | StreamPart | None:
         if self._failed is not None:
             raise self._failed
         frame, self._first = self._first, None
         return frame or await anext(self._result, None)
 
-    async def _pass(self, frame: Frame | Part) -> HanseError | None:
+    async def _count_frame(self, frame: Frame | StreamPart) -> HanseError | None:
         """None and the batch is counted in every lease (5), or what the stream ends with."""
         filled: ReadGrant | None = None
-        while (stop := self._stopped_by(frame)) is not None:
+        while (stop := self._find_stopping_grant(frame)) is not None:
             grant, reason = stop
             if reason not in (batch_gate.ROWS_SPENT, batch_gate.BYTES_SPENT):
-                return await why_over(self.grants, self._reads.grants)
+                return await find_end_reason(self.grants, self._reads.grants)
             if grant is filled:
                 rule = quotas.quota_rule(grant.contract, of_bytes=reason == batch_gate.BYTES_SPENT)
                 return Limited(quotas.USED_UP, code=QUOTA, rule=rule, agreement=grant.agreement_id)
@@ -157,7 +161,7 @@ class GovernedStream:
             filled = grant
         return None
 
-    def _stopped_by(self, frame: Frame | Part) -> tuple[ReadGrant, str] | None:
+    def _find_stopping_grant(self, frame: Frame | StreamPart) -> tuple[ReadGrant, str] | None:
         """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
         for number, grant in enumerate(self.grants):
             if (reason := batch_gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
@@ -171,21 +175,21 @@ class GovernedStream:
         self._digest = frame.digest
         return None
 
-    async def _broken(self, error: HanseError) -> End:
+    async def _end_on_error(self, error: HanseError) -> StreamEnd:
         """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
-        if ended_by(self.grants) is not None or (error.code == "cancelled" and lease_left(self.grants) <= 0):
-            return self._ended_by(await why_over(self.grants, self._reads.grants))
-        return self._ended(FAILED, error)
+        if ended_by(self.grants) is not None or (error.code == "cancelled" and remaining_lease_s(self.grants) <= 0):
+            return self._end_for_reason(await find_end_reason(self.grants, self._reads.grants))
+        return self._build_end(FAILED, error)
 
-    def _ended_by(self, why: HanseError) -> End:
+    def _end_for_reason(self, why: HanseError) -> StreamEnd:
         """The end by a grant: by its owner, by the agreement itself or its consumer, or for a reason that passes."""
         if why.code in ENDS:
-            return self._ended(why.code, why)
-        return self._ended(REFUSED if isinstance(why, Refused) else FAILED, why)
+            return self._build_end(why.code, why)
+        return self._build_end(REFUSED if isinstance(why, Refused) else FAILED, why)
 
-    def _ended(self, status: str, why: HanseError | None = None) -> End:
+    def _build_end(self, status: str, why: HanseError | None = None) -> StreamEnd:
         name = self._asked.digest
-        return End(
+        return StreamEnd(
             status=status,
             rows=self.rows,
             batches=self.batches,
@@ -203,23 +207,27 @@ class GovernedStream:
         )
 
 
-async def _seen(frame: Frame | Part) -> None:
+async def _update_digest(frame: Frame | StreamPart) -> None:
     """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
-    if isinstance(frame, Part) and isinstance(frame.digest, RunningDigest) and isinstance(frame.payload, memoryview):
+    if (
+        isinstance(frame, StreamPart)
+        and isinstance(frame.digest, RunningDigest)
+        and isinstance(frame.payload, memoryview)
+    ):
         await asyncio.to_thread(frame.digest.update, frame.payload)
 
 
-def watch(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
+def watch_grants(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
     """Interrupt the worker, which has the read from now on, when a grant ends while no batch comes (6)."""
     for grant in grants:
         grant.served = True
-    return _watch(grants, result)
+    return _interrupt_on_end(grants, result)
 
 
-async def _watch(grants: Sequence[ReadGrant], result: Result) -> None:
+async def _interrupt_on_end(grants: Sequence[ReadGrant], result: Result) -> None:
     stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
     try:
-        while (left := lease_left(grants)) > 0:
+        while (left := remaining_lease_s(grants)) > 0:
             done, _ = await asyncio.wait(stops, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
@@ -229,12 +237,12 @@ async def _watch(grants: Sequence[ReadGrant], result: Result) -> None:
             stop.cancel()
 
 
-def lease_left(grants: Sequence[ReadGrant]) -> float:
+def remaining_lease_s(grants: Sequence[ReadGrant]) -> float:
     """Seconds that the shortest lease has left."""
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
-def ours(error: Exception) -> HanseError:
+def to_hanse_error(error: Exception) -> HanseError:
     """An error that has a code as it is; any other as one that nobody foresaw, of which our own log says more."""
     if isinstance(error, HanseError):
         return error
@@ -242,7 +250,7 @@ def ours(error: Exception) -> HanseError:
     return internal_error()
 
 
-async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
+async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
     """Why a read ends of which a grant has: what stopped that, or that the time that the read asked for has ended, as a
     worker says it, or what a read that begins now would be refused for, or else that its ticket has ended. Fast and
     slow readers get the same answer."""
@@ -253,24 +261,24 @@ async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
     return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)
 
 
-async def why_ended(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
+async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
     """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
     is ours, unless the connection says that its reader has left."""
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
-        return ours(error)
+        return to_hanse_error(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
-    if ended_by(grants) is None and lease_left(grants) > 0:
+    if ended_by(grants) is None and remaining_lease_s(grants) > 0:
         return error
-    return await why_over(grants, by)
+    return await find_end_reason(grants, by)
 
 
-async def settled_groups(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
+async def await_whole_answer(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
     """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
     if not prepared.aggregate:
         return
     found = await stream.peek()
-    await quantised(begun)
+    await wait_for_quantum(begun)
     if not found and prepared.min_group is not None:
         more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
         raise Refused(
@@ -283,6 +291,6 @@ async def settled_groups(stream: GovernedStream, prepared: PreparedQuery, begun:
         )
 
 
-async def quantised(begun: float) -> None:
+async def wait_for_quantum(begun: float) -> None:
     """Wait until the time since `begun` is a multiple of the quantum."""
     await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from connector.dataplane.read_request import END_OF_STREAM, Asked
+from connector.dataplane.read_request import END_OF_STREAM, ReadRequest
 from connector.engine.pool.pool import Pool, Watch
 from connector.engine.pool.protocol import Job
 from connector.errors import BadInput, Busy, Limited
@@ -34,12 +34,12 @@ _ANSWER_MAX = 16 * 2**20
 _PAUSE, _PAUSE_MAX = 0.05, 0.5  # until it is looked again whether another read has answered the same question
 
 
-class BeingAnswered(Busy):
+class AnswerInProgress(Busy):
     """Another read is to answer the same question."""
 
 
 @dataclass(frozen=True, slots=True)
-class Charged:
+class NoiseCharge:
     """What one answer costs: `micro` epsilon it is worth, `paid` of them now (none for a repeat), `answer` if kept."""
 
     key: str
@@ -55,18 +55,20 @@ class Charged:
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
-def charge(tx: Transaction, asked: Asked, grant: ReadGrant, private: PrivateQuery) -> Charged:
+def charge(tx: Transaction, asked: ReadRequest, grant: ReadGrant, private: PrivateQuery) -> NoiseCharge:
     """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
     BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
     that a crash cut off is over when its end is recorded."""
     most = round(private.budget.epsilon * MICRO)
-    micro = _wanted(asked, most, grant)
-    key = _key(grant, private)
+    micro = _choose_epsilon(asked, most, grant)
+    key = _question_key(grant, private)
     kept = tx.noised_answers.get(grant.agreement_id, key)
     if kept is not None and kept.epsilon_micro >= micro:
-        return Charged(key, kept.epsilon_micro, 0, tx.noised_answers.read_spent(grant.agreement_id), most, kept.answer)
+        return NoiseCharge(
+            key, kept.epsilon_micro, 0, tx.noised_answers.read_spent(grant.agreement_id), most, kept.answer
+        )
     if tx.reads.has(tx.noised_answers.read_charged_read(grant.agreement_id, key), consumer=grant.consumer):
-        raise BeingAnswered(
+        raise AnswerInProgress(
             "the same question is being answered now, and that takes longer than this read may wait; ask again in a "
             "moment: an answer of as much epsilon costs nothing then"
         )
@@ -79,10 +81,10 @@ def charge(tx: Transaction, asked: Asked, grant: ReadGrant, private: PrivateQuer
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
     tx.noised_answers.record_question(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
-    return Charged(key, micro, micro, tx.noised_answers.read_spent(grant.agreement_id), most)
+    return NoiseCharge(key, micro, micro, tx.noised_answers.read_spent(grant.agreement_id), most)
 
 
-async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
+async def retry_until_answered(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
     """What `begin` gives; where another read is to answer the same question, once that has, or has ended without.
 
     BeingAnswered where it has not after `seconds`, or nobody `waits` for it any more.
@@ -91,7 +93,7 @@ async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: 
     while True:
         try:
             return await begin()
-        except BeingAnswered:
+        except AnswerInProgress:
             if time.monotonic() + pause > until:
                 raise
             await asyncio.sleep(pause)
@@ -100,7 +102,9 @@ async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: 
         pause = min(2 * pause, _PAUSE_MAX)
 
 
-async def answered(store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: Charged, *, watch: Watch) -> bytes:
+async def load_or_compute_answer(
+    store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: NoiseCharge, *, watch: Watch
+) -> bytes:
     """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it:
     where a better one is kept by then, that."""
     if charged.answer is not None:
@@ -123,7 +127,7 @@ async def answered(store: Store, pool: Pool, job: Job, grant: ReadGrant, charged
     )
 
 
-def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
+def build_noise_plan(private: PrivateQuery, charged: NoiseCharge) -> dict[str, object]:
     """What the worker needs to add the noise (`query.noise.add`). Delta is spent in the same share as epsilon."""
     noise, budget = private.noise, private.budget
     return {
@@ -136,7 +140,7 @@ def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
     }
 
 
-def _wanted(asked: Asked, most: int, grant: ReadGrant) -> int:
+def _choose_epsilon(asked: ReadRequest, most: int, grant: ReadGrant) -> int:
     if asked.epsilon is None:
         return max(1, most // _USUAL_SHARE)
     micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
@@ -149,7 +153,7 @@ def _wanted(asked: Asked, most: int, grant: ReadGrant) -> int:
     return micro
 
 
-def _key(grant: ReadGrant, private: PrivateQuery) -> str:
+def _question_key(grant: ReadGrant, private: PrivateQuery) -> str:
     """The same for every question with the same answer: dataset, version, permission, and what is asked."""
     text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -41,7 +41,7 @@ _ID_MAX = 96
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class JoinTable:
     """A small table that the consumer brings along to join with: an Arrow stream of exactly these columns.
 
     `sha256`: of the stream, for the log.
@@ -80,7 +80,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ReadRequest:
     """One read. `tickets` are those shown, one for each dataset that the SQL may name; all belong to the same consumer.
     Of which agreements the read is, the gate finds out."""
 
@@ -101,7 +101,7 @@ class Asked:
     query_id: str = ""
     fragment: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of datasets by id: another one is no answer
-    brought: tuple[Brought, ...] = ()
+    brought: tuple[JoinTable, ...] = ()
     split: Split | None = None
     epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget
     transport: str = ""  # what it leaves by, for people: http, flight or push
@@ -133,7 +133,7 @@ class Asked:
         return self.split.only.position if self.split else ""
 
 
-def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:
+def build_rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:
     """SQL for the rows of one dataset. QueryInvalid where `where` is more than a condition on rows.
 
     The condition is read with the gate's own parser, so that it cannot close a bracket of ours; the gate reads the
@@ -144,7 +144,7 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     named = [*columns, position] if position and columns else columns  # all of them by * have the position too
     shown = ", ".join(quote_identifier(column) for column in named) or "*"
     sql = f"SELECT {shown} FROM {quote_identifier(name[0])}.{quote_identifier(name[1])}"  # noqa: S608  quoted; the gate reads it anew
-    sql = f"{sql} WHERE {_condition(where)}" if where.strip() else sql
+    sql = f"{sql} WHERE {_parse_condition(where)}" if where.strip() else sql
     if len(sql) > DEFAULT.characters:
         raise QueryInvalid(
             f"expected columns and a condition of at most {DEFAULT.characters} characters together, as SQL, came "
@@ -154,7 +154,7 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     return sql
 
 
-def _condition(where: str) -> str:
+def _parse_condition(where: str) -> str:
     from sqlglot import exp
 
     from policies.sql import parse
@@ -171,19 +171,19 @@ def _condition(where: str) -> str:
     return str(held.this.sql(dialect="duckdb", comments=False))
 
 
-def own_id(named: str) -> str:
+def make_read_id(named: str) -> str:
     """The id of a new read that its reader calls so: it begins with that, and no other read ever has it. Empty where he
     calls it nothing; it gets one when it is opened."""
     return named and f"{named}.{secrets.token_hex(8)}"
 
 
-def new_name() -> str:
+def make_name() -> str:
     """A name of ours in SQL that no question can have guessed."""
     return f"r_{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class StreamEnd:
     """How a stream ended, for its last record and for the log. `agreement`: the one that ended it, where one did;
     `withdrawn`: its own consumer did."""
 

@@ -29,7 +29,7 @@ _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "
 
 
 @dataclass(frozen=True, slots=True)
-class Under:
+class ReadAgreement:
     """What a running read has under one of its agreements."""
 
     dataset: str
@@ -40,7 +40,7 @@ class Under:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningRead:
     """A read under way, for people. `rows` and `bytes` are what had left by the last second."""
 
     id: str
@@ -49,19 +49,21 @@ class Running:
     since: float
     rows: int
     bytes: int
-    under: tuple[Under, ...]
+    under: tuple[ReadAgreement, ...]
 
 
-def running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[Running]:
+def list_running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[RunningRead]:
     """Reads that have begun and not ended, the newest first; of one agreement only those under it."""
-    return [_running(row) for row in tx.reads.list_open(agreement=agreement, limit=limit, offset=offset)]
+    return [_row_to_running_read(row) for row in tx.reads.list_open(agreement=agreement, limit=limit, offset=offset)]
 
 
-def _running(row: OpenRead) -> Running:
+def _row_to_running_read(row: OpenRead) -> RunningRead:
     told = [row.body, *row.body.get(MORE, ())]
-    under = tuple(Under(*(str(one.get(name, "")) for name in Under.__dataclass_fields__)) for one in told)
+    under = tuple(
+        ReadAgreement(*(str(one.get(name, "")) for name in ReadAgreement.__dataclass_fields__)) for one in told
+    )
     consumer, transport, since = (row.body.get(name) or "" for name in ("actor", "transport", "since"))
-    return Running(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
+    return RunningRead(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
 
 
 def begin(
@@ -117,7 +119,7 @@ async def close_left_over(store: Store, *, instance: str, before: str = "") -> i
 def _close(tx: Transaction, rows: Sequence[OpenRead]) -> int:
     for row in rows:
         tx.reads.free_places(row.id)
-        end(tx, *_interrupted(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
+        end(tx, *_interruption_events(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
     return len(rows)
 
 
@@ -182,7 +184,7 @@ class Leases:
                 _log.warning("lease_not_renewed", error=type(error).__name__)
 
 
-def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
+def _interruption_events(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
     told = [{name: one[name] for name in _REPEATED if name in one} for one in (body, *body.get(MORE, ()))]
     return [
         ReadEnded(

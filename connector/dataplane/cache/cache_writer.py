@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from connector.dataplane.cache.cached_stream import Block, Entry
+from connector.dataplane.cache.cached_stream import CachedBlock, CacheEntry
 from connector.engine.pool.worker_process import Frame, Result
 
 BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
@@ -21,29 +21,31 @@ _HUGE = 2 * 2**20  # bytes of a huge page
 _NOTHING = memoryview(bytes(_HUGE))
 
 
-class Copy:
+class StreamCopy:
     """A stream, or a block of one, that is written down beside its delivery; that is not disturbed where it cannot be.
 
     All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
     one row, and for many streams. Those of one consumer have his `room`, and all together `most`.
     """
 
-    def __init__(self, source: Result, entry: Entry, coming: Sequence[Entry], *, room: int, most: int) -> None:
+    def __init__(
+        self, source: Result, entry: CacheEntry, coming: Sequence[CacheEntry], *, room: int, most: int
+    ) -> None:
         entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
         self.entry, self._coming, self._room, self._most = entry, coming, room, most
         self._writing: asyncio.Future[float] | None = None
         self.given_up = False
 
-    async def put(self, frame: Frame) -> None:
+    async def write(self, frame: Frame) -> None:
         """Begin to write the next frame."""
-        if await self._written():
-            self._keep(frame)
+        if await self._finish_write():
+            self._begin_write(frame)
 
-    async def whole(self) -> bool:
+    async def finish(self) -> bool:
         """Whether all of it is there; nothing follows."""
-        return await self._written() and await self._cut()
+        return await self._finish_write() and await self._truncate()
 
-    def _keep(self, frame: Frame) -> None:
+    def _begin_write(self, frame: Frame) -> None:
         entry = self.entry
         own = sum(one.nbytes for one in self._coming if one.consumer == entry.consumer)
         full = own + frame.nbytes > self._room or sum(one.nbytes for one in self._coming) + frame.nbytes > self._most
@@ -51,11 +53,11 @@ class Copy:
             self._give_up()
             return
         at = entry.nbytes
-        entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
+        entry.blocks.append(CachedBlock(at, frame.nbytes, frame.rows, frame.digest))
         entry.nbytes += frame.nbytes
         self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at, self._room))
 
-    async def _written(self) -> bool:
+    async def _finish_write(self) -> bool:
         """Whether everything so far is in the file."""
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -73,7 +75,7 @@ class Copy:
         self.entry.files, self.entry.nbytes = (), 0
         self.entry.blocks.clear()
 
-    async def _cut(self) -> bool:
+    async def _truncate(self) -> bool:
         """Whether the file ends with its last payload."""
         try:
             await asyncio.to_thread(os.ftruncate, self.entry.files[0].fileno(), self.entry.nbytes)
@@ -82,13 +84,13 @@ class Copy:
         return True
 
 
-class Keeping:
+class CopyingSource:
     """A worker's result on its way out, and its copy."""
 
-    def __init__(self, source: Result, copy: Copy) -> None:
+    def __init__(self, source: Result, copy: StreamCopy) -> None:
         self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
         self._source, self._copy = source, copy
-        self.whole = False
+        self.is_whole = False
 
     def __aiter__(self) -> Self:
         return self
@@ -97,43 +99,43 @@ class Keeping:
         try:
             frame = await anext(self._source)
         except StopAsyncIteration:
-            self.whole = await self._copy.whole()
+            self.is_whole = await self._copy.finish()
             raise
-        await self._copy.put(frame)
+        await self._copy.write(frame)
         return frame
 
 
-class Shelf:
+class BlockWriter:
     """The blocks of one read that are copied on their way: `whole`, once the read has `ended` well."""
 
-    def __init__(self, begin: Callable[[int], Awaitable[Copy | None]]) -> None:
+    def __init__(self, begin: Callable[[int], Awaitable[StreamCopy | None]]) -> None:
         """`begin` a copy of a block, where there is room for one that is wanted."""
-        self.whole: list[Entry] = []
+        self.entries: list[CacheEntry] = []
         self.ended = False
         self._begin = begin
         self._block = -1
-        self._copy: Copy | None = None
+        self._copy: StreamCopy | None = None
 
-    async def put(self, frame: Frame) -> None:
+    async def write(self, frame: Frame) -> None:
         """The next frame of the read."""
         if frame.block != self._block:
-            await self._put_by()
+            await self._finish_block()
             self._block, self._copy = frame.block, await self._begin(frame.block)
         if self._copy is not None:
-            await self._copy.put(frame)
+            await self._copy.write(frame)
 
     async def end(self) -> None:
         """All frames have come."""
-        await self._put_by()
+        await self._finish_block()
         self.ended = True
 
-    async def _put_by(self) -> None:
+    async def _finish_block(self) -> None:
         copy, self._copy = self._copy, None
-        if copy is not None and await copy.whole():
-            self.whole.append(copy.entry)
+        if copy is not None and await copy.finish():
+            self.entries.append(copy.entry)
 
 
-def nameless(folder: Path) -> IO[bytes]:
+def open_nameless(folder: Path) -> IO[bytes]:
     """A file that goes with whoever has it open."""
     return tempfile.TemporaryFile("w+b", dir=folder)  # mode 0600 until its name goes, at once
 

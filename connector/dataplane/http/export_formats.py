@@ -42,12 +42,12 @@ _ACCEPT_MAX = 8_192
 _TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
 
 
-def chosen(given: Mapping[str, str], accept: str) -> str:
-    """The format that a request asks for: `format`, else what `accepted` finds.
+def choose_format(given: Mapping[str, str], accept: str) -> str:
+    """The format that a request asks for: `format`, else what `choose_media` finds.
 
     `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula.
     """
-    name = given.get("format") or accepted(accept)
+    name = given.get("format") or choose_media(accept)
     guard = given.get("guard", "false")
     if name not in (ARROW, "parquet", "csv") or guard not in ("true", "false"):
         raise BadInput(
@@ -85,7 +85,7 @@ async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str,
     await exchange.end(dict(zip(_TRAILERS, values, strict=True)))
 
 
-def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
+def choose_media(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
     """The best in `Accept` of what is offered (RFC 9110, 12.5.1); Arrow where it says nothing. NotAcceptable where it
     takes none of it: an answer that nobody can use would be a read all the same."""
     if len(accept) > _ACCEPT_MAX:  # of all that a head may have, it would be looked at for a tenth of a second
@@ -93,7 +93,7 @@ def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
     liked: dict[str, float] = {}
     for entry in accept.split(","):
         media, *parameters = (word.strip().lower() for word in entry.split(";"))
-        quality = next((_quality(word) for word in parameters if word.startswith("q=")), 1.0)
+        quality = next((_parse_quality(word) for word in parameters if word.startswith("q=")), 1.0)
         if media and quality is not None:
             liked[media] = max(quality, liked.get(media, 0.0))
 
@@ -110,7 +110,7 @@ def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
     return offered[best]
 
 
-def _quality(word: str) -> float | None:
+def _parse_quality(word: str) -> float | None:
     """None where it is no quality: then the entry says nothing."""
     try:
         quality = float(word[2:])

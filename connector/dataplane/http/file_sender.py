@@ -23,11 +23,11 @@ _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whol
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
-Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
-Parts = Sequence[Part]
+OutgoingPart = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
+OutgoingParts = Sequence[OutgoingPart]
 
 
-class Waiting:
+class SendTurn:
     """How long one turn of a thread may wait for its reader."""
 
     def __init__(self, out: socket.socket) -> None:
@@ -36,7 +36,7 @@ class Waiting:
         self._ends = time.monotonic() + TURN
 
     @property
-    def left(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds that it may wait now."""
         return min(_PATIENCE, self._ends - time.monotonic())
 
@@ -46,7 +46,7 @@ class Waiting:
 
     def writable(self) -> bool:
         """Wait until the reader takes more. False where that is not soon."""
-        left = self.left
+        left = self.remaining_s
         return left > 0 and bool(self._poll.poll(left * 1000))
 
 
@@ -65,43 +65,43 @@ class Window:
         """At most that many bytes of the file, and one at least. EOFError where it has none there."""
         if number != self._number or not self._start <= at < self._start + len(self._data):
             self._number, self._start = number, at - at % _WINDOW
-            self._data = _mapped(number, self._start)
+            self._data = _map_window(number, self._start)
         if not (found := self._data[at - self._start :][:most]):
-            raise shorter()
+            raise file_cut_error()
         return found
 
 
-def _mapped(number: int, start: int) -> memoryview:
+def _map_window(number: int, start: int) -> memoryview:
     """A window of a file; it is unmapped with the last view of it. Nobody here may look into it."""
     size = min(_WINDOW, os.fstat(number).st_size - start)
     if size <= 0:
-        raise shorter()
+        raise file_cut_error()
     try:
         held = mmap.mmap(number, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
     except ValueError:  # said of a length that the file does not have any more
-        raise shorter() from None
+        raise file_cut_error() from None
     with suppress(OSError):  # some kernels have none
         held.madvise(mmap.MADV_HUGEPAGE)  # what is not in memory yet is read ahead in huge pages
     return memoryview(held)
 
 
-def shorter() -> EOFError:
+def file_cut_error() -> EOFError:
     return EOFError("expected a file as long as it was, came a shorter one")
 
 
 class Outgoing:
     """Parts of files, and buffers, in their order: what of them has not gone yet."""
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
-        self.left: deque[Part] = deque(parts)
+    def __init__(self, parts: Iterable[OutgoingPart] = ()) -> None:
+        self.left: deque[OutgoingPart] = deque(parts)
 
-    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
+    def push(self, out: socket.socket, window: Window, wait: SendTurn | None = None) -> bool:
         """Send until all has gone (True), or the reader makes us wait, or the turn is over: a slow disk is none that
         hangs. ConnectionAbortedError where the client has left; EOFError where a file has been cut short; OSError
         (EFAULT) where all of it is there and cannot be read."""
-        while self.left or self._refilled():
+        while self.left or self._refill():
             try:
-                self._drop(out.sendmsg(self._next(window)))
+                self._drop(out.sendmsg(self._take_parts(window)))
                 if self.left and wait is not None and wait.over:
                     return False
             except BlockingIOError:
@@ -114,11 +114,11 @@ class Outgoing:
                 raise  # all of it is there, and cannot be read
         return True
 
-    def _refilled(self) -> bool:
+    def _refill(self) -> bool:
         """Whether there is more to send."""
         return False
 
-    def _next(self, window: Window) -> list[bytes | memoryview]:
+    def _take_parts(self, window: Window) -> list[bytes | memoryview]:
         """The parts that go in one call, the last as far as a window of its file reaches."""
         found: list[bytes | memoryview] = []
         for part in islice(self.left, _AT_ONCE):
@@ -141,7 +141,7 @@ class Outgoing:
             self.left[0] = rest
 
 
-def check_lengths(parts: Iterable[Part]) -> None:
+def check_lengths(parts: Iterable[OutgoingPart]) -> None:
     """EOFError where a file does not reach as far as its parts: the end of its last page would be zeros."""
     ends: dict[int, int] = {}
     for part in parts:
@@ -149,15 +149,15 @@ def check_lengths(parts: Iterable[Part]) -> None:
             number, at, size = part
             ends[number] = max(ends.get(number, 0), at + size)
     if any(os.fstat(number).st_size < end for number, end in ends.items()):
-        raise shorter()
+        raise file_cut_error()
 
 
-def size_of(part: Part) -> int:
+def size_of(part: OutgoingPart) -> int:
     """Bytes of a part."""
     return part[2] if isinstance(part, tuple) else len(part)
 
 
-async def writable(out: socket.socket) -> None:
+async def wait_writable(out: socket.socket) -> None:
     """Back when the socket, which no transport has, takes more."""
     loop = asyncio.get_running_loop()
     free = asyncio.Event()

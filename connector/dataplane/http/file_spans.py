@@ -54,7 +54,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Scattered:
+class ScatteredMessage:
     """A message in pieces, in memory and in files; to be sent as a `Span` is, in place of one.
 
     Each of `pieces` is a file's number, or a negative one for `memory`, an offset and bytes.
@@ -93,7 +93,7 @@ class Scattered:
             filled += size
 
 
-InFiles = Span | Scattered
+InFiles = Span | ScatteredMessage
 
 
 def check_all(files: Iterable[tuple[IO[bytes], FileRef]]) -> None:

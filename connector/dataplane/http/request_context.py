@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
-from connector.dataplane.http.file_sender import Parts
+from connector.dataplane.http.file_sender import OutgoingParts
 from connector.dataplane.http.file_spans import InFiles, Span
 from connector.dataplane.http.vectored_body import (
     ABORT,
@@ -82,13 +82,13 @@ class Exchange:
         return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
     @property
-    def small(self) -> bool:
+    def is_small(self) -> bool:
         """Whether the body is said to be small."""
         return self.length is not None and self.length <= _SMALL
 
-    async def looked_at(self, work: Callable[[], _T]) -> _T:
+    async def parse_body(self, work: Callable[[], _T]) -> _T:
         """What `work` makes of the body: in a thread, unless it is small."""
-        return work() if self.small else await asyncio.to_thread(work)
+        return work() if self.is_small else await asyncio.to_thread(work)
 
     async def body(self) -> bytes:
         """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""
@@ -138,7 +138,7 @@ class Exchange:
         `moved` is called while they go.
         """
 
-        def more() -> Parts | None:
+        def more() -> OutgoingParts | None:
             after = following()
             return None if after is None else after.parts()
 
@@ -162,7 +162,7 @@ class Exchange:
     def _gathers(self) -> bool:
         return EXTENSION in self.scope.get("extensions", {})
 
-    async def gone(self) -> None:
+    async def wait_until_gone(self) -> None:
         """Returns when the client has left: `send` says nothing then."""
         while (await self.receive())["type"] != "http.disconnect":
             pass

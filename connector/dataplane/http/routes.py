@@ -25,15 +25,15 @@ from starlette.routing import BaseRoute, Route
 from connector.dataplane import block_plan
 from connector.dataplane import read_request as ask
 from connector.dataplane.admission import Reads
-from connector.dataplane.block_plan import Wanted
+from connector.dataplane.block_plan import RowSelection
 from connector.dataplane.data_address import PATH, Addresses
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import export_formats
 from connector.dataplane.http.file_spans import InFiles
 from connector.dataplane.http.request_context import Endpoint, Exchange
-from connector.dataplane.http.schemas import PlanForm, asked_of, names_of, parse_envelope, parsed
-from connector.dataplane.http.stall_timeout import Moved, in_time
-from connector.dataplane.read_request import Asked
+from connector.dataplane.http.schemas import PlanForm, envelope_to_request, parse_envelope, parse_form, parse_names
+from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
+from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
 from connector.usage.grants import Grants
@@ -51,7 +51,7 @@ _ROWS_PARAMETERS = (
 
 def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float = 60.0) -> list[BaseRoute]:
     """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
-    part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
+    part = _DataRoutes(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
         Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
         Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET", "POST")),
@@ -61,16 +61,16 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
     ]
 
 
-class _Bodies:
+class _BodyTurns:
     """Large bodies on their way in: few of one consumer at once. What is begun and never finished would fill memory."""
 
     def __init__(self) -> None:
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
-    async def turn(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
+    async def hold(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
         """The body, until the block ends; what is made of it in there counts too."""
-        if exchange.small:
+        if exchange.is_small:
             yield await exchange.body()
             return
         turn, users = self._turns.get(consumer) or (asyncio.Semaphore(_BODIES), 0)
@@ -91,7 +91,7 @@ class _Bodies:
                 del self._turns[consumer]
 
 
-class _Transport:
+class _DataRoutes:
     """The handlers."""
 
     def __init__(self, reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float) -> None:
@@ -99,7 +99,7 @@ class _Transport:
         self._addresses = addresses
         self._owner = owner
         self._stall_seconds = stall_seconds
-        self._bodies = _Bodies()
+        self._bodies = _BodyTurns()
 
     @property
     def _grants(self) -> Grants:
@@ -110,7 +110,7 @@ class _Transport:
 
         async def heard(exchange: Exchange) -> None:
             ticket = self._addresses.read(exchange.headers.get("authorization"))
-            async with self._reads.hearing(ticket):
+            async with self._reads.record_refusals(ticket):
                 exchange.check()
                 await handle(exchange, ticket)
 
@@ -118,36 +118,36 @@ class _Transport:
 
     async def query(self, exchange: Exchange, ticket: Ticket) -> None:
         """One SELECT under one or several agreements."""
-        export_formats.accepted(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
-            envelope = await exchange.looked_at(partial(parse_envelope, body))
+        export_formats.choose_media(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
+            envelope = await exchange.parse_body(partial(parse_envelope, body))
         del body  # megabytes, which the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
                 f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
             )
         tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
-        asked = await exchange.looked_at(partial(asked_of, envelope, tickets))
+        asked = await exchange.parse_body(partial(envelope_to_request, envelope, tickets))
         await self._deliver(exchange, asked)
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
-        given, columns = await self._given(exchange, ticket)
+        given, columns = await self._read_parameters(exchange, ticket)
         held = await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
-        wanted = Wanted(
+        wanted = RowSelection(
             columns=columns,
             where=given.get("where", ""),
             purpose=expand(given.get("purpose", "")[:1024]),
             application=given.get("application", "")[:1024],
         )
-        split = await self._split(ticket, wanted, given)
+        split = await self._find_split(ticket, wanted, given)
         # As the gate: hostile text takes its time.
-        work = partial(block_plan.asked_of, ticket, held, wanted, owner=self._owner, split=split)
-        asked = await self._reads.judging.judge(ticket.consumer, work)
-        most = _number(given, "limit_rows")
+        work = partial(block_plan.build_read_request, ticket, held, wanted, owner=self._owner, split=split)
+        asked = await self._reads.gate_queue.run_in_turn(ticket.consumer, work)
+        most = _parse_number(given, "limit_rows")
         if most is not None and split is None:  # the first rows, and that is the whole answer
             asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
         await self._deliver(
@@ -155,28 +155,28 @@ class _Transport:
             replace(
                 asked,
                 rows=most,
-                batch_rows=_number(given, "batch_rows"),
-                format=export_formats.chosen(given, exchange.headers.get("accept", "")),
-                codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
+                batch_rows=_parse_number(given, "batch_rows"),
+                format=export_formats.choose_format(given, exchange.headers.get("accept", "")),
+                codec=given.get("codec") or choose_codec(exchange.headers.get("accept", "")),
                 digest=given.get("digest", "xxh3"),
-                query_id=ask.own_id(_identifier(given.get("id", ""))),
+                query_id=ask.make_read_id(_check_identifier(given.get("id", ""))),
             ),
         )
 
-    async def _given(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
+    async def _read_parameters(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
         """The parameters, and the columns that they name. Letters that are escaped take their time."""
         if exchange.scope["method"] == "GET":
-            return _parameters(exchange)
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            return _parse_parameters(exchange)
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
                 raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
-            return await exchange.looked_at(partial(_parameters, exchange, body))
+            return await exchange.parse_body(partial(_parse_parameters, exchange, body))
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
         """The blocks of the ticket's dataset, without a row of it."""
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
-            form = await exchange.looked_at(partial(parsed, PlanForm, body))
-        wanted = Wanted(
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
+            form = await exchange.parse_body(partial(parse_form, PlanForm, body))
+        wanted = RowSelection(
             columns=tuple(form.columns),
             where=form.where,
             purpose=expand(form.purpose),
@@ -185,7 +185,7 @@ class _Transport:
         found = await self._reads.plan(ticket, wanted)
         await exchange.answer(200, json.dumps(found).encode(), "application/json")
 
-    async def _split(self, ticket: Ticket, wanted: Wanted, given: Mapping[str, str]) -> ask.Split | None:
+    async def _find_split(self, ticket: Ticket, wanted: RowSelection, given: Mapping[str, str]) -> ask.Split | None:
         if not given.get("blocks"):
             if given.get("after") or given.get("snapshot") or given.get("shown"):
                 raise BadInput("expected blocks beside after, snapshot or shown: the list they belong to, or all")
@@ -205,10 +205,10 @@ class _Transport:
         await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
 
-    async def _deliver(self, exchange: Exchange, asked: Asked) -> None:
+    async def _deliver(self, exchange: Exchange, asked: ReadRequest) -> None:
         """Send a stream, and stop it when its reader leaves or stops reading."""
         sending = asyncio.ensure_future(self._send(exchange, asked))
-        leaving = asyncio.ensure_future(exchange.gone())
+        leaving = asyncio.ensure_future(exchange.wait_until_gone())
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -220,11 +220,11 @@ class _Transport:
             sending.cancel()
             del sending  # its error has this frame, and would keep what was asked until the collector comes by
 
-    async def _send(self, exchange: Exchange, asked: Asked) -> None:
+    async def _send(self, exchange: Exchange, asked: ReadRequest) -> None:
         async with self._reads.open(replace(asked, transport="http"), spans=exchange.sends_files) as stream:
             if asked.format != export_formats.ARROW:
                 await export_formats.send(
-                    exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part
+                    exchange, stream, asked.format, exchange.path("dataset") or "rows", self._send_part
                 )
                 return
             media = MEDIA if asked.codec == "none" else f'{MEDIA}; codecs="{asked.codec}"'
@@ -239,21 +239,21 @@ class _Transport:
                     **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
                 },
             )
-            await self._part(exchange, stream, stream.schema)
+            await self._send_part(exchange, stream, stream.schema)
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
-                    await self._part(exchange, stream, part)
+                    await self._send_part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
-        async def sending(moved: Moved) -> None:
+    async def _send_part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
+        async def sending(moved: OnProgress) -> None:
             if isinstance(part, InFiles):
                 await exchange.file(part, stream.following, moved)
             else:
                 await exchange.part(part, moved)
 
         try:
-            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+            await send_in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
             await exchange.abort()
@@ -269,29 +269,29 @@ class _Transport:
             raise ConnectionAbortedError("the file cannot be read now") from None
 
 
-def accepted_codec(accept: str) -> str:
+def choose_codec(accept: str) -> str:
     """The first codec that an Accept header names (`...; codecs="zstd, lz4"`), none where it names none of ours."""
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
 
 
-def _parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
+def _parse_parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
     given = exchange.query(_ROWS_PARAMETERS, form)
-    return given, _columns(given)
+    return given, _parse_columns(given)
 
 
-def _columns(given: Mapping[str, str]) -> tuple[str, ...]:
+def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
     """As they are listed with commas, or as JSON, in which any name can be said."""
     listed = tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip())
     if not given.get("column_names"):
         return listed
     if listed:
         raise BadInput("expected columns or column_names, came both")
-    return names_of(given["column_names"])
+    return parse_names(given["column_names"])
 
 
-def _number(given: Mapping[str, str], name: str) -> int | None:
+def _parse_number(given: Mapping[str, str], name: str) -> int | None:
     text = given.get(name, "")
     if not text:
         return None
@@ -300,7 +300,7 @@ def _number(given: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
-def _identifier(text: str) -> str:
+def _check_identifier(text: str) -> str:
     if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
         raise BadInput("expected id to be at most 64 letters, digits, _, . or -")
     return text

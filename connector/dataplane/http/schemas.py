@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from connector.dataplane import read_request as ask
-from connector.dataplane.read_request import Asked, Brought
+from connector.dataplane.read_request import JoinTable, ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput
 from connector.json_number import JSON_NUMBER
@@ -22,7 +22,7 @@ _PARTS_MAX = (
 _COLUMN_MAX = 255
 
 
-class Bounds(BaseModel):
+class RequestLimits(BaseModel):
     """What the consumer wants at most."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +32,7 @@ class Bounds(BaseModel):
     bytes: Annotated[int, Field(ge=1), JSON_NUMBER] | None = None
 
 
-class Table(BaseModel):
+class EnvelopeTable(BaseModel):
     """A small table to join with: an Arrow stream in base64, its columns by name."""
 
     model_config = ConfigDict(extra="forbid")
@@ -42,7 +42,7 @@ class Table(BaseModel):
     arrow: str
 
 
-class Names(RootModel[list[str]]):
+class ColumnNames(RootModel[list[str]]):
     """`column_names` of `GET .../rows`."""
 
     root: list[str] = Field(min_length=1, max_length=4096)
@@ -71,7 +71,7 @@ class Envelope(BaseModel):
     purpose: str = Field("", max_length=1024)
     application: str = Field("", max_length=1024)
     tickets: list[str] = Field(default_factory=list, max_length=16)
-    limits: Bounds = Bounds()
+    limits: RequestLimits = RequestLimits()
     codec: str = Field("none", pattern="^(none|lz4|zstd)$")
     digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
     query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
@@ -80,26 +80,26 @@ class Envelope(BaseModel):
         default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
     )
     epsilon: Annotated[float, Field(gt=0, le=1000), JSON_NUMBER] | None = None
-    keys: list[Table] = Field(default_factory=list, max_length=8)
+    keys: list[EnvelopeTable] = Field(default_factory=list, max_length=8)
 
 
-def names_of(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """The names in a JSON list, each as it stands; BadInput where it is none."""
     try:
-        return tuple(Names.model_validate_json(text).root)
+        return tuple(ColumnNames.model_validate_json(text).root)
     except ValidationError:
         raise BadInput(f'expected column_names as a JSON list such as ["a,b"], came {text[:40]!r}') from None
 
 
 def parse_envelope(body: bytes) -> Envelope:
     """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
-    return parsed(Envelope, body)
+    return parse_form(Envelope, body)
 
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
-def parsed(form: type[_Form], body: bytes) -> _Form:
+def parse_form(form: type[_Form], body: bytes) -> _Form:
     """A body as such a form; BadInput says which field does not fit."""
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
         raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
@@ -115,10 +115,10 @@ def parsed(form: type[_Form], body: bytes) -> _Form:
         raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
 
 
-def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
+def envelope_to_request(envelope: Envelope, tickets: tuple[Ticket, ...]) -> ReadRequest:
     """The read that an envelope asks for."""
     bounds = envelope.limits
-    return Asked(
+    return ReadRequest(
         tickets=tickets,
         sql=envelope.sql,
         action=ask.ACTIONS[envelope.action],
@@ -129,15 +129,15 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,
         codec=envelope.codec,
         digest=envelope.digest,
-        query_id=ask.own_id(envelope.query_id),
+        query_id=ask.make_read_id(envelope.query_id),
         fragment=envelope.fragment,
         versions=envelope.datasets,
         epsilon=envelope.epsilon,
-        brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
+        brought=tuple(JoinTable(table.name, tuple(table.columns), _decode_arrow(table)) for table in envelope.keys),
     )
 
 
-def _arrow(table: Table) -> bytes:
+def _decode_arrow(table: EnvelopeTable) -> bytes:
     try:
         return base64.b64decode(table.arrow, validate=True)
     except (binascii.Error, ValueError):

@@ -24,7 +24,7 @@ OURS = 0  # the device of files of our own
 _T = TypeVar("_T")
 
 
-async def in_thread(
+async def run_in_send_thread(
     work: Callable[[], _T], *, stop: Callable[[], None], device: int = OURS, out: socket.socket | None = None
 ) -> _T:
     """What `work` gives, in a thread for files on that device; `stop` has it end soon.
@@ -35,7 +35,7 @@ async def in_thread(
     Busy where the disk does not answer. The thread is lost until it does, and keeps what it uses: files by what `work`
     refers to, and `out`, where it sends to, which is detached and closed when it ends.
     """
-    job, ends = _senders(device).submit(work), time.monotonic() + _SECONDS
+    job, ends = _executor_of(device).submit(work), time.monotonic() + _SECONDS
     running = asyncio.wrap_future(job)
     gone: asyncio.CancelledError | None = None
     running.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be that nobody asks any more
@@ -58,5 +58,5 @@ async def in_thread(
 
 
 @functools.cache
-def _senders(device: int) -> ThreadPoolExecutor:
+def _executor_of(device: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sender")

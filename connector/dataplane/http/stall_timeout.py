@@ -8,11 +8,11 @@ from contextlib import suppress
 
 from connector.errors import Limited
 
-Moved = Callable[[], None]
+OnProgress = Callable[[], None]
 
 
-async def in_time(
-    sending: Callable[[Moved], Awaitable[object]], *, seconds: float, over: Callable[[], bool] = lambda: False
+async def send_in_time(
+    sending: Callable[[OnProgress], Awaitable[object]], *, seconds: float, over: Callable[[], bool] = lambda: False
 ) -> None:
     """Send, for as long as the reader takes something: `sending` calls what it is given whenever that is so.
 

@@ -45,15 +45,15 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from connector.dataplane.http.file_sender import (
     Outgoing,
-    Parts,
-    Waiting,
+    OutgoingParts,
+    SendTurn,
     Window,
     check_lengths,
-    shorter,
+    file_cut_error,
     size_of,
-    writable,
+    wait_writable,
 )
-from connector.dataplane.http.send_threads import OURS, in_thread
+from connector.dataplane.http.send_threads import OURS, run_in_send_thread
 from connector.errors import Busy
 from connector.infra.http.http_limits import LimitedHttpProtocol
 
@@ -75,7 +75,7 @@ _PIECE = 2**19  # bytes that are encrypted at once
 _AHEAD = 4 * 2**20  # bytes in memory that are handed over at once: any usual batch
 _ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
 
-More = Callable[[], Parts | None]
+More = Callable[[], OutgoingParts | None]
 Seen = Callable[[bytes | memoryview], object]
 _thread = threading.local()
 
@@ -89,16 +89,16 @@ class Cycle(RequestResponseCycle):
         if message.get(ABORT):
             self.transport.abort()
         elif BUFFERS in message:
-            await self._gathered(message)
+            await self._send_buffers(message)
         elif FILE in message:
-            await self._from_file(message)
+            await self._send_files(message)
         elif TRAILERS in message:
-            await self._trailed(message)
+            await self._send_trailers(message)
         else:
             await super().send(message)
 
-    async def _trailed(self, message: Mapping[str, Any]) -> None:
-        await self._drained()
+    async def _send_trailers(self, message: Mapping[str, Any]) -> None:
+        await self._wait_for_drain()
         if self.disconnected:
             return
         if not self.response_started or self.response_complete or not self.chunked_encoding or message.get("body"):
@@ -108,98 +108,100 @@ class Cycle(RequestResponseCycle):
         self.chunked_encoding = False  # so that completing the answer writes nothing more
         await super().send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _gathered(self, message: Mapping[str, Any]) -> None:
-        await self._ready(message)
+    async def _send_buffers(self, message: Mapping[str, Any]) -> None:
+        await self._wait_ready(message)
         buffers = message[BUFFERS]
         # An empty chunk would end the body.
         if total := sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers):
             whole = [b"%x\r\n" % total, *buffers, b"\r\n"]
             moved = message.get(MOVED, lambda: None)
-            if self._encrypts:  # what has been goes out, still in the processor's cache, before the next
-                await self._in_pieces(whole, _PIECE, moved)
+            if self._is_encrypted:  # what has been goes out, still in the processor's cache, before the next
+                await self._write_in_pieces(whole, _PIECE, moved)
             elif total > _AHEAD:
-                await self._in_pieces(whole, _AHEAD, moved)
+                await self._write_in_pieces(whole, _AHEAD, moved)
             else:
                 self.transport.writelines(whole)
             # Only then may more pass the gate: what has passed it goes out, whatever ends the read meanwhile.
-            await self._drained()
-            self._must_be_there()
+            await self._wait_for_drain()
+            self._require_connected()
 
-    async def _in_pieces(self, buffers: list[Any], size: int, moved: Callable[[], object]) -> None:
+    async def _write_in_pieces(self, buffers: list[Any], size: int, moved: Callable[[], object]) -> None:
         """A piece when its reader has taken the one before: of a large batch it is seen that it goes."""
         for buffer in buffers:
             data = memoryview(buffer).cast("B")
             for at in range(0, len(data), size):
-                if await self._drained():
+                if await self._wait_for_drain():
                     moved()
-                self._must_be_there()
+                self._require_connected()
                 self.transport.write(data[at : at + size])
 
-    async def _drained(self) -> bool:
+    async def _wait_for_drain(self) -> bool:
         """Back when the transport takes more, or the client has left. Whether that was to be waited for."""
         if waits := self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         return waits
 
     @property
-    def _encrypts(self) -> bool:
+    def _is_encrypted(self) -> bool:
         return self.transport.get_extra_info("sslcontext") is not None
 
-    async def _from_file(self, message: Mapping[str, Any]) -> None:
-        sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE), seen=message.get(SEEN))
-        await self._ready(message)
+    async def _send_files(self, message: Mapping[str, Any]) -> None:
+        sending = _FileSending(
+            message[FILE], before=message.get(BEFORE), more=message.get(MORE), seen=message.get(SEEN)
+        )
+        await self._wait_ready(message)
         pause = 0.0
         while self.transport.get_write_buffer_size() and not self.disconnected:
             await asyncio.sleep(pause)
             pause = 0.005
-        self._must_be_there()
+        self._require_connected()
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
-            while not await self._pushed(sending, out, device=message.get(DEVICE, OURS)):
+            while not await self._push(sending, out, device=message.get(DEVICE, OURS)):
                 message.get(MOVED, lambda: None)()
-                await writable(out)
-                self._must_be_there()
+                await wait_writable(out)
+                self._require_connected()
 
-    async def _pushed(self, sending: _Sending, out: socket.socket, *, device: int) -> bool:
+    async def _push(self, sending: _FileSending, out: socket.socket, *, device: int) -> bool:
         """Send as much as the reader takes without making us wait. Whether that was all."""
         try:
-            whole = await in_thread(partial(sending.push, out), stop=sending.stop, device=device, out=out)
+            whole = await run_in_send_thread(partial(sending.push, out), stop=sending.stop, device=device, out=out)
         except Busy:
             with suppress(OSError):  # its reader may have left
-                self._shut()
+                self._shut_down()
             raise
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None
-        self._must_be_there()
+        self._require_connected()
         return whole
 
-    def _shut(self) -> None:
+    def _shut_down(self) -> None:
         """Closed or not by a thread that is lost, nothing goes out any more."""
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as ours:
             ours.shutdown(socket.SHUT_RDWR)
 
-    def _must_be_there(self) -> None:
+    def _require_connected(self) -> None:
         # Whoever sends parts of files may never wait for anything else: told by silence, it would go through them all.
         if self.disconnected or self.transport.is_closing():
             raise ConnectionAbortedError("the client has left")
 
-    async def _ready(self, message: Mapping[str, Any]) -> None:
+    async def _wait_ready(self, message: Mapping[str, Any]) -> None:
         """Wait until the transport takes more. ConnectionAbortedError where the client has left."""
-        await self._drained()
-        self._must_be_there()
+        await self._wait_for_drain()
+        self._require_connected()
         if not self.response_started or self.response_complete:
             raise RuntimeError("expected buffers between the start and the end of an answer")
         if self.scope["method"] == "HEAD" or not self.chunked_encoding or not message.get("more_body"):
             raise RuntimeError("expected buffers as a part of a chunked body, not as its end")
 
 
-class _Sending:
+class _FileSending:
     """Parts of files on their way, one chunk after the other."""
 
     def __init__(
-        self, first: Parts, *, before: Callable[[], object] | None, more: More | None, seen: Seen | None = None
+        self, first: OutgoingParts, *, before: Callable[[], object] | None, more: More | None, seen: Seen | None = None
     ) -> None:
-        self._made = _Chunk if seen is None else partial(_SeenChunk, seen=seen)
+        self._made = _Chunk if seen is None else partial(_ObservedChunk, seen=seen)
         self._chunk: _Chunk | None = self._made(first)
         self._before, self._more = before, more or (lambda: None)
         self._stopped = False
@@ -214,7 +216,7 @@ class _Sending:
         if self._before is not None:
             self._before()
             self._before = None
-        wait, window = Waiting(out), Window()
+        wait, window = SendTurn(out), Window()
         while (chunk := self._chunk) is not None:
             if self._stopped or not chunk.push(out, window, wait):
                 return False
@@ -227,43 +229,43 @@ class _Sending:
 class _Chunk(Outgoing):
     """Parts of files, and buffers, as one HTTP chunk, and what of it has not gone yet."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: OutgoingParts) -> None:
         sizes = list(map(size_of, parts))
         size = sum(sizes)
         # An empty chunk would end the body.
         super().__init__((b"%x\r\n" % size, *compress(parts, sizes), b"\r\n") if size else ())
         self._parts = parts  # before the first of them goes
 
-    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
+    def push(self, out: socket.socket, window: Window, wait: SendTurn | None = None) -> bool:
         """As of what goes out."""
         parts, self._parts = self._parts, ()
         check_lengths(parts)
         return super().push(out, window, wait)
 
 
-class _SeenChunk(_Chunk):
+class _ObservedChunk(_Chunk):
     """The same where somebody has to see all that goes: files are read to a little memory of the thread's."""
 
-    def __init__(self, parts: Parts, *, seen: Seen) -> None:
+    def __init__(self, parts: OutgoingParts, *, seen: Seen) -> None:
         super().__init__(parts)
         self._seen = seen
         self.left, self._unseen = deque(islice(self.left, 1)), deque(islice(self.left, 1, None))
 
-    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
+    def push(self, out: socket.socket, window: Window, wait: SendTurn | None = None) -> bool:
         """As of a chunk. What is left then has memory of its own: the thread's is another stream's next."""
-        whole, room = super().push(out, window, wait), _room().obj
+        whole, room = super().push(out, window, wait), _thread_buffer().obj
         self.left = deque(bytes(one) if isinstance(one, memoryview) and one.obj is room else one for one in self.left)
         return whole
 
-    def _refilled(self) -> bool:
+    def _refill(self) -> bool:
         """Read and show what goes next, where there is any."""
-        room = _room()
+        room = _thread_buffer()
         while self._unseen and room:
             part = self._unseen.popleft()
             if isinstance(part, tuple):
                 number, at, size = part
                 if not (got := os.preadv(number, [room[:size]], at)):
-                    raise shorter()
+                    raise file_cut_error()
                 if got < size:
                     self._unseen.appendleft((number, at + got, size - got))
                 part, room = room[:got], room[got:]
@@ -273,7 +275,7 @@ class _SeenChunk(_Chunk):
         return bool(self.left)
 
 
-def _room() -> memoryview:
+def _thread_buffer() -> memoryview:
     """Memory that each thread has once."""
     if not hasattr(_thread, "room"):
         _thread.room = memoryview(bytearray(_ROOM))
@@ -319,6 +321,6 @@ class Protocol(LimitedHttpProtocol):
         self.answering = cast("Cycle", cycle)
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = {}
-        if not self.answering._encrypts:
+        if not self.answering._is_encrypted:
             extensions[FILES] = {}
         super()._start_asgi_task(cycle, app)

@@ -52,11 +52,11 @@ _CHECK_WAIT = 120.0  # seconds to wait for others' checks: shorter than senders 
 _T = TypeVar("_T")
 _log = logger("receiving")
 
-Ask = Callable[[], Awaitable[bytes | None]]  # the next piece of a body; None at its end
+ReadPiece = Callable[[], Awaitable[bytes | None]]  # the next piece of a body; None at its end
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ReceiveLimits:
     """What may come: bytes of one push and of all that is kept, seconds of silence and in all."""
 
     each: int
@@ -65,13 +65,13 @@ class Room:
     seconds: float = 24 * 3600.0
 
 
-class Coming:
+class IncomingPush:
     """One push under way, or the repeat of one that is `known`."""
 
     def __init__(self, transfer: Transfer, known: PushedData | None, path: Path) -> None:
         self.transfer, self.known, self.path = transfer, known, path
         self.size = 0
-        self.waited, self.heard = 0.0, 0  # seconds and bytes since enough had come for the last time
+        self.waited, self.recent_bytes = 0.0, 0  # seconds and bytes since enough had come for the last time
         self.checking = False
         self.over = known is not None  # it counts, or nothing is left of it
         self._why: HanseError | None = None
@@ -99,23 +99,31 @@ class Coming:
             self._work.cancel()
 
 
-class Receiving:
+class PushReceiver:
     """Everything that is pushed to one consumer."""
 
     def __init__(
-        self, store: Store, pool: Pool, folder: Path, *, secret: bytes, root_url: str, room: Room, memory_mb: int = 512
+        self,
+        store: Store,
+        pool: Pool,
+        folder: Path,
+        *,
+        secret: bytes,
+        root_url: str,
+        room: ReceiveLimits,
+        memory_mb: int = 512,
     ) -> None:
         self.room = room
         self._store, self._pool = store, pool
         self._secret, self._endpoint, self._memory_mb = secret, root_url + PUSHED, memory_mb
-        self._arriving, self._kept = received_files.arriving(folder), folder / "kept"
-        self._coming: dict[str, Coming] = {}
+        self._arriving, self._kept = received_files.make_arrival_folder(folder), folder / "kept"
+        self._coming: dict[str, IncomingPush] = {}
         self._checks = TurnQueue(1, waiting=_AT_ONCE, wait_seconds=_CHECK_WAIT)
         self._held = 0  # bytes in files, of what is kept and of what comes
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = ""
         self._kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store.bus.subscribe(self._heard)
+        store.bus.subscribe(self._on_event)
 
     # What the protocol asks.
 
@@ -146,41 +154,41 @@ class Receiving:
 
     # Taking one.
 
-    async def take(self, transfer_id: str, authorization: str, *, media: str, ask: Ask) -> PushedData:
+    async def take(self, transfer_id: str, authorization: str, *, media: str, ask: ReadPiece) -> PushedData:
         """Receive a push whole: its record, once it is committed. A repeat of what has come changes nothing.
 
         Unauthenticated, alike, for a wrong token, an unknown transfer and one that does not run. After any other error
         nothing of the push is kept, and its event says why.
         """
-        transfer, known = await self._due(transfer_id, authorization)  # 1
+        transfer, known = await self._find_transfer(transfer_id, authorization)  # 1
         if known is None and media.partition(";")[0].strip().lower() != MEDIA:
             raise BadInput(f"expected {MEDIA}, came {media[:100]!r}", code="media_type")
-        coming = await self._placed(transfer, known)
+        coming = await self._assign_place(transfer, known)
         try:
             if transfer.code == _FULL:
-                await self._store.write(partial(_told, transfer_id=transfer.id, error=None))
-            return await self._taken(coming, ask)
+                await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=None))
+            return await self._receive(coming, ask)
         except HanseError as error:
             await self._forget(coming)  # first: whoever hears of it finds nothing
             if known is None and error.code != UNKNOWN:
-                await self._refused(coming, error)
+                await self._record_refusal(coming, error)
             raise
         finally:
             await self._forget(coming)
 
-    async def _forget(self, coming: Coming) -> None:
+    async def _forget(self, coming: IncomingPush) -> None:
         """It does not come any more; its file goes, unless that counts. One that the disk holds on to stays counted,
         until the next start removes it."""
         if self._coming.get(coming.transfer.id) is coming:
             del self._coming[coming.transfer.id]
         if not coming.over:
             coming.over = True
-            if await received_files.in_thread(received_files.cleared, coming.path):
+            if await received_files.run_in_thread(received_files.try_remove, coming.path):
                 self._held -= coming.size
             else:
                 _log.error("left_over", transfer=coming.transfer.id, bytes=coming.size)
 
-    async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, PushedData | None]:
+    async def _find_transfer(self, transfer_id: str, authorization: str) -> tuple[Transfer, PushedData | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
         nobody = Unauthenticated(
             "expected the authorization of a push that is due here; it stands in the data address of a transfer "
@@ -191,20 +199,20 @@ class Receiving:
         row, known = await self._store.read(
             lambda tx: (tx.transfers.peek(transfer_id), tx.pushed_data.get(transfer_id))
         )
-        if row is None or row.role != "consumer" or row.state not in _runs(known):
+        if row is None or row.role != "consumer" or row.state not in _receiving_states(known):
             raise nobody
         return row, known
 
-    async def _placed(self, transfer: Transfer, known: PushedData | None) -> Coming:
+    async def _assign_place(self, transfer: Transfer, known: PushedData | None) -> IncomingPush:
         """A place, or Busy; whoever ordered the push sees in its transfer that it waits for one."""
         try:
-            return self._place(transfer, known)
+            return self._start_push(transfer, known)
         except Busy as full:
             if full.code == _FULL != transfer.code:
-                await self._store.write(partial(_told, transfer_id=transfer.id, error=full))
+                await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=full))
             raise
 
-    def _place(self, transfer: Transfer, known: PushedData | None) -> Coming:
+    def _start_push(self, transfer: Transfer, known: PushedData | None) -> IncomingPush:
         """A file to be for this push, none for a repeat. One of the same transfer that still comes was cut, and goes.
 
         Repeats take as long as their senders like, and are worth nothing: they have places of their own.
@@ -215,13 +223,13 @@ class Receiving:
         if known is None and before is not None and before.checking:
             raise Busy("what came before is being checked; ask again in a moment", code="being_checked")
         if before is None:
-            self._must_have_room(transfer, known)
+            self._check_places(transfer, known)
         if before is not None:
             before.stop(BadInput("the same push began anew", code="replaced"))
-        coming = self._coming[transfer.id] = Coming(transfer, known, self._arriving / secrets.token_hex(16))
+        coming = self._coming[transfer.id] = IncomingPush(transfer, known, self._arriving / secrets.token_hex(16))
         return coming
 
-    def _must_have_room(self, transfer: Transfer, known: PushedData | None) -> None:
+    def _check_places(self, transfer: Transfer, known: PushedData | None) -> None:
         """Busy where all places of its kind are taken, or its counterparty has its share of them."""
         kind, who = "pushes" if known is None else "repeats of pushes", transfer.counterparty
         others = [one.transfer.counterparty for one in self._coming.values() if (one.known is None) == (known is None)]
@@ -229,30 +237,30 @@ class Receiving:
             if count >= most:
                 raise Busy(f"{most} {kind}{of} are coming, as many as may; this one waits for a place", code=_FULL)
 
-    async def _taken(self, coming: Coming, ask: Ask) -> PushedData:
+    async def _receive(self, coming: IncomingPush, ask: ReadPiece) -> PushedData:
         try:
             async with asyncio.timeout(self.room.seconds):
                 if coming.known is not None:
-                    await coming.do(self._passed_over(coming, ask))
+                    await coming.do(self._discard_repeat(coming, ask))
                     return coming.known
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
-                found = await coming.do(self._checked(coming))  # 3
-            judge(found)
-            return await asyncio.shield(self._counted(coming, found))  # 4
+                found = await coming.do(self._check_arrow(coming))  # 3
+            check_complete(found)
+            return await asyncio.shield(self._publish(coming, found))  # 4
         except TimeoutError:
             raise BadInput(
                 f"expected a push within {self.room.seconds:g} s, came a slower one", code="too_slow"
             ) from None
         except OSError as error:
-            raise received_files.unwritten(error) from error
+            raise received_files.build_write_error(error) from error
         except HanseError:
             raise
         except Exception as error:
             _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
             raise internal_error() from error
 
-    async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> PushedData:
+    async def _publish(self, coming: IncomingPush, found: Mapping[str, Any]) -> PushedData:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.
 
         Where nobody knows whether it does, the file stays: a record without one is data that is lost. If it does not,
@@ -261,11 +269,11 @@ class Receiving:
         target, before = self._file(coming.transfer.id), coming.path.with_suffix(".before")
         had_one = await asyncio.to_thread(received_files.publish, coming.path, target, before)
         try:
-            row = await self._store.write(lambda tx: _keep(tx, coming, found))
+            row = await self._store.write(lambda tx: _store_record(tx, coming, found))
         except Exception as error:
             coming.over = True
             if not isinstance(error, Busy) or error.code != UNKNOWN:
-                await asyncio.to_thread(received_files.take_back, target, before)
+                await asyncio.to_thread(received_files.undo_publish, target, before)
                 coming.over = False
             raise
         else:
@@ -274,37 +282,37 @@ class Receiving:
         finally:
             if had_one:
                 with suppress(OSError):  # it stays counted, until the next start removes it
-                    self._held -= await asyncio.to_thread(received_files.unlinked, before)
+                    self._held -= await asyncio.to_thread(received_files.remove_file, before)
 
-    async def _spool(self, coming: Coming, ask: Ask) -> None:
+    async def _spool(self, coming: IncomingPush, ask: ReadPiece) -> None:
         """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
         held = bytearray()
-        with received_files.opened(coming.path) as file:
-            while (piece := await self._next(coming, ask)) is not None:
+        with received_files.create_private(coming.path) as file:
+            while (piece := await self._read_piece(coming, ask)) is not None:
                 self._make_room(coming, len(piece))
                 held += piece
                 if len(held) >= _WRITE:
-                    await received_files.in_thread(received_files.write, file.fileno(), held)
+                    await received_files.run_in_thread(received_files.write_all, file.fileno(), held)
                     held = bytearray()
-            await received_files.in_thread(received_files.write, file.fileno(), held)
-            await received_files.in_thread(received_files.to_disk, file.fileno())
+            await received_files.run_in_thread(received_files.write_all, file.fileno(), held)
+            await received_files.run_in_thread(received_files.sync_to_disk, file.fileno())
 
-    async def _next(self, coming: Coming, ask: Ask) -> bytes | None:
+    async def _read_piece(self, coming: IncomingPush, ask: ReadPiece) -> bytes | None:
         """The next piece, for as long as something comes: our own disk's time is not the sender's."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.room.stall - coming.waited):
                 piece = await ask()
         except TimeoutError:
-            said = f"next to nothing came for {self.room.stall:g} s ({coming.heard} bytes); push it again"
+            said = f"next to nothing came for {self.room.stall:g} s ({coming.recent_bytes} bytes); push it again"
             raise Busy(said, code="sender_stalled") from None
         coming.waited += time.monotonic() - began
-        coming.heard += len(piece or b"")
-        if coming.heard >= _LEAST:
-            coming.waited, coming.heard = 0.0, 0
+        coming.recent_bytes += len(piece or b"")
+        if coming.recent_bytes >= _LEAST:
+            coming.waited, coming.recent_bytes = 0.0, 0
         return piece
 
-    def _make_room(self, coming: Coming, size: int) -> None:
+    def _make_room(self, coming: IncomingPush, size: int) -> None:
         coming.size += size
         self._held += size
         if coming.size > self.room.each:
@@ -320,24 +328,24 @@ class Receiving:
                 code="received_full",
             )
 
-    async def _passed_over(self, coming: Coming, ask: Ask) -> None:
+    async def _discard_repeat(self, coming: IncomingPush, ask: ReadPiece) -> None:
         """The body of a repeat: its sender listens when it has sent everything."""
         left = self.room.each
-        while left >= 0 and (piece := await self._next(coming, ask)) is not None:
+        while left >= 0 and (piece := await self._read_piece(coming, ask)) is not None:
             left -= len(piece)
 
-    async def _checked(self, coming: Coming) -> Any:
+    async def _check_arrow(self, coming: IncomingPush) -> Any:
         """What a worker finds in it. Of all that has come one is checked at a time, in turn between senders: workers
         are there for questions."""
         await self._checks.take(coming.transfer.counterparty)
         try:
-            return await self._pool.ask(self._check(coming))
+            return await self._pool.ask(self._build_check_job(coming))
         except HanseError as error:
-            raise _of_check(error, coming) from error
+            raise _translate_check_error(error, coming) from error
         finally:
             self._checks.give_back()
 
-    def _check(self, coming: Coming) -> Job:
+    def _build_check_job(self, coming: IncomingPush) -> Job:
         seconds = _CHECK_SECONDS + coming.size / _CHECK_RATE
         return Job(
             kind="check_arrow",
@@ -346,13 +354,13 @@ class Receiving:
             consumer=coming.transfer.counterparty,
         )
 
-    async def _refused(self, coming: Coming, error: HanseError) -> None:
+    async def _record_refusal(self, coming: IncomingPush, error: HanseError) -> None:
         """Say so to whoever ordered it, and in the log."""
-        refused = _event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size})
+        refused = _build_event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size})
         recorded = self._store.refusals.admit(refused, time.monotonic())
 
         def work(tx: Transaction) -> None:
-            _told(tx, coming.transfer.id, error)
+            _set_transfer_reason(tx, coming.transfer.id, error)
             if recorded:
                 tx.publish(refused)
 
@@ -388,15 +396,15 @@ class Receiving:
         """
         known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         if known is None or (known.removed_at is not None and not self._file(transfer_id).exists()):
-            raise _nothing_kept(transfer_id)
-        here = await self._let_go(transfer_id)
+            raise _nothing_kept_error(transfer_id)
+        here = await self._remove_file(transfer_id)
         if known.removed_at is None:
-            await self._store.write(lambda tx: _removed(tx, transfer_id, by, here=here))
+            await self._store.write(lambda tx: _record_removal(tx, transfer_id, by, here=here))
 
-    async def _let_go(self, transfer_id: str) -> bool:
+    async def _remove_file(self, transfer_id: str) -> bool:
         """Remove a file; whether it was here."""
         try:
-            size = await received_files.in_thread(received_files.unlinked, self._file(transfer_id))
+            size = await received_files.run_in_thread(received_files.remove_file, self._file(transfer_id))
         except OSError as error:
             raise Busy(
                 f"the file cannot be removed ({error.strerror}); its operator must make the data directory writable, "
@@ -412,9 +420,9 @@ class Receiving:
         """Remove what an earlier run has left unfinished, and count what is kept."""
         rows = await self._store.read(lambda tx: tx.pushed_data.list_with_file())
         good = {self._file(row.transfer_id) for row, _ in rows}
-        self._held = await asyncio.to_thread(received_files.swept, self._arriving, self._kept, good)
+        self._held = await asyncio.to_thread(received_files.sweep, self._arriving, self._kept, good)
         for row, transfer in rows:
-            if _ended(transfer.state, transfer.code):
+            if _is_discarded(transfer.state, transfer.code):
                 await self.remove(row.transfer_id, by="recovery")
 
     def drain(self, reason: str) -> None:
@@ -423,19 +431,19 @@ class Receiving:
         for coming in tuple(self._coming.values()):
             coming.stop(Busy(reason, code="shutting_down"))
 
-    def _heard(self, event: Event) -> None:
-        """A transfer that does not run takes nothing; one that was terminated leaves nothing (`_ended`)."""
+    def _on_event(self, event: Event) -> None:
+        """A transfer that does not run takes nothing; one that was terminated leaves nothing (`_is_discarded`)."""
         if isinstance(event, DataRemoved):  # another process on this database may have been asked
-            self._afterwards(self._until_done(event.process, lambda: self._let_go(event.process)))
+            self._spawn(self._until_done(event.process, lambda: self._remove_file(event.process)))
         if not isinstance(event, TransferAdvanced) or event.detail.get("role") != "consumer":
             return
         state, coming = str(event.detail.get("state")), self._coming.get(event.process)
-        if coming is not None and state not in _runs(coming.known):
+        if coming is not None and state not in _receiving_states(coming.known):
             coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
-        if _ended(state, event.code) and self._file(event.process).exists():
-            self._afterwards(self._until_done(event.process, lambda: self.remove(event.process, by="termination")))
+        if _is_discarded(state, event.code) and self._file(event.process).exists():
+            self._spawn(self._until_done(event.process, lambda: self.remove(event.process, by="termination")))
 
-    def _afterwards(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -457,17 +465,17 @@ class Receiving:
         return self._kept / f"{hashlib.sha256(transfer_id.encode()).hexdigest()[:40]}.arrows"
 
 
-def _runs(known: PushedData | None) -> tuple[str, ...]:
+def _receiving_states(known: PushedData | None) -> tuple[str, ...]:
     """The states of a transfer in which something may come for it: a repeat also where it is completed."""
     return _RUNS if known is None else (*_RUNS, "COMPLETED")
 
 
-def _ended(state: str, code: str) -> bool:
+def _is_discarded(state: str, code: str) -> bool:
     """Whether what came for a transfer goes. Whose owner gave up sending it has not taken it back: it is all there."""
     return state == "TERMINATED" and code != PUSH_FAILED
 
 
-def judge(found: Mapping[str, Any]) -> None:
+def check_complete(found: Mapping[str, Any]) -> None:
     """Whether a stream that reads well is whole by its own end record (3). One without a record is what it is."""
     end = found["end"]
     if end is None:
@@ -486,7 +494,7 @@ def judge(found: Mapping[str, Any]) -> None:
             )
 
 
-def _of_check(error: HanseError, coming: Coming) -> HanseError:
+def _translate_check_error(error: HanseError, coming: IncomingPush) -> HanseError:
     """An error of a check as its sender understands it: those of the workers speak of questions."""
     if error.code == "digest_mismatch":
         return BadInput(error.message, code=error.code)
@@ -499,7 +507,7 @@ def _of_check(error: HanseError, coming: Coming) -> HanseError:
     )
 
 
-def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> PushedData:
+def _store_record(tx: Transaction, coming: IncomingPush, found: Mapping[str, Any]) -> PushedData:
     transfer = tx.transfers.get(coming.transfer.id)
     if transfer is None or transfer.state not in _RUNS:
         raise Refused("the transfer does not run any more", code="transfer_not_started")
@@ -518,11 +526,11 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> PushedDa
     tx.pushed_data.add(row)
     transfer.code, transfer.reason, transfer.updated_at = "", "", tx.now
     about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
-    tx.publish(_event(DataReceived, transfer, detail=about))
+    tx.publish(_build_event(DataReceived, transfer, detail=about))
     return row
 
 
-def _told(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
+def _set_transfer_reason(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
     """Say in a transfer that waits for its push why that did not come, or nothing any more."""
     row = tx.transfers.get(transfer_id)
     if row is not None and row.state in _RUNS and tx.pushed_data.get(row.id) is None:
@@ -530,20 +538,20 @@ def _told(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
         row.updated_at = tx.now
 
 
-def _removed(tx: Transaction, transfer_id: str, by: str, *, here: bool) -> None:
+def _record_removal(tx: Transaction, transfer_id: str, by: str, *, here: bool) -> None:
     row, transfer = tx.pushed_data.get(transfer_id), tx.transfers.get(transfer_id)
     if row is None or transfer is None or row.removed_at is not None:
-        raise _nothing_kept(transfer_id)
+        raise _nothing_kept_error(transfer_id)
     row.removed_at = tx.now
     detail = {"rows": row.rows, "bytes": row.bytes, **({} if here else {"file": "not_here"})}
-    tx.publish(_event(DataRemoved, transfer, actor=by, detail=detail))
+    tx.publish(_build_event(DataRemoved, transfer, actor=by, detail=detail))
 
 
-def _nothing_kept(transfer_id: str) -> NotFound:
+def _nothing_kept_error(transfer_id: str) -> NotFound:
     return NotFound(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
 
 
-def _event(
+def _build_event(
     kind: type[Event], transfer: Transfer, *, detail: dict[str, Any], actor: str = "", error: HanseError | None = None
 ) -> Event:
     return kind(

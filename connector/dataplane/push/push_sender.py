@@ -23,11 +23,11 @@ from connector.dataplane import read_request, tickets
 from connector.dataplane.admission import Reads
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.governed_stream import GovernedStream
-from connector.dataplane.http.file_sender import shorter
+from connector.dataplane.http.file_sender import file_cut_error
 from connector.dataplane.http.file_spans import InFiles, Place, Span
 from connector.dataplane.http.request_context import as_error
-from connector.dataplane.http.send_threads import in_thread
-from connector.dataplane.read_request import Asked
+from connector.dataplane.http.send_threads import run_in_send_thread
+from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
 from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
@@ -82,9 +82,9 @@ async def push(
     """
     try:
         held = await reads.grants.load(transfer.agreement_id, consumer=transfer.counterparty)
-        wanted = Asked(
-            tickets=(_ticket(transfer, addresses),),
-            sql=read_request.rows_sql((owner, held.dataset.name)),
+        wanted = ReadRequest(
+            tickets=(_issue_ticket(transfer, addresses),),
+            sql=read_request.build_rows_sql((owner, held.dataset.name)),
             action=read_request.STREAM,
             purpose=expand(transfer.purpose),
             plain_scan=True,
@@ -92,50 +92,50 @@ async def push(
             transport="push",
             to=origin(to.endpoint)[:255],
         )
-        await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
+        await _send(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
     except (HanseError, PolicyError) as raised:
         error = as_error(raised)
-        if error.status < 500 and not _stays(error):
+        if error.status < 500 and not _is_final(error):
             error = Busy(error.message, code=error.code)
         if error is raised:
             raise
         raise error from raised
 
 
-def _stays(error: HanseError) -> bool:
+def _is_final(error: HanseError) -> bool:
     """Whether it is a no for good, of the agreement or of the consumer. All else is ours, and may be well in a moment:
     other reads end, a store answers, what is too large for the memory now is written otherwise, a file that was
     replaced is registered anew."""
     return error.code in _SPENT or (isinstance(error, Refused | NotFound) and error.code not in _PASSES)
 
 
-async def _sent(
-    transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
+async def _send(
+    transfer: Transfer, wanted: ReadRequest, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
 ) -> None:
     if not fits_header(to.authorization):  # of a transfer that was stored before its request was looked at for this
         raise Refused("expected an authorization that a header can carry, came another one", code="push_refused")
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
-    async with AsyncExitStack() as reading, _answered_in_time(to) as waiting:
+    async with AsyncExitStack() as reading, _limit_answer_time(to) as waiting:
         stream = await reading.enter_async_context(reads.open(wanted, spans=True))
-        await reading.enter_async_context(_renewed(stream, transfer, addresses, reads))
+        await reading.enter_async_context(_keep_renewed(stream, transfer, addresses, reads))
 
         async def over() -> None:
             await reading.aclose()
             waiting.reschedule(asyncio.get_running_loop().time() + _answer_seconds(body.sent))
 
-        body = _Body(stream, to, over=over)
+        body = _PushBody(stream, to, over=over)
         async with net.stream(
             "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_LONGEST, taking=_TAKING_SECONDS
         ) as answer:
-            _must_be_complete(stream)
+            _check_complete(stream)
             if not 200 <= answer.status < 300:
-                raise await _refusal(answer, to.endpoint)
+                raise await _build_refusal(answer, to.endpoint)
             if not body.left:
-                raise PeerRefused(_early(answer, to.endpoint, body.sent))
+                raise PeerRefused(_describe_early_answer(answer, to.endpoint, body.sent))
 
 
 @asynccontextmanager
-async def _answered_in_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
+async def _limit_answer_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
     """For a limit that begins when all was taken; PeerUnreachable where the consumer does not say by then that it is
     well."""
     waiting = asyncio.timeout(None)
@@ -153,7 +153,7 @@ def _answer_seconds(sent: int) -> float:
     return min(_ANSWER_SECONDS + sent / _ANSWER_RATE, _ANSWER_LONGEST)
 
 
-class _Body:
+class _PushBody:
     """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too, and its
     read is `over`.
 
@@ -177,27 +177,27 @@ class _Body:
         self.left = True
 
     async def _pieces(self) -> AsyncGenerator[memoryview, None]:
-        for piece in _cut(self._stream.schema):
+        for piece in _cut_memory(self._stream.schema):
             yield piece
         async with aclosing(self._stream.parts()) as parts:
             async for part in parts:
-                async with aclosing(self._of(part)) as pieces:
+                async with aclosing(self._cut_part(part)) as pieces:
                     del part  # it may be all that holds a large batch while the next one comes
                     async for piece in pieces:
                         yield piece
                         del piece
                 yield memoryview(b"")  # the client that we send with holds what it has sent last, too
 
-    async def _of(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
+    async def _cut_part(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
         if not isinstance(part, InFiles):
-            for piece in _cut(part):
+            for piece in _cut_memory(part):
                 yield piece
                 del piece
             return
         await self._in_thread(part, part.check)
         for place in part.parts():
             if isinstance(place, memoryview):
-                for piece in _cut(place):
+                for piece in _cut_memory(place):
                     yield piece
                 continue
             number, at, left = place
@@ -211,14 +211,14 @@ class _Body:
         number, at, left = place
         self._room = self._room or memoryview(bytearray(_PIECE))
         if not (got := os.preadv(number, [self._room[:left]], at)):
-            raise shorter()
+            raise file_cut_error()
         if isinstance(part, Span) and part.seen is not None:
             part.seen(self._room[:got])
         return self._room[:got]
 
     async def _in_thread(self, part: InFiles, work: Callable[[], _T]) -> _T:
         try:
-            return await in_thread(work, stop=_nothing, device=part.device)
+            return await run_in_send_thread(work, stop=_ignore_stop, device=part.device)
         except (EOFError, VersionChanged):
             why = VersionChanged.of("a file of this version is not what it was").message
             raise Busy(f"the push broke off: {why}", code="version_changed") from None
@@ -238,17 +238,17 @@ class _Body:
             raise PeerUnreachable(said, code="client_stalled")
 
 
-def _cut(part: memoryview | bytes) -> Iterator[memoryview]:
+def _cut_memory(part: memoryview | bytes) -> Iterator[memoryview]:
     """Its bytes as they lie, a piece at a time."""
     whole = memoryview(part).cast("B")
     return (whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE))
 
 
-def _nothing() -> None:
+def _ignore_stop() -> None:
     """A piece is read to its end: there is nothing to stop."""
 
 
-def _must_be_complete(stream: GovernedStream) -> None:
+def _check_complete(stream: GovernedStream) -> None:
     """Our own reason for a short stream says more than the consumer's answer to it."""
     end = stream.end
     if end is not None and end.status == read_request.FAILED:
@@ -257,7 +257,7 @@ def _must_be_complete(stream: GovernedStream) -> None:
         raise Refused(f"the push ended before the data did: {end.reason}", code=end.code or end.status)
 
 
-def _early(answer: StreamedReply, endpoint: str, sent: int) -> str:
+def _describe_early_answer(answer: StreamedReply, endpoint: str, sent: int) -> str:
     """Who answers and closes has the rest thrown away, and the client that we send with listens to the answer alone."""
     return (
         f"{origin(endpoint)} answered {answer.status} before it had read everything: {sent} bytes were on their way "
@@ -265,8 +265,8 @@ def _early(answer: StreamedReply, endpoint: str, sent: int) -> str:
     )
 
 
-async def _refusal(answer: StreamedReply, endpoint: str) -> HanseError:
-    problem = _problem(await answer.read_up_to(_ANSWER_MAX))
+async def _build_refusal(answer: StreamedReply, endpoint: str) -> HanseError:
+    problem = _parse_problem(await answer.read_up_to(_ANSWER_MAX))
     told = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
@@ -274,7 +274,7 @@ async def _refusal(answer: StreamedReply, endpoint: str) -> HanseError:
     return Refused(said, code="push_refused") if 300 <= answer.status < 500 and not later else PeerRefused(said)
 
 
-def _problem(body: bytes) -> dict[str, Any]:
+def _parse_problem(body: bytes) -> dict[str, Any]:
     """A problem object; an empty one where it is something else."""
     try:
         found = json.loads(body)
@@ -284,7 +284,7 @@ def _problem(body: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _renewed(
+async def _keep_renewed(
     stream: GovernedStream, transfer: Transfer, addresses: Addresses, reads: Reads
 ) -> AsyncIterator[None]:
     """Let the read go on for as long as it takes: as a consumer that pulls renews its ticket."""
@@ -300,11 +300,11 @@ async def _renew(stream: GovernedStream, transfer: Transfer, addresses: Addresse
         while True:
             await asyncio.sleep(addresses.seconds / _RENEWALS)
             with suppress(Busy):  # the database is away: the ticket lasts until it was asked several times more
-                await reads.renew(stream.id, _ticket(transfer, addresses))
+                await reads.renew(stream.id, _issue_ticket(transfer, addresses))
     except HanseError as error:  # not permitted any more: the read ends with the ticket that it has
         _log.info("push_not_renewed", transfer=transfer.id, code=error.code, reason=error.message)
 
 
-def _ticket(transfer: Transfer, addresses: Addresses) -> Ticket:
+def _issue_ticket(transfer: Transfer, addresses: Addresses) -> Ticket:
     text, _ = addresses.issue(transfer)
     return tickets.read(text, addresses.key, provider=addresses.participant, now=addresses.clock())

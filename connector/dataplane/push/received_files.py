@@ -17,26 +17,26 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _T = TypeVar("_T")
 
 
-def arriving(folder: Path) -> Path:
+def make_arrival_folder(folder: Path) -> Path:
     """Where files are until they are checked: all that workers see of what others sent."""
     found = folder / "arriving"
     found.mkdir(mode=0o700, parents=True, exist_ok=True)
     return found
 
 
-def opened(path: Path) -> Any:
+def create_private(path: Path) -> Any:
     """A new file that nobody else can open."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
 
-def write(number: int, held: bytearray) -> None:
+def write_all(number: int, held: bytearray) -> None:
     """All of it, however little a call takes."""
     view = memoryview(held)
     while len(view):
         view = view[os.write(number, view) :]
 
 
-def to_disk(number: int) -> None:
+def sync_to_disk(number: int) -> None:
     """Back when what was written is there."""
     os.fsync(number)
 
@@ -50,7 +50,7 @@ def publish(path: Path, target: Path, before: Path) -> bool:
     return had_one
 
 
-def take_back(target: Path, before: Path) -> None:
+def undo_publish(target: Path, before: Path) -> None:
     """Undo `publish`."""
     with suppress(FileNotFoundError):
         os.unlink(target)
@@ -58,15 +58,15 @@ def take_back(target: Path, before: Path) -> None:
         before.replace(target)
 
 
-def swept(arriving: Path, kept: Path, good: set[Path]) -> int:
+def sweep(make_arrival_folder: Path, kept: Path, good: set[Path]) -> int:
     """Remove what nobody has a record of; the bytes of the rest."""
-    for path in (*arriving.iterdir(), *(path for path in kept.iterdir() if path not in good)):
+    for path in (*make_arrival_folder.iterdir(), *(path for path in kept.iterdir() if path not in good)):
         with suppress(FileNotFoundError):
             os.unlink(path)
     return sum(path.stat().st_size for path in kept.iterdir())
 
 
-def unlinked(path: Path) -> int:
+def remove_file(path: Path) -> int:
     """Remove a file; the bytes that it had, none where somebody else has removed it."""
     try:
         size = path.stat().st_size
@@ -76,14 +76,14 @@ def unlinked(path: Path) -> int:
     return size
 
 
-def cleared(path: Path) -> bool:
+def try_remove(path: Path) -> bool:
     """Remove a file where the disk lets us; whether none is there now."""
     with suppress(OSError):  # a disk that takes no writes says so of a file that was never there, too
         os.unlink(path)
     return not path.exists()
 
 
-async def in_thread(work: Callable[..., _T], *given: Any) -> _T:
+async def run_in_thread(work: Callable[..., _T], *given: Any) -> _T:
     """Its result. Who is cancelled waits, too: a file must not be closed under a thread that writes."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *given))
     try:
@@ -93,7 +93,7 @@ async def in_thread(work: Callable[..., _T], *given: Any) -> _T:
         raise
 
 
-def unwritten(error: OSError) -> Busy:
+def build_write_error(error: OSError) -> Busy:
     """What a sender is told where our disk takes nothing."""
     full = error.errno in _NO_ROOM
     what = "make room on" if full else "look at what it may open, and at"

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.http.request_context import Exchange
-from connector.dataplane.push.push_receiver import PUSHED, Receiving
+from connector.dataplane.push.push_receiver import PUSHED, PushReceiver
 from connector.errors import BadInput, HanseError
 from connector.infra.http.http_limits import REST, REST_SECONDS
 from connector.telemetry import logger
@@ -22,13 +22,13 @@ _METHODS = ("POST", "PUT")
 _log = logger("receiving")
 
 
-def routes(receiving: Receiving) -> list[BaseRoute]:
+def routes(receiving: PushReceiver) -> list[BaseRoute]:
     """The endpoint, for the public application."""
-    return [Route(f"{PUSHED}/{{transfer:path}}", _Endpoint(receiving))]
+    return [Route(f"{PUSHED}/{{transfer:path}}", _PushEndpoint(receiving))]
 
 
-class _Endpoint:
-    def __init__(self, receiving: Receiving) -> None:
+class _PushEndpoint:
+    def __init__(self, receiving: PushReceiver) -> None:
         self._receiving = receiving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,13 +47,13 @@ class _Endpoint:
             exchange.path("transfer"),
             exchange.headers.get("authorization", ""),
             media=exchange.headers.get("content-type", ""),
-            ask=_Pieces(exchange),
+            ask=_BodyReader(exchange),
         )
         told = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
         await exchange.answer(200, json.dumps(told).encode(), "application/json")
 
 
-class _Pieces:
+class _BodyReader:
     """The next piece of a body with each call; BadInput where its sender leaves before the end."""
 
     def __init__(self, exchange: Exchange) -> None:
@@ -76,11 +76,11 @@ async def _refuse(exchange: Exchange, error: HanseError) -> None:
     headers = {"content-type": "application/problem+json", "content-length": str(len(body)), "connection": "close"}
     await exchange.begin(error.status, headers | error.headers)
     await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
-    await _read_away(exchange)
+    await _discard_rest(exchange)
     await exchange.send({"type": "http.response.body", "body": b""})
 
 
-async def _read_away(exchange: Exchange) -> None:
+async def _discard_rest(exchange: Exchange) -> None:
     """See `bounds.REST`."""
     left = REST
     try:

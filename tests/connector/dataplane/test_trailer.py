@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connector.dataplane.read_request import END_OF_STREAM, End
+from connector.dataplane.read_request import END_OF_STREAM, StreamEnd
 from connector.engine.pool.protocol import TRAILER_ROOM
 from policies.contracts.contract import Dimension, bins_note
 
@@ -16,7 +16,7 @@ FIGURES = "stays: groups of at least 10"
 
 
 def told(*policy: str, reason: str = REASON) -> dict[str, Any]:
-    end = End("refused", 5, 1, 500, "0" * 64, code="min_group_size", reason=reason, rule=RULE, policy=policy)
+    end = StreamEnd("refused", 5, 1, 500, "0" * 64, code="min_group_size", reason=reason, rule=RULE, policy=policy)
     filled = end.fill(b"head" + b" " * TRAILER_ROOM + b"tail")
     assert len(filled) == TRAILER_ROOM + len(b"headtail" + END_OF_STREAM)
     found: dict[str, Any] = json.loads(filled[4 : 4 + TRAILER_ROOM])
