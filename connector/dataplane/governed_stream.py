@@ -1,4 +1,4 @@
-"""One read on its way out: batch after batch past the gate, then the end record. What stops it, and why."""
+"""One read while it is sent: each batch passes the gate, then the end record follows. Finds why a read ends."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 _log = logger("dataplane")
 _QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
-_EXPIRED = "the time of the ticket has ended; renew the ticket and go on from here"
+_EXPIRED = "the ticket has expired; renew it and resume from here"
 
 
 class GovernedStream:
-    """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
+    """One read under way. `schema` and then the parts of `frames` are one Arrow IPC stream."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class GovernedStream:
         self._digest = result.digest
         self._policy = policy
         self.withheld, self._left_out = read_log.describe_withheld(prepared)
-        self._first: Frame | StreamPart | None = None  # taken from the source and not let through yet
-        self._failed: HanseError | None = None  # what the source said where nobody could end the stream
+        self._first: Frame | StreamPart | None = None  # taken from the source, not released yet
+        self._failed: HanseError | None = None  # error of the source during `following`, raised by `parts`
 
     @property
     def over(self) -> bool:
@@ -69,19 +69,19 @@ class GovernedStream:
         return any(grant.lease.revoked for grant in self.grants) or remaining_lease_s(self.grants) <= 0
 
     async def peek(self) -> bool:
-        """Wait for the first batch without releasing it. Whether there is one."""
+        """Wait for the first batch without releasing it. Returns whether there is one."""
         self._first = await anext(self._result, None)
         return self._first is not None
 
     async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
-        """As `parts`, for a transport that sends memory only."""
+        """Yield the same as `parts`, for a transport that sends memory only."""
         async with aclosing(self.parts()) as parts:
             async for part in parts:
-                assert not isinstance(part, InFiles)  # only whoever opens a read with `spans` gets them
+                assert not isinstance(part, InFiles)  # only a read opened with `spans` has them
                 yield part
 
     async def parts(self) -> AsyncGenerator[memoryview | bytes | InFiles, None]:
-        """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
+        """Yield batches as they pass the gate, then the end record. Holds at most one batch at a time."""
         end: StreamEnd | None = None
         try:
             while end is None:
@@ -93,18 +93,18 @@ class GovernedStream:
                 else:
                     await _update_digest(frame)
                     yield frame.payload
-                del frame  # else it is held beside the next one
-        except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
+                del frame  # else two batches are held
+        except Exception as error:  # noqa: BLE001  mainly disk failures: the end record says that we broke off
             end = await self._end_on_error(to_hanse_error(error))
         self.end = end
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
 
     def following(self) -> InFiles | None:
-        """The batch after the one that `parts` gave last, where it lies in files and passes the gate as things stand.
+        """Return the batch after the last one of `parts`, if it is in files and passes the gate as things stand.
 
-        For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
-        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
+        For a transport that sends spans in a thread, and called there while `parts` waits: a batch then needs no turn
+        of the event loop. None where `parts` must decide: at the end, on a refusal, or to refill a quota.
         """
         try:
             part = (
@@ -123,19 +123,19 @@ class GovernedStream:
         return part.payload
 
     def abandon(self, code: str, reason: str) -> None:
-        """The client has gone or does not read: the log says so."""
+        """Record that the client has left or does not read."""
         if self.end is None:
             self.end = replace(self._build_end(FAILED), code=code, reason=reason)
 
     def of(self, ticket: Ticket) -> list[ReadGrant]:
-        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
+        """Return the grants under that ticket: the one used, or a fresh one of the same transfer."""
         shown = ticket.agreement, ticket.transfer
         return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
 
     def extend(self, grants: Sequence[ReadGrant], seconds: float) -> None:
-        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
+        """Extend the grants of a renewed ticket by `seconds` from now, within the agreement's time.
 
-        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
+        A read under several tickets lasts until the first of them ends: each is renewed by itself.
         """
         for grant in grants:
             grant.extend(min(seconds, self._reads.seconds_left(grant.contract)))
@@ -147,7 +147,7 @@ class GovernedStream:
         return frame or await anext(self._result, None)
 
     async def _count_frame(self, frame: Frame | StreamPart) -> HanseError | None:
-        """None and the batch is counted in every lease (5), or what the stream ends with."""
+        """Count the batch in every lease (5) and return None, or return the error that ends the stream."""
         filled: ReadGrant | None = None
         while (stop := self._find_stopping_grant(frame)) is not None:
             grant, reason = stop
@@ -162,7 +162,8 @@ class GovernedStream:
         return None
 
     def _find_stopping_grant(self, frame: Frame | StreamPart) -> tuple[ReadGrant, str] | None:
-        """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
+        """Count the batch in every lease and return None, or return the first grant that refuses it and count
+        nothing."""
         for number, grant in enumerate(self.grants):
             if (reason := batch_gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
                 for passed in self.grants[:number]:
@@ -176,13 +177,13 @@ class GovernedStream:
         return None
 
     async def _end_on_error(self, error: HanseError) -> StreamEnd:
-        """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
+        """Return the end after an error: a grant that ended interrupts the worker, anything else is a failure."""
         if ended_by(self.grants) is not None or (error.code == "cancelled" and remaining_lease_s(self.grants) <= 0):
             return self._end_for_reason(await find_end_reason(self.grants, self._reads.grants))
         return self._build_end(FAILED, error)
 
     def _end_for_reason(self, why: HanseError) -> StreamEnd:
-        """The end by a grant: by its owner, by the agreement itself or its consumer, or for a reason that passes."""
+        """Return the end by a grant: by its owner, the agreement or its consumer, or for a temporary reason."""
         if why.code in ENDS:
             return self._build_end(why.code, why)
         return self._build_end(REFUSED if isinstance(why, Refused) else FAILED, why)
@@ -208,7 +209,7 @@ class GovernedStream:
 
 
 async def _update_digest(frame: Frame | StreamPart) -> None:
-    """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
+    """Add memory to a digest that is computed while sending. A transport adds what it sends from files."""
     if (
         isinstance(frame, StreamPart)
         and isinstance(frame.digest, RunningDigest)
@@ -218,7 +219,7 @@ async def _update_digest(frame: Frame | StreamPart) -> None:
 
 
 def watch_grants(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
-    """Interrupt the worker, which has the read from now on, when a grant ends while no batch comes (6)."""
+    """Interrupt the worker, which now has the read, when a grant ends while no batch comes (6)."""
     for grant in grants:
         grant.served = True
     return _interrupt_on_end(grants, result)
@@ -238,12 +239,12 @@ async def _interrupt_on_end(grants: Sequence[ReadGrant], result: Result) -> None
 
 
 def remaining_lease_s(grants: Sequence[ReadGrant]) -> float:
-    """Seconds that the shortest lease has left."""
+    """Return the seconds that the shortest lease has left."""
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
 def to_hanse_error(error: Exception) -> HanseError:
-    """An error that has a code as it is; any other as one that nobody foresaw, of which our own log says more."""
+    """Return an error that has a code unchanged. Log any other and return an internal error."""
     if isinstance(error, HanseError):
         return error
     _log.error("a read broke off", exc_info=error)
@@ -251,9 +252,13 @@ def to_hanse_error(error: Exception) -> HanseError:
 
 
 async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
-    """Why a read ends of which a grant has: what stopped that, or that the time that the read asked for has ended, as a
-    worker says it, or what a read that begins now would be refused for, or else that its ticket has ended. Fast and
-    slow readers get the same answer."""
+    """Return why a read ends after one of its grants did. Fast and slow readers get the same answer.
+
+    1. The reason that stopped the grant.
+    2. The time limit that the request set.
+    3. The refusal that a new read would get now.
+    4. The end of the ticket.
+    """
     if ended_by(grants) is None and any(grant.is_late for grant in grants):
         return error_of("time_limit", {})
     if ended_by(grants) is None:
@@ -262,8 +267,11 @@ async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError
 
 
 async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
-    """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
-    is ours, unless the connection says that its reader has left."""
+    """Return the error to raise for a failed read.
+
+    A read that a grant's end interrupted before its first byte is refused for that reason. An unexpected error becomes
+    an internal one, except a ConnectionError, which means that the reader has left.
+    """
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
         return to_hanse_error(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
@@ -274,7 +282,10 @@ async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], b
 
 
 async def await_whole_answer(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
-    """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
+    """Wait for the whole answer of an aggregate-only read before anything leaves.
+
+    No group and a small group look the same, in time as well. Raises: Refused where no group is large enough.
+    """
     if not prepared.aggregate:
         return
     found = await stream.peek()

@@ -1,4 +1,4 @@
-"""What a worker is asked for a read: the SQL after the gate, the pinned files behind its names, and its limits."""
+"""Builds a worker's job for a read: the SQL after the gate, the pinned files behind its names, and its limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
 
 BATCH_BYTES = 3 * 2**20
 _IN_FLIGHT = 16 * 2**20
-_FEW = 4  # reads that may have a batch more each waiting for their reader
+_FEW = 4  # up to so many reads, each may have one more batch waiting for its reader
 _THREADS_MAX = 4
 _ROW_LARGE = 4 * 2**20  # bytes
 
@@ -29,7 +29,10 @@ _ROW_LARGE = 4 * 2**20  # bytes
 def prepare_query(
     asked: ReadRequest, grants: Sequence[ReadGrant], *, name: str, mask_key: bytes
 ) -> tuple[PreparedQuery, list[CallerTable]]:
-    """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
+    """Run the gate over the grants' datasets and the caller's tables. Call in a thread: hostile text takes long.
+
+    Raises: BadInput for two tickets of the same dataset.
+    """
     from policies.enforce.gate import CallerTable, GatedDataset, prepare
 
     datasets = [
@@ -45,7 +48,7 @@ def prepare_query(
     ]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
-        raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
+        raise BadInput("expected one ticket for each dataset, got two for the same", code="tickets_mixed")
     keys = [CallerTable(brought.name, make_name(), brought.columns) for brought in asked.brought]
     prepared = prepare(
         asked.sql, datasets, action=asked.action, purpose=None, token=make_name, mask_key=mask_key, keys=keys
@@ -54,14 +57,16 @@ def prepare_query(
 
 
 def select_grants(grants: Sequence[ReadGrant], prepared: PreparedQuery) -> list[ReadGrant]:
-    """The grants of the datasets that the SQL reads, in the order of `prepared.datasets`. Nothing of a read is charged
-    to another one, whichever ticket its reader puts first."""
+    """Return the grants of the datasets that the SQL reads, in the order of `prepared.datasets`.
+
+    A read is charged to the agreements that it reads under, in whatever order its reader sends the tickets.
+    """
     of = {grant.held.dataset.name: grant for grant in grants}
     return [of[dataset.name[1]] for dataset in prepared.datasets]
 
 
 def find_unchanged_relation(asked: ReadRequest, prepared: PreparedQuery) -> str:
-    """The relation whose rows leave as they are, some columns of them; empty where anything is done to them."""
+    """Return the relation whose rows leave unchanged, all or some columns; empty where anything changes them."""
     if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
         return ""
     contract = prepared.datasets[0].contract
@@ -72,7 +77,7 @@ def find_unchanged_relation(asked: ReadRequest, prepared: PreparedQuery) -> str:
 
 
 def find_passed_through_columns(asked: ReadRequest, prepared: PreparedQuery) -> tuple[str, ...]:
-    """The columns of blobs of a scan whose stored values leave and decide on nothing, whatever is done to its rows."""
+    """Return the BLOB columns of a scan whose stored values leave and decide nothing."""
     if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
         return ()
     blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
@@ -80,7 +85,10 @@ def find_passed_through_columns(asked: ReadRequest, prepared: PreparedQuery) -> 
 
 
 def version_to_relation(version: DatasetVersion) -> Relation:
-    """The pinned files of a version, as the engine takes them; SourceUnreadable where it would alter some values."""
+    """Return the pinned files of a version as the engine takes them.
+
+    Raises: SourceUnreadable where the engine would change some values.
+    """
     source = version.source
     check_types({column["name"]: column["type"] for column in version.schema})
     return Relation(
@@ -89,7 +97,7 @@ def version_to_relation(version: DatasetVersion) -> Relation:
 
 
 def _read_row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
-    """Average bytes of a value per column, where the profile knows them."""
+    """Return the average bytes of a value per column, where the profile has them."""
     rows, columns = profile.get("rows") or 0, profile.get("columns") or ()
     found = columns if not isinstance(columns, Mapping) else [dict(value, name=name) for name, value in columns.items()]
     return {column["name"]: column["bytes"] / rows for column in found if rows and column.get("bytes")}
@@ -104,8 +112,11 @@ def build_job(
     most: Limits,
     running: int,
 ) -> Job:
-    """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them
-    unless it is only described."""
+    """Return the job of one read.
+
+    `most`: the limits of any read. `running`: the reads that share the machine, including this one unless it is only
+    described.
+    """
     relations = {
         dataset.relation: version_to_relation(grant.held.version)
         for dataset in prepared.datasets
@@ -117,7 +128,7 @@ def build_job(
     spare = min(grant.lease.bytes for grant in grants)
     threads = max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running)))
     if asked.plain_scan and any(map(_is_large, relations.values())):
-        threads = 1  # the same answer whoever else reads: several have less memory each
+        threads = 1  # independent of other readers: several threads would have less memory each
     scan = find_unchanged_relation(asked, prepared)
     memory_mb = _choose_scan_mb(most.memory_mb, threads) if asked.plain_scan else most.memory_mb
     to_disk = not asked.plain_scan or is_wide(len(prepared.columns), memory_mb)
@@ -150,23 +161,23 @@ def build_job(
 
 
 def _is_large(relation: Relation) -> bool:
-    """Whether its rows are so large, on average, that the few of them that a thread holds are much memory."""
+    """Return whether rows are so large on average that the few that a thread holds take much memory."""
     return sum(relation.row_bytes.values()) > _ROW_LARGE
 
 
 def _has_misleading_column(grants: Sequence[ReadGrant]) -> bool:
-    """Whether a column has the name that the engine has for a row's place: such rows cannot be read by turns."""
+    """Return whether a column has the engine's name for a row's place: such rows cannot be read in turns."""
     versions = [grant.held.version for grant in grants]
     return any(misleading(one.source["kind"], one.schema) for one in versions)
 
 
 def _choose_scan_mb(most: int, threads: int) -> int:
-    """Memory for a scan: each of its threads may hold a row group's pages, and there are several where few read."""
+    """Return the memory for a scan: each thread may hold the pages of a row group."""
     return max(128, min(most, threads * (most // 4)))
 
 
 def _choose_batch_bytes(form: str, running: int) -> int:
-    """Smaller batches where many read: what is in flight for all of them together stays bounded."""
-    if form == "parquet":  # a batch is a row group there, and few of them make a better file
+    """Return the batch size: smaller with many readers, to bound what is in flight for all of them."""
+    if form == "parquet":  # a batch becomes a row group, and few row groups make a better file
         return max(2**20, _IN_FLIGHT // (2 * max(1, running)))
     return max(2**19, min(BATCH_BYTES, _IN_FLIGHT // max(1, running)))

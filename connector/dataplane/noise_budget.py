@@ -1,7 +1,7 @@
-"""Answers with noise: the budget is charged before the question runs, and the same question is answered once.
+"""Privacy budget of answers with noise: charge before the query runs, and reuse the answer of a repeated question.
 
-Between the gate and the stream of such a read. The noised table is small; it is kept in the owner's database, and
-what its reader gets is made of it by the public statement (`policies.enforce.noised_query`). Knows no transport.
+Works between the gate and the stream. The noised table is small and is kept in the owner's database. The reader's
+answer is computed from it by the public statement (`policies.enforce.noised_query`). Must not know any transport.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
-_USUAL_SHARE = 10  # an answer whose epsilon nobody chose spends a tenth of the budget
-# Of the answer with its noise, never of the groups that there truly are: how many these are is nobody's to know.
+_USUAL_SHARE = 10  # without a chosen epsilon an answer spends a tenth of the budget
+# Limits the noised answer, never the true groups: their number must not be revealed.
 _GROUPS_MAX = 100_000
 _ANSWER_MAX = 16 * 2**20
-_PAUSE, _PAUSE_MAX = 0.05, 0.5  # until it is looked again whether another read has answered the same question
+_PAUSE, _PAUSE_MAX = 0.05, 0.5  # seconds between looks whether another read has answered
 
 
 class AnswerInProgress(Busy):
-    """Another read is to answer the same question."""
+    """Another read is computing the answer to the same question."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseCharge:
-    """What one answer costs: `micro` epsilon it is worth, `paid` of them now (none for a repeat), `answer` if kept."""
+    """Cost of one answer in millionths of epsilon: `micro` is its worth, `paid` what is charged now (0 for a repeat).
+
+    `answer` is the kept answer of a repeat, `spent` and `most` describe the whole budget.
+    """
 
     key: str
     micro: int
@@ -50,15 +53,17 @@ class NoiseCharge:
     answer: bytes | None = None
 
     def note(self) -> str:
-        """For the reader and the log."""
+        """Return the cost in words, for the reader and the log."""
         cost = f"{self.paid / MICRO:g} spent for it" if self.paid else "a repeat, nothing spent"
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
 def charge(tx: Transaction, asked: ReadRequest, grant: ReadGrant, private: PrivateQuery) -> NoiseCharge:
-    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
-    BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
-    that a crash cut off is over when its end is recorded."""
+    """Return the kept answer, or take this answer's epsilon from the budget.
+
+    Raises: Limited where the budget is spent. AnswerInProgress while another read computes the same answer; a repeat of
+    that answer costs nothing. A read that a crash cut off ends when its end is recorded.
+    """
     most = round(private.budget.epsilon * MICRO)
     micro = _choose_epsilon(asked, most, grant)
     key = _question_key(grant, private)
@@ -85,9 +90,9 @@ def charge(tx: Transaction, asked: ReadRequest, grant: ReadGrant, private: Priva
 
 
 async def retry_until_answered(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
-    """What `begin` gives; where another read is to answer the same question, once that has, or has ended without.
+    """Return the result of `begin`, retried while another read computes the same answer.
 
-    BeingAnswered where it has not after `seconds`, or nobody `waits` for it any more.
+    Raises: AnswerInProgress after `seconds`, or once `waits` is false.
     """
     until, pause = time.monotonic() + seconds, _PAUSE
     while True:
@@ -105,8 +110,10 @@ async def retry_until_answered(begin: Callable[[], Awaitable[_T]], *, seconds: f
 async def load_or_compute_answer(
     store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: NoiseCharge, *, watch: Watch
 ) -> bytes:
-    """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it:
-    where a better one is kept by then, that."""
+    """Return the noised table as an Arrow stream: the kept one, or a new one from a worker.
+
+    A new one is stored before it is returned. If a better one was stored meanwhile, that one is returned.
+    """
     if charged.answer is not None:
         return charged.answer
     async with pool.run(job, watch=watch) as result:
@@ -128,7 +135,7 @@ async def load_or_compute_answer(
 
 
 def build_noise_plan(private: PrivateQuery, charged: NoiseCharge) -> dict[str, object]:
-    """What the worker needs to add the noise (`query.noise.add`). Delta is spent in the same share as epsilon."""
+    """Return the arguments of the worker for noise (`query.noise.add`). Delta is spent in proportion to epsilon."""
     noise, budget = private.noise, private.budget
     return {
         "columns": dict(noise.columns),
@@ -146,7 +153,7 @@ def _choose_epsilon(asked: ReadRequest, most: int, grant: ReadGrant) -> int:
     micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
     if not 1 <= micro <= most:
         raise BadInput(
-            f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, came {asked.epsilon}",
+            f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, got {asked.epsilon}",
             code="epsilon_invalid",
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
@@ -154,6 +161,6 @@ def _choose_epsilon(asked: ReadRequest, most: int, grant: ReadGrant) -> int:
 
 
 def _question_key(grant: ReadGrant, private: PrivateQuery) -> str:
-    """The same for every question with the same answer: dataset, version, permission, and what is asked."""
+    """Return a key that is equal for questions with the same answer: dataset, version, permission and question."""
     text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

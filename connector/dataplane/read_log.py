@@ -1,8 +1,8 @@
-"""What the log says of a read: its start, its end, its refusal. Facts only; never a value of the data. Pure.
+"""Events of a read for the audit log: start, end, refusal. Facts only, never a value of the data. Pure.
 
-A read under several agreements has a record of each kind under each of them, with its dataset, version and purpose:
-whoever looks for one agreement or dataset finds the read. They share the read's id (`process`) and name all in
-`detail.agreements`; rows and bytes are those of the whole read, which are the same in each.
+A read under several agreements has one event of each kind under each of them, with its dataset, version and purpose, so
+that a search for one agreement or dataset finds the read. The events share the read's id (`process`) and name all
+agreements in `detail.agreements`. Rows and bytes are those of the whole read, the same in each event.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ GONE, LEFT = "client_gone", "the client left"
 
 
 class ReaderEnded(HanseError):
-    """A read that its reader has ended. Given to `Task.cancel` on, so that the record says how."""
+    """The reader ended its read. Passed to `Task.cancel`, so that the record names the cause."""
 
     status = 499
     code = "cancelled"
 
 
 def find_cause(failure: BaseException | None, build_end_events: HanseError | None) -> BaseException | None:
-    """What a failure is for the record: of a read that was cancelled, who did it, where anybody says, or else what had
-    `build_end_events` its grants where that is our own stop."""
+    """Return the cause of a failed read for its record.
+
+    For a cancelled read: the ReaderEnded that was passed with the cancellation, else `ended` where that is our own
+    stop, else the failure itself.
+    """
     if not isinstance(failure, asyncio.CancelledError | ConnectionError):
         return failure
     by = next((one for one in failure.args if isinstance(one, ReaderEnded)), None)
@@ -45,7 +48,7 @@ def find_cause(failure: BaseException | None, build_end_events: HanseError | Non
 
 
 def describe_policies(prepared: PreparedQuery, charged: NoiseCharge | None = None) -> tuple[str, ...]:
-    """What of the policies shaped this answer, in words for its reader: effect and rule."""
+    """Return the effects of the policies on this answer, in words for its reader: "dataset: effect"."""
     found: list[str] = []
     for dataset in prepared.datasets:
         contract = dataset.contract
@@ -68,7 +71,10 @@ def _describe_grid(contract: DataContract, charged: NoiseCharge | None) -> str:
 
 
 def describe_withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
-    """What the policies may leave out of this answer, and in sentences. It says nothing of the data."""
+    """Return whether the policies may leave anything out of this answer, and sentences that say what.
+
+    The sentences depend on the contracts only, not on the data.
+    """
     grids = [(one.name[0], one.contract.grid) for one in prepared.datasets if one.contract.grid is not None]
     kinds = [
         (owner, describe_left_out(one.min_group, one.entity, noise=one.privacy is not None)) for owner, one in grids
@@ -80,8 +86,10 @@ def describe_withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...
 def build_start_events(
     asked: ReadRequest, grants: Sequence[ReadGrant], prepared: PreparedQuery, policy: tuple[str, ...]
 ) -> list[ReadStarted]:
-    """The records of a start. The SQL is kept as its digest, and so are tables brought along: their values may be
-    personal data."""
+    """Return the start events of a read, one for each grant.
+
+    SQL and caller tables are kept as digests: their values may be personal data.
+    """
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
         "query_sha256": hashlib.sha256(_stable_sql(asked).encode()).hexdigest(),
@@ -104,13 +112,15 @@ def build_start_events(
 
 
 def describe_columns(read: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Which of a dataset's own columns are read, and what those of the answer are called where that is not the same:
-    its reader chooses that."""
+    """Return the dataset's own columns that are read, and the answer's column names where they differ.
+
+    The reader chooses the answer's names.
+    """
     return listed("columns", read) | (listed("named", names) if tuple(names) != tuple(read) else {})
 
 
 def _describe_rows(asked: ReadRequest) -> dict[str, Any]:
-    """Which rows were asked for, beside what the SQL says: tables to join with, limits, and places in the files."""
+    """Return the selection of rows outside the SQL: caller tables, limits, and places in the files."""
     ranges = asked.split.only.ranges if asked.split else ()
     limits = {name: value for name, value in (("rows", asked.rows), ("bytes", asked.nbytes)) if value is not None}
     blocks = [one.block for one in ranges if one.block >= 0]
@@ -123,7 +133,7 @@ def _describe_rows(asked: ReadRequest) -> dict[str, Any]:
 
 
 def _stable_sql(asked: ReadRequest) -> str:
-    """The SQL with the random name of the positions written as what it stands for."""
+    """Return the SQL with the random name of the position column replaced by `file_row_number`."""
     return asked.sql.replace(asked.position, "file_row_number") if asked.position else asked.sql
 
 
@@ -135,11 +145,12 @@ def build_end_events(
     *,
     unused: bool = False,
 ) -> list[ReadEnded]:
-    """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came;
-    what its own consumer has ended was refused by nobody: it broke off, as where he leaves.
+    """Return the end events of a read, one for each grant, with the totals that were sent.
 
-    Where one of several agreements ended the read, all say which (`ended_by`), and its rule stands under itself alone.
-    `unused`: what its start took of each agreement went back with this record.
+    A refusal by policy before the first byte has the outcome "refused". A read that its own consumer withdrew has
+    "broken", as where the reader leaves. Where one of several agreements ended the read, all events name it
+    (`ended_by`), and only its own event has the rule. `unused`: the use and quota that the start took are returned with
+    this record.
     """
     told = _describe_end(end, failure)
     by = (end.agreement if end is not None else "") or getattr(failure, "facts", {}).get("agreement", "")
@@ -160,7 +171,7 @@ def build_end_events(
 def _describe_end(end: StreamEnd | None, failure: BaseException | None) -> dict[str, Any]:
     refusal = isinstance(failure, Refused)
     if end is None or (refusal and not end.rows):
-        known = isinstance(failure, HanseError | PolicyError)  # else the reader has left before anything did
+        known = isinstance(failure, HanseError | PolicyError)  # else the reader left first
         return {
             "outcome": "refused" if refusal and not isinstance(failure, Withdrawn) else "broken",
             "code": getattr(failure, "code", GONE),
@@ -184,16 +195,16 @@ def _describe_end(end: StreamEnd | None, failure: BaseException | None) -> dict[
 
 
 def _mark_results(end: StreamEnd) -> dict[str, str]:
-    """Says where the rows that left are results: figures over groups, as an aggregate-only agreement gives them."""
+    """Mark rows that are results, that is figures over groups, as an aggregate-only agreement gives them."""
     return {} if end.withheld is Withheld.NOTHING else {"gives": "results"}
 
 
 def build_refusal_events(
     asked: ReadRequest, error: HanseError | PolicyError, grants: Sequence[ReadGrant]
 ) -> list[ReadRefused]:
-    """The records of a read that never started: under the agreement that was the reason, else under each.
+    """Return the refusal events of a read that never started: for the agreement that refused it, else for each.
 
-    `grants`: as far as it came; none where they were refused themselves.
+    `grants`: those granted so far, empty where the grants themselves were refused.
     """
     under = {ticket.agreement: _ticket_fields(asked, ticket) for ticket in asked.tickets}
     if grants:
@@ -202,7 +213,7 @@ def build_refusal_events(
 
 
 def build_request_refusals(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> list[ReadRefused]:
-    """The records of a request that came to no read, as of `build_refusal_events`: who asked, by its tickets."""
+    """Return the refusal events of a request that led to no read, by its tickets."""
     under = {
         ticket.agreement: {"actor": ticket.consumer, "agreement": ticket.agreement, "purpose": ticket.purpose}
         for ticket in tickets
@@ -220,7 +231,7 @@ def _refusal_events(under: Mapping[str, dict[str, Any]], error: HanseError | Pol
 
 
 def _grant_fields(asked: ReadRequest, grant: ReadGrant) -> dict[str, Any]:
-    """The fields that every record of a read shares under one of its agreements."""
+    """Return the fields that all events of a read share under one of its agreements."""
     return {
         "actor": asked.consumer,
         "dataset": grant.held.dataset.id,
@@ -232,7 +243,7 @@ def _grant_fields(asked: ReadRequest, grant: ReadGrant) -> dict[str, Any]:
 
 
 def _ticket_fields(asked: ReadRequest, ticket: Ticket) -> dict[str, Any]:
-    """The same, as far as a ticket tells."""
+    """Return the same fields as `_grant_fields`, as far as a ticket has them."""
     return {
         "actor": asked.consumer,
         "agreement": ticket.agreement,

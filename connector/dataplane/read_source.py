@@ -1,5 +1,6 @@
-"""Where the bytes of a read come from (4, 6 of `stream`): files that hold them already, or a worker, whose answer may
-be kept. It is made ready while the read's beginning is recorded, and read when it is.
+"""Source of a read's bytes (steps 4 and 6 of `admission`): files that hold them, or a worker, whose answer may be kept.
+
+The source is prepared while the start of the read is recorded, and read after that.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from connector.usage.held_agreement import ReadGrant
 
 
 class ReadSource:
-    """The workers of a connector, and what is prepared of what they have read, if anything is."""
+    """Workers of a connector, and the cache of what they have read, if there is one."""
 
     def __init__(
         self, pool: Pool, prepared: PreparedStreams | None, *, later: Callable[[Coroutine[Any, Any, None]], object]
     ) -> None:
-        """`later` does work that nobody waits for."""
+        """`later` runs work in the background."""
         self.prepared = prepared
         self._pool = pool
         self._later = later
@@ -38,7 +39,7 @@ class ReadSource:
     async def source(
         self, asked: ReadRequest, grants: Sequence[ReadGrant], job: Job, *, spans: bool, begun: asyncio.Task[Any]
     ) -> AsyncIterator[StreamSource]:
-        """The bytes of an admitted read, once it has `begun`; `spans`: as parts of files, where they lie in some."""
+        """Yield the bytes of an admitted read, after it has `begun`; `spans`: as parts of files, where possible."""
         files = self.prepared
         if files is None:
             async with self._open_worker(grants, job, spans, begun) as source:
@@ -47,7 +48,9 @@ class ReadSource:
             async with self._open_blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
                 yield mixed
         elif (key := files.key(asked, grants)) and (entry := await files.find(key, grants[0])) is not None:
-            async with files.serve(entry, spans=spans) as passed:  # from now on: it counts if it is dropped meanwhile
+            async with files.serve(
+                entry, spans=spans
+            ) as passed:  # before waiting: a reader keeps the entry if it is dropped meanwhile
                 await asyncio.shield(begun)
                 yield passed
         else:
@@ -63,7 +66,7 @@ class ReadSource:
     async def _open_worker(
         self, grants: Sequence[ReadGrant], job: Job, spans: bool, begun: asyncio.Task[Any]
     ) -> AsyncIterator[ScatteredResult | Result]:
-        if spans:  # whoever sends one batch after the other in a thread holds on to the first, too
+        if spans:  # a sender thread holds one batch more
             job = replace(job, spans=True, slots=job.slots + 1)
         async with self._run(job, grants, begun) as result:
             yield ScatteredResult(result) if spans else result
@@ -78,7 +81,7 @@ class ReadSource:
         spans: bool,
         begun: asyncio.Task[Any],
     ) -> AsyncIterator[StreamSource]:
-        """What a worker reads, and what comes of it for later passes: a copy, or an index of the owner's own files."""
+        """Read with a worker, and keep a copy or an index of the owner's files for later passes."""
         known = bool(key) and job.batch_bytes >= BATCH_BYTES
         indexed = known and files.wants_index(key, job)
         if known and not indexed and files.should_keep(key, grants[0]):
@@ -101,10 +104,8 @@ class ReadSource:
         spans: bool,
         begun: asyncio.Task[Any],
     ) -> AsyncIterator[StreamSource]:
-        """Blocks from files, where they are prepared, and from a worker, who is asked for no other ones."""
-        known = await files.find_blocks(
-            form, split, grants[0]
-        )  # held to the end: parts of files are sent by their numbers
+        """Read blocks from the cache where it has them, the others from a worker."""
+        known = await files.find_blocks(form, split, grants[0])  # referenced to the end: files are sent by descriptor
         ranges, digest = split.only.ranges, job.digest
         if known:
             job = _exclude_blocks(job, split, known)
@@ -121,6 +122,6 @@ class ReadSource:
 
 
 def _exclude_blocks(job: Job, split: Split, known: dict[int, CacheEntry]) -> Job:
-    """The job for the blocks that are left, whose digest alone is of no use."""
+    """Return the job for the blocks that are not cached. The digest of these alone is of no use."""
     left = [one for one in split.only.ranges if one.block not in known]
     return replace(job, digest="none", only=replace(split.only, ranges=left))

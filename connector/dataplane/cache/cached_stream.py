@@ -1,4 +1,4 @@
-"""Streams that lie in files already: their index, and a pass over them. Knows frames, and nothing of Arrow."""
+"""Streams that are in files: their index, and readers over them. Handles frames; must not parse Arrow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from connector.infra.formats.digests import RunningDigest
 
 @dataclass(frozen=True, slots=True)
 class StreamPart:
-    """As `query.running.Frame`, from files."""
+    """One batch of a stream as a part of files or as memory. Same fields as `worker_process.Frame`."""
 
     rows: int
     nbytes: int
@@ -32,7 +32,7 @@ class StreamPart:
 
 
 class StreamSource(Protocol):
-    """What gives a stream's bytes: a worker's result, or files."""
+    """Source of a stream's bytes: a worker's result, or files."""
 
     schema: bytes
     trailer: bytes
@@ -47,7 +47,7 @@ class StreamSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CachedBlock:
-    """One batch in a file, and the digest of the stream up to its end."""
+    """One batch in a file: its place, and the digest of the stream up to its end."""
 
     at: int
     nbytes: int
@@ -58,38 +58,39 @@ class CachedBlock:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class CacheEntry:
-    """One stream in files: a copy of ours, or the owner's own as `refs` pin them. They close with their last reader."""
+    """One stream in files: our own copy, or the owner's files as `refs` pin them. The files close with the last
+    reader."""
 
     key: str
     consumer: str
     agreement: str
     dataset: str
     version: str
-    ends: float | None  # of the contract, UTC seconds
+    ends: float | None  # end of the contract, UTC seconds
     files: tuple[IO[bytes], ...]
     refs: tuple[FileRef, ...] = ()
     schema: bytes = b""
     trailer: bytes = b""
     first_digest: bytes = b""
     blocks: list[CachedBlock] = field(default_factory=list)
-    nbytes: int = 0  # of disk that it takes
-    readers: int = 0  # that have it now
-    used: float = 0.0  # UTC seconds, when it came or the last reader let go of it
+    nbytes: int = 0  # bytes on disk
+    readers: int = 0  # current readers
+    used: float = 0.0  # UTC seconds: when it was added, or its last reader left
 
     def span(self, block: CachedBlock) -> Span:
-        """Where a block lies."""
+        """Return the span of a block."""
         ref = self.refs[block.file] if self.refs else None
         return Span(self.files[block.file], block.at, block.nbytes, ref)
 
     def check(self) -> None:
-        """VersionChanged where one of the owner's files is not what was registered any more."""
+        """Raises: VersionChanged where one of the owner's files is no longer the registered one."""
         check_all(zip(self.files, self.refs, strict=False))
 
 
 class CachedReader:
-    """An entry being read, batch by batch: as spans for those who can take them, else as memory.
+    """Reads an entry batch by batch: as spans for transports that send files, else as memory.
 
-    Memory is filled while the batch before it is sent, in a thread: disks, and networks behind them, take their time.
+    Memory is filled in a thread while the previous batch is sent, since disks and network storage are slow.
     """
 
     def __init__(self, entry: CacheEntry, *, spans: bool) -> None:
@@ -104,7 +105,7 @@ class CachedReader:
 
     async def __anext__(self) -> StreamPart:
         if self._spans:
-            # Of a copy of ours there is nothing to compare, and nothing to wait for.
+            # Our own copy needs no comparison, and so no thread.
             part = await at_files(self._entry.refs, self._take_part) if self._entry.refs else self._take_part()
         else:
             part = await (self._next or self._begin())
@@ -114,11 +115,14 @@ class CachedReader:
         return part
 
     def at_once(self) -> StreamPart | None:
-        """The next one, for a thread that sends spans; None where there is none, and whoever waits for it is told."""
+        """Return the next part for a thread that sends spans.
+
+        None at the end, or without spans: then the part comes by iteration, which also reports errors.
+        """
         return self._take_part() if self._spans and self._left else None
 
     async def settle(self) -> None:
-        """Wait for what still runs in a thread."""
+        """Wait for the work that still runs in a thread."""
         if self._next is not None:
             await asyncio.wait((self._next,))
 
@@ -137,11 +141,14 @@ class CachedReader:
 
     @cached_property
     def _pieces(self) -> _BufferPool:
-        """Asked for where an owner's file is read into memory only."""
+        """Buffers, created only where an owner's file is read into memory."""
         return _BufferPool(max(block.nbytes for block in self._entry.blocks))
 
     def _read_memory(self, span: Span) -> memoryview:
-        """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
+        """Return the bytes of a span.
+
+        Only our own files are mapped: an owner's file that is cut short while mapped would end this process.
+        """
         if span.ref is None:
             return map_span(span)
         memory = self._pieces.take()
@@ -150,16 +157,16 @@ class CachedReader:
 
 
 class ScatteredResult:
-    """The result of a job with `spans`: of its messages, some have pieces in the owner's files.
+    """Result of a job with `spans`: some of its messages have pieces in the owner's files.
 
-    A worker has looked at the files for the last time before we send from them: so do we, when all has gone.
+    A worker's last look at a file is before we send from it, so the files are checked again after everything was sent.
     """
 
     def __init__(self, result: Result) -> None:
         self.schema, self.trailer, self.digest = result.schema, result.trailer, result.digest
         self._result = result
         self._refs = [FileRef.from_json(dict(file)) for file in next(iter(result.job.relations.values())).files]
-        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # those that the last message was in
+        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # files of the last message
 
     def __aiter__(self) -> Self:
         return self
@@ -174,7 +181,7 @@ class ScatteredResult:
         return self._make_part(*found)
 
     def at_once(self) -> Frame | StreamPart | None:
-        """As of `CachedReader`: the next one where all of it is there."""
+        """Return the next part if it has fully arrived, else None. See `CachedReader.at_once`."""
         found = self._result.at_once()
         if found is None:
             return None
@@ -194,9 +201,9 @@ class ScatteredResult:
         return all(number < 0 or number in self._open for number, _, _ in self._result.pieces)
 
     def _open_files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
-        """The files that the message is in, opened. In a thread, unless they are."""
+        """Return the open files of the current message. Call in a thread unless they are open already."""
         if not self._has_open_files():
-            self._check()  # what was sent from others has gone
+            self._check()  # everything from the previous files was sent
             numbers = {number for number, _, _ in self._result.pieces if number >= 0}
             self._open = {
                 number: self._open.get(number) or (open_owner_file(self._refs[number]), self._refs[number])
@@ -205,13 +212,16 @@ class ScatteredResult:
         return self._open
 
     def _check(self) -> None:
-        """VersionChanged where a file that the last message was in is not what was registered any more."""
+        """Raises: VersionChanged where a file of the last message is no longer the registered one."""
         check_all(self._open.values())
 
 
 class _BufferPool:
-    """Memory for one batch after the other. A piece is taken again when its last view is gone, which is when the
-    transport has sent it: new memory for each batch costs the kernel more than reading it."""
+    """Buffers for one batch after the other.
+
+    A buffer is reused once its last view is gone, that is, after the transport has sent it. New memory for each batch
+    costs the kernel more than reading the batch.
+    """
 
     def __init__(self, size: int) -> None:
         self._kind = ctypes.c_ubyte * size
@@ -219,7 +229,7 @@ class _BufferPool:
         self._taken: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
 
     def take(self) -> memoryview:
-        """A piece that nobody else has."""
+        """Return a buffer that is not in use."""
         piece = self._free.pop() if self._free else mmap.mmap(-1, ctypes.sizeof(self._kind))
         whole = self._kind.from_buffer(piece)
         self._taken[id(piece)] = weakref.ref(whole, lambda _: self._release(piece))
@@ -231,7 +241,7 @@ class _BufferPool:
 
 
 def map_span(span: Span) -> memoryview:
-    """The bytes of a span of a file of ours: nobody else can make it shorter."""
+    """Return the bytes of a span of our own file, mapped. No other process can shorten such a file."""
     start = span.at - span.at % mmap.ALLOCATIONGRANULARITY
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     length = span.at + span.nbytes - start
@@ -240,5 +250,8 @@ def map_span(span: Span) -> memoryview:
 
 
 def open_owner_file(ref: FileRef) -> IO[bytes]:
-    """An owner's file as it was registered, or VersionChanged. It closes with the last that refers to it."""
+    """Open an owner's file as it was registered. It closes with its last reference.
+
+    Raises: VersionChanged where the file is another one now.
+    """
     return os.fdopen(open_pinned(ref), "rb", buffering=0)

@@ -1,5 +1,6 @@
-"""A read of blocks of which some are prepared: those come from their files, the others from a worker, which reads
-nothing else. Nobody has seen such a stream before, so its digest is taken as it goes.
+"""A read of blocks where some come from the cache and the others from a worker, which reads nothing else.
+
+The combination is new, so the digest of the stream is computed while it is sent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from connector.infra.formats.digests import RunningDigest
 
 
 class MixedStream:
-    """The parts of some blocks in the order asked for. Those in files are spans for who can take them, else memory."""
+    """Parts of blocks in the requested order. Cached blocks are spans for transports that send files, else memory."""
 
     def __init__(
         self,
@@ -31,15 +32,16 @@ class MixedStream:
         digest: str,
         spans: bool,
     ) -> None:
-        """`result` gives those that are not `known`, none where all are; they go on the writer."""
+        """`result` has the blocks that are not in `known`; without such blocks there is no result. `writer` copies
+        them."""
         source = result or next(iter(known.values()))
         self.schema, self.trailer = source.schema, source.trailer
         self._went = RunningDigest(digest, self.schema)
         self.digest = self._went if known or result is None else result.digest
         self._todo = deque((one.block, known.get(one.block)) for one in ranges)
-        self._left: deque[CachedBlock] = deque()  # of the first of those, where it is known
+        self._left: deque[CachedBlock] = deque()  # what is left of the first of those, if it is cached
         self._result, self._writer, self._spans = result, writer, spans
-        self._next: Frame | None = None  # of the worker's
+        self._next: Frame | None = None  # read ahead from the worker
         self._begin()
 
     def __aiter__(self) -> Self:
@@ -57,7 +59,7 @@ class MixedStream:
         raise StopAsyncIteration
 
     def at_once(self) -> StreamPart | None:
-        """As of `Passed`: the next one where it lies in a file."""
+        """Return the next part if it is in a file, else None. See `CachedReader.at_once`."""
         while self._spans and self._todo and (entry := self._todo[0][1]) is not None:
             if self._left:
                 return self._take_part(entry)
@@ -78,7 +80,7 @@ class MixedStream:
         return StreamPart(block.rows, block.nbytes, span if self._spans else map_span(span), self._went)
 
     async def _take_frame(self, block: int) -> Frame | StreamPart | None:
-        """The worker's next message, if it is of this block."""
+        """Return the worker's next message if it belongs to this block, else None."""
         frame = await self._peek_frame()
         if frame is None or frame.block != block:
             return None
@@ -94,6 +96,8 @@ class MixedStream:
 
     async def _check_end(self) -> None:
         if await self._peek_frame() is not None:
-            raise EngineFailed("rows came of a block that was not asked for, or not now", code="engine_failed")
+            raise EngineFailed(
+                "expected rows of the requested blocks in order, got rows of another block", code="engine_failed"
+            )
         if self._writer is not None:
             await self._writer.end()

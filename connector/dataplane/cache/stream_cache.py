@@ -47,34 +47,37 @@ from connector.usage.held_agreement import ReadGrant
 from policies.contracts.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256
-_SMALL = 2**20  # bytes of batches that are not worth a copy of a block
-_FILES_MAX = 256  # of all entries: descriptors that they hold, of those that connections need, too
-_AWAY = 3600.0  # seconds after which what nobody reads is no part of a share any more
+_SMALL = 2**20  # bytes: smaller batches are not worth a copy of a block
+_FILES_MAX = 256  # in all entries: their descriptors count against those for connections
+_AWAY = 3600.0  # seconds after which an unread entry no longer counts as part of a share
 _DAY = 86_400.0
 _log = logger("dataplane")
 _Measure = Callable[[CacheEntry], int]
 
 
 class PreparedStreams:
-    """The prepared streams of one connector, at most `quota` bytes of them. What nobody has read for an hour goes
-    first, then of who has most the least used, and before those that somebody reads: these stay on the disk for as
-    long, whether they are forgotten or not."""
+    """The prepared streams of one connector, at most `quota` bytes.
+
+    Room is made in this order: entries unread for an hour; then the least used entry of the consumer that holds the
+    most, with entries that are being read last. An entry that is being read stays on disk until its readers end, even
+    if dropped.
+    """
 
     def __init__(
         self, folder: Path, *, quota: int, sensitive: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
-        """`sensitive`: keep streams of contracts with masks and duties, too."""
+        """`sensitive`: also keep streams of contracts with masks and duties."""
         self.quota, self._sensitive = quota, sensitive
         self._folder = folder
         self._clock = clock
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._dropped: WeakSet[CacheEntry] = WeakSet()  # that readers hold on to
+        self._dropped: WeakSet[CacheEntry] = WeakSet()  # entries that still have readers
         self._made: set[str] = set()
-        self._unable = False  # to write any, at the last attempt: told once
+        self._unable = False  # whether the last attempt to write failed: logged once
         self._coming: list[CacheEntry] = []  # being written
         self._under_way: set[_Preparation] = set()
-        self._timer: asyncio.TimerHandle | None = None  # of the next end of a contract
-        self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
+        self._timer: asyncio.TimerHandle | None = None  # fires at the next end of a contract
+        self._unlike: OrderedDict[str, None] = OrderedDict()  # keys of reads whose files do not hold their messages
         if quota:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -86,7 +89,7 @@ class PreparedStreams:
         return len(self._entries)
 
     def key(self, asked: ReadRequest, grants: Sequence[ReadGrant]) -> str:
-        """The key of this read; empty where the same question may not have the same bytes for an answer."""
+        """Return the key of this read; empty where a repeated request may have other bytes."""
         if not asked.plain_scan or asked.brought or asked.format != "arrow" or len(grants) != 1:
             return ""
         if asked.rows is not None or asked.nbytes is not None:
@@ -97,9 +100,9 @@ class PreparedStreams:
             return ""
         alike = replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None, transport="", to="")
         request = repr(alike)
-        told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket,
+        told = request.replace(repr(asked.tickets[0]), "")  # all fields except the ticket,
         if asked.position:
-            told = told.replace(asked.position, "")  # and a name that each read has for what does not leave
+            told = told.replace(asked.position, "")  # and except the random name of the position column
         parts = (
             version.digest, repr(version.source), to_json(grant.contract), grant.agreement_id, grant.consumer,
             grant.purpose, told,
@@ -107,21 +110,21 @@ class PreparedStreams:
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
     async def find(self, key: str, grant: ReadGrant) -> CacheEntry | None:
-        """The stream in files, if there is one and the version's files are still what was registered."""
+        """Return the cached stream, or None without one or where the version's files have changed."""
         self.sweep()
         entry = self._entries.get(key)
         if entry is None:
             return None
         if not await still_unchanged(grant.held.version.source["files"]):
             self._drop(entry)
-        if self._entries.get(key) is not entry:  # it may have gone, or another have come, while we looked
+        if self._entries.get(key) is not entry:  # it may have been dropped or replaced meanwhile
             return None
         self._entries.move_to_end(key)
         return entry
 
     @asynccontextmanager
     async def serve(self, entry: CacheEntry, *, spans: bool) -> AsyncIterator[CachedReader]:
-        """The stream from its files; `spans`: as parts of them."""
+        """Read the stream from its files; `spans`: as parts of them."""
         passed = CachedReader(entry, spans=spans)
         with self.reading([entry]):
             try:
@@ -131,7 +134,7 @@ class PreparedStreams:
 
     @contextmanager
     def reading(self, entries: Collection[CacheEntry]) -> Iterator[None]:
-        """These are read until the block ends."""
+        """Count a reader of these entries until the block ends."""
         for entry in entries:
             entry.readers += 1
         try:
@@ -142,12 +145,13 @@ class PreparedStreams:
                 entry.used = self._clock()
 
     def should_keep(self, key: str, grant: ReadGrant) -> bool:
-        """Whether a stream that is read now would be kept."""
+        """Return whether a stream that is read now would be kept."""
         return key not in self._made and bool(self.quota) and is_keepable(grant.contract, sensitive=self._sensitive)
 
     @asynccontextmanager
     async def keep(self, key: str, grant: ReadGrant, source: Result) -> AsyncIterator[StreamSource]:
-        """The source, written down on its way. It is kept if the block ends well and all of it has passed."""
+        """Yield the source, copied while it is read. The copy is kept if the block ends well and the copy is
+        complete."""
         if not self.should_keep(key, grant):
             yield source
             return
@@ -166,7 +170,7 @@ class PreparedStreams:
                 self._add(copy.entry)
 
     def make_block_prefix(self, asked: ReadRequest, grants: Sequence[ReadGrant]) -> str:
-        """What all reads of blocks have in common whose blocks have the same bytes; empty where none is kept."""
+        """Return the key prefix that reads with the same bytes per block share; empty where blocks are not kept."""
         split = asked.split
         if split is None or not split.only.key or any(one.block < 0 for one in split.only.ranges):
             return ""
@@ -176,7 +180,7 @@ class PreparedStreams:
         return f"{key}/" if kept else ""
 
     async def find_blocks(self, form: str, split: Split, grant: ReadGrant) -> dict[int, CacheEntry]:
-        """Those blocks of a read that are kept, by number."""
+        """Return the cached blocks of a read, by number."""
         self.sweep()
         known = [one.block for one in split.only.ranges[split.resumed :]]
         found = {one: entry for one in known if (entry := self._entries.get(f"{form}{one}")) is not None}
@@ -192,21 +196,22 @@ class PreparedStreams:
     async def write_blocks(
         self, form: str, split: Split, grant: ReadGrant, source: Result
     ) -> AsyncIterator[BlockWriter]:
-        """Where blocks of a read are written down on their way. They are kept if the block ends well and all of it has
-        passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
+        """Yield a writer for blocks of a read. Its copies are kept if the block ends well and all frames have passed.
+
+        Cached blocks of the same prefix stay: blocks of a dataset larger than the room would only replace each other.
         """
         made, coming = set[str](), list[CacheEntry]()
         left_out = split.only.ranges[0].block if split.resumed else -1
 
         async def begin(block: int) -> StreamCopy | None:
             key = f"{form}{block}"
-            kept = sum(one.startswith(form) for one in self._entries)  # by other reads, too
+            kept = sum(one.startswith(form) for one in self._entries)  # includes other reads
             own = kept + sum(one.consumer == grant.consumer for one in self._coming)
             full = (
                 own >= self._allowed_share(grant.consumer, _count_files, _FILES_MAX) or len(self._coming) >= _FILES_MAX
             )
             full |= any(not one.files for one in coming)
-            small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
+            small = source.job.batch_bytes < _SMALL  # batches are small while there are many readers
             if block == left_out or full or small or key in self._made or key in self._entries:
                 return None
             self._made.add(key)
@@ -230,7 +235,7 @@ class PreparedStreams:
                 self._coming.remove(entry)
 
     async def _begin_copy(self, key: str, grant: ReadGrant, source: Result, *, form: str = "") -> StreamCopy | None:
-        """Start a copy that shares its room with the blocks of the same `form`; None if no file can be made."""
+        """Start a copy that shares its room with the blocks of the same prefix; None if no file can be made."""
         try:
             entry = _make_entry(key, grant, (await asyncio.to_thread(open_nameless, self._folder),))
             most = min(self.quota, shutil.disk_usage(self._folder).free // 2)
@@ -245,7 +250,8 @@ class PreparedStreams:
         )
 
     def _free_bytes(self, consumer: str, form: str) -> int:
-        """Bytes of his share that somebody may write now, beside what of it is read, and those of the form."""
+        """Return the bytes that a consumer may write now: its share without entries being read or of the same
+        prefix."""
         stays = [
             one.nbytes
             for one in self._list_held()
@@ -254,18 +260,18 @@ class PreparedStreams:
         return self._allowed_share(consumer, _count_bytes, self.quota) - sum(stays)
 
     def wants_index(self, key: str, job: Job) -> bool:
-        """Whether the files of this read may hold its messages: not known yet, and of the kind that can.
+        """Return whether the owner's files may hold this read's messages: of a suitable kind, and not ruled out before.
 
-        Where each batch says where it ends, it says something else each time.
+        Batches that carry a cursor differ each time, so files never hold them.
         """
         plain = job.codec == "none" and job.batch_rows is None and (job.only is None or not job.only.key)
         return bool(job.scan) and plain and job.relations[job.scan].kind == "arrow_ipc" and key not in self._unlike
 
     async def index(self, key: str, grant: ReadGrant, job: Job, ask: Callable[[Job], Awaitable[Any]]) -> None:
-        """Find out whether the owner's files hold the stream; then later passes are sent from them, without a copy."""
+        """Index the owner's files if they hold the stream. Later passes are then sent from them, without a copy."""
         if key in self._made or key in self._entries:
             return
-        with self._track(grant, key) as preparing:  # the read has ended, so its lease hears of nothing
+        with self._track(grant, key) as preparing:  # the read has ended, so its lease gets no revocation
             try:
                 found = await ask(replace(job, kind="verbatim", shared=False))
                 refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
@@ -279,13 +285,13 @@ class PreparedStreams:
                 if preparing.may_be_kept:
                     self._add(entry)
             except Busy:
-                pass  # another pass will do
+                pass  # a later pass tries again
             except HanseError as error:
                 _log.debug("not sent from its files", code=error.code)
                 put_recent(self._unlike, key, None, most=_ENTRIES_MAX)
 
     def on_event(self, event: Event) -> None:
-        """What ends an agreement or a dataset ends what is prepared of it."""
+        """Drop the entries of an agreement or a dataset that has ended or changed."""
         if isinstance(event, AgreementRevoked):
             self._mark_ended(event.agreement)
             self.drop(lambda entry: entry.agreement == event.agreement)
@@ -299,7 +305,7 @@ class PreparedStreams:
 
     @contextmanager
     def _track(self, grant: ReadGrant, *keys: str) -> Iterator[_Preparation]:
-        """What is prepared under a grant, by nobody else under these keys, until the block ends."""
+        """Track work under a grant, and reserve its keys, until the block ends."""
         preparing = _Preparation(grant)
         self._under_way.add(preparing)
         self._made.update(keys)
@@ -310,17 +316,17 @@ class PreparedStreams:
             self._made.difference_update(keys)
 
     def drop(self, wanted: Callable[[CacheEntry], bool]) -> None:
-        """Forget some of them now; one that is being read goes with its reader, whom the gate stops."""
+        """Drop matching entries. An entry that is being read stays until its readers end, which the gate ensures."""
         for entry in [entry for entry in self._entries.values() if wanted(entry)]:
             self._drop(entry)
 
     def sweep(self) -> None:
-        """Forget those whose contract has ended."""
+        """Drop the entries whose contract has ended."""
         now = self._clock()
         self.drop(lambda entry: entry.ends is not None and entry.ends <= now)
 
     def _sweep_on_time(self) -> None:
-        """Now, and again when the next contract ends; at the latest in a day, as clocks are set."""
+        """Sweep now, and again when the next contract ends, within a day at most: clocks may be set."""
         self.sweep()
         if self._timer is not None:
             self._timer.cancel()
@@ -346,7 +352,10 @@ class PreparedStreams:
         return [*self._entries.values(), *self._dropped]
 
     def _allowed_share(self, consumer: str, of: _Measure, most: int) -> int:
-        """How much one may hold: an equal share, or what others leave, of whom those who are away hold nothing."""
+        """Return how much a consumer may hold: an equal share, or what the others leave if that is more.
+
+        Abandoned entries do not count for the others.
+        """
         others = Counter[str]()
         for one in self._list_held():
             if one.consumer != consumer and not self._is_abandoned(one):
@@ -354,12 +363,17 @@ class PreparedStreams:
         return max(most // (len(others) + 1), most - others.total())
 
     def _is_abandoned(self, one: CacheEntry) -> bool:
-        """Whether it is anybody's room: its consumer may never come again."""
+        """Return whether an entry is unread for so long that it no longer counts for its consumer."""
         return not one.readers and self._clock() - one.used > _AWAY
 
     def _choose_dropped(self, adding: str, of: _Measure, most: int) -> CacheEntry | None:
-        """What goes where there is too much: what is left, whosever it was; then of who has just added and is over its
-        share what nobody reads, which would free nothing; else of who holds most. The least used first."""
+        """Return the entry to drop while a limit is exceeded, None within the limit. The least used entry goes first.
+
+        1. An abandoned entry of any consumer.
+        2. An unread entry of the consumer that has just added one, if that consumer exceeds its share. Dropping an
+           entry that is being read frees nothing.
+        3. An entry of the consumer that holds the most.
+        """
         held = Counter[str]()
         for one in self._list_held():
             held[one.consumer] += of(one)
@@ -386,10 +400,10 @@ class PreparedStreams:
 
 @dataclass(slots=True, eq=False)
 class _Preparation:
-    """What is read under a grant to be kept, for as long as it is `_under_way`."""
+    """Work under a grant whose result is to be kept. It is in `_under_way` while it runs."""
 
     grant: ReadGrant
-    ended: bool = False  # its agreement, or its version of the dataset
+    ended: bool = False  # the agreement or the version has ended
 
     @property
     def may_be_kept(self) -> bool:
@@ -397,14 +411,18 @@ class _Preparation:
 
 
 def is_repeatable(contract: DataContract) -> bool:
-    """Whether a contract gives the same bytes again: not for aggregates (each answer is judged anew) and quantities
-    (what is left decides the batches)."""
+    """Return whether a contract gives the same bytes again.
+
+    Not with aggregates, where each answer is judged anew, nor with quantities, where the rest decides the batches.
+    """
     return contract.grid is None and not contract.limits.rationed
 
 
 def is_keepable(contract: DataContract, *, sensitive: bool) -> bool:
-    """Whether what a contract lets out may lie on the owner's disk a second time: with masks and duties, which mark
-    personal data, only where the operator says so."""
+    """Return whether a contract's rows may be on the owner's disk a second time.
+
+    Masks and duties mark personal data: with them only where the operator allows it.
+    """
     return is_repeatable(contract) and (sensitive or not (contract.masks or contract.obligations))
 
 
@@ -437,6 +455,6 @@ def _open_owner_files(refs: Sequence[FileRef]) -> tuple[IO[bytes], ...]:
 
 
 def _is_pinned(source: Mapping[str, Any]) -> bool:
-    """Whether the version is made of files whose change we can see."""
+    """Return whether the version consists of files whose change can be detected."""
     files = source.get("files") or ()
     return bool(files) and all(file.get("inode") and not file.get("etag") for file in files)

@@ -1,4 +1,4 @@
-"""Arrow over HTTP: requests in, what `stream.py` yields out as chunks. It frames; it decides nothing.
+"""HTTP routes of the data plane: parses requests and sends what `governed_stream` yields as chunks. Decides nothing.
 
     POST /data/v1/query                        a JSON envelope (`Envelope`), one SELECT
     GET  /data/v1/datasets/{dataset}/rows      ?columns=a,b&where=a > 3&purpose=...&batch_rows=...&codec=zstd
@@ -7,8 +7,8 @@
     POST /data/v1/streams                      a plan: the blocks of those rows, to be read with &blocks=3,0,7
     POST /data/v1/reads/{id}/renew             a fresh ticket for a running read
 
-All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`;
-after it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
+All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`.
+After it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from connector.usage.grants import Grants
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
-_BODIES = 2  # larger ones of one consumer on their way at the same time
+_BODIES = 2  # large bodies that one consumer may send at the same time
 _BODY_SECONDS = 120.0
-_FORM_MAX = 2**20  # all that a condition and columns may have, whatever their letters take
+_FORM_MAX = 2**20  # bytes: enough for any condition and columns, with every letter escaped
 _ROWS_PARAMETERS = (
     "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
     "blocks", "snapshot", "shown", "after", "format", "guard",
@@ -50,7 +50,7 @@ _ROWS_PARAMETERS = (
 
 
 def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float = 60.0) -> list[BaseRoute]:
-    """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
+    """Return the data plane's routes for the public application. `owner` is the schema name of datasets in SQL."""
     part = _DataRoutes(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
         Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
@@ -62,14 +62,14 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
 
 
 class _BodyTurns:
-    """Large bodies on their way in: few of one consumer at once. What is begun and never finished would fill memory."""
+    """Turns for large request bodies, few at once per consumer: unfinished bodies would fill memory."""
 
     def __init__(self) -> None:
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
     async def hold(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
-        """The body, until the block ends; what is made of it in there counts too."""
+        """Yield the body. Until the block ends, what is made of it counts too."""
         if exchange.is_small:
             yield await exchange.body()
             return
@@ -92,7 +92,7 @@ class _BodyTurns:
 
 
 class _DataRoutes:
-    """The handlers."""
+    """Handlers of the routes."""
 
     def __init__(self, reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float) -> None:
         self._reads = reads
@@ -106,32 +106,33 @@ class _DataRoutes:
         return self._reads.grants
 
     def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], *methods: str) -> Endpoint:
-        """A handler for whoever shows a ticket; what is refused from there on is in the log."""
+        """Return an endpoint for requests with a ticket. Refusals after the ticket was checked are recorded."""
 
-        async def heard(exchange: Exchange) -> None:
+        async def handle_recorded(exchange: Exchange) -> None:
             ticket = self._addresses.read(exchange.headers.get("authorization"))
             async with self._reads.record_refusals(ticket):
                 exchange.check()
                 await handle(exchange, ticket)
 
-        return Endpoint(heard, *methods)
+        return Endpoint(handle_recorded, *methods)
 
     async def query(self, exchange: Exchange, ticket: Ticket) -> None:
-        """One SELECT under one or several agreements."""
+        """Answer one SELECT under one or several agreements."""
         export_formats.choose_media(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
         async with self._bodies.hold(exchange, ticket.consumer) as body:
             envelope = await exchange.parse_body(partial(parse_envelope, body))
-        del body  # megabytes, which the answer does not need
+        del body  # free megabytes that the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
-                f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
+                f"expected the ticket's agreement {ticket.agreement}, got another; send that one's ticket",
+                code="ticket_mismatch",
             )
         tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
         asked = await exchange.parse_body(partial(envelope_to_request, envelope, tickets))
         await self._deliver(exchange, asked)
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
-        """The rows of the ticket's dataset, with a condition and a choice of columns."""
+        """Send the rows of the ticket's dataset, with a condition and a choice of columns."""
         given, columns = await self._read_parameters(exchange, ticket)
         held = await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
@@ -144,11 +145,11 @@ class _DataRoutes:
             application=given.get("application", "")[:1024],
         )
         split = await self._find_split(ticket, wanted, given)
-        # As the gate: hostile text takes its time.
+        # In turn, as for the gate: hostile text takes long.
         work = partial(block_plan.build_read_request, ticket, held, wanted, owner=self._owner, split=split)
         asked = await self._reads.gate_queue.run_in_turn(ticket.consumer, work)
         most = _parse_number(given, "limit_rows")
-        if most is not None and split is None:  # the first rows, and that is the whole answer
+        if most is not None and split is None:  # here the first rows are the whole answer
             asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
         await self._deliver(
             exchange,
@@ -164,16 +165,16 @@ class _DataRoutes:
         )
 
     async def _read_parameters(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
-        """The parameters, and the columns that they name. Letters that are escaped take their time."""
+        """Return the parameters, and the columns that they name. Parsed in a thread where the body is large."""
         if exchange.scope["method"] == "GET":
             return _parse_parameters(exchange)
         async with self._bodies.hold(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
-                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
+                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, got {len(body)}", code="body_too_large")
             return await exchange.parse_body(partial(_parse_parameters, exchange, body))
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
-        """The blocks of the ticket's dataset, without a row of it."""
+        """Answer the blocks of the ticket's dataset, without any row."""
         async with self._bodies.hold(exchange, ticket.consumer) as body:
             form = await exchange.parse_body(partial(parse_form, PlanForm, body))
         wanted = RowSelection(
@@ -188,7 +189,9 @@ class _DataRoutes:
     async def _find_split(self, ticket: Ticket, wanted: RowSelection, given: Mapping[str, str]) -> ask.Split | None:
         if not given.get("blocks"):
             if given.get("after") or given.get("snapshot") or given.get("shown"):
-                raise BadInput("expected blocks beside after, snapshot or shown: the list they belong to, or all")
+                raise BadInput(
+                    "expected blocks with after, snapshot or shown, got none; send the list that they belong to, or all"
+                )
             return None
         return await self._reads.split(
             ticket,
@@ -200,7 +203,7 @@ class _DataRoutes:
         )
 
     async def renew(self, exchange: Exchange, ticket: Ticket) -> None:
-        """Let a running read go on with the fresh ticket in the header."""
+        """Extend a running read with the fresh ticket in the header."""
         await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
@@ -218,7 +221,7 @@ class _DataRoutes:
         finally:
             leaving.cancel()
             sending.cancel()
-            del sending  # its error has this frame, and would keep what was asked until the collector comes by
+            del sending  # its error refers to this frame, and would keep the request alive until garbage collection
 
     async def _send(self, exchange: Exchange, asked: ReadRequest) -> None:
         async with self._reads.open(replace(asked, transport="http"), spans=exchange.sends_files) as stream:
@@ -270,7 +273,7 @@ class _DataRoutes:
 
 
 def choose_codec(accept: str) -> str:
-    """The first codec that an Accept header names (`...; codecs="zstd, lz4"`), none where it names none of ours."""
+    """Return the first known codec in an Accept header (`...; codecs="zstd, lz4"`), "none" without one."""
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
@@ -282,12 +285,12 @@ def _parse_parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, 
 
 
 def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
-    """As they are listed with commas, or as JSON, in which any name can be said."""
+    """Return the columns, separated by commas or as JSON, which can carry any name."""
     listed = tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip())
     if not given.get("column_names"):
         return listed
     if listed:
-        raise BadInput("expected columns or column_names, came both")
+        raise BadInput("expected columns or column_names, got both")
     return parse_names(given["column_names"])
 
 
@@ -296,11 +299,11 @@ def _parse_number(given: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
-        raise BadInput(f"expected {name} to be a whole number of at least 1, came {text[:20]!r}")
+        raise BadInput(f"expected {name} to be a whole number of at least 1, got {text[:20]!r}")
     return int(text)
 
 
 def _check_identifier(text: str) -> str:
     if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
-        raise BadInput("expected id to be at most 64 letters, digits, _, . or -")
+        raise BadInput("expected id to be at most 64 letters, digits, _, . or -, got another text")
     return text

@@ -1,4 +1,4 @@
-"""What clients of the data plane ask in JSON: a query with its limits and tables, a plan; read from a body."""
+"""JSON request bodies of the data plane: a query with its limits and tables, and a plan."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from connector.json_number import JSON_NUMBER
 from policies.odrl import strictjson
 from policies.vocabulary import expand
 
-_PARTS_MAX = (
-    200_000  # of JSON in a body: what fits takes a tenth, and millions of empty lists take seconds and gigabytes
-)
+_PARTS_MAX = 200_000  # JSON parts in a body: millions of empty lists take seconds and gigabytes to parse
 _COLUMN_MAX = 255
 
 
 class RequestLimits(BaseModel):
-    """What the consumer wants at most."""
+    """Limits that the consumer sets for its own read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,7 +31,7 @@ class RequestLimits(BaseModel):
 
 
 class EnvelopeTable(BaseModel):
-    """A small table to join with: an Arrow stream in base64, its columns by name."""
+    """A small table to join with: an Arrow stream in base64, and its column names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +47,7 @@ class ColumnNames(RootModel[list[str]]):
 
 
 class PlanForm(BaseModel):
-    """`POST /data/v1/streams`."""
+    """Body of `POST /data/v1/streams`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +58,7 @@ class PlanForm(BaseModel):
 
 
 class Envelope(BaseModel):
-    """`POST /data/v1/query`. `tickets` are those of further agreements that the SQL draws on."""
+    """Body of `POST /data/v1/query`. `tickets` are those of further agreements that the SQL reads under."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -84,15 +82,21 @@ class Envelope(BaseModel):
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """The names in a JSON list, each as it stands; BadInput where it is none."""
+    """Return the names in a JSON list unchanged.
+
+    Raises: BadInput for anything but such a list.
+    """
     try:
         return tuple(ColumnNames.model_validate_json(text).root)
     except ValidationError:
-        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], came {text[:40]!r}') from None
+        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], got {text[:40]!r}') from None
 
 
 def parse_envelope(body: bytes) -> Envelope:
-    """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
+    """Parse a body as an envelope.
+
+    Raises: QueryInvalid or BadInput, which names the wrong field.
+    """
     return parse_form(Envelope, body)
 
 
@@ -100,9 +104,12 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 
 def parse_form(form: type[_Form], body: bytes) -> _Form:
-    """A body as such a form; BadInput says which field does not fit."""
+    """Parse a body as the given form.
+
+    Raises: BadInput, which names the wrong field.
+    """
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
-        raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
+        raise BadInput(f"expected a body of at most {_PARTS_MAX} JSON parts, got more", code="envelope_invalid")
     try:
         return form.model_validate(strictjson.loads(body))
     except ValidationError as error:
@@ -112,11 +119,11 @@ def parse_form(form: type[_Form], body: bytes) -> _Form:
     except strictjson.DuplicateMember as error:
         raise BadInput(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
+        raise BadInput("expected a JSON object as the body, got something else", code="envelope_invalid") from error
 
 
 def envelope_to_request(envelope: Envelope, tickets: tuple[Ticket, ...]) -> ReadRequest:
-    """The read that an envelope asks for."""
+    """Return the read request of an envelope."""
     bounds = envelope.limits
     return ReadRequest(
         tickets=tickets,
@@ -141,4 +148,4 @@ def _decode_arrow(table: EnvelopeTable) -> bytes:
     try:
         return base64.b64decode(table.arrow, validate=True)
     except (binascii.Error, ValueError):
-        raise BadInput(f"expected base64 in keys.{table.name}", code="envelope_invalid") from None
+        raise BadInput(f"expected base64 in keys.{table.name}, got other text", code="envelope_invalid") from None

@@ -1,7 +1,7 @@
-"""Pushes to us over HTTP: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
+"""HTTP routes for received pushes: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
 
-It frames; `receiving.py` decides. Stands before the framework, whose limit for bodies is that of small requests.
-A refusal leaves before the body has come: a little of the rest is read, so that its sender gets to hear of it.
+Frames only; `push_receiver` decides. Mounted before the framework, whose body limit is for small requests. A refusal is
+sent before the body has arrived. A little of the rest is read then, so that its sender receives the refusal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = logger("receiving")
 
 
 def routes(receiving: PushReceiver) -> list[BaseRoute]:
-    """The endpoint, for the public application."""
+    """Return the endpoint, for the public application."""
     return [Route(f"{PUSHED}/{{transfer:path}}", _PushEndpoint(receiving))]
 
 
@@ -40,21 +40,21 @@ class _PushEndpoint:
 
     async def _take(self, exchange: Exchange) -> None:
         if exchange.scope["method"] not in _METHODS:
-            raise BadInput(f"expected POST here, came {exchange.scope['method']}", code="method_not_allowed")
+            raise BadInput(f"expected POST here, got {exchange.scope['method']}", code="method_not_allowed")
         if exchange.scope.get("http_version") == "1.0":
-            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+            raise BadInput("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
         row = await self._receiving.take(
             exchange.path("transfer"),
             exchange.headers.get("authorization", ""),
             media=exchange.headers.get("content-type", ""),
             ask=_BodyReader(exchange),
         )
-        told = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
-        await exchange.answer(200, json.dumps(told).encode(), "application/json")
+        body = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
+        await exchange.answer(200, json.dumps(body).encode(), "application/json")
 
 
 class _BodyReader:
-    """The next piece of a body with each call; BadInput where its sender leaves before the end."""
+    """Returns the next piece of a body with each call. Raises: BadInput where the sender leaves before its end."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._receive, self._more = exchange.receive, True
@@ -64,7 +64,7 @@ class _BodyReader:
             return None
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            raise BadInput("the sender left before its stream was whole; push it again", code="cut")
+            raise BadInput("the sender left before its stream was complete; push it again", code="cut")
         self._more = message.get("more_body", False)
         return bytes(message.get("body", b""))
 
@@ -81,7 +81,7 @@ async def _refuse(exchange: Exchange, error: HanseError) -> None:
 
 
 async def _discard_rest(exchange: Exchange) -> None:
-    """See `bounds.REST`."""
+    """See `http_limits.REST`."""
     left = REST
     try:
         async with asyncio.timeout(REST_SECONDS):

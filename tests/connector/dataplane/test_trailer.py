@@ -33,9 +33,9 @@ def test_bins_of_many_columns_are_one_note_that_has_room(name: str) -> None:
 
 def test_notes_go_before_the_reason_and_the_reason_before_the_rule() -> None:
     record = told(FIGURES, "x" * 1000, "y" * 1000)
-    assert record["policy"] == [FIGURES, "x" * 1000, "1 more, which had no room here"]
+    assert record["policy"] == [FIGURES, "x" * 1000, "1 more, which did not fit here"]
     assert (record["reason"], record["rule"]) == (REASON, RULE)
     record = told("x" * TRAILER_ROOM)
-    assert (record["policy"], record["reason"]) == (["1 more, which had no room here"], REASON)
+    assert (record["policy"], record["reason"]) == (["1 more, which did not fit here"], REASON)
     record = told(FIGURES, reason="\N{GRINNING FACE}" * 400)
     assert (record["policy"], record["reason"], record["rule"]) == ([], "", RULE)

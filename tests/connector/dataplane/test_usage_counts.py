@@ -423,7 +423,7 @@ async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_n
     async def away(_: Any) -> Any:
         raise Busy("the database does not answer now")
 
-    with pytest.raises(Busy, match="the end of this read waits"):  # noqa: PT012  it is raised as the block ends
+    with pytest.raises(Busy, match="record the end of this read"):  # noqa: PT012  it is raised as the block ends
         async with running.reads.open(asked) as stream:
             assert [frame async for frame in stream.frames()]
             monkeypatch.setattr(running.store, "write", away)

@@ -264,7 +264,7 @@ async def test_two_tickets_are_none(running: Provider, first: str, second: str, 
     head = f"GET /data/v1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{texts[first]}{texts.get(second, '')}"
     status, problem = await raw(running, f"{head}\r\n0\r\n{texts.get(trailer, '')}\r\n")
     assert (status, problem["code"]) == (401, "unauthenticated")
-    assert trailer or "came several" in problem["detail"]
+    assert trailer or "got several" in problem["detail"]
 
 
 async def test_a_list_in_several_lines_is_one(running: Provider) -> None:

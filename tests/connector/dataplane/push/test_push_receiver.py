@@ -182,7 +182,7 @@ async def test_one_provider_has_not_all_places_and_whoever_waits_for_one_says_so
     await until(lambda: here.receiving.progress(held) is not None)
     assert (await here.push(waits, WHOLE)).json()["code"] == "pushes_max"
     row = await here.row(waits)
-    assert (row.code, "1 pushes of did:web:clinic.example are coming" in row.reason) == ("pushes_max", True)
+    assert (row.code, "1 pushes of did:web:clinic.example are under way" in row.reason) == ("pushes_max", True)
     assert (await here.push(another, WHOLE)).status_code == 200
     hanging.writer.close()
     await until(lambda: here.receiving.progress(held) is None)
@@ -480,7 +480,7 @@ async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
         await here.receiving.remove(pid, by="anna")
 
 
-FULL = (errno.ENOSPC, "disk_full", "make room")
+FULL = (errno.ENOSPC, "disk_full", "free space on")
 OTHERWISE = (errno.EMFILE, "not_written", "Too many open files")
 
 
