@@ -30,7 +30,7 @@ import duckdb
 
 from benchmarks.bench_gate import FILTERS
 from connector.dataplane import admission, governed_stream
-from connector.dataplane.read_request import ACTIONS, Asked
+from connector.dataplane.read_request import ACTIONS, ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Recheck
@@ -120,7 +120,7 @@ async def one_turn(
 class _Ungated(governed_stream.GovernedStream):
     """The same stream without what stands before each batch."""
 
-    async def _pass(self, frame: Frame) -> str | None:
+    async def _count_frame(self, frame: Frame) -> str | None:
         self._digest = frame.digest
         return None
 
@@ -130,9 +130,9 @@ class _Timed(governed_stream.GovernedStream):
 
     inside = 0.0
 
-    async def _pass(self, frame: Frame) -> str | None:
+    async def _count_frame(self, frame: Frame) -> str | None:
         begun = time.thread_time()
-        stop = await super()._pass(frame)
+        stop = await super()._count_frame(frame)
         self.inside += time.thread_time() - begun
         return stop
 
@@ -148,7 +148,7 @@ class Stream:
         )  # fmt: skip
         sql = f'SELECT * FROM "{provider.OWNER}".{provider.DATASET}'
         self.running = running
-        self.asked = Asked(tickets=(ticket,), sql=sql, action=ACTIONS["stream"], plain_scan=True)
+        self.asked = ReadRequest(tickets=(ticket,), sql=sql, action=ACTIONS["stream"], plain_scan=True)
 
     async def once(
         self, kind: type[governed_stream.GovernedStream]

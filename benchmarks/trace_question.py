@@ -58,7 +58,13 @@ CONNECTOR = {
     ),
     "connector.engine.pool.pool": ("Pool._begin", "Pool._started", "Pool._end"),
     "connector.engine.pool.worker_process": ("Result.next",),
-    "connector.dataplane.admission": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
+    "connector.dataplane.admission": (
+        "Reads._admit",
+        "prepare_query",
+        "Reads._build_job",
+        "Reads._begin",
+        "Reads._record_end",
+    ),
     "connector.usage.grants": ("Grants._examined",),
 }
 WORKER = {

@@ -16,9 +16,9 @@ from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.flight_queries import FlightQueries
 from connector.dataplane.flight.listener import FlightServer, ListenOptions
-from connector.dataplane.push.push_receiver import Receiving, Room
+from connector.dataplane.push.push_receiver import PushReceiver, ReceiveLimits
 from connector.dataplane.push.push_sender import Target, push
-from connector.dataplane.push.received_files import arriving
+from connector.dataplane.push.received_files import make_arrival_folder
 from connector.datasets.external import Outside
 from connector.datasets.registry import Registry, Told
 from connector.dsp import process, process_limits
@@ -87,7 +87,7 @@ class Services:
     reads: Reads
     owners_view: OwnersView
     addresses: Addresses
-    receiving: Receiving
+    receiving: PushReceiver
     flight: FlightServer | None
     sender: Sender
     negotiations: NegotiationService
@@ -156,7 +156,7 @@ class _DataPlane:
     """The data plane for the protocol's transfers; implements `dsp.transfer.DataPlane`."""
 
     def __init__(
-        self, addresses: Addresses, reads: Reads, receiving: Receiving, net: HttpClient, *, owner: str
+        self, addresses: Addresses, reads: Reads, receiving: PushReceiver, net: HttpClient, *, owner: str
     ) -> None:
         self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
         self._receiving = receiving
@@ -226,7 +226,7 @@ def build(settings: Settings) -> Services:
         settings.data_dir / "work",
         size=settings.workers_max,
         warm=settings.workers_warm,
-        readable=(*settings.source_roots, arriving(settings.data_dir / "received")),
+        readable=(*settings.source_roots, make_arrival_folder(settings.data_dir / "received")),
         writable=(converted, settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
@@ -243,7 +243,7 @@ def build(settings: Settings) -> Services:
     prepared = PreparedStreams(
         settings.data_dir / "streams", quota=settings.prepared_mb * 2**20, sensitive=settings.prepared_sensitive
     )
-    store.bus.subscribe(prepared.heard)
+    store.bus.subscribe(prepared.on_event)
     reads = Reads(
         store,
         grants,
@@ -259,13 +259,13 @@ def build(settings: Settings) -> Services:
         instance=instance,
         prepared=prepared,
     )
-    receiving = Receiving(
+    receiving = PushReceiver(
         store,
         pool,
         settings.data_dir / "received",
         secret=hmac.digest(mask_secret, b"pushes to us", "sha256"),  # every process here has that one
         root_url=settings.root_url,
-        room=Room(each=settings.received_each_mb * 2**20, total=settings.received_mb * 2**20),
+        room=ReceiveLimits(each=settings.received_each_mb * 2**20, total=settings.received_mb * 2**20),
         memory_mb=settings.worker_memory_mb,
     )
     sender = Sender(

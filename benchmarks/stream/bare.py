@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from connector.dataplane.http.request_context import Exchange
 from connector.dataplane.http.routes import MEDIA
 from connector.dataplane.http.vectored_body import Protocol
-from connector.dataplane.read_request import COMPLETE, End
+from connector.dataplane.read_request import COMPLETE, StreamEnd
 from connector.datasets.sources import guess
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
@@ -49,7 +49,7 @@ def serve(port: int, paths: Sequence[str]) -> None:
                     await exchange.part(result.schema)
                     async for frame in result:
                         await exchange.part(frame.payload)
-                    end = End(
+                    end = StreamEnd(
                         status=COMPLETE, digest="none:", rows=result.totals["rows"],
                         batches=result.totals["batches"], nbytes=result.totals["bytes"],
                     )  # fmt: skip

@@ -18,7 +18,7 @@ from connector.console import offers as offer_pages
 from connector.console import search as search_pages
 from connector.console.page import PageRenderer
 from connector.console.view import snippets
-from connector.dataplane.push.push_receiver import Receiving
+from connector.dataplane.push.push_receiver import PushReceiver
 from connector.datasets.registry import Registry
 from connector.dsp.agreements import AgreementService
 from connector.dsp.negotiation import NegotiationService
@@ -49,7 +49,7 @@ def router(
     facts_of: Callable[[str], Awaitable[Facts]],
     negotiations: NegotiationService,
     transfers: TransferService,
-    receiving: Receiving,
+    receiving: PushReceiver,
     agreements: AgreementService,
     partners: ParticipantDirectory,
     search: search_pages.Search,

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import READS, Numbered, PageRenderer, page_slice, read_form
 from connector.console.view.formatting import path_of
-from connector.dataplane.running_reads import Running, running
+from connector.dataplane.running_reads import RunningRead, list_running
 from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
@@ -109,11 +109,11 @@ def router(pages: PageRenderer, *, agreements: AgreementService, store: Store) -
     return routes
 
 
-def _read_running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[Running], int]:
+def _read_running(tx: Transaction, row: Agreement) -> tuple[list[Transfer], int, list[RunningRead], int]:
     """Return the newest transfers, the number of open transfers, the newest running reads, and the number of reads."""
     ours: dict[str, Any] = {"agreement_id": row.id, "role": row.role}
     number = sum(tx.transfers.count(**ours, state=one) for one in _OPEN)
-    reads = running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
+    reads = list_running(tx, agreement=row.id, limit=READS) if row.role == PROVIDER else []
     reading = tx.reads.count(agreement=row.id) if reads else 0
     return list(tx.transfers.page(**ours, limit=20)), number, reads, reading
 

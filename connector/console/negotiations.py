@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import Numbered, PageRenderer, local_path, page_slice, read_form
 from connector.console.view.formatting import path_of
-from connector.dataplane.push.push_receiver import Receiving
+from connector.dataplane.push.push_receiver import PushReceiver
 from connector.dsp import auto_decisions, states
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import PROVIDER
@@ -33,7 +33,7 @@ def router(
     *,
     negotiations: NegotiationService,
     transfers: TransferService,
-    receiving: Receiving,
+    receiving: PushReceiver,
     store: Store,
 ) -> APIRouter:
     routes = pages.router()

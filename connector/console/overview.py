@@ -13,7 +13,7 @@ from connector.audit.log import AuditLog, Filter
 from connector.console.audit import record_to_view
 from connector.console.negotiations import list_waiting
 from connector.console.page import READS, PageRenderer
-from connector.dataplane.running_reads import Running, running
+from connector.dataplane.running_reads import RunningRead, list_running
 from connector.errors import NotFound
 from connector.management import negotiations as negotiations_api
 from connector.management.audit import reading
@@ -36,7 +36,7 @@ class OverviewState:
     waiting: list[Any]
     decisions: int
     started: int
-    reads: list[Running]  # the newest
+    reads: list[RunningRead]  # the newest
     reading: int  # number of all running reads
 
 
@@ -73,7 +73,7 @@ def _read_state(tx: Transaction) -> OverviewState:
         waiting=waiting,
         decisions=number,
         started=tx.transfers.count(state="STARTED"),
-        reads=running(tx, limit=READS),
+        reads=list_running(tx, limit=READS),
         reading=tx.reads.count(),
     )
 

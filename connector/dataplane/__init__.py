@@ -1,1 +1,1 @@
-"""How bytes leave: one governed stream, and the transports that frame it."""
+"""Data plane: governed streams of one provider, and the transports that carry them."""

@@ -1,4 +1,4 @@
-"""What a consumer may know of its own access: the contract of an agreement, and a fresh ticket for a transfer."""
+"""Routes for a consumer's own access: the contract of an agreement, and a fresh ticket for a transfer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
     @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
-        async with reads.hearing(ticket):
+        async with reads.record_refusals(ticket):
             held = await reads.grants.load_usable(
                 ticket.agreement,
                 consumer=ticket.consumer,
@@ -50,8 +50,11 @@ def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str
 def summary(
     held: CompiledAgreement, *, owner: str, left_out: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """One agreement for its consumer: nothing in it that the policy hides, nor how much that is, but for what its owner
-    has published of that (`left_out`, by permission)."""
+    """Return one agreement for its consumer.
+
+    Shows nothing that the policy hides, nor how much is hidden, except what the owner has published (`left_out`, by
+    permission).
+    """
     types = {column["name"]: column["type"] for column in held.version.schema}
     return {
         "agreement": held.agreement.id,
@@ -61,10 +64,10 @@ def summary(
         "sql_name": f'"{owner}"."{held.dataset.name}"',
         "version": held.version.digest,
         "rows": rounded_counts.shown(held.version.profile["rows"], held.contracts),
-        # Values that a consumer sends on to another owner, to narrow its answer, are distributed: each contract says
-        # whether those that it shows may be. Being narrowed so tells nothing that the rows themselves would not.
+        # Sending values to another owner, to narrow its answer, is distribution: each contract says whether its values
+        # may be sent. Receiving such values reveals nothing that the rows themselves would not.
         "contracts": [
-            _contract(contract, types, left_out.get(contract.permission))
+            _describe_contract(contract, types, left_out.get(contract.permission))
             | {"shares_keys": contract.permission in held.passed_on}
             for contract in held.contracts
         ],
@@ -72,10 +75,12 @@ def summary(
     }
 
 
-def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None) -> dict[str, Any]:
+def _describe_contract(
+    contract: DataContract, types: dict[str, str], left_out: Mapping[str, Any] | None
+) -> dict[str, Any]:
     grid = contract.grid
     masked = {mask.column: str(mask.kind) for mask in contract.masks}
-    types = types | dict.fromkeys(text_columns(contract.masks), "VARCHAR") | _edges(contract)
+    types = types | dict.fromkeys(text_columns(contract.masks), "VARCHAR") | _text_column_types(contract)
     return {
         "actions": list(contract.actions),
         "purposes": list(contract.purposes),
@@ -104,8 +109,8 @@ def _contract(contract: DataContract, types: dict[str, str], left_out: Mapping[s
     }
 
 
-def _edges(contract: DataContract) -> dict[str, str]:
-    """The types of what a mask makes texts of and bins make numbers again."""
+def _text_column_types(contract: DataContract) -> dict[str, str]:
+    """Return the types of columns that a mask makes text and bins make numbers again."""
     dimensions = () if contract.grid is None else contract.grid.dimensions
     as_texts = text_columns(contract.masks)
     return {one.column: "DOUBLE" for one in dimensions if one.width is not None and one.column in as_texts}

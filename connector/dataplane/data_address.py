@@ -1,7 +1,7 @@
-"""Where a started transfer reads from: the data address in a transfer start, and tickets that are renewed.
+"""Data addresses of started transfers, and the tickets in them, which can be renewed.
 
-The data plane's side of what the protocol asks of it (`dsp.transfer.DataPlane`). A ticket is issued only for a
-transfer that is started, under an agreement that holds; renewal repeats both checks and the party's facts.
+The data plane's part of `dsp.transfer.DataPlane`. A ticket is issued only for a started transfer under an agreement
+that holds. Renewal repeats both checks and checks the party's facts.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
 FLIGHT_TYPE = "https://w3id.org/hanse/endpoint/ArrowFlight"
 FLIGHT_FORMAT = "ArrowFlight-PULL"
 PATH = "/data/v1"
-_READ_MAX = 1024  # tickets whose signature is known to be ours
+_READ_MAX = 1024  # cached tickets whose signature was checked
 
 
 class Addresses:
-    """Data addresses and tickets of one provider. `flight` is where Flight is spoken, empty where it is not."""
+    """Data addresses and tickets of one provider. `flight` is the Flight location, empty where Flight is not served."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Addresses:
         self._endpoint = root_url + PATH
         self.seconds = ticket_seconds
         self.clock: Callable[[], float] = time.time
-        # A consumer shows one ticket with every request until it ends. Whether it still holds is asked of the grant.
+        # A consumer sends the same ticket with each request until it expires. The grant is checked at each request.
         self._read: dict[str, Ticket] = {}
 
     def issue(self, transfer: Transfer) -> tuple[str, float]:
-        """A ticket for a started transfer, and when it ends (UTC seconds)."""
+        """Return a ticket for a started transfer, and its expiry (UTC seconds)."""
         now = self.clock()
         ticket = Ticket(
             provider=self.participant,
@@ -67,9 +67,10 @@ class Addresses:
         return tickets.issue(ticket, self.key, now=now), ticket.expires
 
     def address(self, transfer: Transfer) -> dict[str, Any]:
-        """The data address of a started transfer as the protocol carries it (DSP 2025-1, DataAddress).
+        """Return the data address of a started transfer for the protocol (DSP 2025-1, DataAddress).
 
-        The ticket is good over both transports: the format says which one the address is of, and the other is named.
+        The ticket is valid over both transports. The format decides which endpoint is the main one; the other is a
+        property.
         """
         text, expires = self.issue(transfer)
         properties = {
@@ -91,7 +92,10 @@ class Addresses:
         }
 
     async def renew(self, transfer_pid: str, *, consumer: str) -> dict[str, Any]:
-        """A fresh data address for the consumer of a started transfer. NotFound for anybody else."""
+        """Return a fresh data address for the consumer of a started transfer.
+
+        Raises: NotFound for any other participant, Refused where the transfer is not started.
+        """
 
         def work(tx: Transaction) -> Transfer:
             row = tx.transfers.peek(transfer_pid)
@@ -106,13 +110,16 @@ class Addresses:
         return self.address(row)
 
     def read(self, authorization: str | None) -> Ticket:
-        """The ticket in a request's Authorization header. Unauthenticated otherwise."""
+        """Return the ticket in a request's Authorization header.
+
+        Raises: Unauthenticated without a valid ticket.
+        """
         text = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
         now, kept = self.clock(), self._read.get(text)
         if kept is not None and kept.expires > now:
             return kept
         if "," in text:
-            raise Unauthenticated("expected one Authorization header with one ticket, came several; send one")
+            raise Unauthenticated("expected one Authorization header with one ticket, got several; send one")
         ticket = tickets.read(text, self.key, provider=self.participant, now=now)
         if len(self._read) >= _READ_MAX:
             self._read.clear()

@@ -1,4 +1,4 @@
-"""Ends of reads whose record waits for the database: none is lost while we live."""
+"""Records the ends of reads, and retries while the database is away. No end is lost while this process lives."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from connector.errors import Busy
 from connector.infra.concurrency.active_counter import ActiveCounter
 from connector.store import Store, Transaction
 
-_PAUSE, _PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
-_MOST = 2_000  # of some kilobytes each: with so many nothing new should begin
+_PAUSE, _PAUSE_MAX = 0.1, 2.0  # seconds: before the second attempt, and at most
+_MOST = 2_000  # pending ends, of some kilobytes each
 
 Later = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 
-class Owed:
-    """What is still to be recorded of reads that are over. `ids`: of reads that others must not have meanwhile."""
+class EndWriter:
+    """Ends of reads that wait to be recorded. `ids` are held meanwhile, so that no other read gets the same id."""
 
     def __init__(self, store: Store, ids: ActiveCounter, *, later: Later, leaving: Callable[[], bool]) -> None:
         self._store = store
@@ -29,34 +29,35 @@ class Owed:
         self._tasks: set[asyncio.Task[bool]] = set()
 
     @property
-    def full(self) -> bool:
-        """Whether as many wait as may."""
+    def is_full(self) -> bool:
+        """Whether the limit of waiting ends is reached; then no new read should begin."""
         return len(self._tasks) >= _MOST
 
     def record(self, read_id: str, work: Callable[[bool, Transaction], None]) -> asyncio.Task[bool]:
-        """The record of an end, tried for as long as we live, whoever waits for it. Whether it was kept.
+        """Start a task that records an end, and retries until the process stops. Its result is whether the end was
+        recorded.
 
-        `work` may be done twice, and is told whether it may have been done.
+        `work` may run twice. Its first argument says whether an earlier run may have committed.
         """
-        task = self._later(self._recorded(read_id, work))
+        task = self._later(self._record(read_id, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def all(self) -> None:
-        """Back when those that are owed now are recorded, or nobody tries any more."""
+    async def wait_for_all(self) -> None:
+        """Wait until the ends that are pending now are recorded or given up."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _recorded(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
-        """Until it is known nobody else has the read's id: they would get this end."""
-        with suppress(Busy), self._ids.hold(read_id):  # the next start looks for what is left
-            await self._written(work)
+    async def _record(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
+        """Hold the read's id until its end is recorded: another read with that id would receive this end."""
+        with suppress(Busy), self._ids.hold(read_id):  # on Busy, the next start finds the open read
+            await self._write_until_done(work)
             return True
         return False
 
-    async def _written(self, work: Callable[[bool, Transaction], None]) -> None:
-        """Reads end where their database goes away: their ends wait for it, until we end ourselves."""
+    async def _write_until_done(self, work: Callable[[bool, Transaction], None]) -> None:
+        """Retry while the database is away. Raises Busy once the process is stopping."""
         pause, again = _PAUSE, False
         while True:
             try:

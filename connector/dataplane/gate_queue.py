@@ -1,7 +1,7 @@
-"""Whose text is looked at: the gate's work, which takes a second of a processor for hostile text, in a few threads.
+"""Queue for the gate's work on consumers' text: a few threads, and consumers take turns.
 
-Everything else that waits for a thread, the watch over revocations among it, would stand behind as many texts as one
-consumer likes to send. So few are looked at at once, and consumers take turns.
+Hostile text can take a second of a processor. Without this queue, one consumer's texts would fill the threads that the
+watch over revocations needs.
 """
 
 from __future__ import annotations
@@ -12,28 +12,31 @@ from typing import TypeVar
 
 from connector.infra.concurrency.turn_queue import TurnQueue
 
-_AT_ONCE = 2  # more would share one interpreter
-_WAITING, _SECONDS = 256, 30.0
+_AT_ONCE = 2  # threads: more would share one interpreter
+_WAITING, _SECONDS = 256, 30.0  # waiting texts, and how long one waits
 _T = TypeVar("_T")
 
 
-class Judging:
-    """Work on consumers' text."""
+class GateQueue:
+    """Runs work on consumers' text in threads, a few at a time, with turns between consumers."""
 
     def __init__(self) -> None:
         self._turns = TurnQueue(_AT_ONCE, waiting=_WAITING, wait_seconds=_SECONDS)
 
-    async def judge(self, consumer: str, work: Callable[[], _T]) -> _T:
-        """What `work` gives, in a thread when it is the consumer's turn. Busy where too many wait, or for too long."""
+    async def run_in_turn(self, consumer: str, work: Callable[[], _T]) -> _T:
+        """Return the result of `work`, run in a thread at the consumer's turn.
+
+        Raises: Busy where too many wait, or for too long.
+        """
         await self._turns.take(consumer)
         running = asyncio.ensure_future(asyncio.to_thread(work))
-        running.add_done_callback(self._over)
-        try:  # whoever leaves leaves a thread that works: its place is taken until then
+        running.add_done_callback(self._on_done)
+        try:  # a cancelled caller leaves its thread running, and the place stays taken until that ends
             return await asyncio.shield(running)
         finally:
-            del running  # its error has this frame, and would keep what was asked until the collector comes by
+            del running  # its error refers to this frame, and would keep the request alive until garbage collection
 
-    def _over(self, running: asyncio.Future[_T]) -> None:
+    def _on_done(self, running: asyncio.Future[_T]) -> None:
         self._turns.give_back()
         if not running.cancelled():
-            running.exception()  # nobody may be there any more to ask
+            running.exception()  # read the error: the caller may have left

@@ -1,4 +1,4 @@
-"""One read on its way out: batch after batch past the gate, then the end record. What stops it, and why."""
+"""One read while it is sent: each batch passes the gate, then the end record follows. Finds why a read ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import read_log
-from connector.dataplane.cache.cached_stream import Part, Passed, Source, Spread
-from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.cache.cached_stream import CachedReader, ScatteredResult, StreamPart, StreamSource
+from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.http.file_spans import InFiles
-from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
+from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, ReadRequest, StreamEnd
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import ARROW
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 _log = logger("dataplane")
 _QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
-_EXPIRED = "the time of the ticket has ended; renew the ticket and go on from here"
+_EXPIRED = "the ticket has expired; renew it and resume from here"
 
 
 class GovernedStream:
-    """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
+    """One read under way. `schema` and then the parts of `frames` are one Arrow IPC stream."""
 
     def __init__(
         self,
         reads: Reads,
-        asked: Asked,
+        asked: ReadRequest,
         grants: Sequence[ReadGrant],
         prepared: PreparedQuery,
-        result: Source,
+        result: StreamSource,
         policy: tuple[str, ...],
     ) -> None:
         self.id = asked.query_id
         self.schema = result.schema
         self.columns = prepared.columns
-        self.end: End | None = None
+        self.end: StreamEnd | None = None
         self.rows = self.batches = self.bytes = 0
         self._reads = reads
         self.grants = tuple(grants)
@@ -59,96 +59,100 @@ class GovernedStream:
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
-        self.withheld, self._left_out = read_log.withheld(prepared)
-        self._first: Frame | Part | None = None  # taken from the source and not let through yet
-        self._failed: HanseError | None = None  # what the source said where nobody could end the stream
+        self.withheld, self._left_out = read_log.describe_withheld(prepared)
+        self._first: Frame | StreamPart | None = None  # taken from the source, not released yet
+        self._failed: HanseError | None = None  # error of the source during `following`, raised by `parts`
 
     @property
     def over(self) -> bool:
         """Whether a grant has ended, so that no further batch will pass."""
-        return any(grant.lease.revoked for grant in self.grants) or lease_left(self.grants) <= 0
+        return any(grant.lease.revoked for grant in self.grants) or remaining_lease_s(self.grants) <= 0
 
     async def peek(self) -> bool:
-        """Wait for the first batch without releasing it. Whether there is one."""
+        """Wait for the first batch without releasing it. Returns whether there is one."""
         self._first = await anext(self._result, None)
         return self._first is not None
 
     async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
-        """As `parts`, for a transport that sends memory only."""
+        """Yield the same as `parts`, for a transport that sends memory only."""
         async with aclosing(self.parts()) as parts:
             async for part in parts:
-                assert not isinstance(part, InFiles)  # only whoever opens a read with `spans` gets them
+                assert not isinstance(part, InFiles)  # only a read opened with `spans` has them
                 yield part
 
     async def parts(self) -> AsyncGenerator[memoryview | bytes | InFiles, None]:
-        """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
-        end: End | None = None
+        """Yield batches as they pass the gate, then the end record. Holds at most one batch at a time."""
+        end: StreamEnd | None = None
         try:
             while end is None:
-                frame = await self._next()
+                frame = await self._take_frame()
                 if frame is None:
-                    end = self._ended(COMPLETE)
-                elif (stop := await self._pass(frame)) is not None:
-                    end = self._ended_by(stop)
+                    end = self._build_end(COMPLETE)
+                elif (stop := await self._count_frame(frame)) is not None:
+                    end = self._end_for_reason(stop)
                 else:
-                    await _seen(frame)
+                    await _update_digest(frame)
                     yield frame.payload
-                del frame  # else it is held beside the next one
-        except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
-            end = await self._broken(ours(error))
+                del frame  # else two batches are held
+        except Exception as error:  # noqa: BLE001  mainly disk failures: the end record says that we broke off
+            end = await self._end_on_error(to_hanse_error(error))
         self.end = end
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
 
     def following(self) -> InFiles | None:
-        """The batch after the one that `parts` gave last, where it lies in files and passes the gate as things stand.
+        """Return the batch after the last one of `parts`, if it is in files and passes the gate as things stand.
 
-        For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
-        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
+        For a transport that sends spans in a thread, and called there while `parts` waits: a batch then needs no turn
+        of the event loop. None where `parts` must decide: at the end, on a refusal, or to refill a quota.
         """
         try:
-            part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
+            part = (
+                self._result.at_once()
+                if isinstance(self._result, CachedReader | ScatteredResult | MixedStream)
+                else None
+            )
             if part is None:
                 return None
-            if not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+            if not isinstance(part.payload, InFiles) or self._find_stopping_grant(part) is not None:
                 self._first = part
                 return None
         except Exception as error:  # noqa: BLE001  as in `parts`
-            self._failed = ours(error)
+            self._failed = to_hanse_error(error)
             return None
         return part.payload
 
     def abandon(self, code: str, reason: str) -> None:
-        """The client has gone or does not read: the log says so."""
+        """Record that the client has left or does not read."""
         if self.end is None:
-            self.end = replace(self._ended(FAILED), code=code, reason=reason)
+            self.end = replace(self._build_end(FAILED), code=code, reason=reason)
 
     def of(self, ticket: Ticket) -> list[ReadGrant]:
-        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
+        """Return the grants under that ticket: the one used, or a fresh one of the same transfer."""
         shown = ticket.agreement, ticket.transfer
         return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
 
     def extend(self, grants: Sequence[ReadGrant], seconds: float) -> None:
-        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
+        """Extend the grants of a renewed ticket by `seconds` from now, within the agreement's time.
 
-        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
+        A read under several tickets lasts until the first of them ends: each is renewed by itself.
         """
         for grant in grants:
-            grant.extend(min(seconds, self._reads.left(grant.contract)))
+            grant.extend(min(seconds, self._reads.seconds_left(grant.contract)))
 
-    async def _next(self) -> Frame | Part | None:
+    async def _take_frame(self) -> Frame | StreamPart | None:
         if self._failed is not None:
             raise self._failed
         frame, self._first = self._first, None
         return frame or await anext(self._result, None)
 
-    async def _pass(self, frame: Frame | Part) -> HanseError | None:
-        """None and the batch is counted in every lease (5), or what the stream ends with."""
+    async def _count_frame(self, frame: Frame | StreamPart) -> HanseError | None:
+        """Count the batch in every lease (5) and return None, or return the error that ends the stream."""
         filled: ReadGrant | None = None
-        while (stop := self._stopped_by(frame)) is not None:
+        while (stop := self._find_stopping_grant(frame)) is not None:
             grant, reason = stop
             if reason not in (batch_gate.ROWS_SPENT, batch_gate.BYTES_SPENT):
-                return await why_over(self.grants, self._reads.grants)
+                return await find_end_reason(self.grants, self._reads.grants)
             if grant is filled:
                 rule = quotas.quota_rule(grant.contract, of_bytes=reason == batch_gate.BYTES_SPENT)
                 return Limited(quotas.USED_UP, code=QUOTA, rule=rule, agreement=grant.agreement_id)
@@ -157,8 +161,9 @@ class GovernedStream:
             filled = grant
         return None
 
-    def _stopped_by(self, frame: Frame | Part) -> tuple[ReadGrant, str] | None:
-        """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
+    def _find_stopping_grant(self, frame: Frame | StreamPart) -> tuple[ReadGrant, str] | None:
+        """Count the batch in every lease and return None, or return the first grant that refuses it and count
+        nothing."""
         for number, grant in enumerate(self.grants):
             if (reason := batch_gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
                 for passed in self.grants[:number]:
@@ -171,21 +176,21 @@ class GovernedStream:
         self._digest = frame.digest
         return None
 
-    async def _broken(self, error: HanseError) -> End:
-        """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
-        if ended_by(self.grants) is not None or (error.code == "cancelled" and lease_left(self.grants) <= 0):
-            return self._ended_by(await why_over(self.grants, self._reads.grants))
-        return self._ended(FAILED, error)
+    async def _end_on_error(self, error: HanseError) -> StreamEnd:
+        """Return the end after an error: a grant that ended interrupts the worker, anything else is a failure."""
+        if ended_by(self.grants) is not None or (error.code == "cancelled" and remaining_lease_s(self.grants) <= 0):
+            return self._end_for_reason(await find_end_reason(self.grants, self._reads.grants))
+        return self._build_end(FAILED, error)
 
-    def _ended_by(self, why: HanseError) -> End:
-        """The end by a grant: by its owner, by the agreement itself or its consumer, or for a reason that passes."""
+    def _end_for_reason(self, why: HanseError) -> StreamEnd:
+        """Return the end by a grant: by its owner, the agreement or its consumer, or for a temporary reason."""
         if why.code in ENDS:
-            return self._ended(why.code, why)
-        return self._ended(REFUSED if isinstance(why, Refused) else FAILED, why)
+            return self._build_end(why.code, why)
+        return self._build_end(REFUSED if isinstance(why, Refused) else FAILED, why)
 
-    def _ended(self, status: str, why: HanseError | None = None) -> End:
+    def _build_end(self, status: str, why: HanseError | None = None) -> StreamEnd:
         name = self._asked.digest
-        return End(
+        return StreamEnd(
             status=status,
             rows=self.rows,
             batches=self.batches,
@@ -203,23 +208,27 @@ class GovernedStream:
         )
 
 
-async def _seen(frame: Frame | Part) -> None:
-    """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
-    if isinstance(frame, Part) and isinstance(frame.digest, RunningDigest) and isinstance(frame.payload, memoryview):
+async def _update_digest(frame: Frame | StreamPart) -> None:
+    """Add memory to a digest that is computed while sending. A transport adds what it sends from files."""
+    if (
+        isinstance(frame, StreamPart)
+        and isinstance(frame.digest, RunningDigest)
+        and isinstance(frame.payload, memoryview)
+    ):
         await asyncio.to_thread(frame.digest.update, frame.payload)
 
 
-def watch(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
-    """Interrupt the worker, which has the read from now on, when a grant ends while no batch comes (6)."""
+def watch_grants(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
+    """Interrupt the worker, which now has the read, when a grant ends while no batch comes (6)."""
     for grant in grants:
         grant.served = True
-    return _watch(grants, result)
+    return _interrupt_on_end(grants, result)
 
 
-async def _watch(grants: Sequence[ReadGrant], result: Result) -> None:
+async def _interrupt_on_end(grants: Sequence[ReadGrant], result: Result) -> None:
     stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
     try:
-        while (left := lease_left(grants)) > 0:
+        while (left := remaining_lease_s(grants)) > 0:
             done, _ = await asyncio.wait(stops, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
@@ -229,23 +238,27 @@ async def _watch(grants: Sequence[ReadGrant], result: Result) -> None:
             stop.cancel()
 
 
-def lease_left(grants: Sequence[ReadGrant]) -> float:
-    """Seconds that the shortest lease has left."""
+def remaining_lease_s(grants: Sequence[ReadGrant]) -> float:
+    """Return the seconds that the shortest lease has left."""
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
-def ours(error: Exception) -> HanseError:
-    """An error that has a code as it is; any other as one that nobody foresaw, of which our own log says more."""
+def to_hanse_error(error: Exception) -> HanseError:
+    """Return an error that has a code unchanged. Log any other and return an internal error."""
     if isinstance(error, HanseError):
         return error
     _log.error("a read broke off", exc_info=error)
     return internal_error()
 
 
-async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
-    """Why a read ends of which a grant has: what stopped that, or that the time that the read asked for has ended, as a
-    worker says it, or what a read that begins now would be refused for, or else that its ticket has ended. Fast and
-    slow readers get the same answer."""
+async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
+    """Return why a read ends after one of its grants did. Fast and slow readers get the same answer.
+
+    1. The reason that stopped the grant.
+    2. The time limit that the request set.
+    3. The refusal that a new read would get now.
+    4. The end of the ticket.
+    """
     if ended_by(grants) is None and any(grant.is_late for grant in grants):
         return error_of("time_limit", {})
     if ended_by(grants) is None:
@@ -253,24 +266,30 @@ async def why_over(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
     return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)
 
 
-async def why_ended(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
-    """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
-    is ours, unless the connection says that its reader has left."""
+async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
+    """Return the error to raise for a failed read.
+
+    A read that a grant's end interrupted before its first byte is refused for that reason. An unexpected error becomes
+    an internal one, except a ConnectionError, which means that the reader has left.
+    """
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
-        return ours(error)
+        return to_hanse_error(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
-    if ended_by(grants) is None and lease_left(grants) > 0:
+    if ended_by(grants) is None and remaining_lease_s(grants) > 0:
         return error
-    return await why_over(grants, by)
+    return await find_end_reason(grants, by)
 
 
-async def settled_groups(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
-    """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
+async def await_whole_answer(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
+    """Wait for the whole answer of an aggregate-only read before anything leaves.
+
+    No group and a small group look the same, in time as well. Raises: Refused where no group is large enough.
+    """
     if not prepared.aggregate:
         return
     found = await stream.peek()
-    await quantised(begun)
+    await wait_for_quantum(begun)
     if not found and prepared.min_group is not None:
         more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
         raise Refused(
@@ -283,6 +302,6 @@ async def settled_groups(stream: GovernedStream, prepared: PreparedQuery, begun:
         )
 
 
-async def quantised(begun: float) -> None:
+async def wait_for_quantum(begun: float) -> None:
     """Wait until the time since `begun` is a multiple of the quantum."""
     await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)

@@ -1,7 +1,7 @@
-"""Answers with noise: the budget is charged before the question runs, and the same question is answered once.
+"""Privacy budget of answers with noise: charge before the query runs, and reuse the answer of a repeated question.
 
-Between the gate and the stream of such a read. The noised table is small; it is kept in the owner's database, and
-what its reader gets is made of it by the public statement (`policies.enforce.noised_query`). Knows no transport.
+Works between the gate and the stream. The noised table is small and is kept in the owner's database. The reader's
+answer is computed from it by the public statement (`policies.enforce.noised_query`). Must not know any transport.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from connector.dataplane.read_request import END_OF_STREAM, Asked
+from connector.dataplane.read_request import END_OF_STREAM, ReadRequest
 from connector.engine.pool.pool import Pool, Watch
 from connector.engine.pool.protocol import Job
 from connector.errors import BadInput, Busy, Limited
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
-_USUAL_SHARE = 10  # an answer whose epsilon nobody chose spends a tenth of the budget
-# Of the answer with its noise, never of the groups that there truly are: how many these are is nobody's to know.
+_USUAL_SHARE = 10  # without a chosen epsilon an answer spends a tenth of the budget
+# Limits the noised answer, never the true groups: their number must not be revealed.
 _GROUPS_MAX = 100_000
 _ANSWER_MAX = 16 * 2**20
-_PAUSE, _PAUSE_MAX = 0.05, 0.5  # until it is looked again whether another read has answered the same question
+_PAUSE, _PAUSE_MAX = 0.05, 0.5  # seconds between looks whether another read has answered
 
 
-class BeingAnswered(Busy):
-    """Another read is to answer the same question."""
+class AnswerInProgress(Busy):
+    """Another read is computing the answer to the same question."""
 
 
 @dataclass(frozen=True, slots=True)
-class Charged:
-    """What one answer costs: `micro` epsilon it is worth, `paid` of them now (none for a repeat), `answer` if kept."""
+class NoiseCharge:
+    """Cost of one answer in millionths of epsilon: `micro` is its worth, `paid` what is charged now (0 for a repeat).
+
+    `answer` is the kept answer of a repeat, `spent` and `most` describe the whole budget.
+    """
 
     key: str
     micro: int
@@ -50,23 +53,27 @@ class Charged:
     answer: bytes | None = None
 
     def note(self) -> str:
-        """For the reader and the log."""
+        """Return the cost in words, for the reader and the log."""
         cost = f"{self.paid / MICRO:g} spent for it" if self.paid else "a repeat, nothing spent"
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
-def charge(tx: Transaction, asked: Asked, grant: ReadGrant, private: PrivateQuery) -> Charged:
-    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more.
-    BeingAnswered while another read is to answer the question: where its answer is as good, it will cost nothing. One
-    that a crash cut off is over when its end is recorded."""
+def charge(tx: Transaction, asked: ReadRequest, grant: ReadGrant, private: PrivateQuery) -> NoiseCharge:
+    """Return the kept answer, or take this answer's epsilon from the budget.
+
+    Raises: Limited where the budget is spent. AnswerInProgress while another read computes the same answer; a repeat of
+    that answer costs nothing. A read that a crash cut off ends when its end is recorded.
+    """
     most = round(private.budget.epsilon * MICRO)
-    micro = _wanted(asked, most, grant)
-    key = _key(grant, private)
+    micro = _choose_epsilon(asked, most, grant)
+    key = _question_key(grant, private)
     kept = tx.noised_answers.get(grant.agreement_id, key)
     if kept is not None and kept.epsilon_micro >= micro:
-        return Charged(key, kept.epsilon_micro, 0, tx.noised_answers.read_spent(grant.agreement_id), most, kept.answer)
+        return NoiseCharge(
+            key, kept.epsilon_micro, 0, tx.noised_answers.read_spent(grant.agreement_id), most, kept.answer
+        )
     if tx.reads.has(tx.noised_answers.read_charged_read(grant.agreement_id, key), consumer=grant.consumer):
-        raise BeingAnswered(
+        raise AnswerInProgress(
             "the same question is being answered now, and that takes longer than this read may wait; ask again in a "
             "moment: an answer of as much epsilon costs nothing then"
         )
@@ -79,19 +86,19 @@ def charge(tx: Transaction, asked: Asked, grant: ReadGrant, private: PrivateQuer
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
     tx.noised_answers.record_question(grant.agreement_id, key, read_id=asked.query_id, now=tx.now)
-    return Charged(key, micro, micro, tx.noised_answers.read_spent(grant.agreement_id), most)
+    return NoiseCharge(key, micro, micro, tx.noised_answers.read_spent(grant.agreement_id), most)
 
 
-async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
-    """What `begin` gives; where another read is to answer the same question, once that has, or has ended without.
+async def retry_until_answered(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: Callable[[], bool]) -> _T:
+    """Return the result of `begin`, retried while another read computes the same answer.
 
-    BeingAnswered where it has not after `seconds`, or nobody `waits` for it any more.
+    Raises: AnswerInProgress after `seconds`, or once `waits` is false.
     """
     until, pause = time.monotonic() + seconds, _PAUSE
     while True:
         try:
             return await begin()
-        except BeingAnswered:
+        except AnswerInProgress:
             if time.monotonic() + pause > until:
                 raise
             await asyncio.sleep(pause)
@@ -100,9 +107,13 @@ async def in_turn(begin: Callable[[], Awaitable[_T]], *, seconds: float, waits: 
         pause = min(2 * pause, _PAUSE_MAX)
 
 
-async def answered(store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: Charged, *, watch: Watch) -> bytes:
-    """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it:
-    where a better one is kept by then, that."""
+async def load_or_compute_answer(
+    store: Store, pool: Pool, job: Job, grant: ReadGrant, charged: NoiseCharge, *, watch: Watch
+) -> bytes:
+    """Return the noised table as an Arrow stream: the kept one, or a new one from a worker.
+
+    A new one is stored before it is returned. If a better one was stored meanwhile, that one is returned.
+    """
     if charged.answer is not None:
         return charged.answer
     async with pool.run(job, watch=watch) as result:
@@ -123,8 +134,8 @@ async def answered(store: Store, pool: Pool, job: Job, grant: ReadGrant, charged
     )
 
 
-def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
-    """What the worker needs to add the noise (`query.noise.add`). Delta is spent in the same share as epsilon."""
+def build_noise_plan(private: PrivateQuery, charged: NoiseCharge) -> dict[str, object]:
+    """Return the arguments of the worker for noise (`query.noise.add`). Delta is spent in proportion to epsilon."""
     noise, budget = private.noise, private.budget
     return {
         "columns": dict(noise.columns),
@@ -136,20 +147,20 @@ def plan(private: PrivateQuery, charged: Charged) -> dict[str, object]:
     }
 
 
-def _wanted(asked: Asked, most: int, grant: ReadGrant) -> int:
+def _choose_epsilon(asked: ReadRequest, most: int, grant: ReadGrant) -> int:
     if asked.epsilon is None:
         return max(1, most // _USUAL_SHARE)
     micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
     if not 1 <= micro <= most:
         raise BadInput(
-            f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, came {asked.epsilon}",
+            f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, got {asked.epsilon}",
             code="epsilon_invalid",
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),
         )
     return micro
 
 
-def _key(grant: ReadGrant, private: PrivateQuery) -> str:
-    """The same for every question with the same answer: dataset, version, permission, and what is asked."""
+def _question_key(grant: ReadGrant, private: PrivateQuery) -> str:
+    """Return a key that is equal for questions with the same answer: dataset, version, permission and question."""
     text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""What the log says of a read: its start, its end, its refusal. Facts only; never a value of the data. Pure.
+"""Events of a read for the audit log: start, end, refusal. Facts only, never a value of the data. Pure.
 
-A read under several agreements has a record of each kind under each of them, with its dataset, version and purpose:
-whoever looks for one agreement or dataset finds the read. They share the read's id (`process`) and name all in
-`detail.agreements`; rows and bytes are those of the whole read, which are the same in each.
+A read under several agreements has one event of each kind under each of them, with its dataset, version and purpose, so
+that a search for one agreement or dataset finds the read. The events share the read's id (`process`) and name all
+agreements in `detail.agreements`. Rows and bytes are those of the whole read, the same in each event.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from connector.dataplane.read_request import COMPLETE, FAILED, Asked, End
+from connector.dataplane.read_request import COMPLETE, FAILED, ReadRequest, StreamEnd
 from connector.errors import Busy, HanseError, Refused, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, together
 from connector.usage.held_agreement import ReadGrant
@@ -21,7 +21,7 @@ from policies.enforce.withheld import Withheld, describe_left_out, sentences
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
-    from connector.dataplane.noise_budget import Charged
+    from connector.dataplane.noise_budget import NoiseCharge
     from connector.dataplane.tickets import Ticket
     from policies.enforce.gate import PreparedQuery
 
@@ -29,23 +29,26 @@ GONE, LEFT = "client_gone", "the client left"
 
 
 class ReaderEnded(HanseError):
-    """A read that its reader has ended. Given to `Task.cancel` on, so that the record says how."""
+    """The reader ended its read. Passed to `Task.cancel`, so that the record names the cause."""
 
     status = 499
     code = "cancelled"
 
 
-def why_left(failure: BaseException | None, ended: HanseError | None) -> BaseException | None:
-    """What a failure is for the record: of a read that was cancelled, who did it, where anybody says, or else what had
-    `ended` its grants where that is our own stop."""
+def find_cause(failure: BaseException | None, build_end_events: HanseError | None) -> BaseException | None:
+    """Return the cause of a failed read for its record.
+
+    For a cancelled read: the ReaderEnded that was passed with the cancellation, else `ended` where that is our own
+    stop, else the failure itself.
+    """
     if not isinstance(failure, asyncio.CancelledError | ConnectionError):
         return failure
     by = next((one for one in failure.args if isinstance(one, ReaderEnded)), None)
-    return by or (ended if isinstance(ended, Busy) else failure)
+    return by or (build_end_events if isinstance(build_end_events, Busy) else failure)
 
 
-def applied(prepared: PreparedQuery, charged: Charged | None = None) -> tuple[str, ...]:
-    """What of the policies shaped this answer, in words for its reader: effect and rule."""
+def describe_policies(prepared: PreparedQuery, charged: NoiseCharge | None = None) -> tuple[str, ...]:
+    """Return the effects of the policies on this answer, in words for its reader: "dataset: effect"."""
     found: list[str] = []
     for dataset in prepared.datasets:
         contract = dataset.contract
@@ -54,21 +57,24 @@ def applied(prepared: PreparedQuery, charged: Charged | None = None) -> tuple[st
             "row filter" if contract.row_filter is not None else "",
             f"{hidden} column{'s' * (hidden != 1)} withheld" if hidden else "",
             *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
-            _figures(contract, charged),
+            _describe_grid(contract, charged),
             bins_note(contract.grid.dimensions if contract.grid is not None else ()),
         ]
         found += [f"{dataset.name[1]}: {text}" for text in told if text]
     return tuple(found)
 
 
-def _figures(contract: DataContract, charged: Charged | None) -> str:
+def _describe_grid(contract: DataContract, charged: NoiseCharge | None) -> str:
     if contract.grid is None:
         return ""
     return charged.note() if charged is not None else f"groups of at least {contract.grid.min_group}"
 
 
-def withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
-    """What the policies may leave out of this answer, and in sentences. It says nothing of the data."""
+def describe_withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
+    """Return whether the policies may leave anything out of this answer, and sentences that say what.
+
+    The sentences depend on the contracts only, not on the data.
+    """
     grids = [(one.name[0], one.contract.grid) for one in prepared.datasets if one.contract.grid is not None]
     kinds = [
         (owner, describe_left_out(one.min_group, one.entity, noise=one.privacy is not None)) for owner, one in grids
@@ -77,16 +83,18 @@ def withheld(prepared: PreparedQuery) -> tuple[Withheld, tuple[str, ...]]:
     return (Withheld.POSSIBLY if grids else Withheld.NOTHING), tuple(said)
 
 
-def started(
-    asked: Asked, grants: Sequence[ReadGrant], prepared: PreparedQuery, policy: tuple[str, ...]
+def build_start_events(
+    asked: ReadRequest, grants: Sequence[ReadGrant], prepared: PreparedQuery, policy: tuple[str, ...]
 ) -> list[ReadStarted]:
-    """The records of a start. The SQL is kept as its digest, and so are tables brought along: their values may be
-    personal data."""
+    """Return the start events of a read, one for each grant.
+
+    SQL and caller tables are kept as digests: their values may be personal data.
+    """
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
-        "query_sha256": hashlib.sha256(_told(asked).encode()).hexdigest(),
+        "query_sha256": hashlib.sha256(_stable_sql(asked).encode()).hexdigest(),
         **listed("policy", policy),
-        **_rows(asked),
+        **_describe_rows(asked),
         **({"transport": asked.transport} if asked.transport else {}),
         **({"to": asked.to} if asked.to else {}),
         **({"fragment": asked.fragment} if asked.fragment else {}),
@@ -96,19 +104,23 @@ def started(
     names = tuple(name for name in prepared.columns if name != asked.position)
     read = {table: columns for (_, table), columns in prepared.read.items()}
     return [
-        ReadStarted(**_common(asked, grant), detail=columns_read(read[grant.held.dataset.name], names) | detail)
+        ReadStarted(
+            **_grant_fields(asked, grant), detail=describe_columns(read[grant.held.dataset.name], names) | detail
+        )
         for grant in grants
     ]
 
 
-def columns_read(read: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Which of a dataset's own columns are read, and what those of the answer are called where that is not the same:
-    its reader chooses that."""
+def describe_columns(read: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Return the dataset's own columns that are read, and the answer's column names where they differ.
+
+    The reader chooses the answer's names.
+    """
     return listed("columns", read) | (listed("named", names) if tuple(names) != tuple(read) else {})
 
 
-def _rows(asked: Asked) -> dict[str, Any]:
-    """Which rows were asked for, beside what the SQL says: tables to join with, limits, and places in the files."""
+def _describe_rows(asked: ReadRequest) -> dict[str, Any]:
+    """Return the selection of rows outside the SQL: caller tables, limits, and places in the files."""
     ranges = asked.split.only.ranges if asked.split else ()
     limits = {name: value for name, value in (("rows", asked.rows), ("bytes", asked.nbytes)) if value is not None}
     blocks = [one.block for one in ranges if one.block >= 0]
@@ -120,21 +132,27 @@ def _rows(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _told(asked: Asked) -> str:
-    """The SQL with the random name of the positions written as what it stands for."""
+def _stable_sql(asked: ReadRequest) -> str:
+    """Return the SQL with the random name of the position column replaced by `file_row_number`."""
     return asked.sql.replace(asked.position, "file_row_number") if asked.position else asked.sql
 
 
-def ended(
-    asked: Asked, grants: Sequence[ReadGrant], end: End | None, failure: BaseException | None, *, unused: bool = False
+def build_end_events(
+    asked: ReadRequest,
+    grants: Sequence[ReadGrant],
+    end: StreamEnd | None,
+    failure: BaseException | None,
+    *,
+    unused: bool = False,
 ) -> list[ReadEnded]:
-    """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came;
-    what its own consumer has ended was refused by nobody: it broke off, as where he leaves.
+    """Return the end events of a read, one for each grant, with the totals that were sent.
 
-    Where one of several agreements ended the read, all say which (`ended_by`), and its rule stands under itself alone.
-    `unused`: what its start took of each agreement went back with this record.
+    A refusal by policy before the first byte has the outcome "refused". A read that its own consumer withdrew has
+    "broken", as where the reader leaves. Where one of several agreements ended the read, all events name it
+    (`ended_by`), and only its own event has the rule. `unused`: the use and quota that the start took are returned with
+    this record.
     """
-    told = _told_end(end, failure)
+    told = _describe_end(end, failure)
     by = (end.agreement if end is not None else "") or getattr(failure, "facts", {}).get("agreement", "")
     detail = told.pop("detail") | together([grant.agreement_id for grant in grants])
     if by and len(grants) > 1:
@@ -143,15 +161,17 @@ def ended(
         detail["use"] = "given_back"
     rule = told.pop("rule")
     return [
-        ReadEnded(**_common(asked, grant), **told, rule=rule if by in ("", grant.agreement_id) else "", detail=detail)
+        ReadEnded(
+            **_grant_fields(asked, grant), **told, rule=rule if by in ("", grant.agreement_id) else "", detail=detail
+        )
         for grant in grants
     ]
 
 
-def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
+def _describe_end(end: StreamEnd | None, failure: BaseException | None) -> dict[str, Any]:
     refusal = isinstance(failure, Refused)
     if end is None or (refusal and not end.rows):
-        known = isinstance(failure, HanseError | PolicyError)  # else the reader has left before anything did
+        known = isinstance(failure, HanseError | PolicyError)  # else the reader left first
         return {
             "outcome": "refused" if refusal and not isinstance(failure, Withdrawn) else "broken",
             "code": getattr(failure, "code", GONE),
@@ -164,36 +184,44 @@ def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
         "code": end.code,
         "reason": end.reason,
         "rule": end.rule,
-        "detail": {"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest, **_gives(end)},
+        "detail": {
+            "rows": end.rows,
+            "bytes": end.nbytes,
+            "batches": end.batches,
+            "digest": end.digest,
+            **_mark_results(end),
+        },
     }
 
 
-def _gives(end: End) -> dict[str, str]:
-    """Says where the rows that left are results: figures over groups, as an aggregate-only agreement gives them."""
+def _mark_results(end: StreamEnd) -> dict[str, str]:
+    """Mark rows that are results, that is figures over groups, as an aggregate-only agreement gives them."""
     return {} if end.withheld is Withheld.NOTHING else {"gives": "results"}
 
 
-def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[ReadGrant]) -> list[ReadRefused]:
-    """The records of a read that never started: under the agreement that was the reason, else under each.
+def build_refusal_events(
+    asked: ReadRequest, error: HanseError | PolicyError, grants: Sequence[ReadGrant]
+) -> list[ReadRefused]:
+    """Return the refusal events of a read that never started: for the agreement that refused it, else for each.
 
-    `grants`: as far as it came; none where they were refused themselves.
+    `grants`: those granted so far, empty where the grants themselves were refused.
     """
-    under = {ticket.agreement: _shown(asked, ticket) for ticket in asked.tickets}
+    under = {ticket.agreement: _ticket_fields(asked, ticket) for ticket in asked.tickets}
     if grants:
-        under = {grant.agreement_id: _common(asked, grant) for grant in grants}
-    return _refused(under, error)
+        under = {grant.agreement_id: _grant_fields(asked, grant) for grant in grants}
+    return _refusal_events(under, error)
 
 
-def turned_away(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> list[ReadRefused]:
-    """The records of a request that came to no read, as of `refused`: who asked, by its tickets."""
+def build_request_refusals(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> list[ReadRefused]:
+    """Return the refusal events of a request that led to no read, by its tickets."""
     under = {
         ticket.agreement: {"actor": ticket.consumer, "agreement": ticket.agreement, "purpose": ticket.purpose}
         for ticket in tickets
     }
-    return _refused(under, error)
+    return _refusal_events(under, error)
 
 
-def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyError) -> list[ReadRefused]:
+def _refusal_events(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyError) -> list[ReadRefused]:
     reason, rule = str(getattr(error, "facts", {}).get("agreement", "")), str(getattr(error, "rule", ""))
     found = [under[reason]] if reason in under else under.values()
     return [
@@ -202,8 +230,8 @@ def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyErro
     ]
 
 
-def _common(asked: Asked, grant: ReadGrant) -> dict[str, Any]:
-    """The fields that every record of a read shares under one of its agreements."""
+def _grant_fields(asked: ReadRequest, grant: ReadGrant) -> dict[str, Any]:
+    """Return the fields that all events of a read share under one of its agreements."""
     return {
         "actor": asked.consumer,
         "dataset": grant.held.dataset.id,
@@ -214,8 +242,8 @@ def _common(asked: Asked, grant: ReadGrant) -> dict[str, Any]:
     }
 
 
-def _shown(asked: Asked, ticket: Ticket) -> dict[str, Any]:
-    """The same, as far as a ticket tells."""
+def _ticket_fields(asked: ReadRequest, ticket: Ticket) -> dict[str, Any]:
+    """Return the same fields as `_grant_fields`, as far as a ticket has them."""
     return {
         "actor": asked.consumer,
         "agreement": ticket.agreement,

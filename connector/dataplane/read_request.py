@@ -1,6 +1,6 @@
-"""What a consumer asks of the data plane, as values: the read, its limits, and the record at the end of its stream.
+"""Values of a read: the request with its limits, and the record at the end of its stream.
 
-Pure. Knows neither HTTP nor the engine; the SQL in here is still the consumer's and has passed no gate.
+Pure. Must not know HTTP or the engine. The SQL in a request is the consumer's own and has not passed the gate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPLETE = "complete"
 REFUSED = "refused"
 QUOTA = "quota"
 FAILED = "error"
-ENDS = frozenset({REVOKED, EXPIRED, QUOTA})  # statuses that are the code of their end; of the others it says more
+ENDS = frozenset({REVOKED, EXPIRED, QUOTA})  # statuses that equal their code; other ends have a code of their own
 
 _WHERE_MAX = 16_384
 _COLUMNS_MAX = 4_096
@@ -41,10 +41,10 @@ _ID_MAX = 96
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """A small table that the consumer brings along to join with: an Arrow stream of exactly these columns.
+class JoinTable:
+    """A small table that the consumer sends along to join with: an Arrow stream of exactly these columns.
 
-    `sha256`: of the stream, for the log.
+    `sha256` is the digest of the stream, for the log.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Brought:
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """SQL does not tell names apart by their case, so that two alike would be one column for the gate alone."""
+        """Refuse names that differ only in case: the gate would take them for one column, as SQL does."""
         seen: set[str] = set()
         for column in self.columns:
             if fold(column) in seen:
                 raise BadInput(
-                    f"expected each column of keys.{self.name} once, whatever its case, came {column[:100]!r} again",
+                    f"expected each column of keys.{self.name} once, whatever its case, got {column[:100]!r} again",
                     code="envelope_invalid",
                 )
             seen.add(fold(column))
@@ -67,10 +67,10 @@ class Brought:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader.
+    """Row ranges of one version, made by `block_plan` under the reader's ticket, never by the reader.
 
-    `resumed`: the first range begins in the middle of its block. `shown`: what the contract shows that its cursors, or
-    the parts beside it, are for; empty where it has none.
+    `resumed`: the first range begins in the middle of its block. `shown`: the visibility key of the contract that the
+    cursors, or the other parts, were made for; empty without one.
     """
 
     snapshot: str
@@ -80,15 +80,17 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One read. `tickets` are those shown, one for each dataset that the SQL may name; all belong to the same consumer.
-    Of which agreements the read is, the gate finds out."""
+class ReadRequest:
+    """One read. `tickets` has one ticket for each dataset that the SQL may name, all of the same consumer.
+
+    The gate decides which of the agreements the read is under.
+    """
 
     tickets: tuple[Ticket, ...]
     sql: str
     action: str
     purpose: str = ""
-    application: str = ""  # what asks, as it declares itself
+    application: str = ""  # the asking application, as it declares itself
     plain_scan: bool = False  # rows of one dataset with a condition, nothing else
     unfiltered: bool = False  # and without the condition
     rows: int | None = None
@@ -100,12 +102,12 @@ class Asked:
     digest: str = "xxh3"
     query_id: str = ""
     fragment: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)  # of datasets by id: another one is no answer
-    brought: tuple[Brought, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  # required versions of datasets, by id
+    brought: tuple[JoinTable, ...] = ()
     split: Split | None = None
-    epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget
-    transport: str = ""  # what it leaves by, for people: http, flight or push
-    to: str = ""  # where a push goes: scheme, host and port
+    epsilon: float | None = None  # for answers with noise: the budget that this one may spend
+    transport: str = ""  # for people: http, flight or push
+    to: str = ""  # target of a push: scheme, host and port
 
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}
@@ -117,10 +119,10 @@ class Asked:
             ("digest", self.digest, DIGESTS),
         ):
             if value not in known:
-                raise BadInput(f"expected {name} to be one of {', '.join(known)}, came {value[:50]!r}")
+                raise BadInput(f"expected {name} to be one of {', '.join(known)}, got {value[:50]!r}")
         for name, number in (("rows", self.rows), ("bytes", self.nbytes), ("batch_rows", self.batch_rows)):
             if number is not None and number < 1:
-                raise BadInput(f"expected {name} to be at least 1, came {number}")
+                raise BadInput(f"expected {name} to be at least 1, got {number}")
         check_harmless(purpose=self.purpose, application=self.application, fragment=self.fragment)
 
     @property
@@ -129,32 +131,34 @@ class Asked:
 
     @property
     def position(self) -> str:
-        """The column of positions that is read and does not leave; empty where there is none."""
+        """The position column, which is read and does not leave; empty without one."""
         return self.split.only.position if self.split else ""
 
 
-def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:
-    """SQL for the rows of one dataset. QueryInvalid where `where` is more than a condition on rows.
+def build_rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:
+    """Return SQL for the rows of one dataset.
 
-    The condition is read with the gate's own parser, so that it cannot close a bracket of ours; the gate reads the
-    whole again.
+    The condition is parsed with the gate's own parser, so that it cannot close our bracket. The gate parses the whole
+    again.
+
+    Raises: QueryInvalid where `where` is more than a condition on rows.
     """
     if len(columns) > _COLUMNS_MAX or len(where) > _WHERE_MAX:
         raise QueryInvalid(f"expected at most {_COLUMNS_MAX} columns and {_WHERE_MAX} characters of condition")
-    named = [*columns, position] if position and columns else columns  # all of them by * have the position too
+    named = [*columns, position] if position and columns else columns  # a * has the position too
     shown = ", ".join(quote_identifier(column) for column in named) or "*"
     sql = f"SELECT {shown} FROM {quote_identifier(name[0])}.{quote_identifier(name[1])}"  # noqa: S608  quoted; the gate reads it anew
-    sql = f"{sql} WHERE {_condition(where)}" if where.strip() else sql
+    sql = f"{sql} WHERE {_parse_condition(where)}" if where.strip() else sql
     if len(sql) > DEFAULT.characters:
         raise QueryInvalid(
-            f"expected columns and a condition of at most {DEFAULT.characters} characters together, as SQL, came "
+            f"expected columns and a condition of at most {DEFAULT.characters} characters together, as SQL, got "
             f"{len(sql)}; name fewer columns (none: all that may be read), or send a shorter condition",
             code="query_too_long",
         )
     return sql
 
 
-def _condition(where: str) -> str:
+def _parse_condition(where: str) -> str:
     from sqlglot import exp
 
     from policies.sql import parse
@@ -163,29 +167,31 @@ def _condition(where: str) -> str:
     filled = {name for name, value in tree.args.items() if value}
     held = tree.args.get("where")
     if not isinstance(tree, exp.Select) or filled - {"expressions", "from", "from_", "where", "kind"} or held is None:
-        raise QueryInvalid("expected a condition on columns (age > 50 AND sex = 'f'), came more than that")
+        raise QueryInvalid("expected a condition on columns (age > 50 AND sex = 'f'), got more than that")
     if any(tree.find_all(exp.Subquery, exp.Exists)):
         raise QueryInvalid(
-            "expected a condition on the dataset's own columns, came a query inside it; send it as a query"
+            "expected a condition on the dataset's own columns, got a query inside it; send it as a query"
         )
     return str(held.this.sql(dialect="duckdb", comments=False))
 
 
-def own_id(named: str) -> str:
-    """The id of a new read that its reader calls so: it begins with that, and no other read ever has it. Empty where he
-    calls it nothing; it gets one when it is opened."""
+def make_read_id(named: str) -> str:
+    """Return a unique id that begins with the reader's own name for the read. Empty for an empty name: such a read gets
+    its id when it is opened."""
     return named and f"{named}.{secrets.token_hex(8)}"
 
 
-def new_name() -> str:
-    """A name of ours in SQL that no question can have guessed."""
+def make_name() -> str:
+    """Return a random name for use in SQL, which no query can guess."""
     return f"r_{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a stream ended, for its last record and for the log. `agreement`: the one that ended it, where one did;
-    `withdrawn`: its own consumer did."""
+class StreamEnd:
+    """How a stream ended, for its last record and for the log.
+
+    `agreement`: the agreement that ended it, if any. `withdrawn`: its own consumer ended it.
+    """
 
     status: str
     rows: int
@@ -197,13 +203,13 @@ class End:
     rule: str = ""
     policy: tuple[str, ...] = ()
     withheld: Withheld = Withheld.NOTHING
-    left_out: tuple[str, ...] = ()  # what may be withheld, in sentences
+    left_out: tuple[str, ...] = ()  # sentences that say what may be withheld
     query: str = ""
     agreement: str = ""
     withdrawn: bool = False
 
     def fill(self, trailer: bytes) -> bytes:
-        """The prepared trailer with this record in it, and the end of the stream after it."""
+        """Return the prepared trailer with this record in it, followed by the end of the stream."""
         texts = (json.dumps(told, ensure_ascii=True, separators=(",", ":")) for told in self._shorter())
         text = next(text for text in texts if len(text) <= TRAILER_ROOM - SEAL_BYTES)
         start = trailer.rindex(b" " * TRAILER_ROOM)
@@ -211,12 +217,12 @@ class End:
         return trailer[:start] + room + trailer[start + TRAILER_ROOM :] + END_OF_STREAM
 
     def _shorter(self) -> Iterator[dict[str, Any]]:
-        """What is told; then with ever fewer notes, and how many are left out; then without its reason and its rule."""
+        """Yield the record, then with ever fewer policy notes, then without reason and rule, until it fits."""
         told = self.to_json()
         notes = told["policy"]
         yield told
         for count in reversed(range(len(notes))):
-            yield told | {"policy": [*notes[:count], f"{len(notes) - count} more, which had no room here"]}
+            yield told | {"policy": [*notes[:count], f"{len(notes) - count} more, which did not fit here"]}
         yield (told := told | {"policy": [], "reason": ""})
         yield told | {"rule": ""}
         yield told | {"rule": "", "left_out": []}

@@ -1,5 +1,6 @@
-"""Where the bytes of a read come from (4, 6 of `stream`): files that hold them already, or a worker, whose answer may
-be kept. It is made ready while the read's beginning is recorded, and read when it is.
+"""Source of a read's bytes (steps 4 and 6 of `admission`): files that hold them, or a worker, whose answer may be kept.
+
+The source is prepared while the start of the read is recorded, and read after that.
 """
 
 from __future__ import annotations
@@ -11,65 +12,67 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from connector.dataplane.cache.cached_stream import Entry, Source, Spread
-from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.cache.cached_stream import CacheEntry, ScatteredResult, StreamSource
+from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.cache.stream_cache import PreparedStreams
-from connector.dataplane.governed_stream import watch
+from connector.dataplane.governed_stream import watch_grants
 from connector.dataplane.job_builder import BATCH_BYTES
-from connector.dataplane.read_request import Asked, Split
+from connector.dataplane.read_request import ReadRequest, Split
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
 from connector.usage.held_agreement import ReadGrant
 
 
-class Origin:
-    """The workers of a connector, and what is prepared of what they have read, if anything is."""
+class ReadSource:
+    """Workers of a connector, and the cache of what they have read, if there is one."""
 
     def __init__(
         self, pool: Pool, prepared: PreparedStreams | None, *, later: Callable[[Coroutine[Any, Any, None]], object]
     ) -> None:
-        """`later` does work that nobody waits for."""
+        """`later` runs work in the background."""
         self.prepared = prepared
         self._pool = pool
         self._later = later
 
     @asynccontextmanager
     async def source(
-        self, asked: Asked, grants: Sequence[ReadGrant], job: Job, *, spans: bool, begun: asyncio.Task[Any]
-    ) -> AsyncIterator[Source]:
-        """The bytes of an admitted read, once it has `begun`; `spans`: as parts of files, where they lie in some."""
+        self, asked: ReadRequest, grants: Sequence[ReadGrant], job: Job, *, spans: bool, begun: asyncio.Task[Any]
+    ) -> AsyncIterator[StreamSource]:
+        """Yield the bytes of an admitted read, after it has `begun`; `spans`: as parts of files, where possible."""
         files = self.prepared
         if files is None:
-            async with self._worker(grants, job, spans, begun) as source:
+            async with self._open_worker(grants, job, spans, begun) as source:
                 yield source
-        elif asked.split is not None and (form := files.form(asked, grants)):
-            async with self._blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
+        elif asked.split is not None and (form := files.make_block_prefix(asked, grants)):
+            async with self._open_blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
                 yield mixed
         elif (key := files.key(asked, grants)) and (entry := await files.find(key, grants[0])) is not None:
-            async with files.serve(entry, spans=spans) as passed:  # from now on: it counts if it is dropped meanwhile
+            async with files.serve(
+                entry, spans=spans
+            ) as passed:  # before waiting: a reader keeps the entry if it is dropped meanwhile
                 await asyncio.shield(begun)
                 yield passed
         else:
-            async with self._first_pass(files, key, grants, job, spans, begun) as source:
+            async with self._open_first_pass(files, key, grants, job, spans, begun) as source:
                 yield source
 
     def _run(
         self, job: Job, grants: Sequence[ReadGrant], begun: asyncio.Task[Any]
     ) -> AbstractAsyncContextManager[Result]:
-        return self._pool.run(job, watch=partial(watch, grants), after=begun)
+        return self._pool.run(job, watch=partial(watch_grants, grants), after=begun)
 
     @asynccontextmanager
-    async def _worker(
+    async def _open_worker(
         self, grants: Sequence[ReadGrant], job: Job, spans: bool, begun: asyncio.Task[Any]
-    ) -> AsyncIterator[Spread | Result]:
-        if spans:  # whoever sends one batch after the other in a thread holds on to the first, too
+    ) -> AsyncIterator[ScatteredResult | Result]:
+        if spans:  # a sender thread holds one batch more
             job = replace(job, spans=True, slots=job.slots + 1)
         async with self._run(job, grants, begun) as result:
-            yield Spread(result) if spans else result
+            yield ScatteredResult(result) if spans else result
 
     @asynccontextmanager
-    async def _first_pass(
+    async def _open_first_pass(
         self,
         files: PreparedStreams,
         key: str,
@@ -77,21 +80,21 @@ class Origin:
         job: Job,
         spans: bool,
         begun: asyncio.Task[Any],
-    ) -> AsyncIterator[Source]:
-        """What a worker reads, and what comes of it for later passes: a copy, or an index of the owner's own files."""
+    ) -> AsyncIterator[StreamSource]:
+        """Read with a worker, and keep a copy or an index of the owner's files for later passes."""
         known = bool(key) and job.batch_bytes >= BATCH_BYTES
         indexed = known and files.wants_index(key, job)
-        if known and not indexed and files.keeps(key, grants[0]):
+        if known and not indexed and files.should_keep(key, grants[0]):
             async with self._run(job, grants, begun) as result, files.keep(key, grants[0], result) as kept:
                 yield kept
             return
-        async with self._worker(grants, job, spans, begun) as source:
+        async with self._open_worker(grants, job, spans, begun) as source:
             yield source
         if indexed:
             self._later(files.index(key, grants[0], job, self._pool.ask))
 
     @asynccontextmanager
-    async def _blocks(
+    async def _open_blocks(
         self,
         files: PreparedStreams,
         form: str,
@@ -100,25 +103,25 @@ class Origin:
         job: Job,
         spans: bool,
         begun: asyncio.Task[Any],
-    ) -> AsyncIterator[Source]:
-        """Blocks from files, where they are prepared, and from a worker, who is asked for no other ones."""
-        known = await files.blocks(form, split, grants[0])  # held to the end: parts of files are sent by their numbers
+    ) -> AsyncIterator[StreamSource]:
+        """Read blocks from the cache where it has them, the others from a worker."""
+        known = await files.find_blocks(form, split, grants[0])  # referenced to the end: files are sent by descriptor
         ranges, digest = split.only.ranges, job.digest
         if known:
-            job = _without(job, split, known)
+            job = _exclude_blocks(job, split, known)
         with files.reading(known.values()):
             if job.only is None or not job.only.ranges:
                 await asyncio.shield(begun)
-                yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
+                yield MixedStream(ranges, known, None, None, digest=digest, spans=spans)
                 return
             async with (
                 self._run(job, grants, begun) as result,
-                files.shelf(form, split, grants[0], result) as shelf,
+                files.write_blocks(form, split, grants[0], result) as writer,
             ):
-                yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)
+                yield MixedStream(ranges, known, result, writer, digest=digest, spans=spans)
 
 
-def _without(job: Job, split: Split, known: dict[int, Entry]) -> Job:
-    """The job for the blocks that are left, whose digest alone is of no use."""
+def _exclude_blocks(job: Job, split: Split, known: dict[int, CacheEntry]) -> Job:
+    """Return the job for the blocks that are not cached. The digest of these alone is of no use."""
     left = [one for one in split.only.ranges if one.block not in known]
     return replace(job, digest="none", only=replace(split.only, ranges=left))

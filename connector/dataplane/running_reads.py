@@ -1,7 +1,7 @@
-"""Reads under way, in the database: what a crash leaves open gets its end, with what had left.
+"""Reads under way, in the database, so that a read that a crash leaves open gets an end with its last known totals.
 
-At the next start of the process, or from another one on the same PostgreSQL once the dead one's lease has lapsed. The
-quota that such a read had reserved does not come back: what left in its last second nobody knows.
+That happens at the next start of the process, or from another process on the same PostgreSQL once the lease of the dead
+one has lapsed. Quota that such a read had reserved is not returned: what left in its last second is unknown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from connector.store.queries.reads import MORE
 from connector.store.tables import OpenRead
 from connector.telemetry import logger
 
-_LEASE_SECONDS = 60.0  # how long a process that says nothing is thought to be alive
+_LEASE_SECONDS = 60.0  # a process that has not renewed for so long counts as dead
 _RENEW_SECONDS = 15.0
-_CODE = "interrupted"  # of an end that is not told by the read's own process
+_CODE = "interrupted"  # code of an end that another process records
 _log = logger("dataplane")
-# Of each agreement (`MORE`: of the further ones); beside it stands what people look for in a running read.
+# Fields for each agreement (`MORE`: the further ones). The body also has what people look for in a running read.
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
 
 
 @dataclass(frozen=True, slots=True)
-class Under:
-    """What a running read has under one of its agreements."""
+class ReadAgreement:
+    """One agreement that a running read is under."""
 
     dataset: str
     version: str
@@ -40,8 +40,8 @@ class Under:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A read under way, for people. `rows` and `bytes` are what had left by the last second."""
+class RunningRead:
+    """A read under way, for people. `rows` and `bytes` are the totals of the last second."""
 
     id: str
     consumer: str
@@ -49,25 +49,30 @@ class Running:
     since: float
     rows: int
     bytes: int
-    under: tuple[Under, ...]
+    under: tuple[ReadAgreement, ...]
 
 
-def running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[Running]:
-    """Reads that have begun and not ended, the newest first; of one agreement only those under it."""
-    return [_running(row) for row in tx.reads.list_open(agreement=agreement, limit=limit, offset=offset)]
+def list_running(tx: Transaction, *, agreement: str = "", limit: int, offset: int = 0) -> list[RunningRead]:
+    """Return the reads that have started and not ended, newest first; with `agreement`, those under it."""
+    return [_row_to_running_read(row) for row in tx.reads.list_open(agreement=agreement, limit=limit, offset=offset)]
 
 
-def _running(row: OpenRead) -> Running:
+def _row_to_running_read(row: OpenRead) -> RunningRead:
     told = [row.body, *row.body.get(MORE, ())]
-    under = tuple(Under(*(str(one.get(name, "")) for name in Under.__dataclass_fields__)) for one in told)
+    under = tuple(
+        ReadAgreement(*(str(one.get(name, "")) for name in ReadAgreement.__dataclass_fields__)) for one in told
+    )
     consumer, transport, since = (row.body.get(name) or "" for name in ("actor", "transport", "since"))
-    return Running(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
+    return RunningRead(row.id, consumer, transport, float(since or 0), row.rows, row.bytes, under)
 
 
 def begin(
     tx: Transaction, *events: ReadStarted, instance: str, transfers: Sequence[str] = (), transport: str = ""
 ) -> None:
-    """Record the start of a read under each of its agreements, and that its end is owed. `transfers`: that of each."""
+    """Record the start of a read under each of its agreements, and that its end is pending.
+
+    `transfers`: the transfer of each agreement.
+    """
     first, *more = [{name: getattr(event, name) for name in _REPEATED} for event in events]
     for one, transfer in zip((first, *more), transfers, strict=False):
         one["transfer"] = transfer
@@ -78,7 +83,7 @@ def begin(
 
 
 def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
-    """Record the end of a read that `instance` began, unless it is recorded already. Whether it was not."""
+    """Record the end of a read that `instance` began. Returns False where it was recorded already."""
     if not tx.reads.close(events[0].process, instance=instance):
         return False
     for event in events:
@@ -87,17 +92,19 @@ def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
 
 
 def end_again(tx: Transaction, *events: ReadEnded) -> None:
-    """Record how a read ended whose end others have recorded, as its process was away for a minute: with all that left.
-    What it had reserved stays used, as they have left it."""
+    """Record the true end of a read whose end another process has recorded, because this one was away for a minute.
+
+    What the read had reserved stays used.
+    """
     for event in events:
         tx.publish(replace(event, detail={**event.detail, "after": _CODE}))
 
 
 async def close_left_over(store: Store, *, instance: str, before: str = "") -> int:
-    """Record an end for every read that earlier runs of this process did not end; how many there were.
+    """Record an end for each read that earlier runs of this process left open. Returns their number.
 
-    `before`: the last of these runs, where we know that it is over. One whose lease holds may be a process with a copy
-    of our name: its reads are its own.
+    `before`: the last of these runs, if it is known to be over. A run with a valid lease may be another process with a
+    copy of our instance secret, and keeps its reads.
     """
 
     def work(tx: Transaction) -> tuple[int, set[str]]:
@@ -109,7 +116,7 @@ async def close_left_over(store: Store, *, instance: str, before: str = "") -> i
     if alive:
         _log.warning(
             "instance_in_use",
-            reason="a process with this keys/instance.secret is alive, or was a minute ago; each needs one of its own",
+            reason="another process uses this keys/instance.secret, or did a minute ago; give each process its own",
         )
     return closed
 
@@ -117,27 +124,27 @@ async def close_left_over(store: Store, *, instance: str, before: str = "") -> i
 def _close(tx: Transaction, rows: Sequence[OpenRead]) -> int:
     for row in rows:
         tx.reads.free_places(row.id)
-        end(tx, *_interrupted(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
+        end(tx, *_interruption_events(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
     return len(rows)
 
 
 class Leases:
-    """Says to others on the same PostgreSQL that this run of a process is alive, and ends what dead ones have left."""
+    """Tells other processes on the same PostgreSQL that this run is alive, and ends the reads of dead runs."""
 
     def __init__(self, store: Store, *, run: str) -> None:
         self._store = store
         self._run = run
-        self._seen = self._since = 0.0  # when we saw the database the last time, and since when without a gap
+        self._seen = self._since = 0.0  # last contact with the database, and since when without a gap
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Before the first read. An SQLite file has no other process."""
+        """Start before the first read. An SQLite file has no other process."""
         if not self._store.is_sqlite:
             await self.look()
             self._task = asyncio.create_task(self._look_again())
 
     async def stop(self) -> None:
-        """After the last read. Where the end of one is owed all the same, the lease lapses, and others record it."""
+        """Stop after the last read. If an end is still pending, the lease lapses and another process records it."""
         if self._task is None:
             return
         self._task.cancel()
@@ -151,10 +158,10 @@ class Leases:
             await self._store.write(work)
 
     async def look(self) -> int:
-        """Renew our lease; how many reads of dead processes were ended.
+        """Renew the lease. Returns the number of reads of dead processes that were ended.
 
-        After an outage all leases have lapsed, and those who are alive need a moment to say so: whoever has not seen
-        the database for the whole time of a lease judges nobody.
+        After an outage all leases have lapsed, and living processes need a moment to renew theirs. So a process ends
+        the reads of others only after it has seen the database for the whole time of a lease.
         """
         now = time.monotonic()
         if now - self._seen > 2 * _RENEW_SECONDS:
@@ -178,18 +185,18 @@ class Leases:
             try:
                 if closed := await self.look():
                     _log.warning("ended_for_others", reads=closed, reason="their process is gone")
-            except Exception as error:  # noqa: BLE001  a process without a lease is taken for dead
+            except Exception as error:  # noqa: BLE001  a process without a lease counts as dead
                 _log.warning("lease_not_renewed", error=type(error).__name__)
 
 
-def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
+def _interruption_events(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:
     told = [{name: one[name] for name in _REPEATED if name in one} for one in (body, *body.get(MORE, ()))]
     return [
         ReadEnded(
             **one,
             outcome="broken",
             code=_CODE,
-            reason="the connector ended in mid-read; at least this much had been let through",
+            reason="the connector stopped during the read; at least these rows and bytes had been released",
             detail={"rows": rows, "bytes": nbytes, **together([one["agreement"] for one in told])},
         )
         for one in told

@@ -1,7 +1,7 @@
-"""Tickets of the data plane: short-lived, signed by the provider, bound to one agreement, party, transfer and purpose.
+"""Data-plane tickets: short-lived, signed by the provider, bound to one agreement, party, transfer and purpose.
 
-A ticket is an ES256 JWT of the provider for itself. It says who may read under what; whether that still holds is
-asked of the grant at each request, so a ticket is never more than a pointer with an end.
+A ticket is an ES256 JWT whose issuer and audience are the provider. It identifies a grant. Whether the grant still
+holds is checked at each request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TICKET_MAX = 4 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a bearer may do until `expires` (UTC seconds). An empty purpose is declared with each request."""
+    """Claims of a ticket, valid until `expires` (UTC seconds). With an empty purpose, each request declares its own."""
 
     provider: str
     consumer: str
@@ -32,7 +32,7 @@ class Ticket:
 
 
 def issue(ticket: Ticket, key: ECKey, *, now: float) -> str:
-    """The ticket as a bearer token."""
+    """Return the ticket as a signed bearer token."""
     claims = {
         "iss": ticket.provider,
         "aud": ticket.provider,
@@ -48,7 +48,10 @@ def issue(ticket: Ticket, key: ECKey, *, now: float) -> str:
 
 
 def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
-    """The ticket in a bearer token, if we signed it and it has not ended. Unauthenticated otherwise."""
+    """Return the ticket in a bearer token.
+
+    Raises: Unauthenticated where the token is not signed by this provider, or has expired.
+    """
     if len(text) > _TICKET_MAX:
         raise Unauthenticated("expected a data-plane ticket of at most 4 kB")
     try:
@@ -68,11 +71,11 @@ def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
             "expected a ticket that this provider issued; start a transfer under your agreement to get one"
         ) from error
     if token.header.get("typ") != _TYPE or ticket.provider != provider or claims.get("aud") != provider:
-        raise Unauthenticated("expected a data-plane ticket of this provider, came another token")
+        raise Unauthenticated("expected a data-plane ticket of this provider, got another token")
     if ticket.expires <= now:
         raise Unauthenticated(
-            "the ticket has ended, as each does after a while; get a fresh one from your own connector "
-            "(GET /api/v1/transfers/{id}/address) and ask again with it, over Flight on a new connection",
+            "the ticket has expired; get a fresh one from your own connector "
+            "(GET /api/v1/transfers/{id}/address) and repeat the request with it, over Flight on a new connection",
             code="ticket_expired",
         )
     return ticket

@@ -38,7 +38,7 @@ class ReadView(BaseModel):
     under: list[UnderView] = Field(description="One for each of its agreements.")
 
 
-def view(read: running_reads.Running) -> ReadView:
+def view(read: running_reads.RunningRead) -> ReadView:
     return ReadView.model_validate(asdict(read))
 
 
@@ -53,7 +53,9 @@ def router(store: Store, tokens: Tokens) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[ReadView]:
-        found = await store.read(lambda tx: running_reads.running(tx, agreement=agreement, limit=limit, offset=offset))
+        found = await store.read(
+            lambda tx: running_reads.list_running(tx, agreement=agreement, limit=limit, offset=offset)
+        )
         return [view(one) for one in found]
 
     return routes

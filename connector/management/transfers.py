@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dataplane.push.push_receiver import MEDIA, Receiving
+from connector.dataplane.push.push_receiver import MEDIA, PushReceiver
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
@@ -120,7 +120,7 @@ def view(row: Transfer, received: ReceivedView | None = None) -> TransferView:
 
 
 async def views(
-    store: Store, receiving: Receiving, look: Callable[[Transaction], list[Transfer]]
+    store: Store, receiving: PushReceiver, look: Callable[[Transaction], list[Transfer]]
 ) -> list[TransferView]:
     """Transfers with what was pushed to us under them."""
 
@@ -141,7 +141,7 @@ def _received(row: PushedData | None, coming: int | None) -> ReceivedView | None
     return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
 
 
-def router(*, transfers: TransferService, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
+def router(*, transfers: TransferService, receiving: PushReceiver, store: Store, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))

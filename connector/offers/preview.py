@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from connector.dataplane import read_log
-from connector.dataplane.job_builder import version_relation
-from connector.dataplane.read_request import new_name
+from connector.dataplane.job_builder import version_to_relation
+from connector.dataplane.read_request import make_name
 from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.engine.pool.pool import Pool
@@ -132,9 +132,9 @@ class OwnersView:
         from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare_version_report
 
-        before, after = (Gated((self._name, "t"), new_name(), contract) for _ in range(2))
-        prepared = prepare_version_report(before, after, token=new_name, mask_key=b"owner")
-        relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
+        before, after = (Gated((self._name, "t"), make_name(), contract) for _ in range(2))
+        prepared = prepare_version_report(before, after, token=make_name, mask_key=b"owner")
+        relations = {before.relation: version_to_relation(old), after.relation: version_to_relation(new)}
         found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
         return int(found["rows"][0][0])
 
@@ -143,7 +143,7 @@ class OwnersView:
         from policies.enforce.gate import prepare_withheld_report
 
         prepared = prepare_withheld_report(
-            Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner"
+            Gated((self._name, "t"), make_name(), contract), token=make_name, mask_key=b"owner"
         )
         found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         return dict(zip(found["columns"], found["rows"][0], strict=True))
@@ -189,15 +189,15 @@ class OwnersView:
         dataset, chosen, declared = checked.dataset, expand(action), expand(purpose) or None
         try:
             contract = coverage.find_covering(checked.contracts, action=chosen, purpose=declared, now=time.time())[0]
-            gated = Gated((self._name, dataset.name), new_name(), contract, dataset.id)
-            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=new_name, mask_key=b"simulated")
+            gated = Gated((self._name, dataset.name), make_name(), contract, dataset.id)
+            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=make_name, mask_key=b"simulated")
         except PolicyError as error:
             return {"passes": False, "code": error.code, "rule": error.rule, "reason": str(error)}
         return {
             "passes": True,
             "permission": contract.permission,
             "columns": list(prepared.columns),
-            "applied": list(read_log.applied(prepared)),
+            "applied": list(read_log.describe_policies(prepared)),
             "aggregate": prepared.aggregate,
             "sql": prepared.sql,
             "parameters": {name: str(value) for name, value in prepared.params.items()},
@@ -232,10 +232,10 @@ class OwnersView:
         sql = _first_rows(self._name, dataset.name, contract)
         prepared = prepare(
             sql,
-            [Gated((self._name, dataset.name), new_name(), contract, dataset.id)],
+            [Gated((self._name, dataset.name), make_name(), contract, dataset.id)],
             action=action,
             purpose=purpose,
-            token=new_name,
+            token=make_name,
             mask_key=hmac.digest(self._mask_secret, asked.participant.encode(), "sha256"),
         )
         read = f"preview:{secrets.token_hex(8)}"
@@ -249,7 +249,7 @@ class OwnersView:
             "action": "preview",
             "as": asked.participant,
             "offer": offer,
-            **read_log.columns_read(prepared.read[self._name, dataset.name], prepared.columns),
+            **read_log.describe_columns(prepared.read[self._name, dataset.name], prepared.columns),
             "query_sha256": _sha256(sql),
         }
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
@@ -295,7 +295,7 @@ def _sha256(text: str) -> str:
 
 
 def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
-    return {dataset.relation: version_relation(version) for dataset in prepared.datasets}
+    return {dataset.relation: version_to_relation(version) for dataset in prepared.datasets}
 
 
 def _rows(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion, list[Offer]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _CODE = re.compile("[a-z]+(_[a-z]+)*")
-_GIVING = {"refuse", "Coded", "error_of", "why_over"}  # functions whose first argument is a code
+_GIVING = {"refuse", "Coded", "error_of", "find_end_reason"}  # functions whose first argument is a code
 
 
 def said_in(*packages: str) -> set[str]:

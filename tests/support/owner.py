@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.dataplane.job_builder import version_relation
+from connector.dataplane.job_builder import version_to_relation
 from connector.datasets.external import Outside
 from connector.datasets.registration import Registration
 from connector.datasets.registry import Registry
@@ -39,7 +39,7 @@ class Owner:
         return (await self.registry.register(asked, by="test"))[1]
 
     def job(self, version: DatasetVersion, sql: str, **more: Any) -> Job:
-        return Job(relations={"t": version_relation(version)}, sql=sql, **more)
+        return Job(relations={"t": version_to_relation(version)}, sql=sql, **more)
 
     async def rows(self, version: DatasetVersion, sql: str = "SELECT * FROM t", **more: Any) -> pa.Table:
         async with self.pool.run(self.job(version, sql, **more)) as result:

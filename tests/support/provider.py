@@ -151,7 +151,7 @@ async def running(
     async with Pool(folder / "work", size=2, warm=1, library=library) as pool:
         reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, prepared=prepared, **limits)
         if prepared is not None:
-            store.bus.subscribe(prepared.heard)
+            store.bus.subscribe(prepared.on_event)
         addresses = Addresses(
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )

@@ -98,7 +98,7 @@ class Case(ABC):
         """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
         await self.agree()
         self.over.running.reads.origin.prepared = self.over.prepared if self.asked.twice else None
-        with mock.patch.object(job_builder, "_batch_bytes", return_value=self.asked.batch_bytes):
+        with mock.patch.object(job_builder, "_choose_batch_bytes", return_value=self.asked.batch_bytes):
             return await self.ask()
 
     async def agree(self) -> None:

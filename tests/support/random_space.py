@@ -26,11 +26,11 @@ import yaml
 
 from connector.dataplane import read_source
 from connector.dataplane.cache import cached_stream, stream_cache
-from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.flight import flight_queries
 from connector.dataplane.flight.listener import FlightServer
-from connector.dataplane.http.file_spans import Scattered
+from connector.dataplane.http.file_spans import ScatteredMessage
 from connector.datasets import block_layout
 from connector.datasets.external import Outside
 from connector.datasets.sources import postgres as sources_postgres
@@ -166,20 +166,20 @@ class Ways:
             self.served += 1
             return serve(*given, **more)
 
-        def scattered(*given: Any) -> Scattered:
+        def scattered(*given: Any) -> ScatteredMessage:
             self.scattered += 1
-            return Scattered(*given)
+            return ScatteredMessage(*given)
 
-        def mixed(ranges: Any, known: Any, result: Any, *given: Any, **more: Any) -> Mixed:
+        def mixed(ranges: Any, known: Any, result: Any, *given: Any, **more: Any) -> MixedStream:
             if known:
                 self.mixed.add("prepared blocks and others" if result else "prepared blocks")
-            return Mixed(ranges, known, result, *given, **more)
+            return MixedStream(ranges, known, result, *given, **more)
 
         with (
             mock.patch.object(running.pool, "run", asked),
             mock.patch.object(streams, "serve", served),
-            mock.patch.object(cached_stream, "Scattered", scattered),
-            mock.patch.object(read_source, "Mixed", mixed),
+            mock.patch.object(cached_stream, "ScatteredMessage", scattered),
+            mock.patch.object(read_source, "MixedStream", mixed),
         ):
             yield
 

@@ -15,8 +15,8 @@ import xxhash
 from fastapi import FastAPI
 
 from connector.dataplane.http.vectored_body import Protocol
-from connector.dataplane.push.push_receiver import MEDIA, Receiving, Room
-from connector.dataplane.push.received_files import arriving
+from connector.dataplane.push.push_receiver import MEDIA, PushReceiver, ReceiveLimits
+from connector.dataplane.push.received_files import make_arrival_folder
 from connector.dataplane.push.routes import routes
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
@@ -36,7 +36,7 @@ class Receiver:
 
     store: Store
     pool: Pool
-    receiving: Receiving
+    receiving: PushReceiver
     folder: Path
     url: str = ""
     events: list[Event] = field(default_factory=list)
@@ -98,7 +98,7 @@ async def running(folder: Path, pool: Pool | None = None, **room: Any) -> AsyncI
     url = migrated.sqlite(folder / "consumer.db")
     async with AsyncExitStack() as stack:
         if pool is None:
-            made = Pool(folder / "work", size=1, warm=1, readable=[arriving(folder / "received")])
+            made = Pool(folder / "work", size=1, warm=1, readable=[make_arrival_folder(folder / "received")])
             pool = await stack.enter_async_context(made)
         yield await stack.enter_async_context(_on(folder, pool, url, room))
 
@@ -107,8 +107,8 @@ async def running(folder: Path, pool: Pool | None = None, **room: Any) -> AsyncI
 async def _on(folder: Path, pool: Pool, url: str, room: dict[str, Any]) -> AsyncIterator[Receiver]:
     store = Store(url)
     wanted = {"each": 32 * 2**20, "total": 64 * 2**20, "stall": 60.0} | room
-    receiving = Receiving(
-        store, pool, folder / "received", secret=b"s" * 32, root_url="http://127.0.0.1", room=Room(**wanted)
+    receiving = PushReceiver(
+        store, pool, folder / "received", secret=b"s" * 32, root_url="http://127.0.0.1", room=ReceiveLimits(**wanted)
     )
     await receiving.start()
     made = Receiver(store, pool, receiving, folder / "received")
@@ -118,7 +118,7 @@ async def _on(folder: Path, pool: Pool, url: str, room: dict[str, Any]) -> Async
     store.close()
 
 
-def _app(receiving: Receiving) -> FastAPI:
+def _app(receiving: PushReceiver) -> FastAPI:
     """As the public listener has it, with nothing beside."""
     return FastAPI(routes=routes(receiving))
 

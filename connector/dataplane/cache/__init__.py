@@ -1,1 +1,1 @@
-"""Governed streams kept on disk, so that a later read of the same rows decodes nothing."""
+"""Cache of governed streams on disk: a later read of the same rows decodes nothing."""

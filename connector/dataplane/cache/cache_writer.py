@@ -1,5 +1,6 @@
-"""Copies of what leaves, written down beside its delivery: whole streams, and blocks of a read. Knows frames, and
-nothing of Arrow. What they are good for, and for how long they are kept: `prepared`.
+"""Writes copies of streams while they are sent: whole streams, and single blocks of a read.
+
+Handles frames; must not parse Arrow. `stream_cache` decides what is copied and how long it is kept.
 """
 
 from __future__ import annotations
@@ -12,38 +13,40 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from connector.dataplane.cache.cached_stream import Block, Entry
+from connector.dataplane.cache.cached_stream import CachedBlock, CacheEntry
 from connector.engine.pool.worker_process import Frame, Result
 
-BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
-_SLOW_SECONDS = 2.0  # a disk that takes this long for one batch is no place to keep a stream
+BLOCKS_MAX = 200_000  # in all entries: bounds the memory of their index
+_SLOW_SECONDS = 2.0  # a disk that is slower than this for one batch is not used
 _HUGE = 2 * 2**20  # bytes of a huge page
 _NOTHING = memoryview(bytes(_HUGE))
 
 
-class Copy:
-    """A stream, or a block of one, that is written down beside its delivery; that is not disturbed where it cannot be.
+class StreamCopy:
+    """Writes a stream, or a block of one, to a file while it is sent. A failure gives up the copy, not the read.
 
-    All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
-    one row, and for many streams. Those of one consumer have his `room`, and all together `most`.
+    All copies in progress, `coming`, share the room on disk and in the index: readers may ask for batches of one row,
+    and for many streams. The copies of one consumer have `room` bytes, all copies together `most`.
     """
 
-    def __init__(self, source: Result, entry: Entry, coming: Sequence[Entry], *, room: int, most: int) -> None:
+    def __init__(
+        self, source: Result, entry: CacheEntry, coming: Sequence[CacheEntry], *, room: int, most: int
+    ) -> None:
         entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
         self.entry, self._coming, self._room, self._most = entry, coming, room, most
         self._writing: asyncio.Future[float] | None = None
         self.given_up = False
 
-    async def put(self, frame: Frame) -> None:
+    async def write(self, frame: Frame) -> None:
         """Begin to write the next frame."""
-        if await self._written():
-            self._keep(frame)
+        if await self._finish_write():
+            self._begin_write(frame)
 
-    async def whole(self) -> bool:
-        """Whether all of it is there; nothing follows."""
-        return await self._written() and await self._cut()
+    async def finish(self) -> bool:
+        """Return whether the copy is complete. No frame may follow."""
+        return await self._finish_write() and await self._truncate()
 
-    def _keep(self, frame: Frame) -> None:
+    def _begin_write(self, frame: Frame) -> None:
         entry = self.entry
         own = sum(one.nbytes for one in self._coming if one.consumer == entry.consumer)
         full = own + frame.nbytes > self._room or sum(one.nbytes for one in self._coming) + frame.nbytes > self._most
@@ -51,30 +54,30 @@ class Copy:
             self._give_up()
             return
         at = entry.nbytes
-        entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
+        entry.blocks.append(CachedBlock(at, frame.nbytes, frame.rows, frame.digest))
         entry.nbytes += frame.nbytes
         self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at, self._room))
 
-    async def _written(self) -> bool:
-        """Whether everything so far is in the file."""
+    async def _finish_write(self) -> bool:
+        """Wait for the write in progress. Returns whether everything so far is in the file."""
         writing, self._writing = self._writing, None
         if writing is not None:
             try:
                 slow = await writing > _SLOW_SECONDS
-            except OSError:  # no room on the disk
+            except OSError:  # the disk is full
                 slow = True
             if slow:
                 self._give_up()
         return not self.given_up
 
     def _give_up(self) -> None:
-        """What has been written goes now, not with the read."""
+        """Free the file now, not at the end of the read."""
         self.given_up = True
         self.entry.files, self.entry.nbytes = (), 0
         self.entry.blocks.clear()
 
-    async def _cut(self) -> bool:
-        """Whether the file ends with its last payload."""
+    async def _truncate(self) -> bool:
+        """Cut the file after its last payload. Returns whether that worked."""
         try:
             await asyncio.to_thread(os.ftruncate, self.entry.files[0].fileno(), self.entry.nbytes)
         except OSError:
@@ -82,13 +85,13 @@ class Copy:
         return True
 
 
-class Keeping:
-    """A worker's result on its way out, and its copy."""
+class CopyingSource:
+    """A worker's result that is copied while it is read."""
 
-    def __init__(self, source: Result, copy: Copy) -> None:
+    def __init__(self, source: Result, copy: StreamCopy) -> None:
         self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
         self._source, self._copy = source, copy
-        self.whole = False
+        self.is_whole = False
 
     def __aiter__(self) -> Self:
         return self
@@ -97,56 +100,56 @@ class Keeping:
         try:
             frame = await anext(self._source)
         except StopAsyncIteration:
-            self.whole = await self._copy.whole()
+            self.is_whole = await self._copy.finish()
             raise
-        await self._copy.put(frame)
+        await self._copy.write(frame)
         return frame
 
 
-class Shelf:
-    """The blocks of one read that are copied on their way: `whole`, once the read has `ended` well."""
+class BlockWriter:
+    """Copies the blocks of one read while it is sent. `entries` are the complete copies, `ended` is set at its end."""
 
-    def __init__(self, begin: Callable[[int], Awaitable[Copy | None]]) -> None:
-        """`begin` a copy of a block, where there is room for one that is wanted."""
-        self.whole: list[Entry] = []
+    def __init__(self, begin: Callable[[int], Awaitable[StreamCopy | None]]) -> None:
+        """`begin` starts the copy of a block; it returns None for a block that is not to be copied."""
+        self.entries: list[CacheEntry] = []
         self.ended = False
         self._begin = begin
         self._block = -1
-        self._copy: Copy | None = None
+        self._copy: StreamCopy | None = None
 
-    async def put(self, frame: Frame) -> None:
-        """The next frame of the read."""
+    async def write(self, frame: Frame) -> None:
+        """Write the next frame of the read."""
         if frame.block != self._block:
-            await self._put_by()
+            await self._finish_block()
             self._block, self._copy = frame.block, await self._begin(frame.block)
         if self._copy is not None:
-            await self._copy.put(frame)
+            await self._copy.write(frame)
 
     async def end(self) -> None:
-        """All frames have come."""
-        await self._put_by()
+        """Finish the last block. No frame may follow."""
+        await self._finish_block()
         self.ended = True
 
-    async def _put_by(self) -> None:
+    async def _finish_block(self) -> None:
         copy, self._copy = self._copy, None
-        if copy is not None and await copy.whole():
-            self.whole.append(copy.entry)
+        if copy is not None and await copy.finish():
+            self.entries.append(copy.entry)
 
 
-def nameless(folder: Path) -> IO[bytes]:
-    """A file that goes with whoever has it open."""
+def open_nameless(folder: Path) -> IO[bytes]:
+    """Open a file without a name, which disappears when it is closed."""
     return tempfile.TemporaryFile("w+b", dir=folder)  # mode 0600 until its name goes, at once
 
 
 def _write(file: IO[bytes], payload: memoryview, at: int, most: int) -> float:
-    """Seconds that it took.
+    """Write a payload. Returns the seconds that it took.
 
-    What is written to an empty part of a file lies in the page cache in pieces as large as the write: so each huge page
-    but the first is written whole, with nothing behind the payload, and later passes are sent from huge pages. The file
-    does not become longer than `most` for that.
+    The page cache holds a write to an empty part of a file in pieces as large as the write. So each huge page but the
+    first is written whole, padded with zeros, and later passes are sent from huge pages. The padding does not extend
+    the file beyond `most`.
     """
     begun, number, end = time.monotonic(), file.fileno(), at + len(payload)
-    last = end - end % _HUGE  # where the page begins that the payload ends in
+    last = end - end % _HUGE  # start of the page that the payload ends in
     fresh = last >= max(at, 1)
     parts = [payload, _NOTHING[: max(0, min(last + _HUGE, most) - end)]] if fresh else [payload]
     written = os.pwritev(number, parts, at)

@@ -1,4 +1,4 @@
-"""Streams that lie in files already: their index, and a pass over them. Knows frames, and nothing of Arrow."""
+"""Streams that are in files: their index, and readers over them. Handles frames; must not parse Arrow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Protocol, Self
 
-from connector.dataplane.http.file_spans import Scattered, Span, check_all
+from connector.dataplane.http.file_spans import ScatteredMessage, Span, check_all
 from connector.datasets.file_access import at_files
 from connector.datasets.sources.source_files import FileRef, open_pinned
 from connector.engine.pool import protocol as wire
@@ -22,17 +22,17 @@ from connector.infra.formats.digests import RunningDigest
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """As `query.running.Frame`, from files."""
+class StreamPart:
+    """One batch of a stream as a part of files or as memory. Same fields as `worker_process.Frame`."""
 
     rows: int
     nbytes: int
-    payload: memoryview | Span | Scattered
+    payload: memoryview | Span | ScatteredMessage
     digest: bytes | RunningDigest
 
 
-class Source(Protocol):
-    """What gives a stream's bytes: a worker's result, or files."""
+class StreamSource(Protocol):
+    """Source of a stream's bytes: a worker's result, or files."""
 
     schema: bytes
     trailer: bytes
@@ -40,14 +40,14 @@ class Source(Protocol):
     @property
     def digest(self) -> bytes | RunningDigest: ...
 
-    def __aiter__(self) -> AsyncIterator[Frame | Part]: ...
+    def __aiter__(self) -> AsyncIterator[Frame | StreamPart]: ...
 
-    async def __anext__(self) -> Frame | Part: ...
+    async def __anext__(self) -> Frame | StreamPart: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """One batch in a file, and the digest of the stream up to its end."""
+class CachedBlock:
+    """One batch in a file: its place, and the digest of the stream up to its end."""
 
     at: int
     nbytes: int
@@ -57,55 +57,56 @@ class Block:
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Entry:
-    """One stream in files: a copy of ours, or the owner's own as `refs` pin them. They close with their last reader."""
+class CacheEntry:
+    """One stream in files: our own copy, or the owner's files as `refs` pin them. The files close with the last
+    reader."""
 
     key: str
     consumer: str
     agreement: str
     dataset: str
     version: str
-    ends: float | None  # of the contract, UTC seconds
+    ends: float | None  # end of the contract, UTC seconds
     files: tuple[IO[bytes], ...]
     refs: tuple[FileRef, ...] = ()
     schema: bytes = b""
     trailer: bytes = b""
     first_digest: bytes = b""
-    blocks: list[Block] = field(default_factory=list)
-    nbytes: int = 0  # of disk that it takes
-    readers: int = 0  # that have it now
-    used: float = 0.0  # UTC seconds, when it came or the last reader let go of it
+    blocks: list[CachedBlock] = field(default_factory=list)
+    nbytes: int = 0  # bytes on disk
+    readers: int = 0  # current readers
+    used: float = 0.0  # UTC seconds: when it was added, or its last reader left
 
-    def span(self, block: Block) -> Span:
-        """Where a block lies."""
+    def span(self, block: CachedBlock) -> Span:
+        """Return the span of a block."""
         ref = self.refs[block.file] if self.refs else None
         return Span(self.files[block.file], block.at, block.nbytes, ref)
 
     def check(self) -> None:
-        """VersionChanged where one of the owner's files is not what was registered any more."""
+        """Raises: VersionChanged where one of the owner's files is no longer the registered one."""
         check_all(zip(self.files, self.refs, strict=False))
 
 
-class Passed:
-    """An entry being read, batch by batch: as spans for those who can take them, else as memory.
+class CachedReader:
+    """Reads an entry batch by batch: as spans for transports that send files, else as memory.
 
-    Memory is filled while the batch before it is sent, in a thread: disks, and networks behind them, take their time.
+    Memory is filled in a thread while the previous batch is sent, since disks and network storage are slow.
     """
 
-    def __init__(self, entry: Entry, *, spans: bool) -> None:
+    def __init__(self, entry: CacheEntry, *, spans: bool) -> None:
         self.schema, self.trailer, self.digest = entry.schema, entry.trailer, entry.first_digest
         self._entry = entry
         self._spans = spans
         self._left = deque(entry.blocks)
-        self._next: asyncio.Future[Part | None] | None = None
+        self._next: asyncio.Future[StreamPart | None] | None = None
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Part:
+    async def __anext__(self) -> StreamPart:
         if self._spans:
-            # Of a copy of ours there is nothing to compare, and nothing to wait for.
-            part = await at_files(self._entry.refs, self._part) if self._entry.refs else self._part()
+            # Our own copy needs no comparison, and so no thread.
+            part = await at_files(self._entry.refs, self._take_part) if self._entry.refs else self._take_part()
         else:
             part = await (self._next or self._begin())
             self._next = None if part is None else self._begin()
@@ -113,105 +114,114 @@ class Passed:
             raise StopAsyncIteration
         return part
 
-    def at_once(self) -> Part | None:
-        """The next one, for a thread that sends spans; None where there is none, and whoever waits for it is told."""
-        return self._part() if self._spans and self._left else None
+    def at_once(self) -> StreamPart | None:
+        """Return the next part for a thread that sends spans.
+
+        None at the end, or without spans: then the part comes by iteration, which also reports errors.
+        """
+        return self._take_part() if self._spans and self._left else None
 
     async def settle(self) -> None:
-        """Wait for what still runs in a thread."""
+        """Wait for the work that still runs in a thread."""
         if self._next is not None:
             await asyncio.wait((self._next,))
 
-    def _begin(self) -> asyncio.Future[Part | None]:
+    def _begin(self) -> asyncio.Future[StreamPart | None]:
         refs = self._entry.refs
-        return asyncio.ensure_future(at_files(refs, self._part) if refs else asyncio.to_thread(self._part))
+        return asyncio.ensure_future(at_files(refs, self._take_part) if refs else asyncio.to_thread(self._take_part))
 
-    def _part(self) -> Part | None:
+    def _take_part(self) -> StreamPart | None:
         if not self._left:
             self._entry.check()
             return None
         block = self._left.popleft()
         span = self._entry.span(block)
         span.check()
-        return Part(block.rows, block.nbytes, span if self._spans else self._memory(span), block.digest)
+        return StreamPart(block.rows, block.nbytes, span if self._spans else self._read_memory(span), block.digest)
 
     @cached_property
-    def _pieces(self) -> _Pieces:
-        """Asked for where an owner's file is read into memory only."""
-        return _Pieces(max(block.nbytes for block in self._entry.blocks))
+    def _pieces(self) -> _BufferPool:
+        """Buffers, created only where an owner's file is read into memory."""
+        return _BufferPool(max(block.nbytes for block in self._entry.blocks))
 
-    def _memory(self, span: Span) -> memoryview:
-        """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
+    def _read_memory(self, span: Span) -> memoryview:
+        """Return the bytes of a span.
+
+        Only our own files are mapped: an owner's file that is cut short while mapped would end this process.
+        """
         if span.ref is None:
-            return mapped(span)
+            return map_span(span)
         memory = self._pieces.take()
         span.read_into(memory)
         return memory[: span.nbytes].toreadonly()
 
 
-class Spread:
-    """The result of a job with `spans`: of its messages, some have pieces in the owner's files.
+class ScatteredResult:
+    """Result of a job with `spans`: some of its messages have pieces in the owner's files.
 
-    A worker has looked at the files for the last time before we send from them: so do we, when all has gone.
+    A worker's last look at a file is before we send from it, so the files are checked again after everything was sent.
     """
 
     def __init__(self, result: Result) -> None:
         self.schema, self.trailer, self.digest = result.schema, result.trailer, result.digest
         self._result = result
         self._refs = [FileRef.from_json(dict(file)) for file in next(iter(result.job.relations.values())).files]
-        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # those that the last message was in
+        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # files of the last message
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Frame | Part:
+    async def __anext__(self) -> Frame | StreamPart:
         found = await self._result.next()
-        if found[0] == wire.SCATTERED and not self._known():
-            await at_files(self._refs, self._files)
+        if found[0] == wire.SCATTERED and not self._has_open_files():
+            await at_files(self._refs, self._open_files)
         if found[0] not in (wire.BATCH, wire.SCATTERED):
             await at_files(self._refs, self._check)
             raise StopAsyncIteration
-        return self._of(*found)
+        return self._make_part(*found)
 
-    def at_once(self) -> Frame | Part | None:
-        """As of `Passed`: the next one where all of it is there."""
+    def at_once(self) -> Frame | StreamPart | None:
+        """Return the next part if it has fully arrived, else None. See `CachedReader.at_once`."""
         found = self._result.at_once()
         if found is None:
             return None
-        part = self._of(*found)
+        part = self._make_part(*found)
         if found[0] == wire.SCATTERED:
             self._check()
         return part
 
-    def _of(self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes) -> Frame | Part:
+    def _make_part(self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes) -> Frame | StreamPart:
         if kind != wire.SCATTERED:
             return Frame.of(rows, payload, digest)
         pieces = self._result.pieces
         size = sum(size for _, _, size in pieces)
-        return Part(rows, size, Scattered(memoryview(payload), self._files(), pieces, size), digest)
+        return StreamPart(rows, size, ScatteredMessage(memoryview(payload), self._open_files(), pieces, size), digest)
 
-    def _known(self) -> bool:
+    def _has_open_files(self) -> bool:
         return all(number < 0 or number in self._open for number, _, _ in self._result.pieces)
 
-    def _files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
-        """The files that the message is in, opened. In a thread, unless they are."""
-        if not self._known():
-            self._check()  # what was sent from others has gone
+    def _open_files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
+        """Return the open files of the current message. Call in a thread unless they are open already."""
+        if not self._has_open_files():
+            self._check()  # everything from the previous files was sent
             numbers = {number for number, _, _ in self._result.pieces if number >= 0}
             self._open = {
-                number: self._open.get(number) or (open_owners(self._refs[number]), self._refs[number])
+                number: self._open.get(number) or (open_owner_file(self._refs[number]), self._refs[number])
                 for number in numbers
             }
         return self._open
 
     def _check(self) -> None:
-        """VersionChanged where a file that the last message was in is not what was registered any more."""
+        """Raises: VersionChanged where a file of the last message is no longer the registered one."""
         check_all(self._open.values())
 
 
-class _Pieces:
-    """Memory for one batch after the other. A piece is taken again when its last view is gone, which is when the
-    transport has sent it: new memory for each batch costs the kernel more than reading it."""
+class _BufferPool:
+    """Buffers for one batch after the other.
+
+    A buffer is reused once its last view is gone, that is, after the transport has sent it. New memory for each batch
+    costs the kernel more than reading the batch.
+    """
 
     def __init__(self, size: int) -> None:
         self._kind = ctypes.c_ubyte * size
@@ -219,19 +229,19 @@ class _Pieces:
         self._taken: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
 
     def take(self) -> memoryview:
-        """A piece that nobody else has."""
+        """Return a buffer that is not in use."""
         piece = self._free.pop() if self._free else mmap.mmap(-1, ctypes.sizeof(self._kind))
         whole = self._kind.from_buffer(piece)
-        self._taken[id(piece)] = weakref.ref(whole, lambda _: self._let_go(piece))
+        self._taken[id(piece)] = weakref.ref(whole, lambda _: self._release(piece))
         return memoryview(whole).cast("B")
 
-    def _let_go(self, piece: mmap.mmap) -> None:
+    def _release(self, piece: mmap.mmap) -> None:
         del self._taken[id(piece)]
         self._free.append(piece)
 
 
-def mapped(span: Span) -> memoryview:
-    """The bytes of a span of a file of ours: nobody else can make it shorter."""
+def map_span(span: Span) -> memoryview:
+    """Return the bytes of a span of our own file, mapped. No other process can shorten such a file."""
     start = span.at - span.at % mmap.ALLOCATIONGRANULARITY
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     length = span.at + span.nbytes - start
@@ -239,6 +249,9 @@ def mapped(span: Span) -> memoryview:
     return memoryview(held)[span.at - start :]
 
 
-def open_owners(ref: FileRef) -> IO[bytes]:
-    """An owner's file as it was registered, or VersionChanged. It closes with the last that refers to it."""
+def open_owner_file(ref: FileRef) -> IO[bytes]:
+    """Open an owner's file as it was registered. It closes with its last reference.
+
+    Raises: VersionChanged where the file is another one now.
+    """
     return os.fdopen(open_pinned(ref), "rb", buffering=0)

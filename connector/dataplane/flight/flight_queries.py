@@ -18,16 +18,16 @@ from typing import Any, Protocol, TypeVar
 from connector.dataplane import block_plan
 from connector.dataplane import read_request as ask
 from connector.dataplane.admission import Reads
-from connector.dataplane.block_plan import BLOCKS_MAX, Wanted
+from connector.dataplane.block_plan import BLOCKS_MAX, RowSelection
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.flight import flight_ticket, parameters
 from connector.dataplane.flight.caller import FlightCaller
 from connector.dataplane.flight.flight_ticket import FlightTicket
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import schemas as request_schemas
-from connector.dataplane.http.stall_timeout import Moved, in_time
+from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
 from connector.dataplane.read_log import ReaderEnded
-from connector.dataplane.read_request import Asked
+from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.usage.held_agreement import CompiledAgreement
@@ -92,7 +92,7 @@ class FlightQueries:
         """Returns the tickets of a call. Raises Unauthenticated for a foreign or ended one, BadInput for tickets of
         several consumers."""
         first = self._addresses.read(caller.authorization)
-        async with self._reads.hearing(first):
+        async with self._reads.record_refusals(first):
             found = (first, *map(self._addresses.read, caller.further))
             if len({one.consumer for one in found}) != 1:
                 raise BadInput("expected tickets of one consumer", code="tickets_mixed")
@@ -101,8 +101,8 @@ class FlightQueries:
     def record_refusals(
         self, holder: TicketHolder, *, besides: tuple[type[HanseError], ...]
     ) -> AbstractAsyncContextManager[None]:
-        """See `Reads.hearing`. A read that its reader cancels is not a refusal."""
-        return self._reads.hearing(*holder.tickets, besides=(*besides, ReaderEnded))
+        """See `Reads.record_refusals`. A read that its reader cancels is not a refusal."""
+        return self._reads.record_refusals(*holder.tickets, exclude=(*besides, ReaderEnded))
 
     def count_call(self, consumer: str) -> Callable[[], None]:
         """Count an open call of this consumer; returns what ends it. Raises Limited where too many are open."""
@@ -140,7 +140,7 @@ class FlightQueries:
         if any(contract.limits != UsageLimits() for contract in held.contracts):
             return None
         try:
-            return await self._reads.plans.plan(tickets[0], Wanted(**_declared(wanted)))
+            return await self._reads.plans.plan(tickets[0], RowSelection(**_declared(wanted)))
         except Busy:  # the read would wait as long once more
             raise
         except (HanseError, PolicyError):
@@ -150,7 +150,7 @@ class FlightQueries:
         """Returns the kinds of a statement's parameters (`parameters.kinds`), or its schema without parameters."""
         if "?" in sql:
             work = partial(parameters.kinds, sql, await self._types(holder.tickets))
-            if found := await self._reads.judging.judge(holder.consumer, work):
+            if found := await self._reads.gate_queue.run_in_turn(holder.consumer, work):
                 return found, b""
         return (), bytes(
             await self._reads.describe(await self._resolve_read(stated_of(holder, sql, []), holder.tickets))
@@ -175,7 +175,7 @@ class FlightQueries:
         A dataset whose files cannot be read has an empty schema, so that the others stay visible."""
         found = []
         for ticket in holder.tickets:
-            async with self._reads.hearing(ticket):  # the refusal is recorded under this ticket
+            async with self._reads.record_refusals(ticket):  # the refusal is recorded under this ticket
                 held = await self._hold_usable(ticket)
             schema = b""
             if schemas and held.contracts:
@@ -232,7 +232,7 @@ class FlightQueries:
         with suppress(asyncio.CancelledError):  # else its error would keep the last batch
             sending.exception()
 
-    async def _send(self, asked: Asked, reader: StreamClient) -> Mapping[str, Any]:
+    async def _send(self, asked: ReadRequest, reader: StreamClient) -> Mapping[str, Any]:
         async with self._reads.open(replace(asked, transport="flight")) as stream:
             await self._send_in_time(stream, reader, stream.schema)
             async with aclosing(stream.frames()) as frames:
@@ -260,7 +260,7 @@ class FlightQueries:
         revocation one such time remains, whatever the size.
         """
 
-        async def send(moved: Moved) -> None:
+        async def send(moved: OnProgress) -> None:
             loop, spans = asyncio.get_running_loop(), len(part) // _STALL_BYTES
             timers = [loop.call_later(number * self._stall_seconds * 0.9, moved) for number in range(1, spans + 1)]
             try:
@@ -270,7 +270,7 @@ class FlightQueries:
                     timer.cancel()
 
         try:
-            await in_time(send, seconds=self._stall_seconds, over=lambda: stream.over)
+            await send_in_time(send, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
             raise
@@ -298,7 +298,7 @@ class FlightQueries:
         return flight_ticket.seal(one, self._key), expires
 
     async def _hold_agreement(self, ticket: Ticket) -> CompiledAgreement:
-        async with self._reads.hearing(ticket):  # the refusal is recorded under this ticket
+        async with self._reads.record_refusals(ticket):  # the refusal is recorded under this ticket
             return await self._reads.grants.load(ticket.agreement, consumer=ticket.consumer)
 
     async def _hold_usable(self, ticket: Ticket) -> CompiledAgreement:
@@ -310,7 +310,7 @@ class FlightQueries:
             transfer=(ticket.transfer, ticket.generation),
         )
 
-    async def _resolve_read(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
+    async def _resolve_read(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> ReadRequest:
         """Returns the read that `wanted` describes, for these tickets."""
         if "path" in wanted:
             return await self._rows(wanted, tickets)
@@ -319,7 +319,7 @@ class FlightQueries:
             return await self.inspect_text(tickets, len(text), partial(self._enveloped, text, tickets))
         sql, values = wanted["sql"], wanted["values"]
         size = len(sql) + sum(len(text) for _, text in values)
-        return Asked(
+        return ReadRequest(
             tickets=tickets,
             sql=await self.inspect_text(tickets, size, partial(parameters.bound, sql, values)),
             action=ask.ACTIONS[wanted["action"]],
@@ -328,9 +328,9 @@ class FlightQueries:
 
     async def inspect_text(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
         """Returns the result of `work` on a text of this size. Long text waits for a thread of the gate."""
-        return work() if size <= _SHORT else await self._reads.judging.judge(tickets[0].consumer, work)
+        return work() if size <= _SHORT else await self._reads.gate_queue.run_in_turn(tickets[0].consumer, work)
 
-    async def _rows(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
+    async def _rows(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> ReadRequest:
         """Returns the read of all rows of a dataset, as of `GET .../rows`."""
         name = wanted["path"][-1]
         for ticket in tickets:
@@ -338,9 +338,9 @@ class FlightQueries:
             if name in (held.dataset.name, held.dataset.id) and wanted["path"][:-1] in ([], [self._owner]):
                 if "blocks" in wanted:
                     return await self._part_of(wanted, ticket, held)
-                return Asked(
+                return ReadRequest(
                     tickets=(ticket,),
-                    sql=ask.rows_sql((self._owner, held.dataset.name)),
+                    sql=ask.build_rows_sql((self._owner, held.dataset.name)),
                     action=ask.STREAM,
                     plain_scan=True,
                     unfiltered=True,
@@ -348,7 +348,7 @@ class FlightQueries:
                 )
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
-    async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: CompiledAgreement) -> Asked:
+    async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: CompiledAgreement) -> ReadRequest:
         """Returns the read of some blocks of a dataset, as of `GET .../rows?blocks=`, without cursors.
 
         All parts of one FlightInfo show the same, or they are refused. Tickets of older releases do not say what.
@@ -358,13 +358,15 @@ class FlightQueries:
                 "this Flight ticket is of this provider's last release; ask for the flight info again",
                 code="flight_ticket_invalid",
             )
-        rows = Wanted(**_declared(wanted))
+        rows = RowSelection(**_declared(wanted))
         split = await self._reads.split(
             ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], as_shown=wanted["shown"], cursors=False
         )
-        return block_plan.asked_of(ticket, held, rows, owner=self._owner, split=split)  # short: it has no condition
+        return block_plan.build_read_request(
+            ticket, held, rows, owner=self._owner, split=split
+        )  # short: it has no condition
 
-    def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
+    def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> ReadRequest:
         """Returns the read of the JSON of `POST /data/v1/query`."""
         envelope = request_schemas.parse_envelope(text.encode())
         if envelope.agreement and envelope.agreement not in {ticket.agreement for ticket in tickets}:
@@ -374,7 +376,7 @@ class FlightQueries:
                 "expected no keys over Flight; send tables over HTTP (POST /data/v1/query)", code="envelope_invalid"
             )
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
-        return replace(request_schemas.asked_of(envelope, (*tickets, *others)), codec="none")
+        return replace(request_schemas.envelope_to_request(envelope, (*tickets, *others)), codec="none")
 
 
 def _bearers(one: FlightTicket, holder: TicketHolder) -> tuple[Ticket, ...]:

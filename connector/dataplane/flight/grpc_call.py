@@ -17,7 +17,7 @@ from typing import Any
 import grpc.aio
 
 from connector.dataplane.flight.caller import metadata_to_mapping
-from connector.dataplane.http.stall_timeout import in_time
+from connector.dataplane.http.stall_timeout import send_in_time
 from connector.engine.pool.error_codes import status_of
 from connector.errors import BadInput, HanseError, Limited
 
@@ -135,7 +135,7 @@ class GrpcCall:
 
     async def send_in_time(self, message: bytes) -> None:
         """As `send`. Raises Limited when the client does not take the message in time."""
-        await in_time(lambda moved: self.send(message), seconds=_STALL_TIMEOUT_S)
+        await send_in_time(lambda moved: self.send(message), seconds=_STALL_TIMEOUT_S)
 
     def set_error(self, error: HanseError) -> None:
         """Set the status that ends the call."""

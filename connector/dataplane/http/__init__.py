@@ -1,1 +1,1 @@
-"""The data plane over HTTP."""
+"""The data plane over HTTP: routes, request schemas, and sending of buffers and files."""

@@ -1,9 +1,9 @@
-"""Rows for people: Parquet and CSV on the same governed path, by `Accept` or `?format=`.
+"""Parquet and CSV for people, on the same governed path, chosen by `Accept` or `?format=`.
 
-A worker writes the format (`file_formats`); here it is named and framed. Neither carries an end record, so
-completeness is proven otherwise: a whole answer ends with the last chunk and the trailer `hanse-status: complete`; one
-that is not whole is cut off without a last chunk, which every HTTP/1.1 client takes for an error, and a Parquet file
-without its footer cannot be opened. Knows nothing of policies.
+A worker writes the format (`file_formats`); here it is named and framed. These formats carry no end record, so
+completeness is shown otherwise: a whole answer ends with the last chunk and the trailer `hanse-status: complete`. An
+incomplete one is cut off without a last chunk, which every HTTP/1.1 client takes for an error, and a Parquet file
+without its footer cannot be opened. Must not know policies.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ _ACCEPT_MAX = 8_192
 _TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
 
 
-def chosen(given: Mapping[str, str], accept: str) -> str:
-    """The format that a request asks for: `format`, else what `accepted` finds.
+def choose_format(given: Mapping[str, str], accept: str) -> str:
+    """Return the format that a request asks for: `format`, else the choice of `choose_media`.
 
-    `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula.
+    `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula. Raises: BadInput for other values.
     """
-    name = given.get("format") or accepted(accept)
+    name = given.get("format") or choose_media(accept)
     guard = given.get("guard", "false")
     if name not in (ARROW, "parquet", "csv") or guard not in ("true", "false"):
         raise BadInput(
-            f"expected format arrow, parquet or csv and guard true or false, came {name[:50]!r} and {guard[:50]!r}",
+            f"expected format arrow, parquet or csv and guard true or false, got {name[:50]!r} and {guard[:50]!r}",
             code="format_unknown",
         )
     if guard == "true" and name != "csv":
-        raise BadInput("expected guard beside the format csv only", code="format_unknown")
+        raise BadInput("expected guard only with the format csv, got another format", code="format_unknown")
     return "csv_guarded" if guard == "true" else name
 
 
 async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str, part: Sender) -> None:
-    """The stream as one file with a name; cut off where it does not end whole."""
+    """Send the stream as one file with a name. The connection is cut where the stream is incomplete."""
     file = f"{_UNSAFE.sub('_', name)[:100]}.{form.partition('_')[0]}"
     await exchange.begin(
         200,
@@ -80,20 +80,22 @@ async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str,
     end = stream.end
     if end is None or end.status != COMPLETE:
         await exchange.abort()
-        raise ConnectionAbortedError("the stream did not end whole")
+        raise ConnectionAbortedError("the stream ended before it was complete")
     values = (end.status, str(end.rows), str(end.nbytes), end.digest)
     await exchange.end(dict(zip(_TRAILERS, values, strict=True)))
 
 
-def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
-    """The best in `Accept` of what is offered (RFC 9110, 12.5.1); Arrow where it says nothing. NotAcceptable where it
-    takes none of it: an answer that nobody can use would be a read all the same."""
-    if len(accept) > _ACCEPT_MAX:  # of all that a head may have, it would be looked at for a tenth of a second
-        raise NotAcceptable(f"expected an Accept of at most {_ACCEPT_MAX} characters, came {len(accept)}")
+def choose_media(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
+    """Return the best offered format for `Accept` (RFC 9110, 12.5.1), Arrow where it is empty.
+
+    Raises: NotAcceptable where `Accept` takes none of them: an answer that cannot be used would still count as a read.
+    """
+    if len(accept) > _ACCEPT_MAX:  # bounds the time to parse it
+        raise NotAcceptable(f"expected an Accept of at most {_ACCEPT_MAX} characters, got {len(accept)}")
     liked: dict[str, float] = {}
     for entry in accept.split(","):
         media, *parameters = (word.strip().lower() for word in entry.split(";"))
-        quality = next((_quality(word) for word in parameters if word.startswith("q=")), 1.0)
+        quality = next((_parse_quality(word) for word in parameters if word.startswith("q=")), 1.0)
         if media and quality is not None:
             liked[media] = max(quality, liked.get(media, 0.0))
 
@@ -101,17 +103,19 @@ def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
         ranges = (media, media.partition("/")[0] + "/*", "*/*")
         return next((liked[one] for one in ranges if one in liked), 0.0)
 
-    best = max([*(media for media in liked if media in offered), *offered], key=quality_of)  # what is named comes first
+    best = max(
+        [*(media for media in liked if media in offered), *offered], key=quality_of
+    )  # of equal quality, named types come first
     if liked and not quality_of(best):
         raise NotAcceptable(
-            f"expected Accept to take one of {', '.join(offered)} (or */*), came {accept[:100]!r}; "
-            "without it, Arrow comes"
+            f"expected Accept to take one of {', '.join(offered)} (or */*), got {accept[:100]!r}; "
+            "without Accept, the answer is Arrow"
         )
     return offered[best]
 
 
-def _quality(word: str) -> float | None:
-    """None where it is no quality: then the entry says nothing."""
+def _parse_quality(word: str) -> float | None:
+    """Return the quality of a parameter, None for an invalid one: then the entry is ignored."""
     try:
         quality = float(word[2:])
     except ValueError:

@@ -1,6 +1,6 @@
-"""Parts of files and buffers on their way to a socket, as they lie: a gathered write of what the kernel takes now.
+"""Sends parts of files and buffers to a socket without copying: vectored writes of what the kernel takes now.
 
-Knows neither HTTP nor who reads; `vectored_body` sends chunks of HTTP/1.1 with it.
+Must not know HTTP or the reader; `vectored_body` sends HTTP/1.1 chunks with it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from itertools import islice
 
 from connector.dataplane.http.send_threads import TURN
 
-_WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
-_PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
+_WINDOW = 8 * 2**20  # bytes of a file that are mapped at a time: whole huge pages, where the cache has them
+_PATIENCE = 0.02  # seconds that a thread waits for its reader: threads are few, and other streams wait
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
-Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
-Parts = Sequence[Part]
+OutgoingPart = tuple[int, int, int] | bytes | memoryview  # part of a file: descriptor, offset, bytes
+OutgoingParts = Sequence[OutgoingPart]
 
 
-class Waiting:
-    """How long one turn of a thread may wait for its reader."""
+class SendTurn:
+    """One turn of a sending thread, and how long it may wait for its reader."""
 
     def __init__(self, out: socket.socket) -> None:
         self._poll = select.poll()
@@ -36,7 +36,7 @@ class Waiting:
         self._ends = time.monotonic() + TURN
 
     @property
-    def left(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds that it may wait now."""
         return min(_PATIENCE, self._ends - time.monotonic())
 
@@ -45,16 +45,16 @@ class Waiting:
         return time.monotonic() >= self._ends
 
     def writable(self) -> bool:
-        """Wait until the reader takes more. False where that is not soon."""
-        left = self.left
+        """Wait until the reader takes more. Returns False where that takes too long."""
+        left = self.remaining_s
         return left > 0 and bool(self._poll.poll(left * 1000))
 
 
 class Window:
-    """Where a thread sends from: a map of a part of a file, which only the kernel looks into.
+    """A mapped part of a file, from which a thread sends. Only the kernel reads it.
 
-    Where the file has been cut short meanwhile the kernel says EFAULT, and no bus error meets this process. Windows
-    begin at multiples of their size: what the page cache holds in huge pages is mapped by one entry for each.
+    If the file was cut short meanwhile, the kernel returns EFAULT, and this process gets no bus error. Windows begin at
+    multiples of their size, so that huge pages of the page cache are mapped by one entry each.
     """
 
     def __init__(self) -> None:
@@ -62,64 +62,66 @@ class Window:
         self._data = memoryview(b"")
 
     def of(self, number: int, at: int, most: int) -> memoryview:
-        """At most that many bytes of the file, and one at least. EOFError where it has none there."""
+        """Return between one and `most` bytes of the file. Raises: EOFError where it has none there."""
         if number != self._number or not self._start <= at < self._start + len(self._data):
             self._number, self._start = number, at - at % _WINDOW
-            self._data = _mapped(number, self._start)
+            self._data = _map_window(number, self._start)
         if not (found := self._data[at - self._start :][:most]):
-            raise shorter()
+            raise file_cut_error()
         return found
 
 
-def _mapped(number: int, start: int) -> memoryview:
-    """A window of a file; it is unmapped with the last view of it. Nobody here may look into it."""
+def _map_window(number: int, start: int) -> memoryview:
+    """Map a window of a file, unmapped with its last view. This process must not read it."""
     size = min(_WINDOW, os.fstat(number).st_size - start)
     if size <= 0:
-        raise shorter()
+        raise file_cut_error()
     try:
         held = mmap.mmap(number, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
-    except ValueError:  # said of a length that the file does not have any more
-        raise shorter() from None
-    with suppress(OSError):  # some kernels have none
-        held.madvise(mmap.MADV_HUGEPAGE)  # what is not in memory yet is read ahead in huge pages
+    except ValueError:  # the file has become shorter
+        raise file_cut_error() from None
+    with suppress(OSError):  # not on every kernel
+        held.madvise(mmap.MADV_HUGEPAGE)  # reads ahead in huge pages
     return memoryview(held)
 
 
-def shorter() -> EOFError:
-    return EOFError("expected a file as long as it was, came a shorter one")
+def file_cut_error() -> EOFError:
+    return EOFError("expected a file as long as before, got a shorter one")
 
 
 class Outgoing:
-    """Parts of files, and buffers, in their order: what of them has not gone yet."""
+    """Parts of files, and buffers, in order: what is still to be sent."""
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
-        self.left: deque[Part] = deque(parts)
+    def __init__(self, parts: Iterable[OutgoingPart] = ()) -> None:
+        self.left: deque[OutgoingPart] = deque(parts)
 
-    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
-        """Send until all has gone (True), or the reader makes us wait, or the turn is over: a slow disk is none that
-        hangs. ConnectionAbortedError where the client has left; EOFError where a file has been cut short; OSError
-        (EFAULT) where all of it is there and cannot be read."""
-        while self.left or self._refilled():
+    def push(self, out: socket.socket, window: Window, wait: SendTurn | None = None) -> bool:
+        """Send until everything was sent (True), or the reader blocks or the turn is over (False).
+
+        Raises: ConnectionAbortedError where the client has left. EOFError where a file was cut short. OSError (EFAULT)
+        where the file is long enough and cannot be read.
+        """
+        while self.left or self._refill():
             try:
-                self._drop(out.sendmsg(self._next(window)))
+                self._drop(out.sendmsg(self._take_parts(window)))
                 if self.left and wait is not None and wait.over:
                     return False
             except BlockingIOError:
                 if wait is None or not wait.writable():
                     return False
             except OSError as error:
-                if error.errno != errno.EFAULT:  # whatever else it is, it is of the connection
+                if error.errno != errno.EFAULT:  # any other error is the connection's
                     raise ConnectionAbortedError("the client has left") from error
                 check_lengths(self.left)
-                raise  # all of it is there, and cannot be read
+                raise  # long enough, and cannot be read
         return True
 
-    def _refilled(self) -> bool:
-        """Whether there is more to send."""
+    def _refill(self) -> bool:
+        """Return whether there is more to send."""
         return False
 
-    def _next(self, window: Window) -> list[bytes | memoryview]:
-        """The parts that go in one call, the last as far as a window of its file reaches."""
+    def _take_parts(self, window: Window) -> list[bytes | memoryview]:
+        """Return the parts for one call; the last one ends where the window of its file does."""
         found: list[bytes | memoryview] = []
         for part in islice(self.left, _AT_ONCE):
             if not isinstance(part, tuple):
@@ -131,7 +133,7 @@ class Outgoing:
         return found
 
     def _drop(self, sent: int) -> None:
-        """What has gone is not left."""
+        """Remove what was sent."""
         while self.left and sent >= (size := size_of(self.left[0])):
             self.left.popleft()
             sent -= size
@@ -141,24 +143,24 @@ class Outgoing:
             self.left[0] = rest
 
 
-def check_lengths(parts: Iterable[Part]) -> None:
-    """EOFError where a file does not reach as far as its parts: the end of its last page would be zeros."""
+def check_lengths(parts: Iterable[OutgoingPart]) -> None:
+    """Raises: EOFError where a file does not reach as far as its parts: the rest of its last page would be zeros."""
     ends: dict[int, int] = {}
     for part in parts:
         if isinstance(part, tuple):
             number, at, size = part
             ends[number] = max(ends.get(number, 0), at + size)
     if any(os.fstat(number).st_size < end for number, end in ends.items()):
-        raise shorter()
+        raise file_cut_error()
 
 
-def size_of(part: Part) -> int:
-    """Bytes of a part."""
+def size_of(part: OutgoingPart) -> int:
+    """Return the bytes of a part."""
     return part[2] if isinstance(part, tuple) else len(part)
 
 
-async def writable(out: socket.socket) -> None:
-    """Back when the socket, which no transport has, takes more."""
+async def wait_writable(out: socket.socket) -> None:
+    """Wait until the socket, which has no transport, takes more."""
     loop = asyncio.get_running_loop()
     free = asyncio.Event()
     loop.add_writer(out.fileno(), free.set)

@@ -1,4 +1,4 @@
-"""Bytes that stay where they lie until they are sent: parts of files, and messages that are there in part."""
+"""Spans: bytes that stay in files until they are sent, and messages that are partly in files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of an open file, for a transport that can send one without reading it, or reads it to where it sends from.
+    """A part of an open file, for a transport that sends it without reading it, or reads it just before.
 
-    `ref`: what an owner's file is registered as; none for a copy of ours. `seen` is to be called with its bytes as they
-    are sent, all of them and in order, where it is given.
+    `ref`: the registered file, None for our own copy. `seen` is called with all of its bytes in order as they are sent.
     """
 
     file: IO[bytes]
@@ -29,20 +28,23 @@ class Span:
 
     @property
     def device(self) -> int:
-        """What an owner's file lies on, 0 for a copy of ours: the threads that read it are those of its device."""
+        """Device of an owner's file, 0 for our own copy. Each device has its own threads."""
         return 0 if self.ref is None else self.ref.dev
 
     def parts(self) -> Sequence[Place | memoryview]:
-        """What there is to send: of files, the descriptor, the offset and the bytes."""
+        """Return what to send: memory, or (descriptor, offset, bytes)."""
         return [(self.file.fileno(), self.at, self.nbytes)]
 
     def check(self) -> None:
-        """VersionChanged where the owner's file is not what was registered any more."""
+        """Raises: VersionChanged where the owner's file is no longer the registered one."""
         if self.ref is not None:
             check_unchanged(self.file.fileno(), self.ref)
 
     def read_into(self, memory: memoryview) -> None:
-        """Fill the start of `memory`; VersionChanged where the file is shorter. In a thread: it may be on disk only."""
+        """Fill the start of `memory`. Call in a thread: the file may be on disk only.
+
+        Raises: VersionChanged where the file is shorter.
+        """
         got = 0
         while got < self.nbytes:
             more = os.preadv(self.file.fileno(), [memory[got : self.nbytes]], self.at + got)
@@ -54,10 +56,10 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Scattered:
-    """A message in pieces, in memory and in files; to be sent as a `Span` is, in place of one.
+class ScatteredMessage:
+    """A message in pieces, in memory and in files, sent in the same way as a `Span`.
 
-    Each of `pieces` is a file's number, or a negative one for `memory`, an offset and bytes.
+    Each of `pieces` has a file's number (negative: `memory`), an offset and bytes.
     """
 
     memory: memoryview
@@ -67,11 +69,11 @@ class Scattered:
 
     @property
     def device(self) -> int:
-        """As of a span, of the first file."""
+        """See `Span.device`; that of the first file."""
         return next((ref.dev for _, ref in self.files.values()), 0)
 
     def parts(self) -> Sequence[Place | memoryview]:
-        """As of a span."""
+        """See `Span.parts`."""
         descriptors = {number: file.fileno() for number, (file, _) in self.files.items()}
         return [
             self.memory[at : at + size] if number < 0 else (descriptors[number], at, size)
@@ -79,11 +81,11 @@ class Scattered:
         ]
 
     def check(self) -> None:
-        """As of a span, once for each file."""
+        """See `Span.check`, once for each file."""
         check_all(self.files.values())
 
     def read_into(self, memory: memoryview) -> None:
-        """As of a span."""
+        """See `Span.read_into`."""
         filled = 0
         for number, at, size in self.pieces:
             if number < 0:
@@ -93,10 +95,10 @@ class Scattered:
             filled += size
 
 
-InFiles = Span | Scattered
+InFiles = Span | ScatteredMessage
 
 
 def check_all(files: Iterable[tuple[IO[bytes], FileRef]]) -> None:
-    """VersionChanged where one of the owner's files is not what was registered any more."""
+    """Raises: VersionChanged where one of the owner's files is no longer the registered one."""
     for file, ref in files:
         check_unchanged(file.fileno(), ref)

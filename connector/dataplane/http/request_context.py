@@ -1,4 +1,4 @@
-"""One request and its answer, as handlers of the data plane see them; and what a refusal is over HTTP.
+"""One HTTP request and its answer for handlers of the data plane, and the HTTP form of errors.
 
 Bodies are sent as pure ASGI: no middleware may wrap or copy them.
 """
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
-from connector.dataplane.http.file_sender import Parts
+from connector.dataplane.http.file_sender import OutgoingParts
 from connector.dataplane.http.file_spans import InFiles, Span
 from connector.dataplane.http.vectored_body import (
     ABORT,
@@ -33,13 +33,13 @@ from connector.telemetry import logger
 from policies.errors import PolicyError
 
 BODY_MAX = 32 * 2**20
-_SMALL = 64 * 2**10  # bodies up to here are read at once
+_SMALL = 64 * 2**10  # bytes: bodies up to this size need no thread
 _log = logger("dataplane")
 _T = TypeVar("_T")
 
 
 class Exchange:
-    """One request as its handler sees it, which has one of `methods`."""
+    """One request and its answer. `methods` are those that its handler accepts."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, methods: Sequence[str] = ()) -> None:
         self.scope, self.receive, self.send, self._methods = scope, receive, send, methods
@@ -47,53 +47,57 @@ class Exchange:
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
     def check(self) -> None:
-        """BadInput where it is none that can be answered here, whatever it asks for."""
+        """Check method, HTTP version and encoding. Raises: BadInput or EncodingUnknown."""
         if self.scope["method"] not in self._methods:
             expected = " or ".join(self._methods)
-            raise BadInput(f"expected {expected} here, came {self.scope['method']}", code="method_not_allowed")
-        if self.scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
-            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+            raise BadInput(f"expected {expected} here, got {self.scope['method']}", code="method_not_allowed")
+        if self.scope.get("http_version") == "1.0":  # such a client takes the chunks of an answer for data
+            raise BadInput("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
         encoding = self.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
-            raise EncodingUnknown(f"expected a body without Content-Encoding, came {encoding[:40]!r}; send it as it is")
+            raise EncodingUnknown(f"expected a body without Content-Encoding, got {encoding[:40]!r}; send it unencoded")
 
     def path(self, name: str) -> str:
         return str(self.scope.get("path_params", {}).get(name, ""))
 
     def query(self, known: Sequence[str], form: bytes = b"") -> dict[str, str]:
-        """The query string, and a form of the same kind; BadInput for a parameter nobody knows or one given twice."""
+        """Return the parameters of the query string and of a form.
+
+        Raises: BadInput for an unknown parameter, or a repeated one.
+        """
         text = b"&".join(filter(None, (self.scope["query_string"], form))).decode("latin-1")
         try:
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32)
         except ValueError:
-            raise BadInput("expected at most 32 parameters in the query string, came more") from None
+            raise BadInput("expected at most 32 parameters in the query string, got more") from None
         if unknown := [name for name, _ in pairs if name not in known]:
-            raise BadInput(
-                f"expected parameters {', '.join(known)}, came {unknown[0][:50]!r}", code="parameter_unknown"
-            )
+            raise BadInput(f"expected parameters {', '.join(known)}, got {unknown[0][:50]!r}", code="parameter_unknown")
         if len({name for name, _ in pairs}) < len(pairs):
-            raise BadInput("expected each parameter once", code="parameter_repeated")
+            raise BadInput("expected each parameter once, got one repeatedly", code="parameter_repeated")
         return dict(pairs)
 
     @property
     def length(self) -> int | None:
-        """Bytes that the body is said to have; a server sees to it that it has them."""
+        """Announced bytes of the body. The server enforces them."""
         text = self.headers.get("content-length", "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
     @property
-    def small(self) -> bool:
-        """Whether the body is said to be small."""
+    def is_small(self) -> bool:
+        """Whether the body is announced as small."""
         return self.length is not None and self.length <= _SMALL
 
-    async def looked_at(self, work: Callable[[], _T]) -> _T:
-        """What `work` makes of the body: in a thread, unless it is small."""
-        return work() if self.small else await asyncio.to_thread(work)
+    async def parse_body(self, work: Callable[[], _T]) -> _T:
+        """Return the result of `work` on the body, run in a thread unless the body is small."""
+        return work() if self.is_small else await asyncio.to_thread(work)
 
     async def body(self) -> bytes:
-        """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""
+        """Return the whole body, at most BODY_MAX. A body that is announced as larger is not read.
+
+        Raises: BadInput where it is too large, or the client left.
+        """
         if (self.length or 0) > BODY_MAX:
-            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, came {self.length}", code="body_too_large")
+            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, got {self.length}", code="body_too_large")
         parts, size, more = [], 0, True
         while more:
             message = await self.receive()
@@ -102,7 +106,7 @@ class Exchange:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > BODY_MAX:
-                raise BadInput(f"expected a body of at most {BODY_MAX} bytes", code="body_too_large")
+                raise BadInput(f"expected a body of at most {BODY_MAX} bytes, got more", code="body_too_large")
             more = message.get("more_body", False)
         return b"".join(parts)
 
@@ -112,20 +116,20 @@ class Exchange:
         self.started = True
 
     async def answer(self, status: int, body: bytes, media: str, **extra: str) -> None:
-        """A whole small answer."""
+        """Send a whole small answer."""
         headers = {"content-type": media, "content-length": str(len(body)), "cache-control": "no-store"} | extra
         await self.begin(status, headers)
         await self.send({"type": "http.response.body", "body": body})
 
     @property
     def sends_files(self) -> bool:
-        """Whether `part` takes spans of files."""
+        """Whether `file` is available on this connection."""
         return FILES in self.scope.get("extensions", {})
 
     async def part(self, body: bytes | memoryview, moved: Callable[[], object] = lambda: None) -> None:
-        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
+        """Send a piece of a long answer as one chunk, without a copy where the server can.
 
-        `moved` is called while it goes.
+        `moved` is called while it is sent.
         """
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
         await self.send(message | ({BUFFERS: [body], MOVED: moved} if self._gathers else {"body": body}))
@@ -133,28 +137,28 @@ class Exchange:
     async def file(
         self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
     ) -> None:
-        """What lies in files in one chunk, and what follows it there, which are asked for in the thread that sends.
+        """Send a span of files as one chunk, and what follows it, which the sending thread takes from `following`.
 
-        `moved` is called while they go.
+        `moved` is called while they are sent.
         """
 
-        def more() -> Parts | None:
+        def more() -> OutgoingParts | None:
             after = following()
             return None if after is None else after.parts()
 
         message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
-        if isinstance(span, Span):  # and so is all that follows it
+        if isinstance(span, Span):  # all that follows is a span too
             message[SEEN] = span.seen
         await self.send(message | {DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved})
 
     async def end(self, trailers: Mapping[str, str]) -> None:
-        """The end of a long answer, with trailers where the server can send them."""
+        """End a long answer, with trailers where the server can send them."""
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in trailers.items()]
         message: dict[str, object] = {"type": "http.response.body", "body": b""}
         await self.send(message | ({TRAILERS: pairs} if self._gathers else {}))
 
     async def abort(self) -> None:
-        """Close the connection now, where the server can; elsewhere it closes when the handler returns."""
+        """Close the connection now where the server can, else when the handler returns."""
         if self._gathers:
             await self.send({"type": "http.response.body", ABORT: True})
 
@@ -162,15 +166,18 @@ class Exchange:
     def _gathers(self) -> bool:
         return EXTENSION in self.scope.get("extensions", {})
 
-    async def gone(self) -> None:
-        """Returns when the client has left: `send` says nothing then."""
+    async def wait_until_gone(self) -> None:
+        """Return when the client has left, which `send` does not report."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
 
 class Endpoint:
-    """A handler as an ASGI application: errors are problem objects. It has its request checked (`Exchange.check`) when
-    it knows who asks: what is wrong with it is in the log then."""
+    """A handler as an ASGI application. Errors become problem objects.
+
+    The handler calls `Exchange.check` after it has identified the caller, so that refusals of malformed requests are
+    recorded.
+    """
 
     def __init__(self, handle: Callable[[Exchange], Awaitable[None]], *methods: str) -> None:
         self._handle, self._methods = handle, methods
@@ -191,7 +198,7 @@ class Endpoint:
 
 
 def as_error(error: HanseError | PolicyError) -> HanseError:
-    """What the client is told: a policy's no is 403 with its rule, a query that cannot be read is 400."""
+    """Return the error for the client: a refusal by policy is 403 with its rule, an unreadable query is 400."""
     if isinstance(error, HanseError):
         return error
     if error.rule.startswith("/"):

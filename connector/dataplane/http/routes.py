@@ -1,4 +1,4 @@
-"""Arrow over HTTP: requests in, what `stream.py` yields out as chunks. It frames; it decides nothing.
+"""HTTP routes of the data plane: parses requests and sends what `governed_stream` yields as chunks. Decides nothing.
 
     POST /data/v1/query                        a JSON envelope (`Envelope`), one SELECT
     GET  /data/v1/datasets/{dataset}/rows      ?columns=a,b&where=a > 3&purpose=...&batch_rows=...&codec=zstd
@@ -7,8 +7,8 @@
     POST /data/v1/streams                      a plan: the blocks of those rows, to be read with &blocks=3,0,7
     POST /data/v1/reads/{id}/renew             a fresh ticket for a running read
 
-All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`;
-after it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
+All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`.
+After it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from starlette.routing import BaseRoute, Route
 from connector.dataplane import block_plan
 from connector.dataplane import read_request as ask
 from connector.dataplane.admission import Reads
-from connector.dataplane.block_plan import Wanted
+from connector.dataplane.block_plan import RowSelection
 from connector.dataplane.data_address import PATH, Addresses
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import export_formats
 from connector.dataplane.http.file_spans import InFiles
 from connector.dataplane.http.request_context import Endpoint, Exchange
-from connector.dataplane.http.schemas import PlanForm, asked_of, names_of, parse_envelope, parsed
-from connector.dataplane.http.stall_timeout import Moved, in_time
-from connector.dataplane.read_request import Asked
+from connector.dataplane.http.schemas import PlanForm, envelope_to_request, parse_envelope, parse_form, parse_names
+from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
+from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
 from connector.usage.grants import Grants
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
-_BODIES = 2  # larger ones of one consumer on their way at the same time
+_BODIES = 2  # large bodies that one consumer may send at the same time
 _BODY_SECONDS = 120.0
-_FORM_MAX = 2**20  # all that a condition and columns may have, whatever their letters take
+_FORM_MAX = 2**20  # bytes: enough for any condition and columns, with every letter escaped
 _ROWS_PARAMETERS = (
     "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
     "blocks", "snapshot", "shown", "after", "format", "guard",
@@ -50,8 +50,8 @@ _ROWS_PARAMETERS = (
 
 
 def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float = 60.0) -> list[BaseRoute]:
-    """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
-    part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
+    """Return the data plane's routes for the public application. `owner` is the schema name of datasets in SQL."""
+    part = _DataRoutes(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
         Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
         Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET", "POST")),
@@ -61,16 +61,16 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
     ]
 
 
-class _Bodies:
-    """Large bodies on their way in: few of one consumer at once. What is begun and never finished would fill memory."""
+class _BodyTurns:
+    """Turns for large request bodies, few at once per consumer: unfinished bodies would fill memory."""
 
     def __init__(self) -> None:
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
-    async def turn(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
-        """The body, until the block ends; what is made of it in there counts too."""
-        if exchange.small:
+    async def hold(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
+        """Yield the body. Until the block ends, what is made of it counts too."""
+        if exchange.is_small:
             yield await exchange.body()
             return
         turn, users = self._turns.get(consumer) or (asyncio.Semaphore(_BODIES), 0)
@@ -91,92 +91,93 @@ class _Bodies:
                 del self._turns[consumer]
 
 
-class _Transport:
-    """The handlers."""
+class _DataRoutes:
+    """Handlers of the routes."""
 
     def __init__(self, reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float) -> None:
         self._reads = reads
         self._addresses = addresses
         self._owner = owner
         self._stall_seconds = stall_seconds
-        self._bodies = _Bodies()
+        self._bodies = _BodyTurns()
 
     @property
     def _grants(self) -> Grants:
         return self._reads.grants
 
     def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], *methods: str) -> Endpoint:
-        """A handler for whoever shows a ticket; what is refused from there on is in the log."""
+        """Return an endpoint for requests with a ticket. Refusals after the ticket was checked are recorded."""
 
-        async def heard(exchange: Exchange) -> None:
+        async def handle_recorded(exchange: Exchange) -> None:
             ticket = self._addresses.read(exchange.headers.get("authorization"))
-            async with self._reads.hearing(ticket):
+            async with self._reads.record_refusals(ticket):
                 exchange.check()
                 await handle(exchange, ticket)
 
-        return Endpoint(heard, *methods)
+        return Endpoint(handle_recorded, *methods)
 
     async def query(self, exchange: Exchange, ticket: Ticket) -> None:
-        """One SELECT under one or several agreements."""
-        export_formats.accepted(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
-            envelope = await exchange.looked_at(partial(parse_envelope, body))
-        del body  # megabytes, which the answer does not need
+        """Answer one SELECT under one or several agreements."""
+        export_formats.choose_media(exchange.headers.get("accept", ""), export_formats.ARROW_ONLY)
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
+            envelope = await exchange.parse_body(partial(parse_envelope, body))
+        del body  # free megabytes that the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
-                f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
+                f"expected the ticket's agreement {ticket.agreement}, got another; send that one's ticket",
+                code="ticket_mismatch",
             )
         tickets = (ticket, *(self._addresses.read(text) for text in envelope.tickets))
-        asked = await exchange.looked_at(partial(asked_of, envelope, tickets))
+        asked = await exchange.parse_body(partial(envelope_to_request, envelope, tickets))
         await self._deliver(exchange, asked)
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
-        """The rows of the ticket's dataset, with a condition and a choice of columns."""
-        given, columns = await self._given(exchange, ticket)
+        """Send the rows of the ticket's dataset, with a condition and a choice of columns."""
+        given, columns = await self._read_parameters(exchange, ticket)
         held = await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
-        wanted = Wanted(
+        wanted = RowSelection(
             columns=columns,
             where=given.get("where", ""),
             purpose=expand(given.get("purpose", "")[:1024]),
             application=given.get("application", "")[:1024],
         )
-        split = await self._split(ticket, wanted, given)
-        # As the gate: hostile text takes its time.
-        work = partial(block_plan.asked_of, ticket, held, wanted, owner=self._owner, split=split)
-        asked = await self._reads.judging.judge(ticket.consumer, work)
-        most = _number(given, "limit_rows")
-        if most is not None and split is None:  # the first rows, and that is the whole answer
+        split = await self._find_split(ticket, wanted, given)
+        # In turn, as for the gate: hostile text takes long.
+        work = partial(block_plan.build_read_request, ticket, held, wanted, owner=self._owner, split=split)
+        asked = await self._reads.gate_queue.run_in_turn(ticket.consumer, work)
+        most = _parse_number(given, "limit_rows")
+        if most is not None and split is None:  # here the first rows are the whole answer
             asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
         await self._deliver(
             exchange,
             replace(
                 asked,
                 rows=most,
-                batch_rows=_number(given, "batch_rows"),
-                format=export_formats.chosen(given, exchange.headers.get("accept", "")),
-                codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
+                batch_rows=_parse_number(given, "batch_rows"),
+                format=export_formats.choose_format(given, exchange.headers.get("accept", "")),
+                codec=given.get("codec") or choose_codec(exchange.headers.get("accept", "")),
                 digest=given.get("digest", "xxh3"),
-                query_id=ask.own_id(_identifier(given.get("id", ""))),
+                query_id=ask.make_read_id(_check_identifier(given.get("id", ""))),
             ),
         )
 
-    async def _given(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
-        """The parameters, and the columns that they name. Letters that are escaped take their time."""
+    async def _read_parameters(self, exchange: Exchange, ticket: Ticket) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return the parameters, and the columns that they name. Parsed in a thread where the body is large."""
         if exchange.scope["method"] == "GET":
-            return _parameters(exchange)
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            return _parse_parameters(exchange)
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
-                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
-            return await exchange.looked_at(partial(_parameters, exchange, body))
+                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, got {len(body)}", code="body_too_large")
+            return await exchange.parse_body(partial(_parse_parameters, exchange, body))
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
-        """The blocks of the ticket's dataset, without a row of it."""
-        async with self._bodies.turn(exchange, ticket.consumer) as body:
-            form = await exchange.looked_at(partial(parsed, PlanForm, body))
-        wanted = Wanted(
+        """Answer the blocks of the ticket's dataset, without any row."""
+        async with self._bodies.hold(exchange, ticket.consumer) as body:
+            form = await exchange.parse_body(partial(parse_form, PlanForm, body))
+        wanted = RowSelection(
             columns=tuple(form.columns),
             where=form.where,
             purpose=expand(form.purpose),
@@ -185,10 +186,12 @@ class _Transport:
         found = await self._reads.plan(ticket, wanted)
         await exchange.answer(200, json.dumps(found).encode(), "application/json")
 
-    async def _split(self, ticket: Ticket, wanted: Wanted, given: Mapping[str, str]) -> ask.Split | None:
+    async def _find_split(self, ticket: Ticket, wanted: RowSelection, given: Mapping[str, str]) -> ask.Split | None:
         if not given.get("blocks"):
             if given.get("after") or given.get("snapshot") or given.get("shown"):
-                raise BadInput("expected blocks beside after, snapshot or shown: the list they belong to, or all")
+                raise BadInput(
+                    "expected blocks with after, snapshot or shown, got none; send the list that they belong to, or all"
+                )
             return None
         return await self._reads.split(
             ticket,
@@ -200,15 +203,15 @@ class _Transport:
         )
 
     async def renew(self, exchange: Exchange, ticket: Ticket) -> None:
-        """Let a running read go on with the fresh ticket in the header."""
+        """Extend a running read with the fresh ticket in the header."""
         await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
 
-    async def _deliver(self, exchange: Exchange, asked: Asked) -> None:
+    async def _deliver(self, exchange: Exchange, asked: ReadRequest) -> None:
         """Send a stream, and stop it when its reader leaves or stops reading."""
         sending = asyncio.ensure_future(self._send(exchange, asked))
-        leaving = asyncio.ensure_future(exchange.gone())
+        leaving = asyncio.ensure_future(exchange.wait_until_gone())
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -218,13 +221,13 @@ class _Transport:
         finally:
             leaving.cancel()
             sending.cancel()
-            del sending  # its error has this frame, and would keep what was asked until the collector comes by
+            del sending  # its error refers to this frame, and would keep the request alive until garbage collection
 
-    async def _send(self, exchange: Exchange, asked: Asked) -> None:
+    async def _send(self, exchange: Exchange, asked: ReadRequest) -> None:
         async with self._reads.open(replace(asked, transport="http"), spans=exchange.sends_files) as stream:
             if asked.format != export_formats.ARROW:
                 await export_formats.send(
-                    exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part
+                    exchange, stream, asked.format, exchange.path("dataset") or "rows", self._send_part
                 )
                 return
             media = MEDIA if asked.codec == "none" else f'{MEDIA}; codecs="{asked.codec}"'
@@ -239,21 +242,21 @@ class _Transport:
                     **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
                 },
             )
-            await self._part(exchange, stream, stream.schema)
+            await self._send_part(exchange, stream, stream.schema)
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
-                    await self._part(exchange, stream, part)
+                    await self._send_part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
-        async def sending(moved: Moved) -> None:
+    async def _send_part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
+        async def sending(moved: OnProgress) -> None:
             if isinstance(part, InFiles):
                 await exchange.file(part, stream.following, moved)
             else:
                 await exchange.part(part, moved)
 
         try:
-            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+            await send_in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
         except Limited as stalled:
             stream.abandon(stalled.code, stalled.message)
             await exchange.abort()
@@ -269,38 +272,38 @@ class _Transport:
             raise ConnectionAbortedError("the file cannot be read now") from None
 
 
-def accepted_codec(accept: str) -> str:
-    """The first codec that an Accept header names (`...; codecs="zstd, lz4"`), none where it names none of ours."""
+def choose_codec(accept: str) -> str:
+    """Return the first known codec in an Accept header (`...; codecs="zstd, lz4"`), "none" without one."""
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
 
 
-def _parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
+def _parse_parameters(exchange: Exchange, form: bytes = b"") -> tuple[dict[str, str], tuple[str, ...]]:
     given = exchange.query(_ROWS_PARAMETERS, form)
-    return given, _columns(given)
+    return given, _parse_columns(given)
 
 
-def _columns(given: Mapping[str, str]) -> tuple[str, ...]:
-    """As they are listed with commas, or as JSON, in which any name can be said."""
+def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns, separated by commas or as JSON, which can carry any name."""
     listed = tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip())
     if not given.get("column_names"):
         return listed
     if listed:
-        raise BadInput("expected columns or column_names, came both")
-    return names_of(given["column_names"])
+        raise BadInput("expected columns or column_names, got both")
+    return parse_names(given["column_names"])
 
 
-def _number(given: Mapping[str, str], name: str) -> int | None:
+def _parse_number(given: Mapping[str, str], name: str) -> int | None:
     text = given.get(name, "")
     if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
-        raise BadInput(f"expected {name} to be a whole number of at least 1, came {text[:20]!r}")
+        raise BadInput(f"expected {name} to be a whole number of at least 1, got {text[:20]!r}")
     return int(text)
 
 
-def _identifier(text: str) -> str:
+def _check_identifier(text: str) -> str:
     if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
-        raise BadInput("expected id to be at most 64 letters, digits, _, . or -")
+        raise BadInput("expected id to be at most 64 letters, digits, _, . or -, got another text")
     return text

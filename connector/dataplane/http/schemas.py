@@ -1,4 +1,4 @@
-"""What clients of the data plane ask in JSON: a query with its limits and tables, a plan; read from a body."""
+"""JSON request bodies of the data plane: a query with its limits and tables, and a plan."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from connector.dataplane import read_request as ask
-from connector.dataplane.read_request import Asked, Brought
+from connector.dataplane.read_request import JoinTable, ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput
 from connector.json_number import JSON_NUMBER
 from policies.odrl import strictjson
 from policies.vocabulary import expand
 
-_PARTS_MAX = (
-    200_000  # of JSON in a body: what fits takes a tenth, and millions of empty lists take seconds and gigabytes
-)
+_PARTS_MAX = 200_000  # JSON parts in a body: millions of empty lists take seconds and gigabytes to parse
 _COLUMN_MAX = 255
 
 
-class Bounds(BaseModel):
-    """What the consumer wants at most."""
+class RequestLimits(BaseModel):
+    """Limits that the consumer sets for its own read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,8 +30,8 @@ class Bounds(BaseModel):
     bytes: Annotated[int, Field(ge=1), JSON_NUMBER] | None = None
 
 
-class Table(BaseModel):
-    """A small table to join with: an Arrow stream in base64, its columns by name."""
+class EnvelopeTable(BaseModel):
+    """A small table to join with: an Arrow stream in base64, and its column names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,14 +40,14 @@ class Table(BaseModel):
     arrow: str
 
 
-class Names(RootModel[list[str]]):
+class ColumnNames(RootModel[list[str]]):
     """`column_names` of `GET .../rows`."""
 
     root: list[str] = Field(min_length=1, max_length=4096)
 
 
 class PlanForm(BaseModel):
-    """`POST /data/v1/streams`."""
+    """Body of `POST /data/v1/streams`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +58,7 @@ class PlanForm(BaseModel):
 
 
 class Envelope(BaseModel):
-    """`POST /data/v1/query`. `tickets` are those of further agreements that the SQL draws on."""
+    """Body of `POST /data/v1/query`. `tickets` are those of further agreements that the SQL reads under."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +69,7 @@ class Envelope(BaseModel):
     purpose: str = Field("", max_length=1024)
     application: str = Field("", max_length=1024)
     tickets: list[str] = Field(default_factory=list, max_length=16)
-    limits: Bounds = Bounds()
+    limits: RequestLimits = RequestLimits()
     codec: str = Field("none", pattern="^(none|lz4|zstd)$")
     digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
     query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
@@ -80,29 +78,38 @@ class Envelope(BaseModel):
         default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
     )
     epsilon: Annotated[float, Field(gt=0, le=1000), JSON_NUMBER] | None = None
-    keys: list[Table] = Field(default_factory=list, max_length=8)
+    keys: list[EnvelopeTable] = Field(default_factory=list, max_length=8)
 
 
-def names_of(text: str) -> tuple[str, ...]:
-    """The names in a JSON list, each as it stands; BadInput where it is none."""
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the names in a JSON list unchanged.
+
+    Raises: BadInput for anything but such a list.
+    """
     try:
-        return tuple(Names.model_validate_json(text).root)
+        return tuple(ColumnNames.model_validate_json(text).root)
     except ValidationError:
-        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], came {text[:40]!r}') from None
+        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], got {text[:40]!r}') from None
 
 
 def parse_envelope(body: bytes) -> Envelope:
-    """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
-    return parsed(Envelope, body)
+    """Parse a body as an envelope.
+
+    Raises: QueryInvalid or BadInput, which names the wrong field.
+    """
+    return parse_form(Envelope, body)
 
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
-def parsed(form: type[_Form], body: bytes) -> _Form:
-    """A body as such a form; BadInput says which field does not fit."""
+def parse_form(form: type[_Form], body: bytes) -> _Form:
+    """Parse a body as the given form.
+
+    Raises: BadInput, which names the wrong field.
+    """
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
-        raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
+        raise BadInput(f"expected a body of at most {_PARTS_MAX} JSON parts, got more", code="envelope_invalid")
     try:
         return form.model_validate(strictjson.loads(body))
     except ValidationError as error:
@@ -112,13 +119,13 @@ def parsed(form: type[_Form], body: bytes) -> _Form:
     except strictjson.DuplicateMember as error:
         raise BadInput(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
+        raise BadInput("expected a JSON object as the body, got something else", code="envelope_invalid") from error
 
 
-def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
-    """The read that an envelope asks for."""
+def envelope_to_request(envelope: Envelope, tickets: tuple[Ticket, ...]) -> ReadRequest:
+    """Return the read request of an envelope."""
     bounds = envelope.limits
-    return Asked(
+    return ReadRequest(
         tickets=tickets,
         sql=envelope.sql,
         action=ask.ACTIONS[envelope.action],
@@ -129,16 +136,16 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,
         codec=envelope.codec,
         digest=envelope.digest,
-        query_id=ask.own_id(envelope.query_id),
+        query_id=ask.make_read_id(envelope.query_id),
         fragment=envelope.fragment,
         versions=envelope.datasets,
         epsilon=envelope.epsilon,
-        brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
+        brought=tuple(JoinTable(table.name, tuple(table.columns), _decode_arrow(table)) for table in envelope.keys),
     )
 
 
-def _arrow(table: Table) -> bytes:
+def _decode_arrow(table: EnvelopeTable) -> bytes:
     try:
         return base64.b64decode(table.arrow, validate=True)
     except (binascii.Error, ValueError):
-        raise BadInput(f"expected base64 in keys.{table.name}", code="envelope_invalid") from None
+        raise BadInput(f"expected base64 in keys.{table.name}, got other text", code="envelope_invalid") from None

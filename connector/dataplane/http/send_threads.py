@@ -1,7 +1,7 @@
-"""The threads that send parts of files: few, so each goes on with another stream when its turn is over. A disk that
-hangs takes those of its own device, and nobody else's, and a read does not wait for it for ever.
+"""Threads that send parts of files. There are few, so each changes to another stream when its turn is over.
 
-Knows neither sockets nor streams; `vectored_body` sends to its sockets there.
+Each device has its own threads: a disk that hangs does not block the others, and a read does not wait for it for ever.
+Must not know sockets or streams; `vectored_body` sends to its sockets there.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from typing import TypeVar
 
 from connector.datasets.file_access import no_answer
 
-TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
-_SENDERS = 8  # of one device
-_SECONDS = 30.0  # a disk that has not given a turn its bytes by then hangs
-OURS = 0  # the device of files of our own
+TURN = 0.05  # seconds after which a thread changes to another waiting stream
+_SENDERS = 8  # threads per device
+_SECONDS = 30.0  # after so long without bytes, a disk counts as hanging
+OURS = 0  # stands for the device of our own files
 _T = TypeVar("_T")
 
 
-async def in_thread(
+async def run_in_send_thread(
     work: Callable[[], _T], *, stop: Callable[[], None], device: int = OURS, out: socket.socket | None = None
 ) -> _T:
-    """What `work` gives, in a thread for files on that device; `stop` has it end soon.
+    """Return the result of `work`, run in a thread for files on `device`. `stop` tells `work` to end soon.
 
-    Who is cancelled waits for its end, too, however often: descriptors that it uses must not be closed under it, as the
-    next connection or file to be opened would have the same numbers.
+    A cancelled caller still waits for the end of `work`: its descriptors must not be closed while in use, since the
+    next connection or file would get the same numbers.
 
-    Busy where the disk does not answer. The thread is lost until it does, and keeps what it uses: files by what `work`
-    refers to, and `out`, where it sends to, which is detached and closed when it ends.
+    Raises: Busy where the disk does not answer. The thread is lost until it does. It keeps the files that `work` refers
+    to, and `out`, its target socket, which is detached and closed when it ends.
     """
-    job, ends = _senders(device).submit(work), time.monotonic() + _SECONDS
+    job, ends = _executor_of(device).submit(work), time.monotonic() + _SECONDS
     running = asyncio.wrap_future(job)
     gone: asyncio.CancelledError | None = None
-    running.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be that nobody asks any more
+    running.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # read the error: the caller may have left
     while not running.done() and (left := ends - time.monotonic()) > 0:
         try:
             await asyncio.wait((running,), timeout=left)
@@ -58,5 +60,5 @@ async def in_thread(
 
 
 @functools.cache
-def _senders(device: int) -> ThreadPoolExecutor:
+def _executor_of(device: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sender")

@@ -1,4 +1,4 @@
-"""How long a reader may take nothing of what it is sent (decision 37). Knows no transport."""
+"""Time limit for a reader that takes nothing of what is sent (decision 37). Must not know any transport."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ from contextlib import suppress
 
 from connector.errors import Limited
 
-Moved = Callable[[], None]
+OnProgress = Callable[[], None]
 
 
-async def in_time(
-    sending: Callable[[Moved], Awaitable[object]], *, seconds: float, over: Callable[[], bool] = lambda: False
+async def send_in_time(
+    sending: Callable[[OnProgress], Awaitable[object]], *, seconds: float, over: Callable[[], bool] = lambda: False
 ) -> None:
-    """Send, for as long as the reader takes something: `sending` calls what it is given whenever that is so.
+    """Run `sending` while the reader keeps taking data. `sending` calls its argument whenever the reader has taken
+    some.
 
-    Limited (`client_stalled`) where it takes next to nothing for so long, or, once it is `over`, not all of it.
+    Raises: Limited (`client_stalled`) where the reader takes next to nothing for `seconds`, or, once `over` is true,
+    has not taken everything by then.
     """
     now = asyncio.get_running_loop().time
 
     def moved() -> None:
-        if not over():  # else the rest of what has passed the gate could be taken for hours, byte by byte
-            limit.reschedule(now() + seconds)  # noqa: F821  it is deleted when nothing moves any more
+        if not over():  # once over, no more time: a reader could take the released rest for hours, byte by byte
+            limit.reschedule(now() + seconds)  # noqa: F821  deleted only after the last call
 
     try:
-        with suppress(TimeoutError):  # left before anything is raised: its frames have the timer, and that the task
+        with suppress(
+            TimeoutError
+        ):  # leave the block before raising: a traceback would refer to the timer, and so to the task
             async with asyncio.timeout(seconds) as limit:
                 await sending(moved)
                 return
-        took = "not all that it may" if over() else "next to nothing"
-        raise Limited(f"the client took {took} for {seconds:g} s", code="client_stalled")
+        took = (
+            "did not finish reading within {:g} s after access ended" if over() else "read next to nothing for {:g} s"
+        )
+        raise Limited(f"the client {took.format(seconds)}", code="client_stalled")
     finally:
-        del limit  # the task's error has this frame, and would keep what was being sent until the collector comes by
+        del limit  # the task's error refers to this frame, and would keep the data alive until garbage collection

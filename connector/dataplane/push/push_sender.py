@@ -1,10 +1,10 @@
-"""Push transfers: the provider sends everything to the consumer's address, over the one governed path.
+"""Sends push transfers: the whole dataset goes to the consumer's address, over the one governed path.
 
-A batch goes out in pieces, whose time begins anew with each: whoever takes it slowly is served as a reader is (decision
-37). What lies in files is read as it goes, so a push holds a few pieces, however large its batches are.
+A batch is sent in pieces, and the time limit restarts with each piece, so that a slow consumer is treated like a slow
+reader (decision 37). Files are read while they are sent, so a push holds a few pieces, however large its batches are.
 
-Its read ends with the last byte that was taken: place, worker and grant are others' while the consumer makes up its
-mind, for as long as a check of so much may take it.
+The read ends with the last byte that the consumer took. Place, worker and grant are free while the consumer checks what
+it has received.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from connector.dataplane import read_request, tickets
 from connector.dataplane.admission import Reads
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.governed_stream import GovernedStream
-from connector.dataplane.http.file_sender import shorter
+from connector.dataplane.http.file_sender import file_cut_error
 from connector.dataplane.http.file_spans import InFiles, Place, Span
 from connector.dataplane.http.request_context import as_error
-from connector.dataplane.http.send_threads import in_thread
-from connector.dataplane.read_request import Asked
+from connector.dataplane.http.send_threads import run_in_send_thread
+from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
 from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
@@ -38,25 +38,25 @@ from policies.errors import PolicyError
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
-_RENEWALS = 3  # in the life of a ticket
-_PIECE = 2**19  # bytes that are handed over at once: the client that we send with copies them
-_TAKING_SECONDS = 60.0  # for the consumer to take a piece, and once the read is over, for the rest of a batch
-# For a consumer that checks what has come before it acknowledges it: so many seconds, and for its bytes at this rate
-# as a connector like ours takes at most (`receiving`), the longest in all.
+_RENEWALS = 3  # per lifetime of a ticket
+_PIECE = 2**19  # bytes that are handed over at a time: the HTTP client copies them
+_TAKING_SECONDS = 60.0  # for a piece, and for the rest of a batch once the read is over
+# Time for a consumer to check the data before it acknowledges: a base, plus its bytes at this rate, which is the
+# slowest of our own connector (`push_receiver`), up to a maximum.
 _ANSWER_SECONDS, _ANSWER_RATE, _ANSWER_LONGEST = 300.0, 16 * 2**20, 900.0
 _ANSWER_MAX = 16 * 2**10
-_LATER = (401, 404, 408, 425, 429)  # a no that may be a yes in a moment; other 4xx stay, however often it is sent
-_NOT_STARTED = "transfer_not_started"  # another such no: what the consumer did to the transfer is on its way to us
-# The party's facts may be right again, and an attempt that begins now is told more than that it ended.
+_LATER = (401, 404, 408, 425, 429)  # refusals that may be temporary; other 4xx are final
+_NOT_STARTED = "transfer_not_started"  # temporary as well: the consumer's change of the transfer is on its way to us
+# The party's facts may hold again, and a new attempt gets a more precise refusal.
 _PASSES = frozenset({"not_permitted", EXPIRED})
-_SPENT = frozenset({"count_spent", "quota_spent"})  # of the agreement: there is no more of it
+_SPENT = frozenset({"count_spent", "quota_spent"})  # the agreement is used up
 _T = TypeVar("_T")
 _log = logger("dataplane")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a consumer wants its data: an address, what to show there, and the most that it takes (0: not said)."""
+    """Address of a consumer, its authorization, and the most bytes that it takes (0: not stated)."""
 
     endpoint: str
     authorization: str = ""
@@ -64,7 +64,7 @@ class Target:
 
     @classmethod
     def of(cls, endpoint: str, properties: Mapping[str, str]) -> Self:
-        """Out of a data address, as the protocol has it."""
+        """Return the target in a data address of the protocol."""
         shown, most = properties.get("authorization", ""), properties.get("maxBytes", "")
         bearer = properties.get("authType", "").lower() == "bearer" and shown and " " not in shown
         said = most.isascii() and most.isdigit() and len(most) < 20
@@ -74,17 +74,17 @@ class Target:
 async def push(
     transfer: Transfer, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient, owner: str
 ) -> None:
-    """Send the dataset of a started push transfer with POST; back when the consumer has acknowledged all of it.
+    """Send the dataset of a started push transfer with POST. Returns when the consumer has acknowledged everything.
 
-    PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read, or where
-    our own files or engine fail; Refused, Limited or NotFound where it would not: the agreement says no, the stream was
-    ended before it was complete, or the consumer's address says no.
+    Raises: PeerRefused or Busy where another attempt may succeed, for example where the consumer acknowledges before
+    reading everything, or where our own files or engine fail. Refused, Limited or NotFound where it cannot: the
+    agreement refuses, the stream was ended before it was complete, or the consumer's address refuses.
     """
     try:
         held = await reads.grants.load(transfer.agreement_id, consumer=transfer.counterparty)
-        wanted = Asked(
-            tickets=(_ticket(transfer, addresses),),
-            sql=read_request.rows_sql((owner, held.dataset.name)),
+        wanted = ReadRequest(
+            tickets=(_issue_ticket(transfer, addresses),),
+            sql=read_request.build_rows_sql((owner, held.dataset.name)),
             action=read_request.STREAM,
             purpose=expand(transfer.purpose),
             plain_scan=True,
@@ -92,52 +92,55 @@ async def push(
             transport="push",
             to=origin(to.endpoint)[:255],
         )
-        await _sent(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
+        await _send(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
     except (HanseError, PolicyError) as raised:
         error = as_error(raised)
-        if error.status < 500 and not _stays(error):
+        if error.status < 500 and not _is_final(error):
             error = Busy(error.message, code=error.code)
         if error is raised:
             raise
         raise error from raised
 
 
-def _stays(error: HanseError) -> bool:
-    """Whether it is a no for good, of the agreement or of the consumer. All else is ours, and may be well in a moment:
-    other reads end, a store answers, what is too large for the memory now is written otherwise, a file that was
-    replaced is registered anew."""
+def _is_final(error: HanseError) -> bool:
+    """Return whether a refusal by the agreement or the consumer is final.
+
+    All else may succeed later: other reads end, storage answers again, a replaced file is registered again.
+    """
     return error.code in _SPENT or (isinstance(error, Refused | NotFound) and error.code not in _PASSES)
 
 
-async def _sent(
-    transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
+async def _send(
+    transfer: Transfer, wanted: ReadRequest, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
 ) -> None:
-    if not fits_header(to.authorization):  # of a transfer that was stored before its request was looked at for this
-        raise Refused("expected an authorization that a header can carry, came another one", code="push_refused")
+    if not fits_header(to.authorization):  # for transfers stored before requests were checked for this
+        raise Refused("expected an authorization that fits an HTTP header, got another one", code="push_refused")
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
-    async with AsyncExitStack() as reading, _answered_in_time(to) as waiting:
+    async with AsyncExitStack() as reading, _limit_answer_time(to) as waiting:
         stream = await reading.enter_async_context(reads.open(wanted, spans=True))
-        await reading.enter_async_context(_renewed(stream, transfer, addresses, reads))
+        await reading.enter_async_context(_keep_renewed(stream, transfer, addresses, reads))
 
         async def over() -> None:
             await reading.aclose()
             waiting.reschedule(asyncio.get_running_loop().time() + _answer_seconds(body.sent))
 
-        body = _Body(stream, to, over=over)
+        body = _PushBody(stream, to, over=over)
         async with net.stream(
             "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_LONGEST, taking=_TAKING_SECONDS
         ) as answer:
-            _must_be_complete(stream)
+            _check_complete(stream)
             if not 200 <= answer.status < 300:
-                raise await _refusal(answer, to.endpoint)
+                raise await _build_refusal(answer, to.endpoint)
             if not body.left:
-                raise PeerRefused(_early(answer, to.endpoint, body.sent))
+                raise PeerRefused(_describe_early_answer(answer, to.endpoint, body.sent))
 
 
 @asynccontextmanager
-async def _answered_in_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
-    """For a limit that begins when all was taken; PeerUnreachable where the consumer does not say by then that it is
-    well."""
+async def _limit_answer_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
+    """Yield a timeout that starts after the last byte was taken.
+
+    Raises: PeerUnreachable where the consumer does not answer in time.
+    """
     waiting = asyncio.timeout(None)
     try:
         async with waiting:
@@ -145,25 +148,25 @@ async def _answered_in_time(to: Target) -> AsyncIterator[asyncio.Timeout]:
     except TimeoutError:
         if not waiting.expired():
             raise
-        said = f"{origin(to.endpoint)} took all of the push, and did not answer in time whether it is well"
-        raise PeerUnreachable(said, code="no_answer") from None
+        message = f"{origin(to.endpoint)} took the whole push and did not acknowledge it in time"
+        raise PeerUnreachable(message, code="no_answer") from None
 
 
 def _answer_seconds(sent: int) -> float:
     return min(_ANSWER_SECONDS + sent / _ANSWER_RATE, _ANSWER_LONGEST)
 
 
-class _Body:
-    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too, and its
-    read is `over`.
+class _PushBody:
+    """The body of a push. `sent` counts the bytes so far. `left` is set once the last byte was written and the read
+    ended.
 
-    A piece is asked for when the one before it was taken, and its memory is used again then.
+    A piece is requested when the previous one was taken, and reuses its memory.
     """
 
     def __init__(self, stream: GovernedStream, to: Target, *, over: Callable[[], Awaitable[None]]) -> None:
         self._stream, self._to, self._end = stream, to, over
         self._room = memoryview(b"")
-        self._over = 0.0  # since when the read is over, though not all that has passed the gate was taken
+        self._over = 0.0  # when the read was over with bytes still to be taken
         self.sent = 0
         self.left = False
 
@@ -177,27 +180,27 @@ class _Body:
         self.left = True
 
     async def _pieces(self) -> AsyncGenerator[memoryview, None]:
-        for piece in _cut(self._stream.schema):
+        for piece in _cut_memory(self._stream.schema):
             yield piece
         async with aclosing(self._stream.parts()) as parts:
             async for part in parts:
-                async with aclosing(self._of(part)) as pieces:
-                    del part  # it may be all that holds a large batch while the next one comes
+                async with aclosing(self._cut_part(part)) as pieces:
+                    del part  # frees a large batch while the next one is read
                     async for piece in pieces:
                         yield piece
                         del piece
-                yield memoryview(b"")  # the client that we send with holds what it has sent last, too
+                yield memoryview(b"")  # the HTTP client keeps its last piece: replace it
 
-    async def _of(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
+    async def _cut_part(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
         if not isinstance(part, InFiles):
-            for piece in _cut(part):
+            for piece in _cut_memory(part):
                 yield piece
                 del piece
             return
         await self._in_thread(part, part.check)
         for place in part.parts():
             if isinstance(place, memoryview):
-                for piece in _cut(place):
+                for piece in _cut_memory(place):
                     yield piece
                 continue
             number, at, left = place
@@ -207,75 +210,78 @@ class _Body:
                 at, left = at + len(piece), left - len(piece)
 
     def _read(self, part: InFiles, place: Place) -> memoryview:
-        """The next bytes of a file. In a thread: they may be on a disk only."""
+        """Return the next bytes of a file. Call in a thread: they may be on disk only."""
         number, at, left = place
         self._room = self._room or memoryview(bytearray(_PIECE))
         if not (got := os.preadv(number, [self._room[:left]], at)):
-            raise shorter()
+            raise file_cut_error()
         if isinstance(part, Span) and part.seen is not None:
             part.seen(self._room[:got])
         return self._room[:got]
 
     async def _in_thread(self, part: InFiles, work: Callable[[], _T]) -> _T:
         try:
-            return await in_thread(work, stop=_nothing, device=part.device)
+            return await run_in_send_thread(work, stop=_ignore_stop, device=part.device)
         except (EOFError, VersionChanged):
             why = VersionChanged.of("a file of this version is not what it was").message
-            raise Busy(f"the push broke off: {why}", code="version_changed") from None
+            raise Busy(f"the push failed: {why}", code="version_changed") from None
 
     def _check(self, piece: memoryview) -> None:
-        """Refused beyond what the consumer takes; PeerUnreachable where the rest of a read that is over lasts."""
+        """Raises: Refused beyond the consumer's limit. PeerUnreachable where it takes too long after the read is
+        over."""
         self.sent += len(piece)
         if self._to.most and self.sent > self._to.most:
             raise Refused(
-                f"expected at most {self._to.most} bytes, as its consumer takes; there are more", code="push_too_large"
+                f"expected at most {self._to.most} bytes, the limit of its consumer, got more", code="push_too_large"
             )
         if not self._stream.over:
             return
         self._over = self._over or time.monotonic()
         if time.monotonic() - self._over > _TAKING_SECONDS:
-            said = f"{origin(self._to.endpoint)} took not all that it may for {_TAKING_SECONDS:g} s"
-            raise PeerUnreachable(said, code="client_stalled")
+            message = (
+                f"{origin(self._to.endpoint)} did not finish reading within {_TAKING_SECONDS:g} s after access ended"
+            )
+            raise PeerUnreachable(message, code="client_stalled")
 
 
-def _cut(part: memoryview | bytes) -> Iterator[memoryview]:
-    """Its bytes as they lie, a piece at a time."""
+def _cut_memory(part: memoryview | bytes) -> Iterator[memoryview]:
+    """Return the bytes in pieces, without a copy."""
     whole = memoryview(part).cast("B")
     return (whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE))
 
 
-def _nothing() -> None:
-    """A piece is read to its end: there is nothing to stop."""
+def _ignore_stop() -> None:
+    """Do nothing: a piece is read to its end."""
 
 
-def _must_be_complete(stream: GovernedStream) -> None:
-    """Our own reason for a short stream says more than the consumer's answer to it."""
+def _check_complete(stream: GovernedStream) -> None:
+    """Raise our own reason for an incomplete stream: it says more than the consumer's answer."""
     end = stream.end
     if end is not None and end.status == read_request.FAILED:
-        raise Busy(f"the push broke off: {end.reason}", code=end.code or "failed")
+        raise Busy(f"the push failed: {end.reason}", code=end.code or "failed")
     if end is not None and end.status != read_request.COMPLETE:
-        raise Refused(f"the push ended before the data did: {end.reason}", code=end.code or end.status)
+        raise Refused(f"the push ended before it was complete: {end.reason}", code=end.code or end.status)
 
 
-def _early(answer: StreamedReply, endpoint: str, sent: int) -> str:
-    """Who answers and closes has the rest thrown away, and the client that we send with listens to the answer alone."""
+def _describe_early_answer(answer: StreamedReply, endpoint: str, sent: int) -> str:
+    """Return the message for an answer before the end of the body: the consumer discards the rest then."""
     return (
         f"{origin(endpoint)} answered {answer.status} before it had read everything: {sent} bytes were on their way "
         "and there are more; it must read the body to its end before it answers"
     )
 
 
-async def _refusal(answer: StreamedReply, endpoint: str) -> HanseError:
-    problem = _problem(await answer.read_up_to(_ANSWER_MAX))
-    told = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
-    said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
+async def _build_refusal(answer: StreamedReply, endpoint: str) -> HanseError:
+    problem = _parse_problem(await answer.read_up_to(_ANSWER_MAX))
+    detail = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
+    said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{detail}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
-    # Nor does a redirection lead anywhere, however often: none is followed.
+    # Redirections are final too: none is followed.
     return Refused(said, code="push_refused") if 300 <= answer.status < 500 and not later else PeerRefused(said)
 
 
-def _problem(body: bytes) -> dict[str, Any]:
-    """A problem object; an empty one where it is something else."""
+def _parse_problem(body: bytes) -> dict[str, Any]:
+    """Return a problem object, an empty one for anything else."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -284,10 +290,10 @@ def _problem(body: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _renewed(
+async def _keep_renewed(
     stream: GovernedStream, transfer: Transfer, addresses: Addresses, reads: Reads
 ) -> AsyncIterator[None]:
-    """Let the read go on for as long as it takes: as a consumer that pulls renews its ticket."""
+    """Renew the read's ticket while the block runs, as a consumer that pulls does."""
     renewing = asyncio.ensure_future(_renew(stream, transfer, addresses, reads))
     try:
         yield
@@ -299,12 +305,12 @@ async def _renew(stream: GovernedStream, transfer: Transfer, addresses: Addresse
     try:
         while True:
             await asyncio.sleep(addresses.seconds / _RENEWALS)
-            with suppress(Busy):  # the database is away: the ticket lasts until it was asked several times more
-                await reads.renew(stream.id, _ticket(transfer, addresses))
-    except HanseError as error:  # not permitted any more: the read ends with the ticket that it has
+            with suppress(Busy):  # the database is away: the ticket outlasts several attempts
+                await reads.renew(stream.id, _issue_ticket(transfer, addresses))
+    except HanseError as error:  # no longer permitted: the read ends with its current ticket
         _log.info("push_not_renewed", transfer=transfer.id, code=error.code, reason=error.message)
 
 
-def _ticket(transfer: Transfer, addresses: Addresses) -> Ticket:
+def _issue_ticket(transfer: Transfer, addresses: Addresses) -> Ticket:
     text, _ = addresses.issue(transfer)
     return tickets.read(text, addresses.key, provider=addresses.participant, now=addresses.clock())

@@ -1,4 +1,4 @@
-"""The files of what is pushed to us: where they arrive, get their place, and go. Knows no database."""
+"""Files of received pushes: create, publish, remove. Must not know the database."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _T = TypeVar("_T")
 
 
-def arriving(folder: Path) -> Path:
-    """Where files are until they are checked: all that workers see of what others sent."""
+def make_arrival_folder(folder: Path) -> Path:
+    """Create and return the folder of files that are not checked yet. Workers see no other received files."""
     found = folder / "arriving"
     found.mkdir(mode=0o700, parents=True, exist_ok=True)
     return found
 
 
-def opened(path: Path) -> Any:
-    """A new file that nobody else can open."""
+def create_private(path: Path) -> Any:
+    """Create a file that only this process may open."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
 
-def write(number: int, held: bytearray) -> None:
-    """All of it, however little a call takes."""
+def write_all(number: int, held: bytearray) -> None:
+    """Write everything, however little one call takes."""
     view = memoryview(held)
     while len(view):
         view = view[os.write(number, view) :]
 
 
-def to_disk(number: int) -> None:
-    """Back when what was written is there."""
+def sync_to_disk(number: int) -> None:
+    """Return when what was written is on disk."""
     os.fsync(number)
 
 
 def publish(path: Path, target: Path, before: Path) -> bool:
-    """Give a file its place, for good. Whether one had it, which is at `before` then."""
+    """Move a file to its final place. Returns whether one was there before, which is then at `before`."""
     if had_one := target.exists():
         os.link(target, before)
     path.replace(target)
@@ -50,7 +50,7 @@ def publish(path: Path, target: Path, before: Path) -> bool:
     return had_one
 
 
-def take_back(target: Path, before: Path) -> None:
+def undo_publish(target: Path, before: Path) -> None:
     """Undo `publish`."""
     with suppress(FileNotFoundError):
         os.unlink(target)
@@ -58,16 +58,16 @@ def take_back(target: Path, before: Path) -> None:
         before.replace(target)
 
 
-def swept(arriving: Path, kept: Path, good: set[Path]) -> int:
-    """Remove what nobody has a record of; the bytes of the rest."""
-    for path in (*arriving.iterdir(), *(path for path in kept.iterdir() if path not in good)):
+def sweep(make_arrival_folder: Path, kept: Path, good: set[Path]) -> int:
+    """Remove the files without a record. Returns the bytes of the rest."""
+    for path in (*make_arrival_folder.iterdir(), *(path for path in kept.iterdir() if path not in good)):
         with suppress(FileNotFoundError):
             os.unlink(path)
     return sum(path.stat().st_size for path in kept.iterdir())
 
 
-def unlinked(path: Path) -> int:
-    """Remove a file; the bytes that it had, none where somebody else has removed it."""
+def remove_file(path: Path) -> int:
+    """Remove a file. Returns its bytes, 0 where it was removed already."""
     try:
         size = path.stat().st_size
         os.unlink(path)
@@ -76,15 +76,18 @@ def unlinked(path: Path) -> int:
     return size
 
 
-def cleared(path: Path) -> bool:
-    """Remove a file where the disk lets us; whether none is there now."""
-    with suppress(OSError):  # a disk that takes no writes says so of a file that was never there, too
+def try_remove(path: Path) -> bool:
+    """Remove a file if the disk permits. Returns whether no file is there now."""
+    with suppress(OSError):  # a read-only disk raises even for a missing file
         os.unlink(path)
     return not path.exists()
 
 
-async def in_thread(work: Callable[..., _T], *given: Any) -> _T:
-    """Its result. Who is cancelled waits, too: a file must not be closed under a thread that writes."""
+async def run_in_thread(work: Callable[..., _T], *given: Any) -> _T:
+    """Return the result of `work`, run in a thread.
+
+    A cancelled caller still waits: a file must not be closed while a thread writes to it.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(work, *given))
     try:
         return await asyncio.shield(running)
@@ -93,12 +96,12 @@ async def in_thread(work: Callable[..., _T], *given: Any) -> _T:
         raise
 
 
-def unwritten(error: OSError) -> Busy:
-    """What a sender is told where our disk takes nothing."""
+def build_write_error(error: OSError) -> Busy:
+    """Return the error for a sender whose push our disk does not take."""
     full = error.errno in _NO_ROOM
-    what = "make room on" if full else "look at what it may open, and at"
+    what = "free space on" if full else "check the limit of open files, and"
     return Busy(
-        f"the push cannot be written down at its consumer ({error.strerror}); its operator must {what} the disk of its "
+        f"the consumer cannot write the push to its disk ({error.strerror}); its operator must {what} the disk of its "
         "data directory",
         code="disk_full" if full else "not_written",
     )

@@ -1,7 +1,7 @@
-"""Pushes to us over HTTP: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
+"""HTTP routes for received pushes: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
 
-It frames; `receiving.py` decides. Stands before the framework, whose limit for bodies is that of small requests.
-A refusal leaves before the body has come: a little of the rest is read, so that its sender gets to hear of it.
+Frames only; `push_receiver` decides. Mounted before the framework, whose body limit is for small requests. A refusal is
+sent before the body has arrived. A little of the rest is read then, so that its sender receives the refusal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.http.request_context import Exchange
-from connector.dataplane.push.push_receiver import PUSHED, Receiving
+from connector.dataplane.push.push_receiver import PUSHED, PushReceiver
 from connector.errors import BadInput, HanseError
 from connector.infra.http.http_limits import REST, REST_SECONDS
 from connector.telemetry import logger
@@ -22,13 +22,13 @@ _METHODS = ("POST", "PUT")
 _log = logger("receiving")
 
 
-def routes(receiving: Receiving) -> list[BaseRoute]:
-    """The endpoint, for the public application."""
-    return [Route(f"{PUSHED}/{{transfer:path}}", _Endpoint(receiving))]
+def routes(receiving: PushReceiver) -> list[BaseRoute]:
+    """Return the endpoint, for the public application."""
+    return [Route(f"{PUSHED}/{{transfer:path}}", _PushEndpoint(receiving))]
 
 
-class _Endpoint:
-    def __init__(self, receiving: Receiving) -> None:
+class _PushEndpoint:
+    def __init__(self, receiving: PushReceiver) -> None:
         self._receiving = receiving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,21 +40,21 @@ class _Endpoint:
 
     async def _take(self, exchange: Exchange) -> None:
         if exchange.scope["method"] not in _METHODS:
-            raise BadInput(f"expected POST here, came {exchange.scope['method']}", code="method_not_allowed")
+            raise BadInput(f"expected POST here, got {exchange.scope['method']}", code="method_not_allowed")
         if exchange.scope.get("http_version") == "1.0":
-            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+            raise BadInput("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
         row = await self._receiving.take(
             exchange.path("transfer"),
             exchange.headers.get("authorization", ""),
             media=exchange.headers.get("content-type", ""),
-            ask=_Pieces(exchange),
+            ask=_BodyReader(exchange),
         )
-        told = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
-        await exchange.answer(200, json.dumps(told).encode(), "application/json")
+        body = {"transfer": row.transfer_id, "rows": row.rows, "bytes": row.bytes, "received_at": row.received_at}
+        await exchange.answer(200, json.dumps(body).encode(), "application/json")
 
 
-class _Pieces:
-    """The next piece of a body with each call; BadInput where its sender leaves before the end."""
+class _BodyReader:
+    """Returns the next piece of a body with each call. Raises: BadInput where the sender leaves before its end."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._receive, self._more = exchange.receive, True
@@ -64,7 +64,7 @@ class _Pieces:
             return None
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            raise BadInput("the sender left before its stream was whole; push it again", code="cut")
+            raise BadInput("the sender left before its stream was complete; push it again", code="cut")
         self._more = message.get("more_body", False)
         return bytes(message.get("body", b""))
 
@@ -76,12 +76,12 @@ async def _refuse(exchange: Exchange, error: HanseError) -> None:
     headers = {"content-type": "application/problem+json", "content-length": str(len(body)), "connection": "close"}
     await exchange.begin(error.status, headers | error.headers)
     await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
-    await _read_away(exchange)
+    await _discard_rest(exchange)
     await exchange.send({"type": "http.response.body", "body": b""})
 
 
-async def _read_away(exchange: Exchange) -> None:
-    """See `bounds.REST`."""
+async def _discard_rest(exchange: Exchange) -> None:
+    """See `http_limits.REST`."""
     left = REST
     try:
         async with asyncio.timeout(REST_SECONDS):

@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane import contract_routes
-from connector.dataplane.block_plan import Wanted, asked_of
+from connector.dataplane.block_plan import RowSelection, build_read_request
 from connector.datasets import block_layout, file_access, rounded_counts
 from connector.errors import Busy
 from connector.events import listed
@@ -284,10 +284,12 @@ async def test_an_agreement_that_was_renewed_goes_on(running: Provider) -> None:
 async def test_a_read_that_begins_under_another_permission_gives_no_cursors_of_the_first(running: Provider) -> None:
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
     held = await running.grants.load(ticket.agreement, consumer=ticket.consumer)
-    split = await running.reads.split(ticket, Wanted(), snapshot="", blocks="0")
+    split = await running.reads.split(ticket, RowSelection(), snapshot="", blocks="0")
     assert split is not None
     for shown, begins in ((split.shown, True), ("of another", False)):
-        asked = asked_of(ticket, held, Wanted(), owner=provider.OWNER, split=replace(split, shown=shown))
+        asked = build_read_request(
+            ticket, held, RowSelection(), owner=provider.OWNER, split=replace(split, shown=shown)
+        )
         with nullcontext() if begins else pytest.raises(Busy):
             async with running.reads.open(asked):
                 pass

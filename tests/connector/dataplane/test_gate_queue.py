@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from connector.dataplane import block_plan
-from connector.dataplane.gate_queue import _AT_ONCE, Judging
+from connector.dataplane.gate_queue import _AT_ONCE, GateQueue
 from tests.connector.dataplane.http.test_routes import ask, client
 from tests.support import data, provider
 
@@ -43,15 +43,15 @@ async def test_many_texts_of_one_consumer_hold_up_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     turn, looked_at = threading.Semaphore(0), []
-    rows_sql = block_plan.ask.rows_sql
+    build_rows_sql = block_plan.ask.build_rows_sql
 
     def slow(*given: Any, where: str = "", **more: Any) -> str:
         if where:
             looked_at.append(where)
             turn.acquire(timeout=60)
-        return rows_sql(*given, where=where, **more)
+        return build_rows_sql(*given, where=where, **more)
 
-    monkeypatch.setattr(block_plan.ask, "rows_sql", slow)
+    monkeypatch.setattr(block_plan.ask, "build_rows_sql", slow)
     async with provider.running(tmp_path, rows=100) as running:
         mine, theirs = running.ticket(await running.agree()), await of_another(running)
         async with client(running, mine) as session:
@@ -75,19 +75,19 @@ async def of_text(session: Any, path: str) -> Any:
 
 
 async def test_who_leaves_keeps_the_place_of_a_thread_that_works() -> None:
-    judging, go, begun = Judging(), threading.Event(), []
+    judging, go, begun = GateQueue(), threading.Event(), []
 
     def slow() -> bool:
         begun.append(1)
         return go.wait(60)
 
     try:
-        left = [asyncio.ensure_future(judging.judge("lab", slow)) for _ in range(_AT_ONCE)]
+        left = [asyncio.ensure_future(judging.run_in_turn("lab", slow)) for _ in range(_AT_ONCE)]
         await until(lambda: len(begun) == _AT_ONCE)
         for one in left:
             one.cancel()
         await asyncio.wait(left)
-        waiting = asyncio.ensure_future(judging.judge("lab", slow))
+        waiting = asyncio.ensure_future(judging.run_in_turn("lab", slow))
         await asyncio.sleep(0.05)
         assert len(begun) == _AT_ONCE
     finally:

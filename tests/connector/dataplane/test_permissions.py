@@ -9,9 +9,9 @@ import httpx2
 import pytest
 
 from connector.dataplane.contract_routes import summary
-from connector.dataplane.read_log import applied
+from connector.dataplane.read_log import describe_policies
 from connector.dataplane.read_request import STREAM
-from connector.dataplane.read_request import Asked as Read
+from connector.dataplane.read_request import ReadRequest as Read
 from connector.offers.preview import Asked, OwnersView
 from connector.usage.fact_collector import FactCollector, party_facts
 from policies.evaluation.evaluate import Facts
@@ -240,4 +240,4 @@ async def test_what_a_policy_withholds_is_counted(hidden: list[str], told: str) 
     bench = gate.Bench()
     table = gate.schema(id="BIGINT", gap="BIGINT", name="VARCHAR")
     bench.add("clinic", "numbers", "src", gate.contract(table, atom("ds:columnDeny", "isNoneOf", *hidden)))
-    assert applied(bench.prepare("SELECT id FROM numbers")) == (f"numbers: {told}",)
+    assert describe_policies(bench.prepare("SELECT id FROM numbers")) == (f"numbers: {told}",)

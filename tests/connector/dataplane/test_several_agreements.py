@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from connector.audit.log import Filter, Sequencer
 from connector.audit.signed_note import Signer
 from connector.dataplane import running_reads
-from connector.dataplane.read_request import QUERY, Asked
+from connector.dataplane.read_request import QUERY, ReadRequest
 from connector.events import Event
 from policies.model import Policy
 from policies.vocabulary import expand
@@ -67,7 +67,7 @@ async def test_what_ends_an_agreement_that_a_read_is_not_under_does_not_end_the_
 ) -> None:
     agreement, spare = await running.agree(), await running.agree(name="others", path=others)
     tickets = tuple(running.addresses.read(f"Bearer {running.ticket(one)}") for one in (spare, agreement))
-    async with running.reads.open(Asked(tickets=tickets, sql=ALONE, action=QUERY)) as stream:
+    async with running.reads.open(ReadRequest(tickets=tickets, sql=ALONE, action=QUERY)) as stream:
         assert running.grants.running(spare) == 0
         await running.revoke(spare, "over")
         async for _ in stream.frames():
@@ -139,7 +139,7 @@ async def test_the_records_of_an_end_say_which_agreement_ended_the_read(running:
     kept, ending = await running.agree(), await running.agree(name="others", path=others)
     tickets = tuple(running.addresses.read(f"Bearer {running.ticket(one)}") for one in (kept, ending))
     before = len(running.events)
-    async with running.reads.open(Asked(tickets=tickets, sql=BOTH, action=QUERY)) as stream:
+    async with running.reads.open(ReadRequest(tickets=tickets, sql=BOTH, action=QUERY)) as stream:
         await running.revoke(ending, "over")
         async for _ in stream.frames():
             pass
@@ -157,10 +157,10 @@ async def test_what_a_crash_leaves_of_a_read_is_closed_under_each_of_its_agreeme
     both = [await running.agree(), await running.agree(name="others", path=others)]
     before = len(running.events)
     tickets = tuple(running.addresses.read(f"Bearer {running.ticket(one)}") for one in both)
-    asked = Asked(tickets=tickets, sql=BOTH, action=QUERY, query_id="cut", transport="http")
+    asked = ReadRequest(tickets=tickets, sql=BOTH, action=QUERY, query_id="cut", transport="http")
     async with running.reads.open(asked):
         await asyncio.gather(*running.reads._tasks - {running.reads._noting})
-        (known,) = await running.store.read(lambda tx: running_reads.running(tx, limit=10))
+        (known,) = await running.store.read(lambda tx: running_reads.list_running(tx, limit=10))
         assert (known.id, known.consumer, known.transport) == ("cut", CONSUMER, "http")
         assert time.time() - 60 < known.since <= time.time()
         assert [(one.agreement, one.transfer) for one in known.under] == [

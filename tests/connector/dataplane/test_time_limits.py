@@ -17,7 +17,7 @@ import pytest
 
 from connector.dataplane import admission as reads
 from connector.dataplane.flight.listener import FlightServer
-from connector.dataplane.read_request import QUERY, Asked
+from connector.dataplane.read_request import QUERY, ReadRequest
 from connector.engine.pool.protocol import Job
 from connector.errors import Busy
 from connector.usage import grants
@@ -134,7 +134,7 @@ async def test_what_the_owner_did_outweighs_an_end_after_which_a_read_goes_on(
     """The first of two permissions ends while the reader pauses, then the owner revokes."""
     agreement = await running.agree(_another_goes_on(_SOON))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    async with running.reads.open(Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
+    async with running.reads.open(ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
         later()
         await running.grants._recheck_all()
         await running.revoke(agreement, "the study was closed")
@@ -165,7 +165,7 @@ async def test_where_facts_do_not_come_an_end_is_no_end_of_a_ticket(
     """And their worker is not held for them."""
     agreement = await running.agree(_with_permit(_SOON))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    async with running.reads.open(Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
+    async with running.reads.open(ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY)) as stream:
         monkeypatch.setattr(running.grants, "_facts_of", lambda _: goes())
         monkeypatch.setattr(grants, "_BLIND_SECONDS", 1.0)
         running.later(_SOON)
@@ -181,7 +181,7 @@ async def test_a_ticket_that_ends_is_told_as_one_that_a_new_one_goes_on_from(
 ) -> None:
     agreement = await running.agree(_until(10 * _SOON))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement, seconds=_SOON)}")
-    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY)
+    asked = ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY)
     async with running.reads.open(asked) as stream:
         later()
         running.later(_SOON)
@@ -248,7 +248,7 @@ async def test_the_deadline_of_a_question_that_gives_nothing_is_a_limit(
     if notices == "the lease":
         monkeypatch.setattr(running.pool, "run", unlimited)
     else:
-        monkeypatch.setattr(reads, "watch", lambda *_: _hang())
+        monkeypatch.setattr(reads, "watch_grants", lambda *_: _hang())
     agreement = await running.agree()
     async with httpx2.AsyncClient(base_url=running.url, timeout=60) as session:
         headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
@@ -261,7 +261,7 @@ async def test_the_deadline_of_a_question_that_gives_nothing_is_a_limit(
 async def test_the_deadline_of_a_question_that_gives_rows_is_a_limit(running: Provider) -> None:
     agreement = await running.agree()
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
+    asked = ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
     async with running.reads.open(asked) as stream:
         running.later(_SOON)
         async for _ in stream.frames():
@@ -274,7 +274,7 @@ async def test_the_deadline_of_a_question_that_gives_rows_is_a_limit(running: Pr
 async def test_a_renewed_ticket_moves_no_deadline_of_a_question(running: Provider) -> None:
     agreement = await running.agree()
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
+    asked = ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=_SOON)
     async with running.reads.open(asked) as stream:
         await running.reads.renew(stream.id, ticket)
         running.later(_SOON)
@@ -287,7 +287,7 @@ async def test_a_renewed_ticket_moves_no_deadline_of_a_question(running: Provide
 async def test_a_ticket_that_ends_before_the_deadline_of_a_question_is_renewed(running: Provider) -> None:
     agreement = await running.agree()
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement, seconds=_SOON)}")
-    asked = Asked(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=2 * _SOON)
+    asked = ReadRequest(tickets=(ticket,), sql=ENDLESS, action=QUERY, seconds=2 * _SOON)
     async with running.reads.open(asked) as stream:
         running.later(_SOON)
         async for _ in stream.frames():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connector.dataplane.read_request import END_OF_STREAM, End
+from connector.dataplane.read_request import END_OF_STREAM, StreamEnd
 from connector.engine.pool.protocol import TRAILER_ROOM
 from policies.contracts.contract import Dimension, bins_note
 
@@ -16,7 +16,7 @@ FIGURES = "stays: groups of at least 10"
 
 
 def told(*policy: str, reason: str = REASON) -> dict[str, Any]:
-    end = End("refused", 5, 1, 500, "0" * 64, code="min_group_size", reason=reason, rule=RULE, policy=policy)
+    end = StreamEnd("refused", 5, 1, 500, "0" * 64, code="min_group_size", reason=reason, rule=RULE, policy=policy)
     filled = end.fill(b"head" + b" " * TRAILER_ROOM + b"tail")
     assert len(filled) == TRAILER_ROOM + len(b"headtail" + END_OF_STREAM)
     found: dict[str, Any] = json.loads(filled[4 : 4 + TRAILER_ROOM])
@@ -33,9 +33,9 @@ def test_bins_of_many_columns_are_one_note_that_has_room(name: str) -> None:
 
 def test_notes_go_before_the_reason_and_the_reason_before_the_rule() -> None:
     record = told(FIGURES, "x" * 1000, "y" * 1000)
-    assert record["policy"] == [FIGURES, "x" * 1000, "1 more, which had no room here"]
+    assert record["policy"] == [FIGURES, "x" * 1000, "1 more, which did not fit here"]
     assert (record["reason"], record["rule"]) == (REASON, RULE)
     record = told("x" * TRAILER_ROOM)
-    assert (record["policy"], record["reason"]) == (["1 more, which had no room here"], REASON)
+    assert (record["policy"], record["reason"]) == (["1 more, which did not fit here"], REASON)
     record = told(FIGURES, reason="\N{GRINNING FACE}" * 400)
     assert (record["policy"], record["reason"], record["rule"]) == ([], "", RULE)

@@ -14,7 +14,7 @@ import pytest
 
 from connector.dataplane import running_reads
 from connector.dataplane.admission import Reads
-from connector.dataplane.read_request import QUERY, Asked
+from connector.dataplane.read_request import QUERY, ReadRequest
 from connector.errors import BadInput, Busy, NotFound, Refused
 from connector.events import ReadStarted
 from connector.infra.concurrency.turn_queue import TurnQueue
@@ -156,7 +156,7 @@ async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_
     tickets = [running.ticket(first), running.ticket(second, seconds=60)]
     read = tuple(running.addresses.read(f"Bearer {one}") for one in tickets)
     sql = "SELECT na.id, nb.name FROM na JOIN nb ON na.id = nb.id"
-    async with running.reads.open(Asked(tickets=read, sql=sql, action=QUERY, query_id="two")) as stream:
+    async with running.reads.open(ReadRequest(tickets=read, sql=sql, action=QUERY, query_id="two")) as stream:
         ends = [grant.lease.deadline for grant in stream.grants]
         await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(first, seconds=900)}"))
         assert stream.grants[0].lease.deadline > ends[0] + 200
@@ -311,7 +311,7 @@ async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_an
         return await begin(*arguments, **more)
 
     async def read(query_id: str) -> None:
-        asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id=query_id)
+        asked = ReadRequest(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id=query_id)
         async with running.reads.open(asked) as stream:
             async for _ in stream.frames():
                 pass
@@ -328,7 +328,7 @@ async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_an
     await read("stays")
 
 
-async def code_of(running: Provider, asked: Asked) -> str:
+async def code_of(running: Provider, asked: ReadRequest) -> str:
     """Read all; how it was refused, if it was."""
     try:
         async with running.reads.open(asked) as stream:
@@ -342,7 +342,7 @@ async def code_of(running: Provider, asked: Asked) -> str:
 async def test_of_two_reads_with_one_id_at_once_one_is_refused_and_takes_nothing(running: Provider) -> None:
     agreement = await running.agree(limited("odrl:count", "5"))
     tickets = (running.addresses.read(f"Bearer {running.ticket(agreement)}"),)
-    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="twice")
+    asked = ReadRequest(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="twice")
     assert sorted(await asyncio.gather(*(code_of(running, asked) for _ in range(4)))) == ["", *["id_taken"] * 3]
     await settled(running)
     assert (await used(running, agreement))[0] == 1
@@ -368,7 +368,7 @@ async def test_the_id_of_a_read_of_another_process_is_taken_too(running: Provide
     agreement = await running.agree(limited("odrl:count", "5"))
     await running.store.write(lambda tx: tx.reads.add("elsewhere", instance="another", body={}))
     tickets = (running.addresses.read(f"Bearer {running.ticket(agreement)}"),)
-    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="elsewhere")
+    asked = ReadRequest(tickets=tickets, sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id="elsewhere")
     assert await code_of(running, asked) == "id_taken"
     await settled(running)
     assert await used(running, agreement) == (0, 0)
@@ -393,7 +393,9 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
             raise Busy("it has committed, and its answer was lost")
         return found
 
-    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"away {agreement}")
+    asked = ReadRequest(
+        tickets=tickets, sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"away {agreement}"
+    )
     async with running.reads.open(asked) as stream:
         async for _ in stream.frames():
             pass
@@ -412,14 +414,16 @@ async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_n
 ) -> None:
     agreement = await running.agree(limited("ds:rowQuota", "50"))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"owed {agreement}")
+    asked = ReadRequest(
+        tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"owed {agreement}"
+    )
     monkeypatch.setattr("connector.dataplane.admission._END_SECONDS", 0.0)
     monkeypatch.setattr("connector.dataplane.end_writer._MOST", 1)
 
     async def away(_: Any) -> Any:
         raise Busy("the database does not answer now")
 
-    with pytest.raises(Busy, match="the end of this read waits"):  # noqa: PT012  it is raised as the block ends
+    with pytest.raises(Busy, match="record the end of this read"):  # noqa: PT012  it is raised as the block ends
         async with running.reads.open(asked) as stream:
             assert [frame async for frame in stream.frames()]
             monkeypatch.setattr(running.store, "write", away)
@@ -442,7 +446,7 @@ async def test_a_read_whose_end_others_have_recorded_does_not_go_on_and_tells_of
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
     endless = "SELECT a.id, b.x FROM numbers a CROSS JOIN numbers b"
     sql = endless if goes_on else "SELECT id FROM numbers LIMIT 3"
-    asked = Asked(tickets=(ticket,), sql=sql, action=QUERY, query_id=f"away {agreement}")
+    asked = ReadRequest(tickets=(ticket,), sql=sql, action=QUERY, query_id=f"away {agreement}")
 
     def others(tx: Transaction) -> int:
         return running_reads._close(tx, [row for row in tx.reads.list_open() if row.id == asked.query_id])
@@ -472,7 +476,9 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
     policy = gate.agreement(atom("ds:rowQuota", "lteq", "50"), atom("ds:concurrency", "lteq", "1"), action="odrl:use")
     agreement = await running.agree(policy)
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"lost {agreement}")
+    asked = ReadRequest(
+        tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"lost {agreement}"
+    )
     told = running.store.write
 
     async def lost(work: Any) -> Any:
@@ -503,7 +509,9 @@ async def test_an_end_that_waits_for_the_database_is_not_the_end_of_another_read
 ) -> None:
     agreement = await running.agree(limited("ds:rowQuota", "50"))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"again {agreement}")
+    asked = ReadRequest(
+        tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"again {agreement}"
+    )
     told = running.store.write
 
     async def lost(work: Any) -> Any:
@@ -540,7 +548,9 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
     policy = gate.agreement(atom("ds:rowQuota", "lteq", "50"), atom("ds:concurrency", "lteq", "1"), action="odrl:use")
     agreement = await running.agree(policy)
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"twice {agreement}")
+    asked = ReadRequest(
+        tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"twice {agreement}"
+    )
     grants = Grants(running.store, facts_of=provider.member)
     other = Reads(running.store, grants, running.pool, name=provider.OWNER, mask_secret=b"m" * 32)
     told, back, tried = running.store.write, asyncio.Event(), asyncio.Event()
@@ -561,7 +571,9 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
         await read(work)
         tried.set()
 
-    monkeypatch.setattr(running.reads._owed, "_written", partial(ended, running.reads._owed._written))
+    monkeypatch.setattr(
+        running.reads._end_writer, "_write_until_done", partial(ended, running.reads._end_writer._write_until_done)
+    )
     await owed()
     monkeypatch.setattr(running.store, "write", told)
     async with other.open(asked) as stream:
@@ -616,7 +628,7 @@ async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(
         return found
 
     async def read() -> None:
-        asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1500", action=QUERY, batch_rows=600)
+        asked = ReadRequest(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1500", action=QUERY, batch_rows=600)
         async with running.reads.open(asked) as stream:
             monkeypatch.setattr(running.store, "write", slow)
             async for _ in stream.frames():

@@ -8,8 +8,8 @@ from dataclasses import replace
 import httpx2
 import pytest
 
-from connector.dataplane.admission import _later
-from connector.dataplane.read_request import QUERY, Asked
+from connector.dataplane.admission import _subtract_wait
+from connector.dataplane.read_request import QUERY, ReadRequest
 from connector.errors import Busy, Limited
 from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import provider
@@ -29,12 +29,12 @@ def limit(running: Provider, monkeypatch: pytest.MonkeyPatch, *, places: int, wa
     return turns
 
 
-async def asked(running: Provider) -> Asked:
+async def asked(running: Provider) -> ReadRequest:
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
-    return Asked(tickets=(ticket,), sql=SQL, action=QUERY)
+    return ReadRequest(tickets=(ticket,), sql=SQL, action=QUERY)
 
 
-async def rows(running: Provider, read: Asked) -> int:
+async def rows(running: Provider, read: ReadRequest) -> int:
     async with running.reads.open(read) as stream:
         async for _ in stream.frames():
             pass
@@ -83,7 +83,7 @@ async def test_a_read_waits_no_longer_than_its_own_time(running: Provider, monke
 async def test_what_a_read_has_waited_is_taken_from_its_time(
     running: Provider, given: float | None, left: float | None
 ) -> None:
-    assert _later(replace(await asked(running), seconds=given), 4.0).seconds == left
+    assert _subtract_wait(replace(await asked(running), seconds=given), 4.0).seconds == left
 
 
 async def test_a_reader_that_leaves_while_it_waits_waits_no_more(

@@ -15,9 +15,9 @@ from typing import IO, Any
 import pytest
 import pytest_asyncio
 
-from connector.dataplane.cache.cached_stream import open_owners
+from connector.dataplane.cache.cached_stream import open_owner_file
 from connector.dataplane.cache.stream_cache import PreparedStreams
-from connector.dataplane.read_request import STREAM, Asked
+from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.datasets import file_access
 from connector.datasets.file_access import at_files, still_unchanged
 from connector.datasets.sources import source_files
@@ -81,14 +81,16 @@ async def test_a_dataset_on_a_disk_that_hangs_holds_up_no_question_over_another(
     running: Provider, tmp_path: Path, hanging: Callable[[str], None]
 ) -> None:
     slow = data.parquet(tmp_path / "slow.parquet", 1000)
-    asked = Asked(tickets=(await ticket(running, "slow", slow),), sql='SELECT * FROM "clinic".slow', action=STREAM)
+    asked = ReadRequest(
+        tickets=(await ticket(running, "slow", slow),), sql='SELECT * FROM "clinic".slow', action=STREAM
+    )
     asked = replace(asked, plain_scan=True, unfiltered=True)
     assert await rows(running, asked) == 1000  # from now on it lies in a copy, if its file is what it was
     hanging(str(slow))
     hung = [asyncio.ensure_future(rows(running, asked)) for _ in range(OWN + 2)]
     await until(lambda: len(running.of_kind("ReadStarted")) == 1 + OWN + 2)
     async with asyncio.timeout(20):
-        others = Asked(
+        others = ReadRequest(
             tickets=(await ticket(running, "numbers", running.path),),
             sql='SELECT id FROM "clinic".numbers',
             action=STREAM,
@@ -104,7 +106,9 @@ async def test_a_read_of_a_disk_that_hangs_is_refused_and_keeps_no_place(
     running: Provider, tmp_path: Path, hanging: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = data.parquet(tmp_path / "slow.parquet", 1000)
-    asked = Asked(tickets=(await ticket(running, "slow", slow),), sql='SELECT * FROM "clinic".slow', action=STREAM)
+    asked = ReadRequest(
+        tickets=(await ticket(running, "slow", slow),), sql='SELECT * FROM "clinic".slow', action=STREAM
+    )
     asked = replace(asked, plain_scan=True, unfiltered=True)
     assert await rows(running, asked) == 1000
     monkeypatch.setattr(file_access, "_SECONDS", 0.1)
@@ -124,7 +128,7 @@ async def test_what_a_disk_opens_too_late_is_closed(tmp_path: Path, monkeypatch:
     def late() -> IO[bytes]:
         over.wait()
         opened.set()
-        return open_owners(ref)
+        return open_owner_file(ref)
 
     with pytest.raises(Busy):
         await at_files([ref], late)
@@ -141,7 +145,7 @@ async def ticket(running: Provider, name: str, path: Path) -> Any:
     return running.addresses.read(f"Bearer {running.ticket(await running.agree(name=name, path=path))}")
 
 
-async def rows(running: Provider, asked: Asked) -> int:
+async def rows(running: Provider, asked: ReadRequest) -> int:
     async with running.reads.open(asked) as stream:
         async for _ in stream.frames():
             pass

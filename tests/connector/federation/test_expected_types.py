@@ -322,7 +322,7 @@ def test_bins_of_masked_values_are_numbers(method: str, told: str, kind: str) ->
     types = {"k": kind, "m": "INTEGER"}
     duty = mask(method, "k", argument="2" if method == "truncate" else None)
     contract = gate.contract(gate.schema(**types), *terms, duties=[duty])
-    shown = contract_routes._contract(contract, types, None)
+    shown = contract_routes._describe_contract(contract, types, None)
     shown["columns"] = [one | ({"type": told} if told and one["name"] == "k" else {}) for one in shown["columns"]]
     summary = {"owner": "north", "name": "ds", "rows": 10, "contracts": [shown]}
     tables = {("north", "ds"): table_of(summary, ConsumerAgreement("a", "did:web:north", "urn:hanse:north:ds"), "")}

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from connector.dataplane.push.push_receiver import Receiving, Room
+from connector.dataplane.push.push_receiver import PushReceiver, ReceiveLimits
 from connector.dsp.duty_upkeep import DutyLedger
 from connector.dsp.participants import ParticipantDirectory
 from connector.events import DecisionNeeded, Event, ServiceStarted
@@ -71,13 +71,13 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
     app.include_router(
         negotiations.router(negotiations=side.negotiations, partners=partners, store=side.store, tokens=tokens)
     )
-    received = Receiving(
+    received = PushReceiver(
         side.store,
         None,  # type: ignore[arg-type]  # nothing comes here that would have to be checked
         Path(str(side.store.engine.url.database)).with_suffix(".received"),
         secret=b"s",
         root_url="http://t",
-        room=Room(each=1, total=1),
+        room=ReceiveLimits(each=1, total=1),
     )
     app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))

@@ -14,13 +14,13 @@ import pytest
 import pytest_asyncio
 import xxhash
 
-from connector.dataplane.block_plan import Wanted
-from connector.dataplane.cache.cache_writer import nameless
-from connector.dataplane.cache.cached_stream import Block, Entry, Part
-from connector.dataplane.cache.mixed_stream import Mixed
+from connector.dataplane.block_plan import RowSelection
+from connector.dataplane.cache.cache_writer import open_nameless
+from connector.dataplane.cache.cached_stream import CachedBlock, CacheEntry, StreamPart
+from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.http.file_spans import Span
-from connector.dataplane.read_request import STREAM, Asked
+from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.engine.pool.protocol import Job, Range
 from connector.engine.pool.worker_process import Frame
 from connector.errors import EngineFailed
@@ -272,7 +272,7 @@ async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: P
 async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(running: Provider, tmp_path: Path) -> None:
     """Also where one has begun before another was done: all of them share the room."""
     slow = await question(running, [0, 1])
-    split = await running.reads.split(slow.tickets[0], Wanted(), snapshot="", blocks="2,3")
+    split = await running.reads.split(slow.tickets[0], RowSelection(), snapshot="", blocks="2,3")
     small = PreparedStreams(tmp_path, quota=9 * 2**20)
     running.reads.origin.prepared, before = small, running.reads.origin.prepared
     try:
@@ -297,7 +297,7 @@ async def test_blocks_that_another_writes_take_no_place_of_ones_own(
     ticket = running.ticket(await running.agree())
     await read(running, ticket, [0, 1])
     with monkeypatch.context() as writing:
-        others = [Entry(str(number), "another", "", "", "", None, ()) for number in range(2)]
+        others = [CacheEntry(str(number), "another", "", "", "", None, ()) for number in range(2)]
         writing.setattr(prepared, "_coming", others)
         await read(running, ticket, [2, 3])
     assert len(prepared) == BLOCKS
@@ -339,24 +339,24 @@ class Result:
         raise StopAsyncIteration
 
 
-def kept(folder: Path, *blocks: int, each: int = 2) -> dict[int, Entry]:
+def kept(folder: Path, *blocks: int, each: int = 2) -> dict[int, CacheEntry]:
     """Files of such messages."""
     found = {}
     for block in blocks:
-        file = nameless(folder)
+        file = open_nameless(folder)
         file.write(b"%02d" % block * each)
         file.flush()
-        held = [Block(at=2 * number, nbytes=2, rows=1, digest=b"") for number in range(each)]
-        found[block] = Entry("", "", "", "", "", None, (file,), (), b"head", b"trailer", b"", held)
+        held = [CachedBlock(at=2 * number, nbytes=2, rows=1, digest=b"") for number in range(each)]
+        found[block] = CacheEntry("", "", "", "", "", None, (file,), (), b"head", b"trailer", b"", held)
     return found
 
 
-def mixed(order: Sequence[int], known: dict[int, Entry], *of_worker: int, spans: bool = False) -> Mixed:
+def mixed(order: Sequence[int], known: dict[int, CacheEntry], *of_worker: int, spans: bool = False) -> MixedStream:
     result = cast("Any", Result(*of_worker)) if of_worker or not known else None
-    return Mixed([Range(one, 0, 0, 1) for one in order], known, result, None, digest="xxh3", spans=spans)
+    return MixedStream([Range(one, 0, 0, 1) for one in order], known, result, None, digest="xxh3", spans=spans)
 
 
-async def taken(source: Mixed) -> bytes:
+async def taken(source: MixedStream) -> bytes:
     return b"".join([bytes_of(part.payload) async for part in source])
 
 
@@ -389,16 +389,16 @@ async def test_what_goes_is_in_the_digest_and_nothing_else(tmp_path: Path) -> No
     source = mixed([1, 5], kept(tmp_path, 5), 1, 1, spans=True)
     went = b"head"
     async for part in source:
-        assert isinstance(part, Part)
+        assert isinstance(part, StreamPart)
         if isinstance(part.payload, Span):
             went += bytes_of(part.payload)
         assert source.digest.hex() == xxhash.xxh3_128(went).hexdigest()  # whoever sends memory shows it itself
 
 
-async def question(running: Provider, blocks: Sequence[int]) -> Asked:
+async def question(running: Provider, blocks: Sequence[int]) -> ReadRequest:
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
-    asked = Asked(
+    asked = ReadRequest(
         tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
     )
-    split = await running.reads.split(ticket, Wanted(), snapshot="", blocks=",".join(map(str, blocks)))
+    split = await running.reads.split(ticket, RowSelection(), snapshot="", blocks=",".join(map(str, blocks)))
     return replace(asked, split=split)

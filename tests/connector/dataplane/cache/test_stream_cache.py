@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 
 from connector.dataplane.cache import cache_writer
 from connector.dataplane.cache import stream_cache as prepared_streams
-from connector.dataplane.cache.cache_writer import Copy, Keeping, nameless
-from connector.dataplane.cache.cached_stream import Entry, Passed
-from connector.dataplane.cache.stream_cache import PreparedStreams, keepable
-from connector.dataplane.read_request import STREAM, Asked
+from connector.dataplane.cache.cache_writer import CopyingSource, StreamCopy, open_nameless
+from connector.dataplane.cache.cached_stream import CachedReader, CacheEntry
+from connector.dataplane.cache.stream_cache import PreparedStreams, is_keepable
+from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.datasets import file_access
 from connector.engine.pool.worker_process import Frame
 from connector.events import AgreementRevoked, DatasetVersioned
@@ -110,7 +110,7 @@ HUGE = 2 * 2**20
 )
 async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_path: Path, sizes: list[int]) -> None:
     payloads = [os.urandom(size) for size in sizes]
-    with nameless(tmp_path) as file:
+    with open_nameless(tmp_path) as file:
         for number, payload in enumerate(payloads):
             cache_writer._write(file, memoryview(payload), sum(sizes[:number]), 2**40)
         file.seek(0)
@@ -123,7 +123,7 @@ async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_p
     ids=["small", "whole pages", "no further than it may", "nothing behind"],
 )
 async def test_pages_are_written_whole(tmp_path: Path, size: int, most: int, length: int) -> None:
-    with nameless(tmp_path) as file:
+    with open_nameless(tmp_path) as file:
         cache_writer._write(file, memoryview(bytes(size)), 0, most)
         assert os.fstat(file.fileno()).st_size == length
 
@@ -150,7 +150,7 @@ async def test_each_agreement_and_each_request_has_its_own(running: Provider, pr
 
 
 async def test_a_pass_that_is_broken_off_leaves_nothing(running: Provider, prepared: PreparedStreams) -> None:
-    asked = Asked(
+    asked = ReadRequest(
         tickets=(running.addresses.read(f"Bearer {running.ticket(await running.agree())}"),),
         sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True,
     )  # fmt: skip
@@ -163,7 +163,7 @@ async def test_a_pass_that_is_broken_off_leaves_nothing(running: Provider, prepa
 async def test_revocation_drops_it_and_stops_whoever_reads_it(running: Provider, prepared: PreparedStreams) -> None:
     agreement = await running.agree()
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    asked = Asked(
+    asked = ReadRequest(
         tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
     )
     async with running.reads.open(asked) as stream:
@@ -186,7 +186,7 @@ async def test_a_version_that_comes_while_a_stream_is_written_down_leaves_nothin
     running: Provider, prepared: PreparedStreams, own: bool
 ) -> None:
     ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
-    asked = Asked(
+    asked = ReadRequest(
         tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
     )
     async with running.reads.open(asked) as stream:
@@ -262,16 +262,16 @@ async def test_a_disk_that_fails_is_not_a_client_that_left(
 ) -> None:
     ticket = running.ticket(await running.agree())
     await read(running, ticket)
-    part, left = Passed._part, [None] * good
+    part, left = CachedReader._take_part, [None] * good
 
-    def fails(self: Passed) -> Any:
+    def fails(self: CachedReader) -> Any:
         if not left:
             raise OSError(5, "Input/output error")
         left.pop()
         return part(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Passed, "_part", fails)
+        patched.setattr(CachedReader, "_take_part", fails)
         answer = await read(running, ticket)
     await settled(running)
     ended = running.of_kind("ReadEnded")[-1]
@@ -326,7 +326,7 @@ async def test_each_consumer_has_an_equal_share_and_what_others_leave(tmp_path: 
         if text == "-":
             now += 3601.0
             continue
-        one = Entry(str(number), text[0], "", "", "", None, (), nbytes=int(text[1]), readers=int(text[2:] == "*"))
+        one = CacheEntry(str(number), text[0], "", "", "", None, (), nbytes=int(text[1]), readers=int(text[2:] == "*"))
         names[one] = text
         streams._add(one)
     assert [names[one] for one in streams._entries.values()] == kept.split()
@@ -335,7 +335,7 @@ async def test_each_consumer_has_an_equal_share_and_what_others_leave(tmp_path: 
 async def test_what_somebody_reads_again_within_the_hour_is_not_left(tmp_path: Path) -> None:
     now = 1e9
     streams = PreparedStreams(tmp_path, quota=12, clock=lambda: now)
-    read, unread = (Entry(name, "a", "", "", "", None, (), nbytes=4) for name in ("read", "unread"))
+    read, unread = (CacheEntry(name, "a", "", "", "", None, (), nbytes=4) for name in ("read", "unread"))
     for one in (read, unread):
         streams._add(one)
     now += 3000.0
@@ -343,7 +343,7 @@ async def test_what_somebody_reads_again_within_the_hour_is_not_left(tmp_path: P
         pass
     now += 3000.0
     for name in ("first", "second"):
-        streams._add(Entry(name, "b", "", "", "", None, (), nbytes=4))
+        streams._add(CacheEntry(name, "b", "", "", "", None, (), nbytes=4))
     assert list(streams._entries) == ["read", "first", "second"]
 
 
@@ -414,41 +414,41 @@ class Source:
 
 
 def _keeping(
-    folder: Path, coming: list[Entry], *, count: int, room: int, most: int = 10**6, consumer: str = ""
-) -> Keeping:
-    entry = Entry("", consumer, "", "", "", None, (nameless(folder),))
+    folder: Path, coming: list[CacheEntry], *, count: int, room: int, most: int = 10**6, consumer: str = ""
+) -> CopyingSource:
+    entry = CacheEntry("", consumer, "", "", "", None, (open_nameless(folder),))
     coming.append(entry)
     source = cast("Any", Source(count, 1000))
-    return Keeping(source, Copy(source, entry, coming, room=room, most=most))
+    return CopyingSource(source, StreamCopy(source, entry, coming, room=room, most=most))
 
 
 async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path) -> None:
-    coming: list[Entry] = []
+    coming: list[CacheEntry] = []
     small, large = (_keeping(tmp_path, coming, count=count, room=10_000) for count in (4, 9))
     for keeping in (small, large, large) * 9:
         await anext(keeping, None)
         assert sum(entry.nbytes for entry in coming) <= 10_000
-    assert (small.whole, large.whole) == (True, False)
+    assert (small.is_whole, large.is_whole) == (True, False)
     assert (coming[1].files, coming[1].blocks) == ((), [])
 
 
 async def test_what_others_write_at_once_takes_nothing_of_ones_share_but_of_the_whole_room(tmp_path: Path) -> None:
     for most, whole in ((9000, [True, True]), (7000, [False, True])):
-        coming: list[Entry] = []
+        coming: list[CacheEntry] = []
         both = [_keeping(tmp_path, coming, count=4, room=5000, most=most, consumer=name) for name in ("a", "b")]
         for keeping in (*both[::-1] * 4, *both):
             await anext(keeping, None)
-        assert [keeping.whole for keeping in both] == whole
+        assert [keeping.is_whole for keeping in both] == whole
 
 
 async def test_a_stream_of_very_many_batches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes memory in the index, also where it has one row."""
     monkeypatch.setattr(cache_writer, "BLOCKS_MAX", 10)
-    coming: list[Entry] = []
+    coming: list[CacheEntry] = []
     for count in (10, 11):
         keeping = _keeping(tmp_path, coming, count=count, room=10**6)
         assert len([frame async for frame in keeping]) == count
-        assert keeping.whole is (count == 10)
+        assert keeping.is_whole is (count == 10)
         coming.clear()
 
 
@@ -473,8 +473,8 @@ def _masked() -> DataContract:
     ids=["open", "masked", "rows", "bytes"],
 )
 async def test_what_may_be_kept(contract: DataContract, by_default: bool, if_allowed: bool) -> None:
-    assert keepable(contract, sensitive=False) is by_default
-    assert keepable(contract, sensitive=True) is if_allowed
+    assert is_keepable(contract, sensitive=False) is by_default
+    assert is_keepable(contract, sensitive=True) is if_allowed
 
 
 async def test_the_end_of_a_contract_is_the_end_of_its_stream(running: Provider, prepared: PreparedStreams) -> None:
@@ -496,7 +496,7 @@ async def test_the_end_of_a_contract_far_from_now_is_met_without_a_reader(
     streams = PreparedStreams(tmp_path, quota=1)
     for number, seconds in enumerate((0.4, 0.2, None)):
         ends = None if seconds is None else time.time() + seconds
-        streams._add(Entry(str(number), "", "", "", "", ends, ()))
+        streams._add(CacheEntry(str(number), "", "", "", "", ends, ()))
     loop: Any = asyncio.get_running_loop()
     timers = [one for one in loop._scheduled if one._callback == streams._sweep_on_time and not one.cancelled()]
     assert len(timers) == 1  # not one for each that was ever kept

@@ -451,8 +451,8 @@ async def test_a_connection_that_is_open_for_longer_than_its_ticket_says_what_to
 
     with pytest.raises(adbc_driver_manager.ProgrammingError) as told:
         await use(front, old, idle)
-    assert "ticket_expired: the ticket has ended" in str(told.value)
-    assert "GET /api/v1/transfers/{id}/address) and ask again with it, over Flight on a new connection" in str(
+    assert "ticket_expired: the ticket has expired" in str(told.value)
+    assert "GET /api/v1/transfers/{id}/address) and repeat the request with it, over Flight on a new connection" in str(
         told.value
     )
     assert await use(front, fresh, work) == [(7,)]

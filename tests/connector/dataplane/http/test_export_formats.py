@@ -72,7 +72,7 @@ async def get(
     ],
 )  # fmt: skip
 def test_the_format_is_the_one_asked_for(given: dict[str, str], accept: str, expected: str) -> None:
-    assert export_formats.chosen(given, accept) == expected
+    assert export_formats.choose_format(given, accept) == expected
 
 
 @module
@@ -95,7 +95,7 @@ async def test_whoever_takes_no_format_of_ours_is_told(running: Provider, accept
 @pytest.mark.parametrize("given", [{"format": "xlsx"}, {"format": "csv_guarded"}, {"guard": "true"}, {"guard": "1"}])
 def test_a_format_that_nobody_writes_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(BadInput) as raised:
-        export_formats.chosen(given, "")
+        export_formats.choose_format(given, "")
     assert raised.value.code == "format_unknown"
 
 

@@ -19,10 +19,10 @@ import pytest
 import pytest_asyncio
 import xxhash
 
-from connector.dataplane.cache.cached_stream import Spread
+from connector.dataplane.cache.cached_stream import ScatteredResult
 from connector.dataplane.governed_stream import GovernedStream
-from connector.dataplane.http.file_spans import Scattered
-from connector.dataplane.read_request import STREAM, Asked
+from connector.dataplane.http.file_spans import ScatteredMessage
+from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.protocol import Job, Relation
 from connector.engine.pool.shared_memory import Ring
@@ -46,7 +46,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         yield started
 
 
-async def agreed(running: Provider, folder: Path, *parts: pa.Table, **policy: Any) -> tuple[Asked, str, list[Path]]:
+async def agreed(
+    running: Provider, folder: Path, *parts: pa.Table, **policy: Any
+) -> tuple[ReadRequest, str, list[Path]]:
     """A question for images under an agreement, the address and its ticket, and the files."""
     (folder / "files").mkdir()
     made = parts or (images(ROWS),)
@@ -56,10 +58,10 @@ async def agreed(running: Provider, folder: Path, *parts: pa.Table, **policy: An
     ticket = running.ticket(agreement)
     read = running.addresses.read(f"Bearer {ticket}")
     sql = f'SELECT * FROM "clinic".{name}'
-    return Asked(tickets=(read,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True), ticket, paths
+    return ReadRequest(tickets=(read,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True), ticket, paths
 
 
-async def taken(running: Provider, asked: Asked, *, ahead: bool) -> tuple[list[bytes], int, GovernedStream]:
+async def taken(running: Provider, asked: ReadRequest, *, ahead: bool) -> tuple[list[bytes], int, GovernedStream]:
     """The parts of a read that a transport sends from files; `ahead`: those that are there already in a thread."""
     found: list[bytes] = []
     scattered = 0
@@ -67,7 +69,7 @@ async def taken(running: Provider, asked: Asked, *, ahead: bool) -> tuple[list[b
         async for part in stream.parts():
             following: Any = part
             while following is not None:
-                scattered += isinstance(following, Scattered)
+                scattered += isinstance(following, ScatteredMessage)
                 found.append(bytes_of(following))
                 following = await asyncio.to_thread(stream.following) if ahead and stream.end is None else None
     return found, scattered, stream
@@ -159,7 +161,7 @@ async def test_a_change_is_seen_before_the_bytes_are_sent(running: Provider, tmp
     async with running.reads.open(asked, spans=True) as stream:
         parts = stream.parts()
         first = await anext(parts)
-        assert isinstance(first, Scattered)
+        assert isinstance(first, ScatteredMessage)
         first.check()
         cut_short(path)
         with pytest.raises(VersionChanged, match="changed"):
@@ -296,10 +298,10 @@ async def test_pieces_are_those_of_the_files_that_are_registered(relation: Relat
     worker = Worker(relation)
     worker.send((1, 990, 10), (-1, 5, 3), (0, 0, 1000), (-1, 0, 8))
     worker.send((0, 0, 1), slot=2)
-    spread = Spread(worker.result)
+    spread = ScatteredResult(worker.result)
     part = await asyncio.to_thread(spread.at_once) if ahead else await anext(spread)
     assert part is not None
-    assert isinstance(part.payload, Scattered)
+    assert isinstance(part.payload, ScatteredMessage)
     assert bytes_of(part.payload) == b"b" * 10 + bytes(3) + b"a" * 1000 + bytes(8)
     assert worker.result.ring is not None
     assert worker.result.ring.held == 1
@@ -327,7 +329,7 @@ async def test_a_worker_that_says_anything_else_is_ended(relation: Relation, nam
     worker = Worker(relation)
     sending = asyncio.ensure_future(asyncio.to_thread(worker.send, *pieces, **how))
     with pytest.raises(EngineFailed) as raised:
-        await anext(Spread(worker.result))
+        await anext(ScatteredResult(worker.result))
     assert (raised.value.code, worker.killed) == ("worker_crashed", "worker_crashed")
     worker.result.close()
     worker.channel.close()
@@ -344,7 +346,7 @@ async def test_a_job_without_spans_gets_none(relation: Relation) -> None:
 async def test_a_batch_that_has_not_come_whole_is_not_there_yet(relation: Relation) -> None:
     worker = Worker(relation)
     frame = wire.HEADER.pack(wire.SCATTERED, 0, 1, 7, wire.PIECE.size, -1, b"") + wire.PIECE.pack(0, 0, 5)
-    spread = Spread(worker.result)
+    spread = ScatteredResult(worker.result)
     for at in range(len(frame)):
         assert spread.at_once() is None
         worker.channel.sendall(frame[at : at + 1])

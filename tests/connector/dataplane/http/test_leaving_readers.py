@@ -19,7 +19,7 @@ from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import file_sender, send_threads, vectored_body
 from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.request_context import Exchange
-from connector.dataplane.http.routes import _Transport
+from connector.dataplane.http.routes import _DataRoutes
 from connector.dataplane.http.vectored_body import BEFORE, FILE, Cycle
 from connector.datasets.sources.source_files import FileRef
 from connector.errors import Busy
@@ -62,7 +62,7 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
     """Cancelled twice while it waits for a thread: the next connection has the numbers, and must not get the bytes."""
     busy = threading.Event()
     for _ in range(send_threads._SENDERS):
-        send_threads._senders(send_threads.OURS).submit(busy.wait)
+        send_threads._executor_of(send_threads.OURS).submit(busy.wait)
     mine, _peer = socket.socketpair()
     mine.setblocking(False)
     with tempfile.TemporaryFile() as file:
@@ -77,7 +77,7 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
         others = [end for _ in range(4) for end in socket.socketpair()]
         busy.set()
         await asyncio.wait((sending,))
-        await asyncio.to_thread(send_threads._senders(send_threads.OURS).submit(len, "").result)
+        await asyncio.to_thread(send_threads._executor_of(send_threads.OURS).submit(len, "").result)
     for other in others:
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -111,13 +111,13 @@ async def test_a_disk_that_is_slow_is_none_that_hangs(monkeypatch: pytest.Monkey
     """What it has given of a large batch has been sent meanwhile."""
     monkeypatch.setattr(send_threads, "_SECONDS", 1.0)
     monkeypatch.setattr(file_sender, "_WINDOW", 2**16)
-    mapped = file_sender._mapped
+    mapped = file_sender._map_window
 
     def slowly(number: int, start: int) -> memoryview:
         time.sleep(0.15)
         return mapped(number, start)
 
-    monkeypatch.setattr(file_sender, "_mapped", slowly)
+    monkeypatch.setattr(file_sender, "_map_window", slowly)
     out, peer = socket.socketpair()
     with out, peer, tempfile.TemporaryFile("w+b", buffering=0) as file:
         file.truncate(10 * 2**16)
@@ -195,7 +195,7 @@ async def test_what_a_thread_said_of_a_reader_who_has_left_is_in_nobody_s_log() 
         left.set()
         time.sleep(0.05)  # the thread is done, and nobody here has heard of it
 
-    sending = asyncio.ensure_future(send_threads.in_thread(work, stop=stop))
+    sending = asyncio.ensure_future(send_threads.run_in_send_thread(work, stop=stop))
     await asyncio.to_thread(begun.wait)
     sending.cancel()
     await asyncio.wait((sending,))
@@ -265,7 +265,7 @@ def pushed(out: socket.socket, peer: socket.socket) -> int:
         file.truncate(SIZE)
         reading.start()
         try:
-            pushed = vectored_body._Sending([(file.fileno(), 0, SIZE // 4)], before=None, more=None)
+            pushed = vectored_body._FileSending([(file.fileno(), 0, SIZE // 4)], before=None, more=None)
             assert not pushed.push(out)
             assert pushed._chunk is not None
             return SIZE // 4 - sum(map(file_sender.size_of, pushed._chunk.left))
@@ -298,9 +298,9 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
         {"over": over, "following": None, "abandon": staticmethod(lambda code, _reason: codes.append(code))},
     )
     exchange = Sips({"headers": []}, cast("Any", None), cast("Any", None))
-    transport = _Transport(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
+    transport = _DataRoutes(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
     with hands(stands=True) as clock, tempfile.TemporaryFile() as file:
-        part = transport._part(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
+        part = transport._send_part(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
         if over:
             with pytest.raises(ConnectionAbortedError):
                 await part

@@ -22,7 +22,7 @@ import pytest
 import xxhash
 
 from connector.dataplane import running_reads
-from connector.dataplane.governed_stream import why_ended
+from connector.dataplane.governed_stream import translate_failure
 from connector.dataplane.http.request_context import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
@@ -264,7 +264,7 @@ async def test_two_tickets_are_none(running: Provider, first: str, second: str, 
     head = f"GET /data/v1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{texts[first]}{texts.get(second, '')}"
     status, problem = await raw(running, f"{head}\r\n0\r\n{texts.get(trailer, '')}\r\n")
     assert (status, problem["code"]) == (401, "unauthenticated")
-    assert trailer or "came several" in problem["detail"]
+    assert trailer or "got several" in problem["detail"]
 
 
 async def test_a_list_in_several_lines_is_one(running: Provider) -> None:
@@ -413,7 +413,7 @@ async def test_an_end_with_its_transfer_says_who_ended_it_and_why(
             tx.publish(TransferAdvanced(actor=actor, process=name, reason="enough", outcome=outcome, detail=about))
 
     async with endless(running, running.ticket(agreement)) as answer:
-        (known,) = await running.store.read(lambda tx: running_reads.running(tx, agreement=agreement, limit=10))
+        (known,) = await running.store.read(lambda tx: running_reads.list_running(tx, agreement=agreement, limit=10))
         assert (known.transport, known.under[0].transfer) == ("http", name)
         streams = [*running.reads.live.values()]  # by the time that one is over it may be gone
         await running.store.write(suspend)
@@ -773,7 +773,7 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
     grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), ended=Busy("x", code="shutting_down"))
     nobody: Any = None
-    found = await why_ended(EngineFailed("stopped", code="cancelled"), [grant], nobody)
+    found = await translate_failure(EngineFailed("stopped", code="cancelled"), [grant], nobody)
     assert isinstance(found, Busy)
     assert (found.code, found.message) == ("shutting_down", "x")
 
@@ -792,7 +792,7 @@ async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_ref
 )
 async def test_only_a_client_that_has_left_is_told_as_one(error: BaseException, as_it_is: bool) -> None:
     nobody: Any = None
-    found = await why_ended(error, [], nobody)
+    found = await translate_failure(error, [], nobody)
     assert (found is error) is as_it_is
     assert as_it_is or getattr(found, "code", "") == "internal"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from connector.dataplane.http import send_threads
-from connector.dataplane.http.send_threads import in_thread
+from connector.dataplane.http.send_threads import run_in_send_thread
 from connector.errors import Busy
 from tests.support.waiting import until
 
@@ -33,15 +33,15 @@ async def test_those_who_wait_for_a_disk_that_hangs_are_refused_and_few_threads_
     many = 3 * send_threads._SENDERS
     async with asyncio.timeout(20):
         found = await asyncio.gather(
-            *(in_thread(over.wait, stop=lambda: stopped.append(1), device=DEVICE) for _ in range(many)),
+            *(run_in_send_thread(over.wait, stop=lambda: stopped.append(1), device=DEVICE) for _ in range(many)),
             return_exceptions=True,
         )
     assert [one.code for one in found if isinstance(one, Busy)] == ["file_unavailable"] * many
     assert len(stopped) == many
-    assert send_threads._senders(DEVICE)._work_queue.qsize() <= many  # each of those is cancelled
-    assert len(send_threads._senders(DEVICE)._threads) == send_threads._SENDERS
+    assert send_threads._executor_of(DEVICE)._work_queue.qsize() <= many  # each of those is cancelled
+    assert len(send_threads._executor_of(DEVICE)._threads) == send_threads._SENDERS
     over.set()
-    assert await in_thread(lambda: 7, stop=over.set, device=DEVICE) == 7
+    assert await run_in_send_thread(lambda: 7, stop=over.set, device=DEVICE) == 7
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -52,7 +52,7 @@ async def test_a_thread_that_is_lost_has_its_socket_until_it_ends(
     ours, theirs = socket.socketpair()
     number = ours.fileno()
     with theirs, ours:
-        sending = asyncio.ensure_future(in_thread(over.wait, stop=lambda: None, device=DEVICE, out=ours))
+        sending = asyncio.ensure_future(run_in_send_thread(over.wait, stop=lambda: None, device=DEVICE, out=ours))
         if cancelled:
             await asyncio.sleep(0.05)
             sending.cancel()

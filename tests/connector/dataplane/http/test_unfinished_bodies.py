@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from connector.dataplane.http import request_context, routes
-from connector.dataplane.read_request import Brought
+from connector.dataplane.read_request import JoinTable
 from policies.odrl import strictjson
 from policies.sql import parse
 from tests.connector.dataplane.http.test_routes import ask, client
@@ -50,14 +50,14 @@ async def send(running: Provider, ticket: str, *, seconds: float) -> int:
 async def test_of_one_consumer_two_large_bodies_are_on_their_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[routes._Bodies] = []
+    made: list[routes._BodyTurns] = []
 
-    class Bodies(routes._Bodies):
+    class Bodies(routes._BodyTurns):
         def __init__(self) -> None:
             super().__init__()
             made.append(self)
 
-    monkeypatch.setattr(routes, "_Bodies", Bodies)
+    monkeypatch.setattr(routes, "_BodyTurns", Bodies)
     async with provider.running(tmp_path, rows=100) as running:
         agreement = await running.agree()
         ticket, other = running.ticket(agreement), running.ticket(await running.agree())
@@ -99,7 +99,7 @@ async def test_what_a_body_brought_goes_with_its_answer(tmp_path: Path, sql: str
             ):
                 await anext(answer.aiter_raw())
             await provider.settled(running)
-            assert not [one for one in gc.get_objects() if isinstance(one, Brought)]
+            assert not [one for one in gc.get_objects() if isinstance(one, JoinTable)]
         finally:
             gc.enable()
 

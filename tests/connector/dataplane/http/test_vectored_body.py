@@ -251,7 +251,7 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
 async def test_a_file_that_is_whole_and_cannot_be_read_is_not_told_as_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says the same of a disk that fails as of a file that has been cut short."""
     nobodys = memoryview(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0))
-    monkeypatch.setattr(file_sender, "_mapped", lambda *_: nobodys)
+    monkeypatch.setattr(file_sender, "_map_window", lambda *_: nobodys)
     raised: list[type[BaseException]] = []
 
     def message(file: IO[bytes]) -> dict[str, Any]:
@@ -484,7 +484,7 @@ async def test_streams_that_share_a_thread_do_not_share_its_memory() -> None:
         file.flush()
         parts = [[(file.fileno(), number * 2**20, 2**20)] for number in (0, 1)]
         sending = [
-            vectored_body._Sending(one, before=None, more=None, seen=shown[n].extend) for n, one in enumerate(parts)
+            vectored_body._FileSending(one, before=None, more=None, seen=shown[n].extend) for n, one in enumerate(parts)
         ]
         pairs = [socket.socketpair() for _ in parts]
         came = [b"", b""]

@@ -182,7 +182,7 @@ async def test_one_provider_has_not_all_places_and_whoever_waits_for_one_says_so
     await until(lambda: here.receiving.progress(held) is not None)
     assert (await here.push(waits, WHOLE)).json()["code"] == "pushes_max"
     row = await here.row(waits)
-    assert (row.code, "1 pushes of did:web:clinic.example are coming" in row.reason) == ("pushes_max", True)
+    assert (row.code, "1 pushes of did:web:clinic.example are under way" in row.reason) == ("pushes_max", True)
     assert (await here.push(another, WHOLE)).status_code == 200
     hanging.writer.close()
     await until(lambda: here.receiving.progress(held) is None)
@@ -480,7 +480,7 @@ async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
         await here.receiving.remove(pid, by="anna")
 
 
-FULL = (errno.ENOSPC, "disk_full", "make room")
+FULL = (errno.ENOSPC, "disk_full", "free space on")
 OTHERWISE = (errno.EMFILE, "not_written", "Too many open files")
 
 
@@ -605,7 +605,7 @@ async def test_what_nobody_foresaw_is_told_without_its_words_and_leaves_nothing(
     before = here.files()
     await here.transfer(pid)
     with monkeypatch.context() as patched:
-        patched.setattr(service, "judge", wrong)
+        patched.setattr(service, "check_complete", wrong)
         answer = await here.push(pid, WHOLE)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -732,8 +732,8 @@ async def test_what_comes_while_a_file_is_removed_is_counted(
     for one in (gone, come):
         await here.transfer(one)
     await here.push(gone, WHOLE)
-    unlinked = received_files.unlinked
-    monkeypatch.setattr(received_files, "unlinked", lambda path: (may.wait(60), unlinked(path))[1])
+    unlinked = received_files.remove_file
+    monkeypatch.setattr(received_files, "remove_file", lambda path: (may.wait(60), unlinked(path))[1])
     removing = asyncio.ensure_future(here.receiving.remove(gone, by="somebody"))
     try:
         await asyncio.sleep(0.1)  # the disk takes its time

@@ -305,7 +305,7 @@ async def test_a_consumer_that_says_nothing_of_all_that_it_took_is_waited_for_as
     monkeypatch.setattr(push_sender, "_ANSWER_SECONDS", 0.1)
     gone = asyncio.Event()
     async with scripted(200, b"", last=gone.wait) as url:
-        with pytest.raises(PeerUnreachable, match="did not answer in time") as raised:
+        with pytest.raises(PeerUnreachable, match="did not acknowledge it in time") as raised:
             await sent(provider, Target(url))
         gone.set()
     assert raised.value.code == "no_answer"

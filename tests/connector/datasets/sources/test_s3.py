@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from connector.dataplane.job_builder import version_relation
+from connector.dataplane.job_builder import version_to_relation
 from connector.datasets import object_store
 from connector.datasets.connections import Connections, Database
 from connector.datasets.object_store import Objects
@@ -331,7 +331,12 @@ async def test_any_rows_of_any_object_can_be_read_by_their_place(s3: objectstore
         put(s3, f"placed/p={number}/t.parquet", data.table(1000), row_group_size=300)
     version = await archive.add("placed", f"s3://{objectstore.BUCKET}/placed")
     plan = await archive.pool.ask(
-        Job(kind="plan", relations={"t": version_relation(version)}, sql="SELECT * FROM t", arguments={"groups": True})
+        Job(
+            kind="plan",
+            relations={"t": version_to_relation(version)},
+            sql="SELECT * FROM t",
+            arguments={"groups": True},
+        )
     )
     assert [[rows for rows, _ in file] for file in plan["groups"]] == [[300, 300, 300, 100]] * 2
     only = Ranges((Range(0, 1, 250, 650),), key="00" * 32)

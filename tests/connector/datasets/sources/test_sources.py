@@ -896,7 +896,7 @@ def test_a_version_with_geometries_that_were_written_anew_is_refused_to_its_read
         schema=[{"name": "v", "type": kind}], source={"kind": "parquet", "files": [], "options": {}}, profile={}
     )
     with pytest.raises(SourceUnreadable, match="under a new name") if refused else nullcontext():
-        job_builder.version_relation(version)
+        job_builder.version_to_relation(version)
 
 
 _LATE = pa.array([25 * 3600 * 10**6]).view(pa.time64("us"))

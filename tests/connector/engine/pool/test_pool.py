@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from connector.dataplane.job_builder import _scan_mb
+from connector.dataplane.job_builder import _choose_scan_mb
 from connector.engine.pool import pool as pools
 from connector.engine.pool import protocol as wire
 from connector.engine.pool import shared_memory
@@ -1021,7 +1021,7 @@ async def test_as_many_ranges_are_read_at_once_as_memory_holds(
     [(512, 1, 128), (512, 2, 256), (512, 4, 512), (1024, 4, 1024), (256, 4, 256), (64, 4, 128)],
 )
 async def test_a_scan_has_memory_for_each_of_its_threads(most: int, threads: int, expected: int) -> None:
-    assert _scan_mb(most, threads) == expected
+    assert _choose_scan_mb(most, threads) == expected
 
 
 async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(

@@ -19,7 +19,7 @@ from connector.dataplane.cache import cached_stream
 from connector.dataplane.cache import stream_cache as prepared_streams
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.http.file_spans import Span
-from connector.dataplane.read_request import STREAM, Asked
+from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.engine.pool.protocol import Job
 from connector.events import AgreementRevoked
 from tests.support import data, gate, provider
@@ -121,12 +121,12 @@ async def agreed(running: Provider, make: Callable[[Path], Path], folder: Path, 
     return await running.agree(name=name, path=path, kind="arrow_ipc", **policy), path
 
 
-async def indexed(running: Provider, prepared: PreparedStreams, agreement: str) -> Asked:
+async def indexed(running: Provider, prepared: PreparedStreams, agreement: str) -> ReadRequest:
     """A question whose next pass is sent from the file."""
     held = await running.grants.load(agreement, consumer=provider.CONSUMER)
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
     sql = f'SELECT * FROM "clinic".{held.dataset.name}'
-    asked = Asked(tickets=(ticket,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True)
+    asked = ReadRequest(tickets=(ticket,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True)
     async with running.reads.open(asked) as stream:
         assert [part async for part in stream.frames()]
     await settled(running, prepared)
@@ -183,7 +183,7 @@ async def test_memory_and_spans_are_the_same_bytes(
 
 
 async def test_memory_that_was_sent_is_filled_again_and_no_other() -> None:
-    pieces = cached_stream._Pieces(100)
+    pieces = cached_stream._BufferPool(100)
     first = pieces.take()
     first[:3] = b"one"
     sent = first[:3].toreadonly()
