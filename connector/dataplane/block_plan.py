@@ -22,8 +22,8 @@ from connector.dataplane.read_request import Asked, Split, new_name
 from connector.dataplane.tickets import Ticket
 from connector.datasets import block_layout, rounded_counts
 from connector.datasets.block_layout import Block, Place
-from connector.datasets.file_access import still_unchanged
-from connector.datasets.sources import divisible, misleading
+from connector.datasets.file_access import check_files_unchanged
+from connector.datasets.sources import divisible_source, find_position_clash
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Range, Ranges, Recheck, Relation
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
@@ -161,8 +161,8 @@ class Plans:
                 code="aggregate_only",
                 rule=contract.permission,
             )
-        divisible(held.version.source["kind"])
-        if column := misleading(held.version.source["kind"], held.version.schema):
+        divisible_source(held.version.source["kind"])
+        if column := find_position_clash(held.version.source["kind"], held.version.schema):
             raise BadInput(
                 f"{held.dataset.name!r} has a column {column}, which is the engine's name for a row's place; "
                 "read it as one stream",
@@ -190,7 +190,7 @@ class Plans:
 
     async def _known(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
         blocks, schema = self._cached.get(_key(held)), self._schemas.get(key)  # they may have gone when we have looked
-        if blocks is None or schema is None or not await still_unchanged(held.version.source["files"]):
+        if blocks is None or schema is None or not await check_files_unchanged(held.version.source["files"]):
             return None
         return blocks, schema
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.read_request import Asked, new_name
-from connector.datasets.sources import misleading
+from connector.datasets.sources import find_position_clash
 from connector.datasets.sources.parquet import check_types
 from connector.engine.pool.protocol import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.errors import BadInput
@@ -155,7 +155,7 @@ def _is_large(relation: Relation) -> bool:
 def _in_the_way(grants: Sequence[ReadGrant]) -> bool:
     """Whether a column has the name that the engine has for a row's place: such rows cannot be read by turns."""
     versions = [grant.held.version for grant in grants]
-    return any(misleading(one.source["kind"], one.schema) for one in versions)
+    return any(find_position_clash(one.source["kind"], one.schema) for one in versions)
 
 
 def _scan_mb(most: int, threads: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from connector.datasets import version_retention
 from connector.datasets.external import Outside
-from connector.datasets.file_access import at_files, still_unchanged
+from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.owned_files import Making, remove
 from connector.datasets.registration import (
     CONVERTING,
@@ -33,17 +33,17 @@ from connector.datasets.registration import (
     check_no_login,
     halted,
 )
-from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
+from connector.datasets.sources import BEFORE, check_options, guess_kind, read_options, remote_source, source
 from connector.datasets.sources.path_errors import path_refusals
 from connector.datasets.sources.source_files import (
     LOOK_SECONDS,
     FileRef,
-    fresh,
-    looked_at_again,
-    none_of,
+    are_unchanged,
+    find_within,
+    has_fresh_file,
     others_under,
-    unchanged,
-    within,
+    refuse_own_files,
+    renew_fresh_refs,
 )
 from connector.datasets.sources.to_parquet import disk_full
 from connector.errors import (
@@ -163,9 +163,9 @@ class Registry:
         disks, and beside what is served, as there may be very many."""
 
         def ours(page: Sequence[_Stored]) -> list[str]:
-            if not within(self._private, chain.from_iterable(_named_by(version.source) for _, version in page)):
+            if not find_within(self._private, chain.from_iterable(_named_by(version.source) for _, version in page)):
                 return []
-            return [row.name for row, version in page if within(self._private, _named_by(version.source))]
+            return [row.name for row, version in page if find_within(self._private, _named_by(version.source))]
 
         after = ""
         with suppress(Busy):  # the next start looks
@@ -249,14 +249,14 @@ class Registry:
 
         return await self._store.read(work)
 
-    async def unchanged(self, version: DatasetVersion) -> bool | None:
+    async def is_unchanged(self, version: DatasetVersion) -> bool | None:
         """Whether its files are still what was registered: else every read is refused. None where that is not to be had
         now: of objects in a store, of very many files, from a disk that says nothing."""
         source = version.source
-        if remote(source["kind"]) is not None or len(source["files"]) > _LOOKED_MAX:
+        if remote_source(source["kind"]) is not None or len(source["files"]) > _LOOKED_MAX:
             return None
         try:
-            return await still_unchanged(source["files"])
+            return await check_files_unchanged(source["files"])
         except Busy:
             return None
 
@@ -384,7 +384,7 @@ class Registry:
     async def _found(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
         """The options with all values, and the files, at rest for at least a step of the clock that dates them."""
         options = read_options(kind, asked.options)
-        if (elsewhere := remote(kind)) is not None:
+        if (elsewhere := remote_source(kind)) is not None:
             if self._outside is None:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
@@ -392,7 +392,7 @@ class Registry:
         files = await self._of_disk(asked.path, partial(self._at, kind, asked.path, options))
         before: tuple[FileRef, ...] = ()
         for _ in range(_LOOKS):
-            if not fresh(files, since_ns=begun, before=before):
+            if not has_fresh_file(files, since_ns=begun, before=before):
                 return options, files
             await asyncio.sleep(LOOK_SECONDS)
             before, since, begun = files, begun, time.time_ns()
@@ -404,21 +404,25 @@ class Registry:
 
     async def _with_kind(self, asked: Registration) -> Registration:
         """The same with its kind: what was asked for, or the kind that the path looks like."""
-        return asked if asked.kind else replace(asked, kind=await self._of_disk(asked.path, partial(guess, asked.path)))
+        return (
+            asked
+            if asked.kind
+            else replace(asked, kind=await self._of_disk(asked.path, partial(guess_kind, asked.path)))
+        )
 
     async def _of_disk(self, path: str, work: Callable[[], _T]) -> _T:
         """What `work` finds on an owner's disk. Every `OSError` of it is the answer to the registration of `path`."""
         with path_refusals(path):
-            return await at_files((), work)
+            return await run_at_files((), work)
 
     def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-        return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
+        return refuse_own_files(self._private, source(kind).find(path, roots=self._roots, options=options))
 
     def _again(self, before: tuple[FileRef, ...], since: int) -> tuple[FileRef, ...]:
-        return none_of(self._private, looked_at_again(before, roots=self._roots, since_ns=since))
+        return refuse_own_files(self._private, renew_fresh_refs(before, roots=self._roots, since_ns=since))
 
     async def _others(self, kind: str, path: str) -> list[str]:
-        if remote(kind) is not None:
+        if remote_source(kind) is not None:
             return []
         return await self._of_disk(path, partial(others_under, path, suffixes=source(kind).SUFFIXES))
 
@@ -428,7 +432,7 @@ class Registry:
         try:
             return await self._engine.convert(kind, [file.to_json() for file in files], options, str(target), told=told)
         finally:
-            if remote(kind) is not None:  # a draft of ours
+            if remote_source(kind) is not None:  # a draft of ours
                 await asyncio.to_thread(remove, [Path(file.path) for file in files])
 
     def _id(self, asked: Registration) -> str:
@@ -574,7 +578,7 @@ def _pinned(
     if version is None:
         tx.datasets.add(drafted)
         return drafted
-    stays = read.made is not None and version in held and unchanged(version.source["files"])
+    stays = read.made is not None and version in held and are_unchanged(version.source["files"])
     version.source = drafted.source | ({"files": version.source["files"]} if stays else {})
     return version
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector import raw_access
 from connector.datasets.registration import Description, Registration
 from connector.datasets.registry import Registry
-from connector.datasets.sources import SOURCES, misleading, remote
+from connector.datasets.sources import SOURCES, find_position_clash, remote_source
 from connector.events import DatasetRegistered, DatasetVersioned, RawDataViewed, ReadEnded, ReadStarted
 from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import unless_gone
@@ -139,7 +139,7 @@ def _raw(version: DatasetVersion) -> dict[str, Any]:
 
 def _note(version: DatasetVersion) -> str:
     told = []
-    if column := misleading(version.source["kind"], version.schema):
+    if column := find_position_clash(version.source["kind"], version.schema):
         told.append(
             f"a column is called {column}, as the engine calls a row's place: rows come as one stream that no loader "
             "divides, and that begins anew after a lost connection; rename the column where that matters"
@@ -154,7 +154,7 @@ def _note(version: DatasetVersion) -> str:
 
 def _files(source: Mapping[str, Any]) -> list[str]:
     """What the owner registered, also where a conversion of ours is what is read."""
-    if source["report"] is not None and remote(source["asked_kind"]) is not None:
+    if source["report"] is not None and remote_source(source["asked_kind"]) is not None:
         return [source["asked_path"]]  # a table of a database: its draft is gone
     return [file["path"] for file in (source["report"] or source)["files"]]
 
@@ -203,7 +203,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     @routes.get("/{name:path}", summary="One dataset, by name or id")
     async def one(name: str, caller: Caller = reader) -> DatasetView:
         row, version = await registry.get(name)
-        return view(row, version, raw=caller.may("owner"), unchanged=await registry.unchanged(version))
+        return view(row, version, raw=caller.may("owner"), unchanged=await registry.is_unchanged(version))
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
     async def renew(name: str, new: NewVersion, request: Request, caller: Caller = renewer) -> DatasetView:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import IO, Protocol, Self
 
 from connector.dataplane.http.file_spans import Scattered, Span, check_all
-from connector.datasets.file_access import at_files
+from connector.datasets.file_access import run_at_files
 from connector.datasets.sources.source_files import FileRef, open_pinned
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.worker_process import Frame, Result
@@ -105,7 +105,7 @@ class Passed:
     async def __anext__(self) -> Part:
         if self._spans:
             # Of a copy of ours there is nothing to compare, and nothing to wait for.
-            part = await at_files(self._entry.refs, self._part) if self._entry.refs else self._part()
+            part = await run_at_files(self._entry.refs, self._part) if self._entry.refs else self._part()
         else:
             part = await (self._next or self._begin())
             self._next = None if part is None else self._begin()
@@ -124,7 +124,7 @@ class Passed:
 
     def _begin(self) -> asyncio.Future[Part | None]:
         refs = self._entry.refs
-        return asyncio.ensure_future(at_files(refs, self._part) if refs else asyncio.to_thread(self._part))
+        return asyncio.ensure_future(run_at_files(refs, self._part) if refs else asyncio.to_thread(self._part))
 
     def _part(self) -> Part | None:
         if not self._left:
@@ -167,9 +167,9 @@ class Spread:
     async def __anext__(self) -> Frame | Part:
         found = await self._result.next()
         if found[0] == wire.SCATTERED and not self._known():
-            await at_files(self._refs, self._files)
+            await run_at_files(self._refs, self._files)
         if found[0] not in (wire.BATCH, wire.SCATTERED):
-            await at_files(self._refs, self._check)
+            await run_at_files(self._refs, self._check)
             raise StopAsyncIteration
         return self._of(*found)
 
