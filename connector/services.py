@@ -20,7 +20,7 @@ from connector.dataplane.push.push_receiver import Receiving, Room
 from connector.dataplane.push.push_sender import Target, push
 from connector.dataplane.push.received_files import arriving
 from connector.datasets.external import Outside
-from connector.datasets.registry import Registry, Told
+from connector.datasets.registry import Registry, ReportProgress
 from connector.dsp import process, process_limits
 from connector.dsp.agreements import AgreementService
 from connector.dsp.catalog import Catalog
@@ -119,7 +119,7 @@ class Profiles:
         )
 
     async def profile(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: ReportProgress
     ) -> Mapping[str, Any]:
         found = await self._pool.ask(self._job("profile", kind, files, options, {}), told=told)
         return {
@@ -134,7 +134,13 @@ class Profiles:
         }
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
+        self,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        target: str,
+        *,
+        told: ReportProgress,
     ) -> Mapping[str, Any]:
         job = self._job("convert", kind, files, options, {"target": target})
         found: Mapping[str, Any] = await self._pool.ask(job, told=told)

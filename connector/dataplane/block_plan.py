@@ -21,7 +21,7 @@ from connector.dataplane.gate_queue import Judging
 from connector.dataplane.read_request import Asked, Split, new_name
 from connector.dataplane.tickets import Ticket
 from connector.datasets import block_layout, rounded_counts
-from connector.datasets.block_layout import Block, Place
+from connector.datasets.block_layout import Place, RowBlock
 from connector.datasets.file_access import check_files_unchanged
 from connector.datasets.sources import divisible_source, find_position_clash
 from connector.engine.pool.pool import Pool
@@ -78,7 +78,7 @@ class Plans:
         self._relation_of = relation_of
         self._judging = judging
         self._looking = looking
-        self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, str], tuple[RowBlock, ...]] = OrderedDict()
         self._schemas: OrderedDict[Any, str] = OrderedDict()  # by version, contract and what is wanted of it
 
     async def plan(self, ticket: Ticket, wanted: Wanted) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Plans:
 
     async def _look(
         self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: Wanted
-    ) -> tuple[tuple[Block, ...], str]:
+    ) -> tuple[tuple[RowBlock, ...], str]:
         """The blocks of a version, and the schema of what is wanted of it. Where a worker has to look, in the
         consumer's turn: it reads for others at the same time."""
         key = (*_key(held), to_json(contract), wanted, ticket.purpose)
@@ -188,7 +188,7 @@ class Plans:
             put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._cut(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
-    async def _known(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
+    async def _known(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[RowBlock, ...], str] | None:
         blocks, schema = self._cached.get(_key(held)), self._schemas.get(key)  # they may have gone when we have looked
         if blocks is None or schema is None or not await check_files_unchanged(held.version.source["files"]):
             return None
@@ -236,7 +236,7 @@ class Plans:
             mask_key=bytes(32),  # of no value that leaves
         )
 
-    def _cut(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
+    def _cut(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[RowBlock, ...]:
         found = block_layout.cut(groups)
         put_recent(self._cached, _key(held), found, most=_CACHED_MAX)
         return found
@@ -246,7 +246,7 @@ def _rows(count: int, contract: DataContract) -> int:
     return count if contract.row_filter is None else rounded_counts.coarse(count)
 
 
-def _told(block: Block, contract: DataContract, width: float) -> dict[str, int]:
+def _told(block: RowBlock, contract: DataContract, width: float) -> dict[str, int]:
     """Rows and bytes to plan by. What a block takes on disk tells of columns, too, that are withheld or masked."""
     nbytes = block.nbytes if width < 0 else round(block.rows * width)
     if contract.row_filter is None:
@@ -326,7 +326,7 @@ def asked_of(
     )
 
 
-def _whole(blocks: Sequence[Block]) -> tuple[Range, ...]:
+def _whole(blocks: Sequence[RowBlock]) -> tuple[Range, ...]:
     """Every row in order, one range a file: fewer and longer scans than block by block."""
     files: dict[int, int] = {}
     for block in blocks:
@@ -334,7 +334,7 @@ def _whole(blocks: Sequence[Block]) -> tuple[Range, ...]:
     return tuple(Range(-1, file, 0, stop) for file, stop in files.items())
 
 
-def _chosen(blocks: Sequence[Block], text: str) -> tuple[Range, ...]:
+def _chosen(blocks: Sequence[RowBlock], text: str) -> tuple[Range, ...]:
     numbers = text.split(",")
     if len(numbers) > BLOCKS_MAX or not all(one.isascii() and one.isdigit() and len(one) < 10 for one in numbers):
         raise BadInput(f"expected blocks as {ALL} or at most {BLOCKS_MAX} numbers such as 3,0,7, came {text[:40]!r}")

@@ -60,7 +60,7 @@ def summary(
         "owner": owner,
         "sql_name": f'"{owner}"."{held.dataset.name}"',
         "version": held.version.digest,
-        "rows": rounded_counts.shown(held.version.profile["rows"], held.contracts),
+        "rows": rounded_counts.visible_rows(held.version.profile["rows"], held.contracts),
         # Values that a consumer sends on to another owner, to narrow its answer, are distributed: each contract says
         # whether those that it shows may be. Being narrowed so tells nothing that the rows themselves would not.
         "contracts": [

@@ -101,7 +101,7 @@ def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
     read: Policy | None = None
     found = list(problems or [])
     try:
-        read = stored_policies.offered(row)
+        read = stored_policies.read_offer_policy(row)
     except Refused as refused:
         path = str(refused.facts["rule"])
         found.append({"level": "error", "path": path, "code": refused.code, "message": refused.message})
@@ -267,14 +267,14 @@ def a_party(text: str) -> str:
 async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
     if (text is None) == (not offer):
         raise PolicyInvalid(f"expected either `{which}` or `{which}_offer`, came both or neither")
-    return stored_policies.offered(await offers.get(offer)) if text is None else _policy(text)
+    return stored_policies.read_offer_policy(await offers.get(offer)) if text is None else _policy(text)
 
 
 async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:
     """The policy of a case, and the id of its dataset where there is one here."""
     if case.offer:
         row = await offers.get(case.offer)
-        return stored_policies.offered(row), row.dataset_id
+        return stored_policies.read_offer_policy(row), row.dataset_id
     policy = _policy(case)
     return policy, await offers.dataset_id(case.dataset or policy.target)
 

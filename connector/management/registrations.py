@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from connector.datasets.registration import Registering
+from connector.datasets.registration import RegistrationProgress
 from connector.datasets.registry import Registry
 from connector.errors import NotFound
 from connector.management.auth import Caller, Tokens
@@ -28,7 +28,7 @@ class RegistrationView(BaseModel):
     reason: str
 
 
-def view(one: Registering) -> RegistrationView:
+def view(one: RegistrationProgress) -> RegistrationView:
     return RegistrationView(
         name=one.asked.name,
         path=one.asked.path,

@@ -315,17 +315,17 @@ def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -
             raise NotFound(
                 f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
             )
-        return found, stored_policies.offered(found)
+        return found, stored_policies.read_offer_policy(found)
     read = [(offer, policy) for offer in offers if (policy := _understood(offer)) is not None]
     if not read:
-        return offers[0], stored_policies.offered(offers[0])  # says why not
+        return offers[0], stored_policies.read_offer_policy(offers[0])  # says why not
     fitting = (pair for pair in read if evaluate_offer(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
     return next(fitting, read[0])
 
 
 def _understood(offer: Offer) -> Policy | None:
     try:
-        return stored_policies.offered(offer)
+        return stored_policies.read_offer_policy(offer)
     except Refused:
         return None
 

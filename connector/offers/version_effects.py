@@ -211,7 +211,11 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Sta
     found = []
     for on, one in rows:
         try:
-            policy = stored_policies.offered(one) if isinstance(one, Offer) else stored_policies.agreed(one)
+            policy = (
+                stored_policies.read_offer_policy(one)
+                if isinstance(one, Offer)
+                else stored_policies.read_agreement_policy(one)
+            )
         except Refused as refused:
             told.append(Effect("warning", on, one.id, str(refused.facts["rule"]), refused.code, refused.message))
         else:
@@ -221,7 +225,7 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Sta
 
 def _earlier(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
     """The versions before `old`, the newest first, that somebody may have asked; none where nobody ever could."""
-    return [one for one in version_retention.earlier(tx, old) if one.digest != coming]
+    return [one for one in version_retention.list_earlier(tx, old) if one.digest != coming]
 
 
 def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
