@@ -47,7 +47,7 @@ from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
-from connector.offers.version_effects import Versions
+from connector.offers.version_effects import VersionChecks
 from connector.outbox.sender import Sender
 from connector.settings import Settings
 from connector.store import EventRelay, Store, Transaction
@@ -333,7 +333,7 @@ def build(settings: Settings) -> Services:
         mask_secret=mask_secret,
         memory_mb=settings.worker_memory_mb,
     )
-    registry.effects = Versions(store, owners_view).effects
+    registry.effects = VersionChecks(store, owners_view).effects
     agreed = AgreementService(
         store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop
     )

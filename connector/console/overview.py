@@ -16,7 +16,7 @@ from connector.console.page import READS, Desk
 from connector.dataplane.running_reads import Running, running
 from connector.errors import NotFound
 from connector.management import negotiations as negotiations_api
-from connector.management.audit import reading
+from connector.management.audit import log_read_event
 from connector.management.auth import Caller
 from connector.settings import Settings
 from connector.store import Store, Transaction
@@ -90,7 +90,7 @@ async def _head(log: AuditLog) -> tuple[int, str] | None:
 async def _refusals(log: AuditLog, caller: Caller) -> list[dict[str, Any]]:
     """The newest. A question over many owners has a record under each of its agreements, of which the first stands for
     it here: one could fill the list otherwise."""
-    await log.note_reading(reading(caller, "overview", {"outcome": "refused"}))
+    await log.note_reading(log_read_event(caller, "overview", {"outcome": "refused"}))
     found: list[dict[str, Any]] = []
     before: int | None = None
     for _ in range(_PAGES_MAX):

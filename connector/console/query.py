@@ -23,8 +23,8 @@ from connector.federation.coordinator import END_OF_STREAM, Answer, Coordinator,
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
 from connector.management.auth import Caller
-from connector.management.notify.long_poll import unless_gone
-from connector.management.queries import Streamed
+from connector.management.notify.long_poll import run_unless_gone
+from connector.management.queries import AnswerResponse
 from policies.vocabulary.terms import expand
 
 _KEPT_BYTES = 8 * 2**20  # of an answer, for the page; the rest is counted and let go
@@ -87,12 +87,12 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
         asked = Asked()
         try:
             if said.get("do") == "explain":
-                asked.plan = await unless_gone(request, _explained(coordinator, _question(said), caller))
+                asked.plan = await run_unless_gone(request, _explained(coordinator, _question(said), caller))
             elif said.get("do") == "export":
                 question = _question(said, form=_known(said.get("format")))
-                return await unless_gone(request, _exported(coordinator, question, caller))
+                return await run_unless_gone(request, _exported(coordinator, question, caller))
             else:
-                await unless_gone(request, _answered(coordinator, _question(said), caller, asked))
+                await run_unless_gone(request, _answered(coordinator, _question(said), caller, asked))
         except HanseError as failed:
             asked.error = failed
         return await _page(request, fields, asked)
@@ -146,7 +146,7 @@ async def _exported(coordinator: Coordinator, question: Question, caller: Caller
     answer = await coordinator.ask(question, by=caller.name)
     name = f"answer.{question.format.partition('_')[0]}"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Streamed(answer, media=FILES[question.format], headers=headers)
+    return AnswerResponse(answer, media=FILES[question.format], headers=headers)
 
 
 async def _answered(coordinator: Coordinator, question: Question, caller: Caller, asked: Asked) -> None:
