@@ -50,7 +50,7 @@ class NewOffer(PolicyText):
     )
 
 
-class DecisionCase(PolicyText):
+class PolicyCase(PolicyText):
     """A request to evaluate: the participant, the time and the purpose."""
 
     offer: str = Field("", max_length=255, description="Id of a published offer, instead of form or policy.")
@@ -212,7 +212,7 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
         }
 
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
-    async def tested(case: DecisionCase, _: Caller = reader) -> dict[str, Any]:
+    async def tested(case: PolicyCase, _: Caller = reader) -> dict[str, Any]:
         check_party(case.participant)
         policy, dataset = await _read_case(offers, case)
         fresh = with_counters(await known.of(case.participant), uses=0, uses_today=0, running=0)
@@ -273,7 +273,7 @@ async def _read_one_policy(offers: Offers, text: PolicyText | None, offer: str, 
     return stored_policies.read_offer_policy(await offers.get(offer)) if text is None else _policy(text)
 
 
-async def _read_case(offers: Offers, case: DecisionCase) -> tuple[Policy, str]:
+async def _read_case(offers: Offers, case: PolicyCase) -> tuple[Policy, str]:
     """Return the policy of a case, and the id of its dataset if it is registered here."""
     if case.offer:
         row = await offers.get(case.offer)

@@ -54,7 +54,7 @@ def test_the_numbers_of_policies_and_questions_are_among_those_tried() -> None:
     tried = {(form.__name__, name) for _, (form, name) in FIELDS}
     assert tried >= {
         ("Envelope", "epsilon"), ("Envelope", "fq"), ("Bounds", "deadline_ms"), ("Bounds", "rows"),
-        ("QueryRequest", "epsilon"), ("DecisionCase", "at"), ("Grid", "epsilon"), ("Grid", "min_group"),
+        ("QueryRequest", "epsilon"), ("PolicyCase", "at"), ("Grid", "epsilon"), ("Grid", "min_group"),
         ("Axis", "width"), ("NewToken", "days"), ("EndedRead", "rows"),
     }  # fmt: skip
 

@@ -82,7 +82,7 @@ _SECURITY = """
 
 
 @dataclass(frozen=True, slots=True)
-class TableColumn:
+class PostgresColumn:
     """A column of the table: its type on the server (`was`) and its type in Parquet. `element`: the element type of an
     array.
 
@@ -156,7 +156,7 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Write the rows of the draft with their types as Parquet. The report has the type of each column."""
-    columns = [TableColumn(*column) for column in options["columns"]]
+    columns = [PostgresColumn(*column) for column in options["columns"]]
     text = _text_table(paths, len(columns))
     values = ", ".join(
         f"{_value_sql(column, number)} AS {quote_name(column.name)}" for number, column in enumerate(columns)
@@ -184,7 +184,7 @@ def _text_table(paths: Sequence[str], count: int) -> str:
     )
 
 
-def _value_sql(column: TableColumn, number: int) -> str:
+def _value_sql(column: PostgresColumn, number: int) -> str:
     """Return the SQL that turns the text of a column into its value; it fails for a value that would differ."""
     if column.element:
         items = f"from_json(c{number}, '[\"VARCHAR\"]')"
@@ -207,7 +207,7 @@ def _exact_sql(text: str, kind: str) -> str:
     return f"CAST({text} AS {kind})"
 
 
-def _explain_error(con: Any, text: str, columns: Sequence[TableColumn], error: Exception) -> Exception:
+def _explain_error(con: Any, text: str, columns: Sequence[PostgresColumn], error: Exception) -> Exception:
     """Return the error for the owner where the engine failed: on a row, on values, or the engine's own error."""
     words = str(error)
     if words.startswith(_OF_TEXT) and _TOO_LARGE in words:
@@ -224,7 +224,7 @@ def _explain_error(con: Any, text: str, columns: Sequence[TableColumn], error: E
     )
 
 
-def _describe_column(column: TableColumn) -> str:
+def _describe_column(column: PostgresColumn) -> str:
     """Return the name of a column with the kinds of values that may be at fault."""
     kind = column.element or column.type
     may_be = [next((words for begun, words in _STRANGE if kind.startswith(begun)), "")]
@@ -240,7 +240,7 @@ def _is_value_error(words: str) -> bool:
     return words.startswith(_OF_VALUES) and not words.startswith(_OF_TEXT)
 
 
-def _find_unmappable(con: Any, text: str, columns: Sequence[TableColumn]) -> list[TableColumn]:
+def _find_unmappable(con: Any, text: str, columns: Sequence[PostgresColumn]) -> list[PostgresColumn]:
     """Return the columns with a value that has no exact form."""
     found = []
     for number, column in enumerate(columns):
@@ -430,7 +430,7 @@ def _server_message(error: psycopg.Error) -> str:
     return f": {diagnosed.message_primary[:_WORDS_MAX]}"
 
 
-def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[TableColumn]:
+def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[PostgresColumn]:
     rows = con.execute(_COLUMNS, (schema, table)).fetchall()
     if not rows:
         raise NotFound(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
@@ -457,7 +457,7 @@ def _types_of(con: psycopg.Connection[Any], oids: set[int]) -> dict[int, tuple[A
 
 def _column(
     name: str, was: str, oid: int, modifier: int, types: Mapping[int, tuple[Any, ...]], scale: int
-) -> TableColumn:
+) -> PostgresColumn:
     _, _, kind, category, element, base, base_modifier = types[oid]
     if kind == "d":  # a domain
         found = _column(name, was, base, base_modifier if modifier < 0 else modifier, types, scale)
@@ -466,7 +466,7 @@ def _column(
         of = _column(name, was, element, modifier, types, scale)
         if not of.element:
             return replace(of, type=f"{of.type}[]", element=of.type)
-    return TableColumn(name, was, *_scalar(types[oid], modifier, scale), base=types[oid][1])
+    return PostgresColumn(name, was, *_scalar(types[oid], modifier, scale), base=types[oid][1])
 
 
 def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
@@ -493,7 +493,7 @@ def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
     return "VARCHAR", "", "a numeric without a fixed scale, kept as its text; see the option numeric_scale"
 
 
-def _select_expression(column: TableColumn) -> str:
+def _select_expression(column: PostgresColumn) -> str:
     name = quote_name(column.name)
     if not column.element:
         return f"{name}::text" if column.base == "xml" else name  # as the server shows it: xml without its declaration
