@@ -36,7 +36,6 @@ from connector.management import (
     offers,
     queries,
     receipts,
-    registrations,
     search,
     system,
     transfers,
@@ -111,7 +110,7 @@ def management_app(parts: Services) -> FastAPI:
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
         datasets.router(parts.registry, parts.owners_view, tokens),
-        registrations.router(parts.registry, tokens),
+        datasets.registrations_router(parts.registry, tokens),
         offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view),
         search.router(
             parts.net,

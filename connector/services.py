@@ -20,7 +20,7 @@ from connector.dataplane.push.push_receiver import PushReceiver, ReceiveLimits
 from connector.dataplane.push.push_sender import Target, push
 from connector.dataplane.push.received_files import make_arrival_folder
 from connector.datasets.external import Outside
-from connector.datasets.registry import Registry, Told
+from connector.datasets.registry import Registry, ReportProgress
 from connector.dsp import process, process_limits
 from connector.dsp.agreements import AgreementService
 from connector.dsp.catalog import Catalog
@@ -47,7 +47,7 @@ from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
-from connector.offers.version_effects import Versions
+from connector.offers.version_effects import VersionChecks
 from connector.outbox.sender import Sender
 from connector.settings import Settings
 from connector.store import EventRelay, Store, Transaction
@@ -119,7 +119,7 @@ class Profiles:
         )
 
     async def profile(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: ReportProgress
     ) -> Mapping[str, Any]:
         found = await self._pool.ask(self._job("profile", kind, files, options, {}), told=told)
         return {
@@ -134,7 +134,13 @@ class Profiles:
         }
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
+        self,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        target: str,
+        *,
+        told: ReportProgress,
     ) -> Mapping[str, Any]:
         job = self._job("convert", kind, files, options, {"target": target})
         found: Mapping[str, Any] = await self._pool.ask(job, told=told)
@@ -327,7 +333,7 @@ def build(settings: Settings) -> Services:
         mask_secret=mask_secret,
         memory_mb=settings.worker_memory_mb,
     )
-    registry.effects = Versions(store, owners_view).effects
+    registry.effects = VersionChecks(store, owners_view).effects
     agreed = AgreementService(
         store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop
     )

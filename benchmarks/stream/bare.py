@@ -19,7 +19,7 @@ from connector.dataplane.http.request_context import Exchange
 from connector.dataplane.http.routes import MEDIA
 from connector.dataplane.http.vectored_body import Protocol
 from connector.dataplane.read_request import COMPLETE, StreamEnd
-from connector.datasets.sources import guess
+from connector.datasets.sources import guess_kind
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
 from tests.support.data import relation
@@ -27,7 +27,7 @@ from tests.support.data import relation
 
 def serve(port: int, paths: Sequence[str]) -> None:
     """GET /<number>: the rows of that file."""
-    relations = [relation(guess(path), Path(path), Path(path).parent) for path in paths]
+    relations = [relation(guess_kind(path), Path(path), Path(path).parent) for path in paths]
     limits = Limits(threads=min(4, os.cpu_count() or 1))  # as a read gets them that has the machine to itself
     jobs = [
         Job(relations={"t": one}, sql="SELECT * FROM t", scan="t", digest="none", shared=True, limits=limits)

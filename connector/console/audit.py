@@ -17,7 +17,7 @@ from connector.console.view import proof_check
 from connector.console.view.formatting import KINDS, did_of
 from connector.errors import BadInput, NotFound
 from connector.events import OUTCOMES
-from connector.management.audit import reading
+from connector.management.audit import log_read_event
 from connector.management.auth import Caller
 
 _LISTED = 50
@@ -37,7 +37,7 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
         }  # links and fields show the normalized times
         asked["actor"] = did_of(asked["actor"], await pages.names())
         which = _make_filter(asked)
-        await log.note_reading(reading(caller, "list", which.terms))
+        await log.note_reading(log_read_event(caller, "list", which.terms))
         numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
         records = await log.page(
             await log.resolve_dataset(which), before=int(before) if numbered else None, limit=_LISTED
@@ -64,7 +64,7 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
     async def view_record(request: Request, idx: int, caller: Caller = pages.may("audit")) -> Response:
         if not 0 <= idx < 2**62:
             raise NotFound(f"the log has no record {idx}")
-        await log.note_reading(reading(caller, "record", {"idx": idx}))
+        await log.note_reading(log_read_event(caller, "record", {"idx": idx}))
         await log.sequencer.settle()
         proven = await log.prove(idx)
         return await pages.render(

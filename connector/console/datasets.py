@@ -117,7 +117,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
             "dataset.html",
             status=error.status if error else 200,
             where="datasets",
-            dataset=datasets_api.view(row, version, raw=raw, unchanged=await registry.unchanged(version)),
+            dataset=datasets_api.view(row, version, raw=raw, unchanged=await registry.is_unchanged(version)),
             raw=raw,
             path=version.source["asked_path"],
             read_as=_describe_conversions(version.source["report"] or {}) if raw else {},

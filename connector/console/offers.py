@@ -18,8 +18,8 @@ from connector.errors import BadInput, HanseError, PolicyInvalid
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
-from connector.offers.offers import DECIDE, Checked, Offers, problem_json
-from connector.offers.preview import Asked, OwnersView
+from connector.offers.offers import DECIDE, CheckedOffer, Offers, problem_json
+from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import Offer
 from connector.usage.fact_collector import with_counters, with_declared
 from policies import vocabulary
@@ -33,7 +33,7 @@ from policies.review import explain, lint, report
 _LISTED = 50
 _FORM_MAX = 64 * 1024
 _ACTIONS = ("ds:query", "ds:stream", "ds:train")
-_ASKED = Asked(participant="")
+_ASKED = PreviewRequest(participant="")
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Draft:
 
     problems: list[dict[str, str]] = field(default_factory=list)
     report: list[dict[str, Any]] = field(default_factory=list)
-    checked: Checked | None = None
+    checked: CheckedOffer | None = None
     verdict: dict[str, Any] | None = None
     withheld: list[dict[str, Any]] = field(default_factory=list)
 
@@ -143,7 +143,7 @@ def router(
         return await pages.render(request, "offer_meaning.html", draft=draft)
 
     async def _render_offer(
-        request: Request, row: Offer, asked: Asked = _ASKED, seen: dict[str, Any] | None = None
+        request: Request, row: Offer, asked: PreviewRequest = _ASKED, seen: dict[str, Any] | None = None
     ) -> Response:
         dataset = await registry.get(row.dataset_id) if row.withdrawn_at is None else None
         return await pages.render(
@@ -168,7 +168,7 @@ def router(
     ) -> Response:
         """Show an offer with the data that a partner would see."""
         row, did = await offers.get(offer), did_of(partner.strip(), await pages.names())
-        asked = Asked(participant=did, offer=row.id, purpose=purpose, action=action)
+        asked = PreviewRequest(participant=did, offer=row.id, purpose=purpose, action=action)
         fits = did and row.withdrawn_at is None
         seen = await owners_view.preview(row.dataset_id, asked, by=caller.name) if fits else None
         return await _render_offer(request, row, asked, seen)
@@ -232,7 +232,7 @@ async def _try_policy(
     return {"permitted": decision.permitted, "lines": explain.decision(decision), "partner": partner, "columns": []}
 
 
-def _list_columns(checked: Checked, action: str) -> list[str]:
+def _list_columns(checked: CheckedOffer, action: str) -> list[str]:
     """List the columns that the action's contract permits, in the table's order."""
     wanted = vocabulary.expand(action or _ACTIONS[0])
     return list(next((one.columns for one in checked.contracts if wanted in one.actions), ()))

@@ -16,7 +16,7 @@ from connector.console.page import READS, PageRenderer
 from connector.dataplane.running_reads import RunningRead, list_running
 from connector.errors import NotFound
 from connector.management import negotiations as negotiations_api
-from connector.management.audit import reading
+from connector.management.audit import log_read_event
 from connector.management.auth import Caller
 from connector.settings import Settings
 from connector.store import Store, Transaction
@@ -89,7 +89,7 @@ async def _read_head(log: AuditLog) -> tuple[int, str] | None:
 
 async def _list_refusals(log: AuditLog, caller: Caller) -> list[dict[str, Any]]:
     """List the newest refusals. A federated query counts once, by its first record, not once for each agreement."""
-    await log.note_reading(reading(caller, "overview", {"outcome": "refused"}))
+    await log.note_reading(log_read_event(caller, "overview", {"outcome": "refused"}))
     found: list[dict[str, Any]] = []
     before: int | None = None
     for _ in range(_PAGES_MAX):

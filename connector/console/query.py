@@ -23,8 +23,8 @@ from connector.federation.coordinator import END_OF_STREAM, Coordinator, Federat
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
 from connector.management.auth import Caller
-from connector.management.notify.long_poll import unless_gone
-from connector.management.queries import Streamed
+from connector.management.notify.long_poll import run_unless_gone
+from connector.management.queries import AnswerResponse
 from policies.vocabulary.terms import expand
 
 _KEPT_BYTES = 8 * 2**20  # of an answer shown on the page; the rest is counted and discarded
@@ -87,12 +87,12 @@ def router(pages: PageRenderer, *, coordinator: Coordinator, holdings: Holdings)
         asked = QueryOutcome()
         try:
             if said.get("do") == "explain":
-                asked.plan = await unless_gone(request, _explain(coordinator, _read_question(said), caller))
+                asked.plan = await run_unless_gone(request, _explain(coordinator, _read_question(said), caller))
             elif said.get("do") == "export":
                 question = _read_question(said, form=_check_format(said.get("format")))
-                return await unless_gone(request, _export(coordinator, question, caller))
+                return await run_unless_gone(request, _export(coordinator, question, caller))
             else:
-                await unless_gone(request, _run_query(coordinator, _read_question(said), caller, asked))
+                await run_unless_gone(request, _run_query(coordinator, _read_question(said), caller, asked))
         except HanseError as failed:
             asked.error = failed
         return await _render_page(request, fields, asked)
@@ -146,7 +146,7 @@ async def _export(coordinator: Coordinator, question: Question, caller: Caller) 
     answer = await coordinator.ask(question, by=caller.name)
     name = f"answer.{question.format.partition('_')[0]}"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Streamed(answer, media=FILES[question.format], headers=headers)
+    return AnswerResponse(answer, media=FILES[question.format], headers=headers)
 
 
 async def _run_query(coordinator: Coordinator, question: Question, caller: Caller, asked: QueryOutcome) -> None:

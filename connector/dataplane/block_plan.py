@@ -21,9 +21,9 @@ from connector.dataplane.gate_queue import GateQueue
 from connector.dataplane.read_request import ReadRequest, Split, make_name
 from connector.dataplane.tickets import Ticket
 from connector.datasets import block_layout, rounded_counts
-from connector.datasets.block_layout import Block, Place
-from connector.datasets.file_access import still_unchanged
-from connector.datasets.sources import divisible, misleading
+from connector.datasets.block_layout import Place, RowBlock
+from connector.datasets.file_access import check_files_unchanged
+from connector.datasets.sources import divisible_source, find_position_clash
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Range, Ranges, Recheck, Relation
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
@@ -81,7 +81,7 @@ class BlockPlans:
         self._relation_of = relation_of
         self._gate_queue = judging
         self._looking = looking
-        self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, str], tuple[RowBlock, ...]] = OrderedDict()
         self._schemas: OrderedDict[Any, str] = OrderedDict()  # by version, contract and selection
 
     async def plan(self, ticket: Ticket, wanted: RowSelection) -> dict[str, Any]:
@@ -176,8 +176,8 @@ class BlockPlans:
                 code="aggregate_only",
                 rule=contract.permission,
             )
-        divisible(held.version.source["kind"])
-        if column := misleading(held.version.source["kind"], held.version.schema):
+        divisible_source(held.version.source["kind"])
+        if column := find_position_clash(held.version.source["kind"], held.version.schema):
             raise BadInput(
                 f"{held.dataset.name!r} has a column {column}, which is the engine's name for a row's place; "
                 "read it as one stream",
@@ -187,7 +187,7 @@ class BlockPlans:
 
     async def _load_blocks(
         self, held: CompiledAgreement, contract: DataContract, ticket: Ticket, wanted: RowSelection
-    ) -> tuple[tuple[Block, ...], str]:
+    ) -> tuple[tuple[RowBlock, ...], str]:
         """Return the blocks of a version, and the schema of the selection.
 
         A worker is asked in the consumer's turn: workers read for others at the same time.
@@ -205,12 +205,12 @@ class BlockPlans:
             put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._store_blocks(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
-    async def _find_cached(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[Block, ...], str] | None:
+    async def _find_cached(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[RowBlock, ...], str] | None:
         blocks, schema = (
             self._cached.get(_version_key(held)),
             self._schemas.get(key),
         )  # kept here: the cache may drop them during the check
-        if blocks is None or schema is None or not await still_unchanged(held.version.source["files"]):
+        if blocks is None or schema is None or not await check_files_unchanged(held.version.source["files"]):
             return None
         return blocks, schema
 
@@ -256,7 +256,7 @@ class BlockPlans:
             mask_key=bytes(32),  # a plan returns no masked value
         )
 
-    def _store_blocks(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
+    def _store_blocks(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[RowBlock, ...]:
         found = block_layout.cut(groups)
         put_recent(self._cached, _version_key(held), found, most=_CACHED_MAX)
         return found
@@ -266,7 +266,7 @@ def _round_rows(count: int, contract: DataContract) -> int:
     return count if contract.row_filter is None else rounded_counts.coarse(count)
 
 
-def _describe_block(block: Block, contract: DataContract, width: float) -> dict[str, int]:
+def _describe_block(block: RowBlock, contract: DataContract, width: float) -> dict[str, int]:
     """Return rows and bytes of a block, for planning. Exact sizes on disk would reveal withheld or masked columns."""
     nbytes = block.nbytes if width < 0 else round(block.rows * width)
     if contract.row_filter is None:
@@ -353,7 +353,7 @@ def build_read_request(
     )
 
 
-def _list_whole_files(blocks: Sequence[Block]) -> tuple[Range, ...]:
+def _list_whole_files(blocks: Sequence[RowBlock]) -> tuple[Range, ...]:
     """Return every row in order, one range a file: fewer and longer scans than block by block."""
     files: dict[int, int] = {}
     for block in blocks:
@@ -361,7 +361,7 @@ def _list_whole_files(blocks: Sequence[Block]) -> tuple[Range, ...]:
     return tuple(Range(-1, file, 0, stop) for file, stop in files.items())
 
 
-def _select_ranges(blocks: Sequence[Block], text: str) -> tuple[Range, ...]:
+def _select_ranges(blocks: Sequence[RowBlock], text: str) -> tuple[Range, ...]:
     numbers = text.split(",")
     if len(numbers) > BLOCKS_MAX or not all(one.isascii() and one.isdigit() and len(one) < 10 for one in numbers):
         raise BadInput(f"expected blocks as {ALL} or at most {BLOCKS_MAX} numbers such as 3,0,7, got {text[:40]!r}")

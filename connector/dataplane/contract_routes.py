@@ -63,7 +63,7 @@ def summary(
         "owner": owner,
         "sql_name": f'"{owner}"."{held.dataset.name}"',
         "version": held.version.digest,
-        "rows": rounded_counts.shown(held.version.profile["rows"], held.contracts),
+        "rows": rounded_counts.visible_rows(held.version.profile["rows"], held.contracts),
         # Sending values to another owner, to narrow its answer, is distribution: each contract says whether its values
         # may be sent. Receiving such values reveals nothing that the rows themselves would not.
         "contracts": [

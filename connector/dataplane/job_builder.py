@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.read_request import ReadRequest, make_name
-from connector.datasets.sources import misleading
+from connector.datasets.sources import find_position_clash
 from connector.datasets.sources.parquet import check_types
 from connector.engine.pool.protocol import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.errors import BadInput
@@ -168,7 +168,7 @@ def _is_large(relation: Relation) -> bool:
 def _has_misleading_column(grants: Sequence[ReadGrant]) -> bool:
     """Return whether a column has the engine's name for a row's place: such rows cannot be read in turns."""
     versions = [grant.held.version for grant in grants]
-    return any(misleading(one.source["kind"], one.schema) for one in versions)
+    return any(find_position_clash(one.source["kind"], one.schema) for one in versions)
 
 
 def _choose_scan_mb(most: int, threads: int) -> int:

@@ -1,8 +1,8 @@
-"""Where datasets may come from besides files: the object stores and databases that the operator has named.
+"""Connections to object stores and databases that the operator has configured as sources of datasets.
 
-They stand in one YAML file with their credentials (HANSE_CONNECTIONS), which nobody but the connector may read. A
-dataset holds the name of a connection, never what is behind it; the file is read anew at each use, so that a rotated
-key works at once. Nothing of it is logged, shown or put into an error.
+They are in one YAML file with their credentials (HANSE_CONNECTIONS), which only the connector may read. A dataset holds
+the name of a connection, never its details. The file is read again at each use, so that a rotated key works at once.
+Nothing of it is logged, shown or put into an error.
 
     stores:
       archive: {endpoint: "https://s3.example.org", region: eu-central-1, access_key_id: ..., secret_access_key: ...,
@@ -29,8 +29,8 @@ _FILE_MAX = 2**20
 _URL = re.compile(r"postgres(ql)?://\S*$|\w+\s*=")  # or libpq's words: host=... dbname=...
 
 
-class Store(BaseModel):
-    """An S3-compatible object store and the buckets of it that may be registered from."""
+class StoreConnection(BaseModel):
+    """An S3-compatible object store and its buckets that may be registered from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -50,14 +50,14 @@ class Store(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _secure(self) -> Store:
+    def _secure(self) -> StoreConnection:
         if self.endpoint.startswith("http://") and not self.insecure_http:
             raise ValueError("an endpoint over http:// needs insecure_http: true; it is for loopback and labs")
         return self
 
 
 class Database(BaseModel):
-    """A PostgreSQL database and the schemas of it that may be registered from."""
+    """A PostgreSQL database and its schemas that may be registered from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -78,19 +78,19 @@ class Database(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    stores: dict[str, Store] = {}
+    stores: dict[str, StoreConnection] = {}
     databases: dict[str, Database] = {}
 
 
 class Connections:
-    """The connections by name. `path` None: there are none."""
+    """The configured connections by name. Without a `path` the list is empty."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
 
     @property
     def names(self) -> list[str]:
-        """What may be written into a path, for a form: `s3://bucket` and `postgres://database`."""
+        """Return what a path may begin with, for a form: `s3://bucket` and `postgres://database`."""
         try:
             found = self._read()
         except HanseError:
@@ -99,14 +99,20 @@ class Connections:
         return sorted({*buckets, *(f"postgres://{name}" for name in found.databases)})
 
     def check(self) -> None:
-        """SourceUnreadable where the file is not as it has to be."""
+        """Check the file.
+
+        Raises: SourceUnreadable where it is not valid.
+        """
         self._read()
 
-    def store(self, name: str, *, bucket: str) -> tuple[str, Store]:
-        """The object store `name` (empty: the only one that has the bucket) with its name; BadInput for any other."""
+    def store(self, name: str, *, bucket: str) -> tuple[str, StoreConnection]:
+        """Return the object store `name` with its name. Empty: the only store with the bucket.
+
+        Raises: BadInput for a bucket that may not be registered from.
+        """
         stores = self._read().stores
         if name:
-            found = {name: _one(stores, name, "store")}
+            found = {name: _find_connection(stores, name, "store")}
         else:
             found = {key: store for key, store in stores.items() if bucket in store.buckets}
         if len(found) > 1:
@@ -124,8 +130,11 @@ class Connections:
         return next(iter(found.items()))
 
     def database(self, name: str) -> Database:
-        """The database `name`; BadInput names the known ones."""
-        return _one(self._read().databases, name, "database")
+        """Return the database `name`.
+
+        Raises: BadInput with the known names.
+        """
+        return _find_connection(self._read().databases, name, "database")
 
     def _read(self) -> _File:
         if self._path is None:
@@ -137,7 +146,7 @@ class Connections:
         with os.fdopen(descriptor, "rb") as opened:
             _check_private(os.fstat(opened.fileno()))
             text = opened.read(_FILE_MAX)
-        return _parsed(text)
+        return _parse_file(text)
 
 
 def _check_private(found: os.stat_result) -> None:
@@ -147,8 +156,8 @@ def _check_private(found: os.stat_result) -> None:
         )
 
 
-def _parsed(text: bytes) -> _File:
-    # What does not fit is told by its place: the text around it may be a secret.
+def _parse_file(text: bytes) -> _File:
+    # An error is reported by its place only: the text around it may be a secret.
     try:
         return _File.model_validate(yaml.safe_load(text) or {})
     except ValidationError as error:
@@ -160,10 +169,10 @@ def _parsed(text: bytes) -> _File:
         raise SourceUnreadable("the file of HANSE_CONNECTIONS is not YAML; correct it") from None
 
 
-_Kind = TypeVar("_Kind", Store, Database)
+_Kind = TypeVar("_Kind", StoreConnection, Database)
 
 
-def _one(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
+def _find_connection(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
     if name not in known:
         raise BadInput(
             f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came "

@@ -1,9 +1,9 @@
 """A bounded cache of blocks of remote objects on the local disk, lent out as open descriptors.
 
-A block's place is named by the object's ETag, so it is never older or newer than its version; a file is 0600 in a
-folder of this process's own, complete when it has its name, and gone with the process; what one that was killed has
-left goes with the next start. The least recently used go first when the quota is reached, or the disk is full; a
-descriptor that was lent stays good. Knows nothing of stores, jobs or formats.
+The file name of a block contains the object's ETag, so a block always belongs to its version. Files have mode 0600 in a
+folder of this process, get their name when complete, and are removed with the process. The next start removes those of
+killed processes. The least recently used blocks are dropped at the quota or on a full disk; lent descriptors stay
+valid. Knows nothing of stores, jobs or formats.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from connector.datasets.sources.source_files import FileRef
 
 BLOCK = 2**20
 _TOGETHER = 8  # blocks that one request to the store brings at most
-_AHEAD = 2  # requests under way for one reader beside the one it waits for
+_AHEAD = 2  # further requests under way for one reader
 _AT_ONCE = 8  # requests under way at all: bounds the memory
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 Fetch = Callable[[FileRef, str, int, int], Awaitable["bytes | memoryview"]]  # object, store, start, stop
 
 
-class Blocks:
-    """Blocks of objects. `fetch(ref, store, start, stop)` brings bytes that are not here."""
+class BlockCache:
+    """Blocks of objects. `fetch(ref, store, start, stop)` gets bytes that are not cached."""
 
     def __init__(self, folder: Path, fetch: Fetch, *, quota: int) -> None:
         self._parent = folder
@@ -47,13 +47,13 @@ class Blocks:
         self.hits = self.misses = 0
 
     async def sweep(self) -> None:
-        """Remove what processes that have gone have left."""
+        """Remove folders of processes that have ended."""
         await asyncio.to_thread(_sweep, self._parent)
 
     async def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
-        """A descriptor for each of `count` blocks from number `first` on, in order; whoever takes one closes it."""
+        """Yield a descriptor for each of `count` blocks from number `first` on, in order. The caller closes it."""
         if self._folder is None:
-            await self._move_in()
+            await self._open_folder()
         label = _label(ref, store)
         runs = _runs(first, count)
         tasks: list[asyncio.Task[None]] = []
@@ -62,27 +62,27 @@ class Blocks:
                 tasks.append(self._start(label, ref, store, runs[len(tasks)]))
             await asyncio.shield(tasks[number])
             for block in run:
-                yield await self._opened(label, ref, store, block)
+                yield await self._open_block(label, ref, store, block)
 
     @property
     def used(self) -> int:
-        """Bytes that the cache takes."""
+        """The bytes that the cache holds."""
         return self._total
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove all blocks."""
         for task in self._fetching.values():
             task.cancel()
         making, self._folder, self._making = self._making, None, None
         if making is not None and making.done():
-            _move_out(making)
+            _remove_folder(making)
         elif making is not None:
-            making.add_done_callback(_move_out)
+            making.add_done_callback(_remove_folder)
 
-    async def _move_in(self) -> None:
-        """Make our folder, once, in a thread: others may have left much, or be about to remove it."""
+    async def _open_folder(self) -> None:
+        """Make the folder once, in a thread: other processes may have left many files, or be removing it."""
         if self._making is None:
-            self._making = asyncio.ensure_future(asyncio.to_thread(_own_folder, self._parent))
+            self._making = asyncio.ensure_future(asyncio.to_thread(_make_folder, self._parent))
         making = self._making
         try:
             folder, _ = await asyncio.shield(making)
@@ -95,19 +95,19 @@ class Blocks:
         self._folder = folder
 
     def _start(self, label: str, ref: FileRef, store: str, run: range) -> asyncio.Task[None]:
-        """Bring what of a run is missing; two readers of one run share the work."""
+        """Fetch the missing blocks of a run. Two readers of one run share the work."""
         key = (label, run.start // _TOGETHER)
         before = self._fetching.get(key)
         task = asyncio.get_running_loop().create_task(self._bring(label, ref, store, run, before))
         self._fetching[key] = task
-        task.add_done_callback(lambda done: self._done(key, done))
+        task.add_done_callback(lambda done: self._on_done(key, done))
         return task
 
-    def _done(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+    def _on_done(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         if self._fetching.get(key) is task:
             del self._fetching[key]
         if not task.cancelled():
-            task.exception()  # whoever waits has it; nobody waits where a reader has gone
+            task.exception()  # marks the exception as retrieved, where its reader has gone
 
     async def _bring(self, label: str, ref: FileRef, store: str, run: range, before: asyncio.Task[None] | None) -> None:
         if before is not None:
@@ -121,10 +121,10 @@ class Blocks:
         async with self._gate:
             body = memoryview(await self._fetch(ref, store, start, stop))
             pieces = {block: body[block * BLOCK - start : (block + 1) * BLOCK - start] for block in missing}
-            await self._put([(self._path(label, block), piece) for block, piece in pieces.items()])
+            await self._store_pieces([(self._path(label, block), piece) for block, piece in pieces.items()])
 
-    async def _put(self, pieces: Sequence[tuple[str, memoryview]]) -> None:
-        """Write them and keep them; on a disk that is full in the place of others, for as long as there are any."""
+    async def _store_pieces(self, pieces: Sequence[tuple[str, memoryview]]) -> None:
+        """Write and keep the pieces. On a full disk, older blocks are dropped for them as long as there are any."""
         while pieces:
             written, error = await asyncio.to_thread(_write, pieces)
             for path, piece in pieces[:written]:
@@ -140,7 +140,7 @@ class Blocks:
             self._drop_oldest()
 
     def _make_room(self, size: int) -> bool:
-        """Whether something could go for so many bytes."""
+        """Drop blocks for so many bytes, and return whether any was dropped."""
         before = self._total
         while self._kept and before - self._total < size:
             self._drop_oldest()
@@ -152,9 +152,9 @@ class Blocks:
         with suppress(OSError):
             os.unlink(oldest)
 
-    async def _opened(self, label: str, ref: FileRef, store: str, block: int) -> int:
+    async def _open_block(self, label: str, ref: FileRef, store: str, block: int) -> int:
         path = self._path(label, block)
-        while True:  # a quota that is smaller than what all read at once may have taken it again
+        while True:  # with a quota below what is read at once, the block may be gone again
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 break
@@ -172,7 +172,7 @@ class Blocks:
 
 
 def _write(pieces: Sequence[tuple[str, memoryview]]) -> tuple[int, OSError | None]:
-    """How many of them have their name, in their order, and why the next has not: of that one nothing is there."""
+    """Write pieces in order. Returns how many are complete, and the error of the next piece, whose draft is removed."""
     for written, (path, piece) in enumerate(pieces):
         draft = f"{path}.new"
         try:
@@ -188,7 +188,7 @@ def _write(pieces: Sequence[tuple[str, memoryview]]) -> tuple[int, OSError | Non
 
 
 def _runs(first: int, count: int) -> list[range]:
-    """The blocks in runs that one request brings, cut at the same places for everybody."""
+    """Split the blocks into runs for one request each, cut at the same places for all readers."""
     stop, found = first + count, []
     while first < stop:
         end = min(stop, (first // _TOGETHER + 1) * _TOGETHER)
@@ -202,24 +202,24 @@ def _label(ref: FileRef, store: str) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:40]
 
 
-def _own_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder with a lock on it, after removing those whose process has gone."""
+def _make_folder(parent: Path) -> tuple[Path, int]:
+    """Make a new locked folder, after removing those of ended processes."""
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _turn(parent):
+    with _take_turn(parent):
         _remove_left_over(parent)
         folder = Path(tempfile.mkdtemp(prefix="cache-", dir=parent))
-        return folder, _locked(folder)
+        return folder, _try_lock(folder)
 
 
 def _sweep(parent: Path) -> None:
-    # Nothing was there; or another process is just at it; or the first read tries again.
-    with suppress(OSError), _turn(parent, wait=False):
+    # Nothing was there, another process is sweeping, or the first read tries again.
+    with suppress(OSError), _take_turn(parent, wait=False):
         _remove_left_over(parent)
 
 
 @contextmanager
-def _turn(parent: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time: a folder that is made by somebody else has its lock by the end."""
+def _take_turn(parent: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one process in at a time, so that a folder has its lock before another process looks at it."""
     with open(parent / ".lock", "wb") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -227,21 +227,21 @@ def _turn(parent: Path, *, wait: bool = True) -> Iterator[None]:
 
 def _remove_left_over(parent: Path) -> None:
     for old in parent.glob("cache-*"):
-        if (lock := _locked(old)) >= 0:
+        if (lock := _try_lock(old)) >= 0:
             shutil.rmtree(old, ignore_errors=True)
             os.close(lock)
 
 
-def _move_out(made: asyncio.Future[tuple[Path, int]]) -> None:
-    """Remove a folder that was made, and let go of its lock."""
+def _remove_folder(made: asyncio.Future[tuple[Path, int]]) -> None:
+    """Remove the folder and release its lock."""
     if not made.cancelled() and made.exception() is None:
         folder, lock = made.result()
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the folder's lock; -1 where another process has it."""
+def _try_lock(folder: Path) -> int:
+    """Return a descriptor that holds the folder's lock; -1 if another process holds it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""Objects in S3-compatible stores: found, pinned by ETag and size, read range by range while they stay what they were.
+"""Objects in S3-compatible stores: found, pinned by ETag and size, and read by range while they are unchanged.
 
-Runs in the connector's own process, which has the network and the credentials; nothing here looks into the bytes.
-Every error is ours: a store's words may hold addresses and keys.
+Runs in the connector's own process, which has the network and the credentials, and never interprets the bytes. Each
+error has its own text: a store's message may hold addresses and keys.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from connector.datasets.connections import Connections, Store
+from connector.datasets.connections import Connections, StoreConnection
 from connector.datasets.sources.source_files import FILES_MAX, FileRef
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
 
@@ -21,15 +21,18 @@ _HEADS_MAX = 32  # more objects than this are asked for by listing
 _AT_ONCE = 8
 _LISTED = 1000
 _CONNECT, _READ = "5s", "30s"
-_UNFIT = re.compile(r'Path "(.+)"(?: contained|: Encountered)', re.DOTALL)  # as the library names what is no path
+_UNFIT = re.compile(r'Path "(.+)"(?: contained|: Encountered)', re.DOTALL)  # of the library, on a bad key
 
-# Where the library has no class for a refusal, the status stands in its words before those of the store.
+# Without an error class for a refusal, the library's message has the status before the store's message.
 _STATUS = re.compile(r"Generic S3 error: Error performing [^\n]*? status code: (\d{3}) ")
 _ELSEWHERE = re.compile(r"Generic S3 error: Error performing [^\n]*? Received redirect without LOCATION")
 
 
 def split(path: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`; BadInput for any other form."""
+    """Return bucket and key of `s3://bucket/key`.
+
+    Raises: BadInput for any other form.
+    """
     bucket, _, key = path.removeprefix(SCHEME).partition("/")
     if not path.startswith(SCHEME) or not bucket or len(path) > 2048 or any(ord(letter) < 32 for letter in path):
         raise BadInput(f"expected s3://bucket/key or s3://bucket/prefix/, came {path[:200]!r}")
@@ -37,20 +40,20 @@ def split(path: str) -> tuple[str, str]:
 
 
 class _KeyUnfit(BadInput):
-    """A listing has a key that the library takes for no path: it gives none of the others then."""
+    """A listing has a key that the library rejects as a path. It then returns no other key either."""
 
 
 class Objects:
-    """Objects by their paths, over the connections' stores. Clients are kept while their credentials stay the same."""
+    """Objects by path, over the configured stores. A client is kept until its credentials change."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._clients: dict[tuple[str, str], tuple[Store, Any]] = {}
+        self._clients: dict[tuple[str, str], tuple[StoreConnection, Any]] = {}
 
     async def find(self, path: str, *, store: str, suffixes: Sequence[str]) -> tuple[str, tuple[FileRef, ...]]:
-        """The store's name, and the object at `path` or every one with these endings below it, pinned.
+        """Return the store's name, and the pinned object at `path`, or all objects with these endings below it.
 
-        Hidden ones and such as `_SUCCESS` are left out. NotFound where there is none.
+        Hidden objects and names like `_SUCCESS` are left out. Raises: NotFound without any object.
         """
         bucket, key = split(path)
         name, client = self._client(store, bucket)
@@ -62,7 +65,7 @@ class Objects:
                     raise
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
         found = []
-        async for meta in _listed(client, prefix):
+        async for meta in _list_objects(client, prefix):
             place = meta["path"].removeprefix(prefix)
             if _is_data(place, suffixes) and not await _is_folder(client, meta):
                 found.append(_ref(bucket, meta, place))
@@ -73,7 +76,10 @@ class Objects:
         return name, tuple(sorted(found, key=lambda ref: ref.name))
 
     async def check(self, refs: Sequence[FileRef], *, store: str) -> None:
-        """VersionChanged unless every object is still there as it was pinned."""
+        """Check pinned objects.
+
+        Raises: VersionChanged unless each is still as pinned.
+        """
         by_bucket: dict[str, dict[str, FileRef]] = {}
         for ref in refs:
             bucket, key = split(ref.path)
@@ -83,18 +89,21 @@ class Objects:
             await (_check_each(client, wanted) if len(wanted) <= _HEADS_MAX else _check_listed(client, wanted))
 
     async def read(self, ref: FileRef, *, store: str, start: int, stop: int) -> bytes | memoryview:
-        """Bytes `start` to `stop` of exactly the pinned object; VersionChanged when it is another one now."""
+        """Return bytes `start` to `stop` of exactly the pinned object.
+
+        Raises: VersionChanged where the object has changed.
+        """
         bucket, key = split(ref.path)
         _, client = self._client(store, bucket)
         try:
             got = await _get(client, key, {"range": (start, stop), "if_match": ref.etag})
-            if not _same(ref, got.meta):  # a store that does not know If-Match
+            if not _is_same(ref, got.meta):  # a store may ignore If-Match
                 raise VersionChanged("an object of this version has changed since it was registered")
             body = memoryview(await got.bytes_async())
         except HanseError:
             raise
         except Exception as error:  # noqa: BLE001  every class of the library
-            _refused(error, changed=True)
+            _raise_refusal(error, changed=True)
         if len(body) != stop - start:
             raise SourceUnreadable("the object store sent fewer bytes than it was asked for; try again")
         return body
@@ -103,11 +112,11 @@ class Objects:
         name, settings = self._connections.store(store, bucket=bucket)
         kept = self._clients.get((name, bucket))
         if kept is None or kept[0] != settings:
-            self._clients[name, bucket] = kept = (settings, _open(settings, bucket))
+            self._clients[name, bucket] = kept = (settings, _open_client(settings, bucket))
         return name, kept[1]
 
 
-def _open(store: Store, bucket: str) -> Any:
+def _open_client(store: StoreConnection, bucket: str) -> Any:
     from obstore.store import S3Store
 
     config: dict[str, Any] = {
@@ -135,11 +144,11 @@ async def _head(client: Any, key: str) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = await obstore.head_async(client, key)
     except Exception as error:  # noqa: BLE001  every class of the library
-        _refused(error)
+        _raise_refusal(error)
     return found
 
 
-async def _listed(client: Any, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
+async def _list_objects(client: Any, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
     import obstore
 
     try:
@@ -149,40 +158,40 @@ async def _listed(client: Any, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
     except HanseError:
         raise
     except Exception as error:  # noqa: BLE001  every class of the library
-        _refused(error)
+        _raise_refusal(error)
 
 
 async def _check_each(client: Any, wanted: Mapping[str, FileRef]) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(key: str, ref: FileRef) -> None:
+    async def check(key: str, ref: FileRef) -> None:
         async with gate:
             try:
-                same = _same(ref, await _head(client, key))
+                same = _is_same(ref, await _head(client, key))
             except NotFound:
                 same = False
         if not same:
-            raise _changed()
+            raise _changed_error()
 
-    await asyncio.gather(*(one(key, ref) for key, ref in wanted.items()))
+    await asyncio.gather(*(check(key, ref) for key, ref in wanted.items()))
 
 
 async def _check_listed(client: Any, wanted: Mapping[str, FileRef]) -> None:
     left = dict(wanted)
     try:
-        async for meta in _listed(client, _common(list(wanted))):
+        async for meta in _list_objects(client, _common_prefix(list(wanted))):
             ref = left.pop(meta["path"], None)
-            if ref is not None and not _same(ref, meta):
-                raise _changed()
-    except _KeyUnfit:  # of an object that somebody put beside them
+            if ref is not None and not _is_same(ref, meta):
+                raise _changed_error()
+    except _KeyUnfit:  # caused by another object below the prefix
         await _check_each(client, left)
         return
     if left:
-        raise _changed()
+        raise _changed_error()
 
 
-def _common(keys: Sequence[str]) -> str:
-    """The longest prefix of whole names that all keys have."""
+def _common_prefix(keys: Sequence[str]) -> str:
+    """Return the longest prefix of whole folder names that all keys share."""
     first, last = min(keys), max(keys)
     length = next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     return first[: first.rfind("/", 0, length) + 1]
@@ -197,9 +206,9 @@ def _ref(bucket: str, meta: Mapping[str, Any], name: str) -> FileRef:
     return FileRef(path, 0, 0, meta["size"], when, name, etag=etag, version=meta["version"] or "")
 
 
-def _same(ref: FileRef, meta: Mapping[str, Any]) -> bool:
+def _is_same(ref: FileRef, meta: Mapping[str, Any]) -> bool:
     version = meta["version"] or ""
-    same_version = not version or not ref.version or version == ref.version  # a listing does not say it
+    same_version = not version or not ref.version or version == ref.version  # a listing has no version
     return (meta["e_tag"], meta["size"]) == (ref.etag, ref.size) and same_version
 
 
@@ -209,8 +218,8 @@ def _is_data(place: str, suffixes: Sequence[str]) -> bool:
 
 
 async def _is_folder(client: Any, meta: Mapping[str, Any]) -> bool:
-    """Whether this stands for a folder, as Hadoop and consoles leave them: the library leaves out the `/` that the key
-    ends with."""
+    """Return whether an object is a folder marker of Hadoop or a console. The library drops the `/` at the end of its
+    key."""
     if meta["size"]:
         return False
     try:
@@ -220,16 +229,16 @@ async def _is_folder(client: Any, meta: Mapping[str, Any]) -> bool:
     return False
 
 
-def _changed() -> VersionChanged:
+def _changed_error() -> VersionChanged:
     return VersionChanged.of("an object of this version is gone or has changed")
 
 
-def _refused(error: Exception, *, changed: bool = False) -> NoReturn:
-    """The library's error as one of ours, without its words."""
+def _raise_refusal(error: Exception, *, changed: bool = False) -> NoReturn:
+    """Raise the library's error as an error of this connector, without its text."""
     import obstore.exceptions as theirs
 
     if isinstance(error, theirs.PreconditionError) or (changed and isinstance(error, FileNotFoundError)):
-        raise _changed() from None
+        raise _changed_error() from None
     status = found[1] if (found := _STATUS.match(str(error))) else ""
     if isinstance(error, FileNotFoundError) or status == "404":
         raise NotFound("there is no such object or bucket; check the path") from None
@@ -243,7 +252,7 @@ def _refused(error: Exception, *, changed: bool = False) -> NoReturn:
             "the object store does not let the connector read there; let the operator check its credentials",
             code="store_refused",
         ) from None
-    if status == "400" or _ELSEWHERE.match(str(error)):  # to a HEAD it says no more
+    if status == "400" or _ELSEWHERE.match(str(error)):  # the answer to a HEAD has no more details
         raise SourceUnreadable(
             "the object store does not take such a request; let the operator check that the connection's region is the "
             "one of this bucket, and its address",

@@ -1,7 +1,7 @@
-"""What an owner asks to be registered, and how far it has come: registrations under way, and stopping one.
+"""What an owner asks to register, the progress of running registrations, and stopping one.
 
-They live in this process and are gone with it: nothing of a registration is stored before it is whole. Knows nothing
-of sources, engines or the database.
+Registrations live in this process and end with it: nothing of one is stored before it is complete. Knows nothing of
+sources, engines or the database.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PASSWORD = re.compile(r"(^|[?&;\s])\w*(password|passwd|pwd)\s*=", re.IGNORECASE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What people read about a dataset."""
+    """The texts on a dataset for people."""
 
     title: str = ""
     description: str = ""
@@ -36,7 +36,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What an owner asks to be registered. `kind` empty: guessed from the path's ending."""
+    """What an owner asks to register. An empty `kind` is guessed from the path's ending."""
 
     name: str
     path: str
@@ -47,8 +47,8 @@ class Registration:
 
 
 @dataclass(slots=True, eq=False)
-class Registering:
-    """One registration or new version: `done` of `files` files in what `state` says, or how it ended."""
+class RegistrationProgress:
+    """A registration or new version: `done` of `files` files in the stage `state`, or its end."""
 
     asked: Registration
     by: str
@@ -61,13 +61,15 @@ class Registering:
     task: asyncio.Task[Any] | None = None
     stopping: bool = False
 
-    def reached(self, state: str, done: int = 0) -> None:
+    def set_state(self, state: str, done: int = 0) -> None:
         self.state, self.done = state, done
 
 
 def check_no_login(path: str) -> None:
-    """BadInput for an address with what may be a user's name and password. Its words repeat nothing of the address:
-    a refusal stays in the log for good."""
+    """Check an address for what may be a user's name and password.
+
+    The message repeats nothing of the address, because a refusal stays in the log. Raises: BadInput.
+    """
     if _may_hold_login(path):
         raise BadInput(
             "expected a path without a user's name and password, came one with what may be such (: or @ in the place "
@@ -79,55 +81,61 @@ def check_no_login(path: str) -> None:
 
 
 def _may_hold_login(path: str) -> bool:
-    """Decided by where it stands: files, objects and tables may have such signs in their names."""
+    """Return whether the address may hold a login, by position: names of files, objects and tables may have the same
+    signs."""
     if path.startswith("/"):
         return False  # a file
     address = path.replace("%40", "@")
     found = _SCHEME.match(address)
     if found is None:
-        return path.lstrip().lower().startswith("jdbc:") or bool(_PASSWORD.search(address)) or _parted(address)
+        return (
+            path.lstrip().lower().startswith("jdbc:")
+            or bool(_PASSWORD.search(address))
+            or _has_login_without_scheme(address)
+        )
     scheme, address = found[1].lower(), address[found.end() :]
     host, _, rest = address.partition("/")
     if ":" in host or "@" in host:
         return True
-    if scheme == "s3":  # a folder in a bucket may be called like a word of a login; what follows ? may not
+    if scheme == "s3":  # a folder may have a name like password=; what follows ? may not
         return bool(_PASSWORD.search(f"{host}?{rest.partition('?')[2]}"))
-    return bool(_PASSWORD.search(address)) or (scheme.startswith("postgres") and _addressed(rest))
+    return bool(_PASSWORD.search(address)) or (scheme.startswith("postgres") and _has_login_and_host(rest))
 
 
-def _parted(path: str) -> bool:
-    """Whether a path without a scheme may be `name:password@host/database`; the last @ of a file's name is none."""
+def _has_login_without_scheme(path: str) -> bool:
+    """Return whether a path without a scheme may be `name:password@host/database`. The last @ of a file's name does not
+    count."""
     folders, _, file = path.rpartition("/")
     return ":" in path.partition("/")[0] and "@" in (folders or file)
 
 
-def _addressed(table: str) -> bool:
-    """Whether `name:password@` and a host, not just a name, stand where the table is to be."""
+def _has_login_and_host(table: str) -> bool:
+    """Return whether `name:password@` and a host stand in the place of a table name."""
     before, _, host = table.rpartition("@")
     return ":" in before and any(sign in host for sign in "./:")
 
 
-def halted() -> Conflict:
-    """What became of a registration that was stopped."""
+def registration_stopped() -> Conflict:
+    """Return the error of a registration that was stopped."""
     return Conflict("the registration was stopped; nothing of it is kept", code="registration_stopped")
 
 
-class UnderWay:
-    """The registrations that run, one of a name at a time, and the last of those that have ended."""
+class RunningRegistrations:
+    """The running registrations, one per name at a time, and the last that ended."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._known: dict[str, Registering] = {}  # by name, the latest last
+        self._known: dict[str, RegistrationProgress] = {}  # by name, the latest last
 
-    def find(self, name: str) -> Registering | None:
+    def find(self, name: str) -> RegistrationProgress | None:
         return self._known.get(name)
 
-    def recent(self) -> list[Registering]:
-        """The latest first."""
+    def recent(self) -> list[RegistrationProgress]:
+        """Return the registrations, the latest first."""
         return list(reversed(self._known.values()))
 
     async def stop(self, name: str) -> bool:
-        """Stop a registration, and wait until nothing of it is left. False where none runs, or it is stored already."""
+        """Stop a registration and wait for its end. Returns False if none runs or it is already being stored."""
         found = self._known.get(name)
         if found is None or found.task is None or found.state == STORING:
             return False
@@ -137,35 +145,38 @@ class UnderWay:
         return found.state == STOPPED
 
     @contextmanager
-    def begin(self, asked: Registration, *, by: str) -> Iterator[Registering]:
-        """The registration that the block carries out. Whoever cancels the block's task stops it, as `stop` does;
-        after that the block's owner gets a Conflict, `halted`."""
+    def begin(self, asked: Registration, *, by: str) -> Iterator[RegistrationProgress]:
+        """Track the registration that the block carries out.
+
+        Cancelling the task of the block stops it, as `stop` does. After `stop` the block ends with the Conflict of
+        `registration_stopped`.
+        """
         before = self._known.get(asked.name)
         if before is not None and before.task is not None:
             raise Conflict(
                 f"{asked.name!r} is being registered; wait until it is, or stop it first", code="registration_runs"
             )
-        one = self._add(Registering(asked, by, self._clock(), task=asyncio.current_task()))
+        progress = self._add(RegistrationProgress(asked, by, self._clock(), task=asyncio.current_task()))
         try:
-            yield one
-            one.reached(REGISTERED, one.files)
+            yield progress
+            progress.set_state(REGISTERED, progress.files)
         except asyncio.CancelledError:
-            one.reached(STOPPED, one.done)
-            one.error = halted()
-            if one.stopping:
-                raise one.error from None
+            progress.set_state(STOPPED, progress.done)
+            progress.error = registration_stopped()
+            if progress.stopping:
+                raise progress.error from None
             raise
         except Exception as error:
-            one.reached(REFUSED, one.done)
-            one.error = error if isinstance(error, HanseError) else internal_error()
+            progress.set_state(REFUSED, progress.done)
+            progress.error = error if isinstance(error, HanseError) else internal_error()
             raise
         finally:
-            one.task, one.ended_at = None, self._clock()
+            progress.task, progress.ended_at = None, self._clock()
 
-    def _add(self, one: Registering) -> Registering:
-        self._known.pop(one.asked.name, None)
-        self._known[one.asked.name] = one
+    def _add(self, progress: RegistrationProgress) -> RegistrationProgress:
+        self._known.pop(progress.asked.name, None)
+        self._known[progress.asked.name] = progress
         ended = [name for name, other in self._known.items() if other.task is None]
         for name in ended[: max(0, len(self._known) - _KEPT)]:
             del self._known[name]
-        return one
+        return progress

@@ -1,7 +1,7 @@
-"""Datasets: register, describe, version, remove. Nothing is visible to others before an offer is attached.
+"""Registry of datasets: register, describe, renew, remove. Others see a dataset only when it has an offer.
 
-Registering reads everything first (files pinned, schema, statistics, digests) and stores one row set in one
-transaction at the end: a refusal leaves nothing behind but its record in the log.
+A registration first reads everything (pinned files, schema, statistics, digests) and then stores all rows in one
+transaction. A refusal leaves only its record in the log.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any, Protocol, TypeVar
 
 from connector.datasets import version_retention
 from connector.datasets.external import Outside
-from connector.datasets.file_access import at_files, still_unchanged
-from connector.datasets.owned_files import Making, remove
+from connector.datasets.file_access import check_files_unchanged, run_at_files
+from connector.datasets.owned_files import OwnedFolder, remove
 from connector.datasets.registration import (
     CONVERTING,
     STORING,
-    Registering,
     Registration,
-    UnderWay,
+    RegistrationProgress,
+    RunningRegistrations,
     check_no_login,
-    halted,
+    registration_stopped,
 )
-from connector.datasets.sources import BEFORE, check_options, guess, read_options, remote, source
+from connector.datasets.sources import BEFORE, check_options, guess_kind, read_options, remote_source, source
 from connector.datasets.sources.path_errors import path_refusals
 from connector.datasets.sources.source_files import (
     LOOK_SECONDS,
     FileRef,
-    fresh,
-    looked_at_again,
-    none_of,
+    are_unchanged,
+    find_within,
+    has_fresh_file,
     others_under,
-    unchanged,
-    within,
+    refuse_own_files,
+    renew_fresh_refs,
 )
 from connector.datasets.sources.to_parquet import disk_full
 from connector.errors import (
@@ -69,29 +69,36 @@ _LOOKS = 100
 _LOOKED_MAX = 1_000  # files that are looked at for a page
 _TOLD_MAX = 10
 _log = logger("datasets")
-Told = Callable[[str, int], None]
-"""Hears how far a long piece of work is: the stage, and the files that are done in it."""
+ReportProgress = Callable[[str, int], None]
+"""Callback for progress: the stage, and the number of files that are done in it."""
 
 
 class Engine(Protocol):
-    """What the registry asks of a worker process; nothing here opens the engine."""
+    """What the registry needs of a worker process. This module does not load the engine."""
 
     async def profile(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: ReportProgress
     ) -> Mapping[str, Any]:
-        """`schema` ([{name, type}]), `rows`, `bytes`, `columns` (statistics) and `digests` (SHA-256, one a file)."""
+        """Return `schema` ([{name, type}]), `rows`, `bytes`, `columns` (statistics) and `digests` (SHA-256 of each
+        file)."""
         ...
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
+        self,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        target: str,
+        *,
+        told: ReportProgress,
     ) -> Mapping[str, Any]:
-        """Write the files as one Parquet file; the report for the owner."""
+        """Write the files as one Parquet file and return the report for the owner."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """Everything that was read about a source before anything is stored."""
+class _SourceReading:
+    """Everything that is read of a source before anything is stored."""
 
     kind: str
     options: Mapping[str, Any]
@@ -99,15 +106,15 @@ class _Read:
     profile: Mapping[str, Any]
     report: Mapping[str, Any] | None
     secret: bytes
-    made: Path | None = None  # the file of ours that it was converted to
-    others: Sequence[str] = ()  # files of the directory that are left out for their endings
+    made: Path | None = None  # the converted file
+    others: Sequence[str] = ()  # files of the directory with other endings, which are left out
 
     @property
     def digest(self) -> str:
-        """The version: HMAC-SHA-256 over kind, options, schema and the files' digests.
+        """Return the version: HMAC-SHA-256 over kind, options, schema and the files' digests.
 
-        Keyed, because others are told: who knows all of a file but one value would try values until a plain digest of
-        the file is the same.
+        Keyed, because consumers see it: with a plain digest, a consumer who knows all of a file but one value could try
+        values until the digest matches.
         """
         parts = [self.kind, dict(self.options), self.profile["schema"], list(self.profile["digests"])]
         return "hmac-sha256:" + hmac.new(self.secret, json.dumps(parts, sort_keys=True).encode(), "sha256").hexdigest()
@@ -119,8 +126,10 @@ _Stored = tuple[RegisteredDataset, DatasetVersion]
 
 
 class Registry:
-    """The datasets of one owner. `roots` are the directories that files may come from, `private` what of these is ours,
-    `secret` keys their versions."""
+    """The datasets of one owner.
+
+    `roots`: allowed directories of files. `private`: the connector's own places. `secret`: the key of version digests.
+    """
 
     def __init__(
         self,
@@ -141,31 +150,33 @@ class Registry:
         self._roots = tuple(roots)
         self._private = tuple(private)
         self._folder = converted  # where converted files are kept
-        self._making = Making(converted)
-        self._letting_go: set[asyncio.Task[None]] = set()
+        self._owned_folder = OwnedFolder(converted)
+        self._removals: set[asyncio.Task[None]] = set()
         self._outside = outside  # object stores and databases
-        self.effects: Effects = _no_effects  # what a new version does to offers and agreements
-        self.under_way = UnderWay()
-        self.looking: asyncio.Task[None] | None = None  # for datasets that should be none
-        store.bus.subscribe(self._heard)
+        self.effects: Effects = _no_effects  # what a new version changes for offers and agreements
+        self.under_way = RunningRegistrations()
+        self.looking: asyncio.Task[None] | None = None  # task of `_report_own_files`
+        store.bus.subscribe(self._on_event)
 
     async def start(self) -> None:
-        """Remove what processes that are gone have left: drafts, and converted files that nobody reads any more."""
+        """Remove files of ended processes: drafts, and converted files that are no longer read."""
         if self._outside is not None:
             await asyncio.to_thread(self._outside.sweep)
-        if left := await asyncio.to_thread(self._making.left):
-            wanted = await self._store.read(version_retention.wanted)
+        if left := await asyncio.to_thread(self._owned_folder.list_left_over):
+            wanted = await self._store.read(version_retention.list_wanted_files)
             await asyncio.to_thread(remove, [path for path in left if path.name not in wanted])
-        self.looking = asyncio.create_task(self._look_for_ours())
+        self.looking = asyncio.create_task(self._report_own_files())
 
-    async def _look_for_ours(self) -> None:
-        """Tell of datasets of before such were refused whose files are the connector's own; without a look at owners'
-        disks, and beside what is served, as there may be very many."""
+    async def _report_own_files(self) -> None:
+        """Log datasets whose files are the connector's own, from before such registrations were refused.
+
+        Reads no owner's disk, and runs in the background, as there may be very many datasets.
+        """
 
         def ours(page: Sequence[_Stored]) -> list[str]:
-            if not within(self._private, chain.from_iterable(_named_by(version.source) for _, version in page)):
+            if not find_within(self._private, chain.from_iterable(_owner_paths(version.source) for _, version in page)):
                 return []
-            return [row.name for row, version in page if within(self._private, _named_by(version.source))]
+            return [row.name for row, version in page if find_within(self._private, _owner_paths(version.source))]
 
         after = ""
         with suppress(Busy):  # the next start looks
@@ -180,37 +191,37 @@ class Registry:
                 after = page[-1][0].id
 
     def close(self) -> None:
-        """Let go of the files here; those that nobody reads are removed at the next start."""
-        self._making.close()
+        """Release the files of this process. The next start removes those that are no longer read."""
+        self._owned_folder.close()
         if self.looking is not None:
             self.looking.cancel()
 
     async def register(
         self, asked: Registration, *, by: str, accept: bool = False
     ) -> tuple[RegisteredDataset, DatasetVersion]:
-        """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else.
+        """Register a dataset and its first version. A refused or stopped registration leaves only a log record.
 
-        One that was removed has versions that others may have asked: it is held against these, as a new one of them.
-        `accept`: although it differs from them by few.
+        A removed dataset of this name may have versions that consumers have queried: the new version is checked against
+        them like a renewal. `accept`: register although it differs from them by few units.
         """
-        async with self._begun(asked, by) as one:
+        async with self._begin(asked, by) as progress:
             known = await self._check_free(asked)
             asked = await self._with_kind(asked)
             check_options(asked.kind, asked.options)
-            async with self._read(asked, one) as read:
+            async with self._read_source(asked, progress) as read:
                 affected: list[dict[str, str]] = []
                 if known:
-                    row, version = self._row(asked, read), _draft(self._id(asked), asked, read, now=time.time())
+                    row, version = self._row(asked, read), _draft_version(self._id(asked), asked, read, now=time.time())
                     affected = await self.effects(row, known[0], version)
                     _check_fits(asked.name, affected, accept=accept)
-                return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, affected, by))
+                return await self._store_version(progress, read, lambda tx: self._insert(tx, asked, read, affected, by))
 
     async def renew(
         self, name: str, path: str, *, by: str, accept: bool = False
     ) -> tuple[RegisteredDataset, DatasetVersion]:
-        """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
+        """Read the dataset again, as a new version. The schema must stay the same, so that agreements can be kept.
 
-        `path` empty: from where it came the last time. `accept`: although it does not fit offers or agreements.
+        `path`: empty for the last path. `accept`: store the version although it does not fit offers or agreements.
         """
         row, old = await self.get(name)
         asked = Registration(
@@ -220,9 +231,9 @@ class Registry:
             options=old.source["asked_options"],
         )
         before = {column["name"]: column["type"] for column in old.schema}
-        async with self._begun(asked, by) as one, self._read(asked, one, before) as read:
-            under = await self._store.read(lambda tx: version_retention.asked_under(tx, row.id))
-            affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
+        async with self._begin(asked, by) as progress, self._read_source(asked, progress, before) as read:
+            under = await self._store.read(lambda tx: version_retention.list_asked_digests(tx, row.id))
+            affected = await self.effects(row, old, _draft_version(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
                     f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
@@ -235,13 +246,13 @@ class Registry:
             changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
 
             def work(tx: Transaction) -> _Stored:
-                _check_still(tx, row.id, old, under)
-                return self._renewed(tx, row.id, asked, read, changes, by)
+                _check_not_overtaken(tx, row.id, old, under)
+                return self._update_version(tx, row.id, asked, read, changes, by)
 
-            return await self._stored(one, read, work)
+            return await self._store_version(progress, read, work)
 
     async def get(self, key: str) -> tuple[RegisteredDataset, DatasetVersion]:
-        """A dataset by name or id, with its current version."""
+        """Return a dataset by name or id, with its current version."""
 
         def work(tx: Transaction) -> tuple[RegisteredDataset, DatasetVersion]:
             row = tx.datasets.of(key)
@@ -249,25 +260,27 @@ class Registry:
 
         return await self._store.read(work)
 
-    async def unchanged(self, version: DatasetVersion) -> bool | None:
-        """Whether its files are still what was registered: else every read is refused. None where that is not to be had
-        now: of objects in a store, of very many files, from a disk that says nothing."""
+    async def is_unchanged(self, version: DatasetVersion) -> bool | None:
+        """Return whether the files are still as registered; if not, each read is refused.
+
+        Returns None where it is not known now: for objects in a store, very many files, or a disk that does not answer.
+        """
         source = version.source
-        if remote(source["kind"]) is not None or len(source["files"]) > _LOOKED_MAX:
+        if remote_source(source["kind"]) is not None or len(source["files"]) > _LOOKED_MAX:
             return None
         try:
-            return await still_unchanged(source["files"])
+            return await check_files_unchanged(source["files"])
         except Busy:
             return None
 
     async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[RegisteredDataset, DatasetVersion]]:
-        """Datasets in order of their id, with their current versions."""
+        """Return datasets ordered by id, with their current versions."""
         return await self._store.read(
             lambda tx: [(row, tx.datasets.get_current(row)) for row in tx.datasets.page(after=after, limit=limit)]
         )
 
     async def remove(self, key: str, *, by: str) -> None:
-        """Forget a dataset, and remove what it was converted to. Refused while an offer or agreement stands on it."""
+        """Remove a dataset and its converted files. Refused while it has an offer or an agreement in force."""
 
         def work(tx: Transaction) -> None:
             row = tx.datasets.of(key)
@@ -275,35 +288,38 @@ class Registry:
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
             if any(agreement.ended_at is None for agreement, _ in tx.agreements.iterate_by_dataset(row.id)):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
-            version_retention.pass_over(tx, tx.datasets.get_current(row))
+            version_retention.mark_unasked(tx, tx.datasets.get_current(row))
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
 
         await self._store.write(work)
-        await self._gone()
+        await self._wait_for_removals()
 
-    def _heard(self, event: Event) -> None:
-        """Files go with their version, whichever process on this database has stored another or none."""
+    def _on_event(self, event: Event) -> None:
+        """Remove files of a replaced or removed version, whichever process on this database stored the change."""
         if isinstance(event, DatasetRemoved | DatasetVersioned):
-            task = asyncio.get_running_loop().create_task(self._let_go(event.dataset))
-            self._letting_go.add(task)
-            task.add_done_callback(self._letting_go.discard)
+            task = asyncio.get_running_loop().create_task(self._remove_unneeded(event.dataset))
+            self._removals.add(task)
+            task.add_done_callback(self._removals.discard)
 
-    async def _let_go(self, dataset_id: str) -> None:
-        """Reads that have opened a file go on with it. What cannot be removed now is at the next start."""
+    async def _remove_unneeded(self, dataset_id: str) -> None:
+        """Remove files that are no longer read. Open reads continue; the next start removes what fails now."""
         try:
-            names = await self._store.read(partial(version_retention.let_go, dataset_id=dataset_id))
+            names = await self._store.read(partial(version_retention.list_unneeded_files, dataset_id=dataset_id))
             await asyncio.to_thread(remove, [self._folder / name for name in names])
         except (HanseError, OSError) as error:
             _log.error("not_removed", dataset=dataset_id, reason=str(error))
 
-    async def _gone(self) -> None:
-        """Wait for the files of what was just stored in place of them, so that whoever is answered finds none."""
-        if self._letting_go:
-            await asyncio.wait(tuple(self._letting_go))
+    async def _wait_for_removals(self) -> None:
+        """Wait for the removal of replaced files, so that they are gone when the caller gets the answer."""
+        if self._removals:
+            await asyncio.wait(tuple(self._removals))
 
     async def _check_free(self, asked: Registration) -> Sequence[DatasetVersion]:
-        """AlreadyExists where the name is taken; the versions of one that had it and was removed, the newest first."""
+        """Return the versions of a removed dataset of this name, the newest first.
+
+        Raises: AlreadyExists where the name is taken.
+        """
 
         def work(tx: Transaction) -> tuple[RegisteredDataset | None, Sequence[DatasetVersion]]:
             taken = tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked))
@@ -318,123 +334,135 @@ class Registry:
         return known
 
     @asynccontextmanager
-    async def _begun(self, asked: Registration, by: str) -> AsyncIterator[Registering]:
-        """A registration under way; one that does not come to its end is in the log."""
+    async def _begin(self, asked: Registration, by: str) -> AsyncIterator[RegistrationProgress]:
+        """Track a registration, and record it in the log where it fails."""
         try:
             _check_name(asked.name)
             check_no_login(asked.path)
-            with self.under_way.begin(asked, by=by) as one:
-                yield one
+            with self.under_way.begin(asked, by=by) as progress:
+                yield progress
         except (HanseError, asyncio.CancelledError) as error:
-            await self._refused(asked.name, error if isinstance(error, HanseError) else halted(), by)
+            await self._record_refusal(
+                asked.name, error if isinstance(error, HanseError) else registration_stopped(), by
+            )
             raise
 
-    async def _stored(self, one: Registering, read: _Read, work: Callable[[Transaction], _Stored]) -> _Stored:
-        """What is being stored is stored whole, whoever leaves meanwhile."""
-        one.reached(STORING, one.files)
+    async def _store_version(
+        self, progress: RegistrationProgress, read: _SourceReading, work: Callable[[Transaction], _Stored]
+    ) -> _Stored:
+        """Store a version. A cancelled caller does not interrupt the commit."""
+        progress.set_state(STORING, progress.files)
         writing = asyncio.ensure_future(self._store.write(work))
         try:
             row, version = await asyncio.shield(writing)
         except asyncio.CancelledError:
             row, version = await writing
-        if read.made is not None and read.made.name not in version_retention.names(
+        if read.made is not None and read.made.name not in version_retention.file_names(
             [version]
-        ):  # it has a file of the same bytes
+        ):  # the version keeps an older file of the same bytes
             await asyncio.to_thread(remove, [read.made])
-        await self._gone()
+        await self._wait_for_removals()
         return row, version
 
     @asynccontextmanager
-    async def _read(
-        self, asked: Registration, one: Registering, before: Mapping[str, str] | None = None
-    ) -> AsyncIterator[_Read]:
-        """What there is to be stored; files of ours that were made for it are gone if the block fails, unless nobody
-        knows whether it is stored: then they stay, and the next start looks. `before`: the types of the version before,
-        by column."""
+    async def _read_source(
+        self, asked: Registration, progress: RegistrationProgress, before: Mapping[str, str] | None = None
+    ) -> AsyncIterator[_SourceReading]:
+        """Read everything that will be stored. Files that were made for it are removed if the block fails.
+
+        They stay if it is unknown whether the version was stored: the next start decides. `before`: the column types of
+        the previous version.
+        """
         kind = asked.kind
-        options, files = await self._found(kind, asked)
-        others = await self._others(kind, asked.path)
-        one.files = len(files)
+        options, files = await self._find_files(kind, asked)
+        others = await self._find_others(kind, asked.path)
+        progress.files = len(files)
         report, made = None, None
         try:
             if source(kind).CONVERTED:
-                made = await self._room()
-                one.reached(CONVERTING)
-                with _to_its_end(kind, asked.path):
-                    report = await self._converted(kind, options | {BEFORE: before or {}}, files, made, one.reached)
+                made = await self._new_file()
+                progress.set_state(CONVERTING)
+                with _explain_unreadable(kind, asked.path):
+                    report = await self._convert(
+                        kind, options | {BEFORE: before or {}}, files, made, progress.set_state
+                    )
                 kind, options = "parquet", read_options("parquet", {})
                 found = source(kind).find(str(made), roots=(self._folder,), options=options)
                 files = tuple(replace(file, ours=True) for file in found)
-            with _to_its_end(kind, asked.path):
+            with _explain_unreadable(kind, asked.path):
                 profile = await self._engine.profile(
-                    kind, [file.to_json() for file in files], options, told=one.reached
+                    kind, [file.to_json() for file in files], options, told=progress.set_state
                 )
-            yield _Read(kind, options, files, profile, report, self._secret, made, others)
+            yield _SourceReading(kind, options, files, profile, report, self._secret, made, others)
         except BaseException as error:
-            if made is not None and not _may_be_stored(error, one):
+            if made is not None and not _may_be_stored(error, progress):
                 await asyncio.to_thread(remove, [made])
             raise
 
-    async def _room(self) -> Path:
+    async def _new_file(self) -> Path:
         try:
-            return await asyncio.to_thread(self._making.new, ".parquet")
+            return await asyncio.to_thread(self._owned_folder.new, ".parquet")
         except OSError as error:
             raise disk_full() from error
 
-    async def _found(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-        """The options with all values, and the files, at rest for at least a step of the clock that dates them."""
+    async def _find_files(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
+        """Return all options, and the files, unchanged for at least one tick of the file clock."""
         options = read_options(kind, asked.options)
-        if (elsewhere := remote(kind)) is not None:
+        if (elsewhere := remote_source(kind)) is not None:
             if self._outside is None:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
-        files = await self._of_disk(asked.path, partial(self._at, kind, asked.path, options))
+        files = await self._run_on_disk(asked.path, partial(self._find_at, kind, asked.path, options))
         before: tuple[FileRef, ...] = ()
         for _ in range(_LOOKS):
-            if not fresh(files, since_ns=begun, before=before):
+            if not has_fresh_file(files, since_ns=begun, before=before):
                 return options, files
             await asyncio.sleep(LOOK_SECONDS)
             before, since, begun = files, begun, time.time_ns()
-            files = await self._of_disk(asked.path, partial(self._again, before, since))
+            files = await self._run_on_disk(asked.path, partial(self._find_again, before, since))
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",
         )
 
     async def _with_kind(self, asked: Registration) -> Registration:
-        """The same with its kind: what was asked for, or the kind that the path looks like."""
-        return asked if asked.kind else replace(asked, kind=await self._of_disk(asked.path, partial(guess, asked.path)))
+        """Return the registration with its kind: the given one, or a guess from the path."""
+        return (
+            asked
+            if asked.kind
+            else replace(asked, kind=await self._run_on_disk(asked.path, partial(guess_kind, asked.path)))
+        )
 
-    async def _of_disk(self, path: str, work: Callable[[], _T]) -> _T:
-        """What `work` finds on an owner's disk. Every `OSError` of it is the answer to the registration of `path`."""
+    async def _run_on_disk(self, path: str, work: Callable[[], _T]) -> _T:
+        """Run `work` on an owner's disk. Each `OSError` becomes the answer to the registration of `path`."""
         with path_refusals(path):
-            return await at_files((), work)
+            return await run_at_files((), work)
 
-    def _at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-        return none_of(self._private, source(kind).find(path, roots=self._roots, options=options))
+    def _find_at(self, kind: str, path: str, options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+        return refuse_own_files(self._private, source(kind).find(path, roots=self._roots, options=options))
 
-    def _again(self, before: tuple[FileRef, ...], since: int) -> tuple[FileRef, ...]:
-        return none_of(self._private, looked_at_again(before, roots=self._roots, since_ns=since))
+    def _find_again(self, before: tuple[FileRef, ...], since: int) -> tuple[FileRef, ...]:
+        return refuse_own_files(self._private, renew_fresh_refs(before, roots=self._roots, since_ns=since))
 
-    async def _others(self, kind: str, path: str) -> list[str]:
-        if remote(kind) is not None:
+    async def _find_others(self, kind: str, path: str) -> list[str]:
+        if remote_source(kind) is not None:
             return []
-        return await self._of_disk(path, partial(others_under, path, suffixes=source(kind).SUFFIXES))
+        return await self._run_on_disk(path, partial(others_under, path, suffixes=source(kind).SUFFIXES))
 
-    async def _converted(
-        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told
+    async def _convert(
+        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: ReportProgress
     ) -> Mapping[str, Any]:
         try:
             return await self._engine.convert(kind, [file.to_json() for file in files], options, str(target), told=told)
         finally:
-            if remote(kind) is not None:  # a draft of ours
+            if remote_source(kind) is not None:  # a draft of this process
                 await asyncio.to_thread(remove, [Path(file.path) for file in files])
 
     def _id(self, asked: Registration) -> str:
         return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
 
-    def _row(self, asked: Registration, read: _Read, *, now: float = 0.0) -> RegisteredDataset:
+    def _row(self, asked: Registration, read: _SourceReading, *, now: float = 0.0) -> RegisteredDataset:
         about = asked.about
         return RegisteredDataset(
             id=self._id(asked),
@@ -449,12 +477,12 @@ class Registry:
         )
 
     def _insert(
-        self, tx: Transaction, asked: Registration, read: _Read, affected: list[dict[str, str]], by: str
+        self, tx: Transaction, asked: Registration, read: _SourceReading, affected: list[dict[str, str]], by: str
     ) -> tuple[RegisteredDataset, DatasetVersion]:
         if tx.datasets.find(asked.name) is not None or tx.datasets.find(self._id(asked)) is not None:
             raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name")
         row = self._row(asked, read, now=tx.now)
-        version = _pinned(tx, row.id, asked, read)
+        version = _pin_version(tx, row.id, asked, read)
         if affected:
             version.source = version.source | {"changes": {"affected": affected}}
         tx.datasets.add(row)
@@ -462,21 +490,27 @@ class Registry:
         tx.publish(DatasetRegistered(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
-    def _renewed(
-        self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
+    def _update_version(
+        self,
+        tx: Transaction,
+        dataset_id: str,
+        asked: Registration,
+        read: _SourceReading,
+        changes: dict[str, Any],
+        by: str,
     ) -> tuple[RegisteredDataset, DatasetVersion]:
         row = tx.datasets.of(dataset_id)
         if row.version != read.digest:
-            version_retention.pass_over(tx, tx.datasets.get_current(row))
-        version = _pinned(tx, row.id, asked, read, held=version_retention.held(tx, row))
+            version_retention.mark_unasked(tx, tx.datasets.get_current(row))
+        version = _pin_version(tx, row.id, asked, read, held=version_retention.list_readable(tx, row))
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
         detail = {"before": before, "rows": read.profile["rows"]} | _files(read)
         tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
-    async def _refused(self, name: str, error: HanseError, by: str) -> None:
-        """In the log. Where nothing can be written there, in the process's own: who asked hears of the first fault."""
+    async def _record_refusal(self, name: str, error: HanseError, by: str) -> None:
+        """Record a refusal in the log, or in the process log if it is unavailable."""
         refused = RequestRefused(
             actor=by,
             outcome="refused",
@@ -490,20 +524,20 @@ class Registry:
             _log.error("refusal_not_recorded", code=error.code, reason=error.message, why=why.message)
 
 
-def _named_by(source: Mapping[str, Any]) -> Iterator[str]:
-    """Where the owner's files of a version lie, and what it was registered by; what was made of that is ours."""
+def _owner_paths(source: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the registered path and the paths of the owner's files of a version, without converted files."""
     yield os.path.abspath(source.get("asked_path", ""))
     yield from (file["path"] for file in source.get("files", ()) if not file.get("ours"))
 
 
 def published_schema(version: DatasetVersion) -> TableSchema:
-    """The schema of a version as policies see it."""
+    """Return the schema of a version in the form that policies use."""
     return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
 
 
 @contextmanager
-def _to_its_end(kind: str, path: str) -> Iterator[None]:
-    """What the engine cannot read is said of the data, to an owner who asked no question."""
+def _explain_unreadable(kind: str, path: str) -> Iterator[None]:
+    """Turn engine errors of a query into errors of the data: a registering owner asked no query."""
     try:
         yield
     except (EngineFailed, Limited, QueryInvalid) as error:
@@ -528,14 +562,17 @@ _UNREAD = {
 }
 
 
-def _may_be_stored(error: BaseException, one: Registering) -> bool:
-    """Whether nobody can say what became of a commit: its answer is lost, or nobody has waited for it."""
-    left = isinstance(error, asyncio.CancelledError) and one.state == STORING
+def _may_be_stored(error: BaseException, progress: RegistrationProgress) -> bool:
+    """Return whether the result of a commit is unknown: its answer is lost, or its caller left."""
+    left = isinstance(error, asyncio.CancelledError) and progress.state == STORING
     return left or (isinstance(error, Busy) and error.code == UNKNOWN)
 
 
 def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> None:
-    """Conflict with the first thing that stands in the way of a version, unless its owner takes it all the same."""
+    """Check what a new version breaks.
+
+    Raises: Conflict with the first error, unless the owner accepts it.
+    """
     if not accept and (errors := [one for one in affected if one["level"] == "error"]):
         raise Conflict(
             f"the new version of {name!r} does not fit what stands on it, or has been asked: {errors[0]['message']}; "
@@ -545,12 +582,14 @@ def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> N
         )
 
 
-def _check_still(tx: Transaction, dataset_id: str, old: DatasetVersion, under: frozenset[str]) -> None:
-    """Conflict where a version was not held against what is there now; nobody changes that before the transaction
-    ends."""
+def _check_not_overtaken(tx: Transaction, dataset_id: str, old: DatasetVersion, under: frozenset[str]) -> None:
+    """Check that the version was compared with the current state, which is locked until the transaction ends.
+
+    Raises: Conflict otherwise.
+    """
     tx.datasets.lock(dataset_id)
     row = tx.datasets.of(dataset_id)
-    if row.version != old.digest or version_retention.asked_under(tx, dataset_id) - under:
+    if row.version != old.digest or version_retention.list_asked_digests(tx, dataset_id) - under:
         raise Conflict(
             f"{row.name!r} has another version than the one that this was held against, or something was offered or "
             "agreed on it meanwhile; ask again",
@@ -562,29 +601,29 @@ async def _no_effects(dataset: RegisteredDataset, old: DatasetVersion, new: Data
     return []
 
 
-def _pinned(
-    tx: Transaction, dataset_id: str, asked: Registration, read: _Read, *, held: Sequence[DatasetVersion] = ()
+def _pin_version(
+    tx: Transaction, dataset_id: str, asked: Registration, read: _SourceReading, *, held: Sequence[DatasetVersion] = ()
 ) -> DatasetVersion:
-    """The version of what was read. One of the same bytes may be there, also from before the dataset was removed.
+    """Return the stored version of what was read. It may exist already, also from before the dataset was removed.
 
-    The file that one of those `held` was converted to stays where it is: somebody may read it now.
+    If a version of `held` has the same bytes, its converted file stays in use, because it may be read now.
     """
-    drafted = _draft(dataset_id, asked, read, now=tx.now)
+    drafted = _draft_version(dataset_id, asked, read, now=tx.now)
     version = tx.datasets.get_version(dataset_id, read.digest)
     if version is None:
         tx.datasets.add(drafted)
         return drafted
-    stays = read.made is not None and version in held and unchanged(version.source["files"])
+    stays = read.made is not None and version in held and are_unchanged(version.source["files"])
     version.source = drafted.source | ({"files": version.source["files"]} if stays else {})
     return version
 
 
-def _files(read: _Read) -> dict[str, Any]:
-    """What ties a record to files, for auditors: others are told the keyed digest of them all alone."""
+def _files(read: _SourceReading) -> dict[str, Any]:
+    """Return the digests of the files, for auditors. Others see only the keyed digest of all files."""
     return listed("sha256", read.profile["digests"])
 
 
-def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> DatasetVersion:
+def _draft_version(dataset_id: str, asked: Registration, read: _SourceReading, *, now: float) -> DatasetVersion:
     kept = {
         "kind": read.kind,
         "options": dict(read.options),
@@ -617,7 +656,7 @@ def _check_name(name: str) -> None:
 
 
 def _difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
-    """What of a schema is another, in words."""
+    """Describe how a schema differs."""
     before = {column["name"]: column["type"] for column in old}
     after = {column["name"]: column["type"] for column in new}
     told = [f"{name} is {after[name]} and was {kind}" for name, kind in before.items() if after.get(name, kind) != kind]
@@ -629,7 +668,7 @@ def _difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows, bytes and the figures of columns that are others than before."""
+    """Return the rows, bytes and column statistics that differ from the previous version."""
 
     def pair(before: Any, after: Any) -> dict[str, Any]:
         return {"before": before, "after": after}

@@ -1,6 +1,7 @@
-"""Counts of rows as others may see them: enough to plan by, too coarse to tell one person.
+"""Row counts as consumers may see them: enough for planning, too coarse to reveal one person.
 
-A count beside what can be counted gives away how many rows a policy hides, so it is only as fine as that may be known.
+The difference between an exact total and the visible rows would reveal how many rows a policy hides. A count is
+therefore only as fine as that number may be known.
 """
 
 from __future__ import annotations
@@ -15,37 +16,37 @@ _FINEST = 10
 
 
 def two_digits(count: int) -> int:
-    """To two significant digits: for rows that its reader may count one by one."""
-    return _to(count, 1, round)
+    """Round to two significant digits: for rows that the reader may count itself."""
+    return _round_to(count, 1, round)
 
 
 def coarse(count: int) -> int:
-    """To two significant digits, and never finer than tens: for rows of which some are hidden."""
-    return _to(count, _FINEST, round)
+    """Round to two significant digits, and at least to tens: for rows where some are hidden."""
+    return _round_to(count, _FINEST, round)
 
 
 def at_least(count: int) -> int:
-    """As `coarse`, downwards: what a share of hidden rows is taken of."""
-    return _to(count, _FINEST, math.floor)
+    """Like `coarse`, but rounded down: the base for a share of hidden rows."""
+    return _round_to(count, _FINEST, math.floor)
 
 
 def at_most(count: int) -> int:
-    """As `coarse`, upwards: what is counted where all rows are drawn on at once."""
-    return _to(count, _FINEST, math.ceil)
+    """Like `coarse`, but rounded up: the charge where all rows are used at once."""
+    return _round_to(count, _FINEST, math.ceil)
 
 
-def _to(count: int, finest: int, way: Callable[[float], Any]) -> int:
+def _round_to(count: int, finest: int, way: Callable[[float], Any]) -> int:
     step: int = max(finest, 10 ** max(0, len(str(count)) - 2))
     return int(way(count / step)) * step
 
 
 def coarse_bytes(nbytes: int, rows: int) -> int:
-    """The bytes of so many rows: of rows with equal widths, any finer figure would be their number."""
+    """Return the rounded bytes of so many rows. With rows of equal width, exact bytes would reveal the row count."""
     return two_digits(round(nbytes / max(1, rows))) * coarse(rows)
 
 
-def shown(rows: int, contracts: Iterable[DataContract]) -> int | None:
-    """How large a dataset is, to those who have it under these contracts; None where groups or noise hide it."""
+def visible_rows(rows: int, contracts: Iterable[DataContract]) -> int | None:
+    """Return the size of a dataset for a consumer with these contracts; None where groups or noise hide it."""
     each = tuple(contracts)
     if any(contract.grid is not None for contract in each):
         return None

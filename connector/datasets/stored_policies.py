@@ -1,6 +1,7 @@
-"""Policies as they were signed and published, read again: what an older connector took, this one may refuse.
+"""Reads stored policies of agreements and offers. A newer version may refuse what an older one accepted.
 
-Nobody else reads a stored policy. What is not understood is refused with what to do, for that agreement or offer alone.
+The only module that reads a stored policy. A policy that is not understood is refused with advice, for that agreement
+or offer alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from policies.review import unknown_terms
 _END = "its provider ends it (`hanse revoke`), and a new one is negotiated"
 
 
-def agreed(row: Agreement) -> Policy:
-    """The policy of an agreement. Refused (`agreement_unreadable`) where it is not understood here any more."""
+def read_agreement_policy(row: Agreement) -> Policy:
+    """Return the policy of an agreement.
+
+    Raises: Refused (`agreement_unreadable`) where it is no longer understood.
+    """
     try:
         return reader.read(row.policy)
     except PolicyError as error:
@@ -31,9 +35,11 @@ def agreed(row: Agreement) -> Policy:
         ) from error
 
 
-def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[DataContract, ...]:
-    """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept, or has a word that
-    nobody knows and that could matter."""
+def compile_agreement(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[DataContract, ...]:
+    """Return the contracts of an agreement on the current schema of its dataset.
+
+    Raises: Refused with the rule that cannot be enforced, or that has an unknown term that could matter.
+    """
     try:
         made: tuple[DataContract, ...] = compile.compile_contracts(policy, published_schema(version))
     except PolicyError as error:
@@ -58,14 +64,17 @@ def _check_understood(row: Agreement, policy: Policy) -> None:
         )
 
 
-def offered(row: Offer) -> Policy:
-    """The policy of an offer. Refused (`offer_unreadable`) where it is not understood here any more."""
+def read_offer_policy(row: Offer) -> Policy:
+    """Return the policy of an offer.
+
+    Raises: Refused (`offer_unreadable`) where it is no longer understood.
+    """
     try:
         return reader.read(row.policy, kind=Kind.OFFER)
     except PolicyError as error:
         raise Refused(
-            f"the policy of offer {row.id} is not understood here any more: {error}. Nobody is shown it: its owner "
-            "withdraws it (`hanse offer withdraw`) and publishes it anew",
+            f"the policy of offer {row.id} is not understood here any more: {error}. It is hidden from consumers: "
+            "its owner withdraws it (`hanse offer withdraw`) and publishes it anew",
             code="offer_unreadable",
             rule=error.rule,
         ) from error

@@ -1,7 +1,7 @@
-"""Which versions of a dataset may still be read, and which files of ours, made of what was converted, that keeps.
+"""Decides which versions of a dataset may still be read, and which converted files must be kept for them.
 
-Others read the current version alone. A coming one is held against it and against those before it that somebody may
-have asked (`dataplane.versions`): as long as that is so, their files stay. Knows no files, only their names.
+Consumers read only the current version. A new version is compared with it, and with earlier versions that a consumer
+may have queried (see `offers.version_effects`); their files are kept for that. Knows only names of files.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from pathlib import PurePath
 from connector.store import Transaction
 from connector.store.tables import DatasetVersion, RegisteredDataset
 
-EARLIER_MAX = 20  # versions that a coming one is held against: each costs as much as a question over all of both
+EARLIER_MAX = 20  # versions that a new one is compared with: each costs a query over all rows of both
 
 
-def earlier(tx: Transaction, current: DatasetVersion) -> list[DatasetVersion]:
-    """The versions beside the current one that somebody may have asked, the newest first; none where nobody could."""
-    if not _agreed(tx, current.dataset_id):
+def list_earlier(tx: Transaction, current: DatasetVersion) -> list[DatasetVersion]:
+    """Return the earlier versions that a consumer may have queried, the newest first."""
+    if not _has_agreements(tx, current.dataset_id):
         return []
     found = tx.datasets.list_versions(current.dataset_id)
     return [one for one in found if one.digest != current.digest and not one.source.get("unasked")]
 
 
-def asked_under(tx: Transaction, dataset_id: str) -> frozenset[str]:
-    """The digests of what others may ask under, or have: offers in force, agreements that have not ended, and those
-    that have and were read under."""
+def list_asked_digests(tx: Transaction, dataset_id: str) -> frozenset[str]:
+    """Return the policy digests of offers in force, agreements in force, and ended agreements that were read under."""
     offered = (one.digest for one in tx.datasets.list_offers_in_force([dataset_id]))
     agreed = (
         one.digest for one, reads in tx.agreements.iterate_by_dataset(dataset_id) if one.ended_at is None or reads
@@ -32,40 +31,41 @@ def asked_under(tx: Transaction, dataset_id: str) -> frozenset[str]:
     return frozenset((*offered, *agreed))
 
 
-def held(tx: Transaction, row: RegisteredDataset) -> list[DatasetVersion]:
-    """The versions of a dataset whose files may be read: one more of the earlier than are looked at, as the coming one
-    may be one of them again."""
+def list_readable(tx: Transaction, row: RegisteredDataset) -> list[DatasetVersion]:
+    """Return the versions of a dataset whose files may be read.
+
+    One earlier version more than are compared, because the new version may equal one of them.
+    """
     current = tx.datasets.get_current(row)
-    return [current, *earlier(tx, current)[: EARLIER_MAX + 1]]
+    return [current, *list_earlier(tx, current)[: EARLIER_MAX + 1]]
 
 
-def pass_over(tx: Transaction, version: DatasetVersion) -> None:
-    """Say of a converted version that ceases to be the current one whether nobody could ever ask it: then nothing is
-    to be held against it, and its file need not stay for that."""
-    if version.source["report"] is not None and not _agreed(tx, version.dataset_id):
+def mark_unasked(tx: Transaction, version: DatasetVersion) -> None:
+    """Mark a replaced converted version that no consumer could query: it is not compared, and its file may go."""
+    if version.source["report"] is not None and not _has_agreements(tx, version.dataset_id):
         version.source = version.source | {"unasked": True}
 
 
-def let_go(tx: Transaction, dataset_id: str) -> set[str]:
-    """The names of files of ours that versions of this dataset had, and that nobody reads any more."""
+def list_unneeded_files(tx: Transaction, dataset_id: str) -> set[str]:
+    """Return the names of converted files of this dataset that are no longer read."""
     row = tx.datasets.find(dataset_id)
-    found = names(tx.datasets.list_converted(dataset_id))
-    return found - names(held(tx, row)) if found and row is not None else found
+    found = file_names(tx.datasets.list_converted(dataset_id))
+    return found - file_names(list_readable(tx, row)) if found and row is not None else found
 
 
-def wanted(tx: Transaction) -> set[str]:
-    """The names of all files of ours that may be read."""
+def list_wanted_files(tx: Transaction) -> set[str]:
+    """Return the names of all converted files that may be read."""
     found = set()
     for dataset_id in tx.datasets.list_converted_ids():
         row = tx.datasets.find(dataset_id)
-        found |= names(held(tx, row)) if row is not None else set()
+        found |= file_names(list_readable(tx, row)) if row is not None else set()
     return found
 
 
-def names(versions: list[DatasetVersion]) -> set[str]:
-    """The names of these versions' files: those of ours are no others'."""
+def file_names(versions: list[DatasetVersion]) -> set[str]:
+    """Return the names of these versions' files. Converted files have unique names."""
     return {PurePath(file["path"]).name for one in versions for file in one.source["files"]}
 
 
-def _agreed(tx: Transaction, dataset_id: str) -> bool:
+def _has_agreements(tx: Transaction, dataset_id: str) -> bool:
     return next(iter(tx.agreements.iterate_by_dataset(dataset_id)), None) is not None

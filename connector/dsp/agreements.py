@@ -185,12 +185,12 @@ class AgreementService:
 
 def _interpret(row: Agreement, version: DatasetVersion | None) -> InterpretedAgreement:
     try:
-        policy = stored_policies.agreed(row)
+        policy = stored_policies.read_agreement_policy(row)
     except Refused as refused:
         return InterpretedAgreement(problem=refused.message)
     try:
         return InterpretedAgreement(
-            policy, stored_policies.contracts(row, policy, version) if version is not None else ()
+            policy, stored_policies.compile_agreement(row, policy, version) if version is not None else ()
         )
     except Refused as refused:
         return InterpretedAgreement(policy, problem=refused.message)

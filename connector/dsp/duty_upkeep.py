@@ -182,7 +182,7 @@ class Upkeep:
 
     async def _look_at_agreement(self, row: Agreement) -> None:
         try:
-            policy = stored_policies.agreed(row)
+            policy = stored_policies.read_agreement_policy(row)
         except Refused as refused:
             await self._suspend_unreadable(row, refused)
             return

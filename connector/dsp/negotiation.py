@@ -329,7 +329,7 @@ class NegotiationService:
         agreed = agreement_terms.read_offer(row.offer)
         fits = agreement_terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
         if fits.exact:
-            offer_conflicts.check_agreed(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
+            offer_conflicts.check_agreement(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
         signed = agreement_terms.sign(
             agreed,
             agreement_id=new_pid(),

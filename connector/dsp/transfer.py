@@ -742,7 +742,7 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: GrantState, f
     today = count_today(grant, day=int(tx.now // _DAY))
     known = with_counters(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(read_fulfilled(tx, agreement, now=tx.now))
-    policy, later = stored_policies.agreed(agreement), DECLARED - set(facts)
+    policy, later = stored_policies.read_agreement_policy(agreement), DECLARED - set(facts)
     verdict = agreement_terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
     if not verdict.permitted and not verdict.waits_for(later):
         undeclared = agreement_terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)

@@ -1,8 +1,8 @@
-"""The auditor's API: records with filters and proofs, the signed head, tiles for outside monitors, evidence files.
+"""Management API of the audit log: records with filters and proofs, the signed head, tiles for monitors, evidence
+files.
 
-Every read of what happened publishes `LogRead` and is durable before the first byte leaves. The head, tiles and
-entries hold salted hashes only; they are read by machines every few seconds and are not recorded, as a log that
-records who asks for its size would never stand still.
+Each read of records publishes `LogRead`, which is durable before the first byte is sent. The head, tiles and entries
+hold only salted hashes. Machines read them every few seconds, and recording that would make the log grow for ever.
 """
 
 from __future__ import annotations
@@ -43,26 +43,31 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
         caller: Caller = may_read,
     ) -> dict[str, Any]:
         """The newest records that fit, newest first; `next` is the `before` of the page that follows."""
-        await log.note_reading(reading(caller, "list", which.terms))
+        await log.note_reading(log_read_event(caller, "list", which.terms))
         records = await log.page(await log.resolve_dataset(which), before=before, limit=limit)
         more = len(records) == limit and records[-1].idx > 0
-        return {"records": [_shown(record) for record in records], "next": records[-1].idx if more else None}
+        return {"records": [_record_json(record) for record in records], "next": records[-1].idx if more else None}
 
     @routes.get("/events/{idx}")
     async def one_event(idx: int, caller: Caller = may_read) -> dict[str, Any]:
         """One record, its leaf, and the proof that it is in the log (C2SP tlog-proof)."""
         if not 0 <= idx <= _INDEX_MAX:
             raise NotFound(f"the log has no record {idx}")
-        await log.note_reading(reading(caller, "record", {"idx": idx}))
+        await log.note_reading(log_read_event(caller, "record", {"idx": idx}))
         proven = await log.prove(idx)
-        return {**_shown(proven.record), "leaf": proven.record.leaf.decode(), "proof": proven.proof, "key": log.vkey}
+        return {
+            **_record_json(proven.record),
+            "leaf": proven.record.leaf.decode(),
+            "proof": proven.proof,
+            "key": log.vkey,
+        }
 
     @routes.get("/export", response_class=StreamingResponse)
     async def export_evidence(
         which: Annotated[Filter, Depends(_filter)], caller: Caller = may_read
     ) -> StreamingResponse:
         """An evidence file (zip) that `hanse audit verify` checks offline: the whole log, or the records that fit."""
-        await log.note_reading(reading(caller, "export", which.terms))
+        await log.note_reading(log_read_event(caller, "export", which.terms))
         file = await export(log, signer=signer, which=await log.resolve_dataset(which), directory=data_dir)
         length = file.seek(0, 2)
         file.seek(0)
@@ -138,7 +143,7 @@ def _moment(name: str, text: str) -> float | None:
 
 
 def _tile_path(path: str) -> tuple[int, int]:
-    """The number of a tile and how many hashes of it are asked for: `x001/x234/067`, `000.p/12`."""
+    """Return the number of a tile and how many of its hashes are requested: `x001/x234/067`, `000.p/12`."""
     found = _PATH.fullmatch(path)
     if found is None or len(path) > 40:
         raise NotFound(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
@@ -151,11 +156,11 @@ def _tile_path(path: str) -> tuple[int, int]:
     return int(number), wide
 
 
-def _shown(record: Record) -> dict[str, Any]:
+def _record_json(record: Record) -> dict[str, Any]:
     salt = base64.b64encode(record.salt).decode()
     return {"idx": record.idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text), "salt": salt}
 
 
-def reading(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
-    """That somebody read the log, as the log keeps it."""
+def log_read_event(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
+    """Return the event for a read of the log."""
     return LogRead(actor=caller.name, detail={"what": what, **({"terms": terms} if terms else {})})

@@ -1,12 +1,12 @@
-"""Who may do what on the management API: bearer tokens with scopes, kept as SHA-256 only.
+"""Authentication of the management API: bearer tokens with scopes, stored only as SHA-256.
 
-A start makes a token `admin` with every scope where no admin's is good, prints it once and never again: so the first
-does, and one after the last has ended. A request is checked so:
-1. an Authorization header with a bearer token, or the console's session cookie, is there;
-2. its digest is a stored token's, which has not expired;
-3. the token has the scope that the route asks for (admin has all);
-4. only a route that is marked as raw data (`Tokens.require_raw`) may reach the engine (`raw_access`).
-Refusals are events, so that guessing shows in the log; the token itself never does.
+At a start without a valid admin token the connector makes one named `admin` with all scopes and prints it once. A
+request is checked in these steps:
+1. It has an Authorization header with a bearer token, or the session cookie of the console.
+2. The digest is that of a stored token that has not expired.
+3. The token has the scope of the route (admin has all).
+4. Only a route marked as raw data (`Tokens.require_raw`) may reach the engine (`raw_access`).
+Refusals are recorded as events, so that guessing shows in the log. The token itself is never recorded.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ COOKIE = "hanse_session"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The holder of a good token."""
+    """The holder of a valid token."""
 
     name: str
     scopes: frozenset[str]
 
     def may(self, scope: str) -> bool:
-        """Whether the token has `scope`; admin has all, and any token is enough for the empty scope."""
+        """Return whether the token has `scope`. Admin has all scopes; the empty scope needs any token."""
         return not scope or "admin" in self.scopes or scope in self.scopes
 
 
@@ -53,13 +53,15 @@ class Tokens:
         self._store = store
 
     async def first(self, hand_over: Callable[[str], None]) -> None:
-        """Make an admin's token if none is good: nobody could come in again. `hand_over` gets its text, once, before
-        the token counts: a crash between the two leaves a text that is worth nothing, and the next start makes
-        another."""
+        """Make an admin token if there is no valid one: the API could not be used otherwise.
+
+        `hand_over` gets the text once, before the token is stored. After a crash between the two, the text is worthless
+        and the next start makes another token.
+        """
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
-            tx.tokens.lock_exclusively()  # or each of several that start at once would find none good, and make one
+            tx.tokens.lock_exclusively()  # several processes may start at once; only one makes a token
             if _admins(tx):
                 return
             hand_over(text)
@@ -72,8 +74,11 @@ class Tokens:
         await self._store.write(work)
 
     async def issue(self, name: str, scopes: list[str], *, by: str, days: float | None = None) -> str:
-        """A new token's text; it cannot be had again. `by`: the name of an admin's token, good as this one begins: one
-        that is ended at the same moment leaves nothing behind. Unauthenticated where it is not."""
+        """Make a token and return its text, which is never shown again. `by`: the name of an admin token that is valid
+        now.
+
+        Raises: Unauthenticated where `by` has just ended.
+        """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise BadInput(f"expected scopes among {', '.join(SCOPES)}, came {', '.join(unknown) or 'none'}")
@@ -93,11 +98,11 @@ class Tokens:
         return text
 
     async def revoke(self, name: str, *, by: str) -> None:
-        """End a token at once. The last good one with the scope admin cannot be revoked: nobody could come in again
-        before the next start."""
+        """End a token at once. The last valid admin token cannot be revoked: the API could not be used until the next
+        start."""
 
         def work(tx: Transaction) -> None:
-            tx.tokens.lock_exclusively()  # or two that end one each would both see the other's
+            tx.tokens.lock_exclusively()  # two concurrent revocations must not end both admin tokens
             row = tx.tokens.find_by_name(name)
             if row is None:
                 raise NotFound(f"no token is named {name!r}")
@@ -115,9 +120,9 @@ class Tokens:
         return list(await self._store.read(lambda tx: tx.tokens.list_all()))
 
     async def caller(self, token: str) -> Caller:
-        """Who holds this token. Unauthenticated for unknown and expired ones.
+        """Return the holder of this token. Tokens are read each time, because another process may have ended one.
 
-        Read each time: one that was ended at another process is good for nothing here either.
+        Raises: Unauthenticated for an unknown or expired token.
         """
         digest = digest_of(token)
         row = await self._store.read(lambda tx: tx.tokens.find_by_digest(digest))
@@ -128,23 +133,26 @@ class Tokens:
         return Caller(row.name, frozenset(row.scopes))
 
     def require(self, scope: str) -> Requirement:
-        """A dependency that lets through callers with `scope` only. Its route does not reach raw data."""
+        """Return a dependency that accepts callers with `scope`. Its route does not reach raw data."""
         return Requirement(self, scope)
 
     def require_raw(self, scope: str, *records: type[Event]) -> Requirement:
-        """The same of a route that touches raw data, and leaves these records; none where it shows kept figures only.
-        docs/operations.md lists each of them."""
+        """Return a dependency for a route that touches raw data and leaves these records, which docs/operations.md
+        lists.
+
+        Without records, the route only shows stored figures.
+        """
         return Requirement(self, scope, records)
 
     async def let_in(self, request: Request, scope: str) -> Caller:
-        """The caller of a request, if its token has `scope`; a refusal is recorded."""
+        """Return the caller of a request if its token has `scope`. A refusal is recorded."""
         caller = None
         try:
-            caller = await self.caller(_presented(request))
+            caller = await self.caller(_read_token(request))
             if not caller.may(scope):
                 raise ScopeMissing(
-                    f"expected a token with the scope {scope!r}, got one with {_listed(caller)}; ask an administrator "
-                    f"for another (`hanse token issue NAME --scope {scope}`)"
+                    f"expected a token with the scope {scope!r}, got one with {_format_scopes(caller)}; ask an "
+                    f"administrator for another (`hanse token issue NAME --scope {scope}`)"
                 )
         except (Unauthenticated, ScopeMissing) as error:
             await self._record(request, error, token=caller.name if caller else "")
@@ -152,7 +160,7 @@ class Tokens:
         return caller
 
     async def _record(self, request: Request, error: Unauthenticated | ScopeMissing, *, token: str) -> None:
-        """Whoever is refused here is one actor for what the log has of refusals (decision 35), known or not."""
+        """Record a refusal. All refused callers are one actor in the log (decision 35), known or not."""
         refused = RequestRefused(
             actor="unknown",
             outcome="refused",
@@ -169,8 +177,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requirement:
-    """A dependency of a route: the caller, if its token has `scope`. `records`: None, or for a route that touches raw
-    data the events that it leaves."""
+    """A route dependency: the caller, if its token has `scope`.
+
+    `records`: for a route that touches raw data, the events that it leaves; else None.
+    """
 
     tokens: Tokens
     scope: str
@@ -183,7 +193,7 @@ class Requirement:
 
 
 def _admins(tx: Transaction) -> list[ApiToken]:
-    """The tokens that an administrator can come in with now."""
+    """Return the valid admin tokens."""
     return [
         row
         for row in tx.tokens.list_all()
@@ -199,12 +209,12 @@ def _add(
     tx.publish(TokenIssued(actor=by, reason=reason, detail={"token": name, "scopes": scopes}))
 
 
-def _presented(request: Request) -> str:
+def _read_token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     if cookie := request.cookies.get(COOKIE):
-        # A cookie travels by itself, so another site's form could send it: only our own pages may change anything.
+        # Browsers send a cookie with another site's form, too: only our own pages may change anything.
         site = request.headers.get("sec-fetch-site", "")
         origin = request.headers.get("origin", "")
         same = site == "same-origin" or (not site and origin == f"{request.url.scheme}://{request.url.netloc}")
@@ -213,5 +223,5 @@ def _presented(request: Request) -> str:
     raise Unauthenticated("expected `Authorization: Bearer <token>`; the first start printed a token, once")
 
 
-def _listed(caller: Caller) -> str:
+def _format_scopes(caller: Caller) -> str:
     return ", ".join(sorted(caller.scopes)) or "none"

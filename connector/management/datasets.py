@@ -1,4 +1,4 @@
-"""Datasets on the management API."""
+"""Datasets and running registrations on the management API."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector import raw_access
-from connector.datasets.registration import Description, Registration
+from connector.datasets.registration import Description, Registration, RegistrationProgress
 from connector.datasets.registry import Registry
-from connector.datasets.sources import SOURCES, misleading, remote
+from connector.datasets.sources import SOURCES, find_position_clash, remote_source
+from connector.errors import NotFound
 from connector.events import DatasetRegistered, DatasetVersioned, RawDataViewed, ReadEnded, ReadStarted
 from connector.management.auth import Caller, Tokens
-from connector.management.notify.long_poll import unless_gone
-from connector.management.offers import a_party
-from connector.offers.preview import Asked, OwnersView
+from connector.management.notify.long_poll import run_unless_gone
+from connector.management.offers import check_party
+from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import DatasetVersion, RegisteredDataset
 
 
 class NewDataset(BaseModel):
-    """A dataset to be registered from files in an allowed directory."""
+    """A dataset to register from files in an allowed directory, a store or a database."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +39,8 @@ class NewDataset(BaseModel):
     theme: str = Field("", max_length=200)
     license: str = Field("", max_length=300)
     accept: bool = Field(
-        False, description="Although it differs by few from one of this name that was removed, and had been asked."
+        False,
+        description="Register although it differs by few units from a removed dataset of this name.",
     )
 
 
@@ -48,7 +50,7 @@ class NewVersion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field("", max_length=4096, description="Empty: from where it came the last time.")
-    accept: bool = Field(False, description="Although it does not fit what stands on it (the refusal says what).")
+    accept: bool = Field(False, description="Store the version although it does not fit offers or agreements.")
 
 
 class ColumnView(BaseModel):
@@ -63,7 +65,7 @@ class ColumnView(BaseModel):
 
 
 class DatasetView(BaseModel):
-    """A dataset as its owner sees it. What tells of values in the data is for tokens with the scope owner only."""
+    """A dataset as its owner sees it. Values from the data are only for tokens with the scope owner."""
 
     id: str
     name: str
@@ -96,7 +98,7 @@ class DatasetView(BaseModel):
 
 
 def view(row: RegisteredDataset, version: DatasetVersion, *, raw: bool, unchanged: bool | None = None) -> DatasetView:
-    """A dataset; with what tells of values in the data only where `raw` says so."""
+    """Return a dataset, with values from the data only if `raw`."""
     return DatasetView(
         id=row.id,
         name=row.name,
@@ -125,7 +127,7 @@ def _columns(version: DatasetVersion, *, raw: bool) -> list[ColumnView]:
 
 
 def _raw(version: DatasetVersion) -> dict[str, Any]:
-    """The fields of a dataset that tell of values in the data; the names of files and folders are such values, too."""
+    """Return the fields with values from the data. Names of files and folders may be such values, too."""
     raw_access.check()
     changes = version.source.get("changes")
     return {
@@ -139,7 +141,7 @@ def _raw(version: DatasetVersion) -> dict[str, Any]:
 
 def _note(version: DatasetVersion) -> str:
     told = []
-    if column := misleading(version.source["kind"], version.schema):
+    if column := find_position_clash(version.source["kind"], version.schema):
         told.append(
             f"a column is called {column}, as the engine calls a row's place: rows come as one stream that no loader "
             "divides, and that begins anew after a lost connection; rename the column where that matters"
@@ -153,8 +155,8 @@ def _note(version: DatasetVersion) -> str:
 
 
 def _files(source: Mapping[str, Any]) -> list[str]:
-    """What the owner registered, also where a conversion of ours is what is read."""
-    if source["report"] is not None and remote(source["asked_kind"]) is not None:
+    """Return the files that the owner registered, also where a converted file is read instead."""
+    if source["report"] is not None and remote_source(source["asked_kind"]) is not None:
         return [source["asked_path"]]  # a table of a database: its draft is gone
     return [file["path"] for file in (source["report"] or source)["files"]]
 
@@ -167,9 +169,9 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     renewer = Depends(tokens.require_raw("owner", DatasetVersioned))
     viewer = Depends(tokens.require_raw("owner", RawDataViewed, ReadStarted, ReadEnded))
 
-    @routes.post("", status_code=201, summary="Register a dataset; nobody else sees it until it has an offer")
+    @routes.post("", status_code=201, summary="Register a dataset; it is hidden from consumers until it has an offer")
     async def register(new: NewDataset, request: Request, caller: Caller = registrar) -> DatasetView:
-        """It may take long: `GET /registrations/{name}` tells how far it is; whoever leaves, stops it."""
+        """This may take long: `GET /registrations/{name}` shows the progress. It stops when the client leaves."""
         about = Description(
             title=new.title,
             description=new.description,
@@ -178,10 +180,12 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
             license=new.license,
         )
         asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
-        return view(*await unless_gone(request, registry.register(asked, by=caller.name, accept=new.accept)), raw=True)
+        return view(
+            *await run_unless_gone(request, registry.register(asked, by=caller.name, accept=new.accept)), raw=True
+        )
 
     @routes.get("", summary="Registered datasets, in order of their id")
-    async def listed(
+    async def list_datasets(
         after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100, caller: Caller = reader
     ) -> list[DatasetView]:
         raw = caller.may("owner")
@@ -197,21 +201,76 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
         application: Annotated[str, Query(max_length=1_024)] = "",
         caller: Caller = viewer,
     ) -> dict[str, Any]:
-        said = {"participant": a_party(participant), "offer": offer, "action": action, "purpose": purpose}
-        return await owners_view.preview(name, Asked(**said, application=application), by=caller.name)
+        said = {"participant": check_party(participant), "offer": offer, "action": action, "purpose": purpose}
+        return await owners_view.preview(name, PreviewRequest(**said, application=application), by=caller.name)
 
     @routes.get("/{name:path}", summary="One dataset, by name or id")
-    async def one(name: str, caller: Caller = reader) -> DatasetView:
+    async def get(name: str, caller: Caller = reader) -> DatasetView:
         row, version = await registry.get(name)
-        return view(row, version, raw=caller.may("owner"), unchanged=await registry.unchanged(version))
+        return view(row, version, raw=caller.may("owner"), unchanged=await registry.is_unchanged(version))
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
     async def renew(name: str, new: NewVersion, request: Request, caller: Caller = renewer) -> DatasetView:
         work = registry.renew(name, new.path, by=caller.name, accept=new.accept)
-        return view(*await unless_gone(request, work), raw=True)
+        return view(*await run_unless_gone(request, work), raw=True)
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:
         await registry.remove(name, by=caller.name)
+
+    return routes
+
+
+class RegistrationView(BaseModel):
+    """A registration or new version of this process, running or among the last that ended."""
+
+    name: str
+    path: str
+    by: str
+    state: str = Field(
+        description="finding, converting, checking, digesting, counting, storing; registered, refused or stopped."
+    )
+    files: int = Field(description="0 until the files are found.")
+    done: int = Field(description="Files that are done in this stage.")
+    started_at: float
+    ended_at: float | None
+    code: str
+    reason: str
+
+
+def registration_view(progress: RegistrationProgress) -> RegistrationView:
+    return RegistrationView(
+        name=progress.asked.name,
+        path=progress.asked.path,
+        by=progress.by,
+        state=progress.state,
+        files=progress.files,
+        done=progress.done,
+        started_at=progress.started_at,
+        ended_at=progress.ended_at,
+        code=progress.error.code if progress.error else "",
+        reason=progress.error.message if progress.error else "",
+    )
+
+
+def registrations_router(registry: Registry, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/registrations", tags=["datasets"])
+    owner = Depends(tokens.require("owner"))
+
+    @routes.get("", summary="Registrations that run, and the last that ended")
+    async def list_registrations(_: Caller = owner) -> list[RegistrationView]:
+        return [registration_view(progress) for progress in registry.under_way.recent()]
+
+    @routes.get("/{name}", summary="How far a registration is")
+    async def get_registration(name: str, _: Caller = owner) -> RegistrationView:
+        found = registry.under_way.find(name)
+        if found is None:
+            raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
+        return registration_view(found)
+
+    @routes.delete("/{name}", status_code=204, summary="Stop a registration; nothing of it is kept")
+    async def stop_registration(name: str, _: Caller = owner) -> None:
+        if not await registry.under_way.stop(name):
+            raise NotFound(f"no registration of {name[:64]!r} runs that could be stopped")
 
     return routes

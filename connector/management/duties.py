@@ -1,4 +1,4 @@
-"""Duties on the management API, and where a consumer's connector reports evidence to its provider's."""
+"""Duties on the management API, and the endpoint where a consumer's connector reports evidence to its provider."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from connector.management.auth import Caller, Tokens
 
 
 class Evidence(BaseModel):
-    """What shows that a duty was fulfilled."""
+    """Evidence that a duty was fulfilled."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,7 +24,7 @@ class Evidence(BaseModel):
     evidence: str = Field(min_length=1, max_length=4_000, description="What was done, and where that can be seen.")
 
 
-class Told(Evidence):
+class DutyReportBody(Evidence):
     """A consumer's report to its provider."""
 
     agreement: str = Field(max_length=255)
@@ -35,14 +35,16 @@ def router(ledger: DutyLedger, tokens: Tokens) -> APIRouter:
     reader = Depends(tokens.require("read"))
 
     @routes.get("/duties", summary="Duties that are due or overdue, under all agreements")
-    async def waiting(limit: Annotated[int, Query(ge=1, le=1_000)] = 1_000, _: Caller = reader) -> list[dict[str, Any]]:
+    async def list_open(
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 1_000, _: Caller = reader
+    ) -> list[dict[str, Any]]:
         found = await ledger.list_open(limit=limit)
         return [
             {"agreement": row.id, "role": row.role, "dataset": row.dataset_id, **one.to_json()} for row, one in found
         ]
 
     @routes.get("/agreements/{agreement_id}/duties", summary="What one agreement asks to be done, and where it stands")
-    async def of(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> list[dict[str, Any]]:
+    async def list_duties(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> list[dict[str, Any]]:
         return [one.to_json() for one in await ledger.of(agreement_id, role=as_role)]
 
     @routes.post("/agreements/{agreement_id}/duties", status_code=201, summary="Record that a duty was fulfilled")
@@ -60,11 +62,11 @@ def router(ledger: DutyLedger, tokens: Tokens) -> APIRouter:
 
 
 def public_router(ledger: DutyLedger, authenticate: Authenticate) -> APIRouter:
-    """What a consumer's connector reaches."""
+    """Return the routes that a consumer's connector calls."""
     routes = APIRouter(prefix="/data/v1", tags=["data plane"])
 
     @routes.post("/duties", status_code=201, summary="Report a fulfilled duty (bearer: self-issued token)")
-    async def received(told: Told, request: Request) -> dict[str, str]:
+    async def receive_report(told: DutyReportBody, request: Request) -> dict[str, str]:
         caller = await authenticate(request.headers.get("authorization"))
         found = await ledger.on_report(told.agreement, told.path, evidence=told.evidence, consumer=caller.id)
         return {"path": found.path, "state": found.state.value}

@@ -1,6 +1,6 @@
-"""What happens, as it happens: a stream of committed events for programs, and webhooks for other servers.
+"""Live events: a stream of committed events for programs, and webhooks for other servers.
 
-The stream tells what the log tells: it takes the log's scope, and who joins it is in the log.
+The stream shows what the log shows: it requires the scope of the log, and joining it is recorded in the log.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector import events
 from connector.errors import BadInput, Limited
 from connector.events import Bus, Event
-from connector.management.audit import reading
+from connector.management.audit import log_read_event
 from connector.management.auth import Caller, Tokens
 from connector.management.notify.webhooks import EVERY, Webhooks
 from connector.store.tables import Webhook
 
 _WAITING_MAX = 1_000  # events that a slow reader may be behind
 _READERS_MAX = 100
-_PAUSE = 15.0  # seconds between signs of life
+_PAUSE = 15.0  # seconds between keep-alive comments
 
 
 class NewWebhook(BaseModel):
-    """Where committed events are to be delivered."""
+    """The address to which committed events are delivered."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,20 +55,20 @@ class WebhookMade(WebhookView):
 
 
 class Feed:
-    """Committed events, of every process on this database. A reader that falls too far behind is cut off."""
+    """Committed events of all processes on this database. A reader that falls too far behind is cut off."""
 
     def __init__(self, bus: Bus) -> None:
         self._readers: set[asyncio.Queue[Event | None]] = set()
         self._closed = False
-        bus.subscribe(self._heard)
+        bus.subscribe(self._on_event)
 
     def close(self) -> None:
-        """End every stream, so that the listener can shut down."""
+        """End each stream, so that the listener can shut down."""
         self._closed = True
         for reader in tuple(self._readers):
             self._cut(reader)
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         for reader in tuple(self._readers):
             if reader.qsize() >= _WAITING_MAX:
                 self._cut(reader)
@@ -82,7 +82,7 @@ class Feed:
         reader.put_nowait(None)
 
     def join(self) -> asyncio.Queue[Event | None]:
-        """A queue of everything from now on; None is the end. Give it back with `leave`."""
+        """Return a queue of all events from now on; None is the end. Return it with `leave`."""
         if self._closed or len(self._readers) >= _READERS_MAX:
             raise Limited(f"expected at most {_READERS_MAX} readers of the event stream; close one first")
         reader: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -94,7 +94,7 @@ class Feed:
 
 
 async def frames(feed: Feed, reader: asyncio.Queue[Event | None], kinds: frozenset[str]) -> AsyncIterator[str]:
-    """Events as Server-Sent Events, with a comment now and then so that a broken connection shows."""
+    """Yield events as Server-Sent Events, with regular comments so that a broken connection shows."""
     number = 0
     try:
         yield ": joined\n\n"
@@ -126,7 +126,7 @@ def _view(row: Webhook) -> dict[str, Any]:
 
 
 def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens, note: Callable[[Event], Awaitable[None]]) -> APIRouter:
-    """`note` records who joins the stream, durably."""
+    """Return the routes. `note` durably records each join of the stream."""
     routes = APIRouter(tags=["events"])
     auditor = Depends(tokens.require("audit"))
     admin = Depends(tokens.require("admin"))
@@ -137,7 +137,7 @@ def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens, note: Callable[[Ev
         caller: Caller = auditor,
     ) -> StreamingResponse:
         _check_kinds(kind or [])
-        await note(reading(caller, "stream", {"kinds": kind} if kind else {}))
+        await note(log_read_event(caller, "stream", {"kinds": kind} if kind else {}))
         body = frames(feed, feed.join(), frozenset(kind or ()))
         return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -148,7 +148,7 @@ def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens, note: Callable[[Ev
         return WebhookMade(**_view(row), secret=row.secret)
 
     @routes.get("/webhooks", summary="Where events are delivered")
-    async def listed(_: Caller = admin) -> list[WebhookView]:
+    async def list_webhooks(_: Caller = admin) -> list[WebhookView]:
         return [WebhookView(**_view(row)) for row in await webhooks.all()]
 
     @routes.delete("/webhooks/{webhook_id}", status_code=204, summary="Stop deliveries")

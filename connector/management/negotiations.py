@@ -1,4 +1,4 @@
-"""Negotiations on the management API: ask, look, wait, and every message that a person may have sent."""
+"""Negotiations on the management API: request, list, wait, and each message that a person may send."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Literal["offer", "agree", "finalize", "accept", "counter", "verify", "
 
 
 class NewNegotiation(BaseModel):
-    """Whom to ask for what. Without a policy, the offer is read from the provider's catalogue."""
+    """A request to a provider. Without a policy, the offer is read from the provider's catalogue."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +52,7 @@ class NewNegotiation(BaseModel):
 
 
 class NewProposal(BaseModel):
-    """A published offer for a participant that has not asked."""
+    """A published offer for a participant that has not requested it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,8 +62,8 @@ class NewProposal(BaseModel):
     offer_id: str = Field(max_length=255)
 
 
-class Said(BaseModel):
-    """What a command may carry."""
+class NegotiationCommandBody(BaseModel):
+    """The content of a command."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,8 +73,10 @@ class Said(BaseModel):
 
 
 class NegotiationView(BaseModel):
-    """A negotiation. `pending` is our message that is not acknowledged yet; `waits_for` whose turn it is; `purpose`
-    what we asked for it for, where that was said."""
+    """A negotiation. `pending`: our message that is not acknowledged yet. `waits_for`: whose turn it is.
+
+    `purpose`: the purpose of our request, if it was given.
+    """
 
     id: str
     role: str
@@ -99,7 +101,7 @@ class NegotiationView(BaseModel):
 
 
 def view(row: Negotiation) -> NegotiationView:
-    """A negotiation for people and programs."""
+    """Return a negotiation for people and programs."""
     return NegotiationView(
         id=row.id,
         role=row.role,
@@ -132,12 +134,14 @@ def _whose_turn(row: Negotiation) -> str:
 
 
 def _sentences(offer: dict[str, Any]) -> list[str]:
-    return list(_explained(json.dumps({key: value for key, value in offer.items() if key not in ("@id", "target")})))
+    return list(
+        _explain_rules(json.dumps({key: value for key, value in offer.items() if key not in ("@id", "target")}))
+    )
 
 
 @lru_cache(maxsize=512)
-def _explained(rules: str) -> tuple[str, ...]:
-    """A policy in plain words. Kept, because a process is looked at far more often than its terms change."""
+def _explain_rules(rules: str) -> tuple[str, ...]:
+    """Return a policy as sentences. Cached, because a negotiation is read far more often than its terms change."""
     try:
         return tuple(
             sentence.text for sentence in explain.sentences(policy_reader.read({"@type": "Offer", **json.loads(rules)}))
@@ -154,14 +158,14 @@ def router(
     consumer = Depends(tokens.require("consume"))
     owner = Depends(tokens.require("owner"))
 
-    async def partner(new: NewNegotiation | NewProposal) -> Participant:
+    async def find_partner(new: NewNegotiation | NewProposal) -> Participant:
         if new.counter_party_id and new.counter_party_address:
             return Participant(new.counter_party_id, new.counter_party_address)
         if not new.participant:
             raise BadInput("expected participant, or counter_party_id and counter_party_address; came neither")
         return await partners.find(new.participant)
 
-    async def one(pid: str) -> Negotiation:
+    async def find_row(pid: str) -> Negotiation:
         row = await store.read(lambda tx: tx.negotiations.peek(pid))
         if row is None:
             raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
@@ -182,7 +186,7 @@ def router(
 
     @routes.post("/negotiations", status_code=201, summary="Ask a provider for an agreement")
     async def ask(new: NewNegotiation, caller: Caller = consumer) -> NegotiationView:
-        found = await partner(new)
+        found = await find_partner(new)
         offers: tuple[dict[str, Any], ...] = (new.policy,) if new.policy is not None else ()
         if not offers:
             listed = await partners.dataset(found, new.dataset)
@@ -204,14 +208,14 @@ def router(
 
     @routes.post("/negotiations/offers", status_code=201, summary="Make a published offer to a participant")
     async def propose(new: NewProposal, caller: Caller = owner) -> NegotiationView:
-        found = await partner(new)
+        found = await find_partner(new)
         row = await negotiations.propose(
             counterparty=found.id, address=found.base, offer_id=new.offer_id, by=caller.name
         )
         return view(row)
 
     @routes.get("/negotiations", summary="Negotiations, the newest first")
-    async def listed(
+    async def list_negotiations(
         role: AsRole = "",
         state: State = "",
         counterparty: Annotated[str, Query(max_length=255, description="DID of the other side.")] = "",
@@ -250,16 +254,18 @@ def router(
         _: Caller = reader,
     ) -> NegotiationView:
         if not wait:
-            return view(await one(pid))
-        return view(await long_poll.until(store, pid, lambda: one(pid), state=until, seconds=wait))
+            return view(await find_row(pid))
+        return view(await long_poll.wait_until(store, pid, lambda: find_row(pid), state=until, seconds=wait))
 
     @routes.post("/negotiations/{pid}/{command}", summary="Send the next message of ours, or end it")
-    async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> NegotiationView:
-        row = await one(pid)
+    async def command(
+        pid: str, command: Command, said: NegotiationCommandBody | None = None, caller: Caller = reader
+    ) -> NegotiationView:
+        row = await find_row(pid)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} for a negotiation as {row.role}")
-        given = said or Said()
+        given = said or NegotiationCommandBody()
         row = await negotiations.command(
             pid, command, by=caller.name, offer=given.offer, code=given.code, reason=given.reason
         )
@@ -269,7 +275,10 @@ def router(
 
 
 def _choose(offers: tuple[dict[str, Any], ...], wanted: str) -> tuple[dict[str, Any], ...]:
-    """The offers that may be asked for, in order: the one that is named, else all. NotFound where there is none."""
+    """Return the offers that may be requested, in order: the wanted one, else all.
+
+    Raises: NotFound without such an offer.
+    """
     fitting = [offer for offer in offers if not wanted or offer.get("@id") == wanted]
     if not fitting:
         known = ", ".join(str(offer.get("@id")) for offer in offers) or "none"

@@ -1,4 +1,4 @@
-"""Offers and their policies on the management API: publish, withdraw, lint, explain, test as a given party."""
+"""Offers and their policies on the management API: publish, withdraw, lint, explain, evaluate for a participant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from policies.review import diff, explain, lint, report
 
 
 class PolicyText(BaseModel):
-    """A policy, either in the short YAML form or as an ODRL offer."""
+    """A policy, in the short YAML form or as an ODRL offer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class PolicyText(BaseModel):
 
 
 class NewOffer(PolicyText):
-    """An offer to be published."""
+    """An offer to publish."""
 
     id: str = Field("", max_length=255, description="Identifier of the offer (IRI); empty: from the form, or made.")
     decide: str = Field("", max_length=16, description="Who answers a request: auto, manual or rules.")
@@ -50,8 +50,8 @@ class NewOffer(PolicyText):
     )
 
 
-class Case(PolicyText):
-    """What would be decided, for whom, when and for what."""
+class PolicyCase(PolicyText):
+    """A request to evaluate: the participant, the time and the purpose."""
 
     offer: str = Field("", max_length=255, description="Id of a published offer, instead of form or policy.")
     participant: str = Field(max_length=2048, description="DID of the party that would ask.")
@@ -61,8 +61,8 @@ class Case(PolicyText):
     at: Annotated[float, JSON_NUMBER] | None = Field(None, description="UTC seconds since the epoch; empty: now.")
 
 
-class Compared(BaseModel):
-    """Two policies: each as a text, or as the id of a published offer."""
+class PolicyComparison(BaseModel):
+    """Two policies, each as a text or as the id of a published offer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,8 +73,8 @@ class Compared(BaseModel):
     at: Annotated[float, JSON_NUMBER] | None = Field(None, description="UTC seconds since the epoch; empty: now.")
 
 
-class Simulated(PolicyText):
-    """A query under an offer: what the gate would make of it."""
+class QuerySimulation(PolicyText):
+    """A query to simulate under an offer."""
 
     offer: str = Field("", max_length=255, description="Id of a published offer, instead of form or policy.")
     sql: str = Field(min_length=1, max_length=65_536)
@@ -97,11 +97,11 @@ class OfferView(BaseModel):
 
 
 def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
-    """An offer in words; one that is not understood any more has none, and the problem that says so."""
+    """Return an offer in words. An offer that is no longer understood has no sentences, and a problem that says so."""
     read: Policy | None = None
     found = list(problems or [])
     try:
-        read = stored_policies.offered(row)
+        read = stored_policies.read_offer_policy(row)
     except Refused as refused:
         path = str(refused.facts["rule"])
         found.append({"level": "error", "path": path, "code": refused.code, "message": refused.message})
@@ -150,7 +150,7 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
         return view(row, [problem_json(problem) for problem in checked.problems])
 
     @routes.get("/offers", summary="Offers, the newest first")
-    async def listed(
+    async def list_offers(
         dataset: Annotated[str, Query(max_length=255, description="Name or id of what they are for.")] = "",
         withdrawn: Annotated[bool, Query(description="Withdrawn ones too.")] = True,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
@@ -161,7 +161,7 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
         return [view(row) for row in found]
 
     @routes.get("/offers/{offer_id:path}", summary="One offer")
-    async def one(offer_id: str, _: Caller = reader) -> OfferView:
+    async def get(offer_id: str, _: Caller = reader) -> OfferView:
         return view(await offers.get(offer_id))
 
     @routes.delete("/offers/{offer_id:path}", status_code=204, summary="Withdraw an offer; agreements stay")
@@ -212,9 +212,9 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
         }
 
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
-    async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
-        a_party(case.participant)
-        policy, dataset = await _tried(offers, case)
+    async def tested(case: PolicyCase, _: Caller = reader) -> dict[str, Any]:
+        check_party(case.participant)
+        policy, dataset = await _read_case(offers, case)
         fresh = with_counters(await known.of(case.participant), uses=0, uses_today=0, running=0)
         if dataset:
             fresh = fresh.adding(await known.of_dataset(dataset))
@@ -234,14 +234,14 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
         return {"decision": decision.to_json(), "explanation": lines}
 
     @routes.post("/policies/diff", summary="What changes from one policy to another: requests and sentences")
-    async def compared(two: Compared, _: Caller = reader) -> dict[str, Any]:
-        before = await _one_of(offers, two.before, two.before_offer, "before")
-        after = await _one_of(offers, two.after, two.after_offer, "after")
+    async def compare(two: PolicyComparison, _: Caller = reader) -> dict[str, Any]:
+        before = await _read_one_policy(offers, two.before, two.before_offer, "before")
+        after = await _read_one_policy(offers, two.after, two.after_offer, "after")
         now = time.time() if two.at is None else two.at
         return diff.diff(before, after, now=now).to_json()
 
     @routes.post("/policies/simulate", summary="What the gate makes of a query under an offer, without running it")
-    async def simulated(case: Simulated, caller: Caller = viewer) -> dict[str, Any]:
+    async def simulate(case: QuerySimulation, caller: Caller = viewer) -> dict[str, Any]:
         if case.offer:
             row = await offers.get(case.offer)
             checked = await offers.check(policy=row.policy, dataset=row.dataset_id)
@@ -257,24 +257,27 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
     return routes
 
 
-def a_party(text: str) -> str:
-    """The id of a party. BadInput for what is none: nothing would be known of it, and so everything refused."""
+def check_party(text: str) -> str:
+    """Return the id of a participant.
+
+    Raises: BadInput for a text that is not a DID: nothing would be known of it, so everything would be refused.
+    """
     if ":" not in text:
         raise BadInput(f"expected the DID of a party, came {text[:100]!r}; `hanse members` lists those of members")
     return text
 
 
-async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
+async def _read_one_policy(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
     if (text is None) == (not offer):
         raise PolicyInvalid(f"expected either `{which}` or `{which}_offer`, came both or neither")
-    return stored_policies.offered(await offers.get(offer)) if text is None else _policy(text)
+    return stored_policies.read_offer_policy(await offers.get(offer)) if text is None else _policy(text)
 
 
-async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:
-    """The policy of a case, and the id of its dataset where there is one here."""
+async def _read_case(offers: Offers, case: PolicyCase) -> tuple[Policy, str]:
+    """Return the policy of a case, and the id of its dataset if it is registered here."""
     if case.offer:
         row = await offers.get(case.offer)
-        return stored_policies.offered(row), row.dataset_id
+        return stored_policies.read_offer_policy(row), row.dataset_id
     policy = _policy(case)
     return policy, await offers.dataset_id(case.dataset or policy.target)
 

@@ -1,4 +1,4 @@
-"""Questions over several owners on the management API: ask, explain, look, cancel."""
+"""Federated queries on the management API: run, explain, list, cancel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from connector.federation.coordinator import MEDIA, Coordinator, FederatedAnswer
 from connector.federation.planner.model import DataLayout, Mode
 from connector.json_number import JSON_NUMBER
 from connector.management.auth import Caller, Tokens
-from connector.management.notify.long_poll import unless_gone
+from connector.management.notify.long_poll import run_unless_gone
 from policies.vocabulary.terms import expand
 
 
-class Bounds(BaseModel):
-    """What the question may take."""
+class QueryLimits(BaseModel):
+    """The limits of a query."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ class Bounds(BaseModel):
 
 
 class Shares(BaseModel):
-    """What you know of how datasets lie at their owners. A wrong statement gives a wrong answer."""
+    """Known distribution of datasets over their owners. A wrong statement gives a wrong answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,8 +54,8 @@ class Shares(BaseModel):
         return DataLayout(tuple(tuple(one.items()) for one in self.cut), tuple(self.copies))
 
 
-class Asked(BaseModel):
-    """One SELECT over datasets under our agreements: `"<participant>".<dataset>`, or `"all".<dataset>`."""
+class QueryRequest(BaseModel):
+    """A SELECT over datasets under our agreements: `"<participant>".<dataset>`, or `"all".<dataset>`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +68,7 @@ class Asked(BaseModel):
         "record lists them under missing. Else they are an error.",
     )
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
-    limits: Bounds = Bounds()
+    limits: QueryLimits = QueryLimits()
     epsilon: Annotated[float, Field(gt=0, le=1000), JSON_NUMBER] | None = Field(
         None,
         description="Where answers carry noise: what each owner's may cost of its agreement's budget; else a tenth.",
@@ -107,41 +107,41 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
 
     @routes.post("", summary="Ask one question over many owners; the answer is an Arrow IPC stream",
                  responses={200: {"content": {MEDIA: {}, "application/json": {}}}})  # fmt: skip
-    async def ask(asked: Asked, request: Request, caller: Caller = asking) -> Response:
+    async def ask(asked: QueryRequest, request: Request, caller: Caller = asking) -> Response:
         if asked.explain is True:
-            return JSONResponse(await unless_gone(request, _explained(coordinator, asked, caller)))
-        answer = await unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
+            return JSONResponse(await run_unless_gone(request, _explain(coordinator, asked, caller)))
+        answer = await run_unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
         if asked.explain == "analyze":
-            return JSONResponse(await _analyzed(answer))
-        return Streamed(answer)
+            return JSONResponse(await _analyze(answer))
+        return AnswerResponse(answer)
 
     @routes.get("", summary="Running and recent questions")
-    async def listed(_: Caller = reader) -> list[dict[str, Any]]:
+    async def list_queries(_: Caller = reader) -> list[dict[str, Any]]:
         return [progress.to_json() for progress in coordinator.recent()]
 
     @routes.get("/{query_id}", summary="One running or recent question")
-    async def one(query_id: str, _: Caller = reader) -> dict[str, Any]:
+    async def get(query_id: str, _: Caller = reader) -> dict[str, Any]:
         found = coordinator.progress(query_id)
         if found is None:
             raise NotFound(f"no question {query_id[:64]!r} is running or recent; the console lists those that are")
         return found.to_json()
 
     @routes.delete("/{query_id}", status_code=204, summary="Stop a running question, here and at its owners")
-    async def cancelled(query_id: str, _: Caller = consumer) -> None:
+    async def cancel(query_id: str, _: Caller = consumer) -> None:
         if not coordinator.cancel(query_id):
             raise NotFound(f"no question {query_id[:64]!r} is running; the console lists those that are")
 
     return routes
 
 
-async def _explained(coordinator: Coordinator, asked: Asked, caller: Caller) -> dict[str, Any]:
+async def _explain(coordinator: Coordinator, asked: QueryRequest, caller: Caller) -> dict[str, Any]:
     from connector.federation import plan_text
 
     return plan_text.to_json(await coordinator.plan(asked.question(), by=caller.name))
 
 
-async def _analyzed(answer: FederatedAnswer) -> dict[str, Any]:
-    """Run to the end, keep nothing but the figures."""
+async def _analyze(answer: FederatedAnswer) -> dict[str, Any]:
+    """Run the query to its end, and keep only the figures."""
     from connector.federation import plan_text
 
     try:
@@ -155,22 +155,24 @@ async def _analyzed(answer: FederatedAnswer) -> dict[str, Any]:
     return plan_text.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
 
 
-class Streamed(Response):
-    """An answer's parts as chunks; closed however it ends. One that does not end whole is cut off: who reads it sees
-    that, whatever the format."""
+class AnswerResponse(Response):
+    """The parts of an answer as chunks. The answer is closed in any case.
+
+    An incomplete answer is cut off, so that the reader notices, in any format.
+    """
 
     def __init__(
         self, answer: FederatedAnswer, *, media: str = MEDIA, headers: Mapping[str, str] | None = None
     ) -> None:
         self.status_code, self.media_type, self.background = 200, media, None
         about = {"cache-control": "no-store", "hanse-query": answer.query_id, "hanse-read": answer.query_id}
-        about["hanse-withheld"] = answer.report()["withheld"]  # all owners have answered by now
-        self.init_headers(about | dict(headers or {}))  # nobody knows the length yet
+        about["hanse-withheld"] = answer.report()["withheld"]  # known, as all owners have answered
+        self.init_headers(about | dict(headers or {}))  # without a length, which is not known yet
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(_left(receive))
+        leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -178,7 +180,7 @@ class Streamed(Response):
             try:
                 await sending
             except (asyncio.CancelledError, HanseError, OSError):
-                return  # nobody listens any more, or nothing follows; the log has the reason
+                return  # the client left, or the answer broke off; the log has the reason
         finally:
             leaving.cancel()
             sending.cancel()
@@ -192,6 +194,6 @@ class Streamed(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""ReceiptLog on the management API: readers tell of each read that is over, and our log has what came of it."""
+"""Read receipts on the management API: readers report each finished read, and the log records its result."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from connector.management.auth import Caller, Tokens
 from connector.usage import receipt_log
 from connector.usage.receipt_log import TOGETHER_MAX, ReceiptLog
 
-_NUMBER_MAX = 2**53  # beyond it a log has no exact numbers
+_NUMBER_MAX = 2**53  # larger numbers are not exact in the log
 _Count = Annotated[int, Field(ge=0, le=_NUMBER_MAX), JSON_NUMBER]
 _Id = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # an owner's own choice
 _Word = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
 _Digest = Annotated[str, Field(pattern=r"^[!-~]{0,200}$")]
 
 
-class EndTold(BaseModel):
-    """What the owner's end record said."""
+class ReportedEndBody(BaseModel):
+    """The content of the owner's end record."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,36 +31,36 @@ class EndTold(BaseModel):
     code: _Word = ""
 
 
-class ReadOver(BaseModel):
-    """A read that is over. One that is told again, by its `id`, counts once."""
+class EndedRead(BaseModel):
+    """A read that has ended. A repeated report with the same `id` counts once."""
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Chosen at random by whoever read.")
+    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Chosen at random by the reader.")
     agreement: str = Field(max_length=255, pattern=r"^[^\x00]*$")
     transfer: str = Field("", max_length=255, pattern=r"^[^\x00]*$")
-    read: _Id = Field("", description="The read's id as its owner tells it (`hanse-read`, or `query` at its end).")
+    read: _Id = Field("", description="The read's id as its owner reports it (`hanse-read`, or `query` at its end).")
     rows: _Count = Field(description="Rows that came.")
     seconds: _Count | None = Field(None, description="How long ago the read began.")
     code: _Word = Field("", description="Why no end record came.")
     digest: _Digest = Field(
         "", description="Computed by the reader over what came before the end record; empty where it was not computed."
     )
-    end: EndTold | None = None
+    end: ReportedEndBody | None = None
 
     def ended(self) -> receipt_log.ReadReceipt:
         told = None if self.end is None else receipt_log.ReportedEnd(**self.end.model_dump())
         return receipt_log.ReadReceipt(**self.model_dump(exclude={"end"}), end=told)
 
 
-class ReadsOver(BaseModel):
+class EndedReads(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    ends: list[ReadOver] = Field(min_length=1, max_length=TOGETHER_MAX)
+    ends: list[EndedRead] = Field(min_length=1, max_length=TOGETHER_MAX)
 
 
 class RecordedView(BaseModel):
-    """How many are in the log now that were not before, and the ids of those under no agreement of ours."""
+    """The number of new log records, and the ids of reads under an unknown agreement."""
 
     recorded: int
     unknown: list[str]
@@ -70,8 +70,8 @@ def router(kept: ReceiptLog, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/receipts", tags=["transfers"])
     consumer = Depends(tokens.require("consume"))
 
-    @routes.post("", summary="Tell of reads at owners that are over, for our own log")
-    async def told(over: ReadsOver, caller: Caller = consumer) -> RecordedView:
+    @routes.post("", summary="Report ended reads at owners, for our own log")
+    async def record(over: EndedReads, caller: Caller = consumer) -> RecordedView:
         found = await kept.record([one.ended() for one in over.ends], by=caller.name)
         return RecordedView(recorded=found.recorded, unknown=list(found.unknown))
 

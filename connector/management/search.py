@@ -1,4 +1,4 @@
-"""Search over the data space: asked of its catalogue in our own name, so that members see what members may."""
+"""Search over the data space: sent to the catalogue in our own name, so that members see what members may see."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _QUERY_MAX = 4096
 
 
 async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
-    """The catalogue's answer to a query string. NotFound without a catalogue, PeerRefused where it says no.
+    """Return the catalogue's answer to a query string.
 
-    BadInput where it cannot take the question: that is whoever asks to mend.
+    Raises: NotFound without a catalogue, PeerRefused where it refuses, BadInput where the query is invalid.
     """
     if not catalogue_url:
         raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
@@ -27,7 +27,7 @@ async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url:
     url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query}"
     headers = {"authorization": identity.mint(operator)} if operator else {}
     reply = await net.call("GET", url, headers=headers)
-    if reply.status == 401 and headers:  # we are no member there: what is for everybody is for us, too
+    if reply.status == 401 and headers:  # not a member there: ask as the public
         reply = await net.call("GET", url)
     try:
         found = reply.json()
@@ -43,7 +43,7 @@ async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url:
 
 
 def router(net: HttpClient, identity: Identity, tokens: Tokens, *, catalogue_url: str, operator: str) -> APIRouter:
-    """`catalogue_url` and `operator` (its DID) are the operator's settings; without them there is no search."""
+    """Return the routes. `catalogue_url` and `operator` (its DID) are settings; without them there is no search."""
     routes = APIRouter(tags=["search"])
     reader = Depends(tokens.require("read"))
 

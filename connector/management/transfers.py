@@ -1,4 +1,4 @@
-"""Transfers on the management API: ask, look, wait, steer, where a consumer reads from, and what was pushed to it."""
+"""Transfers on the management API: request, list, wait, control, the consumer's read address, and pushed data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ State = Literal["", "REQUESTED", "STARTED", "SUSPENDED", "COMPLETED", "TERMINATE
 
 
 class Address(BaseModel):
-    """Where a push is to be sent."""
+    """The target of a push."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class Address(BaseModel):
 
 
 class NewTransfer(BaseModel):
-    """A transfer under an agreement of ours as consumer."""
+    """A transfer under an agreement where we are the consumer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,8 +55,8 @@ class NewTransfer(BaseModel):
     correlation: str = Field("", max_length=255)
 
 
-class Said(BaseModel):
-    """Why something is suspended or ended."""
+class TransferCommandBody(BaseModel):
+    """Why a transfer is suspended or ended."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,9 +65,9 @@ class Said(BaseModel):
 
 
 class ReceivedView(BaseModel):
-    """What a provider pushed to us. `whole`: its sender's end record says that this is all of it.
+    """Data that a provider pushed to us. `whole`: the sender's end record confirms that it is complete.
 
-    `coming`: it is not whole yet, and only its bytes so far are known.
+    `coming`: it is not complete yet, and only its bytes so far are known.
     """
 
     coming: bool
@@ -101,7 +101,7 @@ class TransferView(BaseModel):
 
 
 class TicketView(BaseModel):
-    """Where to read, with which ticket, and until when (UTC seconds; 0 where the provider does not say)."""
+    """The read address, its ticket, and the expiry (UTC seconds; 0 if the provider does not say)."""
 
     endpoint: str
     endpoint_type: str
@@ -112,7 +112,7 @@ class TicketView(BaseModel):
 
 
 def view(row: Transfer, received: ReceivedView | None = None) -> TransferView:
-    """A transfer for people and programs."""
+    """Return a transfer for people and programs."""
     shown = {name: getattr(row, name) for name in TransferView.model_fields if name != "received"}
     state = states.published(states.TRANSFER, row.state, row.pending, row.role)
     by = PROVIDER if row.suspended_by in HELD else row.suspended_by
@@ -122,17 +122,17 @@ def view(row: Transfer, received: ReceivedView | None = None) -> TransferView:
 async def views(
     store: Store, receiving: PushReceiver, look: Callable[[Transaction], list[Transfer]]
 ) -> list[TransferView]:
-    """Transfers with what was pushed to us under them."""
+    """Return transfers with the data that was pushed to us under them."""
 
     def work(tx: Transaction) -> tuple[list[Transfer], dict[str, PushedData]]:
         rows = look(tx)
         return rows, tx.pushed_data.get_many([row.id for row in rows])
 
     rows, known = await store.read(work)
-    return [view(row, _received(known.get(row.id), receiving.progress(row.id))) for row in rows]
+    return [view(row, _received_view(known.get(row.id), receiving.progress(row.id))) for row in rows]
 
 
-def _received(row: PushedData | None, coming: int | None) -> ReceivedView | None:
+def _received_view(row: PushedData | None, coming: int | None) -> ReceivedView | None:
     if row is not None:
         about = {name: getattr(row, name) for name in ("bytes", "rows", "whole", "received_at", "removed_at")}
         return ReceivedView(coming=False, **about)
@@ -147,7 +147,7 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
     consumer = Depends(tokens.require("consume"))
     receiver = Depends(tokens.require_raw("consume", DataReceived))
 
-    async def one(pid: str) -> Transfer:
+    async def find_row(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None:
             raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
@@ -169,7 +169,7 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
         return view(row)
 
     @routes.get("", summary="Transfers, the newest first")
-    async def listed(
+    async def list_transfers(
         role: AsRole = "",
         state: State = "",
         agreement: Annotated[str, Query(max_length=255)] = "",
@@ -188,7 +188,11 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
         until: State = "",
         _: Caller = reader,
     ) -> TransferView:
-        row = await long_poll.until(store, pid, lambda: one(pid), state=until, seconds=wait) if wait else await one(pid)
+        row = (
+            await long_poll.wait_until(store, pid, lambda: find_row(pid), state=until, seconds=wait)
+            if wait
+            else await find_row(pid)
+        )
         return (await views(store, receiving, lambda _: [row]))[0]
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
@@ -210,22 +214,24 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
         response_class=FileResponse,
         responses={200: {"content": {MEDIA: {}}}},
     )
-    async def received(pid: str, _: Caller = receiver) -> FileResponse:
+    async def get_received(pid: str, _: Caller = receiver) -> FileResponse:
         path = await receiving.file(pid)
         return FileResponse(path, media_type=MEDIA, filename=f"{pid.rpartition(':')[2][:40]}.arrows")
 
     @routes.delete("/{pid}/received", status_code=204, summary="Remove what a provider pushed to us")
-    async def removed(pid: str, caller: Caller = consumer) -> Response:
+    async def remove_received(pid: str, caller: Caller = consumer) -> Response:
         await receiving.remove(pid, by=caller.name)
         return Response(status_code=204)
 
     @routes.post("/{pid}/{command}", summary="Start, suspend, resume, complete or end a transfer")
-    async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> TransferView:
-        row = await one(pid)
+    async def command(
+        pid: str, command: Command, said: TransferCommandBody | None = None, caller: Caller = reader
+    ) -> TransferView:
+        row = await find_row(pid)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} for a transfer as {row.role}")
-        given = said or Said()
+        given = said or TransferCommandBody()
         return view(await transfers.command(pid, command, by=caller.name, code=given.code, reason=given.reason))
 
     return routes

@@ -1,7 +1,6 @@
-"""What stands on a dataset, offers in force and agreements, and a new policy beside these.
+"""Compares a new policy with the offers in force and the agreements on the same dataset.
 
-Compiles what is stored and holds it against the new one; what makes two of them harm each other is in
-`policies.contracts.conflicts`.
+Compiles the stored policies. The rules on which two policies conflict are in `policies.contracts.conflicts`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from policies.odrl import reader
 from policies.review.lint import LintProblem
 
 
-def problems(tx: Transaction, mine: ActivePolicy, version: DatasetVersion, *, but: str = "") -> list[LintProblem]:
-    """What speaks against a policy beside all that stands on the dataset of `version`; the offer `but` is left out."""
+def find_problems(tx: Transaction, mine: ActivePolicy, version: DatasetVersion, *, but: str = "") -> list[LintProblem]:
+    """Return what conflicts with a policy on the dataset of `version`. The offer `but` is left out."""
     lost: list[str] = []
-    found = list(conflicts.find_conflicts(mine, _standing(tx, version, but, lost)))
+    found = list(conflicts.find_conflicts(mine, _list_active(tx, version, but, lost)))
     if lost and any(one.grid is not None for one in mine.contracts):
         said = (
             f"{', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''} cannot be kept on the dataset as it is now: "
@@ -35,22 +34,29 @@ def problems(tx: Transaction, mine: ActivePolicy, version: DatasetVersion, *, bu
 
 
 def check_offer(tx: Transaction, mine: ActivePolicy, version: DatasetVersion) -> None:
-    """PolicyInvalid where an offer must not stand beside the rest; nobody changes that before the transaction ends."""
+    """Check a new offer, and lock the dataset until the transaction ends.
+
+    Raises: PolicyInvalid where it conflicts with another policy.
+    """
     tx.datasets.lock(version.dataset_id)
-    refuse(problems(tx, mine, version))
+    refuse_errors(find_problems(tx, mine, version))
 
 
-def refuse(found: list[LintProblem]) -> None:
-    """PolicyInvalid with the first error among these."""
+def refuse_errors(found: list[LintProblem]) -> None:
+    """Refuse if there are errors among the problems.
+
+    Raises: PolicyInvalid with the first error.
+    """
     if error := next((one for one in found if one.level == "error"), None):
         listed = [one.to_json() for one in found]
         raise PolicyInvalid(error.message, code=error.code, rule=error.path, problems=listed)
 
 
-def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: str) -> None:
-    """Refused where other terms than published ones would count other groups than what stands.
+def check_agreement(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: str) -> None:
+    """Check negotiated terms, unless they are a published offer, which was checked when it was published.
 
-    What was published has been looked at then. Nobody is told of others' agreements.
+    Raises: Refused where the terms count other groups or rows than another policy. The message says nothing of other
+    agreements.
     """
     tx.datasets.lock(dataset_id)
     digest = reader.digest(policy)
@@ -58,7 +64,7 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
         return
     version = tx.datasets.get_current(tx.datasets.of(dataset_id))
     contracts = compile.compile_contracts(policy, published_schema(version), concluded=tx.now)
-    found = problems(tx, ActivePolicy("these terms", policy, contracts, holder=consumer), version)
+    found = find_problems(tx, ActivePolicy("these terms", policy, contracts, holder=consumer), version)
     if error := next((one for one in found if one.level == "error"), None):
         raise Refused(
             "these terms count other groups or other rows than what is offered or agreed on this dataset, and the "
@@ -70,21 +76,21 @@ def check_agreed(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: 
         )
 
 
-def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[ActivePolicy]:
+def _list_active(tx: Transaction, version: DatasetVersion, but: str, lost: list[str]) -> Iterator[ActivePolicy]:
     schema = published_schema(version)
     for offer in tx.datasets.list_offers_in_force([version.dataset_id]):
         if offer.id != but:
-            name, meant = f"offer {offer.id}", _meant(offer.policy, schema, now=tx.now)
+            name, meant = f"offer {offer.id}", _compile_stored(offer.policy, schema, now=tx.now)
             if meant is None:
                 lost.append(name)
             else:
                 yield ActivePolicy(name, *meant)
-    known: dict[str, _Meant] = {}  # many agreements are of one offer
+    known: dict[str, _CompiledPolicy] = {}  # many agreements have the policy of one offer
     for row, reads in tx.agreements.iterate_by_dataset(version.dataset_id):
         name, over = f"agreement {row.id} with {row.consumer}", row.ended_at is not None
         if over and not reads:
             continue
-        meant = known.get(row.digest) or _meant(row.policy, schema, now=row.signed_at)
+        meant = known.get(row.digest) or _compile_stored(row.policy, schema, now=row.signed_at)
         if meant is not None:
             known[row.digest] = meant
             yield ActivePolicy(name, *meant, holder=row.consumer, over=over)
@@ -92,11 +98,11 @@ def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str
             lost.append(name)
 
 
-_Meant = tuple[Policy, tuple[DataContract, ...]]
+_CompiledPolicy = tuple[Policy, tuple[DataContract, ...]]
 
 
-def _meant(wire: Json, schema: TableSchema, *, now: float) -> _Meant | None:
-    """The policy and its contracts; None where it cannot be kept, so that nothing is served under it."""
+def _compile_stored(wire: Json, schema: TableSchema, *, now: float) -> _CompiledPolicy | None:
+    """Return the policy and its contracts; None where it cannot be enforced, so that nothing is served under it."""
     try:
         policy = reader.read(wire)
         return policy, compile.compile_contracts(policy, schema, concluded=now)

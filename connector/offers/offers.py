@@ -1,6 +1,6 @@
-"""Offers: a policy attached to a dataset. Linted, compiled and explained before it is published.
+"""Offers: policies attached to a dataset. A policy is linted, compiled and explained before it is published.
 
-What is not understood, or could not be enforced or decided, is refused by name and never published.
+A policy that is not understood, or that cannot be enforced or decided, is refused with the name of the rule.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DECIDE = ("auto", "manual", "rules")
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """An offer that could be published: the policy, what it means, and what was noticed."""
+class CheckedOffer:
+    """An offer that may be published: its policy, the compiled contracts, and the problems found."""
 
     dataset: RegisteredDataset
     version: DatasetVersion
@@ -43,12 +43,12 @@ class Checked:
     contracts: tuple[DataContract, ...]
     problems: tuple[lint.LintProblem, ...]
 
-    def standing(self, offer_id: str) -> ActivePolicy:
-        """As it would stand on its dataset."""
+    def as_active(self, offer_id: str) -> ActivePolicy:
+        """Return the offer as an active policy of its dataset."""
         return ActivePolicy(f"offer {offer_id}" if offer_id else "this offer", self.policy, self.contracts)
 
     def meaning(self) -> dict[str, Any]:
-        """For people and machines: sentences, the enforceability report, problems."""
+        """Return the offer's sentences, enforceability report and problems, for people and programs."""
         return {
             "sentences": [
                 {"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(self.policy)
@@ -59,7 +59,7 @@ class Checked:
 
 
 class Offers:
-    """The offers of one owner. `absent`: sources of facts that it does not have, each with why."""
+    """The offers of one owner. `absent`: sources of facts that this connector lacks, each with the reason."""
 
     def __init__(self, store: Store, *, absent: Mapping[str, str] = MappingProxyType({})) -> None:
         self._store = store
@@ -73,12 +73,14 @@ class Offers:
         dataset: str = "",
         decide: str = "",
         offer_id: str = "",
-    ) -> Checked:
-        """Read, lint and compile an offer against its dataset's schema, and hold it against what else stands there,
-        without publishing it."""
+    ) -> CheckedOffer:
+        """Read, lint and compile an offer, and compare it with other policies of its dataset, without publishing it.
+
+        Raises: PolicyInvalid with the problems.
+        """
         try:
-            read, target, chosen = _read(form, policy, dataset, decide)
-            row, version = await self._store.read(lambda tx: _with_version(tx, target))
+            read, target, chosen = _read_policy(form, policy, dataset, decide)
+            row, version = await self._store.read(lambda tx: _find_dataset(tx, target))
             schema = published_schema(version)
             read = replace(read, target=row.id)
             problems = tuple(lint.lint(read, schema, absent=self.absent))
@@ -88,13 +90,15 @@ class Offers:
                     problems=[problem_json(problem) for problem in problems],
                 )
             contracts = compile.compile_contracts(read, schema, concluded=version.created_at)
-            _can_draw_noise(contracts)
+            _check_noise_available(contracts)
         except PolicyError as error:
             raise PolicyInvalid(str(error), code=error.code, rule=error.rule) from error
-        checked = Checked(row, version, read, chosen, form, contracts, problems)
-        mine = checked.standing(offer_id or read.id)
-        beside = await self._store.read(lambda tx: offer_conflicts.problems(tx, mine, version, but=offer_id or read.id))
-        offer_conflicts.refuse(beside)
+        checked = CheckedOffer(row, version, read, chosen, form, contracts, problems)
+        mine = checked.as_active(offer_id or read.id)
+        beside = await self._store.read(
+            lambda tx: offer_conflicts.find_problems(tx, mine, version, but=offer_id or read.id)
+        )
+        offer_conflicts.refuse_errors(beside)
         return replace(checked, problems=(*problems, *beside))
 
     async def publish(
@@ -108,11 +112,11 @@ class Offers:
         offer_id: str = "",
         accept: bool = False,
         left_out: Json | None = None,
-    ) -> tuple[Offer, Checked]:
-        """Attach an offer to its dataset; from now on others see it, as far as the policy lets them.
+    ) -> tuple[Offer, CheckedOffer]:
+        """Publish an offer for its dataset. Consumers see it as far as the policy allows.
 
-        `accept`: also with a purpose that nobody declares, as it is nearly one of the vocabulary, and none. `left_out`:
-        what is published with it of what its groups leave out.
+        `accept`: publish also with an unknown purpose that is similar to one of the vocabulary. `left_out`: the share
+        that its groups leave out, published with it.
         """
         try:
             checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide, offer_id=offer_id)
@@ -122,11 +126,11 @@ class Offers:
             named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
             return await self._store.write(lambda tx: _insert(tx, named, checked, by, left_out)), checked
         except HanseError as error:
-            await self._refused(error, by)
+            await self._record_refusal(error, by)
             raise
 
     async def withdraw(self, offer_id: str, *, by: str) -> None:
-        """Take an offer back: nobody sees it any more. Agreements that were signed stay in force."""
+        """Withdraw an offer, so that it is no longer shown. Signed agreements stay in force."""
 
         def work(tx: Transaction) -> None:
             row = tx.datasets.get_offer(offer_id)
@@ -144,14 +148,14 @@ class Offers:
         return row
 
     async def dataset_id(self, key: str) -> str:
-        """The id of a dataset of ours by name or id; empty for none."""
+        """Return the id of a dataset by name or id; empty if there is no such dataset."""
         row = await self._store.read(lambda tx: tx.datasets.find(key)) if key else None
         return "" if row is None else row.id
 
     async def page(
         self, *, dataset: str = "", withdrawn: bool = True, limit: int = 100, offset: int = 0
     ) -> list[Offer]:
-        """The newest first; `dataset`: name or id of the one that they are for, which may have been removed."""
+        """Return offers, the newest first. `dataset`: name or id of their dataset, which may have been removed."""
 
         def read(tx: Transaction) -> list[Offer]:
             found = tx.datasets.find(dataset) if dataset else None
@@ -160,7 +164,7 @@ class Offers:
 
         return await self._store.read(read)
 
-    async def _refused(self, error: HanseError, by: str) -> None:
+    async def _record_refusal(self, error: HanseError, by: str) -> None:
         refused = RequestRefused(
             actor=by,
             outcome="refused",
@@ -173,7 +177,10 @@ class Offers:
 
 
 def _refuse_slips(problems: Sequence[lint.LintProblem]) -> None:
-    """PolicyInvalid for a purpose that is nearly one of the vocabulary: nobody would be let in for the one meant."""
+    """Refuse purposes that are probably misspelt: the offer would then grant nothing for the intended purpose.
+
+    Raises: PolicyInvalid.
+    """
     if slips := [problem for problem in problems if problem.code == "purpose_unknown"]:
         raise PolicyInvalid(
             f"{slips[0].message} If it is meant as it is, take it so (`hanse offer add --accept`, `accept` in the API)",
@@ -191,8 +198,11 @@ def problem_json(problem: lint.LintProblem) -> dict[str, str]:
     }
 
 
-def _can_draw_noise(contracts: Sequence[DataContract]) -> None:
-    """A privacy budget needs its library here: better said when the offer is made than when somebody asks."""
+def _check_noise_available(contracts: Sequence[DataContract]) -> None:
+    """Check that the library for noise is installed, before an offer with a privacy budget is published.
+
+    Raises: PolicyInvalid.
+    """
     for contract in contracts:
         if contract.grid is not None and contract.grid.privacy is not None and find_spec("opendp") is None:
             raise PolicyInvalid(
@@ -202,8 +212,8 @@ def _can_draw_noise(contracts: Sequence[DataContract]) -> None:
             )
 
 
-def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str) -> tuple[Policy, str, str]:
-    """The policy, the dataset it is for, and who decides."""
+def _read_policy(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str) -> tuple[Policy, str, str]:
+    """Return the policy, its dataset, and who decides on requests."""
     if bool(form) == (policy is not None):
         raise PolicyInvalid("expected either `form` (the YAML form) or `policy` (ODRL as JSON), came both or neither")
     if form:
@@ -219,15 +229,15 @@ def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str
     return read, target, chosen
 
 
-def _with_version(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion]:
+def _find_dataset(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion]:
     row = tx.datasets.of(key)
     return row, tx.datasets.get_current(row)
 
 
-def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str, left_out: Json | None) -> Offer:
+def _insert(tx: Transaction, policy: Policy, checked: CheckedOffer, by: str, left_out: Json | None) -> Offer:
     if tx.datasets.get_offer(policy.id) is not None:
         raise AlreadyExists(f"an offer {policy.id!r} exists; withdraw it and give the new one another name")
-    offer_conflicts.check_offer(tx, checked.standing(policy.id), checked.version)
+    offer_conflicts.check_offer(tx, checked.as_active(policy.id), checked.version)
     row = Offer(
         id=policy.id,
         dataset_id=checked.dataset.id,

@@ -1,8 +1,8 @@
-"""What an owner can look at without being a consumer: what a grid would withhold, what a partner would see, and what
-the gate makes of a query.
+"""Views of an owner on its own datasets: what groups withhold, what a participant would see, and what the gate does to
+a query.
 
 These views run in the same workers over the same pinned files, behind the same gate as a consumer's read. Each is
-recorded before it begins (`RawDataViewed`); a preview that shows rows is recorded as a read of the owner as well.
+recorded before it begins (`RawDataViewed`). A preview that shows rows is also recorded as a read of the owner.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
 from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
-from connector.offers.offers import Checked
+from connector.offers.offers import CheckedOffer
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 from connector.usage.fact_collector import FactCollector, with_counters, with_declared
@@ -44,12 +44,12 @@ from policies.vocabulary import Phase, expand
 ROWS = 20
 _DIMENSIONS_MAX = 8
 _SECONDS = 60.0
-_SECONDS_OF_VERSIONS = 600.0  # each measure of two whole versions is compared by itself
+_SECONDS_OF_VERSIONS = 600.0  # comparing two versions runs one query per measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Whom to look as, through which offer (empty: the first that is for that party), and what it would declare."""
+class PreviewRequest:
+    """The participant to preview as, the offer (empty: the first that fits), and what the participant would declare."""
 
     participant: str
     offer: str = ""
@@ -59,7 +59,7 @@ class Asked:
 
 
 class OwnersView:
-    """The owner's own looks at its datasets."""
+    """Views of an owner on its own datasets."""
 
     def __init__(
         self, store: Store, pool: Pool, known: FactCollector, *, name: str, mask_secret: bytes, memory_mb: int
@@ -67,16 +67,16 @@ class OwnersView:
         self._store, self._pool, self._known = store, pool, known
         self._name, self._mask_secret, self._memory_mb = name, mask_secret, memory_mb
 
-    async def withheld(self, checked: Checked, *, by: str) -> list[dict[str, Any]]:
-        """What each aggregate-only contract keeps back of the version, in all and for each dimension by itself."""
+    async def withheld(self, checked: CheckedOffer, *, by: str) -> list[dict[str, Any]]:
+        """Return what each aggregate-only contract withholds from the version, in total and by dimension."""
         version = checked.version
         cells = [one for one in checked.contracts if one.grid is not None and one.grid.privacy is None]
         await self._record_view("withheld", version, by=by, policy=reader.digest(checked.policy))
-        return [await self._withheld(version, one) for one in cells]
+        return [await self._describe_withheld(version, one) for one in cells]
 
-    async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
+    async def _describe_withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
         grid = contract.grid
-        assert grid is not None  # the caller chose
+        assert grid is not None  # checked by the caller
         figures = await self.figures(version, contract)
         dimensions = []
         for one in grid.dimensions[:_DIMENSIONS_MAX]:
@@ -86,8 +86,8 @@ class OwnersView:
                 {
                     "column": one.column,
                     "width": one.width,
-                    "alone": await self._of(version, contract, alone),
-                    "without": await self._of(version, contract, without),
+                    "alone": await self._figures_with_grid(version, contract, alone),
+                    "without": await self._figures_with_grid(version, contract, without),
                 }
             )
         return {
@@ -96,18 +96,22 @@ class OwnersView:
             "unit": grid.entity,
             **figures,
             "dimensions": dimensions,
-            "says": _loss(figures, grid),
+            "says": _describe_loss(figures, grid),
         }
 
-    async def left_out(self, checked: Checked, *, by: str) -> dict[str, Any]:
-        """The share that each aggregate-only contract keeps back of the version, as it may be published. PolicyInvalid
-        where a single group decides about it, or there is no such contract."""
+    async def left_out(self, checked: CheckedOffer, *, by: str) -> dict[str, Any]:
+        """Return the share that each aggregate-only contract withholds, in the form that may be published.
+
+        Raises: PolicyInvalid where a single group determines it, or there is no such contract.
+        """
         version, found = checked.version, dict[str, Any]()
         await self._record_view("left_out", version, by=by, policy=reader.digest(checked.policy))
         for one in checked.contracts:
             if one.grid is None or one.grid.privacy is not None:
                 continue
-            share = publishable_share(WithheldCounts.of(await self._report(version, one)), min_group=one.grid.min_group)
+            share = publishable_share(
+                WithheldCounts.of(await self._read_withheld_counts(version, one)), min_group=one.grid.min_group
+            )
             if share is None:
                 raise PolicyInvalid(
                     "the share that the groups leave out cannot be published: one group more or less would change it, "
@@ -123,12 +127,14 @@ class OwnersView:
             )
         return {"version": version.digest, "shares": found}
 
-    async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
+    async def _figures_with_grid(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
         return await self.figures(version, replace(contract, grid=grid))
 
     async def few_changed(self, contract: DataContract, old: DatasetVersion, new: DatasetVersion) -> int:
-        """Groups that both versions show and of which a figure differs by fewer units than a group has, or by one of
-        them more than by all others."""
+        """Return the number of groups in both versions where a figure differs by fewer units than the minimum group.
+
+        Also counts groups where one unit makes up most of the difference.
+        """
         from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare_version_report
 
@@ -138,18 +144,18 @@ class OwnersView:
         found = await self._pool.ask(self._job(prepared, relations, seconds=_SECONDS_OF_VERSIONS))
         return int(found["rows"][0][0])
 
-    async def _report(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+    async def _read_withheld_counts(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
         from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare_withheld_report
 
         prepared = prepare_withheld_report(
             Gated((self._name, "t"), make_name(), contract), token=make_name, mask_key=b"owner"
         )
-        found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
+        found = await self._pool.ask(self._job(prepared, _relations_of(prepared, version)))
         return dict(zip(found["columns"], found["rows"][0], strict=True))
 
     async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
-        seen = await self._report(version, contract)
+        seen = await self._read_withheld_counts(version, contract)
         return {
             "rows": seen["rows"],
             "rows_lost": seen["rows"] - seen["rows_shown"],
@@ -159,28 +165,28 @@ class OwnersView:
             "units_lost": seen["units"] - seen["units_shown"],
         }
 
-    async def preview(self, key: str, asked: Asked, *, by: str) -> dict[str, Any]:
-        """What that party would see: the verdict of each rule, the columns after masks, the first rows."""
-        dataset, version, offers = await self._store.read(lambda tx: _rows(tx, key))
+    async def preview(self, key: str, asked: PreviewRequest, *, by: str) -> dict[str, Any]:
+        """Return what the participant would see: the result of each rule, the columns after masks, the first rows."""
+        dataset, version, offers = await self._store.read(lambda tx: _read_offers(tx, key))
         if not offers:
-            raise NotFound(f"{dataset.name!r} has no offer in force, so nobody sees anything of it; publish one first")
+            raise NotFound(f"{dataset.name!r} has no offer in force, so it is hidden from consumers; publish one first")
         facts, now = await self._facts(asked, dataset), time.time()
-        offer, policy = _chosen(offers, asked.offer, facts, now=now)
+        offer, policy = _choose_offer(offers, asked.offer, facts, now=now)
         about = {"as": asked.participant, "offer": offer.id, "action": asked.action}
         await self._record_view("preview", version, by=by, purpose=asked.purpose, **about)
-        found = _judged(policy, facts, asked, now=now)
+        found = _evaluate_party(policy, facts, asked, now=now)
         shown: dict[str, Any] = {"columns": [], "hidden": [], "rows": [], "sql": ""}
         if found["permitted"]:
             try:
-                shown = await self._shown(dataset, version, policy, facts, asked, offer.id, by=by, now=now)
+                shown = await self._read_first_rows(dataset, version, policy, facts, asked, offer.id, by=by, now=now)
             except (HanseError, PolicyError) as error:
                 found["permitted"] = False
                 found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
         who = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
         return {**who, "action": asked.action, "purpose": asked.purpose, **found, **shown}
 
-    async def simulate(self, checked: Checked, sql: str, *, action: str, purpose: str, by: str) -> dict[str, Any]:
-        """What the gate makes of a query under an offer, without running it; a refusal with code and rule."""
+    async def simulate(self, checked: CheckedOffer, sql: str, *, action: str, purpose: str, by: str) -> dict[str, Any]:
+        """Return what the gate does to a query under an offer without running it, or the refusal with code and rule."""
         from policies.enforce.gate import GatedDataset as Gated
         from policies.enforce.gate import prepare
 
@@ -203,18 +209,18 @@ class OwnersView:
             "parameters": {name: str(value) for name, value in prepared.params.items()},
         }
 
-    async def _facts(self, asked: Asked, dataset: RegisteredDataset) -> Facts:
+    async def _facts(self, asked: PreviewRequest, dataset: RegisteredDataset) -> Facts:
         known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
         first_use = with_counters(known, uses=0, uses_today=0, running=0)
         return with_declared(first_use, purpose=expand(asked.purpose), application=asked.application)
 
-    async def _shown(
+    async def _read_first_rows(
         self,
         dataset: RegisteredDataset,
         version: DatasetVersion,
         policy: Policy,
         facts: Facts,
-        asked: Asked,
+        asked: PreviewRequest,
         offer: str,
         *,
         by: str,
@@ -226,8 +232,8 @@ class OwnersView:
         contracts = compiler.compile_contracts(policy, published_schema(version), concluded=now, new=True)
         action, purpose = expand(asked.action), expand(asked.purpose) or None
         covering = coverage.find_covering(contracts, action=action, purpose=purpose, now=now)
-        contract = _active(covering, policy, facts, action=action, now=now)
-        if note := _unshown(contract):
+        contract = _find_active_contract(covering, policy, facts, action=action, now=now)
+        if note := _why_no_rows(contract):
             return {**_columns(contract), "columns_shown": [], "rows": [], "sql": "", "note": note}
         sql = _first_rows(self._name, dataset.name, contract)
         prepared = prepare(
@@ -254,18 +260,21 @@ class OwnersView:
         }
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
         try:
-            answer = await self._pool.ask(self._job(prepared, _only(prepared, version)))
+            answer = await self._pool.ask(self._job(prepared, _relations_of(prepared, version)))
         except HanseError as error:
-            await self._ended(ReadEnded(**common, process=read, outcome="broken", code=error.code))
+            await self._publish_end(ReadEnded(**common, process=read, outcome="broken", code=error.code))
             raise
         told = {"rows": len(answer["rows"]), "action": "preview"}
-        await self._ended(ReadEnded(**common, process=read, detail=told))
+        await self._publish_end(ReadEnded(**common, process=read, detail=told))
         return {**_columns(contract), "columns_shown": answer["columns"], "rows": answer["rows"], "sql": sql}
 
     async def _record_view(
         self, view: str, version: DatasetVersion, *, by: str, purpose: str = "", **asked: str
     ) -> None:
-        """Store that the owner looks, before anything is read. Busy where it cannot be stored: nothing is shown."""
+        """Record the view before anything is read.
+
+        Raises: Busy where it cannot be stored; then nothing is shown.
+        """
         viewed = RawDataViewed(
             actor=by,
             dataset=version.dataset_id,
@@ -275,7 +284,7 @@ class OwnersView:
         )
         await self._store.write(lambda tx: tx.publish(viewed))
 
-    async def _ended(self, event: ReadEnded) -> None:
+    async def _publish_end(self, event: ReadEnded) -> None:
         await self._store.write(lambda tx: tx.publish(event))
 
     def _job(self, prepared: Any, relations: Mapping[str, Relation], *, seconds: float = _SECONDS) -> Job:
@@ -294,11 +303,11 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
+def _relations_of(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
     return {dataset.relation: version_to_relation(version) for dataset in prepared.datasets}
 
 
-def _rows(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion, list[Offer]]:
+def _read_offers(tx: Transaction, key: str) -> tuple[RegisteredDataset, DatasetVersion, list[Offer]]:
     row = tx.datasets.of(key)
     return row, tx.datasets.get_current(row), sorted(tx.datasets.list_offers_in_force([row.id]), key=_age)
 
@@ -307,31 +316,31 @@ def _age(offer: Offer) -> tuple[float, str]:
     return offer.created_at, offer.id
 
 
-def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
-    """The offer that is asked for; else the first that this party could conclude; else the first."""
+def _choose_offer(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
+    """Return the wanted offer; else the first that this participant could conclude; else the first."""
     if wanted:
         found = next((one for one in offers if one.id == wanted), None)
         if found is None:
             raise NotFound(
                 f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
             )
-        return found, stored_policies.offered(found)
-    read = [(offer, policy) for offer in offers if (policy := _understood(offer)) is not None]
+        return found, stored_policies.read_offer_policy(found)
+    read = [(offer, policy) for offer in offers if (policy := _read_or_none(offer)) is not None]
     if not read:
-        return offers[0], stored_policies.offered(offers[0])  # says why not
+        return offers[0], stored_policies.read_offer_policy(offers[0])  # raises with the reason
     fitting = (pair for pair in read if evaluate_offer(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
     return next(fitting, read[0])
 
 
-def _understood(offer: Offer) -> Policy | None:
+def _read_or_none(offer: Offer) -> Policy | None:
     try:
-        return stored_policies.offered(offer)
+        return stored_policies.read_offer_policy(offer)
     except Refused:
         return None
 
 
-def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[str, Any]:
-    """Whether it could agree, and then read; each rule with how it stands."""
+def _evaluate_party(policy: Policy, facts: Facts, asked: PreviewRequest, *, now: float) -> dict[str, Any]:
+    """Return whether the participant could agree and then read, with the result of each rule."""
     agree = evaluate_offer(policy, facts, phase=Phase.NEGOTIATION, now=now)
     read = evaluate(as_granting_set(policy, at=now), facts, action=expand(asked.action), phase=Phase.QUERY, now=now)
     return {
@@ -339,15 +348,18 @@ def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[s
         "could_agree": agree.permitted,
         "could_read": read.permitted,
         "explanation": list(dict.fromkeys([*explain.decision(agree), *explain.decision(read)])),
-        "rules": _verdicts(policy, read),
+        "rules": _rule_results(policy, read),
         "decision": read.to_json(),
     }
 
 
-def _active(
+def _find_active_contract(
     contracts: Sequence[DataContract], policy: Policy, facts: Facts, *, action: str, now: float
 ) -> DataContract:
-    """The contract that a read of this party would be under: the first whose own permission is active."""
+    """Return the contract of a read by this participant: the first with an active permission.
+
+    Raises: QueryRefused if none is active.
+    """
     tried = as_granting_set(policy, at=now)
     for one in contracts:
         if permits(tried, facts, action=action, permission=one.permission, phase=Phase.QUERY, now=now):
@@ -359,7 +371,7 @@ def _active(
     )
 
 
-def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
+def _rule_results(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
     results = {finding.constraint: finding for finding in decision.findings}
     said = []
     for line in report.enforceability(policy):
@@ -380,8 +392,8 @@ def _columns(contract: DataContract) -> dict[str, Any]:
     return {"columns": shown, "hidden": hidden, "aggregate": contract.grid is not None}
 
 
-def _unshown(contract: DataContract) -> str:
-    """Why there are no first rows to show although there is something to ask."""
+def _why_no_rows(contract: DataContract) -> str:
+    """Return why no first rows are shown although queries are possible; empty if rows can be shown."""
     if contract.templates:
         return "only approved queries run under this offer; fill one in to see its answer"
     if contract.grid is not None and contract.grid.privacy is not None:
@@ -390,7 +402,7 @@ def _unshown(contract: DataContract) -> str:
 
 
 def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
-    """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
+    """Return the simplest query that the contract answers: its first rows, or its groups."""
     source = f"{quote_identifier(owner)}.{quote_identifier(dataset)}"
     if contract.grid is None:
         together = {name for columns in contract.together for name in columns[1:]}
@@ -409,7 +421,7 @@ def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
     return f"SELECT {', '.join([*keys, *figures])} FROM {source}{grouped} LIMIT {ROWS}"  # noqa: S608  as above
 
 
-def _loss(figures: Mapping[str, int], grid: Grid) -> str:
+def _describe_loss(figures: Mapping[str, int], grid: Grid) -> str:
     units = f", {figures['units_lost']:,} of {figures['units']:,} different {grid.entity}" if grid.entity else ""
     return (
         f"with groups of at least {grid.min_group}, answers leave out {figures['groups_lost']:,} of "

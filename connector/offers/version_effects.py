@@ -1,5 +1,7 @@
-"""What a new version of a dataset does to the offers and agreements that stand on it, before it takes the old one's
-place: rules that cannot be kept any more, groups that shrink, values out of bounds, differences that would tell of few.
+"""Effects of a new dataset version on its offers and agreements, before it replaces the current version.
+
+Finds rules that can no longer be enforced, smaller groups, values out of bounds, and differences that would reveal few
+units.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from policies.model import Policy
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One thing that changes for one offer or agreement: an `error` stands in the way, a `warning` is to be weighed."""
+    """One effect on an offer or agreement. An `error` blocks the version, a `warning` does not."""
 
     level: str
     on: str  # offer or agreement
@@ -34,12 +36,12 @@ class Effect:
     message: str
 
     def to_json(self) -> dict[str, str]:
-        """For the API, the page and the refusal."""
+        """Return the effect for the API, the page and the refusal."""
         return asdict(self)
 
 
-class Versions:
-    """Checks a version before it is taken on."""
+class VersionChecks:
+    """Checks a new version before it is stored."""
 
     def __init__(self, store: Store, view: OwnersView) -> None:
         self._store, self._view = store, view
@@ -47,18 +49,20 @@ class Versions:
     async def effects(
         self, dataset: RegisteredDataset, old: DatasetVersion, new: DatasetVersion
     ) -> list[dict[str, str]]:
-        """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
+        """Return all effects, errors first. Each distinct policy is checked once."""
         found: list[Effect] = []
         standing, earlier = await self._store.read(
-            lambda tx: (_standing(tx, dataset.id, found), _earlier(tx, old, new.digest))
+            lambda tx: (_list_standing(tx, dataset.id, found), _list_compared(tx, old, new.digest))
         )
         for digest in dict.fromkeys(entry.digest for entry in standing):
             mine = [entry for entry in standing if entry.digest == digest]
-            said = await self._of(mine[0].policy, old, new, earlier, over=mine[0].over, concluded=new.created_at)
+            said = await self._find_effects(
+                mine[0].policy, old, new, earlier, over=mine[0].over, concluded=new.created_at
+            )
             found += [Effect(one[0], entry.on, entry.id, *one[1:]) for entry in mine for one in said]
         return [one.to_json() for one in sorted(found, key=lambda one: one.level)]
 
-    async def _of(
+    async def _find_effects(
         self,
         policy: Policy,
         old: DatasetVersion,
@@ -68,38 +72,45 @@ class Versions:
         over: bool,
         concluded: float,
     ) -> list[tuple[str, str, str, str]]:
-        """`over`: nobody asks under it any more. What was asked is known, and can be subtracted from later answers."""
+        """Return the effects on one policy.
+
+        `over`: the agreement has ended. Earlier answers are still known and can be subtracted from later ones.
+        """
         try:
             contracts = compiler.compile_contracts(policy, published_schema(new), concluded=concluded)
         except PolicyError as error:
-            return [("warning", error.rule, "difference_unknown", _LOST) if over else _unkept(error)]
-        found = [] if over else [one for contract in contracts for one in _bounds(contract, new.profile)]
+            return [("warning", error.rule, "difference_unknown", _LOST) if over else _unenforceable_effect(error)]
+        found = [] if over else [one for contract in contracts for one in _find_out_of_bounds(contract, new.profile)]
         before = published_schema(old)
         for contract in contracts:
             changed = column_binding.find_retyped(contract, before)
-            found += [] if over else [_retyped(contract, one) for one in changed]
+            found += [] if over else [_type_change_effect(contract, one) for one in changed]
             if not compiler.is_exact(contract):
                 continue
             if old.digest != new.digest:
-                found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
-            found += await self._held_against(contract, earlier, new)
+                found += (
+                    [_incomparable_effect(contract, changed)]
+                    if changed
+                    else await self._compare_groups(contract, old, new)
+                )
+            found += await self._compare_earlier(contract, earlier, new)
         return found
 
-    async def _held_against(
+    async def _compare_earlier(
         self, contract: DataContract, earlier: Sequence[DatasetVersion], new: DatasetVersion
     ) -> list[tuple[str, str, str, str]]:
-        """The versions before the last: a mistake that is taken back brings one of them again, but for a few units."""
+        """Compare with versions before the last: reverting a mistake brings one back, except for a few units."""
         found, unknown = [], max(0, len(earlier) - version_retention.EARLIER_MAX)
         for one in earlier[: version_retention.EARLIER_MAX]:
             try:
                 lost = bool(column_binding.find_retyped(contract, published_schema(one)))
                 few = 0 if lost else await self._view.few_changed(contract, one, new)
-            except HanseError:  # most often: its files have been written over
+            except HanseError:  # usually because its files were overwritten
                 lost, few = True, 0
             unknown += lost
             if few:
                 day = datetime.fromtimestamp(one.created_at, UTC).date().isoformat()
-                found.append(_too_small(contract, few, f"an earlier version ({day}, {one.digest[-12:]})"))
+                found.append(_small_difference_effect(contract, few, f"an earlier version ({day}, {one.digest[-12:]})"))
         if unknown:
             said = (
                 f"it cannot be held against {unknown:,} earlier versions, whose files are others now or which are too "
@@ -108,7 +119,7 @@ class Versions:
             found.append(("warning", contract.permission, "difference_unknown", said))
         return found
 
-    async def _grid(
+    async def _compare_groups(
         self, contract: DataContract, old: DatasetVersion, new: DatasetVersion
     ) -> list[tuple[str, str, str, str]]:
         path, k = contract.permission, contract.grid.min_group if contract.grid else 0
@@ -116,7 +127,7 @@ class Versions:
         try:
             before, after = await self._view.figures(old, contract), await self._view.figures(new, contract)
             few = await self._view.few_changed(contract, old, new)
-        except HanseError as error:  # most often: the older files were written over
+        except HanseError as error:  # usually because the older files were overwritten
             said = f"it cannot be held against the version before ({error.code}), and {_TELLS}"
             return [("error", path, "difference_unknown", said)]
         if after["rows"] and after["groups_lost"] == after["groups"]:
@@ -139,7 +150,7 @@ class Versions:
                 )
             )
         if few:
-            found.append(_too_small(contract, few, "the version before"))
+            found.append(_small_difference_effect(contract, few, "the version before"))
         return found
 
 
@@ -155,11 +166,11 @@ _LOST = (
 )
 
 
-def _unkept(error: PolicyError) -> tuple[str, str, str, str]:
+def _unenforceable_effect(error: PolicyError) -> tuple[str, str, str, str]:
     return "error", error.rule, error.code, str(error)
 
 
-def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
+def _small_difference_effect(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
     least = contract.grid.min_group if contract.grid else 0
     said = (
         f"in {few:,} groups (of all dimensions, of one, or all together) a count or sum differs from {than} by fewer "
@@ -170,19 +181,21 @@ def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, s
     return "error", contract.permission, "difference_too_small", said
 
 
-def _retyped(contract: DataContract, one: column_binding.RetypedColumn) -> tuple[str, str, str, str]:
+def _type_change_effect(contract: DataContract, one: column_binding.RetypedColumn) -> tuple[str, str, str, str]:
     said = f"{one}: a rule that was made for the one means something else for the other, so nothing is served; "
     return "error", contract.permission, "type_changed", said + "give it the type that it had, or agree anew"
 
 
-def _incomparable(contract: DataContract, changed: Sequence[column_binding.RetypedColumn]) -> tuple[str, str, str, str]:
+def _incomparable_effect(
+    contract: DataContract, changed: Sequence[column_binding.RetypedColumn]
+) -> tuple[str, str, str, str]:
     said = f"it cannot be held against the version before ({'; '.join(map(str, changed))}), and {_TELLS}"
     return "error", contract.permission, "difference_unknown", said
 
 
 @dataclass(frozen=True, slots=True)
-class _Stands:
-    """An offer in force, or an agreement. `over`: it has ended, and was read under."""
+class _StandingPolicy:
+    """An offer in force or an agreement. `over`: the agreement has ended and was read under."""
 
     on: str
     id: str
@@ -191,11 +204,11 @@ class _Stands:
     over: bool = False
 
 
-def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Stands]:
-    """What others may ask under, and what they have asked under (`kept.asked_under`); of those that have ended one for
-    each meaning that nothing else has.
+def _list_standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_StandingPolicy]:
+    """Return the policies of offers and agreements that may be queried under, or were (see `list_asked_digests`).
 
-    Of those that are not understood any more the owner is told; nothing is served under them, whatever the version.
+    Of ended agreements, one for each policy that no other has. Policies that are no longer understood are reported in
+    `told` and served to no consumer.
     """
     rows: list[tuple[str, Offer | Agreement]] = [
         ("offer", row) for row in tx.datasets.list_offers_in_force([dataset_id])
@@ -211,21 +224,27 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[_Sta
     found = []
     for on, one in rows:
         try:
-            policy = stored_policies.offered(one) if isinstance(one, Offer) else stored_policies.agreed(one)
+            policy = (
+                stored_policies.read_offer_policy(one)
+                if isinstance(one, Offer)
+                else stored_policies.read_agreement_policy(one)
+            )
         except Refused as refused:
             told.append(Effect("warning", on, one.id, str(refused.facts["rule"]), refused.code, refused.message))
         else:
-            found.append(_Stands(on, one.id, one.digest, policy, over=on == "agreement" and one.digest not in known))
+            found.append(
+                _StandingPolicy(on, one.id, one.digest, policy, over=on == "agreement" and one.digest not in known)
+            )
     return found
 
 
-def _earlier(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
-    """The versions before `old`, the newest first, that somebody may have asked; none where nobody ever could."""
-    return [one for one in version_retention.earlier(tx, old) if one.digest != coming]
+def _list_compared(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
+    """Return the earlier versions that a consumer may have queried, the newest first, without `coming`."""
+    return [one for one in version_retention.list_earlier(tx, old) if one.digest != coming]
 
 
-def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Values outside a measure's bounds are clamped: sums say less than they did."""
+def _find_out_of_bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a warning for each measure with values outside its bounds: they are clamped, which changes sums."""
     for one in contract.grid.measures if contract.grid is not None else ():
         statistics = profile.get("columns", {}).get(one.column, {})
         low, high = _number(statistics.get("min")), _number(statistics.get("max"))

@@ -62,7 +62,7 @@ def list_duties(tx: Transaction, agreement: Agreement, *, now: float) -> list[Du
 
     Raises: Refused if the policy is not understood any more.
     """
-    policy = stored_policies.agreed(agreement)
+    policy = stored_policies.read_agreement_policy(agreement)
     happened = _happened(tx, agreement, policy, now)
     given = tx.duties.list_evidence(agreement.id, role=agreement.role)
     return [_duty_status(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
@@ -98,7 +98,7 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
     """
     found = next((one for one in list_duties(tx, agreement, now=tx.now) if one.path == path), None)
     if found is None:
-        paths = ", ".join(name for name, _ in _duties(stored_policies.agreed(agreement))) or "none"
+        paths = ", ".join(name for name, _ in _duties(stored_policies.read_agreement_policy(agreement))) or "none"
         raise NotFound(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
     if found.state == DutyState.FULFILLED and any(one.given_by == given_by for one in found.evidence):
         raise Conflict(f"{path} is fulfilled already")

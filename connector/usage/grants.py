@@ -436,8 +436,8 @@ class Grants:
         if isinstance(found, CompiledAgreement):
             return found
         agreement, dataset, version, signed, source = found
-        policy = stored_policies.agreed(agreement)
-        contracts = stored_policies.contracts(agreement, policy, version)
+        policy = stored_policies.read_agreement_policy(agreement)
+        contracts = stored_policies.compile_agreement(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, signed, dataset)
         held = CompiledAgreement(agreement, dataset, version, policy, contracts)

@@ -54,9 +54,8 @@ def test_the_numbers_of_policies_and_questions_are_among_those_tried() -> None:
     tried = {(form.__name__, name) for _, (form, name) in FIELDS}
     assert tried >= {
         ("Envelope", "epsilon"), ("Envelope", "fq"), ("RequestLimits", "deadline_ms"), ("RequestLimits", "rows"),
-        ("Asked", "epsilon"), ("Case", "at"), ("ContractGrid", "epsilon"), ("ContractGrid", "min_group"),
-        ("GridAxis", "width"),
-        ("NewToken", "days"), ("ReadOver", "rows"),
+        ("QueryRequest", "epsilon"), ("PolicyCase", "at"), ("ContractGrid", "epsilon"), ("ContractGrid", "min_group"),
+        ("GridAxis", "width"), ("NewToken", "days"), ("EndedRead", "rows"),
     }  # fmt: skip
 
 

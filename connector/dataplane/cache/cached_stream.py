@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import IO, Protocol, Self
 
 from connector.dataplane.http.file_spans import ScatteredMessage, Span, check_all
-from connector.datasets.file_access import at_files
+from connector.datasets.file_access import run_at_files
 from connector.datasets.sources.source_files import FileRef, open_pinned
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.worker_process import Frame, Result
@@ -106,7 +106,7 @@ class CachedReader:
     async def __anext__(self) -> StreamPart:
         if self._spans:
             # Our own copy needs no comparison, and so no thread.
-            part = await at_files(self._entry.refs, self._take_part) if self._entry.refs else self._take_part()
+            part = await run_at_files(self._entry.refs, self._take_part) if self._entry.refs else self._take_part()
         else:
             part = await (self._next or self._begin())
             self._next = None if part is None else self._begin()
@@ -128,7 +128,7 @@ class CachedReader:
 
     def _begin(self) -> asyncio.Future[StreamPart | None]:
         refs = self._entry.refs
-        return asyncio.ensure_future(at_files(refs, self._take_part) if refs else asyncio.to_thread(self._take_part))
+        return asyncio.ensure_future(run_at_files(refs, self._take_part) if refs else asyncio.to_thread(self._take_part))
 
     def _take_part(self) -> StreamPart | None:
         if not self._left:
@@ -174,9 +174,9 @@ class ScatteredResult:
     async def __anext__(self) -> Frame | StreamPart:
         found = await self._result.next()
         if found[0] == wire.SCATTERED and not self._has_open_files():
-            await at_files(self._refs, self._open_files)
+            await run_at_files(self._refs, self._open_files)
         if found[0] not in (wire.BATCH, wire.SCATTERED):
-            await at_files(self._refs, self._check)
+            await run_at_files(self._refs, self._check)
             raise StopAsyncIteration
         return self._make_part(*found)
 

@@ -35,7 +35,7 @@ from weakref import WeakSet
 from connector.dataplane.cache.cache_writer import BLOCKS_MAX, BlockWriter, CopyingSource, StreamCopy, open_nameless
 from connector.dataplane.cache.cached_stream import CachedBlock, CachedReader, CacheEntry, StreamSource, open_owner_file
 from connector.dataplane.read_request import ReadRequest, Split
-from connector.datasets.file_access import at_files, still_unchanged
+from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.sources.source_files import FileRef
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
@@ -115,7 +115,7 @@ class PreparedStreams:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if not await still_unchanged(grant.held.version.source["files"]):
+        if not await check_files_unchanged(grant.held.version.source["files"]):
             self._drop(entry)
         if self._entries.get(key) is not entry:  # it may have been dropped or replaced meanwhile
             return None
@@ -184,7 +184,7 @@ class PreparedStreams:
         self.sweep()
         known = [one.block for one in split.only.ranges[split.resumed :]]
         found = {one: entry for one in known if (entry := self._entries.get(f"{form}{one}")) is not None}
-        if found and not await still_unchanged(grant.held.version.source["files"]):
+        if found and not await check_files_unchanged(grant.held.version.source["files"]):
             self.drop(lambda entry: entry.key.startswith(form))
             return {}
         there = {one: entry for one, entry in found.items() if self._entries.get(entry.key) is entry}  # as in `find`
@@ -275,7 +275,7 @@ class PreparedStreams:
             try:
                 found = await ask(replace(job, kind="verbatim", shared=False))
                 refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
-                entry = _make_entry(key, grant, await at_files(refs, partial(_open_owner_files, refs)), refs)
+                entry = _make_entry(key, grant, await run_at_files(refs, partial(_open_owner_files, refs)), refs)
                 entry.schema, entry.trailer = base64.b64decode(found["head"]), base64.b64decode(found["trailer"])
                 entry.first_digest = bytes.fromhex(found["first"])
                 entry.blocks = [

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from connector.datasets.file_access import no_answer
+from connector.datasets.file_access import silent_disk_error
 
 TURN = 0.05  # seconds after which a thread changes to another waiting stream
 _SENDERS = 8  # threads per device
@@ -56,7 +56,7 @@ async def run_in_send_thread(
     if not job.cancel() and out is not None:
         number = out.detach()
         job.add_done_callback(lambda _: os.close(number))
-    raise no_answer() from gone
+    raise silent_disk_error() from gone
 
 
 @functools.cache

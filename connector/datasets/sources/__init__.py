@@ -1,8 +1,8 @@
-"""Kinds of source: table SOURCES, from the kind's name to the module that knows it.
+"""Registry of source kinds: `SOURCES` maps the name of a kind to its module.
 
-Each module is a `Source`: what an owner may set, which files it consists of, and how the engine reads them. The
-modules load on first use and import nothing heavy; the engine is handed to `attach` and `convert`, which only run
-in a worker process.
+Each module implements `Source`: the options an owner may set, the files of the source, and how the engine reads them.
+Modules load on first use and import nothing heavy. Only `attach` and `convert` use the engine, and they run only in a
+worker process.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ SOURCES: Mapping[str, str] = {
     "postgres": "connector.datasets.sources.postgres",
 }
 
-BEFORE = "types_before"  # the types of the version before, by column
+BEFORE = "types_before"  # option with the column types of the previous version
 _OBJECTS = (".json", ".json.gz")
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One thing an owner may set: its name, type, default and a line of help (the form is made of these). `values`:
-    what it may be, where that is not all of its type."""
+    """An option that an owner may set: its name, type, default and help text. `values` limits the allowed numbers."""
 
     name: str
     type: type
@@ -46,32 +45,37 @@ class Option:
 
 
 class Source(Protocol):
-    """What every kind promises. `CONVERTED` kinds are turned into Parquet once and have no `attach`."""
+    """Interface of a kind of source. Kinds with `CONVERTED` are turned into Parquet once and have no `attach`."""
 
     SUFFIXES: tuple[str, ...]
     OPTIONS: tuple[Option, ...]
     CONVERTED: bool
 
     def find(self, path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-        """The files behind `path`, pinned; PathRefused where one is not allowed."""
+        """Return the files at `path`, pinned.
+
+        Raises: PathRefused where a file is not allowed.
+        """
         ...
 
     def attach(self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-        """Make the files readable in `con` as the relation `name` (worker only)."""
+        """Make the files readable in `con` as the relation `name`. Runs only in a worker."""
         ...
 
     def convert(self, con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-        """Write the files as one Parquet file `target`; the report for the owner (worker only). Beside what an owner
-        set, `options` has `BEFORE` where they are a new version."""
+        """Write the files as one Parquet file `target` and return the report for the owner. Runs only in a worker.
+
+        `options` holds the owner's options and, for a new version, also `BEFORE`.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows `first` to `stop` of file number `file`; `position` names a further column with each row's number.
+class RowRange:
+    """Rows `first` to `stop` of file number `file`. `position` names an added column with the number of each row.
 
-    `placed`: columns that have each row's place instead of their values: the file's number and the row's in it, as one
-    (`place_of`).
+    `placed`: columns whose values are replaced by the place of the row: file number and row number in one integer (see
+    `place_of`).
     """
 
     file: int
@@ -85,58 +89,69 @@ FILE_BIT = 40  # rows of a file are fewer
 
 
 def place_of(value: int) -> tuple[int, int]:
-    """The number of a file, and of a row in it."""
+    """Split a place into its file number and its row number in that file."""
     return value >> FILE_BIT, value & (1 << FILE_BIT) - 1
 
 
-class Divisible(Protocol):
-    """A kind whose rows have a fixed place, so that some of them can be read by their number. `NUMBER`: the engine's
-    name for it, where it has one."""
+class DivisibleSource(Protocol):
+    """A kind whose rows have a fixed place, so that a part of them can be read by row number.
+
+    `NUMBER`: the engine's column name for the row number, if it has one.
+    """
 
     def groups(self, files: Sequence[Any]) -> list[list[tuple[int, int]]]:
-        """Rows and bytes of each group of each file: paths, or files that are open (worker only)."""
+        """Return the (rows, bytes) of each group of each file. Files are paths or open files. Runs only in a worker."""
         ...
 
-    def attach_rows(self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-        """As `attach`, with nothing but these rows, in place of what had the name before (worker only)."""
+    def attach_rows(
+        self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: RowRange
+    ) -> None:
+        """Like `attach`, but with only these rows. Replaces a relation of that name. Runs only in a worker."""
         ...
 
 
-def divisible(kind: str) -> Divisible:
-    """The module of a kind that can be read by row number; BadInput for the others."""
+def divisible_source(kind: str) -> DivisibleSource:
+    """Return the module of a kind that can be read by row number.
+
+    Raises: BadInput for other kinds.
+    """
     found = source(kind)
     if not hasattr(found, "attach_rows"):
         raise BadInput(f"a {kind} dataset has no fixed order of rows; read it as one stream", code="not_divisible")
-    return cast(Divisible, found)
+    return cast(DivisibleSource, found)
 
 
-def misleading(kind: str, columns: Iterable[Mapping[str, Any]]) -> str:
-    """Which of these columns has the engine's name for a row's place, whatever its case; empty where none has.
+def find_position_clash(kind: str, columns: Iterable[Mapping[str, Any]]) -> str:
+    """Return the name of a column that equals the engine's name for the row number, in any case; empty if there is
+    none.
 
-    The engine takes it for the place: such rows cannot be read by their number.
+    The engine would read such a column as the row number, so these rows cannot be read by number.
     """
     number = getattr(source(kind), "NUMBER", None)
     return next((str(one["name"]) for one in columns if one["name"].casefold() == number), "")
 
 
-class Remote(Protocol):
-    """A kind whose data is not on this machine. Its path begins with the kind's name and `://`."""
+class RemoteSource(Protocol):
+    """A kind whose data is on another machine. Its path begins with the name of the kind and `://`."""
 
     async def bring(
         self, path: str, *, options: Mapping[str, Any], from_: Outside
     ) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-        """The options as they are kept, and the files: pinned objects, or a draft that `convert` reads."""
+        """Return the options to store and the files: pinned objects, or a draft that `convert` reads."""
         ...
 
 
-def remote(kind: str) -> Remote | None:
-    """The module of a kind whose data is elsewhere; None for a kind of files."""
+def remote_source(kind: str) -> RemoteSource | None:
+    """Return the module of a kind whose data is on another machine; None for a kind of local files."""
     found = source(kind)
-    return cast(Remote, found) if hasattr(found, "bring") else None
+    return cast(RemoteSource, found) if hasattr(found, "bring") else None
 
 
 def source(kind: str) -> Source:
-    """The module of a kind; BadInput that names the known ones otherwise."""
+    """Return the module of a kind.
+
+    Raises: BadInput with the known kinds if there is no such kind.
+    """
     if kind not in SOURCES:
         raise BadInput(
             f"expected a kind of source ({', '.join(SOURCES)}), came {redact_name(kind)!r}", code="source_unknown"
@@ -144,8 +159,8 @@ def source(kind: str) -> Source:
     return cast(Source, importlib.import_module(SOURCES[kind]))
 
 
-def guess(path: str) -> str:
-    """The kind that fits a path by its ending: what a form or command proposes, never a check."""
+def guess_kind(path: str) -> str:
+    """Return the kind that fits the ending of a path. Forms and commands propose it; it is never a check."""
     scheme, found, _ = path.partition("://")
     if found and scheme in SOURCES:
         return scheme
@@ -155,18 +170,21 @@ def guess(path: str) -> str:
 
 
 def kinds_of(names: Iterable[str]) -> list[str]:
-    """The kinds that fit files of these names by their endings, each once; an ending that is not known fits none."""
+    """Return each kind that fits the endings of these names once. Unknown endings are left out."""
     return list(dict.fromkeys(kind for name in names if (kind := _kind_of(name.lower()))))
 
 
 def _kind_of(name: str) -> str:
-    if name.endswith(_OBJECTS):  # with one a line, as many name them too; a list of them is told as that
+    if name.endswith(_OBJECTS):  # many JSON lines files have this ending; a JSON array is refused later
         return "jsonl"
     return next((kind for kind in SOURCES if source(kind).SUFFIXES and name.endswith(source(kind).SUFFIXES)), "")
 
 
 def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a kind with its value; BadInput for an unknown one or a wrong type."""
+    """Return each option of a kind with its value.
+
+    Raises: BadInput for an unknown option or a wrong type.
+    """
     known = {option.name: option for option in source(kind).OPTIONS}
     if unknown := sorted(set(given) - set(known)):
         raise BadInput(
@@ -177,7 +195,11 @@ def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(kind: str, given: Mapping[str, Any]) -> None:
-    """BadInput for what no registration may set. A version of before may have it, and is read as it was."""
+    """Check the options of a new registration.
+
+    Versions that were registered earlier may have other values and are still read with them. Raises: BadInput for a
+    value that is not allowed.
+    """
     asked = read_options(kind, given)
     for option in source(kind).OPTIONS:
         if option.values is not None and (value := asked[option.name]) not in option.values:

@@ -1,4 +1,4 @@
-"""Arrow IPC files (Feather version 2). The stream form has no index: it is refused with what to do about it."""
+"""Arrow IPC files (Feather version 2). The stream format has no index and is refused with advice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, Rows
+from connector.datasets.sources import Option, RowRange
 from connector.datasets.sources.source_files import FileRef, file_ref, files_under, resolve
 from connector.errors import SourceUnreadable
 
@@ -18,7 +18,7 @@ _MAGIC = b"ARROW1"
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """The file, or every Arrow file below the directory."""
+    """Return the file, or each Arrow file below the directory."""
     if resolve(path, roots=roots).is_dir():
         files = files_under(path, roots=roots, suffixes=SUFFIXES)
     else:
@@ -29,14 +29,14 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-    """A pyarrow dataset under the name: the engine hands projections and simple filters down to it."""
-    from connector.datasets.sources.arrow_dataset import Files
+    """Register a pyarrow dataset under the name. The engine passes projections and simple filters to it."""
+    from connector.datasets.sources.arrow_dataset import ArrowFiles
 
-    con.register(name, Files.at(paths))
+    con.register(name, ArrowFiles.at(paths))
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
-    """One group a record batch; its rows by its narrowest column, its bytes as a share of the file's."""
+    """Return one group per record batch. Rows come from its narrowest column, bytes are its share of the file."""
     import pyarrow as pa
 
     found = []
@@ -51,27 +51,27 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 
 
 def _narrowest(types: Sequence[Any]) -> int:
-    """The number of the type whose values take the fewest bits; of those that vary, as blobs do, nobody knows."""
+    """Return the index of the type with the fewest bits per value. Types of variable width count as the widest."""
     import pyarrow as pa
 
     bits = [kind.bit_width if pa.types.is_primitive(kind) else sys.maxsize for kind in types]
     return bits.index(min(bits)) if bits else 0
 
 
-def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A pyarrow dataset of these rows only, under the name.
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: RowRange) -> None:
+    """Register a pyarrow dataset of only these rows under the name.
 
-    Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it. Columns
-    stand as in the first file: the engine calls one without a name by its place.
+    The file is read and not mapped: a map of the whole file would count against the address space of the worker.
+    Columns have the order of the first file, because the engine names a column without a name by its position.
     """
-    from connector.datasets.sources.arrow_dataset import Within
+    from connector.datasets.sources.arrow_dataset import ArrowRowRange
 
     counts = [count for count, _ in groups([paths[rows.file]])[0]]
-    con.register(name, Within.at(paths, rows, counts))
+    con.register(name, ArrowRowRange.at(paths, rows, counts))
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Arrow files stay as they are."""
+    """Refuse the conversion: Arrow files are read in place."""
     raise SourceUnreadable("an Arrow IPC source is read in place and is never converted")
 
 
@@ -85,6 +85,8 @@ def _check_magic(file: FileRef) -> None:
 
 
 def size_of(*columns: Any) -> int:
-    """Bytes of Arrow arrays' values; of a union those of its memory: Arrow 26 looks for the values of one that was read
-    and is empty, also in lists that all are, where there is nothing, and the process ends."""
+    """Return the bytes of the values of Arrow arrays; for a union, the bytes of its buffers.
+
+    Arrow 26 crashes when it computes the value bytes of a union that was read and is empty, also within lists.
+    """
     return sum(one.get_total_buffer_size() if "union<" in str(one.type) else one.nbytes for one in columns)

@@ -1,4 +1,4 @@
-"""CSV: converted once to Parquet when it is registered, with a report of what was read how."""
+"""CSV sources: converted to Parquet once at registration, with a report of how each column was read."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from connector.datasets.sources.csv_dialect import (
     check_ends,
     check_lines,
     check_top,
+    csv_table,
     delimiter_of,
+    engine_arguments,
     engine_options,
     header_of,
-    named,
     note_of,
-    read,
-    typed,
+    types_literal,
 )
 from connector.datasets.sources.source_files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
 from connector.datasets.sources.to_parquet import (
+    add_notes,
     check_gzip,
     check_names,
+    describe_file,
     may_be_repeated,
-    noted,
-    opened,
-    which,
+    open_file,
     write_parquet,
 )
 from connector.errors import BadInput, SourceUnreadable
@@ -55,7 +55,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("escape", str, "", "What stands before a quote within a field; empty is the quote itself."),
     Option(
-        "skip_lines", int, 0, "Lines at the top of each file that are none of its table, such as a comment.",
+        "skip_lines", int, 0, "Lines at the top of each file that are not part of its table, such as a comment.",
         values=_COUNT,
     ),
     Option("encoding", str, "", f"How characters are written: {', '.join(ENCODINGS)}; empty is utf-8."),
@@ -74,13 +74,12 @@ OPTIONS: tuple[Option, ...] = (
 CONVERTED = True
 _DELIMITER_MAX = 4
 _EXACT = 2**53  # up to there a DOUBLE holds every whole number
-# Letters of SQL that are asked at once: the engine takes hundreds of times as much memory for them, and more for those
-# that list values.
+# Characters of SQL in one query: the engine uses hundreds of times as much memory, and more for lists of values.
 _ASKED_MAX, _QUESTIONS_MAX = 2**16, 2**14
-_TOGETHER = 16  # columns of text of which the first values are looked at at once
-_BESIDE = 8  # faults of a line beside one in each column
+_TOGETHER = 16  # text columns whose first values are read in one query
+_BESIDE = 8  # faults of a line in addition to one in each column
 _SINGLE = quote_text("'%'")
-_MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
+_MADE = re.compile(r"column\d+(_\d+)?")  # column names that the engine makes
 _LETTER = re.compile("%-?(.)")
 _YEAR, _NO_ZONE, _NO_DAY = frozenset("YyGcx"), frozenset("Z"), frozenset("HIMSfgnpzZcX")  # of formats
 _NOT_ENCODED = "Invalid Input Error: File is not "
@@ -89,7 +88,7 @@ _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """The file, or every CSV file below the directory."""
+    """Return the file, or each CSV file below the directory."""
     if (encoding := options.get("encoding")) and encoding not in ENCODINGS:
         raise BadInput(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
     if len(str(options.get("delimiter", "")).encode()) > _DELIMITER_MAX:
@@ -116,18 +115,18 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Never read in place: text has no types that could be pinned."""
+    """Refuse to read in place: text has no types that could be pinned."""
     raise SourceUnreadable("a CSV source is converted when it is registered; read its Parquet file")
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Read all lines (types from those of all files, not a sample) and write Parquet.
+    """Read all lines and write Parquet. Types are found from all lines of all files, not from a sample.
 
-    SourceUnreadable that names the file of which the engine finds no form.
+    Raises: SourceUnreadable with the name of the file whose format the engine cannot find.
     """
     check_gzip(paths)
     try:
-        return _converted(con, paths, options, target)
+        return _convert_files(con, paths, options, target)
     except Exception as error:
         if str(error).startswith(_NOT_ENCODED):
             raise _not_encoded(str(options.get("encoding") or ENCODINGS[0])) from None
@@ -136,7 +135,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
         check_lines(con, paths, path, options)
         raise SourceUnreadable(
-            f"expected CSV of which all lines end alike, came {which(path, paths)}: "
+            f"expected CSV of which all lines end alike, came {describe_file(path, paths)}: "
             "it has two kinds of line ends, one within quotes in its first line, a quote that "
             f"nothing closes, a line of more than {LINE_MAX >> 20} MB, or is no text; write it again"
         ) from None
@@ -150,10 +149,10 @@ def _not_encoded(encoding: str) -> SourceUnreadable:
     )
 
 
-def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+def _convert_files(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
     _check_formats(con, options)
-    # Files without a line have none with names either, and the engine takes them for files of one column.
-    starts = {path: start for path in paths if (start := _start(path)) not in _NOTHING}
+    # The engine reads an empty file as a file with one column.
+    starts = {path: start for path in paths if (start := _read_start(path)) not in _NOTHING}
     if not (written := list(starts)):
         raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
     given = engine_options(options)
@@ -162,58 +161,66 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         given["delim"] = delimiter_of(con, written[0], given)
         check_apart(given)
     bad_lines_max = int(options.get("skip_bad_lines", 0))
-    # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
-    rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
+    # The engine counts faults, mostly one per column of a line, and stops reporting at the limit.
+    rejects_max = (bad_lines_max + 1) * (_count_columns(con, written, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
     given["allow_quoted_nulls"] = str(bool(options.get("null_text") or not options.get("all_text")))
     todo = partial(advice, con, given)
     write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths, advice=todo)
-    report = write(read(written, given), target)
+    report = write(csv_table(written, given), target)
     check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
-    kept: Mapping[str, text_inference.Kept] = {}
+    kept: Mapping[str, text_inference.ChosenType] = {}
     before: Mapping[str, str] = {}
     if not options.get("all_text"):
         found = {column["name"]: column["type"] for column in report["columns"]}
-        kept, empty_texts = _kept(con, written, given, options, found)
+        kept, empty_texts = _choose_types(con, written, given, options, found)
         others = {name: one.type for name, one in kept.items() if one.type != found[name]}
-        before = _as_before(con, read(written, given), found | others, options.get(BEFORE, {}))
+        before = _types_as_before(con, csv_table(written, given), found | others, options.get(BEFORE, {}))
         others |= before
-        moments = _moments(found, found | others, str(options.get("timestamp_format", "")))
+        moments = _cast_moments(found, found | others, str(options.get("timestamp_format", "")))
         if empty_texts:
             given["allow_quoted_nulls"] = "False"
         if others or empty_texts or moments:
-            # What is no moment by the owner's format is read as text first.
+            # Values that do not fit the owner's format are read as text first.
             types = found | others | {name: text_inference.TEXT for name in moments if name in others}
-            report = write(_replaced(read(written, given | {"types": typed(types)}), moments), target)
+            report = write(
+                _replace_columns(csv_table(written, given | {"types": types_literal(types)}), moments), target
+            )
     told = {name: one.note for name, one in kept.items()}
     told |= dict.fromkeys(before, "whole numbers, kept as in the version before")
     if not options.get("all_text"):
         plain = [
             one["name"] for one in report["columns"] if one["type"] == text_inference.TEXT and not told.get(one["name"])
         ]
-        told |= _mostly(con, target, plain, _written(options))
-    notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
+        told |= _note_texts(con, target, plain, _number_style(options))
+    notes = _note_names(con, written[0], given, [column["name"] for column in report["columns"]])
     notes |= {name: "; ".join(filter(None, (notes.get(name), note))) for name, note in told.items()}
-    return noted(report, notes) | {"note": note_of(given)}
+    return add_notes(report, notes) | {"note": note_of(given)}
 
 
-def _as_before(con: Any, table: str, types: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
-    """The columns of whole numbers only that had fractions in the version before, with the type that they had: each
-    number is the same in it."""
+def _types_as_before(con: Any, table: str, types: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns that are now whole numbers but had fractions in the previous version, with their previous
+    type.
+
+    Each number is the same in that type.
+    """
     whole = [name for name, kind in types.items() if kind == "BIGINT" and _holds_exact(before.get(name, ""))]
-    fit = _asked(con, table, [f"bool_and({quote_name(name)} BETWEEN -{_EXACT} AND {_EXACT})" for name in whole])
+    fit = _query_values(con, table, [f"bool_and({quote_name(name)} BETWEEN -{_EXACT} AND {_EXACT})" for name in whole])
     return {name: before[name] for name, fits in zip(whole, fit, strict=True) if fits}
 
 
 def _holds_exact(kind: str) -> bool:
-    """Whether a type of fractions holds every whole number up to `_EXACT`."""
+    """Return whether a type of fractions holds each whole number up to `_EXACT`."""
     if columns.family(kind) != columns.DECIMAL:
         return kind == "DOUBLE"
     return columns.decimal_width(kind) - columns.decimal_scale(kind) >= len(str(_EXACT))
 
 
-def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
-    """How the engine makes moments where the owner gave a format: it takes that for all of them, and tells no zone."""
+def _cast_moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
+    """Return the expression that casts each timestamp column where the owner gave a format.
+
+    The engine applies that format to all columns and drops the time zone.
+    """
     told = {
         name: f"CAST(trim({quote_name(name)}) AS {text_inference.MOMENT})"  # else its reader casts, by the format
         for name, kind in kept.items()
@@ -225,28 +232,31 @@ def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> di
     return told
 
 
-def _replaced(table: str, values: Mapping[str, str]) -> str:
+def _replace_columns(table: str, values: Mapping[str, str]) -> str:
     if not values:
         return table
     shown = ", ".join(f"{value} AS {quote_name(name)}" for name, value in values.items())
     return f"(SELECT * REPLACE ({shown}) FROM {table})"  # noqa: S608  quoted
 
 
-def _start(path: str) -> bytes:
-    """Enough to tell a byte order mark, and whether there is anything beside it."""
-    with opened(path) as file:
+def _read_start(path: str) -> bytes:
+    """Return the first bytes: enough to recognise a byte order mark and an empty file."""
+    with open_file(path) as file:
         return file.read(4)
 
 
 def _check_marks(starts: Mapping[str, bytes], paths: Sequence[str], encoding: str) -> None:
-    """SourceUnreadable where a byte order mark says that a file is in another encoding than it is read in."""
+    """Check the byte order marks of the files.
+
+    Raises: SourceUnreadable where a mark contradicts the encoding.
+    """
     for path, start in starts.items():
         little = start.startswith(codecs.BOM_UTF16_LE) and encoding != quote_text("utf-16")
         if little or start.startswith(codecs.BOM_UTF16_BE):
             came, do = ("utf-16", "give encoding=utf-16") if little else ("utf-16 big endian", "write it in utf-8")
             raise SourceUnreadable(
                 f"expected text in {', '.join(ENCODINGS)} (little endian) as encoding says, came {came} in "
-                f"{which(path, paths)}; {do}"
+                f"{describe_file(path, paths)}; {do}"
             )
 
 
@@ -254,7 +264,7 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
     for name in filter(options.get, ("date_format", "timestamp_format")):
         try:
             con.execute("SELECT try_strptime('', ?)", [str(options[name])]).fetchall()
-        except Exception as error:  # the engine's own, which nobody imports here
+        except Exception as error:  # an engine error; its class is not imported here
             raise BadInput(
                 f"expected {name} in the letters of strftime, as %d.%m.%Y %H:%M, came {options[name]!r}",
                 code="option_invalid",
@@ -269,49 +279,52 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
             )
 
 
-def _kept(
+def _choose_types(
     con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any], found: Mapping[str, str]
-) -> tuple[dict[str, text_inference.Kept], bool]:
-    """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
-    texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
+) -> tuple[dict[str, text_inference.ChosenType], bool]:
+    """Return the type of each column whose text is not in the usual form, and whether to keep quoted empty text as
+    text.
+
+    Quoted empty text is kept only if no column of another type has any: otherwise the file uses it for missing values.
     """
-    written = _written(options)
+    written = _number_style(options)
     kinds = {name: kind for name, kind in found.items() if kind in text_inference.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
-    as_text = {"types": typed(dict.fromkeys(found, text_inference.TEXT)), "allow_quoted_nulls": str(quoted)}
-    text = read(paths, {**given, **as_text})
+    as_text = {"types": types_literal(dict.fromkeys(found, text_inference.TEXT)), "allow_quoted_nulls": str(quoted)}
+    text = csv_table(paths, {**given, **as_text})
     plain = [name for name, kind in found.items() if kind == text_inference.TEXT]
-    told = _asked(
+    told = _query_values(
         con,
         text,
         [f"bool_or({quote_name(name)} = '')" for name in found]
-        + [text_inference.usual(name, kind, written) for name, kind in kinds.items()]
+        + [text_inference.usual_values_sql(name, kind, written) for name, kind in kinds.items()]
         + [f"bool_and({quote_name(name)} LIKE {_SINGLE})" for name in plain],
     )
     empty = {name for name, one in zip(found, told, strict=False) if one}
     strange = [name for name, usual in zip(kinds, told[len(found) :], strict=False) if usual is False]
-    questions = [text_inference.question(name, kinds[name], written) for name in strange]
-    facts = _asked(con, text, questions, most=_QUESTIONS_MAX)
-    kept = {name: text_inference.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
+    questions = [text_inference.facts_sql(name, kinds[name], written) for name in strange]
+    facts = _query_values(con, text, questions, most=_QUESTIONS_MAX)
+    kept = {name: text_inference.choose_type(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
     single = (name for name, one in zip(reversed(plain), reversed(told), strict=False) if one)
     kept |= dict.fromkeys(
-        single, text_inference.Kept(text_inference.TEXT, "each has ' around it; where that is none of it, give quote='")
+        single,
+        text_inference.ChosenType(text_inference.TEXT, "each has ' around it; where that is none of it, give quote='"),
     )
     words = {name for name in found if (kept[name].type if name in kept else found[name]) == text_inference.TEXT}
     return kept, bool(empty) and empty <= words and not quoted
 
 
-def _written(options: Mapping[str, Any]) -> text_inference.Written:
+def _number_style(options: Mapping[str, Any]) -> text_inference.NumberStyle:
     formats = {"date_format": "DATE", "timestamp_format": text_inference.MOMENT}
-    return text_inference.Written(
+    return text_inference.NumberStyle(
         point=options.get("decimal") or ".",
         thousands=options.get("thousands", ""),
         given={kind: text_inference.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
     )
 
 
-def _mostly(con: Any, target: str, plain: Sequence[str], written: text_inference.Written) -> dict[str, str]:
-    """What is told of columns of text by their first values, a few columns at a time."""
+def _note_texts(con: Any, target: str, plain: Sequence[str], written: text_inference.NumberStyle) -> dict[str, str]:
+    """Return notes on text columns from their first values, read a few columns at a time."""
     notes: dict[str, str] = {}
     for start in range(0, len(plain), _TOGETHER):
         names = plain[start : start + _TOGETHER]
@@ -324,23 +337,25 @@ def _mostly(con: Any, target: str, plain: Sequence[str], written: text_inference
     return notes
 
 
-def _asked(con: Any, text: str, asked: Sequence[str], *, most: int = _ASKED_MAX) -> Sequence[Any]:
-    """What each of these expressions has over a table, in passes with so many letters of them."""
+def _query_values(con: Any, text: str, asked: Sequence[str], *, most: int = _ASKED_MAX) -> Sequence[Any]:
+    """Return the value of each expression over a table. Each pass is limited to `most` characters of SQL."""
     passes = groupby(zip(asked, accumulate(map(len, asked)), strict=True), key=lambda one: one[1] // most)
     found: list[Any] = []
     for _, some in passes:
-        jemalloc.purge()  # the next columns could not take it: it is of other sizes
+        jemalloc.purge()  # the next columns need other sizes and could not reuse the memory
         shown = ", ".join(one for one, _ in some)
         found += con.sql(f"SELECT {shown} FROM {text}").fetchall()[0]  # noqa: S608  quoted
     return found
 
 
-def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Mapping[str, str]) -> int:
-    """How many columns there are. All files in which something is written must have those of the first: what others
-    have beside them would be left out without a word. No two names may be the same.
+def _count_columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Mapping[str, str]) -> int:
+    """Return the number of columns.
+
+    All files that are not empty must have the columns of the first, because additional columns would be dropped
+    silently. No two names may be the same. Raises: SourceUnreadable.
     """
     first: list[str] = []
-    few = named({**options, "sample_size": SAMPLE})
+    few = engine_arguments({**options, "sample_size": SAMPLE})
     for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
@@ -354,17 +369,16 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
             check_delimiter(con, path, paths, options, first)
             raise SourceUnreadable(
                 "expected files of one schema; compared with the first, in "
-                f"{which(path, paths)} "
+                f"{describe_file(path, paths)} "
                 f"{'; '.join(told[:TOLD_MAX])}; write it again",
                 code="schemas_differ",
             )
     return len(first)
 
 
-def _names_noted(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """What the owner is told of columns by their names: of those without one, to which the engine gives one as it
-    stands in the first line, where programs leave out that of row numbers; and of a first line that may be a comment.
-    """
+def _note_names(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return notes on column names: columns without a name, which the engine names, and a first line that may be a
+    comment."""
     if given["header"] != "True":
         return {}
     made = [name for name in names if _MADE.fullmatch(name)]

@@ -1,5 +1,7 @@
-"""How a CSV file is written: what stands between and around its fields, as the engine is told it, and what an owner is
-told where some file is written otherwise. Knows nothing of what values mean."""
+"""The format of a CSV file (delimiter, quotes, encoding): engine options, and refusals for files in another format.
+
+Knows nothing of the meaning of values.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 from connector.datasets.sources import text_inference
 from connector.datasets.sources.source_files import quote_list, quote_text
-from connector.datasets.sources.to_parquet import bad_lines, lines_unreadable, opened, which
+from connector.datasets.sources.to_parquet import bad_lines, describe_file, lines_unreadable, open_file
 from connector.errors import BadInput, SourceUnreadable
 
 ENCODINGS = ("utf-8", "latin-1", "utf-16")
@@ -46,7 +48,7 @@ _PIECE = 2**20
 
 
 def engine_options(options: Mapping[str, Any]) -> dict[str, str]:
-    """The engine's options. What it may guess, it guesses from some lines, and cuts the values of others by it."""
+    """Return the engine's options. Guessing is off where it would use a sample and cut other lines wrongly."""
     given = {
         "header": str(bool(options.get("header", True))),
         "all_varchar": str(bool(options.get("all_text", False))),
@@ -54,8 +56,8 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, str]:
         "files_to_sniff": "-1",
         "max_line_size": str(LINE_MAX),
         "buffer_size": str(2 * LINE_MAX),
-        # Else the engine begins anew every few megabytes, with one thread too, where a line seems to begin: within a
-        # text of several lines it finds rows that nobody wrote, and as it stores rejects it does not notice.
+        # In parallel mode the engine restarts every few megabytes where a line seems to begin, even with one thread.
+        # Inside a text of several lines it finds rows that do not exist, and does not notice as it stores rejects.
         "parallel": "false",
         "store_rejects": "true",
         "strict_mode": "true",
@@ -72,8 +74,11 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_apart(given: Mapping[str, str]) -> None:
-    """BadInput for options of which no line could be read: one has another's sign in it, or a line's end."""
-    marks = {option: _unquoted(given.get(_TEXTS[option], "''")) for option in (*_DIALECT, "null_text")}
+    """Check that the options can be told apart.
+
+    Raises: BadInput where one option contains the sign of another, or a line end.
+    """
+    marks = {option: _unquote(given.get(_TEXTS[option], "''")) for option in (*_DIALECT, "null_text")}
     for option in _DIALECT:
         if _LINE_END.search(marks[option]):
             raise BadInput(f"expected {option} without a line end, came {marks[option]!r}", code="option_invalid")
@@ -87,31 +92,34 @@ def check_apart(given: Mapping[str, str]) -> None:
 
 
 def note_of(given: Mapping[str, str]) -> str:
-    """What the owner is told of how files were read."""
-    return "read with " + ", ".join(f"{option} {_unquoted(given[_TEXTS[option]])!r}" for option in _DIALECT)
+    """Return the note for the owner on how the files were read."""
+    return "read with " + ", ".join(f"{option} {_unquote(given[_TEXTS[option]])!r}" for option in _DIALECT)
 
 
 def delimiter_of(con: Any, path: str, given: Mapping[str, str]) -> str:
-    """What the engine finds between the fields of a file. Where quotes do not fit in some line, it may find one column
-    of whole lines, and the same with other quotes shows what is between them; so does the line of names."""
-    free = _free(given)
+    """Return the delimiter that the engine finds in a file.
+
+    If the quotes of a line do not fit, the engine may find one column of whole lines. A second try with other quotes,
+    and then the header line, show the delimiter.
+    """
+    free = _without_quotes(given)
     delimiter, names = "", [""]
     for options in (given, free):
-        delimiter, names = _sniffed(con, path, options)
+        delimiter, names = _sniff(con, path, options)
         if len(names) > 1:
             return quote_text(delimiter)
     most = max(_DELIMITERS, key=names[0].count)
     return quote_text(most if most in names[0] else delimiter if delimiter in _DELIMITERS else _DELIMITERS[0])
 
 
-def _free(given: Mapping[str, str]) -> dict[str, str]:
-    """The options without those of quotes, which the engine then finds for itself."""
+def _without_quotes(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the options without those of quotes, which the engine then finds itself."""
     return {name: value for name, value in given.items() if name not in ("quote", "escape")}
 
 
-def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The delimiter that the engine finds in a file, and the names of its columns."""
-    some = named({**given, "sample_size": SAMPLE})
+def _sniff(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Return the delimiter that the engine finds in a file, and the names of its columns."""
+    some = engine_arguments({**given, "sample_size": SAMPLE})
     found = con.sql(
         f"SELECT Delimiter, [one.name FOR one IN Columns] FROM sniff_csv({quote_text(path)}, {some})"  # noqa: S608  quoted
     ).fetchall()
@@ -119,50 +127,59 @@ def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[s
 
 
 def header_of(con: Any, path: str, options: Mapping[str, str]) -> list[str]:
-    """The names as a file has them."""
-    plain = named({**options, "header": "False", "all_varchar": "True", "sample_size": SAMPLE})
+    """Return the column names as the file has them."""
+    plain = engine_arguments({**options, "header": "False", "all_varchar": "True", "sample_size": SAMPLE})
     names = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {plain}) LIMIT 1").fetchall()[0]  # noqa: S608  quoted
     return [name.strip() for name in names if name is not None]  # as the engine does
 
 
 def check_delimiter(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str], first: Sequence[str]) -> None:
-    """SourceUnreadable where a file has these columns, but with another delimiter."""
+    """Check a file that lacks columns.
+
+    Raises: SourceUnreadable where it has these columns, but with another delimiter.
+    """
     own = delimiter_of(con, path, {name: value for name, value in given.items() if name != "delim"})
-    if {name.casefold() for name in _sniffed(con, path, {**given, "delim": own})[1]} == set(first):
+    if {name.casefold() for name in _sniff(con, path, {**given, "delim": own})[1]} == set(first):
         raise SourceUnreadable(
             "expected files of one delimiter, which is that of the first where none is given "
-            f"({_unquoted(given['delim'])!r}), came {_unquoted(own)!r} in {which(path, paths)}; "
+            f"({_unquote(given['delim'])!r}), came {_unquote(own)!r} in {describe_file(path, paths)}; "
             "write it again with that of the others",
             code="schemas_differ",
         )
 
 
 def check_top(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> None:
-    """SourceUnreadable where a file begins with a line that is none of its table: a comment, or Excel's `sep=;`."""
+    """Check the first line of a file.
+
+    Raises: SourceUnreadable where it is not part of the table: a comment, or Excel's `sep=;`.
+    """
     first = names[0]
     comment = len(names) == 1 and first.startswith("#") and "skip" not in given
-    below = _sniffed(con, path, {**given, "skip": "1"})[1] if comment else ()
+    below = _sniff(con, path, {**given, "skip": "1"})[1] if comment else ()
     if given["header"] == "True" and (len(below) > 1 or _SEPARATOR.fullmatch(first)):
         raise SourceUnreadable(
-            f"expected the names of the columns in the first line, came {first!r}; where it is none of the table, give "
-            "skip_lines=1"
+            f"expected the names of the columns in the first line, came {first!r}; where it is not part of the table, "
+            "give skip_lines=1"
         )
 
 
 def check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str, Any]) -> None:
-    """SourceUnreadable with the lines of a file that cannot be read: where there are some among its first 2,048, the
-    engine finds no form, and tells of none; nor does it where quotes open there that nothing closes."""
+    """Check the first 2,048 lines of a file whose format the engine did not find.
+
+    The engine reports no line numbers in that case, and also none for quotes that are opened there and never closed.
+    Raises: SourceUnreadable with the lines that cannot be read.
+    """
     given = engine_options(options)
-    free = _free(given)
+    free = _without_quotes(given)
     try:
-        given.setdefault("delim", quote_text(_sniffed(con, path, free)[0]))
-        columns = dict.fromkeys(_sniffed(con, path, free | {"delim": given["delim"]})[1], text_inference.TEXT)
-        plain = given | {"auto_detect": "False", "columns": typed(columns), "rejects_limit": str(TOLD_MAX)}
+        given.setdefault("delim", quote_text(_sniff(con, path, free)[0]))
+        columns = dict.fromkeys(_sniff(con, path, free | {"delim": given["delim"]})[1], text_inference.TEXT)
+        plain = given | {"auto_detect": "False", "columns": types_literal(columns), "rejects_limit": str(TOLD_MAX)}
         del plain["sample_size"], plain["files_to_sniff"], plain["all_varchar"]
-        con.sql(f"SELECT count(*) FROM {read([path], plain)}").fetchall()  # noqa: S608  quoted
+        con.sql(f"SELECT count(*) FROM {csv_table([path], plain)}").fetchall()  # noqa: S608  quoted
         bad = bad_lines(con, paths)
-        if not bad and _unquoted(given["quote"]) and _is_open(con, path, plain):
-            raise _open(con, path, paths, given)
+        if not bad and _unquote(given["quote"]) and _is_open(con, path, plain):
+            raise _open_quotes_refusal(con, path, paths, given)
     except Exception as error:
         if not str(error).startswith(NO_FORM):
             raise
@@ -174,8 +191,8 @@ def check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str,
 
 
 def advice(con: Any, given: Mapping[str, str]) -> str:
-    """How a file may be read in which the engine found lines whose quotes do not fit; empty where it found none."""
-    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
+    """Return advice for lines whose quotes do not fit; empty if the engine found no such line."""
+    quote, escape = _unquote(given["quote"]), _unquote(given["escape"])
     if "encoding" not in given and _has_rejects(con, _UNDECODED):
         return "; where it is written in latin-1, or as ANSI by Windows without its own signs, give encoding=latin-1"
     escaped = con.execute(
@@ -192,23 +209,32 @@ def _has_rejects(con: Any, kind: str) -> bool:
 
 
 def check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: Mapping[str, str], records: int) -> None:
-    """SourceUnreadable where a file ends within quotes: what comes after them the engine leaves out and tells of it
-    only where it is lax. `records`: how many it has told of."""
-    quote = _unquoted(given["quote"]).encode()
-    if not (quote and any(_has(path, quote) for path in written)) or _records(con, written, given, lax=True) == records:
+    """Check that no file ends within quotes: the engine drops the rest silently unless it is in lax mode.
+
+    `records`: the number of records that the engine reported. Raises: SourceUnreadable.
+    """
+    quote = _unquote(given["quote"]).encode()
+    if (
+        not (quote and any(_contains(path, quote) for path in written))
+        or _count_records(con, written, given, lax=True) == records
+    ):
         return
-    raise _open(con, next((path for path in written if _is_open(con, path, given)), written[0]), paths, given)
+    raise _open_quotes_refusal(
+        con, next((path for path in written if _is_open(con, path, given)), written[0]), paths, given
+    )
 
 
 def _is_open(con: Any, path: str, given: Mapping[str, str]) -> bool:
-    return _records(con, [path], given) != _records(con, [path], given, lax=True)
+    return _count_records(con, [path], given) != _count_records(con, [path], given, lax=True)
 
 
-def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -> SourceUnreadable:
-    """The refusal of a file that ends within quotes, or may: what comes after a line whose quotes do not fit may be
-    within some or not, and to leave out that line alone would be to guess."""
-    where = which(path, paths)
-    quote = _unquoted(given["quote"])
+def _open_quotes_refusal(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -> SourceUnreadable:
+    """Return the refusal of a file that ends, or may end, within quotes.
+
+    After a line whose quotes do not fit, later lines may be inside quotes. Leaving out only that line would be a guess.
+    """
+    where = describe_file(path, paths)
+    quote = _unquote(given["quote"])
     unfit = con.execute(
         "SELECT line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
         "WHERE file_path = ? AND error_type = ? "
@@ -221,57 +247,57 @@ def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -
             "where the lines below it begin and end cannot be told, so skip_bad_lines cannot leave it out; correct it"
             f"{advice(con, given)}"
         )
-    since = f", which open in line {line}" if (line := _opened(path, given)) else ""
+    since = f", which open in line {line}" if (line := _find_open_quote(path, given)) else ""
     return SourceUnreadable(
         f"expected quotes that are closed, came {where} that ends within some{since}; "
         f"write it again, or give quote={UNQUOTED} where its quotes are part of the values"
     )
 
 
-def _opened(path: str, given: Mapping[str, str]) -> int:
-    """The line with the quote that is open at the end of a file: none comes after it but those that are doubled."""
-    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
+def _find_open_quote(path: str, given: Mapping[str, str]) -> int:
+    """Return the number of the line with the quote that is still open at the end of a file; 0 if all are closed."""
+    quote, escape = _unquote(given["quote"]), _unquote(given["escape"])
     escaped = re.compile(re.escape(escape) + "." if escape != quote else "(?!)")
     run, last = re.compile(re.escape(quote) + "+"), 0
-    encoding = _unquoted(given.get("encoding", "")) or ENCODINGS[0]
-    with io.TextIOWrapper(opened(path), encoding=encoding, errors="replace") as file:
+    encoding = _unquote(given.get("encoding", "")) or ENCODINGS[0]
+    with io.TextIOWrapper(open_file(path), encoding=encoding, errors="replace") as file:
         for number, line in enumerate(file, 1):
             if any(len(one) % 2 for one in run.findall(escaped.sub("", line))):
                 last = number
     return last
 
 
-def _has(path: str, quote: bytes) -> bool:
-    with opened(path) as file:
+def _contains(path: str, quote: bytes) -> bool:
+    with open_file(path) as file:
         return any(quote in piece for piece in iter(lambda: file.read(_PIECE), b""))
 
 
-def _records(con: Any, paths: Sequence[str], given: Mapping[str, str], *, lax: bool = False) -> int:
-    """How many rows there are, with those that the engine cannot read."""
+def _count_records(con: Any, paths: Sequence[str], given: Mapping[str, str], *, lax: bool = False) -> int:
+    """Return the number of rows, including those that the engine cannot read."""
     told = {**given, "all_varchar": "True", "strict_mode": str(not lax), "rejects_limit": "0"}
     told |= {"rejects_table": "'counted'", "rejects_scan": "'counted_scans'"}
-    rows = con.sql(f"SELECT count(*) FROM {read(paths, told)}").fetchall()[0][0]  # noqa: S608  quoted
+    rows = con.sql(f"SELECT count(*) FROM {csv_table(paths, told)}").fetchall()[0][0]  # noqa: S608  quoted
     bad = con.sql("SELECT count(*) FROM (SELECT DISTINCT scan_id, file_id, line FROM counted)").fetchall()[0][0]
     con.execute("DROP TABLE counted")
     con.execute("DROP TABLE counted_scans")
     return int(rows + bad)
 
 
-def read(paths: Sequence[str], given: Mapping[str, str]) -> str:
-    """The table that the engine makes of files."""
-    return f"read_csv({quote_list(paths)}, {named(given)})"
+def csv_table(paths: Sequence[str], given: Mapping[str, str]) -> str:
+    """Return the table expression that reads these files."""
+    return f"read_csv({quote_list(paths)}, {engine_arguments(given)})"
 
 
-def named(options: Mapping[str, str]) -> str:
-    """The engine's options as its functions take them."""
+def engine_arguments(options: Mapping[str, str]) -> str:
+    """Return the engine's options as arguments of its functions."""
     return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 
-def typed(kinds: Mapping[str, str]) -> str:
-    """The types of columns as the engine's option `types` takes them."""
+def types_literal(kinds: Mapping[str, str]) -> str:
+    """Return column types as the engine's option `types` takes them."""
     return "{" + ", ".join(f"{quote_text(name)}: {quote_text(kind)}" for name, kind in kinds.items()) + "}"
 
 
-def _unquoted(literal: str) -> str:
-    """The text of what `quote_text` gave."""
+def _unquote(literal: str) -> str:
+    """Return the text of a literal from `quote_text`."""
     return literal[1:-1].replace("''", "'")

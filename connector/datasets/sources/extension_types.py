@@ -1,8 +1,8 @@
-"""Arrow types as the engine may be told them.
+"""Arrow types that are safe to give to the engine.
 
-It believes the name of an extension type, and not what the type lies in: of a HUGEINT it takes 16 bytes a value from
-buffers that have one, and gives on what lies behind them. So whoever wrote the data does not say what it is called: it
-is what it lies in, unless Arrow itself has checked that.
+The engine trusts the name of an extension type and ignores its storage type. For a HUGEINT it reads 16 bytes per value
+from buffers that may hold one, and returns memory behind the buffer. An extension type is therefore replaced by its
+storage type, unless Arrow itself checks it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _CHECKED = (pa.UuidType, pa.JsonType, pa.Bool8Type, pa.FixedShapeTensorType)
 _TOLD_MAX = 5
 
 
-def trusted(schema: pa.Schema) -> pa.Schema:
-    """The schema without what somebody has noted beside it, and without names of types that Arrow does not check."""
+def trusted_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema without metadata, and without extension types that Arrow does not check."""
     return pa.schema([_field(one) for one in schema])
 
 
-def of_types(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The same values in this schema, whose types are those of `trusted`."""
+def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the same values in this schema, whose types come from `trusted_schema`."""
     columns = [
         column if column.type == one.type else column.cast(one.type)
         for column, one in zip(batch.columns, schema, strict=True)
@@ -31,33 +31,36 @@ def of_types(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def owned(schema: pa.Schema) -> pa.Schema:
-    """`trusted` of an owner's file; SourceUnreadable where an engine has named a column's type: connectors of before
-    registered such files, and what the values lie in is not what was agreed."""
-    if named := [f"{one.name} ({one.type})" for one in schema if _is_within(one.type)]:
+def owner_schema(schema: pa.Schema) -> pa.Schema:
+    """Return `trusted_schema` of an owner's file.
+
+    Earlier versions registered files with types that an engine named; their storage is not what was agreed. Raises:
+    SourceUnreadable for such a column.
+    """
+    if named := [f"{one.name} ({one.type})" for one in schema if _has_engine_type(one.type)]:
         raise SourceUnreadable(
             f"expected columns of types that can be given on as they are, came {', '.join(named[:_TOLD_MAX])}; their "
             "owner must write them as another type, such as a decimal of at most 38 digits, or text, and register that "
             "under a new name",
             code="type_unread",
         )
-    return trusted(schema)
+    return trusted_schema(schema)
 
 
 def is_of_engine(kind: pa.DataType) -> bool:
-    """Whether an engine like ours gave this type its name: what it lies in says nothing to anybody else."""
+    """Return whether DuckDB named this type: its storage type has no meaning for other programs."""
     return isinstance(kind, pa.OpaqueType) and kind.vendor_name == "DuckDB"
 
 
-def _is_within(kind: pa.DataType) -> bool:
-    """Whether an engine gave its name to this type, or to one that it is made of."""
+def _has_engine_type(kind: pa.DataType) -> bool:
+    """Return whether an engine named this type, or a type that it contains."""
     if is_of_engine(kind):
         return True
     if isinstance(kind, pa.BaseExtensionType):
-        return _is_within(kind.storage_type)
+        return _has_engine_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return _is_within(kind.value_type)
-    return any(_is_within(kind.field(number).type) for number in range(kind.num_fields))
+        return _has_engine_type(kind.value_type)
+    return any(_has_engine_type(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _field(field: pa.Field) -> pa.Field:
@@ -68,19 +71,19 @@ def _type(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
         return kind if isinstance(kind, _CHECKED) else _type(kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _unnamed(kind.value_type), kind.ordered)
+        return pa.dictionary(kind.index_type, _strip_name(kind.value_type), kind.ordered)
     if pa.types.is_run_end_encoded(kind):
-        return pa.run_end_encoded(kind.run_end_type, _unnamed(kind.value_type))
-    return _nested(kind, [_field(kind.field(number)) for number in range(kind.num_fields)])
+        return pa.run_end_encoded(kind.run_end_type, _strip_name(kind.value_type))
+    return _rebuild_type(kind, [_field(kind.field(number)) for number in range(kind.num_fields)])
 
 
-def _unnamed(kind: pa.DataType) -> pa.DataType:
-    """Without a name: of words and runs the engine takes it for that of the numbers that stand for them."""
-    return _unnamed(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else _type(kind)
+def _strip_name(kind: pa.DataType) -> pa.DataType:
+    """Return the type without a name: the engine would read a name of values as the name of their indices."""
+    return _strip_name(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else _type(kind)
 
 
-def _nested(kind: pa.DataType, fields: list[pa.Field]) -> pa.DataType:
-    """A type of the same form over other fields."""
+def _rebuild_type(kind: pa.DataType, fields: list[pa.Field]) -> pa.DataType:
+    """Return a type of the same form with other fields."""
     if pa.types.is_struct(kind):
         return pa.struct(fields)
     if pa.types.is_union(kind):

@@ -1,4 +1,4 @@
-"""A directory of Parquet files whose folders carry columns (`year=2024/month=01/part-0.parquet`)."""
+"""A directory of Parquet files whose folders are partition columns (`year=2024/month=01/part-0.parquet`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from connector.datasets.sources import Option, Rows
+from connector.datasets.sources import Option, RowRange
 from connector.datasets.sources.parquet import NUMBER, groups, view_of_rows
 from connector.datasets.sources.source_files import PATTERN, FileRef, alike, files_under, quote_list, quote_name
 from connector.errors import SourceUnreadable
@@ -34,14 +34,17 @@ _NULL = ("", "__HIVE_DEFAULT_PARTITION__")
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """Every Parquet file below the directory, all of them with the same partition columns."""
+    """Return each Parquet file below the directory; all have the same partition columns."""
     files = files_under(path, roots=roots, suffixes=SUFFIXES)
     check_partitions(files, path)
     return files
 
 
 def check_partitions(files: Sequence[FileRef], path: str) -> None:
-    """SourceUnreadable unless all files have the same partition columns, each of another name."""
+    """Check the folders of the files.
+
+    Raises: SourceUnreadable unless all files have the same partition columns, with different names.
+    """
     kinds = {tuple(column for column, _ in _folders(file.name)): file.name for file in files}
     if len(kinds) > 1:
         shown = "; ".join(f"{'/'.join(kind) or 'none'} in {name!r}" for kind, name in sorted(kinds.items())[:5])
@@ -67,7 +70,10 @@ def check_partitions(files: Sequence[FileRef], path: str) -> None:
 
 
 def _check_text(name: str) -> None:
-    """SourceUnreadable for a folder of a column in which what is written with % is no text."""
+    """Check the percent-encoded text of partition folders.
+
+    Raises: SourceUnreadable where it is not UTF-8.
+    """
     for column, value in _folders(name):
         try:
             unquote(f"{column}{value}", errors="strict")
@@ -80,8 +86,11 @@ def _check_text(name: str) -> None:
 
 
 def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:
-    """SourceUnreadable for a folder whose words the engine takes for a number or a date, such as `infinity`, `epoch` or
-    `0x10`. `types`: of the columns."""
+    """Check the values of typed partition columns. `types`: the type of each column.
+
+    Raises: SourceUnreadable for a word that the engine reads as a number or a date, such as `infinity`, `epoch` or
+    `0x10`.
+    """
     for name in names:
         for column, value in partitions(name).items():
             form = _GUESSED.get(types.get(column, ""))
@@ -96,7 +105,7 @@ def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:
 
 
 def partitions(name: str) -> dict[str, str]:
-    """The partition columns in a file's place, with their texts: `year=2024/month=1/x.parquet` has year and month."""
+    """Return the partition columns of a file with their text: `year=2024/month=1/x.parquet` has year and month."""
     return dict(_folders(name))
 
 
@@ -108,13 +117,13 @@ def _folders(name: str) -> Iterator[tuple[str, str]]:
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-    """A view; a filter on a partition column skips whole files."""
+    """Create a view. A filter on a partition column skips whole files."""
     table = f"read_parquet({quote_list(paths)}, {_how(options)})"
     con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {table}")  # noqa: S608  quoted
 
 
-def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A view; files and row groups that hold none of these rows are passed over."""
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: RowRange) -> None:
+    """Create a view. Files and row groups without any of these rows are skipped."""
     view_of_rows(con, name, paths, _how(options), rows)
 
 
@@ -124,5 +133,5 @@ def _how(options: Mapping[str, Any]) -> str:
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Parquet stays as it is."""
+    """Refuse the conversion: Parquet is read in place."""
     raise SourceUnreadable("a directory of Parquet files is read in place and is never converted")

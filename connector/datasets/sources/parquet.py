@@ -1,4 +1,4 @@
-"""Parquet: one file, or a directory of files of one schema without partition columns."""
+"""Parquet sources: one file, or a directory of files with one schema and no partition columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import FILE_BIT, Option, Rows
+from connector.datasets.sources import FILE_BIT, Option, RowRange
 from connector.datasets.sources.source_files import (
     FileRef,
     file_ref,
@@ -32,20 +32,22 @@ _TOLD_MAX = 5
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """The file, or every Parquet file below the directory."""
+    """Return the file, or each Parquet file below the directory."""
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-    """A view; filters and projections reach into the scan through it."""
+    """Create a view. Filters and projections are pushed into the scan."""
     con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {_table(paths)}")  # noqa: S608  quoted
 
 
 def check_types(columns: Mapping[str, str]) -> None:
-    """SourceUnreadable for columns of the engine's type GEOMETRY: it writes such values anew where it does anything to
-    their rows. Connectors of before registered them."""
+    """Check for columns of the engine's type GEOMETRY, which it rewrites when it processes rows.
+
+    Earlier versions registered such columns. Raises: SourceUnreadable.
+    """
     if found := [f"{name} ({kind})" for name, kind in columns.items() if _GEOMETRY.search(_QUOTED.sub("", kind))]:
         raise SourceUnreadable(
             f"expected columns of types that can be given on as they are, came {', '.join(found[:_TOLD_MAX])}; their "
@@ -56,7 +58,7 @@ def check_types(columns: Mapping[str, str]) -> None:
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
-    """By the footers."""
+    """Return the (rows, bytes) of each row group of each file, from the footers."""
     import pyarrow.parquet as pq
 
     found = []
@@ -67,13 +69,13 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
     return found
 
 
-def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A view; the engine passes over files and row groups that hold none of these rows."""
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: RowRange) -> None:
+    """Create a view. The engine skips files and row groups without any of these rows."""
     view_of_rows(con, name, paths, _ALONE, rows)
 
 
 def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
-    """All rows, in place of what had the name before, with places for the values of these columns."""
+    """Replace the view of this name by all rows, with the place of the row as the value of these columns."""
     shown = "*" + _places(placed, file=f"{_FILE}::BIGINT" if len(paths) > 1 else "0::BIGINT")
     con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {_table(paths)}")  # noqa: S608  ours
 
@@ -83,17 +85,17 @@ def _table(paths: Sequence[str]) -> str:
 
 
 def _places(placed: Sequence[str], *, file: str) -> str:
-    """What puts places into these columns, as `sources.place_of` reads them."""
+    """Return the SQL that replaces these columns by places, as `sources.place_of` reads them."""
     place = f"({file} << {FILE_BIT}) + {NUMBER}"
     return f" REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})" if placed else ""
 
 
-def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: Rows) -> None:
-    """A view of some rows of a `read_parquet` with these options. All files stay in it, so that types are what they are
-    for the whole.
+def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: RowRange) -> None:
+    """Create a view of a row range of a `read_parquet` with these options. It covers all files, so that types stay the
+    same.
 
-    The file by its path: by its number the engine means one of those that are left once a condition on folders is met.
-    The path is in a column with the name of the view, which no column of the files has: one may be `filename`.
+    The file is selected by its path: the engine numbers only the files that are left after a condition on folders. The
+    path is in a column with the name of the view, because a file may have a column `filename`.
     """
     places = _places(rows.placed, file=f"{rows.file:d}::BIGINT")
     number = f", {NUMBER} AS {quote_name(rows.position)}" if rows.position else ""
@@ -109,5 +111,5 @@ def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: Rows
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Parquet stays as it is."""
+    """Refuse the conversion: Parquet is read in place."""
     raise SourceUnreadable("a Parquet source is read in place and is never converted")

@@ -1,7 +1,7 @@
-"""Turns an `OSError` about an owner's path into the answer to its registration: what was expected, what to do.
+"""Turns an `OSError` about an owner's path into the answer to its registration: what was expected and what to do.
 
-The only place that knows which errno means what to an owner. Imports the standard library and the errors only: the
-worker process loads it too.
+The only module that maps errno values to messages. Imports only the standard library and the errors: the worker process
+loads it too.
 """
 
 from __future__ import annotations
@@ -44,18 +44,20 @@ _SHORT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno
 
 
 def path_refusal(error: OSError, path: str) -> HanseError:
-    """The answer to a registration of `path` that ended with `error`: PathRefused; Busy where only our machine is short
-    of something."""
+    """Return the answer to a registration of `path` that ended with `error`: PathRefused, or Busy where this machine
+    lacks a resource."""
     reason = error.strerror or type(error).__name__
     if error.errno in _SHORT_OF_RESOURCES:
-        return Busy(f"the connector cannot open {_shown(path)} now ({reason}); try again", code="file_unavailable")
+        return Busy(
+            f"the connector cannot open {_format_path(path)} now ({reason}); try again", code="file_unavailable"
+        )
     expected, advice = _ADVICE.get(error.errno or 0, _DISK)
-    return PathRefused(f"expected {expected}, got {_shown(path)} ({reason}{_looked_in(path)}); {advice}")
+    return PathRefused(f"expected {expected}, got {_format_path(path)} ({reason}{_format_base(path)}); {advice}")
 
 
 @contextmanager
 def path_refusals(path: str) -> Iterator[None]:
-    """Raise every `OSError` of the block as the answer to a registration of `path`."""
+    """Turn each `OSError` of the block into the answer to a registration of `path`."""
     try:
         yield
     except OSError as error:
@@ -63,20 +65,25 @@ def path_refusals(path: str) -> Iterator[None]:
 
 
 def check_path_text(path: str) -> None:
-    """PathRefused for a text that no system call takes as a path."""
+    """Check the text of a path.
+
+    Raises: PathRefused for a text that no system call accepts as a path.
+    """
     if not path or "\x00" in path or len(path) > PATH_CHARACTERS_MAX:
-        raise PathRefused(f"expected a path of 1 to {PATH_CHARACTERS_MAX:,} characters without NUL, got {_shown(path)}")
+        raise PathRefused(
+            f"expected a path of 1 to {PATH_CHARACTERS_MAX:,} characters without NUL, got {_format_path(path)}"
+        )
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
         raise PathRefused(
-            f"expected a path that can be written as UTF-8, got {_shown(path)}; rename the file or directory"
+            f"expected a path that can be written as UTF-8, got {_format_path(path)}; rename the file or directory"
         ) from error
 
 
-def _shown(path: str) -> str:
+def _format_path(path: str) -> str:
     return repr(path if len(path) <= _SHOWN_CHARACTERS else f"{path[:_SHOWN_CHARACTERS]}...")
 
 
-def _looked_in(path: str) -> str:
+def _format_base(path: str) -> str:
     return "" if os.path.isabs(path) else f", looked for in {os.getcwd()}, where the connector was started"

@@ -1,8 +1,8 @@
-"""A table or view of a PostgreSQL database, taken as a snapshot into Parquet at registration and at each new version.
+"""A PostgreSQL table or view, copied into Parquet at registration and at each new version.
 
-The connector's own process lets the server write the rows as CSV, in one read-only transaction, into a draft on disk;
-it looks into none of them. A worker without network or credentials turns the draft into Parquet with the types that
-the server said. A value that has no exact form there refuses the table and names its column.
+The connector process lets the server write the rows as CSV into a draft on disk, in one read-only transaction, and
+reads none of them. A worker without network or credentials turns the draft into Parquet with the types of the server. A
+value without an exact form there refuses the table and names its column.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _PIECE = 2**20
 _WORDS_MAX = 200
 _OF_VALUES = ("Conversion Error:", "Invalid Input Error:", "Out of Range Error:")  # of the engine
 _OF_TEXT, _TOO_LARGE = "Invalid Input Error: CSV Error on Line", "Maximum line size"
-# Classes of SQLSTATE: connections, logins, no such database, conflicts, want of resources, its operator, its own
-# faults; and those whose words hold names of a view's tables and functions, but no value of a row.
+# Classes of SQLSTATE: connections, logins, no such database, conflicts, lack of resources, operator, internal errors;
+# and those whose message holds names of tables and functions of a view, but no value of a row.
 _OF_THE_SERVER = ("08", "28", "3D", "40", "53", "57", "58", "XX")
 _OF_NAMES = ("0A", "25", "3F", "42")
 _NOT_FOUND = ("42P01", "42704", "42883")  # a table, a type, a function
-_STRANGE = (  # by type, what has no exact form in it
+_STRANGE = (  # by type: values without an exact form
     ("DECIMAL", "infinity, NaN"),
     ("DATE", "infinity, dates before Christ"),
     ("TIMESTAMP", "infinity, times before Christ or after the year 294246"),
@@ -65,7 +65,7 @@ _PLAIN = {
     "name": "VARCHAR", "citext": "VARCHAR", "uuid": "UUID", "bytea": "BLOB", "date": "DATE", "time": "TIME",
     "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ",
 }  # fmt: skip
-_RECAST = ("bpchar", "inet")  # blanks at the end go, and a host gets a mask
+_RECAST = ("bpchar", "inet")  # the cast drops blanks at the end, and adds a mask to a host
 _TYPES = """
     SELECT t.oid, t.typname, t.typtype::text, t.typcategory::text, t.typelem, t.typbasetype, t.typtypmod
     FROM pg_catalog.pg_type t WHERE t.oid = ANY(%s)"""
@@ -82,9 +82,12 @@ _SECURITY = """
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty.
-    `base`: the name of the type that it is made of, or its elements."""
+class PostgresColumn:
+    """A column of the table: its type on the server (`was`) and its type in Parquet. `element`: the element type of an
+    array.
+
+    `base`: the name of the underlying type, or of that of its elements.
+    """
 
     name: str
     was: str
@@ -95,14 +98,14 @@ class Column:
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """Tables are not found in a directory."""
+    """Refuse to look for local files: a table is found over the network."""
     raise SourceUnreadable("a table is found over the network; no directory holds it")
 
 
 async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-    """The options with what `_snapshot` tells in them, and the draft that holds the rows. The draft is the caller's.
+    """Return the options, with the result of `_snapshot`, and the draft with the rows. The caller removes the draft.
 
-    NotFound where there is no such table, SourceUnreadable where the server does not let us.
+    Raises: NotFound where there is no such table, SourceUnreadable where the server refuses access.
     """
     name, schema, table = split(path)
     scale = int(options["numeric_scale"])
@@ -113,17 +116,17 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             "operator add it in the file of HANSE_CONNECTIONS",
             code="schema_not_allowed",
         )
-    draft, leave = await _room_for(from_), _Leave()
-    work = asyncio.ensure_future(asyncio.to_thread(_snapshot, database, schema, table, draft, scale, leave))
+    draft, cancellation = await _room_for(from_), _Cancellation()
+    work = asyncio.ensure_future(asyncio.to_thread(_snapshot, database, schema, table, draft, scale, cancellation))
     try:
         told = await asyncio.shield(work)
     except BaseException as error:
-        await asyncio.to_thread(leave.now)
-        await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # whoever writes the draft has let go of it
+        await asyncio.to_thread(cancellation.cancel)
+        await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # the writer has closed the draft
         if work.done():
-            work.exception()  # we know that it was left
+            work.exception()  # marks the exception as retrieved
         draft.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of the draft: those of the network are psycopg's
+        if isinstance(error, OSError):  # an error of the draft; network errors are of psycopg
             raise disk_full() from error
         raise
     return {**options, **told}, (file_ref(str(draft), roots=(from_.drafts,)),)
@@ -137,7 +140,7 @@ async def _room_for(from_: Outside) -> Path:
 
 
 def split(path: str) -> tuple[str, str, str]:
-    """Database, schema and table of `postgres://database/schema/table` (or without the schema: public)."""
+    """Return database, schema and table of `postgres://database/schema/table`. The schema may be left out: public."""
     parts = path.removeprefix("postgres://").split("/", 2)
     if len(parts) == 2:
         parts.insert(1, "public")
@@ -147,25 +150,25 @@ def split(path: str) -> tuple[str, str, str]:
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Never read in place: a table changes while it is read."""
+    """Refuse to read in place: a table changes while it is read."""
     raise SourceUnreadable("a table is taken as a snapshot when it is registered; read its Parquet file")
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """The draft's rows with their types, as Parquet; the report says what each column became."""
-    columns = [Column(*column) for column in options["columns"]]
+    """Write the rows of the draft with their types as Parquet. The report has the type of each column."""
+    columns = [PostgresColumn(*column) for column in options["columns"]]
     text = _text_table(paths, len(columns))
     values = ", ".join(
-        f"{_value(column, number)} AS {quote_name(column.name)}" for number, column in enumerate(columns)
+        f"{_value_sql(column, number)} AS {quote_name(column.name)}" for number, column in enumerate(columns)
     )
     try:
         report = write_parquet(con, f"(SELECT {values} FROM {text})", target, bad_lines_max=0)  # noqa: S608  quoted
     except Exception as error:  # noqa: BLE001  raised again, or its better
-        raise _unread(con, text, columns, error) from None
-    if report["rows"] != options["rows"]:  # the server's word: were a row torn apart, there would be more
+        raise _explain_error(con, text, columns, error) from None
+    if report["rows"] != options["rows"]:  # a row that was split would give more rows than the server sent
         raise SourceUnreadable(
             f"expected the {options['rows']} rows that the database sent, came {report['rows']} in the Parquet file; "
-            "nothing of it is kept; tell the connector's operator, as this is a fault of its own"
+            "nothing of it is kept; report this fault to the operator of the connector"
         )
     told = [{"name": c.name, "was": c.was, "type": c.type, "note": c.note} for c in columns]
     return report | {"columns": told} | ({"note": _SECURED} if options["secured"] else {})
@@ -181,20 +184,20 @@ def _text_table(paths: Sequence[str], count: int) -> str:
     )
 
 
-def _value(column: Column, number: int) -> str:
-    """The text of a column as its value; an error for one that would not be the same."""
+def _value_sql(column: PostgresColumn, number: int) -> str:
+    """Return the SQL that turns the text of a column into its value; it fails for a value that would differ."""
     if column.element:
         items = f"from_json(c{number}, '[\"VARCHAR\"]')"
-        return f"list_transform({items}, lambda x: {_exact('x', column.element)})"
-    return _exact(f"c{number}", column.type)
+        return f"list_transform({items}, lambda x: {_exact_sql('x', column.element)})"
+    return _exact_sql(f"c{number}", column.type)
 
 
-def _exact(text: str, kind: str) -> str:
+def _exact_sql(text: str, kind: str) -> str:
     if kind == "VARCHAR":
         return text
     if kind == "BLOB":
         return f"unhex(substr({text}, 3))"
-    if kind.startswith(("DATE", "TIME")):  # 24:00:00 is a time to PostgreSQL, and to Arrow's readers none
+    if kind.startswith(("DATE", "TIME")):  # PostgreSQL accepts 24:00:00, Arrow does not
         strange = f"{text} LIKE '%infinity' OR {text} LIKE '%BC' OR {text} LIKE '24:%'"
         return f"CAST(CASE WHEN {strange} THEN error('no exact form') ELSE {text} END AS {kind})"
     if kind.startswith("DECIMAL"):
@@ -204,25 +207,25 @@ def _exact(text: str, kind: str) -> str:
     return f"CAST({text} AS {kind})"
 
 
-def _unread(con: Any, text: str, columns: Sequence[Column], error: Exception) -> Exception:
-    """What an owner is told where the engine ended with an error: of a row, of values, or what it was itself."""
+def _explain_error(con: Any, text: str, columns: Sequence[PostgresColumn], error: Exception) -> Exception:
+    """Return the error for the owner where the engine failed: on a row, on values, or the engine's own error."""
     words = str(error)
     if words.startswith(_OF_TEXT) and _TOO_LARGE in words:
         return SourceUnreadable(
             f"expected rows of at most {_LINE_MAX >> 20} MB, came a larger one; register a view without it"
         )
-    if not _of_values(words) or not (found := _unmappable(con, text, columns)):
+    if not _is_value_error(words) or not (found := _find_unmappable(con, text, columns)):
         return error
     return SourceUnreadable(
-        f"expected values that have an exact form, came others in {', '.join(map(_strange, found))}; register a view "
-        "that leaves them out",
+        f"expected values that have an exact form, came others in {', '.join(map(_describe_column, found))}; "
+        "register a view that leaves them out",
         code="value_unmappable",
         columns=[column.name for column in found],
     )
 
 
-def _strange(column: Column) -> str:
-    """A column with what some of its values may be."""
+def _describe_column(column: PostgresColumn) -> str:
+    """Return the name of a column with the kinds of values that may be at fault."""
     kind = column.element or column.type
     may_be = [next((words for begun, words in _STRANGE if kind.startswith(begun)), "")]
     if kind.startswith("DECIMAL") and column.note:
@@ -233,47 +236,50 @@ def _strange(column: Column) -> str:
     return f"{column.name} ({told})" if told else column.name
 
 
-def _of_values(words: str) -> bool:
+def _is_value_error(words: str) -> bool:
     return words.startswith(_OF_VALUES) and not words.startswith(_OF_TEXT)
 
 
-def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[Column]:
-    """The columns with a value that cannot be told exactly."""
+def _find_unmappable(con: Any, text: str, columns: Sequence[PostgresColumn]) -> list[PostgresColumn]:
+    """Return the columns with a value that has no exact form."""
     found = []
     for number, column in enumerate(columns):
         try:
-            con.sql(f"SELECT count({_value(column, number)}) FROM {text}").fetchall()  # noqa: S608  quoted, ours
+            con.sql(f"SELECT count({_value_sql(column, number)}) FROM {text}").fetchall()  # noqa: S608  quoted, ours
         except Exception as error:
-            if not _of_values(str(error)):
+            if not _is_value_error(str(error)):
                 raise
             found.append(column)
     return found
 
 
-def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave) -> dict[str, Any]:
-    """Write the table into the draft, in one transaction of one moment; its columns, how many rows there are by the
-    server's count, and whether it may have left out others, `secured` from us."""
-    with _connected(database) as con:
-        leave.connection = con
+def _snapshot(
+    database: Database, schema: str, table: str, draft: Path, scale: int, cancellation: _Cancellation
+) -> dict[str, Any]:
+    """Write the table into the draft in one transaction. Returns its columns, the server's row count, and `secured`.
+
+    `secured`: row-level security may have left out rows.
+    """
+    with _connect(database) as con:
+        cancellation.connection = con
         source = f"{quote_name(schema)}.{quote_name(table)}"
         _lock(con, source)
         columns = _columns_of(con, schema, table, scale)
-        shown = ", ".join(_shown(column) for column in columns)
+        shown = ", ".join(_select_expression(column) for column in columns)
         select = f"SELECT {shown} FROM {source}"  # noqa: S608  quoted
-        con.execute(f"EXPLAIN {select}".encode())  # what is wrong before any row is read can be told in full
-        with _refused(in_words=False):
-            rows, secured = _taken(con, source, select, draft, leave)
+        con.execute(f"EXPLAIN {select}".encode())  # errors before any row is read may be reported in full
+        with _server_errors(in_words=False):
+            rows, secured = _copy_table(con, source, select, draft, cancellation)
     told = [[c.name, c.was, c.type, c.element, c.note] for c in columns]
     return {"columns": told, "rows": rows, "secured": secured}
 
 
 def _lock(con: psycopg.Connection[Any], source: str) -> None:
-    """Keep what is read (all partitions, and a view's tables) from being emptied or rewritten, as reading does; but
-    before the transaction's moment is chosen, which is at the first look into a table: to lock one is none. For what
-    was emptied or rewritten after that moment has no rows of before.
+    """Lock what is read (all partitions, and the tables of a view) against TRUNCATE and rewrites.
 
-    Where there is nothing of the name, whoever asks for its columns tells. Materialized views and foreign tables cannot
-    be locked so, and need it not: what was refreshed has its rows at every moment, and foreign rows are nobody's here.
+    The lock comes before the snapshot of the transaction, which is taken at the first read: a table that is rewritten
+    after the snapshot shows no earlier rows. A missing table is reported later, by `_columns_of`. Materialized views
+    and foreign tables cannot be locked like this and do not need it.
     """
     from psycopg import errors as e
 
@@ -281,26 +287,30 @@ def _lock(con: psycopg.Connection[Any], source: str) -> None:
         con.execute(f"LOCK TABLE {source} IN ACCESS SHARE MODE".encode())
 
 
-def _taken(con: psycopg.Connection[Any], source: str, rows: str, draft: Path, leave: _Leave) -> tuple[int, bool]:
-    """Write the rows, as the role's own settings show them, into the draft; how many, and whether policies of row-level
-    security apply.
+def _copy_table(
+    con: psycopg.Connection[Any], source: str, rows: str, draft: Path, cancellation: _Cancellation
+) -> tuple[int, bool]:
+    """Write the rows that the role may see into the draft. Returns their number and whether row-level security applies.
 
-    Where that fails the draft is gone: whoever has waited for it may have stopped waiting.
+    On failure the draft is removed here, because the caller may have stopped waiting.
     """
     form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
     with ExitStack() as failed:
         failed.callback(draft.unlink, missing_ok=True)
-        taken = _copied(con, f"COPY ({rows}) TO STDOUT ({form})".encode(), draft, leave), _secured(con, source, rows)
+        taken = (
+            _copy_rows(con, f"COPY ({rows}) TO STDOUT ({form})".encode(), draft, cancellation),
+            _has_row_security(con, source, rows),
+        )
         failed.pop_all()
         return taken
 
 
-def _secured(con: psycopg.Connection[Any], source: str, rows: str) -> bool:
-    """Whether policies apply in what was read.
+def _has_row_security(con: psycopg.Connection[Any], source: str, rows: str) -> bool:
+    """Return whether row-level security applied to what was read.
 
-    They do where the server refuses to go without them. Of what a view's functions read it says so only when it runs
-    them, so a view is run once more, and nothing of that is kept: a function that catches the refusal gives other rows.
-    Whatever fails now did not fail before, so policies make the difference.
+    It did if the server refuses to read without it. For functions of a view the server reports that only when it runs
+    them, so the view runs once more and the result is dropped. A function that catches the refusal returns other rows.
+    The first read succeeded, so any error now comes from the policies.
     """
     import psycopg
 
@@ -318,13 +328,13 @@ def _secured(con: psycopg.Connection[Any], source: str, rows: str) -> bool:
     return False
 
 
-def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> int:
-    """Write what the server sends into the draft; how many rows it says that it sent."""
+def _copy_rows(con: psycopg.Connection[Any], statement: bytes, draft: Path, cancellation: _Cancellation) -> int:
+    """Write what the server sends into the draft. Returns the number of rows that the server reports."""
     with draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor:
         draft.chmod(0o600)
         with cursor.copy(statement) as copy:
             for row in copy:
-                if leave.asked:
+                if cancellation.requested:
                     raise SourceUnreadable("the registration was cancelled", code="cancelled")
                 file.write(row)
                 if file.tell() > _DRAFT_MAX:
@@ -332,25 +342,25 @@ def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: 
         return cursor.rowcount
 
 
-class _Leave:
-    """How the thread that copies is told to stop, also while the server gives it nothing."""
+class _Cancellation:
+    """Stops the thread that copies, also while it waits for the server."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.connection: psycopg.Connection[Any] | None = None
 
-    def now(self) -> None:
+    def cancel(self) -> None:
         import psycopg
 
-        self.asked = True
+        self.requested = True
         if self.connection is not None:
             with suppress(psycopg.Error):
                 self.connection.cancel_safe(timeout=5)
 
 
 @contextmanager
-def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    """A read-only transaction of one moment."""
+def _connect(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """Open a read-only transaction with one snapshot."""
     import psycopg
 
     options = (
@@ -359,7 +369,7 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 "
         "-c client_encoding=UTF8 -c array_nulls=on -c search_path=pg_catalog"
     )
-    with _refused(in_words=True), psycopg.connect(
+    with _server_errors(in_words=True), psycopg.connect(
         database.url.get_secret_value(), connect_timeout=_CONNECT_SECONDS, options=options,
         application_name="hanse",
     ) as con, con.transaction():  # fmt: skip
@@ -367,15 +377,17 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextmanager
-def _refused(*, in_words: bool) -> Iterator[None]:
-    """Errors of the server as an owner is told of them. Its words stay here, which may hold hosts and values; but for
-    those on names, where `in_words`: as long as no row is read."""
+def _server_errors(*, in_words: bool) -> Iterator[None]:
+    """Turn errors of the server into errors for the owner, without its words, which may hold hosts and values.
+
+    `in_words`: keep messages about names. Set only while no row has been read.
+    """
     import psycopg
 
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
-        words = _words(error) if in_words else ""
+        words = _server_message(error) if in_words else ""
         raise SourceUnreadable(
             f"the database does not let the connector read this table{words}; grant its role what is lacking "
             "(SELECT, USAGE of the schema, EXECUTE of a view's functions; BYPASSRLS where its row_security is off)",
@@ -392,7 +404,7 @@ def _refused(*, in_words: bool) -> Iterator[None]:
 
 
 def _refusal(error: psycopg.Error, *, in_words: bool) -> SourceUnreadable:
-    """What an owner is told of an error: whether it is the view's or the server's."""
+    """Return the error for the owner: a fault of the view, or of the server."""
     state = error.sqlstate or ""
     if not state or state.startswith(_OF_THE_SERVER):
         return SourceUnreadable(
@@ -400,7 +412,7 @@ def _refusal(error: psycopg.Error, *, in_words: bool) -> SourceUnreadable:
             code="database_unreachable",
             private=f"{type(error).__name__} {state}".strip(),
         )
-    words, correct = _words(error) if in_words and state.startswith(_OF_NAMES) else "", "correct it"
+    words, correct = _server_message(error) if in_words and state.startswith(_OF_NAMES) else "", "correct it"
     if state in _NOT_FOUND:
         correct = "write the schema before what its functions name (the connector's search_path is pg_catalog)"
     return SourceUnreadable(
@@ -410,15 +422,15 @@ def _refusal(error: psycopg.Error, *, in_words: bool) -> SourceUnreadable:
     )
 
 
-def _words(error: psycopg.Error) -> str:
-    """The server's words of an error before any row is read; none of a function that it runs for its plan already."""
+def _server_message(error: psycopg.Error) -> str:
+    """Return the server's message of an error before any row is read; empty for errors from within a function."""
     diagnosed = error.diag
     if not diagnosed.message_primary or diagnosed.context:
         return ""
     return f": {diagnosed.message_primary[:_WORDS_MAX]}"
 
 
-def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[Column]:
+def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[PostgresColumn]:
     rows = con.execute(_COLUMNS, (schema, table)).fetchall()
     if not rows:
         raise NotFound(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
@@ -434,7 +446,7 @@ def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: in
 
 
 def _types_of(con: psycopg.Connection[Any], oids: set[int]) -> dict[int, tuple[Any, ...]]:
-    """The types and those that they are made of."""
+    """Return the types and the types that they are made of."""
     known: dict[int, tuple[Any, ...]] = {}
     while oids := oids - known.keys() - {0}:
         rows = con.execute(_TYPES, (list(oids),)).fetchall()
@@ -443,7 +455,9 @@ def _types_of(con: psycopg.Connection[Any], oids: set[int]) -> dict[int, tuple[A
     return known
 
 
-def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tuple[Any, ...]], scale: int) -> Column:
+def _column(
+    name: str, was: str, oid: int, modifier: int, types: Mapping[int, tuple[Any, ...]], scale: int
+) -> PostgresColumn:
     _, _, kind, category, element, base, base_modifier = types[oid]
     if kind == "d":  # a domain
         found = _column(name, was, base, base_modifier if modifier < 0 else modifier, types, scale)
@@ -452,11 +466,11 @@ def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tu
         of = _column(name, was, element, modifier, types, scale)
         if not of.element:
             return replace(of, type=f"{of.type}[]", element=of.type)
-    return Column(name, was, *_scalar(types[oid], modifier, scale), base=types[oid][1])
+    return PostgresColumn(name, was, *_scalar(types[oid], modifier, scale), base=types[oid][1])
 
 
 def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
-    """Type, element ("") and note of a type that is no array."""
+    """Return type, element (empty) and note of a type that is not an array."""
     name = str(kind[1])
     if name == "numeric":
         return _numeric(modifier, scale)
@@ -474,12 +488,12 @@ def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
         precision, digits = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
         if precision <= _DIGITS and 0 <= digits <= precision:
             return f"DECIMAL({precision},{digits})", "", ""
-    if 0 <= scale <= _DIGITS:  # others keep it text: datasets have them that were registered when nobody checked
+    if 0 <= scale <= _DIGITS:  # other values keep it text: older datasets were registered without this check
         return f"DECIMAL({_DIGITS},{scale})", "", "a numeric without a fixed scale, by the option numeric_scale"
     return "VARCHAR", "", "a numeric without a fixed scale, kept as its text; see the option numeric_scale"
 
 
-def _shown(column: Column) -> str:
+def _select_expression(column: PostgresColumn) -> str:
     name = quote_name(column.name)
     if not column.element:
         return f"{name}::text" if column.base == "xml" else name  # as the server shows it: xml without its declaration

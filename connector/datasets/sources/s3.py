@@ -1,7 +1,7 @@
-"""Parquet objects in an S3-compatible store: one, or all below a prefix, whose folders may carry columns.
+"""Parquet objects in an S3-compatible store: one object, or all below a prefix, whose folders may be partition columns.
 
-Nothing is copied at registration. A worker borrows the blocks that it reads (`object_lender`); each is
-asked of the store on the condition that the object is still the one that was registered.
+Nothing is copied at registration. A worker borrows the blocks that it reads (see `object_lender`). Each request to the
+store requires that the object is still the registered one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CONVERTED = False
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
-    """Objects are not found in a directory."""
+    """Refuse to look for local files: an object is found over the network."""
     raise SourceUnreadable("an object is found over the network; no directory holds it")
 
 
 async def bring(path: str, *, options: Mapping[str, Any], from_: Any) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-    """The options with the store's name in them, and the objects, pinned by ETag and size."""
+    """Return the options with the name of the store, and the objects, pinned by ETag and size."""
     if {"", ".", ".."} & set(path.removesuffix("/").split("/")[3:]):  # the library asks for another, or for none
         raise BadInput(f"expected an object's key or prefix without `.`, `..` and empty parts, came {path[:200]!r}")
     name, refs = await from_.objects.find(path, store=str(options["store"]), suffixes=SUFFIXES)
@@ -43,5 +43,5 @@ NUMBER = hive.NUMBER
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Parquet stays as it is."""
+    """Refuse the conversion: Parquet is read in place."""
     raise SourceUnreadable("a Parquet object is read in place and is never converted")

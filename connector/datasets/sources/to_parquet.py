@@ -1,4 +1,4 @@
-"""From text to Parquet, once, at registration. Runs in a worker process only."""
+"""Conversion of text files to Parquet, once at registration. Runs only in a worker process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from policies.contracts.columns import fold
 
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
-_GROUP_ROWS, _GROUP_MB = 122_880, 32  # whichever comes first: the engine holds a group several times to write it
+_GROUP_ROWS, _GROUP_MB = (
+    122_880,
+    32,
+)  # first limit applies: the engine holds a group several times
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 2**16
@@ -36,17 +39,17 @@ def write_parquet(
     whole: bool = False,
     advice: Callable[[], str] = str,
 ) -> dict[str, Any]:
-    """Write a table expression as one Parquet file; rows, columns with types, and the lines left out, each with the
-    number of its file among `paths`, from 1. `rejects_max`: faults of a file after which the engine tells of no more.
-    `whole`: there may be whole numbers of 128 bits. `advice`: what an owner may do about bad lines, if more is known.
+    """Write a table expression as one Parquet file. Returns rows, columns with types, and the lines left out.
 
-    SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
+    Each line has the number of its file among `paths`, from 1. `rejects_max`: number of faults of a file after which
+    the engine reports no more. `whole`: there may be whole numbers of 128 bits. `advice`: further advice on bad lines.
+    Raises: SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
     _copy(con, "*", table, target)
-    if whole and _may_be_whole(target) and (shown := _shown(con, table)):
+    if whole and _may_be_whole(target) and (shown := _narrow_columns(con, table)):
         _copy(con, shown, table, target)
     bad = bad_lines(con, paths)
-    if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
+    if len(bad) > bad_lines_max or _is_cut_off(con, bad, rejects_max):
         raise lines_unreadable(bad, allowed=bad_lines_max, of_many=len(paths) > 1, advice=advice())
     columns = con.sql(f"DESCRIBE SELECT * FROM read_parquet({quote_text(target)})").fetchall()  # noqa: S608
     rows = con.sql(f"SELECT count(*) FROM read_parquet({quote_text(target)})").fetchall()[0][0]  # noqa: S608
@@ -58,35 +61,37 @@ def write_parquet(
     }
 
 
-def noted(report: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
-    """The report with what the owner is told of some columns."""
+def add_notes(report: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the report with notes on some columns."""
     told = {name: {"note": note} for name, note in notes.items() if note}
     return report | {"columns": [column | told.get(column["name"], {}) for column in report["columns"]]}
 
 
-def opened(path: str) -> BinaryIO:
-    """The bytes of a file, unpacked where it is a `.gz`."""
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading, unpacked if it is a `.gz`."""
     return cast(BinaryIO, gzip.open(path) if path.endswith(".gz") else Path(path).open("rb"))
 
 
-def which(path: str, paths: Sequence[str]) -> str:
-    """Which file it is, as its owner can count them."""
+def describe_file(path: str, paths: Sequence[str]) -> str:
+    """Return the position of a file among the source's files, for the owner."""
     return f"file {paths.index(path) + 1} of {len(paths)} (in the order of their names)"
 
 
 def check_gzip(paths: Sequence[str]) -> None:
-    """SourceUnreadable that names a compressed file which is not whole. The engine looks at no check sum, and says of
-    others what its caller may not tell."""
+    """Check that compressed files are whole: the engine ignores check sums, and its other messages may not be shown.
+
+    Raises: SourceUnreadable with the position of a damaged file.
+    """
     for path in paths:
         if path.endswith(".gz") and not _whole_gzip(path):
             raise SourceUnreadable(
-                f"expected whole gzip files, came {which(path, paths)} that is cut, damaged, not compressed, or has "
-                "something after its end; write it again"
+                f"expected whole gzip files, came {describe_file(path, paths)} that is cut, damaged, not compressed, "
+                "or has something after its end; write it again"
             )
 
 
 def _whole_gzip(path: str) -> bool:
-    """Whether a file is gzip to its end, in one member or several, or empty."""
+    """Return whether a file is gzip to its end, with one or several members, or empty."""
     member = None
     with Path(path).open("rb") as file:
         try:
@@ -103,9 +108,11 @@ def _whole_gzip(path: str) -> bool:
 def lines_unreadable(
     bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bool, among: str = "", advice: str = ""
 ) -> SourceUnreadable:
-    """The refusal of a source with these lines, each as `left_out` of a report has it. `among`: which are allowed so
-    few, if not all; `advice`: what to do, beside the usual."""
-    told = ", ".join(_told(one, of_many=of_many) for one in bad[:_BAD_LINES_TOLD])
+    """Return the refusal of a source with these lines, each in the form of `left_out` in the report.
+
+    `among`: the lines to which the limit applies, if not all. `advice`: further advice.
+    """
+    told = ", ".join(_format_bad_line(one, of_many=of_many) for one in bad[:_BAD_LINES_TOLD])
     return SourceUnreadable(
         f"expected at most {allowed} unreadable line{'s' * (allowed != 1)}{among}, came {len(bad)} or more: {told}; "
         f"correct the file or its options{advice}",
@@ -114,8 +121,8 @@ def lines_unreadable(
     )
 
 
-def _told(bad: dict[str, Any], *, of_many: bool) -> str:
-    """A bad line; some are so as a whole, and in no column. Of many files, in the order of their names."""
+def _format_bad_line(bad: dict[str, Any], *, of_many: bool) -> str:
+    """Return the text on a bad line. The column is empty where the whole line is bad; files are ordered by name."""
     where = f" of file {bad['file']}" if of_many else ""
     return f"line {bad['line']}{where} ({': '.join(filter(None, (bad['column'], bad['problem'])))})"
 
@@ -134,7 +141,7 @@ def _copy(con: Any, shown: str, table: str, target: str) -> None:
 
 
 def disk_full() -> Busy:
-    """What an owner is told where the connector has no room for what it makes of a source."""
+    """Return the error for a full disk of the connector."""
     return Busy(
         "the dataset cannot be written down at its connector; the operator must make room on the disk of its data "
         "directory",
@@ -143,14 +150,15 @@ def disk_full() -> Busy:
 
 
 def _may_be_whole(target: str) -> bool:
-    """Whether a column of doubles may have been one of whole numbers: to ask text for its types takes another pass."""
+    """Return whether a column of doubles may hold only whole numbers. Checking the text for its types costs another
+    pass."""
     return any(ends is None or (ends[0] % 1, ends[1] % 1) == (0, 0) for ends in ends_of_doubles(target))
 
 
 def ends_of_doubles(target: str) -> Iterator[tuple[float, float] | None]:
-    """The least and the greatest value of each piece of a Parquet file's columns of doubles, nested ones too; None
-    where they are not told."""
-    import pyarrow.parquet as pq  # the engine would remember this footer
+    """Yield minimum and maximum of each chunk of a Parquet file's double columns, also nested ones; None without
+    statistics."""
+    import pyarrow.parquet as pq  # the engine would cache this footer
 
     footer = pq.read_metadata(target)
     groups = map(footer.row_group, range(footer.num_row_groups))
@@ -159,31 +167,34 @@ def ends_of_doubles(target: str) -> Iterator[tuple[float, float] | None]:
     yield from (None if one is None or not one.has_min_max else (one.min, one.max) for one in told)
 
 
-def _shown(con: Any, table: str) -> str:
-    """Every column, where some are of whole numbers of 128 bits: the engine finds those where some are negative, and
-    writes them to Parquet as floats. They have the first type of `_WHOLE` that has all of them. Empty where none is."""
+def _narrow_columns(con: Any, table: str) -> str:
+    """Return the SELECT list that narrows whole numbers of 128 bits; empty without such columns.
+
+    The engine chooses that type where some numbers are negative, and would write floats to Parquet. Each column gets
+    the first type of `_WHOLE` that holds all its values.
+    """
     found, shown = con.sql(f"SELECT * FROM {table}"), []  # noqa: S608  ours
     for name, kind in zip(map(quote_name, found.columns), found.types, strict=True):
         if "HUGEINT" not in str(kind):
             continue
-        casts = [f"TRY_CAST({name} AS {retyped(kind, partial(_narrowed, whole))})" for whole in _WHOLE]
+        casts = [f"TRY_CAST({name} AS {replace_types(kind, partial(_narrow_type, whole))})" for whole in _WHOLE]
         same = ", ".join(f"bool_and({name}::VARCHAR IS NOT DISTINCT FROM {cast}::VARCHAR)" for cast in casts)
         (kept,) = con.sql(f"SELECT {same} FROM {table}").fetchall()  # noqa: S608  quoted, ours
         shown += [f"{cast} AS {name}" for cast, every in zip(casts, kept, strict=True) if every is not False][:1]
     return f"* REPLACE ({', '.join(shown)})" if shown else ""
 
 
-def _narrowed(whole: str, kind: Any, _: Sequence[str]) -> str:
+def _narrow_type(whole: str, kind: Any, _: Sequence[str]) -> str:
     return whole if str(kind.id) in ("hugeint", "uhugeint") else str(kind)
 
 
-def retyped(kind: Any, leaf: Callable[[Any, Sequence[str]], str], path: tuple[str, ...] = ()) -> str:
-    """The type with others in place of those that have no parts, however deep they lie: `leaf` says which, by the type
-    and the names that lead to it."""
+def replace_types(kind: Any, leaf: Callable[[Any, Sequence[str]], str], path: tuple[str, ...] = ()) -> str:
+    """Return the type with each leaf type replaced by `leaf(type, path)`, at any depth. `path`: the names that lead to
+    it."""
     form = str(kind.id)
     if form not in ("list", "struct", "map"):
         return leaf(kind, path)
-    parts = [(name, retyped(child, leaf, (*path, name))) for name, child in kind.children]
+    parts = [(name, replace_types(child, leaf, (*path, name))) for name, child in kind.children]
     if form == "list":
         return f"{parts[0][1]}[]"
     if form == "map":
@@ -192,16 +203,16 @@ def retyped(kind: Any, leaf: Callable[[Any, Sequence[str]], str], path: tuple[st
 
 
 def may_be_repeated(names: Sequence[str]) -> bool:
-    """Whether the engine may have numbered columns because their names are the same, or differ in case only."""
+    """Return whether the engine may have numbered columns because names are equal, or differ only in case."""
     folded = [name.casefold() for name in names]
     return any(name.rstrip("0123456789").removesuffix("_") in folded for name in folded if name[-1:].isdigit())
 
 
 def check_names(names: Iterable[str], *, file: str = "", column: str = "") -> None:
-    """SourceUnreadable where two names are the same, or differ in case or how accents are stored only. `file`: whose
-    they are, if of one; `column`: whose fields they are, if they are not columns.
+    """Check that names differ in more than case and the form of accents. `file`: the file of the names, if it is one.
+    `column`: the column of these fields, if they are not columns.
 
-    Columns of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
+    The engine distinguishes `Ärzte` from `ärzte`, but people and policies do not. Raises: SourceUnreadable.
     """
     known, same = Counter(names), fold if column else alike
     folded = Counter(map(same, known.elements()))
@@ -217,7 +228,7 @@ def check_names(names: Iterable[str], *, file: str = "", column: str = "") -> No
 
 
 def bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines that the engine could not read, in their order, each as `left_out` of a report has it."""
+    """Return the lines that the engine could not read, in order, each in the form of `left_out` in the report."""
     found = con.sql("SELECT table_name FROM duckdb_tables() WHERE table_name = 'reject_errors'").fetchall()
     if not found:
         return []
@@ -225,7 +236,7 @@ def bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
         "SELECT DISTINCT file_path, line, column_name, error_type "
         "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) ORDER BY column_name NULLS FIRST, error_type"
     ).fetchall()
-    first: dict[tuple[str, int], tuple[str | None, str]] = {}  # a line counts once, whatever is wrong with it
+    first: dict[tuple[str, int], tuple[str | None, str]] = {}  # a line counts once, with its first fault
     for path, line, column, problem in rows:
         first.setdefault((path, line), (column, str(problem).lower()))
     number = {path: number for number, path in enumerate(paths, 1)}
@@ -236,8 +247,8 @@ def bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(bad, key=lambda one: (one["file"], one["line"]))
 
 
-def _cut(con: Any, bad: Sequence[Any], most: int) -> bool:
-    """Whether the engine stopped telling what is wrong with a file: there may be more lines than it told of."""
+def _is_cut_off(con: Any, bad: Sequence[Any], most: int) -> bool:
+    """Return whether the engine stopped reporting faults of a file: there may be more bad lines."""
     if not bad:
         return False
     told = con.sql("SELECT count(*) FROM reject_errors GROUP BY scan_id, file_id").fetchall()

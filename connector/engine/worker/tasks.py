@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from connector.datasets.sources import divisible, misleading, source
+from connector.datasets.sources import divisible_source, find_position_clash, source
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
@@ -251,10 +251,10 @@ def _group_by_group(con: Any, session: Session, job: Job) -> wire.Ranges | None:
     relation = job.relations.get(job.scan)
     if relation is None or relation.kind not in wire.PARQUET or not job.limits.temp_mb:
         return None
-    if misleading(relation.kind, [{"name": name} for name in con.view(job.scan).columns]):
+    if find_position_clash(relation.kind, [{"name": name} for name in con.view(job.scan).columns]):
         return None
     found = []
-    for number, groups in enumerate(divisible(relation.kind).groups(_opened(session.files[0]))):
+    for number, groups in enumerate(divisible_source(relation.kind).groups(_opened(session.files[0]))):
         ends = list(accumulate(rows for rows, _ in groups))
         found += [wire.Range(-1, number, first, stop) for first, stop in pairwise([0, *ends])]
     return wire.Ranges(found, "") if found else None
@@ -355,7 +355,7 @@ def plan(session: Session, job: Job) -> None:
     """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
     con = opened(session, job)
     relation = next(iter(job.relations.values()))
-    groups = divisible(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
+    groups = divisible_source(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
     schema = duckdb_engine.schema_of(duckdb_engine.query(con, job.sql, job.params))
     value(session, {"groups": groups, "schema": base64.b64encode(schema.serialize()).decode()})
 

@@ -1,9 +1,9 @@
-"""Tells the data space's catalogue that what we offer has changed, so that it visits us now, not at its next time.
+"""Announces changes of offers to the catalogue of the data space, so that it crawls this connector at once.
 
-A hint in the background: the catalogue visits every connector anyway, only later. So nothing waits for it, no command
-fails with it, and what stands in its way is in the log alone. A catalogue that is down is told again, and a process
-that starts tells what was taken back shortly before: it would be shown there until three visits have missed it. It
-hears nothing of a dataset that was never offered: its name may tell what nobody is to know.
+The announcement is a hint in the background: the catalogue crawls each connector anyway, only later. Nothing waits for
+it, no command fails with it, and errors only go to the log. It is repeated while the catalogue is down. A starting
+process announces recent withdrawals, which would otherwise stay listed until three crawls have missed them. Datasets
+that were never offered are not announced, because their names may be confidential.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from connector.telemetry import logger
 
 _CHANGES = (OfferPublished, DatasetVersioned)
 _ENDS = (OfferWithdrawn, DatasetRemoved)
-_GATHER_SECONDS = 0.5  # what changes together is told at once
-_REST_SECONDS = 10.0  # between two words to the catalogue; doubling while it does not answer, to
+_GATHER_SECONDS = 0.5  # changes within this time are announced together
+_REST_SECONDS = 10.0  # between two announcements; doubled while the catalogue does not answer, up to
 _REST_SECONDS_MAX = 300.0
-_BEFORE_SECONDS = 3_600.0  # by then visits have noticed what the process before this one did not tell
-_MOST = 1000  # datasets that a catalogue lets a member take back in one word
+_BEFORE_SECONDS = 3_600.0  # older withdrawals have been noticed by crawls
+_MOST = 1000  # withdrawn datasets in one announcement
 _log = logger("announcing")
 
 
 class Announcer:
-    """One per process: it tells of what this process commits. `catalogue_url` and `operator` (its DID) are the
-    operator's settings; without either nobody is told."""
+    """Announces what this process commits; one per process.
+
+    `catalogue_url` and `operator` (its DID) are settings of the operator; without either, nothing is announced.
+    """
 
     def __init__(self, store: Store, net: HttpClient, identity: Identity, *, catalogue_url: str, operator: str) -> None:
         self._store, self._net, self._identity = store, net, identity
@@ -40,17 +42,17 @@ class Announcer:
         self._changed: set[str] = set()
         self._ended: set[str] = set()
         self._news = asyncio.Event()
-        self._told_of = bool(catalogue_url and operator)
-        if self._told_of:
-            store.bus.subscribe(self._heard, own=True)
+        self._is_enabled = bool(catalogue_url and operator)
+        if self._is_enabled:
+            store.bus.subscribe(self._on_event, own=True)
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, _CHANGES + _ENDS):
             (self._ended if isinstance(event, _ENDS) else self._changed).add(event.dataset)
             self._news.set()
 
     async def run(self) -> None:
-        """Tell of what changes, until cancelled."""
+        """Announce changes until cancelled."""
         rest = _REST_SECONDS
         await self._recall()
         while True:
@@ -63,7 +65,7 @@ class Announcer:
             try:
                 if not await self._tell(changed, ended):
                     continue
-            except Exception as error:  # noqa: BLE001  # the next change is told of all the same
+            except Exception as error:  # noqa: BLE001  # the next change is still announced
                 reason = error.message if isinstance(error, HanseError) else repr(error)
                 _log.warning("catalogue_not_told", reason=reason)
                 again = isinstance(error, Busy | PeerBusy | PeerUnreachable)
@@ -73,8 +75,8 @@ class Announcer:
             rest = min(2 * rest, _REST_SECONDS_MAX) if again else _REST_SECONDS
 
     async def _recall(self) -> None:
-        """What was withdrawn shortly before this process started: the one that did it may have told nobody."""
-        if not self._told_of:
+        """Queue withdrawals from before this process started, which the earlier process may not have announced."""
+        if not self._is_enabled:
             return
         try:
             lately = await self._store.read(lambda tx: tx.datasets.list_withdrawn_since(tx.now - _BEFORE_SECONDS))
@@ -90,12 +92,15 @@ class Announcer:
         self._news.set()
 
     async def _tell(self, changed: Collection[str], ended: Collection[str]) -> bool:
-        """Whether there was something to tell. PeerBusy where the catalogue says that it takes nothing now."""
+        """Announce changes, and return whether there were any.
+
+        Raises: PeerBusy where the catalogue takes nothing now.
+        """
         some = sorted(ended)[:_MOST]
-        if rest := {*ended}.difference(some):  # looked up when it is their turn, or each word would take as long as all
+        if rest := {*ended}.difference(some):  # looked up in a later announcement, so that each stays short
             self._later((), rest)
         offered, withdrawn = await self._store.read(
-            lambda tx: (any(_is_in_force(tx, one) for one in (*some, *changed)), _withdrawn(tx, some))
+            lambda tx: (any(_is_in_force(tx, one) for one in (*some, *changed)), _list_withdrawn(tx, some))
         )
         if not (offered or withdrawn):
             return False
@@ -110,11 +115,11 @@ class Announcer:
 
 
 def _is_in_force(tx: Transaction, dataset: str) -> bool:
-    """Whether an offer in force is for the dataset."""
+    """Return whether the dataset has an offer in force."""
     return bool(tx.datasets.list_offers(dataset_id=dataset, withdrawn=False, limit=1))
 
 
-def _withdrawn(tx: Transaction, datasets: Collection[str]) -> list[str]:
-    """Those that were offered once, and are not now. The offers of a removed dataset are kept."""
+def _list_withdrawn(tx: Transaction, datasets: Collection[str]) -> list[str]:
+    """Return the datasets that had an offer and have none now. Offers of removed datasets are kept."""
     once = (one for one in datasets if tx.datasets.list_offers(dataset_id=one, limit=1))
     return [one for one in once if not _is_in_force(tx, one)]

@@ -1,5 +1,4 @@
-"""Waiting: for a process to get somewhere, by a long poll that hears of changes and looks for those it cannot hear;
-for work to be done, as long as somebody wants it."""
+"""Waiting for a process to change state (long poll), and for work that is cancelled when its client leaves."""
 
 from __future__ import annotations
 
@@ -20,23 +19,26 @@ from connector.store.tables import Negotiation, Transfer
 Row = TypeVar("Row", Negotiation, Transfer)
 _T = TypeVar("_T")
 LONGEST = 60.0  # seconds that one request may wait
-_LOOK = 1.0  # another process on the same database may change a row without our hearing of it
+_LOOK = 1.0  # another process on the same database may change a row without an event here
 
 
-async def until(store: Store, pid: str, look: Callable[[], Awaitable[Row]], *, state: str, seconds: float) -> Row:
-    """The process once it is in `state` (empty: in any other than now) or final, or as it is when time is up."""
+async def wait_until(store: Store, pid: str, look: Callable[[], Awaitable[Row]], *, state: str, seconds: float) -> Row:
+    """Return the process in `state` (empty: any other than now) or a final state, or as it is after `seconds`.
+
+    `look` is also called regularly, because a change by another process on the database may send no event here.
+    """
     changed = asyncio.Event()
     wanted = {state, *FINAL}
 
-    def heard(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.process == pid and (not state or event.detail.get("state") in wanted):
             changed.set()
 
-    leave = store.bus.subscribe(heard)
+    leave = store.bus.subscribe(on_event)
     try:
         first = row = await look()
         ends = time.monotonic() + min(seconds, LONGEST)
-        while not _there(row, first, state) and (left := ends - time.monotonic()) > 0:
+        while not _is_reached(row, first, state) and (left := ends - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, _LOOK)):
                     await changed.wait()
@@ -47,16 +49,19 @@ async def until(store: Store, pid: str, look: Callable[[], Awaitable[Row]], *, s
         leave()
 
 
-def _there(row: Row, first: Row, state: str) -> bool:
+def _is_reached(row: Row, first: Row, state: str) -> bool:
     if row.state in FINAL:
         return True
     return row.state == state if state else row.state != first.state
 
 
-async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """The work's result, its work cancelled when the client leaves first: nobody works for nobody. BadInput then."""
+async def run_unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Return the result of the work, which is cancelled when the client leaves first.
+
+    Raises: BadInput where the client has left.
+    """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -71,6 +76,6 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
             working.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

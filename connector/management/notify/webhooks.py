@@ -1,6 +1,6 @@
 """Webhooks: committed events, delivered to addresses of the operator's choice, signed and in order.
 
-A delivery is stored in the same transaction as the event, and goes out through the same outbox as protocol messages.
+A delivery is stored in the same transaction as the event, and is sent through the same outbox as protocol messages.
 Each request carries `Hanse-Signature: t=<seconds>,v1=<hex>`: HMAC-SHA256 over `<seconds>.<body>` with the webhook's
 secret. A receiver checks the signature, refuses times that are minutes off, and recognises repeats by `Hanse-Delivery`.
 """
@@ -38,14 +38,17 @@ class Webhooks:
         self._peer = peer
         self._wire = wire
         self._known: tuple[float, tuple[Webhook, ...]] = (float("-inf"), ())
-        self._changes = 0  # of ours: who read the webhooks before one of them does not keep what it read
+        self._changes = 0  # counts changes by this process: a read from before a change is not kept
         sender.register(KIND, self)
         store.event_hooks.append(self._store_deliveries)
         store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None, own=True)
-        store.bus.subscribe(self._heard)
+        store.bus.subscribe(self._on_event)
 
     async def add(self, *, url: str, kinds: Sequence[str], by: str) -> Webhook:
-        """A new webhook with its secret, which is shown this once. BadInput for an address that we do not call."""
+        """Add a webhook and return it with its secret, which is shown only this once.
+
+        Raises: BadInput for an address that the connector may not call.
+        """
         await self._peer.check(url)
         row = Webhook(id=f"urn:uuid:{uuid.uuid4()}", url=url, secret=secrets.token_urlsafe(32), kinds=list(kinds))
 
@@ -65,7 +68,7 @@ class Webhooks:
         return list(await self._store.read(lambda tx: tx.outbox.list_webhooks()))
 
     async def remove(self, webhook_id: str, *, by: str) -> None:
-        """Remove a webhook and what was still to be delivered to it."""
+        """Remove a webhook and its pending deliveries."""
 
         def work(tx: Transaction) -> None:
             if (row := tx.outbox.get_webhook(webhook_id)) is None:
@@ -77,8 +80,8 @@ class Webhooks:
         await self._store.write(work)
         self._forget()
 
-    def _heard(self, event: Event) -> None:
-        """Another process on this database may have changed them."""
+    def _on_event(self, event: Event) -> None:
+        """Forget the known webhooks: another process on this database may have changed them."""
         if isinstance(event, WebhookChanged):
             self._forget()
 
@@ -87,7 +90,7 @@ class Webhooks:
         self._known = (float("-inf"), ())
 
     def _store_deliveries(self, tx: Transaction, event: Event) -> None:
-        """Put a delivery for every webhook that wants this event into the outbox."""
+        """Put a delivery into the outbox for each webhook that is subscribed to this event."""
         changes, (read, hooks) = self._changes, self._known
         if time.monotonic() - read > _KNOWN_SECONDS:
             hooks = tuple(tx.outbox.list_webhooks())
@@ -98,7 +101,7 @@ class Webhooks:
                 tx.outbox.send(_delivery(hook, event, tx.now))
 
     async def carry(self, row: Outbox) -> DeliveryOutcome:
-        """Deliver once. Anything but a 2xx is tried again; 410 says that nobody is there any more."""
+        """Deliver once. Any answer but 2xx is tried again; 410 ends the delivery, as the receiver is gone."""
         hook = await self._store.read(lambda tx: tx.outbox.get_webhook(row.process.removeprefix(f"{KIND}:")))
         if hook is None:
             return DeliveryOutcome(DeliveryResult.REFUSED, "the webhook was removed")
@@ -115,18 +118,18 @@ class Webhooks:
         return DeliveryOutcome(result, f"{hook.url} answered {reply.status}")
 
     def hold(self, tx: Transaction, row: Outbox) -> None:
-        """A delivery is about nothing that could change."""
+        """Hold nothing: a delivery depends on no state."""
 
     def put_off(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: None) -> None:
-        """Nobody waits for a delivery here."""
+        """Do nothing: no process waits for a delivery."""
 
     def settle(self, tx: Transaction, row: Outbox, outcome: DeliveryOutcome, held: None) -> list[Outbox]:
-        """Nothing follows from a delivery."""
+        """Return no further messages: nothing follows a delivery."""
         return []
 
 
 def signature(secret: str, body: bytes, *, at: int) -> str:
-    """The signature header of a delivery."""
+    """Return the signature header of a delivery."""
     mac = hmac.new(secret.encode(), f"{at}.".encode() + body, hashlib.sha256)
     return f"t={at},v1={mac.hexdigest()}"
 
@@ -137,6 +140,6 @@ def _process(webhook_id: str) -> str:
 
 def _delivery(hook: Webhook, event: Event, now: float) -> Outbox:
     message = {"id": f"urn:uuid:{uuid.uuid4()}", "time": now, **event.body()}
-    return Outbox(  # due at once, whoever's clock is asked
+    return Outbox(  # due at once by any clock
         process=_process(hook.id), kind=KIND, address=hook.url, path="", message=message, due_at=0.0, created_at=now
     )

@@ -46,7 +46,7 @@ class TransferState(NamedTuple):
 
 
 class AgreementSnapshot(NamedTuple):
-    """What each read under an agreement checks at the provider. A field is None where its row does not exist."""
+    """What each read under an agreement checks at the provider. A missing row leaves its fields None."""
 
     consumer: str
     finalized: bool

@@ -157,7 +157,7 @@ async def test_what_is_known_may_go_while_the_files_are_looked_at(
         return True
 
     with monkeypatch.context() as patched:
-        patched.setattr(file_access, "unchanged", goes)
+        patched.setattr(file_access, "are_unchanged", goes)
         answer = await reader.plan()
     assert (answer.status_code, answer.json() | {"expires": 0}) == (200, plan | {"expires": 0})
     assert ids(await reader.parts(blocks="2")) == [*range(200_000, TOTAL)]

@@ -12,7 +12,7 @@ from connector.dataplane.contract_routes import summary
 from connector.dataplane.read_log import describe_policies
 from connector.dataplane.read_request import STREAM
 from connector.dataplane.read_request import ReadRequest as Read
-from connector.offers.preview import Asked, OwnersView
+from connector.offers.preview import OwnersView, PreviewRequest
 from connector.usage.fact_collector import FactCollector, party_facts
 from policies.evaluation.evaluate import Facts
 from policies.model import Constraint, Duty, Policy, Rule
@@ -228,9 +228,9 @@ async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission
     view = OwnersView(running.store, running.pool, known, name=provider.OWNER, mask_secret=b"m" * 32, memory_mb=256)
     dataset = await running.store.read(lambda tx: tx.datasets.of(provider.DATASET))
     version = await running.store.read(lambda tx: tx.datasets.get_current(dataset))
-    asked = Asked(participant=provider.CONSUMER, action="odrl:use")
+    asked = PreviewRequest(participant=provider.CONSUMER, action="odrl:use")
     facts, two = await view._facts(asked, dataset), policy(CLOSED[0][0], may(ONLY_ID, duties=(mask("null", "gap"),)))
-    shown = await view._shown(dataset, version, two, facts, asked, "offer", by="test", now=2e9)
+    shown = await view._read_first_rows(dataset, version, two, facts, asked, "offer", by="test", now=2e9)
     assert [column["name"] for column in shown["columns"]] == ["id"]
     assert shown["columns_shown"] == ["id"]
 

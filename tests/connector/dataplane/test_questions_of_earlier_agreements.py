@@ -13,7 +13,7 @@ import pytest_asyncio
 from connector.datasets.registration import Registration
 from connector.datasets.registry import Registry
 from connector.errors import Conflict
-from connector.offers.version_effects import Versions
+from connector.offers.version_effects import VersionChecks
 from connector.services import Profiles
 from connector.settings import Settings
 from tests.connector.dataplane.http.test_routes import ask
@@ -40,7 +40,7 @@ async def registry(running: Provider, folder: Path) -> Registry:
         converted=folder / "prepared", secret=b"s" * 32,
     )  # fmt: skip
     await found.start()
-    found.effects = Versions(running.store, view(running)).effects
+    found.effects = VersionChecks(running.store, view(running)).effects
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.datasets import block_layout
-from connector.datasets.block_layout import Block, Place
+from connector.datasets.block_layout import Place, RowBlock
 from connector.errors import BadInput
 
 KEY = block_layout.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1", shown="[]")
@@ -19,13 +19,13 @@ GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 1
     ("files", "expected"),
     [
         ([], []),
-        ([[(10, 100)]], [Block(0, 0, 10, 100)]),
-        ([[(50_000, 5), (50_000, 5), (50_000, 5)]], [Block(0, 0, 100_000, 10), Block(0, 100_000, 50_000, 5)]),
-        ([[(122_880, 9)], [(122_880, 9)]], [Block(0, 0, 122_880, 9), Block(1, 0, 122_880, 9)]),
-        ([[(1_500_000, 30)]], [Block(0, 0, 750_000, 15), Block(0, 750_000, 750_000, 15)]),
-        ([[], [(7, 7)]], [Block(1, 0, 7, 7)]),
-        ([[(200, 40 * MB)] * 3], [Block(0, 0, 400, 80 * MB), Block(0, 400, 200, 40 * MB)]),
-        ([[(0, 70 * MB), (9, 1), (9, 1)]], [Block(0, 0, 9, 70 * MB + 1), Block(0, 9, 9, 1)]),
+        ([[(10, 100)]], [RowBlock(0, 0, 10, 100)]),
+        ([[(50_000, 5), (50_000, 5), (50_000, 5)]], [RowBlock(0, 0, 100_000, 10), RowBlock(0, 100_000, 50_000, 5)]),
+        ([[(122_880, 9)], [(122_880, 9)]], [RowBlock(0, 0, 122_880, 9), RowBlock(1, 0, 122_880, 9)]),
+        ([[(1_500_000, 30)]], [RowBlock(0, 0, 750_000, 15), RowBlock(0, 750_000, 750_000, 15)]),
+        ([[], [(7, 7)]], [RowBlock(1, 0, 7, 7)]),
+        ([[(200, 40 * MB)] * 3], [RowBlock(0, 0, 400, 80 * MB), RowBlock(0, 400, 200, 40 * MB)]),
+        ([[(0, 70 * MB), (9, 1), (9, 1)]], [RowBlock(0, 0, 9, 70 * MB + 1), RowBlock(0, 9, 9, 1)]),
     ],
     ids=[
         "nothing",
@@ -38,7 +38,7 @@ GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 1
         "bytes without rows",
     ],
 )
-def test_row_groups_become_blocks(files: list[list[tuple[int, int]]], expected: list[Block]) -> None:
+def test_row_groups_become_blocks(files: list[list[tuple[int, int]]], expected: list[RowBlock]) -> None:
     assert list(block_layout.cut(files)) == expected
 
 

@@ -19,7 +19,7 @@ from connector.dataplane.cache.cached_stream import open_owner_file
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.datasets import file_access
-from connector.datasets.file_access import at_files, still_unchanged
+from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.sources import source_files
 from connector.errors import Busy
 from tests.support import data, provider
@@ -66,12 +66,12 @@ async def test_files_of_one_device_that_hang_leave_others_their_threads(
     elsewhere = replace(ref, dev=ref.dev + 1)
     waiting = partial(source_files.open_pinned, ref)
     hanging(ref.path)
-    hung = [asyncio.ensure_future(at_files([ref], waiting)) for _ in range(MORE)]
-    hung += [asyncio.ensure_future(still_unchanged([ref.to_json()])) for _ in range(MORE)]
-    hung += [asyncio.ensure_future(at_files((), waiting)) for _ in range(MORE)]
+    hung = [asyncio.ensure_future(run_at_files([ref], waiting)) for _ in range(MORE)]
+    hung += [asyncio.ensure_future(check_files_unchanged([ref.to_json()])) for _ in range(MORE)]
+    hung += [asyncio.ensure_future(run_at_files((), waiting)) for _ in range(MORE)]
     async with asyncio.timeout(20):
         await asyncio.sleep(0.1)
-        assert await at_files([elsewhere], lambda: 7) == 7
+        assert await run_at_files([elsewhere], lambda: 7) == 7
         assert await asyncio.to_thread(lambda: 7) == 7
     for one in hung:
         one.cancel()
@@ -131,7 +131,7 @@ async def test_what_a_disk_opens_too_late_is_closed(tmp_path: Path, monkeypatch:
         return open_owner_file(ref)
 
     with pytest.raises(Busy):
-        await at_files([ref], late)
+        await run_at_files([ref], late)
     over.set()
     assert await asyncio.to_thread(opened.wait, 20)
     await until(lambda: ref.path not in descriptors())

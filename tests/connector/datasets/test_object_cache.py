@@ -16,7 +16,7 @@ import pytest
 
 from connector.datasets import object_cache as cache
 from connector.datasets.external import Outside
-from connector.datasets.object_cache import BLOCK, Blocks
+from connector.datasets.object_cache import BLOCK, BlockCache
 from connector.datasets.sources.source_files import FileRef
 from tests.support.own_name import changed
 
@@ -27,7 +27,7 @@ async def abc(ref: FileRef, store: str, start: int, stop: int) -> bytes:
     return b"abc"[start:stop]
 
 
-async def first(blocks: Blocks) -> bytes:
+async def first(blocks: BlockCache) -> bytes:
     async for descriptor in blocks.read(REF, store="s", first=0, count=1):
         with os.fdopen(descriptor, "rb") as file:
             return file.read()
@@ -55,7 +55,7 @@ async def test_readers_have_one_folder_and_nobody_waits_while_it_is_made(tmp_pat
     """Another process holds the lock for a moment, as it removes what a third has left."""
     (tmp_path / "cache-old").mkdir()
     (tmp_path / "cache-old" / "block").write_bytes(b"old")
-    blocks, let_go = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock")
+    blocks, let_go = BlockCache(tmp_path, abc, quota=0), held(tmp_path / ".lock")
     left = asyncio.ensure_future(first(blocks))
     reading = [asyncio.ensure_future(first(blocks)) for _ in range(2)]
     await asyncio.sleep(0.05)
@@ -70,7 +70,7 @@ async def test_readers_have_one_folder_and_nobody_waits_while_it_is_made(tmp_pat
 
 async def test_where_the_folder_cannot_be_made_the_next_reader_tries_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    blocks = Blocks(tmp_path / "file", abc, quota=0)
+    blocks = BlockCache(tmp_path / "file", abc, quota=0)
     for _ in range(2):
         with pytest.raises(OSError, match="exists"):
             await first(blocks)
@@ -80,7 +80,7 @@ async def test_where_the_folder_cannot_be_made_the_next_reader_tries_again(tmp_p
 
 
 async def test_a_cache_that_is_closed_while_its_folder_is_made_leaves_none(tmp_path: Path) -> None:
-    blocks, let_go = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock")
+    blocks, let_go = BlockCache(tmp_path, abc, quota=0), held(tmp_path / ".lock")
     reading = asyncio.ensure_future(first(blocks))
     await asyncio.sleep(0.05)
     blocks.close()
@@ -96,7 +96,7 @@ async def test_a_cache_that_is_closed_while_its_folder_is_made_leaves_none(tmp_p
 
 async def test_what_a_killed_process_has_left_goes_with_the_next_start(tmp_path: Path) -> None:
     await Outside(None, tmp_path).start()  # where there is nothing
-    of_a_living_one = Blocks(tmp_path / "blocks", abc, quota=0)
+    of_a_living_one = BlockCache(tmp_path / "blocks", abc, quota=0)
     assert await first(of_a_living_one) == b"abc"
     left = tmp_path / "blocks" / "cache-old"
     left.mkdir()
@@ -111,7 +111,7 @@ async def zeros(ref: FileRef, store: str, start: int, stop: int) -> bytes:
     return bytes(stop - start)
 
 
-async def read_all(blocks: Blocks, key: str, count: int = 8) -> None:
+async def read_all(blocks: BlockCache, key: str, count: int = 8) -> None:
     ref = FileRef(f"s3://b/{key}", 0, 0, count * BLOCK, 0, etag=key)
     async for descriptor in blocks.read(ref, store="s", first=0, count=count):
         os.close(descriptor)
@@ -153,7 +153,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Non
 
 
 async def test_on_a_disk_that_is_full_the_oldest_make_room(tmp_path: Path, disk: Callable[[int], None]) -> None:
-    blocks = Blocks(tmp_path, zeros, quota=2**31)
+    blocks = BlockCache(tmp_path, zeros, quota=2**31)
     disk(20 * BLOCK + 5)
     for number in range(6):
         await read_all(blocks, str(number))
@@ -167,7 +167,7 @@ async def test_on_a_disk_that_is_full_the_oldest_make_room(tmp_path: Path, disk:
 async def test_what_was_written_before_a_disk_was_full_counts_and_the_rest_leaves_nothing(
     tmp_path: Path, disk: Callable[[int], None]
 ) -> None:
-    blocks = Blocks(tmp_path, zeros, quota=16 * BLOCK)
+    blocks = BlockCache(tmp_path, zeros, quota=16 * BLOCK)
     for number in range(4):
         disk(0)  # something else has all of it
         with pytest.raises(OSError, match="No space"):

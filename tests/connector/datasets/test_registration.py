@@ -283,17 +283,17 @@ async def test_only_files_that_changed_are_pinned_anew(owner: Owner) -> None:
         pq.write_table(pa.table({"a": [1]}), place / f"{name}.parquet")
     old = source_files.files_under(str(place), roots=roots, suffixes=hive.SUFFIXES)
     since = max(max(ref.mtime_ns, ref.ctime_ns) for ref in old) + 10**9
-    assert not source_files.fresh(old, since_ns=since)
+    assert not source_files.has_fresh_file(old, since_ns=since)
     later = since + 10**9
     os.utime(place / "b.parquet", ns=(later, later))
     seen = source_files.files_under(str(place), roots=roots, suffixes=hive.SUFFIXES)
-    assert source_files.fresh(seen, since_ns=since)
+    assert source_files.has_fresh_file(seen, since_ns=since)
     os.utime(place / "a.parquet")  # not looked at: it was at rest when we looked
-    again = source_files.looked_at_again(seen, roots=roots, since_ns=since)
+    again = source_files.renew_fresh_refs(seen, roots=roots, since_ns=since)
     assert [one is other for one, other in zip(again, seen, strict=True)] == [True, False, True]
     (place / "b.parquet").unlink()
     with pytest.raises(PathRefused):
-        source_files.looked_at_again(seen, roots=roots, since_ns=since)
+        source_files.renew_fresh_refs(seen, roots=roots, since_ns=since)
 
 
 async def test_files_of_other_endings_are_left_out_with_a_note(owner: Owner) -> None:
@@ -342,11 +342,11 @@ async def test_a_clock_of_files_that_is_ahead_is_waited_for_no_longer_than_its_s
     now = time.time_ns()
     first = (source_files.FileRef("/a", 1, 2, 3, now, "a", now + 10**12),)
     same = (replace(first[0]),)
-    assert source_files.fresh(first, since_ns=now)
-    assert not source_files.fresh(same, since_ns=now, before=first)
+    assert source_files.has_fresh_file(first, since_ns=now)
+    assert not source_files.has_fresh_file(same, since_ns=now, before=first)
     one = first[0]
     for changed in (replace(one, ctime_ns=one.ctime_ns + 1), replace(one, mtime_ns=now + 1), replace(one, size=4)):
-        assert source_files.fresh((changed,), since_ns=now, before=first)
+        assert source_files.has_fresh_file((changed,), since_ns=now, before=first)
 
 
 def _text(owner: Owner, name: str, text: str) -> Path:

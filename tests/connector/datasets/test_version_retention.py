@@ -55,8 +55,8 @@ async def test_a_file_goes_when_another_version_has_taken_its_place_and_when_the
     before = made(owner)
     first = await owner.add("alone", write(owner, "alone", "a"))
     second = await update(owner, "alone", "b")
-    assert made(owner) == before | version_retention.names([second])
-    assert version_retention.names([first]).isdisjoint(made(owner))
+    assert made(owner) == before | version_retention.file_names([second])
+    assert version_retention.file_names([first]).isdisjoint(made(owner))
     assert (await owner.rows(second))["name"][0].as_py() == "b0"
     await owner.registry.remove("alone", by="test")
     assert made(owner) == before
@@ -77,7 +77,7 @@ async def test_a_read_that_has_begun_goes_on_when_its_version_has_gone(owner: Ow
         async for frame in result:
             if not rows:
                 await update(owner, "running", "b")
-                assert version_retention.names([version]).isdisjoint(made(owner))
+                assert version_retention.file_names([version]).isdisjoint(made(owner))
             rows += frame.rows
     assert rows == 200_000
 
@@ -91,12 +91,12 @@ async def test_versions_that_a_coming_one_is_held_against_stay(owner: Owner, mon
     await agree(owner, "asked", ended=2.0)
     assert (
         await owner.store.read(
-            lambda tx: version_retention.earlier(tx, tx.datasets.get_current(tx.datasets.of("asked")))
+            lambda tx: version_retention.list_earlier(tx, tx.datasets.get_current(tx.datasets.of("asked")))
         )
         == []
     )
     versions += [await update(owner, "asked", text) for text in ("n2", "n3", "n4")]
-    assert made(owner) == before | version_retention.names(versions[1:])
+    assert made(owner) == before | version_retention.file_names(versions[1:])
     again = await update(owner, "asked", "n3")
     assert again.source["files"] == versions[2].source["files"]
     await owner.registry.remove("asked", by="test")
@@ -128,9 +128,9 @@ async def test_a_version_of_which_nobody_knows_whether_it_is_stored_keeps_its_fi
 MAKING = """
 import sys, time
 from pathlib import Path
-from connector.datasets.owned_files import Making
+from connector.datasets.owned_files import OwnedFolder
 for folder in sys.argv[1:]:
-    globals()[folder] = Making(Path(folder))
+    globals()[folder] = OwnedFolder(Path(folder))
     globals()[folder].new(".csv").write_bytes(b"half of it")
 print("made", flush=True)
 time.sleep(600)
@@ -166,7 +166,7 @@ async def test_a_start_removes_what_killed_processes_have_left_and_nothing_of_on
         good = await first.add("good", write(first, "good", "a"))
         await first.add("gone", write(first, "gone", "a"))
         with monkeypatch.context() as patched:  # it dies before that
-            patched.setattr(version_retention, "let_go", lambda *_, **__: set())
+            patched.setattr(version_retention, "list_unneeded_files", lambda *_, **__: set())
             await first.registry.remove("gone", by="test")
         assert there() == [2, 0]
         with another(*folders):

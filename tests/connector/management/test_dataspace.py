@@ -386,7 +386,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_holds_nothing_up(tmp_p
     async with desks(tmp_path) as (north, _):
         reader = north.feed.join()
         for _i in range(1_500):
-            north.feed._heard(ServiceStarted(actor="x"))
+            north.feed._on_event(ServiceStarted(actor="x"))
         assert reader.qsize() <= 1_000
         last = None
         while not reader.empty():

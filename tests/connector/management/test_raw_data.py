@@ -25,7 +25,7 @@ from connector.engine.pool.protocol import Job
 from connector.errors import Busy
 from connector.management import datasets
 from connector.management.auth import SCOPES, Requirement
-from connector.offers.preview import Asked
+from connector.offers.preview import PreviewRequest
 from tests.connector.console.support import Console, opened
 
 DOCS = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -278,7 +278,7 @@ async def test_an_endpoint_without_a_mark_reaches_no_raw_data(owner: Owner, at: 
 
     @routes.get("/preview", dependencies=[may])
     async def preview() -> Any:
-        return await parts.owners_view.preview("people", Asked(participant=PARTNER), by="owner")
+        return await parts.owners_view.preview("people", PreviewRequest(participant=PARTNER), by="owner")
 
     app = management_app(parts)
     app.include_router(routes, prefix="/tomorrow")

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from connector.offers.preview import OwnersView
-from connector.offers.version_effects import Versions
+from connector.offers.version_effects import VersionChecks
 from connector.store.tables import DatasetVersion
 from connector.usage.fact_collector import FactCollector
 from policies.model import Policy
@@ -73,7 +73,7 @@ async def told(running: Provider, name: str, after: DatasetVersion) -> list[dict
     """What the owner is told of a version that would follow the current one."""
     dataset = await running.store.read(lambda tx: tx.datasets.of(name))
     before = await running.store.read(lambda tx: tx.datasets.get_current(dataset))
-    return await Versions(running.store, view(running)).effects(dataset, before, after)
+    return await VersionChecks(running.store, view(running)).effects(dataset, before, after)
 
 
 async def codes(running: Provider, folder: Path, policy: Policy, old: str, new: str) -> list[str]:

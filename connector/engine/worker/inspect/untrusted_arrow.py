@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connector.datasets.sources.arrow_ipc import size_of
-from connector.datasets.sources.extension_types import of_types, trusted
+from connector.datasets.sources.extension_types import cast_batch, trusted_schema
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
@@ -48,10 +48,10 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
     with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
         if columns and sorted(reader.schema.names) != sorted(columns):
             raise Coded("arrow_columns")
-        schema = trusted(reader.schema)
+        schema = trusted_schema(reader.schema)
         if any(map(_repeats, schema.types)):
             raise Coded("arrow_repeats")
-        return pa.Table.from_batches([of_types(batch, schema) for batch in _small(reader)], schema)
+        return pa.Table.from_batches([cast_batch(batch, schema) for batch in _small(reader)], schema)
 
 
 def _small(reader: Any) -> Iterator[pa.RecordBatch]:
@@ -166,8 +166,10 @@ class Unread:
         with _judging():
             seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
         self.told[number] = seen.told()
-        schema = trusted(pa.schema(list(zip(columns, seen.schema.types, strict=True))))  # of the foreign one only types
-        return pa.Table.from_batches([of_types(one, schema) for one in batches], schema)
+        schema = trusted_schema(
+            pa.schema(list(zip(columns, seen.schema.types, strict=True)))
+        )  # of the foreign one only types
+        return pa.Table.from_batches([cast_batch(one, schema) for one in batches], schema)
 
     def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
         self._left -= size_of(*batch.columns)

@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from connector.datasets.sources import parquet, source
-from connector.datasets.sources.extension_types import of_types, trusted
+from connector.datasets.sources.extension_types import cast_batch, trusted_schema
 from connector.datasets.sources.source_files import (
     FileRef,
     check_unchanged,
@@ -245,9 +245,9 @@ def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:
 
 def attach_once(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     """Make the rows of an Arrow stream that was found valid readable under a name; we read it for the engine."""
-    from connector.datasets.sources.arrow_dataset import Stream
+    from connector.datasets.sources.arrow_dataset import ArrowStream
 
-    con.register(name, Stream.at(opened.paths[0]))
+    con.register(name, ArrowStream.at(opened.paths[0]))
 
 
 def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
@@ -268,8 +268,8 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
 def _foreign(file: pa.NativeFile) -> pa.RecordBatchReader:
     """A stream that somebody else wrote, of types that the engine may be told."""
     reader = pa.ipc.open_stream(file)
-    schema = trusted(reader.schema)
-    return pa.RecordBatchReader.from_batches(schema, (of_types(batch, schema) for batch in reader))
+    schema = trusted_schema(reader.schema)
+    return pa.RecordBatchReader.from_batches(schema, (cast_batch(batch, schema) for batch in reader))
 
 
 def take_in(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connector.datasets.block_layout import Place, seal
-from connector.datasets.sources import Rows, divisible
+from connector.datasets.sources import RowRange, divisible_source
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job, Range, Ranges, Relation
 from connector.engine.worker.read import duckdb_engine, parquet_scan, wide_tables
@@ -117,8 +117,8 @@ class _Asking:
 
     def _answered(self, con: Any, one: Range) -> Any:
         placed = () if self._placed is None else self._placed.names
-        rows = Rows(one.file, one.first, one.stop, self._only.position, placed)
-        divisible(self.relation.kind).attach_rows(con, self._name, self._paths, self.relation.options, rows)
+        rows = RowRange(one.file, one.first, one.stop, self._only.position, placed)
+        divisible_source(self.relation.kind).attach_rows(con, self._name, self._paths, self.relation.options, rows)
         return duckdb_engine.query(con, self._job.sql, self._job.params)
 
     def _decoded(self, answer: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

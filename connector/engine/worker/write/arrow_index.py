@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.datasets.sources import divisible
+from connector.datasets.sources import divisible_source
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job, Range
 from connector.engine.worker import tasks
@@ -84,7 +84,7 @@ def _chosen(path: str, raw: pa.NativeFile, rows: Range) -> Iterator[tuple[int, i
 
     Nothing is believed of a footer but where to look. A message with some of the rows and others is not ours to send.
     """
-    (counts,) = divisible("arrow_ipc").groups([path])
+    (counts,) = divisible_source("arrow_ipc").groups([path])
     places, first = _places(raw), 0
     if len(places) != len(counts):
         raise Coded("not_verbatim")

@@ -247,7 +247,7 @@ async def test_blocks_that_go_while_their_files_are_looked_at_are_read_anew(
         return True
 
     with monkeypatch.context() as patched:
-        patched.setattr("connector.datasets.file_access.unchanged", goes)
+        patched.setattr("connector.datasets.file_access.are_unchanged", goes)
         assert ids_of(await read(running, ticket, [0, 1])) == expected([0, 1])
     assert len(prepared) == 2
 

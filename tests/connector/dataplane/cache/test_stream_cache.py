@@ -225,7 +225,7 @@ async def test_what_goes_while_its_files_are_looked_at_is_read_anew(
         return True
 
     with monkeypatch.context() as patched:
-        patched.setattr(file_access, "unchanged", goes)
+        patched.setattr(file_access, "are_unchanged", goes)
         second = await read(running, ticket)
     assert (second.status_code, rows_of(second)) == (200, rows_of(first))
 

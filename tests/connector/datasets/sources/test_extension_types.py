@@ -13,8 +13,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from connector.datasets.sources import Rows, arrow_ipc
-from connector.datasets.sources.extension_types import of_types, trusted
+from connector.datasets.sources import RowRange, arrow_ipc
+from connector.datasets.sources.extension_types import cast_batch, trusted_schema
 from connector.engine.pool.protocol import TRAILER_KEY, Job
 from connector.engine.worker.inspect import untrusted_arrow
 from connector.engine.worker.read import duckdb_engine
@@ -60,7 +60,7 @@ def in_file(con: Any, path: Path, table: pa.Table) -> None:
 
 def rows_of_file(con: Any, path: Path, table: pa.Table) -> None:
     in_file(con, path, table)
-    arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 0, COUNT, ""))
+    arrow_ipc.attach_rows(con, "t", [str(path)], {}, RowRange(0, 0, COUNT, ""))
 
 
 def streamed(attach: Callable[..., None]) -> Callable[[Any, Path, pa.Table], None]:
@@ -149,11 +149,11 @@ KINDS: list[tuple[pa.DataType, pa.DataType]] = [
 @pytest.mark.parametrize(("kind", "expected"), KINDS, ids=str)
 def test_a_type_has_the_names_alone_that_arrow_checks(kind: pa.DataType, expected: pa.DataType) -> None:
     noted = pa.schema([pa.field("c", kind, nullable=False, metadata={"a": "b"})], {"c": "d"})
-    assert trusted(noted).equals(pa.schema([pa.field("c", expected, nullable=False)]), check_metadata=True)
+    assert trusted_schema(noted).equals(pa.schema([pa.field("c", expected, nullable=False)]), check_metadata=True)
 
 
 def test_notes_within_a_type_are_left_out() -> None:
     noted = pa.field("l", pa.list_(pa.field("item", pa.int64(), metadata=OF_PANDAS)))
-    schema = trusted(pa.schema([noted]))
+    schema = trusted_schema(pa.schema([noted]))
     assert schema.field(0).type.value_field.metadata is None
-    assert of_types(pa.record_batch([pa.array([[1]], noted.type)], ["l"]), schema).to_pydict() == {"l": [[1]]}
+    assert cast_batch(pa.record_batch([pa.array([[1]], noted.type)], ["l"]), schema).to_pydict() == {"l": [[1]]}

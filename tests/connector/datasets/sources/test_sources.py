@@ -38,14 +38,14 @@ import pytest_asyncio
 from connector.dataplane import job_builder
 from connector.datasets.sources import (
     SOURCES,
-    Rows,
+    RowRange,
     arrow_dataset,
     arrow_ipc,
     check_options,
-    divisible,
-    guess,
+    divisible_source,
+    guess_kind,
     read_options,
-    remote,
+    remote_source,
     source,
     source_files,
 )
@@ -139,7 +139,7 @@ def test_of_large_batches_of_an_arrow_file_one_is_held(
     path, first = large
     rows = len(first)
     with duckdb.connect(":memory:", config={"threads": threads}) as con:
-        for attach in (arrow_ipc.attach, partial(arrow_ipc.attach_rows, rows=Rows(0, 3, 3 * rows, "place"))):
+        for attach in (arrow_ipc.attach, partial(arrow_ipc.attach_rows, rows=RowRange(0, 3, 3 * rows, "place"))):
             attach(con, "t", [str(path)], {})
             answer = con.sql(f"SELECT {shown} FROM t{condition}")
             found, most = _most_held(lambda answer=answer: sum(map(len, answer.to_arrow_reader(rows // 16))))
@@ -176,7 +176,7 @@ def test_pieces_of_a_large_batch_have_its_rows(tmp_path: Path, kind: str, monkey
     with duckdb.connect(":memory:") as con:
         arrow_ipc.attach(con, "t", [str(path)], {})
         assert con.sql("SELECT x FROM t WHERE n > 20").fetchall() == [(one,) for one in column.to_pylist()[21:]]
-        arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 30, 90, "place"))
+        arrow_ipc.attach_rows(con, "t", [str(path)], {}, RowRange(0, 30, 90, "place"))
         assert con.sql("SELECT x, place FROM t").fetchall() == list(
             zip(column.to_pylist()[30:90], range(30, 90), strict=True)
         )
@@ -438,7 +438,7 @@ async def test_a_file_that_was_taken_for_parquet_is_told_as_what_it_is(
 ) -> None:
     (tmp_path / "t.txt").write_bytes(written)
     with pytest.raises(SourceUnreadable, match=told):
-        await profiled(pool, guess(str(tmp_path / "t.txt")), tmp_path / "t.txt", tmp_path)
+        await profiled(pool, guess_kind(str(tmp_path / "t.txt")), tmp_path / "t.txt", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1337,7 +1337,7 @@ def test_paths_that_must_not_be_read_are_refused(tmp_path: Path, name: str) -> N
 def test_a_directory_of_other_files_than_its_kind_has_is_told_to_name_it(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.csv").write_text("a\n1\n")
-    kind = guess(str(tmp_path / "rows"))
+    kind = guess_kind(str(tmp_path / "rows"))
     with pytest.raises(PathRefused, match="name the kind"):
         source(kind).find(str(tmp_path / "rows"), roots=[tmp_path], options={})
 
@@ -1396,8 +1396,8 @@ def test_a_place_of_our_own_that_is_mounted_twice_is_known_by_its_folder(tmp_pat
     found = source_files.file_ref(str(tmp_path / "received" / "whole" / "a.csv"), roots=[tmp_path])
     for path in (found.path, str(tmp_path / "again" / "whole" / "a.csv")):
         with pytest.raises(PathRefused, match="the connector's own"):
-            source_files.none_of([tmp_path / "received"], (replace(found, path=path),))
-    assert source_files.none_of([tmp_path / "other", tmp_path / "received" / "wh"], (found,)) == (found,)
+            source_files.refuse_own_files([tmp_path / "received"], (replace(found, path=path),))
+    assert source_files.refuse_own_files([tmp_path / "other", tmp_path / "received" / "wh"], (found,)) == (found,)
 
 
 def test_nothing_is_read_where_no_root_is_configured(tmp_path: Path) -> None:
@@ -1502,11 +1502,11 @@ def test_bad_options_are_refused_by_name(kind: str, options: dict[str, Any], cod
 def test_every_kind_has_endings_and_helped_options(tmp_path: Path) -> None:
     for kind in SOURCES:
         found = source(kind)
-        assert found.SUFFIXES or remote(kind)
+        assert found.SUFFIXES or remote_source(kind)
         assert all(option.help.endswith(".") for option in found.OPTIONS)
-    assert guess("x.arrow") == "arrow_ipc"
-    assert guess(str(tmp_path)) == "hive"
-    assert (guess("s3://bucket/some/prefix"), guess("postgres://registry/t")) == ("s3", "postgres")
+    assert guess_kind("x.arrow") == "arrow_ipc"
+    assert guess_kind(str(tmp_path)) == "hive"
+    assert (guess_kind("s3://bucket/some/prefix"), guess_kind("postgres://registry/t")) == ("s3", "postgres")
 
 
 def _written(path: Path) -> Path:
@@ -1537,7 +1537,7 @@ _ROWS_WITHOUT_A_MAP = """
 import sys
 import duckdb
 import pyarrow as pa
-from connector.datasets.sources import Rows, arrow_ipc
+from connector.datasets.sources import RowRange, arrow_ipc
 path = sys.argv[1]
 
 def memory_map(*_):
@@ -1546,7 +1546,7 @@ def memory_map(*_):
 pa.memory_map = memory_map  # this process has nothing else to do
 assert arrow_ipc.groups([path])[0][0][0] == 10
 with duckdb.connect(":memory:") as con:
-    arrow_ipc.attach_rows(con, "t", [path], {}, Rows(0, 5, 25))
+    arrow_ipc.attach_rows(con, "t", [path], {}, RowRange(0, 5, 25))
     assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
 """
 
@@ -1571,7 +1571,7 @@ def test_a_condition_on_folders_does_not_change_which_file_rows_are_of(tmp_path:
         pq.write_table(pa.table({"n": [10 * number, 10 * number + 1]}), paths[-1])
     with duckdb.connect(":memory:") as con:
         for number, found in enumerate(([], [(11,)], [(21,)])):
-            divisible("hive").attach_rows(con, "t", paths, {}, Rows(number, 1, 2))
+            divisible_source("hive").attach_rows(con, "t", paths, {}, RowRange(number, 1, 2))
             assert con.sql("SELECT n FROM t WHERE part IN ('b', 'c')").fetchall() == found
 
 
@@ -1585,7 +1585,7 @@ def test_a_column_of_arrow_files_without_a_name_is_the_same_in_each(tmp_path: Pa
     with duckdb.connect(":memory:") as con:
         arrow_ipc.attach(con, "whole", paths, {})
         whole = con.sql("FROM whole")
-        arrow_ipc.attach_rows(con, "t", paths, {}, Rows(1, 0, 1))
+        arrow_ipc.attach_rows(con, "t", paths, {}, RowRange(1, 0, 1))
         rows = con.sql("FROM t")
         assert (rows.columns, rows.fetchall()) == (whole.columns, whole.fetchall()[1:])
 
@@ -1593,7 +1593,7 @@ def test_a_column_of_arrow_files_without_a_name_is_the_same_in_each(tmp_path: Pa
 _EMPTY_UNIONS = """
 import sys, duckdb, pyarrow as pa
 from connector.datasets.sources import arrow_ipc
-from connector.datasets.sources.arrow_dataset import Stream
+from connector.datasets.sources.arrow_dataset import ArrowStream
 from connector.engine.worker.inspect import arrow_files
 from connector.engine.worker.read import duckdb_engine as engine
 from pathlib import Path
@@ -1613,7 +1613,7 @@ for made in (pa.ipc.new_file, pa.ipc.new_stream):
             assert arrow_files.sizes_of(files) is not None
             arrow_ipc.attach(con, "t", [path], {})
         else:
-            con.register("t", Stream.at(path))
+            con.register("t", ArrowStream.at(path))
         print(con.sql("SELECT n, u, l FROM t WHERE n > 1").fetchall())
 """
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.datasets.sources import csv as csv_source
-from connector.datasets.sources import guess, read_options, source
+from connector.datasets.sources import guess_kind, read_options, source
 from connector.engine.pool.protocol import Job
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.write.file_formats import Written
@@ -338,7 +338,7 @@ def test_names_of_csv_that_are_the_same_are_told_as_that(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["t.json", "T.JSON.gz"])
 def test_a_file_of_json_is_taken_for_lines_of_it(tmp_path: Path, name: str) -> None:
-    assert guess(str(tmp_path / name)) == "jsonl"
+    assert guess_kind(str(tmp_path / name)) == "jsonl"
 
 
 @pytest.mark.parametrize("written", [[""], ["", "\ufeff"]], ids=["one", "two"])
@@ -585,4 +585,4 @@ def test_a_directory_has_its_compressed_files_of_every_name(tmp_path: Path, kind
         (tmp_path / name).write_bytes(b"")
     found = source(kind).find(str(tmp_path), roots=[tmp_path], options=read_options(kind, {}))
     assert [one.name for one in found] == [f"a.{kind}", f"b.{ending}"]
-    assert guess(str(tmp_path / f"b.{ending}")) == kind
+    assert guess_kind(str(tmp_path / f"b.{ending}")) == kind
