@@ -71,7 +71,7 @@ WORKER = {
     "connector.engine.worker.session": (
         "read_job", "Worker._take", "Worker.ended", "Session._close",
     ),
-    "connector.engine.worker.memory_limits": ("Keeping.prepare",),
+    "connector.engine.worker.memory_limits": ("MemoryLimits.prepare",),
     "connector.engine.worker.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
     "connector.engine.worker.read.job_files": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.engine.worker.read.duckdb_engine": ("attach", "load", "query", "batches"),

@@ -121,7 +121,7 @@ class Profiles:
     async def profile(
         self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: ReportProgress
     ) -> Mapping[str, Any]:
-        found = await self._pool.ask(self._job("profile", kind, files, options, {}), told=told)
+        found = await self._pool.ask(self._job("profile", kind, files, options, {}), on_progress=told)
         return {
             "schema": [{"name": column["name"], "type": column["type"]} for column in found["columns"]],
             "rows": found["rows"],
@@ -143,7 +143,7 @@ class Profiles:
         told: ReportProgress,
     ) -> Mapping[str, Any]:
         job = self._job("convert", kind, files, options, {"target": target})
-        found: Mapping[str, Any] = await self._pool.ask(job, told=told)
+        found: Mapping[str, Any] = await self._pool.ask(job, on_progress=told)
         return found
 
     def _job(

@@ -1,8 +1,8 @@
-"""The directories that workers are shut into, looked at while the connector runs.
+"""Identity of the directories that a confined worker may open, checked while the connector runs.
 
-A process that is shut in (`sandbox`) stays with the directories of its start: what is moved into the place of one, or
-what a link leads to later, is closed to it. So a worker is of use only while they are the same. One that is deleted and
-made again is another: as long as the process is there, the kernel gives its inode to no other.
+A confined process (`sandbox`) keeps the directories of its start. A directory that replaces one of them, or the new
+target of a link, stays closed to it. So a worker is only usable while the directories are the same. A directory that is
+deleted and created again is a different one: the kernel does not reuse its inode while the process lives.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _HERE, _MOUNT, _MOUNT_AT = -100, 0x4000, 144  # AT_FDCWD, STATX_MNT_ID_UNIQUE, t
 
 
 class Roots:
-    """Which directories these paths are `now`, at the last look."""
+    """The identities of these paths at the last look, in `now`."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.now: Seen = ()
         self._paths = paths
-        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="roots")  # nobody else's: it hangs with a disk
+        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="roots")  # of its own: it hangs with a disk
         self._looking: asyncio.Future[Seen] | None = None
         self._ends = 0.0
         self._closed = False
 
     async def look(self) -> None:
-        """See which they are. On a disk that hangs they count as what they were before, and hold nobody up."""
+        """Update `now`. A disk that does not answer in time keeps its last identity, so it blocks no caller."""
         if self._closed or not self._paths:
             return
         if self._looking is None or self._looking.done():
@@ -46,17 +46,17 @@ class Roots:
             self.now = looking.result()
 
     def missing(self) -> list[str]:
-        """Those that are not there."""
+        """Return the paths that do not exist."""
         return [path for path, found in zip(self._paths, self.now, strict=False) if not any(found)]
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._closed = True
         self._eyes.shutdown(wait=False)
 
 
 def directories(paths: Sequence[str]) -> Seen:
-    """Which directories these paths are."""
+    """Return the identity of each path."""
     return tuple(map(_directory, paths))
 
 
@@ -69,10 +69,13 @@ def _directory(path: str) -> tuple[int, int, int]:
 
 
 def _mount(path: str) -> int:
-    """The number of its mount: a disk that was mounted again is the same, and as closed. 0 where nobody knows; before
-    Linux 6.8 another mount may get it later."""
-    told = ctypes.create_string_buffer(256)
-    if _STATX is None or _STATX(_HERE, os.fsencode(path), 0, _MOUNT, told):
+    """Return the number of the path's mount, or 0 where the kernel does not say.
+
+    A disk that is mounted again has the same device and inode, but is closed to a confined process. Before Linux 6.8 a
+    number may be reused by a later mount.
+    """
+    answer = ctypes.create_string_buffer(256)
+    if _STATX is None or _STATX(_HERE, os.fsencode(path), 0, _MOUNT, answer):
         return 0
-    (number,) = struct.unpack_from("=Q", told, _MOUNT_AT)
+    (number,) = struct.unpack_from("=Q", answer, _MOUNT_AT)
     return int(number)

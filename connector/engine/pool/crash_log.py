@@ -1,5 +1,6 @@
-"""How the main process hears a worker's last words (`lastwords`): apart from them, as a worker needs no asyncio, which
-would take a fifteenth of the time that it takes to start.
+"""The main process's end of a worker's standard error: keeps the last lines for the log.
+
+Separate from `crash_report`, because a worker needs no asyncio: its import takes a fifteenth of a worker's start.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from contextlib import suppress
 from connector.engine.pool.crash_report import LINES
 
 _LINE_MAX = 200
-_HEARD_MAX = 4096  # bytes
+_TAIL_BYTES = 4096  # bytes
 _PATIENCE = 1.0
 
 
 class LastWords(asyncio.Protocol):
-    """The reading end: of all that comes the last is held, and no more, whatever the worker writes."""
+    """Reads a worker's standard error and keeps only its last bytes, whatever the worker writes."""
 
     def __init__(self) -> None:
-        self._heard = b""
+        self._tail = b""
         self._over = asyncio.Event()
         self._pipe: asyncio.BaseTransport | None = None
 
@@ -27,13 +28,13 @@ class LastWords(asyncio.Protocol):
         self._pipe = transport
 
     def data_received(self, data: bytes) -> None:
-        self._heard = (self._heard + data[-_HEARD_MAX:])[-_HEARD_MAX:]
+        self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._over.set()
 
     async def end(self) -> None:
-        """The process has ended: what it had written is heard yet."""
+        """Read what is left in the pipe after the process has ended, then close it."""
         if self._pipe is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE):
@@ -41,14 +42,14 @@ class LastWords(asyncio.Protocol):
             self._pipe.close()
 
     def lines(self) -> list[str]:
-        """The last lines, each cut where it is long, without what a terminal would obey."""
-        lines = self._heard.decode("utf-8", "replace").splitlines()
-        plain = ("".join(one if one.isprintable() else " " for one in line).rstrip() for line in lines)
+        """Return the last lines, shortened, without control characters."""
+        lines = self._tail.decode("utf-8", "replace").splitlines()
+        plain = ("".join(letter if letter.isprintable() else " " for letter in line).rstrip() for line in lines)
         return [line[:_LINE_MAX] for line in plain if line][-LINES:]
 
 
 def how_ended(code: int | None) -> str:
-    """A process's end in words, as `subprocess` gives its return code."""
+    """Describe a return code of `subprocess` in words."""
     if code is None:
         return "still there"
     if code >= 0:

@@ -1,8 +1,9 @@
-"""What a worker says before it ends; `hearing` is the other end, in the main process.
+"""A worker's reports about its own errors, written to standard error; `crash_log` reads them in the main process.
 
-A worker's standard error is a pipe. Until it is ready, all that the interpreter and libraries write there is heard:
-there are no data yet. From then on theirs goes nowhere, as their errors quote values of rows; heard is what we say
-ourselves, and the interpreter as it is killed by a fault: kinds of errors, and where in the code they came up.
+A worker's standard error is a pipe. Until the worker is ready, everything that the interpreter and libraries write
+there is passed on: no data has come yet. Afterwards their output is dropped, as their errors quote values of rows. Only
+our own reports and the interpreter's fault handler still reach the pipe: kinds of errors, and where in the code they
+were raised.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import traceback
 from contextlib import suppress
 from types import TracebackType
 
-LINES = 24  # that are told, and heard
+LINES = 24  # of a report
 _ours: int | None = None  # the descriptor that still leads to the pipe, once the worker is ready
 
 
 def begin() -> None:
-    """In a worker, first of all: what kills it says where."""
+    """In a worker, before anything else: report where a fatal signal struck."""
     faulthandler.enable(all_threads=False)
 
 
 def only_ours(null: int) -> None:
-    """In a worker that is ready, before data come: of standard error nothing is heard but `tell` and faults. `null`: a
-    descriptor that leads nowhere."""
+    """In a ready worker, before data comes: drop everything on standard error except `tell` and faults.
+
+    `null` is a descriptor of the null device.
+    """
     global _ours
     _ours = os.dup(2)
     faulthandler.enable(_ours, all_threads=False)
@@ -36,13 +39,13 @@ def only_ours(null: int) -> None:
 
 
 def say(words: str) -> None:
-    """Words of ours, with no value of anybody's rows in them."""
-    with suppress(OSError):  # nobody may hear us
+    """Write a line to the report. It must hold no values of rows."""
+    with suppress(OSError):  # the reader may have gone
         os.write(2 if _ours is None else _ours, f"{words}\n".encode())
 
 
 def tell(error: BaseException) -> None:
-    """Say what was raised and where; also in which words, as long as these cannot be values of rows."""
+    """Report an error's kind and place; its message only while it cannot hold values of rows."""
     with suppress(Exception):  # there may be no memory
         if _ours is None:
             traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""Ends that have a code: what a worker tells the main process instead of the engine's words, and what that says."""
+"""Error codes of jobs: a worker sends a code in place of the engine's message; here is the error for each code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from connector.errors import (
 
 
 class Coded(Exception):
-    """A job that ended for a reason with a code; `facts` are for the caller."""
+    """A job ended with an error code; `facts` are for the caller."""
 
     def __init__(self, code: str, **facts: Any) -> None:
         super().__init__(code)
@@ -34,13 +34,13 @@ ROWS_TOO_LARGE = (  # what `memory_limit` is to who asked for rows as they are s
 
 
 def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
-    """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
+    """Return the error for a worker's code; `message` replaces the table's sentence where ours is more precise."""
     kind, sentence = _ERRORS.get(code, _FAILED)
     return kind(message or sentence, code=code if code in _ERRORS else "engine_failed", **facts)
 
 
 def status_of(code: str) -> int:
-    """HTTP's status of that error: of a code that no worker has, that of a failure of ours."""
+    """Return the HTTP status of that error; for an unknown code that of an internal failure."""
     kind, _ = _ERRORS.get(code, _FAILED)
     return kind.status
 

@@ -1,8 +1,8 @@
-"""How a worker without a network reads objects in a store: it asks for blocks, and gets open descriptors.
+"""Lends blocks of stored objects to a worker, which has no network: it sends requests and gets open descriptors.
 
-Runs in the main process. A job whose files are objects gets a second socket; on it come requests (`job.LOAN`), and for
-each block a message goes back: `b"b"` with a descriptor, or `b"e"` and a code. A worker gets blocks of its own job's
-objects and nothing else; at the start and at the end it has all of them checked.
+Runs in the main process. A job that reads objects gets a second socket. Requests (`protocol.LOAN`) come over it. For
+each block one message goes back: `b"b"` with a descriptor, or `b"e"` and an error code. A worker gets only blocks of
+its own job's objects. At the start and at the end it has all of them checked for changes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Loans = Mapping[int, tuple[str, Sequence[FileRef]]]  # by the relation's place i
 
 
 class Library(Protocol):
-    """Where blocks come from (`datasets.objects` and `datasets.blocks` behind one door)."""
+    """A source of blocks: the object store with its cache on disk."""
 
     def read(self, ref: FileRef, *, store: str, first: int, count: int) -> Any:
-        """An async generator of descriptors, one a block."""
+        """Yield a descriptor for each block."""
 
     async def check(self, refs: Sequence[FileRef], *, store: str) -> None:
-        """VersionChanged unless all are what they were."""
+        """Raises: VersionChanged unless every object still has its registered version."""
 
 
 def loans_of(job: Job) -> Loans:
-    """The objects that a job reads; empty for one that reads files."""
+    """Return the objects that a job reads; empty for a job that reads files."""
     found: dict[int, tuple[str, Sequence[FileRef]]] = {}
     for number, relation in enumerate(job.relations.values()):
         if any(file.get("etag") for file in relation.files):
@@ -90,7 +90,7 @@ async def _answer(
 
 
 async def _send(desk: socket.socket, message: bytes, descriptor: int | None = None) -> None:
-    """One message; waits while the worker has not taken what it was sent."""
+    """Send one message; waits while the worker has not read the earlier ones."""
     while True:
         with suppress(BlockingIOError):
             if descriptor is None:

@@ -1,4 +1,4 @@
-"""Worker processes for queries, asked from the main process, which itself loads neither the engine nor Arrow.
+"""Worker pool for queries. Runs in the main process, which loads neither DuckDB nor pyarrow.
 
     async with Pool(work_dir, size=2, warm=1) as pool:
         async with pool.run(Job(relations={"t": ...}, sql="SELECT ...")) as result:
@@ -8,19 +8,19 @@
             result.totals                       # {"rows", "batches", "bytes"}, once the loop has ended
         profile = await pool.ask(Job(kind="profile", relations={"t": ...}))    # a JSON value
 
-What is promised:
-- at most `size` processes; more jobs wait, at most `waiting` of them and at most `wait_seconds`: then Busy. Free
-  workers go round between consumers, so nobody's queue holds up another's, and of two workers or more one consumer has
-  not all for longer than ten seconds while another waits: the last that it took is ended, unless it adds noise. Those
-  that streams share do not count, whoever reads in them, and who has only one beside them loses it only where its
-  reader has asked for nothing for ten seconds;
-- a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later
-  (`worker_process`), where scans of others share it when those have ended; one that takes more than its memory
-  and 300 MB is killed; a worker that dies costs its own jobs an error and nothing else, and is replaced;
-- a worker has jobs only while the paths that it may open are the directories that they were when it started (`roots`);
-- a slow reader slows the worker (nothing is read ahead but the slots of the ring); leaving the `async with` block
-  early, or being cancelled in it, stops the work;
-- every end that is not complete raises: a HanseError with a code, never with the engine's words.
+Promises:
+
+- At most `size` processes. Further jobs wait: at most `waiting` of them, each at most `wait_seconds`, then Busy.
+- Free workers go round-robin between consumers. If one consumer holds all of several workers while another has waited
+  for ten seconds, its newest job is ended, unless that job adds noise. Workers shared by streams do not count. A
+  consumer that holds the only unshared worker loses it only if its reader has asked for nothing for ten seconds.
+- A job that works longer than its limits without a frame is interrupted. Its worker is killed `GRACE` seconds later
+  (`worker_process`), or, if other scans share it, when those have ended. A worker that uses more than its jobs' memory
+  and 300 MB is killed. A worker that dies fails its own jobs only, and is replaced.
+- A worker gets jobs only while the paths that it may open are the directories of its start (`allowed_paths`).
+- A slow reader slows the worker: at most the slots of the ring are read ahead. Leaving the `async with` block early,
+  or being cancelled in it, stops the work.
+- Every incomplete end raises a HanseError with a code, never with the engine's message.
 """
 
 from __future__ import annotations
@@ -48,20 +48,19 @@ from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.object_lender import Library
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.sandbox import environment, memory_of
-from connector.engine.pool.worker_process import KEPT_MB, Result, Worker
+from connector.engine.pool.worker_process import KEPT_MB, Result, WorkerProcess
 from connector.errors import Busy
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
 _REST = 0.1
-_PATIENCE = 10.0  # seconds that others wait for one consumer who has all workers
-_OURS = frozenset({"owner", "coordinator"})  # who works for the operator: that is not ended for others
-_GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `keeping.REST` is shorter
+_PATIENCE = 10.0  # seconds that a job waits before a worker of another consumer is taken back
+_OURS = frozenset({"owner", "coordinator"})  # work for the operator is not ended for others
+_GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `memory_limits.REST` is shorter
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
-# Batches of megabytes come and go all the time: while a job runs, and until the worker rests (`keeping.REST`), their
-# memory is kept for the next one instead of being given back to the kernel, whose page faults would cost more than the
-# copy.
+# Batches of megabytes come and go all the time. While a job runs, and until the worker rests (`memory_limits.REST`),
+# their memory is kept for the next batch: giving it back to the kernel costs more page faults than the copy.
 _ALLOCATION = {
     # The C library's heap, which Arrow may use as well, gives back and takes again what each row group of wide columns
     # takes. What this one sets aside must not be memory that the process may fill without asking: so it is little, and
@@ -88,7 +87,7 @@ Watch = Callable[[Result], Coroutine[Any, Any, None]]
 
 
 class Pool:
-    """The workers of one connector."""
+    """The worker processes of one connector."""
 
     def __init__(
         self,
@@ -106,17 +105,17 @@ class Pool:
     ) -> None:
         """`library` lends blocks of objects in stores.
 
-        `readable` and `writable`: the only directories that a worker can open (None: not confined).
+        `readable` and `writable` are the only directories that a worker can open (None: not confined).
         """
         self._work_dir = Path(os.path.realpath(work_dir))
         self._size, self._warm = size, min(warm, size)
         self._streams_per_worker = streams_per_worker
         self._idle_seconds = idle_seconds
         self._turns = TurnQueue(size, waiting=waiting, wait_seconds=wait_seconds)
-        self._idle: list[Worker] = []
-        self._busy: set[Worker] = set()
+        self._idle: list[WorkerProcess] = []
+        self._busy: set[WorkerProcess] = set()
         self._starting = 0
-        self._takers: list[asyncio.Future[None]] = []  # who waits for a worker, longest first
+        self._takers: list[asyncio.Future[None]] = []  # waiting jobs, oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._library = library
@@ -138,7 +137,7 @@ class Pool:
         await self.close()
 
     async def start(self) -> None:
-        """Make ready; the workers that are kept warm start beside us, and one that does not is only logged."""
+        """Start the warm workers in the background; a worker that does not start is only logged."""
         for directory in (self._work_dir, *self._writable):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(_remove_left_over, self._work_dir)
@@ -165,11 +164,13 @@ class Pool:
     async def run(
         self, job: Job, *, watch: Watch | None = None, after: asyncio.Future[Any] | None = None
     ) -> AsyncIterator[Result]:
-        """A job that gives frames. Raises what the table of errors below holds, and Busy.
+        """Run a job that returns frames.
 
-        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it. The job
-        reads its first row when `after` is over; where that raises, none. It is made ready meanwhile, unless somebody
-        else may want the worker.
+        `watch(result)` runs in parallel from the start of the job, before there is a schema; it may `interrupt` the
+        job. The job is prepared at once but reads its first row only after `after` has returned, and none if that
+        raises. A job whose worker other jobs may need waits for `after` first.
+
+        Raises: the errors of `error_codes`, and Busy.
         """
         if after is not None and self._sharing(job) is None and not self._turns.has_spare:
             await asyncio.shield(after)
@@ -188,18 +189,18 @@ class Pool:
             self._finish(result)
 
     async def ask(
-        self, job: Job, *, told: Callable[[str, int], None] = lambda *_: None, seconds: float | None = None
+        self, job: Job, *, on_progress: Callable[[str, int], None] = lambda *_: None, seconds: float | None = None
     ) -> Any:
-        """A job that gives one JSON value (report, describe, profile, convert, check_arrow).
+        """Run a job that returns one JSON value (report, describe, profile, convert, check_arrow).
 
-        `told` hears the stage of a long one and how many files are done; `seconds`: as of `TurnQueue.take`. When this
-        raises, also because it was cancelled, the worker has let go of the job.
+        `on_progress` gets the stage of a long job and how many files are done. `seconds` is passed to `TurnQueue.take`.
+        When this raises, also by cancellation, the worker has dropped the job.
         """
         result = await self._begin(job, seconds=seconds)
         try:
             kind, _, payload, _ = await result.next()
             while kind == wire.PROGRESS:
-                told(*json.loads(bytes(payload)))
+                on_progress(*json.loads(bytes(payload)))
                 kind, _, payload, _ = await result.next()
             return json.loads(bytes(payload))
         except BaseException:
@@ -214,7 +215,7 @@ class Pool:
 
     @property
     def rss_mb(self) -> int:
-        """Resident memory of all workers, for the health page."""
+        """Return the resident memory of all workers, for the health page."""
         return sum(worker.rss_mb() for worker in (*self._idle, *self._busy))
 
     async def _begin(self, job: Job, *, seconds: float | None = None) -> Result:
@@ -230,16 +231,16 @@ class Pool:
                 self._turns.give_back()
                 raise
         try:
-            result, theirs = _given(worker, job)
+            result, theirs = _open_result(worker, job)
         except OSError as error:  # no more descriptors, or memory to share
-            self._background(self._left(worker))
+            self._background(self._release_worker(worker))
             raise Busy(f"{_NO_CHANNEL} ({error.strerror})") from error
         try:
             with theirs, ExitStack() as stack:
-                desk = [end.fileno() for end in self._desk(result, stack)]
+                desk = [end.fileno() for end in self._open_desk(result, stack)]
                 ring = [] if result.ring is None else [result.ring.descriptor]
-                told = wire.WITH[bool(desk), bool(ring)]
-                socket.send_fds(worker.control, [told], [theirs.fileno(), *desk, *ring])
+                flags = wire.WITH[bool(desk), bool(ring)]
+                socket.send_fds(worker.control, [flags], [theirs.fileno(), *desk, *ring])
             await result.start()
         except OSError:  # its socket is closed already; else its reader is the first to see it
             try:
@@ -266,12 +267,14 @@ class Pool:
             self._ask_back(wanting)
 
     def _ask_back(self, wanting: str) -> None:
-        """Somebody has waited for long: where one other consumer has all of several workers, it loses the last that it
-        took, and the place is free now, for others first: its reader may take the rest of what is there as slowly as
-        it likes. None that adds noise: nobody reads it slowly, and its budget would be spent anew by each attempt.
+        """End the newest job of a consumer that holds all of several workers, after another consumer has waited for
+        long.
 
-        Workers that streams share are nobody's, whoever has streams in them. Who has no other than the one that is left
-        beside them loses it only by reading slowly: its long work would be begun anew for each who waits."""
+        Its place then goes to others first: its reader may still read slowly what is in the ring. A job that adds noise
+        is not ended: nothing of it is read slowly, and each new attempt would spend its budget again. Workers shared by
+        streams belong to no consumer. A consumer that holds the only unshared worker loses it only by reading slowly:
+        otherwise its long work would start again for each waiting job.
+        """
         alone = [result for worker in self._busy if not worker.shared for result in worker.results]
         theirs = {result.job.consumer for result in alone}
         if len(self._busy) < max(2, self._size) or len(theirs) != 1 or not theirs.isdisjoint({wanting, *_OURS}):
@@ -282,11 +285,12 @@ class Pool:
             worker = last._worker
             worker.kill("worker_wanted")
             self._busy.discard(worker)
-            self._background(self._bury(worker))  # what it had on disk is nobody's any more
+            self._background(self._bury(worker))  # its files on disk are not needed any more
             self._turns.give_back(after_others=last.job.consumer)
 
-    def _desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
-        """For a job that reads objects: the worker's end of the socket over which it borrows their blocks."""
+    def _open_desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
+        """Return the worker's end of the socket over which a job borrows blocks of objects; empty for a job without
+        objects."""
         loans = object_lender.loans_of(result.job)
         if not loans or self._library is None:
             return []
@@ -294,8 +298,8 @@ class Pool:
         self._background(object_lender.lend(result.desk, loans, self._library))
         return [stack.enter_context(theirs)]
 
-    def _sharing(self, job: Job) -> Worker | None:
-        """A worker that streams already and has room for one more, for a job that may share."""
+    def _sharing(self, job: Job) -> WorkerProcess | None:
+        """Return a worker that runs streams and has room for one more, for a job that may share."""
         if not job.shared:
             return None
         fitting = [
@@ -308,11 +312,12 @@ class Pool:
         ]
         return min(fitting, key=lambda worker: len(worker.results), default=None)
 
-    async def _take_worker(self) -> Worker:
-        """One that is free, or the first that will be: a new one takes half a second to start, and memory.
+    async def _take_worker(self) -> WorkerProcess:
+        """Return a free worker, or the first that becomes free; a new one costs half a second and memory.
 
-        One whose job has ended by itself cleans up, and is free in a moment; only where there is none, and may be more,
-        a new one is started. Whoever was freed before that one had started is taken, and it waits for others.
+        A worker whose job has ended by itself is free in a moment, so a new process is started only where no worker is
+        free or about to be. If a worker becomes free before the new one has started, it is taken, and the new one waits
+        for other jobs.
         """
         hired: asyncio.Task[None] | None = None
         while (worker := await self._rested()) is None:
@@ -333,8 +338,8 @@ class Pool:
         self._busy.add(worker)
         return worker
 
-    async def _rested(self) -> Worker | None:
-        """Of those that are free the one used last that has had time to open its next engine; else the oldest."""
+    async def _rested(self) -> WorkerProcess | None:
+        """Return the most recently used free worker that has had time to open its next engine; else the oldest."""
         while self._idle:
             cut = time.monotonic() - _REST
             place = max((place for place, worker in enumerate(self._idle) if worker.idle_since <= cut), default=0)
@@ -345,17 +350,17 @@ class Pool:
             await self._bury(worker)
         return None
 
-    def _fit(self, worker: Worker) -> bool:
-        """Whether it lives, and may open what is to be read now."""
+    def _fit(self, worker: WorkerProcess) -> bool:
+        """Whether the worker lives and may open the current directories."""
         return worker.alive() and worker.roots == self._roots.now
 
-    def _rest(self, worker: Worker) -> None:
+    def _rest(self, worker: WorkerProcess) -> None:
         worker.idle_since = time.monotonic()
         self._idle.append(worker)
         self._tell_takers()
 
     def _tell_takers(self) -> None:
-        """Something has changed that somebody may wait for."""
+        """Wake the waiting jobs after a change."""
         for taker in self._takers:
             if not taker.done():
                 taker.set_result(None)
@@ -366,17 +371,17 @@ class Pool:
             worker.ending = work
 
     async def _end(self, result: Result) -> None:
-        """After a job: clean up."""
+        """Clean up after a job."""
         worker = result._worker
         await result.settle()
         result.close()
         worker.results.discard(result)
         worker.ending = None
         self._tell_takers()  # who waited for it looks again: others may have begun in it, or it may not be fit any more
-        await self._left(worker)
+        await self._release_worker(worker)
 
-    async def _left(self, worker: Worker) -> None:
-        """Where a worker has no job any more: let it rest, or bury and replace it."""
+    async def _release_worker(self, worker: WorkerProcess) -> None:
+        """Let a worker without jobs rest, or bury and replace it."""
         if worker.results:
             return
         if worker.watch is not None:
@@ -394,15 +399,15 @@ class Pool:
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:
-        with suppress(Busy):  # it is in the log, and whoever wants one tries again
+        with suppress(Busy):  # it is in the log; the next job tries again
             while not self._closed and self.processes < self._warm:
                 await self._hire()
 
     def _hire(self) -> asyncio.Task[None]:
-        """A new process, which counts as one from now on, for whoever comes first."""
+        """Start a process; it counts from now on, and serves the first job that wants it."""
         self._starting += 1
         work = self._background(self._hired())
-        work.add_done_callback(_heard)  # nobody may be there any more to hear of it
+        work.add_done_callback(_log_failed_start)  # its caller may have gone
         return work
 
     async def _hired(self) -> None:
@@ -413,7 +418,7 @@ class Pool:
             self._tell_takers()
         self._rest(worker)
 
-    async def _started(self) -> Worker:
+    async def _started(self) -> WorkerProcess:
         try:
             worker = await self._process()
         except (OSError, MemoryError) as error:  # no more processes, descriptors, memory, or disk
@@ -434,7 +439,7 @@ class Pool:
         worker.began_mb = memory_of(worker.process.pid).data // 2**20
         return worker
 
-    async def _process(self) -> Worker:
+    async def _process(self) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         roots = self._roots.now  # where it comes to see others, the next look tells
         with ExitStack() as failed:
@@ -451,10 +456,10 @@ class Pool:
                 )  # fmt: skip
             failed.pop_all()
         ours.setblocking(False)
-        return Worker(process, ours, folder, said, roots)
+        return WorkerProcess(process, ours, folder, said, roots)
 
     async def _ear(self, failed: ExitStack) -> tuple[LastWords, IO[bytes]]:
-        """What hears the standard error of a worker, and what that one is to write to."""
+        """Return the reader of a worker's standard error, and the file that the worker writes to."""
         reading, writing = (os.fdopen(end, mode, 0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
         with ExitStack() as unheard:
             unheard.callback(writing.close)
@@ -464,17 +469,17 @@ class Pool:
         failed.callback(pipe.close)
         return said, writing
 
-    async def _bury(self, worker: Worker) -> None:
+    async def _bury(self, worker: WorkerProcess) -> None:
         worker.control.close()
         if worker.ring is not None:
             worker.ring.close()
         await worker.bury()
         await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
 
-    async def _watch(self, worker: Worker) -> None:
-        """While a worker works: kill it when it takes more memory than its jobs may.
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """While a worker works, kill it when it uses more memory than its jobs may.
 
-        What a job has freed, its process may keep for those that go on beside it: so the most of them counts.
+        A process may keep what a job has freed for the other jobs in it, so the highest sum of limits counts.
         """
         most = worker.jobs_mb
         while worker.alive():
@@ -484,14 +489,14 @@ class Pool:
                 worker.kill("memory_limit")
 
     async def _reap(self) -> None:
-        """Stop workers that nobody has needed for a while, down to those kept warm, and those of no more use."""
+        """Stop workers that are worn out, or that have been idle for long and are not among those kept warm."""
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
             await self._roots.look()
             now = time.monotonic()
             for worker in tuple(self._idle):
                 if worker not in self._idle:
-                    continue  # somebody has taken it while we buried another
+                    continue  # it was taken while another was buried
                 rested = now - worker.idle_since
                 if rested > _GIVEN_BACK and worker.ring is not None:
                     worker.ring.rest()
@@ -514,8 +519,8 @@ def _is_governed(job: Job) -> bool:
     return ":" in job.consumer  # a DID
 
 
-def _given(worker: Worker, job: Job) -> tuple[Result, socket.socket]:
-    """A job as one of the worker's, and that one's end of its socket."""
+def _open_result(worker: WorkerProcess, job: Job) -> tuple[Result, socket.socket]:
+    """Return the job as a result of this worker, and the worker's end of its socket."""
     with ExitStack() as failed:
         ours, theirs = map(failed.enter_context, socket.socketpair())
         ours.setblocking(False)
@@ -526,21 +531,22 @@ def _given(worker: Worker, job: Job) -> tuple[Result, socket.socket]:
 
 
 def _may_be_ended(one: Result, *, several: bool) -> bool:
-    """Whether a job of who has all workers that no streams share, `several` or the only one, may be ended for others.
+    """Whether a job of the consumer that holds all unshared workers, `several` or only one, may be ended for others.
 
-    What somebody else sent is checked in much less than a quarter of its time, if it is as large as it says."""
+    Checks of uploaded data may not: they take much less than a quarter of their time limit.
+    """
     if one.job.kind == "check_arrow":
         return time.monotonic() - one.begun > one.job.limits.seconds / 4
     return one.job.kind == "query" and not one.job.noise and (several or one.unasked > _PATIENCE)
 
 
-def _heard(task: asyncio.Task[None]) -> None:
+def _log_failed_start(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("a worker did not start", reason=str(error))
 
 
 def _remove_left_over(work_dir: Path) -> None:
-    """Folders of workers whose connector has died with them: what their queries had put there must not stay."""
+    """Remove the folders of workers whose connector has died: the data of their queries must not stay on disk."""
     for folder in work_dir.glob("worker-*-*"):
         process = folder.name.split("-")[1]
         if process == str(os.getpid()) or not Path("/proc", process).exists():

@@ -1,12 +1,17 @@
-"""What the main process asks of a worker, and the frames that come back. Standard library only: both ends load it.
+"""Wire protocol between the main process and a worker: jobs go in, frames come back. Standard library only: both ends
+import it.
 
-A job goes over a socket of its own: its JSON, then its blobs. Back come frames of a fixed header and a payload:
-`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`, after `answers` (JSON: what
-the answers that came unread hold) where there are any; or any number of `progress` (JSON: a stage, and how many files
-are done in it) and one `value`. A batch whose header names a slot has its payload in shared memory
-(`shared_memory`); one that is `scattered` has pieces of it there and pieces in the files of the job's first
-relation, and its frame says where (PIECE each). After the job, the connector sends single bytes: GO where the job is
-held, then the number of a slot that is free again, or ANYWAY.
+A job has its own socket. Its JSON goes first, then its blobs.
+
+Frames come back, each a fixed header and a payload. A query sends `schema` and `trailer` (a prepared end record), any
+number of `batch`, and `end` or `error`. `answers` comes first where the job has unread answers: JSON that says what
+they hold. Other jobs send any number of `progress` (JSON: a stage, and how many files are done in it) and one `value`.
+
+A batch whose header names a slot has its payload in shared memory (`shared_memory`). A `scattered` batch has some
+pieces there and the others in the files of the job's first relation; its frame lists them (PIECE each).
+
+After the job, the connector sends single bytes: GO for a held job, then the number of each slot that is free again, or
+ANYWAY.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ HEADER: Final = struct.Struct("<BBBxIQi32s")
 PIECE: Final = struct.Struct("<iQQ")  # of a message: the file's number, or IN_SLOT; offset; bytes
 IN_SLOT: Final = -1
 GO: Final = 255
-ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more
+ANYWAY: Final = 0  # send one batch over the socket: the reader wants more and has every slot
 # What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
 WITH: Final = {(False, False): b"j", (True, False): b"d", (False, True): b"r", (True, True): b"b"}
 BATCH_BYTES: Final = 3 * 2**20
@@ -43,7 +48,7 @@ LOAN: Final = struct.Struct("<cIIII")
 ARROW: Final = "arrow"
 READ: Final = b"r"
 CHECK: Final = b"c"
-NO_REPORT: Final = "no report"  # for the class of an error: its session ended as nobody foresaw
+NO_REPORT: Final = "no report"  # for the class of an error: its session could not report its end
 PAYLOAD_MAX: Final = 1 << 31
 JOB_MAX: Final = 16 * 2**20
 
@@ -53,7 +58,7 @@ TRAILER_KEY: Final = "hanse.end"
 AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after its last row
 
 IN_PLACE: Final = ""  # each scan reads the file, and the engine knows nothing
-HELD: Final = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
+HELD: Final = "held"  # in our memory, the fastest where it is little: it knows how many rows there are
 LOADED: Final = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
 _PAGE: Final = 2**17  # bytes that a column takes at least while it is read
 PARQUET: Final = ("parquet", "hive", "s3")  # kinds of relations whose rows lie in Parquet
@@ -61,12 +66,12 @@ PARQUET: Final = ("parquet", "hive", "s3")  # kinds of relations whose rows lie 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
+    """A table name in the SQL and where its rows are: files of a source kind, or blob number `blob` of the job.
 
-    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `taken`,
-    in a job that reads its files once: where their rows are when it begins, of which the engine knows all the more by
-    which it orders joins. `columns`: what a blob must hold, no more and no less, where somebody has said so.
-    `answers`: blobs, each what an owner answered, unread, their rows in this order; the job fails unless all are whole.
+    `files` are `FileRef.to_json()` values. `row_bytes` holds the average width of columns where it is known. `taken`
+    applies to a job that reads its files once: where the rows are stored when it begins, which decides how much the
+    engine knows for ordering joins. `columns` are exactly the columns that a blob must hold; None: any. `answers` are
+    blobs with unread answers of owners, their rows in this order; the job fails unless all of them are complete.
     """
 
     kind: str
@@ -81,7 +86,8 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`seconds` of work without a batch leaving; `total_seconds` of work altogether (waiting readers do not count)."""
+    """`seconds` of work without a batch sent; `total_seconds` of work altogether (time waiting for the reader
+    excluded)."""
 
     seconds: float = 60.0
     total_seconds: float | None = None
@@ -94,7 +100,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """What the engine's own parser may find in the SQL: these relations, these functions, nothing else."""
+    """The only relations and functions that the engine's own parser may find in the SQL."""
 
     names: tuple[str, ...]
     functions: tuple[str, ...]
@@ -102,7 +108,7 @@ class Recheck:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Rows `first` to `stop` of file number `file`, told to the reader as block `block` where it is not negative."""
+    """Rows `first` to `stop` of file number `file`; a `block` that is not negative is reported with its batches."""
 
     block: int
     file: int
@@ -112,11 +118,11 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Read only these rows of the job's first relation, in this order, and say after each batch where it ended.
+    """Read only these rows of the job's first relation, in this order, and report after each batch where it ended.
 
-    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal); without a key there
-    is none. `position` names the last column of the answer, which holds each row's number and does not leave; empty
-    where no row is left out or no place is told.
+    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal), or is left out if
+    there is no key. `position` names the last column of the answer: it holds each row's number and is removed. It is
+    empty where no rows are skipped or no place is reported.
     """
 
     ranges: Sequence[Range]
@@ -126,19 +132,20 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow,
-    read_answers, shapes, unite_keys, verbatim (one value).
+    """One piece of work for a worker.
 
-    `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
-    than the engine. `even`: rows are hidden, so where a batch ends depends on those that leave and on nothing else.
-    `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
-    no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
-    `given_on`: columns of the only relation that `sql` gives on as they are stored and looks at nowhere: their values
-    may be put in after it. `spans`: what is left in files may be sent from there, by who reads the frames. `shared`
-    jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is. `ordered`: rows
-    come in the order in which they are stored. `consumer` is whom the work is for: free workers go round between
-    consumers. `once`: its files are Arrow streams, found valid, that no other job reads. `held`: a query is made ready,
-    and no row of it is read before GO.
+    `kind` is query (returns frames), or report, plan, profile, convert, check_arrow, read_answers, shapes, unite_keys
+    or verbatim (each returns one value).
+
+    `scan` names a relation whose columns `sql` returns unchanged, some or all: then a faster way than the engine may be
+    used. `even`: rows are hidden, so batch borders depend only on the rows that are sent. `passed`: the only relation
+    is a stream (`once`) whose rows are the answer, under these names; no engine is opened where its types are plain.
+    Batches have about `batch_bytes` and at most `batch_rows`. `given_on`: columns of the only relation that `sql`
+    passes on unchanged and does not read: their values may be added after it. `spans`: bytes that lie in files may be
+    sent from there by the reader of the frames. `shared` jobs are plain scans that may run in parallel in one process;
+    SQL written by a person never is. `ordered`: rows come in the order in which they are stored. `consumer` is the
+    party that the work is for: free workers go round-robin between consumers. `once`: its files are valid Arrow streams
+    that no other job reads. `held`: a query is prepared, and reads no row before GO.
     """
 
     kind: str = "query"
@@ -156,7 +163,7 @@ class Job:
     batch_bytes: int = BATCH_BYTES
     slots: int = SLOTS  # of the ring: batches that may wait for the reader
     batch_rows: int | None = None
-    noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves
+    noise: Mapping[str, Any] | None = None  # `noise.add` changes the answer by it, before anything leaves
     format: str = "arrow"  # or one that `connector.engine.worker.write.file_formats` knows
     codec: str = "none"  # none, lz4 or zstd
     digest: str = "xxh3"  # xxh3, sha256 or none
@@ -170,7 +177,7 @@ class Job:
     held: bool = False
 
     def encode(self) -> bytes:
-        """The job as it goes to the worker, blobs after it."""
+        """Return the job as it is sent to the worker, followed by its blobs."""
         plain = fields_of(self) | {"blobs": [len(blob) for blob in self.blobs]}
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
         if len(text) > JOB_MAX:
@@ -179,12 +186,12 @@ class Job:
 
 
 def is_wide(columns: int, memory_mb: int) -> bool:
-    """Whether a scan of so many columns, a page of each, takes more than its memory."""
+    """Whether a scan of so many columns, a page of each, needs more than its memory."""
     return columns * _PAGE > memory_mb * 2**20
 
 
 def decode(text: bytes) -> tuple[Job, list[int]]:
-    """The job in its JSON, without its blobs, and the blobs' sizes."""
+    """Return the job of this JSON, without its blobs, and the blobs' sizes."""
     plain = json.loads(text)
     sizes: list[int] = plain.pop("blobs")
     recheck, only = plain.pop("recheck"), plain.pop("only")
@@ -203,7 +210,7 @@ def decode(text: bytes) -> tuple[Job, list[int]]:
 
 
 def fields_of(value: Job | Relation | Limits | Recheck | Range | Ranges) -> dict[str, Any]:
-    """The fields as they are: what is in them becomes JSON one by one. `asdict` copies every value below them first."""
+    """Return the fields without copying their values, unlike `asdict`; the JSON encoder converts them one by one."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 

@@ -1,7 +1,7 @@
-"""The third fence around a worker: the kernel lets it open what it needs and nothing else (Landlock, Linux 5.13+).
+"""Landlock sandbox of a worker (Linux 5.13+): the kernel lets it open only what it needs.
 
-The gate refuses queries that name files, the engine's settings refuse to open them; should both fail, there is still
-nothing to be had: no key of ours, no other dataset, no network, no signal to another process. Standard library only.
+The gate refuses queries that name files, and the engine's settings refuse to open them. If both fail, this third
+barrier still protects keys, other datasets, the network, and other processes from signals. Standard library only.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ _SYSTEM = (
 
 
 def confine(*, readable: Sequence[str], writable: Sequence[str]) -> bool:
-    """Shut this thread and all that it starts into these paths, without a network. Whether the kernel can.
+    """Confine this thread and its later children to these paths, without a network. Return whether the kernel supports
+    it.
 
-    Call it before other threads exist. OSError where the kernel could and did not.
+    Call it before other threads exist.
+
+    Raises: OSError where the kernel supports it but refused.
     """
     version = _call(_CREATE, None, 0, 1)
     if version < 1:
@@ -53,12 +56,12 @@ def confine(*, readable: Sequence[str], writable: Sequence[str]) -> bool:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a process of ours that is shut in gets to see of the environment, and `more`: no secret, no setting."""
+    """Return the environment for a confined process, and `more`: no secrets, no settings."""
     return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | more
 
 
 class Held(NamedTuple):
-    """Bytes of a process: in memory; of them those of mapped files and shared memory; mapped to be written to."""
+    """Memory of a process in bytes: resident; the part in mapped files and shared memory; mapped for writing."""
 
     resident: int
     files: int
@@ -66,12 +69,12 @@ class Held(NamedTuple):
 
     @property
     def own(self) -> int:
-        """In memory, and nothing that the kernel can take back."""
+        """Resident memory that the kernel cannot take back."""
         return self.resident - self.files
 
 
 def memory_of(pid: int) -> Held:
-    """What a process holds; zeros if it is gone."""
+    """Return the memory of a process; zeros if it does not exist."""
     try:
         with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
             _, resident, files, _, _, data, _ = map(int, statm.read(256).split())
@@ -82,7 +85,7 @@ def memory_of(pid: int) -> Held:
 
 
 def _own_code() -> Iterable[str]:
-    """Where the interpreter, its libraries and our own packages lie; not a working directory that is listed too."""
+    """Return where the interpreter, its libraries and our packages are; no working directory."""
     yield from (sys.prefix, sys.base_prefix, sys.exec_prefix)
     for entry in sys.path:
         if entry and not entry.startswith((sys.prefix, sys.base_prefix)):

@@ -1,10 +1,10 @@
-"""Memory that a worker and the connector share for one job: batches are written there once and sent from there.
+"""Ring of shared memory between a worker and the connector: batches are written there once and sent from there.
 
-Both ends map the same sealed memory file, cut into slots; a worker's next job gets the same one, whose pages are there
-already, unless somebody still holds a slot of it. The worker fills a free slot and names it in a frame; the
-connector hands it on as a memoryview. When the last holder of that view lets go (the transport, once the kernel has
-the bytes), the slot goes back over the job's socket and may be filled again. So a batch is copied once by us, nothing
-changes while it is being sent, and what is in flight is bounded by the slots. Standard library only: both ends load it.
+Both ends map the same sealed memory file, which is divided into slots. A worker's next job reuses the file, whose pages
+exist already, unless a slot of it is still in use. The worker fills a free slot and names it in a frame; the connector
+passes it on as a memoryview. When the last holder releases that view (the transport, once the kernel has the bytes),
+the slot number goes back over the job's socket and the slot may be filled again. So a batch is copied once, does not
+change while it is sent, and the slots bound what is in flight. Standard library only: both ends import it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import weakref
 from collections.abc import Callable
 
 _PAGE = mmap.PAGESIZE
-# Rings of which somebody holds a slot. What tells us that it comes back is held by the ring alone: a collector of
+# Rings with a slot in use. The callback for its return is held by the ring alone: a collector of
 # garbage that found both at once would never say so, and the memory would stay open.
 _HELD: set[Ring] = set()
 
 
 def slot_bytes(batch_bytes: int) -> int:
-    """Room for a batch of up to twice the size aimed at, with its metadata; what is larger goes over the socket."""
+    """Return room for a batch of twice the target size with its metadata; a larger one goes over the socket."""
     return -(-(2 * batch_bytes + 2**16) // _PAGE) * _PAGE
 
 
 class Ring:
-    """The connector's end. It owns the memory file; `descriptor` goes to the worker and may be closed then."""
+    """The connector's end. It owns the memory file; `descriptor` goes to the worker and may be closed afterwards."""
 
     def __init__(self, slots: int, size: int, *, released: Callable[[int], None]) -> None:
-        """`released` is told the slots that come back; one for another job hears of those taken from then on."""
+        """`released` gets the number of each slot that comes back. A new one applies to slots taken from then on."""
         self.slots, self.size = slots, size
         self.released = released
         self._lock = threading.RLock()  # a collector of garbage may let go of a slot in the middle of anything
@@ -53,12 +53,15 @@ class Ring:
             raise
 
     @property
-    def held(self) -> int:
-        """Slots that somebody holds. They are taken and let go of in any thread."""
+    def in_use(self) -> int:
+        """Number of slots in use. Slots are taken and released in any thread."""
         return len(self._kinds)
 
     def take(self, slot: int, length: int) -> memoryview:
-        """The bytes in a slot that the worker has filled. ValueError where there is no such slot or it is held."""
+        """Return the bytes of a slot that the worker has filled.
+
+        Raises: ValueError where there is no such slot or it is in use.
+        """
         if self._memory is None or not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
             raise ValueError("expected a free slot of the ring and a length that fits")
         whole, released = self._slot_type.from_buffer(self._memory, slot * self.size), self.released
@@ -69,21 +72,21 @@ class Ring:
         return memoryview(whole).cast("B")[:length].toreadonly()
 
     def when_free(self, act: Callable[[], None]) -> None:
-        """Call `act` once when nobody holds a slot: now, or in the thread that lets go of the last one."""
+        """Call `act` once when no slot is in use: now, or in the thread that releases the last one."""
         self._then = act
         self._tell_free()
 
     def rest(self) -> None:
-        """Give the memory back to the machine until somebody writes there again. Only while nobody holds a slot."""
+        """Give the memory back to the system until it is written again. Only while no slot is in use."""
         if self._memory is not None and not self._resting:
             self._memory.madvise(mmap.MADV_REMOVE)
             self._resting = True
 
     def close(self) -> None:
-        """Close the file; the memory itself goes when the last view of it does.
+        """Close the file; the memory itself is freed with the last view of it.
 
-        It has a descriptor of its own, and whoever holds us may be held by us: so it is let go of here, not with us,
-        or both would stay until the collector of garbage comes by.
+        The ring has its own descriptor. Its holder and the ring may refer to each other, so the file is closed here:
+        otherwise both would stay open until the garbage collector runs.
         """
         self._memory = None
         descriptor, self.descriptor = self.descriptor, -1

@@ -1,4 +1,4 @@
-"""A worker process, and a job that runs in it, as the main process has them. `pool` gives them out."""
+"""A worker process and a running job, as the main process sees them. `pool` hands them out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _log = logger("query")
 class Frame:
     """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it.
 
-    The message lies in memory that is used again once nobody holds `payload`: let go of it as soon as it is sent.
+    The message lies in memory that is reused once `payload` is released: release it as soon as it is sent.
     """
 
     rows: int
@@ -49,14 +49,14 @@ class Frame:
 
     @classmethod
     def of(cls, rows: int, payload: bytearray | memoryview, digest: bytes, *, block: int = -1) -> Self:
-        """As `Result.next` gives it."""
+        """Return the frame of what `Result.next` returned."""
         whole = payload if isinstance(payload, memoryview) else memoryview(payload)
         return cls(rows, len(payload), whole, digest, block)
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One process and what runs in it."""
+class WorkerProcess:
+    """A worker process and the jobs that run in it."""
 
     process: asyncio.subprocess.Process
     control: socket.socket
@@ -82,28 +82,28 @@ class Worker:
         return not self.killed and self.process.returncode is None
 
     def lend_ring(self, slots: int, size: int) -> Ring:
-        """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
+        """Return shared memory for a new job: that of the last job, where it fits."""
         with self.lending:
             ring, self.ring = self.ring, None
         if ring is not None and (ring.slots, ring.size) != (slots, size):
             ring.close()
             ring = None
-        return ring or Ring(slots, size, released=_nobody)
+        return ring or Ring(slots, size, released=_ignore_slot)
 
     def take_ring(self, ring: Ring) -> None:
-        """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
+        """Take the memory of an ended job back; it serves the next job once no slot is in use."""
         ring.when_free(lambda: self._keep(ring))
 
     def _keep(self, ring: Ring) -> None:
         with self.lending:  # rings come back in any thread
-            ring.released = _nobody  # who was told holds a job, with what was asked, and the ring
+            ring.released = _ignore_slot  # the old callback holds its job, with its request and its ring
             if kept := self.ring is None and not self.doomed and self.alive():
                 self.ring = ring
         if not kept:
             ring.close()
 
     def give_up(self, result: Result) -> None:
-        """A job does not end as it should: its process is killed, as soon as nobody else has one in it."""
+        """Kill the process of a job that does not end as it should, as soon as no other job runs in it."""
         self.doomed = True
         if not self.results - {result}:
             self.kill("worker_crashed")
@@ -117,7 +117,7 @@ class Worker:
                 self.process.send_signal(signal.SIGKILL)
 
     async def give_up_start(self, *, late: bool) -> None:
-        """It is not ready: one that is late has a second to say where it stands, another to end by itself."""
+        """End a process that did not become ready. A `late` one gets a second to report where it hangs."""
         self.killed = "start_late" if late else "start_failed"
         with suppress(ProcessLookupError, TimeoutError):
             if late:
@@ -127,7 +127,7 @@ class Worker:
         self.kill(self.killed)
 
     async def bury(self) -> None:
-        """Wait for the end of its process; one that nobody wished for is explained in the log."""
+        """Wait for the end of the process; log an unexpected end with its explanation."""
         with suppress(ProcessLookupError):
             await self.process.wait()
         await self.said.end()
@@ -143,40 +143,44 @@ class Worker:
 
     @property
     def jobs_mb(self) -> int:
-        """What its jobs may take."""
+        """Memory that its jobs may use."""
         return sum(result.job.limits.memory_mb for result in self.results)
 
     def rss_mb(self) -> int:
-        """What of it is in memory."""
+        """Return its resident memory."""
         return memory_of(self.process.pid).resident // 2**20
 
     def own_mb(self) -> int:
-        """Of that, what the kernel cannot take back: not the pages of mapped files."""
+        """Return its resident memory that the kernel cannot take back: without pages of mapped files."""
         return memory_of(self.process.pid).own // 2**20
 
     def mapped_mb(self) -> int:
-        """What is mapped to write to, and was not before its first job."""
+        """Return what it has mapped for writing since before its first job."""
         return memory_of(self.process.pid).data // 2**20 - self.began_mb
 
     @property
     def worn(self) -> bool:
-        """Whether it holds more after a job than may wait for the next one: of its own, or mapped, as Arrow keeps what
-        its largest batches took; the next statement would have so much less, and at last nothing."""
+        """Whether it holds more memory after a job than may stay for the next one, of its own or mapped.
+
+        Arrow keeps what its largest batches took. Each later job would have so much less, and in the end nothing.
+        """
         kept = KEPT_MB + REUSED_MB
         return self.own_mb() > _RECYCLE_MB + kept or self.mapped_mb() > _MAPPED_MB + kept
 
     @property
     def swollen(self) -> bool:
-        """Whether it rests on so much that the next job would have less: also what is mapped only, and would be filled
-        again without asking."""
+        """Whether it rests with so much memory that the next job would have less.
+
+        Mapped memory counts too: the process may fill it again without asking.
+        """
         held = memory_of(self.process.pid)
         return held.own // 2**20 > _RECYCLE_MB or held.data // 2**20 > self.began_mb + _MAPPED_MB
 
 
 class Result:
-    """A running query: its schema, its frames, and its totals once they are all read."""
+    """A running query: its schema, its frames, and its totals once all frames are read."""
 
-    def __init__(self, worker: Worker, job: Job, channel: socket.socket) -> None:
+    def __init__(self, worker: WorkerProcess, job: Job, channel: socket.socket) -> None:
         self.job = job
         self.schema = b""
         self.trailer = b""
@@ -188,11 +192,11 @@ class Result:
         self.ended = False
         self.begun = time.monotonic()
         self.worked = 0.0  # seconds that we waited for the worker
-        self._given: float | None = None  # since when nobody has asked it for what is next
+        self._given: float | None = None  # when the reader got its last frame
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker
         self._channel = channel
-        self._come = bytearray()  # what came with what was read before it
+        self._come = bytearray()  # bytes received but not read
         self._loop = asyncio.get_running_loop()
         self._open = threading.Lock()
         self.ring: Ring | None = None
@@ -210,11 +214,11 @@ class Result:
         return Frame.of(rows, payload, digest, block=self.block)
 
     async def start(self) -> None:
-        """Send the job and wait for the schema (or the value)."""
+        """Send the job to the worker."""
         await self._loop.sock_sendall(self._channel, self.job.encode())
 
     async def begin(self) -> None:
-        """Wait for what comes before the first batch."""
+        """Wait for everything that comes before the first batch."""
         kind, _, payload, _ = await self.next()
         while kind != wire.TRAILER:
             if kind == wire.ANSWERS:
@@ -225,15 +229,15 @@ class Result:
         self.trailer = bytes(payload)
 
     async def go(self) -> None:
-        """Let a held job work. Its worker may still be reading the job: the word must not be lost for that."""
+        """Let a held job work. Waits for room in the socket: the worker may still be reading the job."""
         with suppress(OSError):  # the job is over
             await self._loop.sock_sendall(self._channel, bytes((wire.GO,)))
 
     async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
-        """The next frame within the job's limits of time, or the error that ended the job."""
+        """Return the next frame within the job's time limits, or raise the error that ended the job."""
         if self.ended:
             return wire.END, 0, bytearray(), self.digest
-        if self.ring is not None and self.ring.held == self.ring.slots:
+        if self.ring is not None and self.ring.in_use == self.ring.slots:
             self._tell(wire.ANYWAY)
         begun, self._given = time.monotonic(), None
         try:
@@ -248,28 +252,35 @@ class Result:
         finally:
             self._given = time.monotonic()
             self.worked += self._given - begun
-        return self._taken(*frame)
+        return self._accept_frame(*frame)
 
     @property
     def unasked(self) -> float:
-        """Seconds for which its reader has kept the worker waiting since the last that it asked for: not all its waits
-        together, which a steady reader of much has, too."""
+        """Seconds since the reader last asked for a frame.
+
+        Not the sum of all its waits: a steady reader of a large result also waits long in total.
+        """
         return 0.0 if (given := self._given) is None else time.monotonic() - given
 
     def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
-        """The next batch, where all of it has come. For a thread, while nobody waits for one in `next`."""
-        with self._open:  # a thread that nobody waits for any more must not find another job's ring
-            if self.ended or self.ring is None or self.ring.held == self.ring.slots or not self._has(wire.HEADER.size):
+        """Return the next batch if all of it has come. For a thread, while no task waits in `next`."""
+        with self._open:  # an abandoned thread must not find another job's ring
+            if (
+                self.ended
+                or self.ring is None
+                or self.ring.in_use == self.ring.slots
+                or not self._has(wire.HEADER.size)
+            ):
                 return None
             kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack_from(self._come)
             whole = wire.HEADER.size + (length if kind == wire.SCATTERED else 0)
             if kind not in (wire.BATCH, wire.SCATTERED) or not slot or whole > _TOGETHER or not self._has(whole):
                 return None
-            told = self._come[wire.HEADER.size : whole]
+            pieces = self._come[wire.HEADER.size : whole]
             del self._come[:whole]
-            payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, told)
+            payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, pieces)
             self._given = time.monotonic()
-            return self._taken(kind, rows, payload, digest[:digest_length])
+            return self._accept_frame(kind, rows, payload, digest[:digest_length])
 
     def _has(self, size: int) -> bool:
         """Whether so many bytes have come."""
@@ -279,7 +290,7 @@ class Result:
         return len(self._come) >= size
 
     def interrupt(self) -> None:
-        """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
+        """Tell the worker to stop; a waiting reader soon gets the error `cancelled`."""
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
         if self.desk is not None:  # a worker that waits for a block does not hear of it otherwise
@@ -343,11 +354,11 @@ class Result:
         except ValueError:
             raise self._nonsense() from None
 
-    def _scattered(self, slot: int, told: bytearray) -> memoryview:
-        """The slot with those pieces of a message that are not in files; `pieces` has all of them."""
-        if not self.job.spans or len(told) % wire.PIECE.size:
+    def _scattered(self, slot: int, pieces: bytearray) -> memoryview:
+        """Return the slot with the pieces of a message that are not in files; `pieces` lists all of them."""
+        if not self.job.spans or len(pieces) % wire.PIECE.size:
             raise self._nonsense()
-        self.pieces = list(wire.PIECE.iter_unpack(told))
+        self.pieces = list(wire.PIECE.iter_unpack(pieces))
         sizes = [file["size"] for file in next(iter(self.job.relations.values())).files]
         ends = [(number, at + size) for number, at, size in self.pieces]
         there = all(number < len(sizes) and end <= sizes[number] for number, end in ends if number >= 0)
@@ -356,14 +367,14 @@ class Result:
         return self._shared(slot, max((end for number, end in ends if number < 0), default=0))
 
     def _nonsense(self) -> HanseError:
-        """A worker that does not speak as it should is not ours any more."""
+        """Kill a worker that breaks the protocol, and return the error."""
         self._worker.kill("worker_crashed")
         return error_of("worker_crashed", {})
 
     async def _receive(self, size: int) -> bytearray:
-        """Exactly so many bytes. Small frames come several at once, and are taken from the socket together."""
+        """Return exactly so many bytes. Small frames are read from the socket several at once."""
         if size > _TOGETHER:
-            return await self._received(size)
+            return await self._receive_large(size)
         while len(self._come) < size:
             try:
                 more = await self._loop.sock_recv(self._channel, _TOGETHER)
@@ -376,8 +387,8 @@ class Result:
         del self._come[:size]
         return data
 
-    async def _received(self, size: int) -> bytearray:
-        """The same of much, each byte written once."""
+    async def _receive_large(self, size: int) -> bytearray:
+        """Return exactly so many bytes, each copied once."""
         data, got = bytearray(size), len(self._come)
         data[:got] = self._come
         self._come.clear()
@@ -393,8 +404,11 @@ class Result:
         return data
 
     async def died(self) -> HanseError:
-        """The worker closed our socket in mid-job: it was killed or has crashed. Or it lives, and one session of it
-        could not even say that it ended: then others read on in it, and it takes no more."""
+        """Return the error of a job whose socket the worker closed before its end.
+
+        The process was killed or has crashed. If it lives, one session could not even report its end: the other
+        sessions may finish, but the worker takes no more jobs.
+        """
         self.ended = True
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
@@ -409,11 +423,11 @@ class Result:
         return self._error(code, {})
 
     def _error(self, code: str, facts: dict[str, Any], message: str = "") -> HanseError:
-        """What it is to who asked."""
+        """Return the error for the job's caller."""
         rows = code == "memory_limit" and self.job.kind == "query" and self.job.ordered
         return error_of(code, facts, message or (ROWS_TOO_LARGE if rows else ""))
 
-    def _taken(
+    def _accept_frame(
         self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
     ) -> tuple[int, int, bytearray | memoryview, bytes]:
         if kind in (wire.SCHEMA, wire.BATCH, wire.SCATTERED, wire.END):
@@ -424,11 +438,11 @@ class Result:
             self.ended = True
         elif kind == wire.ERROR:
             self.ended = True
-            told = json.loads(bytes(payload))
-            self._worker_log(told["code"], told["class"])
-            if told["class"] == wire.NO_REPORT:
+            error = json.loads(bytes(payload))
+            self._worker_log(error["code"], error["class"])
+            if error["class"] == wire.NO_REPORT:
                 self._worker.give_up(self)
-            raise self._error(told["code"], told["facts"], told["message"])
+            raise self._error(error["code"], error["facts"], error["message"])
         return kind, rows, payload, digest
 
     async def _drain(self) -> None:
@@ -441,5 +455,5 @@ class Result:
         _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind, **more)
 
 
-def _nobody(_: int) -> None:
-    """Hears of slots that come back while no job runs: there are none."""
+def _ignore_slot(_: int) -> None:
+    """Ignore a slot that comes back while no job runs."""

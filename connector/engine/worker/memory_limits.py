@@ -1,7 +1,7 @@
-"""What a worker keeps from one job to the next, and the memory that its jobs may have beside that.
+"""Memory limits of a worker process, and what it keeps between jobs. Runs in a worker only.
 
-Kept are memory of the heap, an engine that nobody has used, and engines with their files for whoever asks again
-(decision record 0016); beside jobs nothing more is kept, as it would count against their memory.
+Between jobs it keeps heap memory, an unused engine, and engines with their open files for the next job of the same
+consumer (decision record 0016). While jobs run it keeps nothing more, as that would count against their memory.
 """
 
 from __future__ import annotations
@@ -83,8 +83,11 @@ class Memory:
 _ENGINE = Memory(space=8 * 2**20, data=4 * 2**20, anonymous=4 * 2**20, resident=4 * 2**20)
 
 
-class Keeping:
-    """Called by the threads of sessions and the one that watches. `lock` guards what they share."""
+class MemoryLimits:
+    """Sets the process limits for its jobs and keeps engines between jobs.
+
+    Used by the threads of sessions and by the main thread. `lock` guards what they share.
+    """
 
     def __init__(self, lock: threading.RLock) -> None:
         self.lock = lock
@@ -104,7 +107,7 @@ class Keeping:
         self.untouched = Memory.now().untouched
 
     def prepare(self) -> None:
-        """Make the next engine while nobody waits for it."""
+        """Create the next engine while no job waits for it."""
         with self.lock:
             if self.spare is None:
                 self.spare = duckdb_engine.connect()
@@ -141,7 +144,7 @@ class Keeping:
             oldest.close()
 
     def engine(self) -> Any:
-        """An engine that nobody has used."""
+        """Return an unused engine."""
         with self.lock:
             spare, self.spare = self.spare, None
         return duckdb_engine.connect() if spare is None else spare
@@ -202,15 +205,15 @@ class Keeping:
     def _shed(self) -> Memory:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
-            held = self._held()
+            held = self._current_use()
             there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
             if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED and jemalloc.count_unused_bytes() <= _REUSED:
                 return held
             shed()
-        self.bare = self._held()
+        self.bare = self._current_use()
         return self.bare
 
-    def _held(self) -> Memory:
+    def _current_use(self) -> Memory:
         """What we hold, with the engine that the first job opens itself where it comes before one is made for it.
 
         Without what its engine takes before it asks the kernel: that is within the job's own limit. Of it may be in
@@ -236,24 +239,24 @@ class Keeping:
         return REST if self.left or self.kept else None
 
     def quiet(self) -> None:
-        """That long nobody has wanted anything."""
+        """Give back what was kept, in steps, while no job comes."""
         self._rested() if self.tidy else self._tidy_up()
 
     def _tidy_up(self) -> None:
-        """What the next job would wait for otherwise. Beside jobs it would count against their memory."""
+        """Do what the next job would wait for otherwise. While jobs run it would count against their memory."""
         with suppress(Exception):  # the next job makes its own engine, and says what is wrong
             self.prepare()
         self._shed()
         self.tidy = True
 
     def _rested(self) -> None:
-        """Nobody has come: all that was kept goes."""
+        """Give back everything that was kept, as no job has come."""
         self.forget()
         self._give_back()
 
 
 def limit_cpu(job: Job) -> None:
-    """The last clock, for when nobody else watches: processor seconds beyond which the kernel ends us."""
+    """Set the last time limit: processor seconds after which the kernel ends the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + job.limits.seconds * job.limits.threads) + _CPU_SLACK
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)

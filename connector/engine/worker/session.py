@@ -28,11 +28,11 @@ from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
 from connector.engine.worker import tasks
-from connector.engine.worker.memory_limits import Keeping, limit_cpu
+from connector.engine.worker.memory_limits import MemoryLimits, limit_cpu
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.read.file_values import Stored
 from connector.engine.worker.read.job_files import Opening, key_of, limits_of, mixes, readers
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.engine.worker.read.scan_scheduler import Floor
 from connector.errors import HanseError
 
@@ -58,7 +58,7 @@ class Session:
     """One job on its socket, in a thread of its own."""
 
     def __init__(
-        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: Desk | None, shared: int | None
+        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: ObjectChannel | None, shared: int | None
     ) -> None:
         self.channel = channel
         self.desk = desk  # where blocks of objects are borrowed
@@ -272,7 +272,7 @@ class Worker:
         self.folder = folder
         self.sessions: dict[int, Session] = {}
         self.lock = threading.RLock()
-        self.keeping = Keeping(self.lock)
+        self.keeping = MemoryLimits(self.lock)
         self.numbers = itertools.count(1)  # of folders
         self.wake_in, self.wake_out = socket.socketpair()
         self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
@@ -370,7 +370,7 @@ class Worker:
             return
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
-        desk = Desk(socket.socket(fileno=descriptors[1])) if with_desk else None
+        desk = ObjectChannel(socket.socket(fileno=descriptors[1])) if with_desk else None
         shared = descriptors[-1] if with_ring else None
         self._begin(Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared))
 

@@ -1,7 +1,7 @@
-"""What a worker does with a job, one function per kind; table TASKS. Runs in the worker process only.
+"""The tasks of a worker, one function per kind of job; table TASKS. Runs in a worker only.
 
-Each task gets its session (where frames go, what cleans up) and its job. Nothing here knows agreements or policies
-beyond the re-check it is told to make.
+Each task gets its session (sends frames and cleans up) and its job. Knows nothing of agreements or policies, except the
+re-check that a job asks for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from connector.engine.worker.read import batching, duckdb_engine, parquet_scan, 
 from connector.engine.worker.read.file_values import Stored
 from connector.engine.worker.read.late_columns import Placed
 from connector.engine.worker.read.scan_scheduler import Resting
-from connector.engine.worker.write.arrow_stream import Format, Frames, Messages
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter, Format, Frames
 from connector.infra import jemalloc
 from policies.errors import PolicyError
 
@@ -118,12 +118,12 @@ class _Ahead:
     much as itself, so the next is made when it has gone.
     """
 
-    def __init__(self, session: Session, parts: Iterator[row_ranges.Part]) -> None:
+    def __init__(self, session: Session, parts: Iterator[row_ranges.RangeBatch]) -> None:
         self._session, self._parts = session, parts
         self._most = 1 if session.worker.crowded else _AHEAD
         self._coming = deque(self._next() for _ in range(self._most))
 
-    def __iter__(self) -> Iterator[row_ranges.Part]:
+    def __iter__(self) -> Iterator[row_ranges.RangeBatch]:
         while (part := self._coming.popleft().result()) is not None:
             yield part
             del part
@@ -161,7 +161,7 @@ class _Ahead:
         elif isinstance(self._parts, Generator):
             self._parts.close()  # before the engine that its threads may work in
 
-    def _next(self) -> Future[row_ranges.Part | None]:
+    def _next(self) -> Future[row_ranges.RangeBatch | None]:
         return self._session.maker.submit(next, self._parts, None)
 
 
@@ -169,17 +169,17 @@ def _format(job: Job, schema: pa.Schema) -> Format:
     if notes := job.arguments.get("notes"):  # our own; what others note in a schema goes no further (decision 51)
         schema = schema.with_metadata(notes)
     if job.format == wire.ARROW:
-        return Messages(schema, codec=job.codec, digest=job.digest, trailer_room=job.trailer_room)
-    from connector.engine.worker.write.file_formats import Written
+        return ArrowStreamWriter(schema, codec=job.codec, digest=job.digest, trailer_room=job.trailer_room)
+    from connector.engine.worker.write.file_formats import FileFormatWriter
 
-    return Written(job, schema)
+    return FileFormatWriter(job, schema)
 
 
-def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.Part]]:
+def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.RangeBatch]]:
     """The schema and the batches of a query, with their places where it is one of ranges."""
     if (only := _turns(session, job)) is not None:
         session.wait_for_go(job)
-        resting = _resting(session, job, only)
+        resting = _open_resting(session, job, only)
         return resting.schema, resting
     answers = _answers(session, job)
     if job.passed and (found := _passed(session, job, answers)) is not None:
@@ -208,12 +208,12 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.P
         schema, batches = _batches(session, job, relation, rows)
     if job.noise:
         schema, batches = _noisy(session, schema, batches, job.noise)
-    return schema, map(row_ranges.Part, batches)
+    return schema, map(row_ranges.RangeBatch, batches)
 
 
 def _passed(
     session: Session, job: Job, answers: Mapping[str, list[pa.Table]]
-) -> tuple[pa.Schema, Iterator[row_ranges.Part]] | None:
+) -> tuple[pa.Schema, Iterator[row_ranges.RangeBatch]] | None:
     """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
     opening, ((name, relation),) = session.open_new(job), job.relations.items()
     if name in answers:
@@ -225,7 +225,7 @@ def _passed(
         return None
     schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # of the foreign one only the types
     batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
-    return schema, (row_ranges.Part(piece) for batch in batches for piece in batching.cut(batch, job.batch_bytes))
+    return schema, (row_ranges.RangeBatch(piece) for batch in batches for piece in batching.cut(batch, job.batch_bytes))
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -260,10 +260,10 @@ def _group_by_group(con: Any, session: Session, job: Job) -> wire.Ranges | None:
     return wire.Ranges(found, "") if found else None
 
 
-def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
+def _open_resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     opening, worker = session.open(job), session.worker
 
-    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Generator[row_ranges.Part]]:
+    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Generator[row_ranges.RangeBatch]]:
         con = opening.ready(job.relations, worker.keeping.engine)
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))

@@ -211,7 +211,7 @@ async def test_data_that_cannot_be_read_is_told_as_data_and_not_as_a_question(
 async def test_a_profile_tells_its_stages_and_files(owner: Owner, many: Path) -> None:
     told: list[tuple[str, int]] = []
     job = Job(kind="profile", relations={"t": data.relation("hive", many, owner.folder / "data")})
-    profile = await owner.pool.ask(job, told=lambda stage, done: told.append((stage, done)))
+    profile = await owner.pool.ask(job, on_progress=lambda stage, done: told.append((stage, done)))
     assert profile["rows"] == MANY
     assert list(dict(told)) == [registration.CHECKING, registration.COUNTING, registration.DIGESTING]
     assert all(0 <= done < MANY for _, done in told)

@@ -17,7 +17,7 @@ import yaml
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
-from connector.engine.pool.worker_process import Worker
+from connector.engine.pool.worker_process import WorkerProcess
 from connector.errors import HanseError
 from policies.errors import QueryRefused
 from tests.support import data, gate, workers
@@ -79,7 +79,7 @@ async def two(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
             yield pool
 
 
-async def rested(pool: Pool) -> list[Worker]:
+async def rested(pool: Pool) -> list[WorkerProcess]:
     """Both workers, ready, their highest memory forgotten."""
     async with asyncio.timeout(60):
         while len(pool._idle) < 2 or not all(map(forget_peak, pool._idle)):
@@ -87,7 +87,7 @@ async def rested(pool: Pool) -> list[Worker]:
     return list(pool._idle)
 
 
-def forget_peak(worker: Worker) -> bool:
+def forget_peak(worker: WorkerProcess) -> bool:
     """Whether it could be: a process may have ended, and nobody be told of it yet."""
     try:
         Path(f"/proc/{worker.process.pid}/clear_refs").write_text("5")
@@ -96,7 +96,7 @@ def forget_peak(worker: Worker) -> bool:
     return worker.alive()
 
 
-def peak_mb(worker: Worker) -> int:
+def peak_mb(worker: WorkerProcess) -> int:
     """The kernel's own record of the most memory that the process had; 0 once it is gone."""
     try:
         status = Path(f"/proc/{worker.process.pid}/status").read_text()

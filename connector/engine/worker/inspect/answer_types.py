@@ -48,7 +48,9 @@ class Judge:
     def _type(self, number: int, kind: pa.DataType, came: pa.DataType) -> None:
         binned = self._binned and number not in self._counts and _numbers(kind, came)
         if not (binned or _same(kind, came)):
-            self.wrong = self.wrong or f'expected "{self.names[number]}" as {_shown(kind)}, came {_shown(came)}'
+            self.wrong = (
+                self.wrong or f'expected "{self.names[number]}" as {_shorten_type(kind)}, came {_shorten_type(came)}'
+            )
         elif pa.types.is_floating(came) and not pa.types.is_floating(kind):
             self._finite.append(number)
 
@@ -68,7 +70,7 @@ class Judge:
                 self.wrong = f'expected numbers in "{self.names[number]}", came one that is not finite'
 
 
-def _shown(kind: pa.DataType) -> str:
+def _shorten_type(kind: pa.DataType) -> str:
     return "".join(one if one.isprintable() else "?" for one in str(kind)[:_SHOWN])
 
 

@@ -1,7 +1,7 @@
-"""What an owner learns about a version when it is registered. Runs in a worker.
+"""The profile of a dataset version at registration: schema, figures per column, digests. Runs in a worker.
 
-Every row is read once, so a corrupt page is found here and not by a consumer. Least and greatest values are the
-owner's: whoever publishes the profile leaves them out.
+Every row is read once, so a corrupt page is found here and not by a consumer. Minimum and maximum values are for the
+owner: publishers of the profile leave them out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def profile(
     rows, refused = 0, dict[str, str]()
     figures: list[dict[str, Any]] = []
     for some in _passes(columns, sizes.held, room):
-        counted = partial(_counted, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns))
+        counted = partial(
+            _report_counting, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns)
+        )
         counted(0.0)
         try:
             *answer, rows = ask(_question(name, some, strange), counted)
@@ -202,7 +204,7 @@ class _Strange:
         return inner and f"coalesce(list_bool_or(list_transform({values}, lambda {one}: {inner})), false)"
 
 
-def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:
+def _report_counting(reached: Reached, files: int, before: float, share: float, part: float) -> None:
     """Tell `part` of a pass, which is `share` of all passes, as files."""
     reached("counting", min(files - 1, int(files * (before + share * part))))  # the stage is not over
 

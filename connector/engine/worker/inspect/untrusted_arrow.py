@@ -1,7 +1,7 @@
-"""Arrow that somebody else wrote: validated fully, in this process only, before anything looks into it.
+"""Validates Arrow data from other parties in full before anything reads it. Runs in a worker only.
 
-A few per cent of mutated IPC inputs crash the parser where batches are not validated (evidence-and-hardening,
-section 0): a crash here costs one job. Runs in a worker.
+A few per cent of mutated IPC inputs crash the parser where batches are not validated (evidence-and-hardening, section
+0): a crash here costs one job.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
     """
     if len(blob) > _BLOB_MAX:
         raise Coded("arrow_too_large", most=_BLOB_MAX)
-    with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
+    with _map_parser_errors(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
         if columns and sorted(reader.schema.names) != sorted(columns):
             raise Coded("arrow_columns")
         schema = trusted_schema(reader.schema)
@@ -113,8 +113,8 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     With `arguments.shape` (`shapes.Shape`) of the columns `arguments.names`, `wrong` says what does not fit it.
     """
     keys, judge = _Keys(job), Judge(job.arguments.get("shape"), job.arguments.get("names") or ())
-    with _judging(), _source(job) as opened:
-        seen = _seen(opened, keys.add, check, judge, most=job.limits.rows)
+    with _map_parser_errors(), _source(job) as opened:
+        seen = _read_stream(opened, keys.add, check, judge, most=job.limits.rows)
         columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
         if job.arguments.get("once"):
             seen.for_engine()
@@ -130,7 +130,7 @@ def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     `check`, over all of them. One that is not whole, or not of its shape, fails all."""
     keys, found, size = _Keys(job), [], 0
     for number, (blob, columns) in enumerate(zip(job.blobs, job.arguments["columns"], strict=True)):
-        with _judging():
+        with _map_parser_errors():
             seen = _whole(blob, Judge(_shape(job, number), columns), keys.add, check)
         size += seen.size
         found.append(seen.told())
@@ -163,7 +163,7 @@ class Unread:
     def _table(self, number: int, columns: Sequence[str]) -> pa.Table:
         batches: list[pa.RecordBatch] = []
         judge = Judge(_shape(self._job, number), columns)
-        with _judging():
+        with _map_parser_errors():
             seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
         self.told[number] = seen.told()
         schema = trusted_schema(
@@ -201,7 +201,7 @@ class _Seen:
         return {**counts, "end": self.end, "digest": self.digest}
 
 
-def _seen(
+def _read_stream(
     opened: Any,
     each: Callable[[pa.RecordBatch], None],
     check: Callable[[], None],
@@ -237,7 +237,7 @@ def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], ch
     """Read an owner's answer that is complete by its own end record, by our count and digest, by its columns and their
     types."""
     opened = pa.BufferReader(blob)
-    seen = _seen(opened, each, check, judge)
+    seen = _read_stream(opened, each, check, judge)
     seen.for_engine()
     end = seen.end or {}
     seen.digest = _digest(opened, seen.end, seen.before, check)
@@ -249,7 +249,7 @@ def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], ch
 
 
 @contextmanager
-def _judging() -> Iterator[None]:
+def _map_parser_errors() -> Iterator[None]:
     """Whatever the parser says of a stream, the stream is damaged, unless it has too much in it for us."""
     try:
         yield

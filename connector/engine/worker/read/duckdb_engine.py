@@ -44,7 +44,7 @@ from connector.engine.worker.read.batching import (
     rows_for,
     width_of,
 )
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.errors import HanseError, SourceUnreadable, VersionChanged
 
 if TYPE_CHECKING:  # loads what only readers of object stores need
@@ -193,7 +193,7 @@ def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
 Files: TypeAlias = "Opened | Borrowed"
 
 
-def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: Desk | None = None) -> Files:
+def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: ObjectChannel | None = None) -> Files:
     """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
 
     Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
@@ -266,7 +266,7 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
 
 
 def _foreign(file: pa.NativeFile) -> pa.RecordBatchReader:
-    """A stream that somebody else wrote, of types that the engine may be told."""
+    """Return a reader of an Arrow stream from another party, of types that the engine may be given."""
     reader = pa.ipc.open_stream(file)
     schema = trusted_schema(reader.schema)
     return pa.RecordBatchReader.from_batches(schema, (cast_batch(batch, schema) for batch in reader))

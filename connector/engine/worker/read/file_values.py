@@ -88,7 +88,7 @@ class Places:
         return self.ends[number] - (self.ends[number - 1] if number else 0)
 
     def add(self, start: int, size: int) -> None:
-        """One more, behind the others."""
+        """Add a value after the others."""
         self.starts.append(start)
         self.ends.append(self.nbytes + size)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.protocol import Job, Limits, Relation, fields_of
 from connector.engine.worker.read import duckdb_engine
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 
 # How rows that only one job reads become readable, and how they are forgotten.
 _TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str], None]]] = {
@@ -41,7 +41,7 @@ class Opening:
         limits: Limits,
         folder: Path,
         *,
-        desk: Desk | None = None,
+        desk: ObjectChannel | None = None,
         key: str = "",
         readers: int = 1,
         ordered: bool = False,

@@ -1,4 +1,4 @@
-"""A worker's end of the socket over which it borrows blocks of objects (`query.lending` is the other)."""
+"""The worker's end of the socket over which it borrows blocks of objects; `object_lender` is the other end."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Desk:
-    """Where a job borrows its objects, of whichever relation. Who asks has its `turn` until all answers are there: they
-    come in the order of the requests, and say not whose they are."""
+class ObjectChannel:
+    """The channel over which a job borrows blocks of its objects, whatever the relation.
+
+    A reader holds `turn` until all answers have come: they come in the order of the requests and do not name their
+    request.
+    """
 
     socket: socket.socket
     turn: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
 
     def end(self, fault: Exception) -> None:
-        """Nothing more is borrowed: answers that nobody took would be those of whoever asks next."""
+        """Borrow nothing more after a fault: unread answers would reach the next reader."""
         self.fault = self.fault or fault
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)

@@ -22,7 +22,7 @@ from connector.datasets.object_cache import BLOCK
 from connector.datasets.sources.source_files import FileRef, engine_name
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import Coded
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.errors import VersionChanged
 
 SCHEME = "hanse"
@@ -34,7 +34,7 @@ class Borrowed:
 
     descriptors: tuple[int, ...] = ()
 
-    def __init__(self, desk: Desk, relation: int, refs: Sequence[FileRef]) -> None:
+    def __init__(self, desk: ObjectChannel, relation: int, refs: Sequence[FileRef]) -> None:
         self.refs = tuple(refs)
         self.paths = tuple(f"{SCHEME}://{relation}/{engine_name(ref.name, number)}" for number, ref in enumerate(refs))
         self.fault: Exception | None = None
@@ -50,7 +50,7 @@ class Borrowed:
         try:
             with self._desk.turn:
                 self._ask(wire.CHECK, 0, 0, 0)
-                self._told()
+                self._next_answer()
         except HanseFault as fault:
             raise fault.args[0] from None
 
@@ -63,8 +63,11 @@ class Borrowed:
         """An object as a file."""
         return _File(self, number, self.refs[number].size)
 
-    def named(self, path: str) -> int:
-        """The number of a name of ours; FileNotFoundError for any other."""
+    def number_of(self, path: str) -> int:
+        """Return the number of one of this relation's names.
+
+        Raises: FileNotFoundError for any other name.
+        """
         if path not in self._numbers:
             raise FileNotFoundError(path)
         return self._numbers[path]
@@ -104,7 +107,7 @@ class Borrowed:
             self._ask(wire.READ, number, first, last - first + 1)
         filled = 0
         for block in range(first, last + 1):
-            descriptor = self._held[number, block] if held else self._keep(number, block, self._told())
+            descriptor = self._held[number, block] if held else self._keep(number, block, self._next_answer())
             offset = start + filled - block * BLOCK
             want = min(BLOCK - offset, len(target) - filled)
             got = os.preadv(descriptor, [target[filled : filled + want]], offset)
@@ -126,7 +129,7 @@ class Borrowed:
         except OSError:  # shut: nobody waits for our answer any more
             raise HanseFault(self._desk.fault or Coded("cancelled")) from None
 
-    def _told(self) -> int:
+    def _next_answer(self) -> int:
         """The next answer: a descriptor, or -1 for a check that found nothing."""
         try:
             message, descriptors, _, _ = socket.recv_fds(self._desk.socket, 256, 1)
@@ -204,12 +207,12 @@ class FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]  # untyped ba
     def open(self, path: str, mode: str = "rb", **_: Any) -> _File:
         if mode != "rb":
             raise PermissionError(path)
-        one = self._one(path)
-        return one.open(one.named(path))
+        one = self._find_relation(path)
+        return one.open(one.number_of(path))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        one = self._one(path)
-        return {"name": path, "size": one.refs[one.named(path)].size, "type": "file"}
+        one = self._find_relation(path)
+        return {"name": path, "size": one.refs[one.number_of(path)].size, "type": "file"}
 
     def glob(self, path: str, **_: Any) -> list[str]:
         return [path] if path in self._all else []
@@ -224,10 +227,10 @@ class FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]  # untyped ba
         return False
 
     def modified(self, path: str) -> datetime:
-        one = self._one(path)
-        return datetime.fromtimestamp(one.refs[one.named(path)].mtime_ns / 1e9, UTC)
+        one = self._find_relation(path)
+        return datetime.fromtimestamp(one.refs[one.number_of(path)].mtime_ns / 1e9, UTC)
 
-    def _one(self, path: str) -> Borrowed:
+    def _find_relation(self, path: str) -> Borrowed:
         if path not in self._all:
             raise FileNotFoundError(path)
         return self._all[path]

@@ -1,6 +1,6 @@
-"""Several sequences made at once, each in a thread of its own, and given one after the other. Runs in a worker.
+"""Runs several producers of sequences in threads and yields their sequences in turns. Runs in a worker.
 
-Knows nothing of engines: whoever stops early sees to it that what a thread waits for comes to an end.
+Knows nothing of engines: a caller that stops early must end what the threads wait for.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _Maker = Callable[[], Iterator[Iterator[_T]]]
 _AHEAD = 3  # items that a thread has ready
 
 
-def abreast(makers: Sequence[_Maker[_T]], *, stop: Callable[[], None]) -> Generator[Iterator[_T]]:
-    """The sequences of all makers by turns: the first of each, then the second of each, until one has no more.
+def run_in_turns(makers: Sequence[_Maker[_T]], *, stop: Callable[[], None]) -> Generator[Iterator[_T]]:
+    """Yield the sequences of all makers in turns: the first of each, then the second of each, until one has no more.
 
-    Each is to be read to its end before the next is asked for. `stop` is called, again and again, while threads are
-    still at work that nobody wants any more. What a maker raises is raised where its items would be.
+    Read each sequence to its end before asking for the next. `stop` is called repeatedly while threads still work after
+    the caller has stopped. An error of a maker is raised where its items would be.
     """
     lines: list[_Line] = []
     try:
@@ -73,17 +73,17 @@ class _Line:
     def _fill(self, make: _Maker[Any]) -> None:
         try:
             for sequence in make():
-                self._put(_BEGIN)
+                self._put_item(_BEGIN)
                 for item in sequence:
-                    self._put(item)
-                self._put(_END)
-            self._put(_END)
+                    self._put_item(item)
+                self._put_item(_END)
+            self._put_item(_END)
         except _Unwanted:
             pass
         except BaseException as error:  # noqa: BLE001  it belongs to the reader, in another thread
             self._ready.put(_Raised(error))
 
-    def _put(self, item: Any) -> None:
+    def _put_item(self, item: Any) -> None:
         self._ready.put(item)
         if self.unwanted:
             raise _Unwanted
@@ -95,7 +95,7 @@ class _Raised:
 
 
 class _Unwanted(Exception):
-    """Nobody reads any more."""
+    """The reader has stopped."""
 
 
 _BEGIN, _END = object(), object()

@@ -94,7 +94,7 @@ def spans(
     """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
     to be read to its end before the next one is asked for. Takes the memory of two row groups, and of what one is made
     of."""
-    made, width = _made(_pieces(wanted), schema.names, threads=threads), fixed_width(schema)
+    made, width = _make_tables(_pieces(wanted), schema.names, threads=threads), fixed_width(schema)
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
             found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
@@ -142,7 +142,7 @@ def _holding(groups: Sequence[tuple[int, int]], first: int, stop: int) -> list[t
     return [(group, start, end) for group, (start, end) in enumerate(groups) if start < stop and first < end]
 
 
-def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
+def _make_tables(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
     """Each piece as a table, with its span; the next one is made meanwhile."""
 
     def make(one: _Piece) -> pa.Table:
@@ -156,9 +156,9 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
         for one in pieces:
             coming.append((one.span, thread.submit(make, one)))
             if len(coming) > 1:
-                yield _taken(coming)
+                yield _take_result(coming)
         while coming:
-            yield _taken(coming)
+            yield _take_result(coming)
     finally:
         thread.shutdown(cancel_futures=True)
 
@@ -175,7 +175,7 @@ def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads:
     return pa.table([column for table in tables for column in table.columns], schema=pa.schema(fields))
 
 
-def _taken(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
+def _take_result(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
     """With nothing left of it here."""
     span, table = coming.popleft()
     return span, table.result()
@@ -203,7 +203,7 @@ def _cut(path: str, first: int, stop: int, how: _How) -> Iterator[_Part]:
     with pq.ParquetFile(path) as file:
         source = None if how.stored is None else File(path)
         for group, start, _ in _holding(_groups(file), first, stop):  # all at once would keep all of them
-            left, at = _left(file, group, source, how), start
+            left, at = _stand_ins(file, group, source, how), start
             for batch in _decoded(file, group, left, how):
                 skip, most = max(0, first - at), min(batch.num_rows, stop - at)
                 if skip < most:
@@ -212,7 +212,7 @@ def _cut(path: str, first: int, stop: int, how: _How) -> Iterator[_Part]:
                 at += batch.num_rows
 
 
-def _left(file: pq.ParquetFile, group: int, source: File | None, how: _How) -> Mapping[str, pa.Array]:
+def _stand_ins(file: pq.ParquetFile, group: int, source: File | None, how: _How) -> Mapping[str, pa.Array]:
     """What stands for the columns of a row group whose values stay in the file."""
     if how.stored is None or source is None:
         return {}

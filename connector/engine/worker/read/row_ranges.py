@@ -25,14 +25,14 @@ from connector.engine.pool.protocol import Job, Range, Ranges, Relation
 from connector.engine.worker.read import duckdb_engine, parquet_scan, wide_tables
 from connector.engine.worker.read.file_values import Stored
 from connector.engine.worker.read.late_columns import Placed
-from connector.engine.worker.read.parallel_ranges import abreast
+from connector.engine.worker.read.parallel_ranges import run_in_turns
 
 _Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
 _Between = Callable[[Any, Range], Iterator[pa.RecordBatch]]  # the batches of a range, over a connection
 
 
-class Part(NamedTuple):
-    """A batch, what its metadata says of its place, and the block that it is of."""
+class RangeBatch(NamedTuple):
+    """A batch, the metadata that gives its place, and the block that it belongs to."""
 
     batch: pa.RecordBatch
     at: str = ""
@@ -50,7 +50,7 @@ def read(
     placed: Placed | None = None,
     folder: Path | None = None,
     crowded: bool = False,
-) -> tuple[pa.Schema, Generator[Part]]:
+) -> tuple[pa.Schema, Generator[RangeBatch]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
@@ -138,7 +138,7 @@ class _Asking:
         if len(self._cons) == 1:
             return every(0)
         makers = [partial(every, number) for number in range(len(self._cons))]
-        return abreast(makers, stop=partial(duckdb_engine.interrupt, self._cons))
+        return run_in_turns(makers, stop=partial(duckdb_engine.interrupt, self._cons))
 
     def _numbers(self, schema: pa.Schema, rows: int) -> Generator[Iterator[_Placed]]:
         """Of numbers alone the row groups are made ahead, across ranges."""
@@ -158,7 +158,7 @@ def _fast(job: Job, relation: Relation, answer: Any, paths: Sequence[str], *, cr
     return schema if parquet_scan.faster(schema, paths, relation.kind, crowded=crowded) else None
 
 
-def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Generator[Part]:
+def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Generator[RangeBatch]:
     key = bytes.fromhex(only.key)
     with closing(coming):
         for batches in coming:
@@ -166,7 +166,7 @@ def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges
             for batch, row in batches:
                 left[0] = replace(one, first=row + 1)
                 at = json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)}) if key else ""
-                yield Part(batch, at, one.block)
+                yield RangeBatch(batch, at, one.block)
             left.pop(0)
 
 

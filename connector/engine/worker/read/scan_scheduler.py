@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Range
-from connector.engine.worker.read.row_ranges import Part
+from connector.engine.worker.read.row_ranges import RangeBatch
 from connector.infra.concurrency.fair_queue import FairQueue
 
 _TURN = 0.5  # seconds after which a scan that is not done lets the next one go on, best between two ranges,
@@ -23,7 +23,7 @@ _LONGEST = 2  # but before so many turns are over
 _LOOK = 0.05
 
 # Opens an engine over ranges, takes from the list what it has read; the schema, and the parts as they come.
-Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[Part]]]
+Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[RangeBatch]]]
 
 
 class Floor:
@@ -37,7 +37,7 @@ class Floor:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for a place."""
+        """Whether a scan waits for a place."""
         return bool(self._lines)
 
     def take(self, check: Callable[[], None], *, consumer: str = "") -> None:
@@ -86,7 +86,7 @@ class Resting:
         """`end` closes what `begin` has opened; `check` raises where nobody wants more. `consumer`: for whom it is."""
         self._floor, self._begin, self._end, self._check, self._consumer = floor, begin, end, check, consumer
         self._left = list(ranges)
-        self._parts: Generator[Part] | None = None
+        self._parts: Generator[RangeBatch] | None = None
         self._begun = 0.0
         self._over = False
         self.schema = self._go_on()
@@ -94,8 +94,8 @@ class Resting:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Part:
-        self._wanted()
+    def __next__(self) -> RangeBatch:
+        self._raise_if_closed()
         if self._floor.wanted and self._has_had_its_turn():
             self.rest()
         if self._left:
@@ -123,7 +123,7 @@ class Resting:
             self._floor.give_back()
 
     def close(self) -> None:
-        """No more parts: whoever waits for a turn raises soon. `rest` when nobody does."""
+        """Read no more parts: a scan that waits for a turn raises soon. Call `rest` when no thread waits."""
         self._over = True
 
     def _has_had_its_turn(self) -> bool:
@@ -132,7 +132,7 @@ class Resting:
         return time.monotonic() > self._begun + (_TURN if between else _LONGEST * _TURN)
 
     def _go_on(self) -> pa.Schema:
-        self._floor.take(self._wanted, consumer=self._consumer)
+        self._floor.take(self._raise_if_closed, consumer=self._consumer)
         while len(self._left) > 1 and self._left[0].first >= self._left[0].stop:
             self._left.pop(0)
         try:
@@ -144,7 +144,7 @@ class Resting:
         self._begun = time.monotonic()
         return schema
 
-    def _wanted(self) -> None:
+    def _raise_if_closed(self) -> None:
         self._check()
         if self._over:
             raise Coded("cancelled")

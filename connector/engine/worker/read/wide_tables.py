@@ -46,14 +46,14 @@ def reader(relation: Any, rows: int, place: Aside) -> pa.RecordBatchReader:
     left = place.disk
     for start in range(0, len(names), at_once):
         some = relation.project(", ".join(names[start : start + at_once]))
-        part, size = _kept(some.to_arrow_reader(rows), place.folder / "part", left)
+        part, size = _write_aside(some.to_arrow_reader(rows), place.folder / "part", left)
         parts.append(part)
         left -= size
     schema = pa.schema([field for part in parts for field in part.schema])
     return pa.RecordBatchReader.from_batches(schema, _together(parts, schema))
 
 
-def _kept(coming: pa.RecordBatchReader, path: Path, most: int) -> tuple[pa.RecordBatchReader, int]:
+def _write_aside(coming: pa.RecordBatchReader, path: Path, most: int) -> tuple[pa.RecordBatchReader, int]:
     """The same from a file, which goes with its reader, and the file's size."""
     try:
         with pa.OSFile(str(path), "wb") as out, pa.ipc.new_stream(out, coming.schema) as written:

@@ -20,7 +20,7 @@ from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job, Range
 from connector.engine.worker import tasks
 from connector.engine.worker.read import duckdb_engine
-from connector.engine.worker.write.arrow_stream import Messages
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter
 
 _ALL = 2**62
 _FILES_MAX = 64
@@ -39,7 +39,7 @@ def index(session: Any, job: Job) -> None:
     files = session.files[0]
     if job.relations[job.scan].kind != "arrow_ipc" or len(files.paths) > _FILES_MAX:
         raise Coded("not_verbatim")
-    written = Messages(schema, codec="none", digest=job.digest, trailer_room=job.trailer_room)
+    written = ArrowStreamWriter(schema, codec="none", digest=job.digest, trailer_room=job.trailer_room)
     blocks: list[tuple[int, int, int, int, str]] = []
     for one in job.only.ranges if job.only else [Range(-1, number, 0, _ALL) for number in range(len(files.paths))]:
         for at, size, rows in _messages(files.paths[one.file], one, schema, written):
@@ -54,7 +54,7 @@ def index(session: Any, job: Job) -> None:
     tasks.value(session, {"head": head, "trailer": trailer, "first": written.first.hex(), "blocks": blocks})
 
 
-def _messages(path: str, rows: Range, schema: pa.Schema, written: Messages) -> Iterator[tuple[int, int, int]]:
+def _messages(path: str, rows: Range, schema: pa.Schema, written: ArrowStreamWriter) -> Iterator[tuple[int, int, int]]:
     """Offset, size and rows of each message with some of these rows, once it is found to be ours; digested as it is
     passed."""
     # Read, not mapped: a file may be larger than the address space that a job has.

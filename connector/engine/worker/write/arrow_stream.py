@@ -51,8 +51,8 @@ class Format(Protocol):
         """What comes after the last batch."""
 
 
-class Messages:
-    """The messages of one Arrow stream: its head, each batch, and a trailer with room for the end record.
+class ArrowStreamWriter:
+    """Encodes the messages of one Arrow stream: its head, each batch, and a trailer with room for the end record.
 
     Each message of a stream says whether its buffers are compressed (Arrow columnar format, "Compression"). With a
     codec, batches are compressed until one does not get smaller by it (images, measurements); then the next go as they
@@ -68,9 +68,9 @@ class Messages:
         self._empties = codec != "none" or any(map(null_scrub.has_union, schema.types))
         # Not `empty_table`: it loads pandas where that is installed.
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
-        first, again = (b"".join(self._written(self._plain, zero, None)[0]) for _ in range(2))
-        self._written(self._compressed, zero, None)
-        self.trailer = b"".join(self._written(self._plain, zero, {wire.TRAILER_KEY: " " * trailer_room})[0])
+        first, again = (b"".join(self._encode(self._plain, zero, None)[0]) for _ in range(2))
+        self._encode(self._compressed, zero, None)
+        self.trailer = b"".join(self._encode(self._plain, zero, {wire.TRAILER_KEY: " " * trailer_room})[0])
         self.head = first.removesuffix(again)  # the schema is written with the first batch
         self.digest = new_digest(digest)
         self.digest.update(self.head)
@@ -80,15 +80,15 @@ class Messages:
         """The parts of a batch's message, which stay where they are, and their size; `at` goes into its metadata."""
         metadata = {wire.AT_KEY: at} if at else None
         if not self._empties:  # the message itself tells it of hundreds of columns at once
-            parts, size = self._written(self._plain, batch, metadata)
+            parts, size = self._encode(self._plain, batch, metadata)
             if not _tells_nulls(parts):
                 return parts, size
             self._empties = True
         batch = null_scrub.emptied(batch)
         if self._left or self._compressed is self._plain:
             self._left = max(0, self._left - 1)
-            return self._written(self._plain, batch, metadata)
-        parts, size = self._written(self._compressed, batch, metadata)
+            return self._encode(self._plain, batch, metadata)
+        parts, size = self._encode(self._compressed, batch, metadata)
         if size > _WORTH * batch.nbytes:
             self._left = _TRIED_EVERY - 1
         return parts, size
@@ -101,7 +101,7 @@ class Messages:
         options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
         return pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
 
-    def _written(self, writer: Any, batch: pa.RecordBatch, metadata: Mapping[str, str] | None) -> tuple[list[Any], int]:
+    def _encode(self, writer: Any, batch: pa.RecordBatch, metadata: Mapping[str, str] | None) -> tuple[list[Any], int]:
         writer.write_batch(batch, custom_metadata=metadata)
         return self.sink.take()
 

@@ -30,9 +30,11 @@ _LINES = 1024  # of JSON that are made at once
 _FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a formula
 
 
-class Written:
-    """An answer in the job's format. What it begins with goes out with what comes first, and counts with it: totals
-    and quotas are of every byte."""
+class FileFormatWriter:
+    """Encodes an answer in the job's file format.
+
+    The beginning of the format is sent with the first frame and counts with it: totals and quotas cover every byte.
+    """
 
     head = trailer = b""
 

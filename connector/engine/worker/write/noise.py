@@ -1,10 +1,10 @@
-"""Noise on the answer of a private statement, so that it tells of no single unit (federated-query, section 7, v2).
+"""Differentially private noise on the answer of a private statement (federated-query, section 7, v2).
 
-Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, whose floats are proved
-safe; each column gets an equal share of the answer's epsilon. Groups exist only where somebody is in them, so those
-of too few units are left out by their noisy count (OpenDP's threshold release). How many groups there truly are
-decides nothing: they pass through batch by batch, and the limit counts those that noise has chosen, which costs no
-privacy (decision 10). Knows nothing of budgets or SQL.
+Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, whose floats are proved safe;
+each column gets an equal share of the answer's epsilon. A group exists only where it has units, so groups of too few
+units are left out by their noisy count (OpenDP's threshold release). The true number of groups decides nothing: groups
+pass through batch by batch, and the limit counts those that noise has chosen, which costs no privacy (decision 10).
+Knows nothing of budgets or SQL.
 """
 
 from __future__ import annotations

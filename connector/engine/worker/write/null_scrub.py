@@ -1,9 +1,8 @@
-"""Nothing lies under a null: what is not part of an answer is not in its bytes either.
+"""Zeroes the bytes under nulls, so that an answer's buffers hold nothing but the answer. Runs in a worker; pure.
 
 An Arrow array may hold any bytes where its values are null (Arrow columnar format, "Validity bitmaps"). Engines leave
-there what the memory held before, which can be a value of a row that a policy has filtered out, and owners' files what
-stood there before somebody hid it. Whoever receives the buffers can read it. So before a batch leaves, these places
-are zero. Runs in a worker; pure.
+there what the memory held before: possibly a value of a row that a policy has filtered out. Owners' files may still
+hold a value that was set to null later. A receiver of the buffers could read it.
 """
 
 from __future__ import annotations

@@ -304,9 +304,9 @@ async def test_pieces_are_those_of_the_files_that_are_registered(relation: Relat
     assert isinstance(part.payload, ScatteredMessage)
     assert bytes_of(part.payload) == b"b" * 10 + bytes(3) + b"a" * 1000 + bytes(8)
     assert worker.result.ring is not None
-    assert worker.result.ring.held == 1
+    assert worker.result.ring.in_use == 1
     del part
-    await until(lambda: worker.result.ring is not None and not worker.result.ring.held)
+    await until(lambda: worker.result.ring is not None and not worker.result.ring.in_use)
     worker.result.close()
     assert spread.at_once() is None  # although it came with the first
 

@@ -162,7 +162,7 @@ def test_of_much_that_is_said_the_end_is_kept_without_what_a_terminal_obeys() ->
     words = LastWords()
     for _ in range(100):
         words.data_received(b"\x1b[31mfar too much \xff\r\x00 " * 1000 + b"\n")
-        assert len(words._heard) <= 4096
+        assert len(words._tail) <= 4096
     words.data_received(b"a line\n" * 400 + b"\x1b[2J\xc2\x9bthe \xe2\x80\xaelast\n")
     lines = words.lines()
     assert (len(lines), lines[-1]) == (24, " [2J the  last")

@@ -29,7 +29,7 @@ from connector.engine.pool import protocol as wire
 from connector.engine.pool import shared_memory
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
-from connector.engine.pool.worker_process import Result, Worker
+from connector.engine.pool.worker_process import Result, WorkerProcess
 from connector.engine.worker.read.job_files import readers
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from tests.support import data
@@ -107,7 +107,7 @@ async def test_a_worker_that_is_free_before_a_new_one_has_started_is_taken(
         await until(lambda: len(pool._idle) == 1)
         only, start, started = pool._idle[0], asyncio.Event(), pool._started
 
-        async def late() -> Worker:
+        async def late() -> WorkerProcess:
             await start.wait()
             return await started()
 
@@ -153,7 +153,7 @@ async def test_whoever_waits_for_one_that_starts_anyway_starts_no_other(
     pool, start = Pool(tmp_path, size=3, warm=1), asyncio.Event()
     started = pool._started
 
-    async def late() -> Worker:
+    async def late() -> WorkerProcess:
         await start.wait()
         return await started()
 
@@ -169,7 +169,7 @@ async def test_whoever_waits_for_one_that_starts_anyway_starts_no_other(
         await asyncio.gather(one, two)
 
 
-async def cleaning(pool: Pool, job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, asyncio.Event]:
+async def cleaning(pool: Pool, job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[WorkerProcess, asyncio.Event]:
     """A worker whose job has ended by itself, and that cleans up until it is told that it has."""
     clean = asyncio.Event()
     async with pool.run(job) as result:
@@ -206,7 +206,7 @@ async def test_whoever_waited_for_a_worker_that_is_not_fit_any_more_has_another(
     job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
     async with Pool(tmp_path, size=2, warm=0) as pool:
         worker, clean = await cleaning(pool, job, monkeypatch)
-        monkeypatch.setattr(Worker, "worn", property(lambda one: one is worker))
+        monkeypatch.setattr(WorkerProcess, "worn", property(lambda one: one is worker))
         waiting = asyncio.ensure_future(read(pool, job))
         await until(lambda: pool._takers)
         clean.set()
@@ -315,9 +315,9 @@ async def test_a_job_for_which_there_are_no_descriptors_costs_nobody_a_worker(
 async def test_a_worker_is_worn_by_more_than_what_the_next_job_takes_again(
     monkeypatch: pytest.MonkeyPatch, own: int, mapped: int, worn: bool
 ) -> None:
-    monkeypatch.setattr(Worker, "own_mb", lambda _: own)
-    monkeypatch.setattr(Worker, "mapped_mb", lambda _: mapped)
-    assert Worker(*cast("Any", [None] * 3)).worn is worn
+    monkeypatch.setattr(WorkerProcess, "own_mb", lambda _: own)
+    monkeypatch.setattr(WorkerProcess, "mapped_mb", lambda _: mapped)
+    assert WorkerProcess(*cast("Any", [None] * 3)).worn is worn
 
 
 async def test_there_are_never_more_processes_than_may_be_also_where_several_end_at_once(
@@ -623,7 +623,7 @@ async def at_rest(pool: Pool) -> None:
 
 
 class Holding(NamedTuple):
-    worker: Worker
+    worker: WorkerProcess
     result: Result
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from connector.engine.pool.shared_memory import Ring, slot_bytes
-from connector.engine.pool.worker_process import Worker
+from connector.engine.pool.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def test_a_slot_comes_back_with_its_last_view(ring: Ring, freed: list[int]) -> N
     view = ring.take(1, 100)
     part = view[10:20]
     del view
-    assert (freed, ring.held) == ([], 1)
+    assert (freed, ring.in_use) == ([], 1)
     del part
-    assert (freed, ring.held) == ([1], 0)
+    assert (freed, ring.in_use) == ([1], 0)
 
 
 def test_the_other_end_writes_what_this_one_reads_and_only_reads(ring: Ring) -> None:
@@ -146,7 +146,7 @@ def test_a_slot_that_comes_back_late_is_no_news_for_the_next_job(ring: Ring, fre
 def test_who_waits_for_a_ring_hears_once_that_nobody_holds_it(ring: Ring) -> None:
     heard: list[int] = []
     views = [[ring.take(0, 1)], [ring.take(1, 1)]]
-    ring.when_free(lambda: heard.append(ring.held))
+    ring.when_free(lambda: heard.append(ring.in_use))
     letting_go = [threading.Thread(target=view.clear) for view in views]
     ring._kinds = Together(ring._kinds)
     for thread in letting_go:
@@ -154,7 +154,7 @@ def test_who_waits_for_a_ring_hears_once_that_nobody_holds_it(ring: Ring) -> Non
     for thread in letting_go:
         thread.join()
     assert heard == [0]
-    ring.when_free(lambda: heard.append(ring.held))
+    ring.when_free(lambda: heard.append(ring.in_use))
     assert heard == [0, 0]
 
 
@@ -175,14 +175,14 @@ class Leaving(Ring):
     view: list[memoryview]
 
     @property
-    def held(self) -> int:
-        found = super().held
+    def in_use(self) -> int:
+        found = super().in_use
         self.view.clear()
         return found
 
 
 def test_a_ring_that_is_let_go_of_while_its_job_ends_waits_for_the_next_one() -> None:
-    worker = Worker(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
+    worker = WorkerProcess(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
     with worker.control:
         ring = Leaving(1, 4096, released=lambda _: None)
         ring.view = [ring.take(0, 1)]
@@ -193,7 +193,7 @@ def test_a_ring_that_is_let_go_of_while_its_job_ends_waits_for_the_next_one() ->
 
 
 def test_a_ring_that_two_readers_let_go_of_at_once_is_lent_once() -> None:
-    worker = Worker(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
+    worker = WorkerProcess(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
     with worker.control:
         ring = Late(2, 4096, released=lambda _: None)
         views = [[ring.take(0, 1)], [ring.take(1, 1)]]
@@ -222,8 +222,8 @@ class Late(Ring):
     go = threading.Event()
 
     @property
-    def held(self) -> int:
-        found = super().held
+    def in_use(self) -> int:
+        found = super().in_use
         if not found and next(self.seen):
             self.go.wait(5)
         return found

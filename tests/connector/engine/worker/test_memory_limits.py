@@ -17,14 +17,14 @@ from connector.engine.pool import pool
 from connector.engine.pool.protocol import Limits
 from connector.engine.pool.sandbox import environment
 from connector.engine.worker import memory_limits
-from connector.engine.worker.memory_limits import Keeping, Memory
+from connector.engine.worker.memory_limits import Memory, MemoryLimits
 from tests.support.own_name import changed
 
 MB = 2**20
 
 
-def empty() -> Keeping:
-    return Keeping(threading.RLock())
+def empty() -> MemoryLimits:
+    return MemoryLimits(threading.RLock())
 
 
 def opening(close: Callable[[], None], seconds: float = 0.0) -> Any:
@@ -35,7 +35,7 @@ def opening(close: Callable[[], None], seconds: float = 0.0) -> Any:
 def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Keeping, "_held", lambda _: Memory())
+    monkeypatch.setattr(MemoryLimits, "_current_use", lambda _: Memory())
     monkeypatch.setattr(memory_limits, "REST", 3_600.0)
     one, closed = empty(), []
     for key, seconds in (("gone", memory_limits.REST + 1), ("new", 0.0)):
@@ -55,9 +55,9 @@ class Heap:
         for number in self.engines:
             self.keeping.kept[str(number)] = opening(lambda number=number: self.close(number))
         monkeypatch.setattr(memory_limits.duckdb_engine, "connect", object)
-        monkeypatch.setattr(Keeping, "_held", lambda _: self.held())
-        give_back = Keeping._give_back
-        monkeypatch.setattr(Keeping, "_give_back", lambda one: (give_back(one), self.give_back()))
+        monkeypatch.setattr(MemoryLimits, "_current_use", lambda _: self.held())
+        give_back = MemoryLimits._give_back
+        monkeypatch.setattr(MemoryLimits, "_give_back", lambda one: (give_back(one), self.give_back()))
 
     def close(self, number: int) -> None:
         self.closed.append(number)

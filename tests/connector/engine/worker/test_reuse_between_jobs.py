@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import HELD, IN_PLACE, LOADED, Job, Limits, Relation
-from connector.engine.pool.worker_process import Frame, Worker
+from connector.engine.pool.worker_process import Frame, WorkerProcess
 from connector.errors import QueryInvalid, VersionChanged
 from tests.support import data, workers
 
@@ -47,7 +47,7 @@ async def rows(pool: Pool, job: Job) -> list[dict[str, object]]:
         return reader.read_all().to_pylist()
 
 
-async def at_rest(pool: Pool) -> Worker:
+async def at_rest(pool: Pool) -> WorkerProcess:
     """The worker, once it has cleaned up after its last job."""
     async with asyncio.timeout(60):
         while not pool._idle:

@@ -18,7 +18,7 @@ from connector.engine.pool import protocol as wire
 from connector.engine.pool.protocol import Job
 from connector.engine.worker import memory_limits, tasks
 from connector.engine.worker.memory_limits import Memory
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.engine.worker.session import Session, Worker
 from tests.support.own_name import changed
 
@@ -127,7 +127,7 @@ def test_a_session_ends_whatever_its_engine_and_files_say_to_that(tmp_path: Path
     ended: list[Session] = []
     (channel, theirs), (desk, _) = socket.socketpair(), socket.socketpair()
     worker: Any = SimpleNamespace(ended=ended.append)
-    one = Session(channel, tmp_path, worker, desk=Desk(desk), shared=None)
+    one = Session(channel, tmp_path, worker, desk=ObjectChannel(desk), shared=None)
 
     def close() -> None:
         raise MemoryError

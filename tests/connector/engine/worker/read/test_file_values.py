@@ -16,7 +16,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Range, Ranges, Relation
 from connector.engine.worker.read import parquet_scan
 from connector.engine.worker.read.file_values import File, Stored
-from connector.engine.worker.write.arrow_stream import Messages
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter
 from connector.errors import VersionChanged
 from tests.support import data
 from tests.support.digested import messages
@@ -38,7 +38,7 @@ def sent(
     batches: Callable[..., Iterator[pa.RecordBatch]], schema: pa.Schema, stored: Stored | None
 ) -> tuple[pa.Table, list[bytes]]:
     """What leaves by one of the two ways: rows, and the bytes of each message."""
-    messages, payloads = Messages(schema, codec="none", digest="xxh3", trailer_room=8), []
+    messages, payloads = ArrowStreamWriter(schema, codec="none", digest="xxh3", trailer_room=8), []
     for batch in batches(rows=256, target=TARGET, stored=stored):
         parts, _ = messages.message(batch)
         found = [part if stored is None or (one := stored.find(part)) is None else one.read() for part in parts]

@@ -15,7 +15,7 @@ from connector.datasets.object_cache import BLOCK
 from connector.datasets.sources.source_files import FileRef
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import LOAN
-from connector.engine.worker.read.object_channel import Desk
+from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.engine.worker.read.object_filesystem import Borrowed, _File
 
 BODY = bytes(range(256)) * 64
@@ -77,7 +77,7 @@ def test_two_datasets_of_one_job_get_the_bytes_that_each_asked_for() -> None:
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours, ThreadPoolExecutor(3) as threads:
         threads.submit(_lend, theirs)
-        desk = Desk(ours)
+        desk = ObjectChannel(ours)
         both = [Borrowed(desk, relation, [ref]) for relation in (0, 1)]
 
         def read(one: Borrowed) -> set[int]:
@@ -101,7 +101,7 @@ def test_answers_that_nobody_took_are_nobodys() -> None:
     with theirs, ours, ThreadPoolExecutor(1) as threads:
         threads.submit(_lend, theirs)
         ref = FileRef("s3://b/o", 0, 0, 3 * BLOCK, 0, etag="e")
-        one, other = (Borrowed(desk, relation, [ref]) for desk in [Desk(ours)] for relation in (0, 1))
+        one, other = (Borrowed(desk, relation, [ref]) for desk in [ObjectChannel(ours)] for relation in (0, 1))
         target = bytearray(BLOCK + 1)  # of two blocks, whose files are shorter than that
         try:
             with pytest.raises(OSError, match="the object cannot be read"):
@@ -135,7 +135,7 @@ def test_who_lends_no_more_has_ended_the_job(close: Callable[[socket.socket], No
     """Any other error left the job without an answer, and its process, with all who read in it, was taken for dead."""
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours:
-        found = Borrowed(Desk(ours), 0, ())
+        found = Borrowed(ObjectChannel(ours), 0, ())
         close(theirs)
         with pytest.raises(Coded) as raised:
             found.check_unchanged()

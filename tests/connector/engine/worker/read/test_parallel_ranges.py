@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from connector.engine.worker.read.parallel_ranges import _AHEAD, abreast
+from connector.engine.worker.read.parallel_ranges import _AHEAD, run_in_turns
 from tests.support.waiting import eventually
 
 PLACES = range(7)
@@ -36,13 +36,13 @@ def nothing() -> None:
 @pytest.mark.parametrize("of", [1, 2, 3, 9])
 @pytest.mark.parametrize("size", [0, 1, 50])
 def test_every_item_comes_once_and_in_order(of: int, size: int) -> None:
-    found = [item for sequence in abreast(makers([], of=of, size=size), stop=nothing) for item in sequence]
+    found = [item for sequence in run_in_turns(makers([], of=of, size=size), stop=nothing) for item in sequence]
     assert found == [(place, item) for place in PLACES for item in range(size)]
 
 
 def test_both_are_made_at_once_and_little_ahead() -> None:
     made: list[tuple[int, int]] = []
-    coming = abreast(makers(made, of=2, size=50), stop=nothing)
+    coming = run_in_turns(makers(made, of=2, size=50), stop=nothing)
     first = next(coming)
     assert next(first) == (0, 0)
     eventually(lambda: {place for place, _ in made} == {0, 1})
@@ -56,7 +56,7 @@ def test_an_error_is_raised_where_its_items_would_be() -> None:
         yield iter([(1, 0)])
         raise ZeroDivisionError
 
-    coming = abreast([makers([], of=2, size=1)[0], second], stop=nothing)
+    coming = run_in_turns([makers([], of=2, size=1)[0], second], stop=nothing)
     found: list[tuple[int, int]] = []
     with pytest.raises(ZeroDivisionError):
         found.extend(item for sequence in coming for item in sequence)
@@ -73,7 +73,7 @@ def test_who_stops_early_leaves_no_thread_behind() -> None:
         raise RuntimeError("interrupted")
 
     before = threading.active_count()
-    coming = abreast([makers([], of=2, size=50)[0], waiting], stop=stopped.set)
+    coming = run_in_turns([makers([], of=2, size=50)[0], waiting], stop=stopped.set)
     assert next(next(coming)) == (0, 0)
     coming.close()
     assert stopped.is_set()

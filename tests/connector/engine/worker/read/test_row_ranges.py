@@ -81,7 +81,7 @@ def test_what_is_no_number_is_found_whatever_a_footer_says(tmp_path: Path) -> No
         assert len(duckdb_engine.query(con, f"SELECT * FROM t WHERE {condition}", ()).fetchall()) == rows
 
 
-def given(tmp_path: Path, batches: list[list[int]]) -> Generator[row_ranges.Part]:
+def given(tmp_path: Path, batches: list[list[int]]) -> Generator[row_ranges.RangeBatch]:
     """A range whose rows the engine gives by these numbers."""
     path = str(tmp_path / "t.parquet")
     pq.write_table(pa.table({"id": range(20)}), path)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from connector.engine.worker.write.arrow_stream import Messages
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter
 
 RANDOM = np.random.default_rng(5)
 NOISE = pa.record_batch({"image": [RANDOM.bytes(4000) for _ in range(20)], "label": list(range(20))})
@@ -17,7 +17,7 @@ CALM = pa.record_batch({"image": [bytes(4000)] * 20, "label": list(range(20))})
 
 def _sent(batches: Sequence[pa.RecordBatch], codec: str, digest: str = "none") -> tuple[list[bytes], bytes, bytes]:
     """Each batch's message, the whole stream, and its digest."""
-    messages = Messages(NOISE.schema, codec=codec, digest=digest, trailer_room=8)
+    messages = ArrowStreamWriter(NOISE.schema, codec=codec, digest=digest, trailer_room=8)
     parts = []
     for batch in batches:
         found, size = messages.message(batch)

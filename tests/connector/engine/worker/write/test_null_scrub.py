@@ -17,7 +17,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
 from connector.engine.worker.read.batching import cut
 from connector.engine.worker.write import arrow_stream
-from connector.engine.worker.write.arrow_stream import Messages
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter
 from connector.engine.worker.write.null_scrub import emptied, has_union
 from tests.support import data
 
@@ -112,7 +112,7 @@ def test_a_message_has_nothing_below_however_many_came_without_nulls(
     """The first that has nulls is seen by what its own metadata counts."""
     rows = [[True] * 9] * before + [[True, False, True] * 3, [True] * 9]
     batches = [pa.record_batch({"n": range(9), "c": covered(kind, shown, below, there)}) for there in rows]
-    messages = Messages(batches[0].schema, codec="none", digest="none", trailer_room=8)
+    messages = ArrowStreamWriter(batches[0].schema, codec="none", digest="none", trailer_room=8)
     sent = [b"".join(map(memoryview, messages.message(batch)[0])) for batch in batches]
     assert not any(sign in one for sign in SIGNS for one in sent)
     with pa.ipc.open_stream(b"".join([messages.head, *sent, messages.trailer])) as reader:
@@ -126,7 +126,7 @@ def test_unions_are_looked_at_whatever_is_counted(of: Any) -> None:
 
 
 def test_what_is_not_where_it_is_looked_for_counts_as_nulls() -> None:
-    parts, _ = Messages(pa.schema([("n", pa.int64())]), codec="none", digest="none", trailer_room=8).message(
+    parts, _ = ArrowStreamWriter(pa.schema([("n", pa.int64())]), codec="none", digest="none", trailer_room=8).message(
         pa.record_batch({"n": [1, 2]})
     )
     assert not arrow_stream._tells_nulls(parts)
@@ -184,7 +184,7 @@ def test_nothing_of_the_next_piece_pads_one_that_a_quota_may_end(apart: bool) ->
     """Without the copy the writer pads with it: so the test would see."""
     whole = pa.record_batch({"s": pa.array(["a" * 1001, "SECRET" * 200])})
     first = next(cut(whole, 500, apart=apart))
-    messages = Messages(whole.schema, codec="none", digest="none", trailer_room=8)
+    messages = ArrowStreamWriter(whole.schema, codec="none", digest="none", trailer_room=8)
     sent = b"".join(bytes(memoryview(part)) for part in messages.message(first)[0])
     assert first.num_rows == 1
     assert (b"SECRET" not in sent) is apart
