@@ -205,7 +205,9 @@ class BlockPlans:
             put_recent(self._schemas, key, found["schema"], most=_CACHED_MAX)
             return self._store_blocks(held, found["groups"]) if blocks is None else blocks, found["schema"]
 
-    async def _find_cached(self, held: CompiledAgreement, key: tuple[Any, ...]) -> tuple[tuple[RowBlock, ...], str] | None:
+    async def _find_cached(
+        self, held: CompiledAgreement, key: tuple[Any, ...]
+    ) -> tuple[tuple[RowBlock, ...], str] | None:
         blocks, schema = (
             self._cached.get(_version_key(held)),
             self._schemas.get(key),
@@ -256,7 +258,9 @@ class BlockPlans:
             mask_key=bytes(32),  # a plan returns no masked value
         )
 
-    def _store_blocks(self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[RowBlock, ...]:
+    def _store_blocks(
+        self, held: CompiledAgreement, groups: Sequence[Sequence[tuple[int, int]]]
+    ) -> tuple[RowBlock, ...]:
         found = block_layout.cut(groups)
         put_recent(self._cached, _version_key(held), found, most=_CACHED_MAX)
         return found

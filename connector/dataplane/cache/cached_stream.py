@@ -128,7 +128,9 @@ class CachedReader:
 
     def _begin(self) -> asyncio.Future[StreamPart | None]:
         refs = self._entry.refs
-        return asyncio.ensure_future(run_at_files(refs, self._take_part) if refs else asyncio.to_thread(self._take_part))
+        return asyncio.ensure_future(
+            run_at_files(refs, self._take_part) if refs else asyncio.to_thread(self._take_part)
+        )
 
     def _take_part(self) -> StreamPart | None:
         if not self._left:
