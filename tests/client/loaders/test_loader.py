@@ -225,7 +225,7 @@ def test_a_number_that_is_too_large_for_an_order_is_refused(numbers: Dataset, na
 
 @pytest.mark.parametrize("rows", [0, -1])
 def test_batches_of_a_stream_have_a_row_at_least(numbers: Dataset, rows: int) -> None:
-    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, came .?{rows}"):
+    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, got .?{rows}"):
         numbers.stream(batch_rows=rows)
 
 
@@ -843,7 +843,7 @@ def test_what_another_process_has_begun_to_read_is_refused_before_any_row(number
 
 
 def test_a_plan_of_terms_that_show_something_else_is_a_conflict(numbers: Dataset) -> None:
-    with pytest.raises(Conflict, match="Make a new plan and begin anew"):
+    with pytest.raises(Conflict, match="Make a new plan and start again"):
         numbers.read(replace(numbers.plan(), shown="ab" * 16), [0])
 
 

@@ -24,7 +24,7 @@ from connector.datasets.sources import csv as csv_source
 from connector.datasets.sources import guess_kind, read_options, source
 from connector.engine.pool.protocol import Job
 from connector.engine.worker.read import duckdb_engine
-from connector.engine.worker.write.file_formats import Written
+from connector.engine.worker.write.file_formats import FileFormatWriter
 from connector.errors import BadInput, Busy, SourceUnreadable
 
 
@@ -257,7 +257,7 @@ def test_an_answer_in_our_own_csv_is_read_as_what_it_was(tmp_path: Path) -> None
             "time": [datetime.time(10), None, datetime.time(10, 0, 0, 5)],
         }
     )
-    writer = Written(Job(format="csv"), table.schema)
+    writer = FileFormatWriter(Job(format="csv"), table.schema)
     parts = [writer.head, *(part for one in table.to_batches() for part in writer.message(one)[0]), *writer.foot()[0]]
     found, report = converted(tmp_path, "csv", b"".join(map(bytes, parts)))
     assert found.cast(table.schema).to_pylist() == table.to_pylist()
