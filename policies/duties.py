@@ -17,7 +17,7 @@ AGREEMENT_END = ds("event/end")
 
 
 class DutyState(StrEnum):
-    """The four states of a duty (usage-policies, section 4)."""
+    """The four states of a duty."""
 
     NOT_DUE = "not-due"
     DUE = "due"

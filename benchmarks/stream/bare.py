@@ -1,5 +1,5 @@
 """Hanse's worker, frames and socket without what governs them: what the gate, accounting, log and digest cost is the
-difference to this. The product has no such switch; here its parts are put together without `stream.py`.
+difference to this. The product has no such switch; here its parts are put together without `governed_stream`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Terms of offers and agreements in protocol messages: read, compare, sign, and check the other side's signature.
+"""Terms of offers and agreements in protocol messages: read them, compare them, and turn an offer into an agreement.
 
 Works on values and knows no state machine. `policies` interprets the policies.
 """

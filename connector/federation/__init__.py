@@ -1,1 +1,1 @@
-"""Queries: the engine in its worker processes, the planner, and the coordination of fragments."""
+"""Federated queries: plans a query over several owners, asks each owner for its part, and puts the answers together."""

@@ -1,4 +1,4 @@
-"""Plan as text (federated-query, section 9.3): what runs at each owner, what is sent, what runs here and why."""
+"""Plan as text: what runs at each owner, what is sent, what runs here and why."""
 
 from __future__ import annotations
 

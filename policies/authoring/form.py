@@ -70,7 +70,7 @@ class DutyLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferForm:
-    """An offer as a person writes it (usage-policies, section 9).
+    """An offer as a person writes it.
 
     `odrl` holds the rules as JSON where the short words cannot express them; then only the offer's name, its dataset
     and `decide` may be set as well.

@@ -1,7 +1,7 @@
 """The check before each batch of a stream: reads four fields, without lock or query.
 
 Stands between source and socket (`connector.dataplane.governed_stream`). Renewal and revocation write the lease from
-another thread; the next check sees a plain attribute write (usage-policies, section 8).
+another thread; the next check sees a plain attribute write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles an agreement and a table schema to data contracts, one for each permission (usage-policies, section 7).
+"""Compiles an agreement and a table schema to data contracts, one for each permission.
 
 Every constraint is lowered (`lowering.LOWER`), listed in `requires` because facts decide it, or refused as undecided
 with its path. Pure; must not know SQL, clocks or facts.

@@ -39,7 +39,7 @@ from policies.evaluation.values import (
 from policies.model import HANSE, ODRL, Atom
 from policies.vocabulary.terms import column_of, compact
 
-SMALLEST_GROUP = 5  # a smaller group does not hide a unit (federated-query, section 7)
+SMALLEST_GROUP = 5  # units; a smaller group does not hide one
 USUAL_GROUP = 10
 MOST_EPSILON = 10  # with more the noise does not hide a unit
 MOST_DELTA = 0.001
@@ -86,7 +86,7 @@ def undecided_error(path: str, sentence: str) -> ContractUndecided:
 
 
 def require_column(draft: ContractDraft, name: str, path: str) -> Column:
-    """Return the schema's column of that name (usage-policies, section 7).
+    """Return the schema's column of that name.
 
     Raises: ContractUndecided when it does not exist.
     """
@@ -177,7 +177,7 @@ def _lower_elapsed(draft: ContractDraft, atom: Atom, path: str) -> bool:
     if draft.started is None:
         raise undecided_error(path, "odrl:elapsedTime starts at the agreement's timestamp, and the agreement has none")
     end = min(add_duration(draft.started, span), FOREVER)
-    if atom.operator in ("lteq", "eq"):  # eq is a budget (usage-policies, section 3)
+    if atom.operator in ("lteq", "eq"):  # eq is a budget
         draft.not_after = min(draft.not_after, _seconds(end, up=False))
     elif atom.operator == "lt":
         draft.not_after = min(draft.not_after, _seconds(end - 1, up=False))

@@ -1,4 +1,4 @@
-"""The query shapes that may read an aggregate-only dataset (federated-query, section 7, v1).
+"""The query shapes that may read an aggregate-only dataset.
 
 Every filter and group must be a union of whole cells of the grid, so that the difference of two answers consists of
 whole cells as well. Must not know purposes or time.

@@ -110,7 +110,7 @@ def prepare(
     caps: Caps = DEFAULT,
     keys: Sequence[CallerTable] = (),
 ) -> PreparedQuery:
-    """Return the statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
+    """Return the statement that answers `sql` under the contracts of `datasets`.
 
     1. Limits; one statement; a query.
     2. Allowed syntax and functions only.

@@ -1,4 +1,4 @@
-"""The grid that aggregate-only queries read: binned cells of at least k units (federated-query, section 7).
+"""The grid that aggregate-only queries read: binned cells of at least k units.
 
 A threshold on the answer alone can be defeated by differencing, padding and encoding, so small cells are removed before
 the query. `build_grid` makes the grid as WITH queries over the relation, `guard` is a second check on the answer, and

@@ -1,4 +1,4 @@
-"""What the difference of two versions under one aggregate-only contract reveals (federated-query, section 7).
+"""What the difference of two versions under one aggregate-only contract reveals.
 
 A party that has answers from both versions can subtract them. `count_differences` counts, for the OWNER, the groups
 whose difference comes from few units. Cells and contributors are defined in `grid`.

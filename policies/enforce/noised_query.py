@@ -1,4 +1,4 @@
-"""Aggregate-only answers with noise: a private statement and a public one (federated-query, section 7, v2).
+"""Aggregate-only answers with noise: a private statement and a public one.
 
 The private statement reads the data: filtered rows, binned and clamped, at most `rows` for each unit, summed as
 integers. A worker adds noise to its answer as `Noise` describes. The public statement computes the outputs from the

@@ -38,7 +38,7 @@ class ConstraintFinding(NamedTuple):
     phase: str
 
     def to_json(self) -> dict[str, object]:
-        """Return the finding in the form of usage-policies, section 4."""
+        """Return the finding as a JSON object."""
         return {**self._asdict(), "expected": list(self.expected), "observed": list(self.observed)}
 
 

@@ -1,6 +1,6 @@
 """Compiles a policy once: its rules and groups as checks that can be evaluated many times.
 
-Implements the four values and their combination (usage-policies, section 4). Where the specification leaves a choice,
+Implements the four values and their combination. Where the specification leaves a choice,
 the result is "no": under a prohibition `or` ranks unknown above deferred, so leaving out a fact never helps; a broad
 permission covers training only where the asset is known not to reserve it.
 """

@@ -1,7 +1,7 @@
 """Parses values by declared type (decimals, times, durations, places, levels), and holds the hierarchies of regions and
 purposes.
 
-A text is parsed by the type of its operand, never guessed (usage-policies, section 3). Every parser raises ValueError
+A text is parsed by the type of its operand, never guessed. Every parser raises ValueError
 with what was expected and what came. Must not know policies, facts or operators.
 """
 

@@ -16,7 +16,7 @@ from policies.model import Atom, Connective, Constraint, Duty, Literal, Policy, 
 
 
 def digest(policy: Policy) -> str:
-    """Return `sha256:<hex>` over the rules of the policy (usage-policies, section 5).
+    """Return `sha256:<hex>` over the rules of the policy.
 
     Ids, parties, target, timestamp and the name of this project's own profile are left out, so an agreement has the
     digest of the offer that it came from.

@@ -1,6 +1,6 @@
 """Reads a policy from JSON-LD. Also re-exports `write`, `digest` and `rules_equal`.
 
-Accepts every spelling of ODRL (usage-policies, section 2) and refuses, by name, a member that would change a rule and
+Accepts every spelling of ODRL and refuses, by name, a member that would change a rule and
 is not understood. Contexts are never fetched. Unknown terms are kept; later steps refuse them by name. Evaluates
 nothing.
 """

@@ -17,6 +17,7 @@ from policies import vocabulary
 from policies.contracts import columns, masks
 from policies.contracts import compile as compiler
 from policies.contracts.contract import TableSchema
+from policies.contracts.lowering import SMALLEST_GROUP
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.evaluation import values
 from policies.model import Atom, ConflictStrategy, Connective, Duty, Policy, Rule
@@ -24,7 +25,6 @@ from policies.review import unknown_terms
 from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
 from policies.vocabulary.terms import RULE
 
-SMALLEST_GROUP = 5  # federated-query, section 6: never below
 _AFTER_USE = frozenset(
     {odrl("delete"), odrl("inform"), odrl("attribute"), ds("log"), ds("registerModel"), ds("deleteModel")}
 )

@@ -1,6 +1,6 @@
 """What each rule rests on (technical, attested, declared, contractual), and which part of the system enforces it.
 
-Shown to both sides before they sign (usage-policies, section 5). Unknown terms are listed as refused. Decides nothing.
+Shown to both sides before they sign. Unknown terms are listed as refused. Decides nothing.
 """
 
 from __future__ import annotations

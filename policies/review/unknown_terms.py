@@ -1,7 +1,7 @@
 """Finds unknown terms of a policy, and walks over its parts with their paths.
 
 An unregistered operand, operator, action or profile is an error when authoring, a refusal when negotiating, and a
-denial in a signed agreement (usage-policies, section 4).
+denial in a signed agreement.
 """
 
 from __future__ import annotations

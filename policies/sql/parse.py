@@ -1,4 +1,4 @@
-"""Steps 1 and 2 of the gate: from text to a checked tree (federated-query, section 3.4).
+"""Steps 1 and 2 of the gate: from text to a checked tree.
 
 The text is measured (`token_check`) before anything recursive reads it. The tree contains only syntax of the
 allow-lists. Must not know contracts or names.

@@ -1,4 +1,4 @@
-"""Step 1 of the gate: checks the tokens of a query before anything recursive reads it (federated-query, section 3.4).
+"""Step 1 of the gate: checks the tokens of a query before anything recursive reads it.
 
 Time and stack of the parser grow with nesting, and for some shapes (joins without ON, types used as functions, words
 that may be aliases, joins or functions) exponentially. One pass over the tokens detects all of these. Must not know

@@ -1,6 +1,6 @@
 """Terms about the answer: rows, columns, granularity, group size, joins.
 
-The compiled contract enforces these inside every query (usage-policies, section 6); evaluation defers them until an
+The compiled contract enforces these inside every query; evaluation defers them until an
 answer exists.
 """
 

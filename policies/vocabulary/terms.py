@@ -14,7 +14,7 @@ from policies.model import DPV, HANSE, ODRL, XSD
 
 
 class Phase(StrEnum):
-    """When a constraint is decided (usage-policies, section 5), in order of time."""
+    """When a constraint is decided, in order of time."""
 
     CATALOGUE = "catalogue"
     NEGOTIATION = "negotiation"

@@ -39,7 +39,7 @@ OPERANDS: tuple[Operand, ...] = (
     Operand(
         name=odrl("elapsedTime"),
         type=ValueType.DURATION,
-        # A budget: eq means the same as lteq (usage-policies, section 3).
+        # A budget: eq means the same as lteq.
         ops=frozenset({EQ, LT, LTEQ, GT, GTEQ}),
         phase=Phase.TRANSFER,
         tier=Tier.TECHNICAL,

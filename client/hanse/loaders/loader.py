@@ -1,6 +1,6 @@
 """`Loader`: batches of one or several datasets in the order of an epoch, for one of several readers, with a state.
 
-The order and the arithmetic of who is where stand in `order.py`; here are the streams that carry it out.
+The order and the arithmetic of who is where stand in `epoch_order.py`; here are the streams that carry it out.
 """
 
 from __future__ import annotations

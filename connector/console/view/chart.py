@@ -32,7 +32,7 @@ class _Point:
 
 
 def chart(table: Mapping[str, Any]) -> str:
-    """The chart of `{"columns": ..., "rows": ...}` as `rows.py` gives it; empty where none says anything."""
+    """The chart of `{"columns": ..., "rows": ...}` as `arrow_preview` returns it; empty where none says anything."""
     columns, rows = table["columns"], table["rows"]
     values = [place for place, column in enumerate(columns) if column["number"]]
     if len(columns) < 2 or not values:

@@ -299,7 +299,7 @@ class FederatedPlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON (federated-query, section 9.3)."""
+        """The plan as JSON."""
         return {
             "mode": self.mode.value,
             "withheld": self.withheld.value,

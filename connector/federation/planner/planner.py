@@ -35,7 +35,7 @@ def plan(
     across_agreements: bool = False,
     trace: bool = False,
 ) -> FederatedPlan:
-    """Plan one SELECT over `tables` (federated-query, section 9.1).
+    """Plan one SELECT over `tables`.
 
     tree: the result of `sql_text.read` for the text; it must not be used again.
     across_agreements: owners accept fragments over datasets of several agreements.

@@ -1,7 +1,6 @@
 """Cardinality estimates from what owners publish: rounded row counts, and distinct values where the policy allows.
 
-The choice of a plan depends on them, an answer never does. Each kind of condition has a fixed selectivity
-(federated-query, section 6).
+The choice of a plan depends on them, an answer never does. Each kind of condition has a fixed selectivity.
 """
 
 from __future__ import annotations
