@@ -60,6 +60,7 @@ class _Scope:
         default_factory=dict
     )  # names of sources and outputs, folded -> as messages show them
     own: dict[str, tuple[Mapping[str, tuple[str, ...]], set[str]]] = field(default_factory=dict)
+    datasets: set[tuple[str, str]] = field(default_factory=set)  # (owner, table) of sources without an alias, folded
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in their own ON only
     merged: tuple[MergedColumn, ...] = ()
     aliases: set[str] = field(default_factory=set)
@@ -200,8 +201,10 @@ class _Binder:
             columns = self.query(node, ctes, _derived_table_scope(scope))
             alias = node.alias or f" {len(scope.sources)}"
         else:
-            alias = node.alias or node.name
+            alias, given = node.alias or node.name, bool(node.alias)
             columns, entry = self._table(node, ctes)
+            if entry is not None and not given:
+                scope.datasets.add((fold(entry.owner), fold(entry.table)))
             _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
@@ -274,7 +277,7 @@ class _Binder:
         name, table = node.name, node.args.get("table")
         folded = fold(name)
         if table is not None and (table := table.name):
-            level = self._level(table, scope)
+            level = self._level(table, scope, folded)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
             _refuse_shadowed_having(node, [fold(table)], level)
@@ -308,8 +311,8 @@ class _Binder:
             # The engine would take the whole table, as a struct of its columns.
             refuse("column_unknown", f"{name} is also a table here; give the column or output another alias", "columns")
 
-    def _level(self, alias: str, scope: _Scope) -> _Scope:
-        """Return the nearest scope, from this one outwards, that has a source of this name."""
+    def _level(self, alias: str, scope: _Scope, name: str = "") -> _Scope:
+        """Return the nearest scope, from this one outwards, that has a source of this name; `name`: a column of it."""
         level: _Scope | None = scope
         column = False
         while level is not None:
@@ -321,6 +324,9 @@ class _Binder:
                     # The engine would take the field of a struct column.
                     refuse("column_unknown", f"{alias} is also a column here; give the table another alias", "columns")
                 return level
+            if (fold(alias), name) in level.datasets:
+                # The engine would take the whole table, as a struct of its columns.
+                refuse("column_unknown", f"{alias}.{name} is also a table here; give that table an alias", "columns")
             column = column or bool(_holders(fold(alias), level))
             level = level.outer
         if column:
@@ -344,7 +350,14 @@ def _derived_table_scope(scope: _Scope) -> _Scope | None:
     """The outer scope of a derived table: the sources before it in its FROM, then its own outer scope."""
     if not scope.sources:
         return scope.outer
-    return _Scope(scope.sources, scope.folded, hidden=scope.hidden, outer=scope.outer, outside=True)
+    return _Scope(
+        scope.sources,
+        scope.folded,
+        datasets=scope.datasets,
+        hidden=scope.hidden,
+        outer=scope.outer,
+        outside=True,
+    )
 
 
 def _refuse_lateral(alias: str) -> QueryRefused:

@@ -184,6 +184,30 @@ def test_a_table_is_read_as_a_column_under_no_name(bench: gate.Bench, sql: str) 
 
 
 @pytest.mark.parametrize(
+    "inside",
+    [
+        "select max(clinic.i) from clinic.i",
+        "select max(k) from i where clinic.i > 7",
+        "select max(x) from i, (select clinic.i as x) q",
+    ],
+)
+def test_a_source_with_the_name_of_an_owner_has_no_column_named_like_its_table(inside: str) -> None:
+    """The engine reads the rows of `clinic.i` as structs, unless that table has an alias."""
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_o AS SELECT 1 AS k, 100 AS i")
+    made.connection.execute("CREATE TABLE src_i AS SELECT 5 AS k")
+    for name in ("o", "i"):
+        made.add("clinic", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
+    with pytest.raises(QueryRefused, match=r"clinic\.i is also a table here; give that table an alias") as refused:
+        made.prepare(f"select ({inside}) from o clinic")
+    assert refused.value.code == "column_unknown"
+    prepared = made.prepare("select (select max(clinic.i) from clinic.i x) from o clinic")
+    assert prepared.read == {("clinic", "o"): ("i",), ("clinic", "i"): ()}
+    assert made.run(prepared) == [(100,)]
+    made.connection.close()
+
+
+@pytest.mark.parametrize(
     "sql",
     [
         "select age as x, name from people x order by x, name",

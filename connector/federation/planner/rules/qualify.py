@@ -17,6 +17,7 @@ from sqlglot.schema import MappingSchema
 from connector.errors import QueryInvalid
 from connector.federation.planner import expansion_limit, using_rewrite
 from connector.federation.planner.context import PlanningContext
+from connector.federation.planner.model import ALL
 from connector.federation.planner.rules import prune_exists
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
@@ -45,6 +46,7 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         if isinstance(node, SETS) and node.args.get("order") is not None:
             _set_key_places(node)
     _name_derived_tables(tree)
+    _refuse_owner_names(tree)
     _rename_duplicate_sources(tree)
     _refuse_lateral_references(tree)
     _rename_sources_like_columns(tree, planning)
@@ -190,6 +192,38 @@ def _name_derived_tables(tree: exp.Expr) -> None:
                 number += 1
             taken.add(name)
             source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+
+
+def _refuse_owner_names(tree: exp.Expr) -> None:
+    """Refuse `o.a` where FROM has the dataset `o.a` without an alias, and no source `o`: the engine reads its rows as
+    structs, the binder reads the column `a` of a source `o` of an outer query.
+    """
+    datasets = {(owner, fold(table.name)) for table in trees.base_tables(tree) for owner in _owner_words(table)}
+    for column in trees.columns(tree):
+        named = fold(column.table), fold(column.name)
+        if named in datasets and _is_dataset_in_from(column, *named):
+            raise QueryInvalid(
+                f"{column.table}.{column.name} is also a table here; give that table an alias", code="column_unknown"
+            )
+
+
+def _is_dataset_in_from(column: exp.Column, owner: str, name: str) -> bool:
+    """Whether the nearest SELECT with a source that `owner.name` may mean has that dataset, and no source `owner`."""
+    below: exp.Expr = column
+    while (node := below.parent) is not None:
+        if isinstance(node, exp.Select) and not isinstance(below, exp.With):  # WITH does not see the sources
+            if any(fold(source.alias_or_name) == owner for source in trees.sources(node)):
+                return False
+            tables = [one for one in trees.sources(node) if isinstance(one, exp.Table) and one.db and not one.alias]
+            if any(fold(table.name) == name and owner in _owner_words(table) for table in tables):
+                return True
+        below = node
+    return False
+
+
+def _owner_words(table: exp.Table) -> tuple[str, str]:
+    """The words that may have named a dataset's owner: "all" is replaced where it has one owner only."""
+    return fold(table.db), ALL
 
 
 def _rename_duplicate_sources(tree: exp.Expr) -> None:

@@ -462,6 +462,18 @@ REFUSED = [
         "column_unknown",
         "ON does not see dose, as its source is joined later",
     ),
+    (
+        "SELECT (SELECT min(north.drugs) FROM north.drugs) FROM (SELECT dose AS drugs FROM south.trials) AS north",
+        QueryInvalid,
+        "column_unknown",
+        "north.drugs is also a table here; give that table an alias",
+    ),
+    (
+        'SELECT (SELECT min("all".visits) FROM "all".visits) FROM (SELECT dose AS visits FROM south.trials) AS "all"',
+        QueryInvalid,
+        "column_unknown",
+        "all.visits is also a table here; give that table an alias",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate an agreement"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no agreement in force covers a dataset"),
@@ -609,6 +621,26 @@ def _make_number_tables() -> Federation:
     made.add("north", "i", pa.table({"t": [3], "s": [1]}))
     made.add("north", "w", pa.table({"x": [1]}))
     return made
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT (SELECT min(north.i) FROM north.i AS x) FROM north.o AS north (k, i)", [(100,)]),
+        ("SELECT north.i FROM north.i, (SELECT 7 AS i) AS north", [(7,)]),
+        ("SELECT (WITH w AS (SELECT max(north.i) AS m FROM north.o) SELECT m FROM w, north.i) "
+         "FROM north.o AS north (k, i)",
+         [(100,)]),
+    ],
+)  # fmt: skip
+def test_a_source_may_have_the_name_of_an_owner(sql: str, rows: list[tuple[int]]) -> None:
+    made = Federation("north")
+    made.add("north", "o", pa.table({"k": [1], "f": [100]}))
+    made.add("north", "i", pa.table({"k": [1]}))
+    assert made.ask(sql).rows == rows
+    made.unite()
+    assert made.central.execute(sql).fetchall() == rows
+    made.close()
 
 
 NAMES = [
