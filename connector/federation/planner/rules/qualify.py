@@ -17,7 +17,7 @@ from sqlglot.schema import MappingSchema
 from connector.errors import QueryInvalid
 from connector.federation.planner import expansion_limit, using_rewrite
 from connector.federation.planner.context import PlanningContext
-from connector.federation.planner.model import ALL
+from connector.federation.planner.model import ALL, TableColumn
 from connector.federation.planner.rules import prune_exists
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
@@ -51,11 +51,12 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
     _refuse_lateral_references(tree)
     _rename_sources_like_columns(tree, planning)
     reckoned = expansion_limit.check(tree, planning)
+    columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
     for block in reckoned.selects:
         _refuse_named_subquery(block)
         _prefer_columns(block)
+        _refuse_spelled_key(block, tree, columns)
         _qualify_order_key(block)
-    columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
     using_rewrite.write_out(
         reckoned.selects, fields=any(column.type.upper().startswith(_OF_FIELDS) for column in columns)
     )
@@ -328,6 +329,32 @@ def _is_in_key(column: exp.Column, select: exp.Select) -> bool:
             return True
         above = above.parent
     return False
+
+
+def _refuse_spelled_key(block: expansion_limit.SelectScope, tree: exp.Expr, stored: Iterable[TableColumn]) -> None:
+    """Refuse a key of ORDER BY for several outputs where the spelling of one may decide.
+
+    In the engine a column that its source spells differently has its name by AS, and the last such output is meant.
+    """
+    order = block.select.args.get("order")
+    for column in _possible_outputs(order) if order is not None else ():
+        name = fold(column.name)
+        if (count := block.names.count(name)) < 2 or not (name in block.called or len(_sources_with(name, block)) > 1):
+            continue
+        last = max((at for at, one in enumerate(block.select.expressions) if _is_called(one, name)), default=-1)
+        plain = [one for one in block.select.expressions[last + 1 :] if isinstance(one, exp.Column)]
+        if any(fold(one.name) == name for one in plain) and _has_two_spellings(name, tree, stored):
+            raise _several_outputs_error(column.name, count)
+
+
+def _is_called(output: exp.Expr, name: str) -> bool:
+    return isinstance(output, exp.Alias) and fold(output.alias) == name
+
+
+def _has_two_spellings(name: str, tree: exp.Expr, stored: Iterable[TableColumn]) -> bool:
+    """Whether the question and its datasets spell a name in several ways."""
+    written = {node.name for node in list_nodes(tree) if isinstance(node, exp.Identifier)}
+    return len({one for one in (*written, *(column.name for column in stored)) if fold(one) == name}) > 1
 
 
 def _qualify_order_key(block: expansion_limit.SelectScope) -> None:

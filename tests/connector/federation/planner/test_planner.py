@@ -474,6 +474,18 @@ REFUSED = [
         "column_unknown",
         "all.visits is also a table here; give that table an alias",
     ),
+    (
+        "SELECT -price AS drug, Drug FROM north.drugs ORDER BY drug",
+        QueryInvalid,
+        "column_unknown",
+        "ORDER BY drug: expected one output of that name, got 2; write table.drug, or its place",
+    ),
+    (
+        "SELECT x.drug, y.Drug FROM north.drugs x LEFT JOIN south.trials y USING (drug) ORDER BY drug",
+        QueryInvalid,
+        "column_unknown",
+        "ORDER BY drug: expected one output of that name, got 2; write table.drug, or its place",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate an agreement"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no agreement in force covers a dataset"),
