@@ -16,7 +16,7 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from policies.contracts.columns import fold, make_distinct
 from policies.errors import QueryRefused
-from policies.sql import allowed_syntax, using
+from policies.sql import allowed_syntax, syntax_tree, using
 from policies.sql.parse import refuse, refused
 from policies.sql.using import MergedColumn, UsingScope
 
@@ -307,7 +307,7 @@ class _Binder:
             around = around.outer
         if around is None and not named:
             raise self._unknown(name, _visible_names(scope) or sorted(map(scope.written.__getitem__, scope.aliases)))
-        if table and not (folded in scope.aliases and _in_having(node)):
+        if table and not (folded in scope.aliases and syntax_tree.sees_outputs_of_having(node)):
             # The engine would take the whole table, as a struct of its columns.
             refuse("column_unknown", f"{name} is also a table here; give the column or output another alias", "columns")
 
@@ -422,11 +422,6 @@ def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
         else:
             found.append(key)
     return found
-
-
-def _in_having(node: exp.Expr) -> bool:
-    """Whether a name is in HAVING outside aggregates, where outputs take precedence over tables."""
-    return isinstance(node.find_ancestor(exp.AggFunc, exp.Having, exp.Select), exp.Having)
 
 
 def _fold_names(names: tuple[str, ...]) -> frozenset[str]:

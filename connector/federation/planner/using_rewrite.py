@@ -29,6 +29,7 @@ def write_out(blocks: Sequence[SelectScope], *, fields: bool) -> None:
         _refuse_table_as_column(block, known)
         _refuse_column_as_table(block, known, fields=fields)
         _refuse_ambiguous_names(block, known)
+        _refuse_aggregate_of_output(block)
         _refuse_field_before_comma(block)
         _refuse_lateral_names(block, known)
         if block.joined:
@@ -97,6 +98,27 @@ def _refuse_ambiguous_names(block: SelectScope, known: Mapping[int, SelectScope]
                 f"{column.table} is the source of a SEMI or ANTI JOIN; its columns can be used only in that join's ON",
                 code="column_unknown",
             )
+
+
+def _refuse_aggregate_of_output(block: SelectScope) -> None:
+    """Refuse an aggregate in HAVING that names an output and no column of this query.
+
+    The engine reads a column of an outer query, but does not move the aggregate there, as it does with another name.
+    """
+    having = block.select.args.get("having")
+    own = {name for names in block.sources.values() for name in names}
+    for node in trees.in_block(having) if having is not None else ():
+        if not isinstance(node, exp.AggFunc):
+            continue
+        columns = [*(node.parent if isinstance(node.parent, exp.Filter) else node).find_all(exp.Column)]
+        if any(fold(one.table) in block.sources if one.table else fold(one.name) in own for one in columns):
+            continue
+        for column in columns:
+            if not column.table and fold(column.name) in block.called:
+                raise QueryInvalid(
+                    f"HAVING: an aggregate does not see the output {column.name}; name a column, or rename the output",
+                    code="column_unknown",
+                )
 
 
 def _refuse_later_sources(
@@ -262,11 +284,7 @@ def _is_output(column: exp.Column, clause: str, block: SelectScope) -> bool:
     name = fold(column.name)
     if clause == "order" and isinstance(column.parent, exp.Ordered):
         return name in block.names and column.parent.parent is block.select.args["order"]
-    return (
-        clause == "having"
-        and name in block.called
-        and isinstance(column.find_ancestor(exp.AggFunc, exp.Having), exp.Having)
-    )
+    return clause == "having" and name in block.called and trees.sees_outputs_of_having(column)
 
 
 def _free_columns(node: exp.Expr, known: Mapping[int, SelectScope]) -> Iterator[exp.Column]:
@@ -305,9 +323,7 @@ def _outer_columns(block: SelectScope, known: Mapping[int, SelectScope]) -> Iter
 
 def _sees_outputs(column: exp.Column, clause: str) -> bool:
     """Whether a name means an output before an outer query's column: not in QUALIFY and aggregates of HAVING."""
-    return clause != "qualify" and (
-        clause != "having" or isinstance(column.find_ancestor(exp.AggFunc, exp.Having), exp.Having)
-    )
+    return clause != "qualify" and (clause != "having" or trees.sees_outputs_of_having(column))
 
 
 def _parts(select: exp.Select) -> Iterator[tuple[str, exp.Expr]]:

@@ -169,6 +169,7 @@ def test_of_each_dataset_it_is_told_which_of_its_own_columns_are_read(
         "select age as x, count(x) from people as x group by age",
         "select age as x from people x order by x is null",
         "select age as x, max(age) from people x group by age having max(x) is not null",
+        "select age as x from people x group by age having count(*) filter (where x is not null) > 0",
         "select age as x from people x qualify rank() over (order by x) = 1",
         "select age as x from people where exists (select 1 from visits as x(a) where x is not null)",
         "select x.age from people x where exists (select 1 as v, v from visits as v(a) where v.ward = x.name)",

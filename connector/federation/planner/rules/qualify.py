@@ -312,7 +312,8 @@ def _prefer_columns(block: expansion_limit.SelectScope) -> None:
     for column in [node for clause in clauses for node in trees.in_block(clause) if isinstance(node, exp.Column)]:
         name = fold(column.name)
         inside = not column.table and not isinstance(column.parent, exp.Ordered)
-        if inside and name in outputs and (name in keys or not grouped or _is_in_key(column, select)):
+        free = not grouped or trees.is_in_aggregate(column)
+        if inside and name in outputs and (name in keys or free or _is_in_key(column, select)):
             one = using_rewrite.find_merged(name, block.merged)
             there = [keys[name]] if one is not None and keys.get(name) else _sources_with(name, block)
             if one is not None and len(there) != 1:

@@ -486,6 +486,18 @@ REFUSED = [
         "column_unknown",
         "ORDER BY drug: expected one output of that name, got 2; write table.drug, or its place",
     ),
+    (
+        "SELECT dose, (SELECT count(*) AS dose FROM north.drugs HAVING sum(dose) > 1) FROM south.trials",
+        QueryInvalid,
+        "column_unknown",
+        "HAVING: an aggregate does not see the output dose; name a column, or rename the output",
+    ),
+    (
+        "SELECT count(*) AS n FROM north.drugs HAVING count(*) FILTER (WHERE n > 1) > 1",
+        QueryInvalid,
+        "column_unknown",
+        "HAVING: an aggregate does not see the output n; name a column, or rename the output",
+    ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate an agreement"),
     ('SELECT 1 FROM "all".nothing', QueryInvalid, "agreement_missing", "no agreement in force covers a dataset"),
