@@ -29,7 +29,6 @@ def write_out(blocks: Sequence[SelectScope], *, fields: bool) -> None:
         _refuse_table_as_column(block, known)
         _refuse_column_as_table(block, known, fields=fields)
         _refuse_ambiguous_names(block, known)
-        _refuse_aggregate_of_output(block)
         _refuse_field_before_comma(block)
         _refuse_lateral_names(block, known)
         if block.joined:
@@ -98,27 +97,6 @@ def _refuse_ambiguous_names(block: SelectScope, known: Mapping[int, SelectScope]
                 f"{column.table} is the source of a SEMI or ANTI JOIN; its columns can be used only in that join's ON",
                 code="column_unknown",
             )
-
-
-def _refuse_aggregate_of_output(block: SelectScope) -> None:
-    """Refuse an aggregate in HAVING that names an output and no column of this query.
-
-    The engine reads a column of an outer query, but does not move the aggregate there, as it does with another name.
-    """
-    having = block.select.args.get("having")
-    own = {name for names in block.sources.values() for name in names}
-    for node in trees.in_block(having) if having is not None else ():
-        if not isinstance(node, exp.AggFunc):
-            continue
-        columns = [*(node.parent if isinstance(node.parent, exp.Filter) else node).find_all(exp.Column)]
-        if any(fold(one.table) in block.sources if one.table else fold(one.name) in own for one in columns):
-            continue
-        for column in columns:
-            if not column.table and fold(column.name) in block.called:
-                raise QueryInvalid(
-                    f"HAVING: an aggregate does not see the output {column.name}; name a column, or rename the output",
-                    code="column_unknown",
-                )
 
 
 def _refuse_later_sources(

@@ -15,9 +15,9 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
 from connector.errors import QueryInvalid
-from connector.federation.planner import expansion_limit, using_rewrite
+from connector.federation.planner import expansion_limit, name_checks, using_rewrite
 from connector.federation.planner.context import PlanningContext
-from connector.federation.planner.model import ALL, TableColumn
+from connector.federation.planner.model import TableColumn
 from connector.federation.planner.rules import prune_exists
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
@@ -46,20 +46,22 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         if isinstance(node, SETS) and node.args.get("order") is not None:
             _set_key_places(node)
     _name_derived_tables(tree)
-    _refuse_owner_names(tree)
+    name_checks.refuse_owner_names(tree)
     _rename_duplicate_sources(tree)
-    _refuse_lateral_references(tree)
+    name_checks.refuse_lateral_references(tree)
     _rename_sources_like_columns(tree, planning)
     reckoned = expansion_limit.check(tree, planning)
     columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
     for block in reckoned.selects:
-        _refuse_named_subquery(block)
+        name_checks.refuse_named_subquery(block)
         _prefer_columns(block)
         _refuse_spelled_key(block, tree, columns)
         _qualify_order_key(block)
     using_rewrite.write_out(
         reckoned.selects, fields=any(column.type.upper().startswith(_OF_FIELDS) for column in columns)
     )
+    for block in reckoned.selects:
+        name_checks.refuse_outputs_in_aggregates(block)
     blocks = {id(block.select): block for block in reckoned.selects}
     for source, names in reckoned.renamed:
         _replace_keys_by_places(source.this, blocks[id(trees.first_select(source.this))])
@@ -85,6 +87,7 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         if isinstance(node, exp.Dot) or (isinstance(node, exp.Column) and node.args.get("db")):
             raise QueryInvalid("expected a whole struct, got a field of it; read the column", code="column_unknown")
         if isinstance(node, exp.Select):
+            name_checks.refuse_outer_aggregates(node)
             _write_out_group(node)
         if isinstance(node, _NESTED) and (order := node.args.get("order")) is not None:
             _write_out_order(node, order)
@@ -195,38 +198,6 @@ def _name_derived_tables(tree: exp.Expr) -> None:
             source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
 
 
-def _refuse_owner_names(tree: exp.Expr) -> None:
-    """Refuse `o.a` where FROM has the dataset `o.a` without an alias, and no source `o`: the engine reads its rows as
-    structs, the binder reads the column `a` of a source `o` of an outer query.
-    """
-    datasets = {(owner, fold(table.name)) for table in trees.base_tables(tree) for owner in _owner_words(table)}
-    for column in trees.columns(tree):
-        named = fold(column.table), fold(column.name)
-        if named in datasets and _is_dataset_in_from(column, *named):
-            raise QueryInvalid(
-                f"{column.table}.{column.name} is also a table here; give that table an alias", code="column_unknown"
-            )
-
-
-def _is_dataset_in_from(column: exp.Column, owner: str, name: str) -> bool:
-    """Whether the nearest SELECT with a source that `owner.name` may mean has that dataset, and no source `owner`."""
-    below: exp.Expr = column
-    while (node := below.parent) is not None:
-        if isinstance(node, exp.Select) and not isinstance(below, exp.With):  # WITH does not see the sources
-            if any(fold(source.alias_or_name) == owner for source in trees.sources(node)):
-                return False
-            tables = [one for one in trees.sources(node) if isinstance(one, exp.Table) and one.db and not one.alias]
-            if any(fold(table.name) == name and owner in _owner_words(table) for table in tables):
-                return True
-        below = node
-    return False
-
-
-def _owner_words(table: exp.Table) -> tuple[str, str]:
-    """The words that may have named a dataset's owner: "all" is replaced where it has one owner only."""
-    return fold(table.db), ALL
-
-
 def _rename_duplicate_sources(tree: exp.Expr) -> None:
     """Rename sources of one FROM with the same alias; refuse them if a column uses it: the binder takes the first."""
     for select in trees.selects(tree):
@@ -246,18 +217,6 @@ def _rename_duplicate_sources(tree: exp.Expr) -> None:
                 source.set("alias", alias)
                 taken.add(name)
             met.add(name)
-
-
-def _refuse_lateral_references(tree: exp.Expr) -> None:
-    """Refuse a derived table that names an earlier source in FROM: the engine looks there before outer queries."""
-    for select in trees.selects(tree):
-        before: set[str] = set()
-        for source in trees.sources(select):
-            if isinstance(source, exp.Subquery):
-                for table in trees.free_tables(source):
-                    if fold(table) in before:
-                        raise using_rewrite.lateral_reference_error(table)
-            before.add(fold(source.alias_or_name))
 
 
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
@@ -287,19 +246,6 @@ def _rename_sources_like_columns(tree: exp.Expr, planning: PlanningContext) -> N
         _Aliases(columns).query(tree, {})
 
 
-def _refuse_named_subquery(block: expansion_limit.SelectScope) -> None:
-    """Refuse an output that uses the name of another output that is a subquery: the binder fails on it."""
-    outputs = block.select.expressions
-    queries = {fold(one.alias) for one in outputs if isinstance(one, exp.Alias) and trees.has_query(one)}
-    for column in trees.in_block(exp.Select(expressions=[one.copy() for one in outputs])) if queries else ():
-        name = fold(column.name) if isinstance(column, exp.Column) and not column.table else ""
-        if name in queries and not _sources_with(name, block):
-            raise QueryInvalid(
-                f"{name} is a subquery, so other outputs cannot use its name; compute it in a derived table",
-                code="syntax_not_allowed",
-            )
-
-
 def _prefer_columns(block: expansion_limit.SelectScope) -> None:
     """Qualify names in HAVING and in expressions of ORDER BY that the engine reads as columns before outputs."""
     select = block.select
@@ -315,7 +261,7 @@ def _prefer_columns(block: expansion_limit.SelectScope) -> None:
         free = not grouped or trees.is_in_aggregate(column)
         if inside and name in outputs and (name in keys or free or _is_in_key(column, select)):
             one = using_rewrite.find_merged(name, block.merged)
-            there = [keys[name]] if one is not None and keys.get(name) else _sources_with(name, block)
+            there = [keys[name]] if one is not None and keys.get(name) else name_checks.sources_with(name, block)
             if one is not None and len(there) != 1:
                 trees.substitute(using_rewrite.merged_value(one), column)
             elif len(there) == 1:
@@ -340,7 +286,9 @@ def _refuse_spelled_key(block: expansion_limit.SelectScope, tree: exp.Expr, stor
     order = block.select.args.get("order")
     for column in _possible_outputs(order) if order is not None else ():
         name = fold(column.name)
-        if (count := block.names.count(name)) < 2 or not (name in block.called or len(_sources_with(name, block)) > 1):
+        if (count := block.names.count(name)) < 2 or not (
+            name in block.called or len(name_checks.sources_with(name, block)) > 1
+        ):
             continue
         last = max((at for at, one in enumerate(block.select.expressions) if _is_called(one, name)), default=-1)
         plain = [one for one in block.select.expressions[last + 1 :] if isinstance(one, exp.Column)]
@@ -376,7 +324,7 @@ def _qualify_order_key(block: expansion_limit.SelectScope) -> None:
 def _qualify_by_source(column: exp.Column, one: MergedColumn | None, block: expansion_limit.SelectScope) -> None:
     """Add the source to a name, or replace it by a merged column; refuse a name of several sources."""
     name = fold(column.name)
-    there = _sources_with(name, block)
+    there = name_checks.sources_with(name, block)
     if one is not None and not one.value:
         there = _only_visible_source(name, block) or there
     if len(there) == 1:
@@ -426,11 +374,6 @@ def _possible_outputs(order: exp.Expr) -> list[exp.Column]:
     """The names in ORDER BY that may be output names."""
     names = [node for node in trees.in_block(order) if isinstance(node, exp.Column) and not node.table]
     return [one for one in names if not isinstance(one.parent, exp.Ordered) or one.parent.parent is order]
-
-
-def _sources_with(name: str, block: expansion_limit.SelectScope) -> list[str]:
-    """The sources with a column of this name, without those of SEMI and ANTI joins."""
-    return [alias for alias, names in block.sources.items() if name in names and alias not in block.tested]
 
 
 def _group_key_sources(block: expansion_limit.SelectScope) -> dict[str, str]:

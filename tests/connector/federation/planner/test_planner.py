@@ -489,14 +489,32 @@ REFUSED = [
     (
         "SELECT dose, (SELECT count(*) AS dose FROM north.drugs HAVING sum(dose) > 1) FROM south.trials",
         QueryInvalid,
-        "column_unknown",
-        "HAVING: an aggregate does not see the output dose; name a column, or rename the output",
+        "syntax_not_allowed",
+        "an aggregate in a subquery reads only columns of an outer query (dose); compute it in a derived table",
     ),
     (
-        "SELECT count(*) AS n FROM north.drugs HAVING count(*) FILTER (WHERE n > 1) > 1",
+        "SELECT (SELECT max(t.dose) FROM north.drugs) FROM south.trials t GROUP BY ALL",
+        QueryInvalid,
+        "syntax_not_allowed",
+        "an aggregate in a subquery reads only columns of an outer query (dose); compute it in a derived table",
+    ),
+    (
+        "SELECT 1 FROM north.drugs WHERE EXISTS (SELECT (SELECT max(t.dose)) FROM south.trials t WHERE t.dose > 9)",
+        QueryInvalid,
+        "syntax_not_allowed",
+        "an aggregate in a subquery reads only columns of an outer query (dose); compute it in a derived table",
+    ),
+    (
+        "SELECT price + 1 AS n FROM north.drugs GROUP BY price HAVING sum(drug) FILTER (WHERE n > 1) > 1",
         QueryInvalid,
         "column_unknown",
-        "HAVING: an aggregate does not see the output n; name a column, or rename the output",
+        "HAVING: an aggregate does not see the output n; name a column, or use a derived table",
+    ),
+    (
+        "SELECT price + 1 AS n FROM north.drugs GROUP BY price HAVING sum(n) > 1",
+        QueryInvalid,
+        "column_unknown",
+        "HAVING: an aggregate does not see the output n; name a column, or use a derived table",
     ),
     ("SELECT 1 JOIN north.drugs USING (drug)", QueryInvalid, "syntax_not_allowed", "JOIN follows a FROM"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate an agreement"),
@@ -650,11 +668,11 @@ def _make_number_tables() -> Federation:
 @pytest.mark.parametrize(
     ("sql", "rows"),
     [
-        ("SELECT (SELECT min(north.i) FROM north.i AS x) FROM north.o AS north (k, i)", [(100,)]),
+        ("SELECT (SELECT min(north.i + x.k) FROM north.i AS x) FROM north.o AS north (k, i)", [(101,)]),
         ("SELECT north.i FROM north.i, (SELECT 7 AS i) AS north", [(7,)]),
-        ("SELECT (WITH w AS (SELECT max(north.i) AS m FROM north.o) SELECT m FROM w, north.i) "
+        ("SELECT (WITH w AS (SELECT max(north.i + f) AS m FROM north.o) SELECT m FROM w, north.i) "
          "FROM north.o AS north (k, i)",
-         [(100,)]),
+         [(200,)]),
     ],
 )  # fmt: skip
 def test_a_source_may_have_the_name_of_an_owner(sql: str, rows: list[tuple[int]]) -> None:
