@@ -38,7 +38,7 @@ def check_digest(end: Mapping[str, Any], computed: str) -> None:
     """Raise DigestMismatch where an end record names another digest than that of what came, or none."""
     if (named := end.get("digest")) != computed:
         raise DigestMismatch(
-            f"expected bytes with the digest {str(named)[:60]!r} of the end record, came bytes with {computed!r}: they "
+            f"expected bytes with the digest {str(named)[:60]!r} of the end record, got bytes with {computed!r}: they "
             "were changed on the way or on a disk. Discard what was read and read it again",
             expected=str(named)[:200],
             computed=computed,
@@ -51,6 +51,6 @@ def check_record(text: bytes) -> None:
     record, found, rest = text.strip().rpartition(_OF_RECORD)
     if found and rest != f'{_NAME}:{xxhash.xxh3_128_hexdigest(record)}"}}'.encode():
         raise DigestMismatch(
-            "expected an end record with the digest that it names, came another: it was changed on the way. Discard "
+            "expected an end record with the digest that it names, got another: it was changed on the way. Discard "
             "what was read and read it again"
         )

@@ -96,7 +96,7 @@ def name_of(text: str) -> Name:
         participant, _, dataset = text.strip().partition(after)
     participant, dataset = participant.strip('" '), dataset.strip('" ')
     if not participant or not dataset:
-        raise BadInput(f"expected a dataset as <participant>/<dataset> such as north/flights, came {text!r}")
+        raise BadInput(f"expected a dataset as <participant>/<dataset> such as north/flights, got {text!r}")
     return Name(participant, dataset)
 
 
@@ -154,7 +154,7 @@ def find(name: Name) -> Generator[Call, Any, Found]:
     catalog = yield Call("GET", "/catalog", asked, seconds=30)
     provider = catalog.get("participantId")
     if not isinstance(provider, str) or not provider:
-        raise Broken(f"expected the catalog of {name.participant} with a participantId, came one without")
+        raise Broken(f"expected the catalog of {name.participant} with a participantId, got one without")
     datasets = [entry for entry in _list(catalog.get("dataset")) if isinstance(entry, dict)]
     fitting = [entry for entry in datasets if name.dataset in _names(entry)]
     whole = f"urn:hanse:{name.participant}:{name.dataset}"  # whoever asks for the name means this one, if there is one
@@ -305,7 +305,7 @@ def awaited(
         query = {"wait": round(wait, 1), "until": goal}
         state = yield Call("GET", f"{path}/{segment(str(state['id']))}", query, seconds=wait)
     if not state.get("state") or not state.get("id"):
-        raise Broken(f"expected a process with id and state from {path}, came another form")
+        raise Broken(f"expected a process with id and state from {path}, got another form")
     return state
 
 

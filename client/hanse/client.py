@@ -24,9 +24,9 @@ from urllib.parse import urlencode
 
 from hanse import agreement as agreement_steps
 from hanse._transport import http_stream
-from hanse._transport.api import Api, ask_at
+from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
-from hanse._transport.http_stream import Answer, Request
+from hanse._transport.http_stream import HttpReply, HttpRequest
 from hanse.agreement import Access, Call, segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
@@ -102,7 +102,7 @@ class Space:
         Each dataset comes once; of more than a hundred, what changes while they are collected may be missing.
         """
         if not isinstance(limit, int) or not 1 <= limit <= _FOUND_MAX:
-            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit!r}; more words or filters find fewer")
+            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, got {limit!r}; more words or filters find fewer")
         asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
         found: dict[str, Entry] = {}
         for page in count(1):
@@ -154,10 +154,10 @@ class Space:
             sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, query_id=query_id, partial=partial
         )
         headers = {**self.api.headers, "content-type": "application/json"}
-        request = Request(
+        request = HttpRequest(
             "POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds, ours=True
         )
-        return Stream(_in_turn(lambda: http_stream.ask(request), patience))
+        return Stream(_in_turn(lambda: http_stream.open_stream(request), patience))
 
     def progress(self, query_id: str) -> dict[str, Any]:
         """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
@@ -310,14 +310,14 @@ class Dataset:
 
         def asked() -> Any:
             return self._ticketed(
-                lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
+                lambda endpoint, ticket: post_small(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
             )
 
         with self._attributed():
             found = Plan.read(waiting.outlast(asked), columns=columns, where=where)
             if twice := sorted({name for name in found.schema.names if found.schema.names.count(name) > 1}):
                 raise BadInput(
-                    f"expected each column once, as most libraries keep one of a name; came {twice} repeatedly"
+                    f"expected each column once, as most libraries keep one of a name; got {twice} repeatedly"
                 )
         return found
 
@@ -444,7 +444,7 @@ class Dataset:
         """
         kept = {"snapshot": snapshot}
 
-        def opened(place: Mapping[str, Any] | None) -> Answer:
+        def opened(place: Mapping[str, Any] | None) -> HttpReply:
             given = dict(asked())
             if place is not None:
                 given |= {"after": place["cursor"], "snapshot": kept["snapshot"]}
@@ -497,12 +497,12 @@ class Dataset:
         media: str = "application/json",
         idle_seconds: float,
         waits: Waits | None = None,
-    ) -> Answer:
+    ) -> HttpReply:
         """Ask the owner's data plane for a stream."""
 
-        def act(endpoint: str, ticket: str) -> Answer:
+        def act(endpoint: str, ticket: str) -> HttpReply:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
-            return http_stream.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
+            return http_stream.open_stream(HttpRequest(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
 
         return self._ticketed(act)
 
@@ -527,18 +527,18 @@ class Dataset:
         try:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
-            raise Broken("expected endpoint and ticket in a data address, came another form") from None
+            raise Broken("expected endpoint and ticket in a data address, got another form") from None
 
 
 def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:
     """Which rows are asked for, as a plan takes them. BadInput for what is no list of texts, and no text."""
     if isinstance(columns, str):
-        raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
+        raise BadInput(f"expected columns as a list such as [{columns!r}], got a single text")
     names = list(columns) if isinstance(columns, Iterable) else [None]
     if not all(isinstance(name, str) for name in names):
-        raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, came {columns!r}")
+        raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, got {columns!r}")
     if not isinstance(where, str):
-        raise BadInput(f"expected where as a text such as 'age > 50', came {where!r}")
+        raise BadInput(f"expected where as a text such as 'age > 50', got {where!r}")
     return {"columns": names, "where": where}
 
 
@@ -583,6 +583,6 @@ def _query_body(
 ) -> dict[str, Any]:
     """What is not given is left out; numbers are given, whatever they are."""
     if not sql.strip():
-        raise BadInput('expected a question such as SELECT count(*) AS n FROM "north".flights, came an empty text')
+        raise BadInput('expected a question such as SELECT count(*) AS n FROM "north".flights, got an empty text')
     body = {"sql": sql, "limits": dict(limits or {}), "id": query_id, "partial": "allow" if partial else "", **more}
     return {name: value for name, value in body.items() if value not in (None, "", {})}

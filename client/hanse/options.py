@@ -77,14 +77,14 @@ class ForSpark(Rows, total=False):
 def check(options: Mapping[str, Any], known: type) -> None:
     """BadInput for an option that is not among those of `known`, one of the types here."""
     if unknown := sorted({*options} - {*known.__annotations__}):
-        raise BadInput(f"expected options among {', '.join(known.__annotations__)}; came {', '.join(unknown)}")
+        raise BadInput(f"expected options among {', '.join(known.__annotations__)}; got {', '.join(unknown)}")
 
 
 def unfit(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
     """For a column of a type that a library does not have."""
     others = [name for name in schema.names if name != column.name]
     todo = f"leave it out with columns={others}" if others else "there is no other in it"  # [] would be all of them
-    return BadInput(f"expected columns of types that {library} has, came {column.name} of {column.type}: {todo}")
+    return BadInput(f"expected columns of types that {library} has, got {column.name} of {column.type}: {todo}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.message_limits import METADATA_MAX, Messages
+from hanse._arrow.message_limits import METADATA_MAX, CheckedBody
 from hanse.errors import BadInput, Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
@@ -67,9 +67,9 @@ class Plan:
                 shown=_text(answer["shown"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
-            raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
+            raise Broken(f"expected a plan with snapshot, schema and blocks, got another form: {error}") from error
         if found.exact and found.rows != (rows := sum(block.rows for block in found.blocks)):
-            raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, came one of {found.rows}")
+            raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, got one of {found.rows}")
         return found
 
     def check_rows(self, block: int, rows: int) -> None:
@@ -77,9 +77,7 @@ class Plan:
         has = self.blocks[block].rows
         most = has if self.exact else has + max(10, has // 10)  # owners round to two digits, and to tens
         if rows > most:
-            raise BadInput(
-                f"expected a state that state_dict() gave, came one of {rows} rows of a block that has {has}"
-            )
+            raise BadInput(f"expected a state that state_dict() gave, got one of {rows} rows of a block that has {has}")
 
 
 def _text(value: Any) -> str:
@@ -127,7 +125,7 @@ class Due:
     def take(self, place: Mapping[str, Any] | None, rows: int) -> None:
         """Rows came, and the place they end at. Broken where they are not the next ones."""
         if place is None or place["block"] not in self._left:  # it would be passed over, with all after it
-            raise Broken("expected rows of the blocks that were asked for, in their order, came others")
+            raise Broken("expected rows of the blocks that were asked for, in their order, got others")
         while self._left[0] != place["block"]:
             self._over()
         if self._came is not None:
@@ -149,7 +147,7 @@ class Due:
     def _other(self) -> Broken:
         block = self._left[0]
         return Broken(
-            f"expected {self._plan.blocks[block].rows} rows of block {block}, came {self._came}: they are not those of "
+            f"expected {self._plan.blocks[block].rows} rows of block {block}, got {self._came}: they are not those of "
             "the plan; make a new one and begin anew"
         )
 
@@ -158,7 +156,7 @@ def _schema(text: str) -> pa.Schema:
     data = base64.b64decode(text, validate=True)
     if len(data) > METADATA_MAX:
         raise ValueError(f"a schema of {len(data)} bytes")
-    return pa.ipc.open_stream(Messages(pa.BufferReader(data))).schema
+    return pa.ipc.open_stream(CheckedBody(pa.BufferReader(data))).schema
 
 
 def parted(blocks: int, parts: int) -> list[tuple[int, ...]]:

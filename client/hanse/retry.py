@@ -56,7 +56,7 @@ def _retry_after(error: HanseError) -> float:
 def seconds_of(name: str, value: Any) -> float:
     """A number of seconds, whatever library it is of. BadInput where it is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadInput(f"expected {name} to be a number of seconds, came {value!r}")
+        raise BadInput(f"expected {name} to be a number of seconds, got {value!r}")
     return float(value)
 
 
@@ -78,7 +78,7 @@ class Patience:
     def __post_init__(self) -> None:
         self.seconds, self.idle = seconds_of("patience", self.seconds), seconds_of("idle_seconds", self.idle)
         if not self.seconds >= 0:
-            raise BadInput(f"expected a patience of at least 0 seconds, came {self.seconds:g}")
+            raise BadInput(f"expected a patience of at least 0 seconds, got {self.seconds:g}")
 
     def bear(self, error: HanseError) -> None:
         """Wait before the next attempt, or raise `error` where waiting is of no use or has lasted too long."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
-from hanse._arrow.message_limits import Messages
+from hanse._arrow.message_limits import CheckedBody
 from hanse._arrow.validation import Validator
-from hanse._arrow.value_limits import bounded, kinds, told_by_column
+from hanse._arrow.value_limits import name_failing_column, nested_types, refuse_oversized
 from hanse._digests import check_digest, check_record
-from hanse._transport.http_stream import Answer, Memory, kept
-from hanse._transport.sockets import here
+from hanse._transport.http_stream import HttpReply, Memory, allocate_lasting
+from hanse._transport.sockets import check_process
 from hanse.audit.read_receipts import LEFT, Receipt, Receipts
 from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
 from hanse.options import extra
@@ -47,7 +47,7 @@ _OF_GROUPS = (
 _LEFT_OUT = "Small groups may be left out at the owners: totals and averages may be too low"
 _OUT = re.compile("out of (range|bounds)")  # as Python and Arrow say it of a day or a moment
 
-Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
+Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], HttpReply]"
 
 
 class Stream:
@@ -66,7 +66,7 @@ class Stream:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: HttpReply,
         *,
         validate: bool = True,
         reopen: Reopen | None = None,
@@ -112,25 +112,25 @@ class Stream:
         told = "complete" if self._whole else "failed" if self.error else "closed" if self._closed else "open"
         return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {told}, {self.rows:,} rows came>"
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: HttpReply) -> None:
         """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and
         reads memory by it."""
         self._body = answer.body
         if self._memory is not None:
-            self._body.into(self._memory)
+            self._body.use_memory(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
         self._told_withheld = {"withheld": answer.headers.get("hanse-withheld")}  # before the end record says it
         self._begin_receipt()
         self._rows_before = self.rows
         self._after = "" if self._from is None else self._from["cursor"]
-        self._messages = Messages(self._body)
+        self._messages = CheckedBody(self._body)
         try:
             self._check_snapshot(answer.headers.get("hanse-snapshot", ""))
             self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
             if self.schema is None:
                 self.schema = self._reader.schema
             elif not self._reader.schema.equals(self.schema):
-                raise Broken("expected a stream of the columns and types that were told before, came others")
+                raise Broken("expected a stream of the columns and types that were told before, got others")
         except BaseException as error:
             self._body.close()  # nobody has a stream to close: whoever keeps the error would keep the owner reading
             self._end_receipt(error)
@@ -155,7 +155,7 @@ class Stream:
             self.snapshot = ""  # of an answer that gave no row
         if came and self.snapshot and came != self.snapshot:
             raise Conflict(
-                f"expected rows of the version {self.snapshot[:80]}, came some of {came[:80]}: its owner has another "
+                f"expected rows of the version {self.snapshot[:80]}, got some of {came[:80]}: its owner has another "
                 "one by now; begin anew",
                 code="snapshot_changed",
             )
@@ -186,7 +186,7 @@ class Stream:
             self.close()
 
     def _next_or_again(self) -> pa.RecordBatch | None:
-        here(self._process)
+        check_process(self._process)
         while not self._closed:  # else what had come already would be given or not, as it happens
             try:
                 batch = self._next()
@@ -197,7 +197,7 @@ class Stream:
                     self._go_on(error)
             else:
                 if self._patience.rest():
-                    self._body.bear(self._patience.silence)
+                    self._body.set_silence(self._patience.silence)
                 return batch
         raise BadInput("this stream was closed while it was read; open another one to go on")
 
@@ -252,7 +252,7 @@ class Stream:
                     self._due.take(self.place, batch.num_rows)
                 if self.place is not None and self.place["cursor"] == self._after:
                     raise Broken(
-                        "expected rows after the place that was asked for, came some that end there: they would come "
+                        "expected rows after the place that was asked for, got some that end there: they would come "
                         "again and again, each time as a read that counts"
                     )
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
@@ -263,12 +263,12 @@ class Stream:
         self._end_receipt(record=end)
         check_digest(end, digest)  # before all else: whatever the end says, rows that are not the owner's are no rows
         if batch.num_rows:
-            raise Broken(f"expected an end record without rows, came one with {batch.num_rows}")
+            raise Broken(f"expected an end record without rows, got one with {batch.num_rows}")
         if (error := of_end(end, ours=self._about is None)) is not None:
             raise error
         came = self.rows - self._rows_before
         if type(end.get("rows")) is not int:
-            raise Broken(f"expected the number of rows in the stream's end record, came {str(end.get('rows'))[:40]!r}")
+            raise Broken(f"expected the number of rows in the stream's end record, got {str(end.get('rows'))[:40]!r}")
         if end["rows"] != came:
             raise StreamIncomplete(
                 f"the stream says that it has {end['rows']} rows, {came} came: read it again", rows=self.rows
@@ -331,18 +331,18 @@ class Stream:
             self.to_arrow()
         found = self.end.get(name, [])
         if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
-            raise Broken(f"expected a list of {name} in the stream's end record, came another form")
+            raise Broken(f"expected a list of {name} in the stream's end record, got another form")
         return found
 
     def into(self, memory: Memory) -> None:
         """Have the batches that come from now on lie in memory that this makes, as `pa.allocate_buffer` does."""
         self._memory = memory
-        self._body.into(memory)
+        self._body.use_memory(memory)
 
     def to_arrow(self) -> pa.Table:
         """Everything as a table, kept: call it as often as you like."""
         if self._table is None:
-            self.into(kept)  # memory that is made for what stays
+            self.into(allocate_lasting)  # memory that is made for what stays
             table = pa.Table.from_batches(list(self), schema=self.schema)
             self._table = table.replace_schema_metadata(notes) if (notes := self.notes()) else table
         return self._table
@@ -366,8 +366,10 @@ class Stream:
 
         table = self.to_arrow()
         columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
-        bounded(filter(_is_object, columns), arrays=True, together=True)
-        with told_by_column(zip(table.column_names, table.columns, strict=True), lambda one: _overflow(one, options)):
+        refuse_oversized(filter(_is_object, columns), arrays=True, together=True)
+        with name_failing_column(
+            zip(table.column_names, table.columns, strict=True), lambda one: _overflow(one, options)
+        ):
             return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
@@ -433,7 +435,7 @@ def _sentences(end: Mapping[str, Any]) -> list[str]:
 def check_whole(file: Any) -> None:
     """Read a whole stream that was kept in a file. DigestMismatch where its end record names another digest than that
     of the bytes before it, Broken for what is no Arrow stream, StreamIncomplete where it has no end record."""
-    messages = Messages(file)
+    messages = CheckedBody(file)
     try:
         with pa.ipc.open_stream(messages) as reader:
             while True:
@@ -442,7 +444,7 @@ def check_whole(file: Any) -> None:
                 if metadata is not None and END in metadata:
                     return check_digest(_end_record(metadata[END]), before)
     except StopIteration:
-        raise StreamIncomplete("expected a stream with an end record, came one without; fetch it again") from None
+        raise StreamIncomplete("expected a stream with an end record, got one without; fetch it again") from None
     except (pa.ArrowException, EOFError, OSError) as error:
         raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
 
@@ -463,7 +465,7 @@ def _overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
         column.to_pandas(**{**options, "self_destruct": False})
     except (OverflowError, ValueError) as error:
         late = isinstance(error, OverflowError) or _OUT.search(str(error))
-        if late and any(map(pa.types.is_temporal, kinds(column.type))):
+        if late and any(map(pa.types.is_temporal, nested_types(column.type))):
             raise
 
 
@@ -479,7 +481,7 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
     if not isinstance(place, dict) or any(type(place.get(name)) is not kind for name, kind in kinds.items()):
         raise Broken("the place of a batch cannot be read")
     if not 0 < len(place["cursor"]) <= _CURSOR_MAX or not place["cursor"].isascii():
-        raise Broken(f"expected a cursor of 1 to {_CURSOR_MAX} letters and digits, came {len(place['cursor'])} signs")
+        raise Broken(f"expected a cursor of 1 to {_CURSOR_MAX} letters and digits, got {len(place['cursor'])} signs")
     return place
 
 

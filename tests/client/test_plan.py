@@ -37,12 +37,12 @@ PLACES: list[tuple[tuple[Any, Any], str]] = [
     ((0, 4), "4 rows of a block that has 3"),
     ((1, 3), "3 rows of a block that has 2"),
     ((0, 999), "999 rows of a block that has 3"),
-    ((0, -5), "shard_example_idx to be at least 0, came -5"),
+    ((0, -5), "shard_example_idx to be at least 0, got -5"),
     ((9, 0), "0 rows of block 9 of 2"),
     ((2, 1), "1 rows of block 2 of 2"),
-    ((-1, 0), "shard_idx to be at least 0, came -1"),
-    (("1", 0), "shard_idx to be a whole number, came '1'"),
-    ((None, 0), "shard_idx to be a whole number, came None"),
+    ((-1, 0), "shard_idx to be at least 0, got -1"),
+    (("1", 0), "shard_idx to be a whole number, got '1'"),
+    ((None, 0), "shard_idx to be a whole number, got None"),
 ]
 
 

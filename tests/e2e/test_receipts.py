@@ -51,8 +51,8 @@ def worked(of: Dataset) -> None:
 def by_hand(owner: Process, reader: Process, transfer: str) -> None:
     """A whole read without the SDK."""
     address = reader.api().get(f"/transfers/{transfer}/address")
-    http_stream.ask(
-        http_stream.Request("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
+    http_stream.open_stream(
+        http_stream.HttpRequest("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
     ).body.rest(2**30)
 
 

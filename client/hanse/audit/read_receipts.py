@@ -252,7 +252,7 @@ def _posted(url: str, token: str, ends: Sequence[Mapping[str, Any]], *, seconds:
     with closing(api):
         answer = api.post("/receipts", {"ends": ends})
     if not isinstance(answer, dict):
-        raise Broken(f"expected what was recorded from {url}, came something else")
+        raise Broken(f"expected what was recorded from {url}, got something else")
     return answer
 
 

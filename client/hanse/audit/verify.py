@@ -44,7 +44,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FORMAT = "hanse-evidence/1"
 # The problem where nothing is wrong with either file, and one of another kind is needed.
-EXTRACT_LATER = "expected a whole export to compare with the earlier file, came an extract, which cannot show it"
+EXTRACT_LATER = "expected a whole export to compare with the earlier file, got an extract, which cannot show it"
 MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", "manifest.sig")
 _LINE_MAX = 1 << 20
 _COLUMN_MAX = 255  # characters of a term that a filter compares
@@ -133,7 +133,7 @@ def records_in(path: str | PathLike[str]) -> int:
         except struct.error:
             count = None
     if not isinstance(count, int):
-        raise Bad("expected an evidence file, came something else")
+        raise Bad("expected an evidence file, got something else")
     return count
 
 
@@ -142,7 +142,7 @@ def verify_proof(proof: str, leaf: bytes, key: str) -> int:
     head, _, note = proof.partition("\n\n")
     first, *lines = head.split("\n")
     if first != "c2sp.org/tlog-proof@v1":
-        raise Bad(f"expected a proof that starts with c2sp.org/tlog-proof@v1, came {first[:60]!r}")
+        raise Bad(f"expected a proof that starts with c2sp.org/tlog-proof@v1, got {first[:60]!r}")
     if lines and lines[0].startswith("extra "):
         lines = lines[1:]
     if not lines or not lines[0].startswith("index "):
@@ -166,13 +166,13 @@ def verify_record(answer: Mapping[str, Any], idx: int, key: str) -> None:
         salt, proof, second = _unb64(answer["salt"], "the salt"), str(answer["proof"]), math.floor(ts)
         made = _log_entry(canonical(body), salt, kind, second)
         if told != idx or body["kind"] != kind:  # 1
-            raise Bad(f"expected record {idx}, came one numbered {told!r} of the kind {kind!r}", idx)
+            raise Bad(f"expected record {idx}, got one numbered {told!r} of the kind {kind!r}", idx)
         if made.decode() != leaf:  # 2
             raise Bad(f"the text and salt of record {idx} do not make its leaf: its text was changed", idx)
         _same_time(body, second, idx)
         index = verify_proof(proof, made, key)  # 3
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise Bad(f"expected record {idx} with its leaf and proof, came something else", idx) from None
+        raise Bad(f"expected record {idx} with its leaf and proof, got something else", idx) from None
     if index != idx:
         raise Bad(f"the proof that came with record {idx} is that of record {index}", idx)
 
@@ -271,7 +271,7 @@ def _container(file: IO[bytes]) -> dict[str, _Member]:
 def _directory_at(file: IO[bytes], length: int) -> tuple[int, int, int]:
     """Where the directory starts, how long it is, and how many bytes follow it."""
     if length < _END.size:
-        raise Bad(f"expected an evidence file, came {length} bytes")
+        raise Bad(f"expected an evidence file, got {length} bytes")
     file.seek(length - _END.size)
     end = _END.unpack(file.read(_END.size))
     mark, disk, first, here, all_, size, start, comment = end
@@ -407,7 +407,7 @@ def _signed_text(note: str, name: str, public: Ed25519PublicKey) -> str:
     data = _unb64(encoded[:-1], "the signature")
     key_id = sha256(name.encode() + b"\n\x01" + public.public_bytes_raw()).digest()[:4]
     if signer != name or data[:4] != key_id:
-        raise Bad(f"expected a signature of {name}, came one of {signer[:100]}: another log's, or changed")
+        raise Bad(f"expected a signature of {name}, got one of {signer[:100]}: another log's, or changed")
     try:
         public.verify(data[4:], text.encode())
     except InvalidSignature:
@@ -439,7 +439,7 @@ def _records(report: Report, members: dict[str, _Member], root: bytes | None) ->
     size, count = (size if isinstance(size, int) else 0), (count if isinstance(count, int) else 0)
     report = replace(report, kind=str(manifest.get("kind")), size=report.size or size)
     if report.kind not in ("whole", "extract") or not isinstance(terms, dict):
-        raise Bad(f"expected the whole log, or an extract and its filter, came a file of the kind {report.kind[:60]!r}")
+        raise Bad(f"expected the whole log, or an extract and its filter, got a file of the kind {report.kind[:60]!r}")
     report = replace(report, filter=terms)
     whole = report.kind == "whole"
     if whole:
@@ -588,7 +588,7 @@ def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
         where = "a record" if index is None else f"record {index}"
         raise Bad(f"{where} cannot be read: its line is not a record, so it was changed or cut", index)
     if index is not None and idx != index:
-        raise Bad(f"expected record {index}, came one numbered {idx}: a record is missing, doubled or moved", index)
+        raise Bad(f"expected record {index}, got one numbered {idx}: a record is missing, doubled or moved", index)
     for write in (_quick, canonical):  # the quick form is the same for all but rare numbers and keys
         rest = "" if proof is None else f'"proof":{_quick(proof)},'
         with suppress(ValueError, OverflowError, RecursionError):  # overflow: of a number that is none of JSON's here
@@ -782,7 +782,7 @@ def _no_constant(name: str) -> Any:
 
 def _decimal(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or (text != "0" and text.startswith("0")):
-        raise Bad(f"expected a whole number, came {text[:30]!r}")
+        raise Bad(f"expected a whole number, got {text[:30]!r}")
     return int(text)
 
 

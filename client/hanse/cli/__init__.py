@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(EXIT["failed"])
     except UnicodeEncodeError as error:
         if re.search("[\udc80-\udcff]", error.object[error.start : error.end]):  # bytes of the command line
-            said = "expected words and names in UTF-8, came one in another encoding; write, or rename, it anew"
+            said = "expected words and names in UTF-8, got one in another encoding; write, or rename, it anew"
         else:
             said = f"the output is in {error.encoding}, which lacks signs of what is to be said; set PYTHONUTF8=1"
         complain(BadInput(said))

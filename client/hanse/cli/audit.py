@@ -128,7 +128,7 @@ def export(
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
     if output.exists() and (str(output) in STANDARD or not output.is_file()):
-        raise BadInput(f"expected the name of a file, which is checked once it is written, came {output}")
+        raise BadInput(f"expected the name of a file, which is checked once it is written, got {output}")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
     written = 0
     try:
@@ -196,7 +196,7 @@ def key_of(text: str) -> str | None:
         return Path(text).read_text("utf-8").strip()
     except UnicodeDecodeError:
         raise BadInput(
-            f"{text}: expected a file with a verifier key, as `hanse audit key` prints it, came one that is no text"
+            f"{text}: expected a file with a verifier key, as `hanse audit key` prints it, got one that is no text"
         ) from None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import bounded
+from hanse._arrow.value_limits import refuse_oversized
 
 _LAST = 2**63 - 1
 _CYCLE = 146_097  # days of 400 years, after which the calendar is the same again
@@ -58,7 +58,7 @@ def milliseconds(values: pa.Array) -> pa.Array:
 
 
 def _values(values: pa.Array) -> list[Any]:
-    bounded([values])
+    refuse_oversized([values])
     kind = _numbered(values.type)
     # Arrow 26 fails to cast lists of nulls, also to what they are.
     found: list[Any] = (values if kind == values.type else values.cast(kind)).to_pylist()

@@ -260,7 +260,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise BadInput(f"expected --option name=value, came {pair!r}")
+            raise BadInput(f"expected --option name=value, got {pair!r}")
         try:
             options[name] = json.loads(text)
         except ValueError:

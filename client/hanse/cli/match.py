@@ -41,11 +41,11 @@ def match(
 
     trusted = {_verified(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
     if len(trusted) < 2:
-        raise BadInput(f"expected the files of two logs, came two of the same: {one} and {other}")
+        raise BadInput(f"expected the files of two logs, got two of the same: {one} and {other}")
     found = compared(one, other)
     if not found.reads:
         raise BadInput(
-            "expected two logs of which one side has read from the other, came two without a read or an agreement in "
+            "expected two logs of which one side has read from the other, got two without a read or an agreement in "
             "common: is one of them an extract of something else? An owner's whole log in which there is no trace of a "
             "reader who has receipts of his leaves out what he read"
         )

@@ -121,7 +121,7 @@ def _seconds(text: str) -> float:
             return when.timestamp()
     except ValueError:
         pass
-    raise BadInput(f"expected a time with its zone such as 2027-12-31T00:00:00Z, came {text!r}")
+    raise BadInput(f"expected a time with its zone such as 2027-12-31T00:00:00Z, got {text!r}")
 
 
 def _side(which: str, given: Path) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def print_problems(problems: list[dict[str, Any]]) -> None:
 def _template(name: str) -> str:
     known = space().api.get("/policies/templates")
     if name not in known:
-        raise NotFound(f"expected one of {', '.join(known)}, came {name!r}")
+        raise NotFound(f"expected one of {', '.join(known)}, got {name!r}")
     return str(known[name])
 
 

@@ -184,13 +184,13 @@ def _format(format_: str, output: Path | None, *, guard: bool) -> str:
     chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
     if chosen not in FORMATS or (chosen == "table" and output is not None):
         known = FORMATS if output is None else FORMATS[1:]
-        raise BadInput(f"expected a format among {', '.join(known)}, came {chosen!r}")
+        raise BadInput(f"expected a format among {', '.join(known)}, got {chosen!r}")
     if chosen in ("parquet", "arrow", "arrows") and output is None and sys.stdout.isatty():
         raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise BadInput(f"expected a file in a directory that is there as --output, came {output}")
+        raise BadInput(f"expected a file in a directory that is there as --output, got {output}")
     if guard and chosen != "csv":
-        raise BadInput(f"expected --guard beside csv, came {chosen}: no other format is opened as formulas")
+        raise BadInput(f"expected --guard beside csv, got {chosen}: no other format is opened as formulas")
     return _GUARDED if guard else chosen
 
 
@@ -294,14 +294,16 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
-    from hanse._arrow.value_limits import bounded, named
+    from hanse._arrow.value_limits import refuse_oversized, type_names
     from hanse.cli import cell_text
 
     kinds = [pa.timestamp("ms", kind.tz) if cell_text.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], schema.metadata)
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
-            bounded(one for one in batch.columns if "list_view" in named(one.type))  # Parquet has each list by itself
+            refuse_oversized(
+                one for one in batch.columns if "list_view" in type_names(one.type)
+            )  # Parquet has each list by itself
             columns = [cell_text.milliseconds(one) if cell_text.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
@@ -310,7 +312,7 @@ def _check_json(schema: pa.Schema) -> None:
     """BadInput for columns of one name: of those JSON's readers keep one."""
     if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise BadInput(
-            f"expected columns of different names for json, came several called {', '.join(repeated)}; name each with "
+            f"expected columns of different names for json, got several called {', '.join(repeated)}; name each with "
             "AS, or ask for csv"
         )
 
@@ -330,7 +332,7 @@ def _check_parquet(schema: pa.Schema) -> None:
     if unfit(schema):
         names = ", ".join(field.name for field in schema if unfit(pa.schema([field])))
         raise BadInput(
-            f"expected columns that Parquet has a form for, came intervals in {names}; leave them out, or ask for csv, "
+            f"expected columns that Parquet has a form for, got intervals in {names}; leave them out, or ask for csv, "
             "json or arrow"
         )
 

@@ -39,13 +39,13 @@ def number(name: str, value: Any) -> int:
             return operator.index(value)
     except TypeError:
         pass
-    raise BadInput(f"expected {name} to be a whole number, came {value!r}")
+    raise BadInput(f"expected {name} to be a whole number, got {value!r}")
 
 
 def key(name: str, value: Any) -> int:
     """A `number` that orders hang on, of 64 bits. BadInput for a larger one, which no framework can keep."""
     if (found := number(name, value)).bit_length() > _KEY_BITS:
-        raise BadInput(f"expected {name} from -2**63 + 1 to 2**63 - 1, came a number of {found.bit_length()} bits")
+        raise BadInput(f"expected {name} from -2**63 + 1 to 2**63 - 1, got a number of {found.bit_length()} bits")
     return found
 
 
@@ -53,7 +53,7 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     """A `number` of things. BadInput where it is below `least`."""
     found = number(name, value)
     if found < least:
-        raise BadInput(f"expected {name} to be at least {least}, came {found}")
+        raise BadInput(f"expected {name} to be at least {least}, got {found}")
     return found
 
 
@@ -63,7 +63,7 @@ def reader(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) 
     one, all_of_them = said
     part, parts = number(one, part), count(all_of_them, parts)
     if not 0 <= part < parts:
-        raise BadInput(f"expected {one} to be from 0 to {parts - 1}, as {all_of_them} is {parts}; came {part}")
+        raise BadInput(f"expected {one} to be from 0 to {parts - 1}, as {all_of_them} is {parts}; got {part}")
     return part, parts
 
 
@@ -75,7 +75,7 @@ def chosen(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) 
     if part is None or parts is None:
         one, all_of_them = said
         raise BadInput(
-            f"expected {one} and {all_of_them} together, or neither; came {one}={part}, {all_of_them}={parts}"
+            f"expected {one} and {all_of_them} together, or neither; got {one}={part}, {all_of_them}={parts}"
         )
     return reader(part, parts, said=said)
 
@@ -86,7 +86,7 @@ def place(state: Mapping[str, Any], plan: Plan, blocks: Sequence[int]) -> tuple[
     at, rows = (count(name, state.get(name), least=0) for name in ("shard_idx", "shard_example_idx"))
     if at > len(blocks) or (at == len(blocks) and rows):
         raise BadInput(
-            f"expected a state that state_dict() gave, came one of {rows} rows of block {at} of {len(blocks)}, counted "
+            f"expected a state that state_dict() gave, got one of {rows} rows of block {at} of {len(blocks)}, counted "
             "from 0"
         )
     if rows:
@@ -191,7 +191,7 @@ def merged(order: Order, shares: Sequence[Share]) -> Progress:
     first = shares[0]
     given = sorted(share.part for share in shares)
     if any((share.base, share.parts) != (first.base, first.parts) for share in shares):
-        raise BadInput("expected states of one run, taken with the same number of readers, came a mixture")
+        raise BadInput("expected states of one run, taken with the same number of readers, got a mixture")
     if given != list(range(first.parts)):
         missing = sorted(set(range(first.parts)) - set(given))
         raise BadInput(f"expected the states of all {first.parts} readers, each once; missing: {missing or 'none'}")
@@ -234,7 +234,7 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
     """What `to_state` wrote; BadInput for anything else: each field has its type, and is in the range that the others
     leave it. How many rows a block has is for whoever knows the plan."""
     if not isinstance(state, Mapping):
-        raise BadInput(f"expected a state that state_dict() gave, came {reprlib.repr(state)}")
+        raise BadInput(f"expected a state that state_dict() gave, got {reprlib.repr(state)}")
     try:
         if state["hanse"] != _VERSION:
             raise ValueError(f"version {state['hanse']}")
@@ -244,9 +244,9 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
             return order, base
         return order, _to_share(state, base, order)
     except KeyError as error:
-        raise BadInput(f"expected a state that state_dict() gave, came one without {error}") from None
+        raise BadInput(f"expected a state that state_dict() gave, got one without {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise BadInput(f"expected a state that state_dict() gave, came another form: {error}") from None
+        raise BadInput(f"expected a state that state_dict() gave, got another form: {error}") from None
 
 
 def merge(states: Any) -> dict[str, Any]:
@@ -260,12 +260,12 @@ def merge(states: Any) -> dict[str, Any]:
         raise BadInput(f"expected states that state_dict() gave, found none in {reprlib.repr(states)}")
     order = found[0][0]
     if any(other != order for other, _ in found):
-        raise BadInput("expected states of one epoch of one plan, with one seed; came different ones")
+        raise BadInput("expected states of one epoch of one plan, with one seed; got different ones")
     if len(found) == 1 and isinstance(found[0][1], Progress):
         return to_state(order, found[0][1])
     shares = [where for _, where in found if isinstance(where, Share)]
     if len(shares) < len(found):
-        raise BadInput("expected the states of readers, came one that is merged already beside others")
+        raise BadInput("expected the states of readers, got one that is merged already beside others")
     return to_state(order, merged(order, shares))
 
 
@@ -276,7 +276,7 @@ def _inside(value: Any) -> Iterable[Mapping[str, Any]]:
             return
         if late := value.get("_steps_since_snapshot"):  # torchdata's: its own loader would give those once more
             raise BadInput(
-                f"expected states of the batch given last, came some of {late} batches before it, whose rows would "
+                f"expected states of the batch given last, got some of {late} batches before it, whose rows would "
                 "come again: make the StatefulDataLoader with snapshot_every_n_steps=1"
             )
         value = list(value.values())

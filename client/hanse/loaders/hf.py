@@ -25,7 +25,7 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, IterableDataset, Split
 from datasets.iterable_dataset import ExamplesIterable
 
-from hanse._arrow.value_limits import bounded, told_by_column
+from hanse._arrow.value_limits import name_failing_column, refuse_oversized
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.epoch_order import count, place
@@ -112,7 +112,7 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
         if (state["type"], state["order"]) != (type(self).__name__, self._said()):
             came = state["order"] if state["type"] == type(self).__name__ else "another kind of dataset"
             raise BadInput(
-                f"expected a state of {self._said()}, came one of {came}: make the dataset with the columns, "
+                f"expected a state of {self._said()}, got one of {came}: make the dataset with the columns, "
                 "condition, seed and epoch that the state was taken with, under terms that show the same, and let the "
                 "reader be the same (which worker or rank of how many, `shuffle` and `set_epoch` of datasets); or "
                 "begin the epoch anew"
@@ -127,7 +127,7 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
                 state["shard_idx"], state["shard_example_idx"], row = state["shard_idx"] + 1, 0, 0
             behind = min(batch.num_rows, max(0, state["shard_example_idx"] - row))  # given before the state was taken
             row += behind
-            with told_by_column(zip(batch.schema.names, batch.columns, strict=True)):
+            with name_failing_column(zip(batch.schema.names, batch.columns, strict=True)):
                 examples = batch.slice(behind).to_pylist()
             for example in examples:
                 row += 1
@@ -176,5 +176,5 @@ def _batches(blocks: list[int], of: Dataset, plan: Plan, patience: float) -> Ite
         return
     with of.read(plan, blocks, patience=patience) as stream:
         for batch in stream:
-            bounded(batch.columns)
+            refuse_oversized(batch.columns)
             yield (stream.place or {})["block"], batch

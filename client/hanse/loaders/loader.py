@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import kinds
+from hanse._arrow.value_limits import nested_types
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import Memory
-from hanse._transport.sockets import here
+from hanse._transport.sockets import check_process
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
 from hanse.loaders import epoch_order as orders
@@ -82,11 +82,11 @@ class Loader:
         window, epoch = orders.number("window", window), orders.key("epoch", epoch)
         prefetch_bytes = orders.number("prefetch_bytes", prefetch_bytes)
         if batch_size is not None and batch_size < 1:
-            raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
+            raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, got {batch_size}")
         if window < 0:
-            raise BadInput(f"expected a window of at least 0 rows, came {window}")
+            raise BadInput(f"expected a window of at least 0 rows, got {window}")
         if prefetch_bytes < 0:
-            raise BadInput(f"expected prefetch_bytes of at least 0, came {prefetch_bytes}")
+            raise BadInput(f"expected prefetch_bytes of at least 0, got {prefetch_bytes}")
         if window and seed is None:
             raise BadInput("expected a seed beside window: without one nothing is permuted")
         self.datasets = _datasets(datasets)
@@ -201,7 +201,7 @@ class Loader:
         within = orders.within(where, order.blocks)
         if order.shown != own.shown and within:
             raise BadInput(
-                "expected a state that was taken under terms that show the same rows and columns, came one from within "
+                "expected a state that was taken under terms that show the same rows and columns, got one from within "
                 "a block under others (or of before states said which): what it counts are not that block's rows here. "
                 "Go on under an agreement with the same terms, or begin the epoch anew"
             )
@@ -259,7 +259,7 @@ class Loader:
                 if told is not None:
                     told.tell(after.done)
                 yield slices
-                here(process)  # before any row, also of what had come already
+                check_process(process)  # before any row, also of what had come already
             if told is not None:
                 told.end()
             if order is self._order:
@@ -486,7 +486,7 @@ def _datasets(given: Any) -> tuple[Dataset, ...]:
         if not isinstance(one, Dataset):
             named = one is None or isinstance(one, str | Stream | Loader)  # of others it could be rows
             came = repr(one) if named else f"a {type(one).__name__}"
-            raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, came {came}")
+            raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, got {came}")
         found.append(one)
     return tuple(found)
 
@@ -498,7 +498,7 @@ def _one_schema(plans: Sequence[Plan]) -> pa.Schema:
     for plan in plans[1:]:
         if not plan.schema.equals(first):
             raise BadInput(
-                f"expected datasets with the same columns, came {first.names} and {plan.schema.names}, or other types; "
+                f"expected datasets with the same columns, got {first.names} and {plan.schema.names}, or other types; "
                 "name the columns that they share"
             )
     return first
@@ -506,10 +506,10 @@ def _one_schema(plans: Sequence[Plan]) -> pa.Schema:
 
 def _check_windowed(schema: pa.Schema) -> None:
     """BadInput for columns whose rows Arrow 26 cannot put into another order."""
-    strange = [one.name for one in schema if any(map(_stays_in_order, kinds(one.type)))]
+    strange = [one.name for one in schema if any(map(_stays_in_order, nested_types(one.type)))]
     if strange:
         raise BadInput(
-            f"expected columns whose rows can be permuted beside window, came views or run ends in {strange}: leave "
+            f"expected columns whose rows can be permuted beside window, got views or run ends in {strange}: leave "
             "them out (columns=), or window (the blocks are permuted without)"
         )
 

@@ -56,7 +56,7 @@ def _bounded(held: Sequence[pa.RecordBatch], nbytes: int) -> int:
     if nbytes > _KEPT_MAX and (nbytes := pa.Table.from_batches(held).get_total_buffer_size()) > _KEPT_MAX:
         rows = sum(batch.num_rows for batch in held)
         raise Broken(
-            f"expected at most {_KEPT_MAX} bytes for {rows} rows that have less than {_BYTES}, came {nbytes}: their "
+            f"expected at most {_KEPT_MAX} bytes for {rows} rows that have less than {_BYTES}, got {nbytes}: their "
             "owner sends much that none of them names"
         )
     return nbytes

@@ -66,9 +66,9 @@ def _too_many(batches: Sequence[pa.RecordBatch], error: pa.ArrowInvalid) -> BadI
         except pa.ArrowInvalid:
             return BadInput(
                 f"expected no more in column {column.name} of a batch than {column.type} can hold (bytes and text have "
-                f"2 GiB); came {rows} rows that are more ({error}): use a smaller batch_size or window"
+                f"2 GiB); got {rows} rows that are more ({error}): use a smaller batch_size or window"
             )
-    return BadInput(f"expected rows that can be one batch, came {rows} that cannot: {error}; use a smaller batch_size")
+    return BadInput(f"expected rows that can be one batch, got {rows} that cannot: {error}; use a smaller batch_size")
 
 
 def held(batch: pa.RecordBatch) -> int:

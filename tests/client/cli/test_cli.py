@@ -85,7 +85,7 @@ def run(served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [
-        ((400, {"code": "bad_input", "detail": "expected a, came b"}), 1, "expected a, came b"),
+        ((400, {"code": "bad_input", "detail": "expected a, got b"}), 1, "expected a, got b"),
         ((401, {"code": "unauthenticated", "detail": "unknown token"}), 3, "unknown token"),
         ((403, {"code": "purpose_not_agreed", "detail": "no", "rule": "/permission/0"}), 3, "rule: /permission/0"),
         ((404, {"code": "not_found", "detail": "no such thing"}), 4, "code: not_found"),
@@ -738,7 +738,7 @@ def test_guarded_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(run: Run
     guarded = run("query", "SELECT 1", "-f", "csv", "--guard").out.splitlines()
     assert plain[:2] == ['"=a","n","d","l"', '"=1+1",-1,"-1.5","[1]"']
     assert guarded == ['"\'=a","n","d","l"', '"\'=1+1",-1,"-1.5","[1]"', '"\'-x",2,"-1.5","[1]"', *plain[3:]]
-    assert "expected --guard beside csv, came json" in run("query", "SELECT 1", "-f", "json", "--guard").err
+    assert "expected --guard beside csv, got json" in run("query", "SELECT 1", "-f", "json", "--guard").err
 
 
 def test_a_yes_that_is_on_its_way_is_said_to_be(run: Run, served: Connector) -> None:
@@ -930,9 +930,9 @@ def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_
 
 
 NOT_WRITTEN = [
-    (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, came 'xls'"),
-    (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, came 'xml'"),
-    (["-f", "table", "-o", "a"], "came 'table'"),
+    (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, got 'xls'"),
+    (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, got 'xml'"),
+    (["-f", "table", "-o", "a"], "got 'table'"),
     (["-o", "nowhere/a.csv"], "expected a file in a directory that is there"),
     (["-f", "csv", "-o", "."], "expected a file in a directory that is there"),
 ]
@@ -975,12 +975,12 @@ def test_columns_of_one_name_are_kept_apart_or_refused(run: Run, served: Connect
     assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[1] == "1,2,3"
     ran = run("query", "SELECT 1", "--json")
     assert (ran.code, ran.out) == (1, "")
-    assert "different names for json, came several called a; name each with AS, or ask for csv" in ran.err
+    assert "different names for json, got several called a; name each with AS, or ask for csv" in ran.err
 
 
 SPANS = pa.schema([("age", pa.int64()), ("lasted", pa.list_(pa.month_day_nano_interval()))])
 SPAN = ipc([pa.record_batch([[1], [[(0, 1, 0)]]], schema=SPANS)], complete(1), schema=SPANS)
-UNFIT = "expected columns that Parquet has a form for, came intervals in lasted; leave them out, or ask for csv, json"
+UNFIT = "expected columns that Parquet has a form for, got intervals in lasted; leave them out, or ask for csv, json"
 
 
 @pytest.mark.parametrize("options", [["-o", "a.parquet"], ["-f", "parquet"]], ids=str)
@@ -1088,7 +1088,7 @@ def test_a_record_is_shown_where_it_is_the_one_that_was_logged(run: Run, served:
     for idx, answer, key, code, says in (
         (5, genuine, "", 0, "checked with the key that came with the record"),
         (5, genuine, KEY, 0, ""),
-        (4, genuine, KEY, 6, "expected record 4, came one numbered 5"),
+        (4, genuine, KEY, 6, "expected record 4, got one numbered 5"),
         (5, {**genuine, "body": {**genuine["body"], "actor": "eve"}}, KEY, 6, "its text was changed"),
         (5, genuine, str(CASES / "log.vkey"), 0, ""),
         (5, genuine, KEY.replace("north", "south"), 6, "the verifier key does not fit its own id"),

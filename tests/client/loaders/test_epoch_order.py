@@ -102,7 +102,7 @@ def test_states_that_do_not_belong_together_are_not_merged() -> None:
 def test_a_state_of_a_number_that_is_none_is_refused(name: str) -> None:
     """7.0 is equal to 7, and of another order."""
     state = to_state(Order("i", 6, 7), Share())
-    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came 7.0"):
+    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, got 7.0"):
         merge([state | {name: 7.0}])
     assert json.dumps(merge([state | {name: np.int64(7)}])) == json.dumps(merge([state | {name: 7}]))
 
@@ -121,7 +121,7 @@ def test_a_state_of_a_number_that_is_none_is_refused(name: str) -> None:
     ids=["empty", "cut", "newer", "other base", "other places", "none", "text"],
 )
 def test_what_is_no_state_is_refused(state: Any, came: str) -> None:
-    with pytest.raises(BadInput, match=f"expected a state that state_dict.. gave, came {came}"):
+    with pytest.raises(BadInput, match=f"expected a state that state_dict.. gave, got {came}"):
         of_state(state)
 
 

@@ -110,7 +110,7 @@ OPTIONS = [
 def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[str, int]) -> None:
     """They would never end."""
     with pytest.raises(
-        BadInput, match=f"expected (a )?{next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
+        BadInput, match=f"expected (a )?{next(iter(wrong))} of at least .*, got {next(iter(wrong.values()))}"
     ):
         numbers.loader(**wrong)
 
@@ -118,7 +118,7 @@ def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[st
 @pytest.mark.parametrize("way", ["loader", "to_torch", "to_hf", "to_ray", "to_spark"])
 def test_an_option_that_is_none_is_told_with_those_there_are(numbers: Dataset, way: str) -> None:
     given = (None,) if way == "to_spark" else ()
-    with pytest.raises(BadInput, match=r"expected options among columns, where, .*; came batchsize"):
+    with pytest.raises(BadInput, match=r"expected options among columns, where, .*; got batchsize"):
         getattr(numbers, way)(*given, batchsize=1)
 
 
@@ -161,7 +161,7 @@ def test_what_is_given_in_place_of_a_dataset_is_told_without_a_row_of_it(owner: 
     before = len(owner.provider.of_kind("ReadStarted"))
     rows = pa.table({"id": [4711]})
     for given, told in ((first, "<Loader"), ([first], "<Loader"), (rows, "a Table$"), (rows.to_batches(), "a Rec.*h$")):
-        with pytest.raises(BadInput, match=f"^expected a dataset as `agree` .*, came {told}"):
+        with pytest.raises(BadInput, match=f"^expected a dataset as `agree` .*, got {told}"):
             Loader(given)
     assert len(owner.provider.of_kind("ReadStarted")) == before
     for several in ((numbers,), {"a": numbers}.values(), iter([numbers]), {numbers}):
@@ -172,7 +172,7 @@ def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
     with numbers.stream() as stream:
         for given in ("north/numbers", stream, [stream], [numbers, "north/numbers"], None):
             with pytest.raises(
-                BadInput, match=r"^expected a dataset as `agree` .*, came ('north/numbers'|<Stream|None)"
+                BadInput, match=r"^expected a dataset as `agree` .*, got ('north/numbers'|<Stream|None)"
             ):
                 Loader(given)
 
@@ -185,10 +185,10 @@ def test_editors_know_each_option_of_a_loader() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"part": 2, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came 2"),
+        ({"part": 2, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; got 2"),
         ({"part": -1, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came -1"),
-        ({"part": 0, "parts": 0}, "expected parts to be at least 1, came 0"),
-        ({"part": True, "parts": 2}, "expected part to be a whole number, came True"),
+        ({"part": 0, "parts": 0}, "expected parts to be at least 1, got 0"),
+        ({"part": True, "parts": 2}, "expected part to be a whole number, got True"),
     ],
     ids=str,
 )
@@ -203,7 +203,7 @@ def test_a_reader_that_is_none_of_all_is_refused(numbers: Dataset, wrong: dict[s
 @pytest.mark.parametrize("alone", [{"parts": 2}, {"part": 0}], ids=str)
 def test_which_reader_and_how_many_are_said_together(numbers: Dataset, alone: dict[str, int]) -> None:
     """All who forget which one they are would have the same rows."""
-    with pytest.raises(BadInput, match=r"expected part and parts together, or neither; came part=\w+, parts=\w+"):
+    with pytest.raises(BadInput, match=r"expected part and parts together, or neither; got part=\w+, parts=\w+"):
         numbers.loader(**alone)
 
 
@@ -211,7 +211,7 @@ def test_which_reader_and_how_many_are_said_together(numbers: Dataset, alone: di
 @pytest.mark.parametrize("wrong", [1.0, "1", True])
 def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
     """A seed of 7.0 would be of another order than one of 7."""
-    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came {wrong!r}"):
+    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, got {wrong!r}"):
         numbers.loader(**{"seed": 1, "part": 0, "parts": 1, name: wrong})
 
 
@@ -225,7 +225,7 @@ def test_a_number_that_is_too_large_for_an_order_is_refused(numbers: Dataset, na
 
 @pytest.mark.parametrize("rows", [0, -1])
 def test_batches_of_a_stream_have_a_row_at_least(numbers: Dataset, rows: int) -> None:
-    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, came .?{rows}"):
+    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, got .?{rows}"):
         numbers.stream(batch_rows=rows)
 
 
@@ -239,9 +239,9 @@ def test_an_agreement_for_questions_alone_says_what_to_send_in_place_of_a_loader
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"columns": [1]}, r"expected columns as a list of names such as .*, came \[1\]"),
-        ({"columns": None}, r"expected columns as a list of names such as .*, or \[\] for all, came None"),
-        ({"where": 5}, "expected where as a text such as .*, came 5"),
+        ({"columns": [1]}, r"expected columns as a list of names such as .*, got \[1\]"),
+        ({"columns": None}, r"expected columns as a list of names such as .*, or \[\] for all, got None"),
+        ({"where": 5}, "expected where as a text such as .*, got 5"),
     ],
     ids=str,
 )
@@ -255,7 +255,7 @@ def test_columns_and_conditions_that_are_no_texts_are_refused(
 @pytest.mark.parametrize("name", ["patience", "idle_seconds"])
 @pytest.mark.parametrize("wrong", ["1", None, True])
 def test_seconds_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
-    with pytest.raises(BadInput, match=f"expected {name} to be a number of seconds, came {wrong!r}"):
+    with pytest.raises(BadInput, match=f"expected {name} to be a number of seconds, got {wrong!r}"):
         numbers.stream(**{name: wrong})
     with pytest.raises(BadInput, match="expected idle_seconds to be a number of seconds"):
         numbers.query("SELECT 1", idle_seconds=wrong)  # type: ignore[arg-type]  # that is the point
@@ -269,7 +269,7 @@ def test_columns_may_be_anything_that_has_names(numbers: Dataset) -> None:
 @pytest.mark.parametrize("columns", [["id", "x", "id"], ["id", "ID"]])
 def test_a_column_that_is_named_twice_is_refused(numbers: Dataset, columns: list[str]) -> None:
     """A dict of columns would have one of them."""
-    with pytest.raises(BadInput, match=r"expected each column once, .*came \['id'\] repeatedly"):
+    with pytest.raises(BadInput, match=r"expected each column once, .*got \['id'\] repeatedly"):
         numbers.loader(columns=columns)
 
 
@@ -611,7 +611,7 @@ def test_a_state_of_more_rows_than_a_block_has_is_refused(owner: Owner, policy: 
             {"base": {"below": 1, "open": {"0": mark | {"row": wrong}}}},
             {"kind": "epoch", "base": {"below": 1, "open": {"0": mark | {"row": wrong}}}},
         ):
-            with pytest.raises(BadInput, match=f"came one of {wrong} rows of a block that has 100000"):
+            with pytest.raises(BadInput, match=f"got one of {wrong} rows of a block that has 100000"):
                 loader.load_state_dict(state | damage)
     loader.load_state_dict(state | {"mark": mark | {"row": most}})
 

@@ -32,7 +32,7 @@ def with_room(message: bytes, room: int) -> bytes:
     """A message whose body says, and has, so many bytes more than what is in it."""
     (length,) = struct.unpack_from("<i", message, 4)
     data = bytearray(message[8 : 8 + length])
-    place = message_limits._field(data, message_limits._follow(data, 0), 3)
+    place = message_limits._field_place(data, message_limits._follow(data, 0), 3)
     (body,) = struct.unpack_from("<q", data, place)
     struct.pack_into("<q", data, place, body + room)
     return message[:8] + bytes(data) + message[8 + length :] + bytes(room)
@@ -170,7 +170,7 @@ def test_columns_that_no_window_can_mix_are_refused_before_any_row_is_read(kind:
     schema = pa.schema([("n", pa.int64()), ("strange", kind), ("string_view", pa.list_view(pa.string()))])
     with owned(None, schema=schema, rows=[2]) as dataset:
         dataset.loader(seed=1)
-        with pytest.raises(BadInput, match=r"permuted beside window, came views or run ends in \['strange'\]"):
+        with pytest.raises(BadInput, match=r"permuted beside window, got views or run ends in \['strange'\]"):
             dataset.loader(seed=1, window=2)
     with owned(None, schema=schema.remove(1), rows=[2]) as dataset:
         dataset.loader(seed=1, window=2)

@@ -135,7 +135,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         taken = self._shared.taken[: get_worker_info().num_workers]
         if ((taken // _EPOCHS == mark // _EPOCHS) & (taken != mark)).any():
             raise BadInput(
-                "expected set_epoch before an iteration, or when all its workers have begun; came one while some had "
+                "expected set_epoch before an iteration, or when all its workers have begun; got one while some had "
                 "begun and others had not: call it before iter() of the DataLoader"
             )
 
@@ -269,16 +269,16 @@ def dataset(
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
     ranks = chosen(rank, world, said=_SAID)
     if blobs not in BLOBS:
-        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
+        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, got {blobs!r}")
     if form is not None and not callable(form):
-        raise BadInput(f"expected form to be a function of an Arrow batch, came {form!r}")
+        raise BadInput(f"expected form to be a function of an Arrow batch, got {form!r}")
     shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
     if form is not None and (shapes or blobs != BLOBS[0]):
-        raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
+        raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; got both")
     options.setdefault("batch_size", 256)
     loader = Loader(datasets, **options)
     if unknown := sorted({*shapes} - {*loader.schema.names}):
-        raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
+        raise BadInput(f"expected shapes of columns among {loader.schema.names}, got {unknown}")
     if state is not None:
         loader.load_state_dict(state)
     way = Way(blobs) if form is None and not shapes else None
@@ -305,7 +305,7 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     except (TypeError, BadInput):
         found = ()
     if not found or min(found) < 0:
-        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), came {shape!r}")
+        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), got {shape!r}")
     return found
 
 
@@ -330,7 +330,7 @@ def _environment() -> tuple[int, int]:
     except ValueError:
         came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, said, strict=True))
         raise BadInput(
-            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; came {came}. "
+            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; got {came}. "
             "Set both, as torchrun does, or give rank and world"
         ) from None
 

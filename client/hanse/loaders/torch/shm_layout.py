@@ -225,7 +225,7 @@ class Layout:
         for column, kind in first.kinds.texts:
             size = sum(came.text(column, kind, start, stop).nbytes for came, start, stop in parts)
             if size > np.iinfo(_WIDTHS[kind]).max:
-                raise OverflowError(f"expected texts of less bytes in {names[column]}, came {size}")
+                raise OverflowError(f"expected texts of less bytes in {names[column]}, got {size}")
             at = self._next((rows + 1) * _WIDTHS[kind].itemsize)
             texts.append(Text(kind, names[column], at, self._next(size), size))
         self.lying = Lying(rows, tuple(groups), tuple(texts))

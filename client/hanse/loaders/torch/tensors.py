@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hanse._arrow.value_limits import borders, bounded, told_by_column
+from hanse._arrow.value_limits import borders, name_failing_column, refuse_oversized
 from hanse.errors import BadInput
 from hanse.loaders.row_slices import whole
 
@@ -68,12 +68,12 @@ def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
     """Broken where the values of all these columns, each in parts, would take far more memory than what came."""
     parts = [part for column in columns for part in column]
     if blobs == "tensors":
-        bounded((part for part in parts if _is_blob(part.type)), beside=_TENSOR)
-    bounded(parts)
+        refuse_oversized((part for part in parts if _is_blob(part.type)), extra=_TENSOR)
+    refuse_oversized(parts)
 
 
 def _told(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
-    with told_by_column((name, part) for part in parts):
+    with name_failing_column((name, part) for part in parts):
         return _listed(parts, blobs)
 
 
@@ -131,13 +131,13 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     kind = column.type
     listed = any(is_one(kind) for is_one in _LISTS)
     if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
-        raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
-    bounded([column], arrays=True)  # of views of lists, many may be one
+        raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, got {kind}")
+    refuse_oversized([column], arrays=True)  # of views of lists, many may be one
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if any(length != size for length in lengths):  # a list that is null has no length
         raise BadInput(
-            f"expected every list of column {name} to have {size} numbers for the shape {shape}, came {lengths[:5]}"
+            f"expected every list of column {name} to have {size} numbers for the shape {shape}, got {lengths[:5]}"
         )
     return column.flatten()
 

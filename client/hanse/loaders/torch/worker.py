@@ -93,7 +93,7 @@ class _Unsent:
 
 def _unsent(why: str) -> Any:
     raise BadInput(
-        f"expected a batch that can be pickled, from the worker to the loop; came one that cannot ({why}). Let form "
+        f"expected a batch that can be pickled, from the worker to the loop; got one that cannot ({why}). Let form "
         "and collate_fn give tensors and plain values, or read with num_workers=0"
     )
 
