@@ -31,7 +31,7 @@ from hanse.agreement import Access, Call, segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
 from hanse.explanation import Explained
-from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
+from hanse.options import HfOptions, LoaderOptions, RayOptions, SparkOptions, TorchOptions, check_options, require_extra
 from hanse.plan import Due, Plan
 from hanse.retry import IDLE_SECONDS, SECONDS, Patience
 from hanse.stream import Stream
@@ -365,19 +365,19 @@ class Dataset:
 
     # What the next five take, and what of it is not known, `hanse.options` says.
 
-    def loader(self, **options: Unpack[ForLoader]) -> Loader:
+    def loader(self, **options: Unpack[LoaderOptions]) -> Loader:
         """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`.
 
         Options: `columns`, `where` (which rows), `batch_size`, `drop_last`, `seed`, `window`, `epoch` (in which order),
         `part`, `parts` (which reader of how many), `prefetch_bytes`, `codec`, `patience` (seconds without a row),
         `progress` (a bar).
         """
-        check(options, ForLoader)
+        check_options(options, LoaderOptions)
         from hanse.loaders import Loader
 
         return Loader(self, **options)
 
-    def to_torch(self, **options: Unpack[ForTorch]) -> Batches:
+    def to_torch(self, **options: Unpack[TorchOptions]) -> Batches:
         """A PyTorch IterableDataset of batches: `hanse.loaders.torch.batches.dataset`.
 
             DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=4)
@@ -386,42 +386,42 @@ class Dataset:
         `part` and `parts`; `shapes` and `blobs` (how columns become tensors), or `form` (a function of an Arrow batch);
         `state` (a merged one to go on from).
         """
-        check(options, ForTorch)
-        with extra("torch"):
+        check_options(options, TorchOptions)
+        with require_extra("torch"):
             from hanse.loaders.torch import batches
 
         return batches.dataset(self, **options)
 
-    def to_hf(self, **options: Unpack[ForHf]) -> Any:
+    def to_hf(self, **options: Unpack[HfOptions]) -> Any:
         """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
 
         Options: `columns`, `where`, `seed`, `epoch`, `patience`, as of `loader`; `world` (over how many ranks
         `split_dataset_by_node` will split it).
         """
-        check(options, ForHf)
-        with extra("hf"):
+        check_options(options, HfOptions)
+        with require_extra("hf"):
             from hanse.loaders import hf
 
         return hf.dataset(self, **options)
 
-    def to_ray(self, **options: Unpack[ForRay]) -> Any:
+    def to_ray(self, **options: Unpack[RayOptions]) -> Any:
         """A Ray dataset: `hanse.loaders.ray.dataset`.
 
         Options: `columns`, `where`, `patience`, as of `loader`; `tasks` (at most so many; 0: as many as Ray asks for).
         """
-        check(options, ForRay)
-        with extra("ray"):
+        check_options(options, RayOptions)
+        with require_extra("ray"):
             from hanse.loaders import ray
 
         return ray.dataset(self, **options)
 
-    def to_spark(self, session: Any, **options: Unpack[ForSpark]) -> Any:
+    def to_spark(self, session: Any, **options: Unpack[SparkOptions]) -> Any:
         """A Spark data frame: `hanse.loaders.spark.frame`.
 
         Options: `columns`, `where`, `patience`, as of `loader`; `partitions` (at most so many).
         """
-        check(options, ForSpark)
-        with extra("spark"):
+        check_options(options, SparkOptions)
+        with require_extra("spark"):
             from hanse.loaders import spark
 
         return spark.frame(session, self, **options)

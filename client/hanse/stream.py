@@ -26,7 +26,7 @@ from hanse._transport.http_stream import HttpReply, Memory, allocate_lasting
 from hanse._transport.sockets import check_process
 from hanse.audit.read_receipts import LEFT, Receipt, Receipts
 from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
-from hanse.options import extra
+from hanse.options import require_extra
 from hanse.plan import Due
 from hanse.retry import Patience
 
@@ -361,7 +361,7 @@ class Stream:
 
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
-        with extra("pandas"):  # before anything is read
+        with require_extra("pandas"):  # before anything is read
             import pandas  # noqa: F401  # Arrow makes the frame
 
         table = self.to_arrow()
@@ -374,7 +374,7 @@ class Stream:
 
     def to_polars(self) -> polars.DataFrame:
         """A polars frame over the same memory where the types allow it."""
-        with extra("polars"):
+        with require_extra("polars"):
             import polars
 
         frame = polars.from_arrow(self.to_arrow())
@@ -382,7 +382,7 @@ class Stream:
 
     def to_duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the same memory."""
-        with extra("duckdb"):
+        with require_extra("duckdb"):
             import duckdb
 
         return (connection or duckdb.connect()).from_arrow(self.to_arrow())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hanse._transport import api
 from hanse.errors import BadInput, Broken, HanseError
-from hanse.loaders.epoch_order import place
+from hanse.loaders.epoch_order import read_place
 
 from tests.client.support import SCHEMA, connector, owned
 
@@ -51,9 +51,9 @@ def test_a_place_of_hugging_face_that_no_state_has_is_refused(wrong: tuple[Any, 
     with owned(None, rows=[2, 5, 3]) as dataset:
         plan = dataset.plan()
     for at in [(0, 0), (0, 3), (1, 0), (1, 2), (2, 0)]:
-        assert place({"shard_idx": at[0], "shard_example_idx": at[1]}, plan, [2, 0]) == at
+        assert read_place({"shard_idx": at[0], "shard_example_idx": at[1]}, plan, [2, 0]) == at
     with pytest.raises(BadInput, match=told):
-        place({"shard_idx": wrong[0], "shard_example_idx": wrong[1]}, plan, [2, 0])
+        read_place({"shard_idx": wrong[0], "shard_example_idx": wrong[1]}, plan, [2, 0])
 
 
 @pytest.mark.parametrize("status", [200, 500])

@@ -144,7 +144,7 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("redirect", Raw(b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n"), errors.Broken, "redirect"),
     ("another protocol", Raw(b"SSH-2.0-OpenSSH_9\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("a huge chunk", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"ffffffff\r\n"), errors.Broken, "more than"),
-    ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "metadata of at most"),
+    ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "of at most"),
     ("a status of other digits", Raw(b"HTTP/1.1 2\xb20 OK\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("no chunk size", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"-1\r\n"), errors.Broken, "size of a chunk"),
     ("a longer chunk than said", Raw(chunked(WHOLE[:1]).data.replace(b"0\r\n\r\n", b"xx")), errors.HanseError, "."),

@@ -16,7 +16,7 @@ from hanse._arrow.value_limits import refuse_oversized
 from hanse._transport import http_stream
 from hanse.cli import query
 from hanse.errors import BadInput, Broken
-from hanse.loaders.torch.tensors import listed, tensors, values
+from hanse.loaders.torch.tensors import list_values, tensors, to_array
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, connector, ipc
@@ -178,16 +178,16 @@ def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", ["views", "a dictionary", "runs", "a struct of views"])
 def test_values_that_no_tensor_fits_are_bounded(name: str) -> None:
     with pytest.raises(Broken, match="take at most"):
-        listed([BOMBS[name]], "bytes")
+        list_values([BOMBS[name]], "bytes")
 
 
 def test_tensors_of_bytes_are_bounded_by_what_a_tensor_takes() -> None:
     column = pa.array([b""] * 5_000_000, pa.binary())
     refuse_oversized([column])
     with pytest.raises(Broken, match="take at most"):
-        listed([column], "tensors")
+        list_values([column], "tensors")
     with pytest.raises(Broken, match="take at most"):
-        listed([BOMBS["views of bytes"]], "tensors")
+        list_values([BOMBS["views of bytes"]], "tensors")
 
 
 def test_columns_without_a_tensor_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_no_column_is_blamed_for_the_options_of_the_caller(options: dict[str, An
 
 def test_lists_of_one_length_are_bounded() -> None:
     with pytest.raises(Broken, match="take at most"):
-        values("c", BOMBS["views of lists"], (LONG,))
+        to_array("c", BOMBS["views of lists"], (LONG,))
 
 
 def test_a_frame_is_bounded() -> None:
@@ -301,7 +301,7 @@ def test_images_and_volumes_take_what_came(kind: pa.DataType, monkeypatch: pytes
     """Of numbers in lists NumPy makes no objects."""
     monkeypatch.setattr(value_limits, "_GROWTH_MAX", 40 * COUNT)
     column = pa.array([[1] * 1000] * 50, kind)
-    assert values("c", column, (10, 100)).shape == (50, 10, 100)
+    assert to_array("c", column, (10, 100)).shape == (50, 10, 100)
     with _answer(column) as stream:
         assert stream.to_pandas()["c"][49].sum() == 1000
     with pytest.raises(Broken, match="take at most"):

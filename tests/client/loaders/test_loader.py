@@ -153,7 +153,7 @@ def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
 @pytest.mark.parametrize(("names", "todo"), [("ab", r"leave it out with columns=\['b'\]"), ("a", "there is no other")])
 def test_a_column_that_a_library_does_not_have_is_never_left_out_with_all(names: str, todo: str) -> None:
     schema = pa.schema([(name, pa.int64()) for name in names])
-    assert re.search(f"came a of int64: {todo}", str(known.unfit("a library", schema, schema.field("a"))))
+    assert re.search(f"got a of int64: {todo}", str(known.unfit_error("a library", schema, schema.field("a"))))
 
 
 def test_what_is_given_in_place_of_a_dataset_is_told_without_a_row_of_it(owner: Owner, numbers: Dataset) -> None:
@@ -179,7 +179,7 @@ def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
 
 def test_editors_know_each_option_of_a_loader() -> None:
     named = list(inspect.signature(Loader.__init__).parameters)[2:]
-    assert sorted(known.ForLoader.__annotations__) == sorted(named)
+    assert sorted(known.LoaderOptions.__annotations__) == sorted(named)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_who_leaves_an_owner_that_says_nothing_does_not_wait_for_it(
         if how == "broken off":
             batches.close()
         else:
-            prefetch._end_all()
+            prefetch._stop_all()
         assert time.monotonic() - begun < prefetch._END_SECONDS / 2
     finally:
         link.resume()
@@ -503,7 +503,7 @@ def test_who_leaves_while_a_stream_is_opened_waits_for_no_answer_and_no_pause(
         time.sleep(0.3)
         (prefetching,) = prefetch._RUNNING
         asked, begun = link.connections, time.monotonic()
-        prefetch._end_all()
+        prefetch._stop_all()
         assert time.monotonic() - begun < prefetch._END_SECONDS / 2
         assert not prefetching.is_alive()
         link.cut_after = None
@@ -557,7 +557,7 @@ def test_a_bar_goes_from_where_its_reader_is_to_where_its_share_ends(
         told.append((bar._bar.tasks[0].total, bar._bar.tasks[0].completed))
         bar._bar.stop()
 
-    monkeypatch.setattr(throughput.Told, "close", close)
+    monkeypatch.setattr(throughput.ThroughputBar, "close", close)
     options: dict[str, Any] = {"columns": ["id"], "batch_size": 1000, "progress": True, "part": 0, "parts": 2}
     loader = numbers.loader(**options)
     for _ in itertools.islice(iter(loader), 30):
@@ -886,7 +886,7 @@ def test_a_dataset_and_its_plan_can_be_sent_to_a_worker(numbers: Dataset) -> Non
 def test_a_batch_comes_as_the_slices_that_it_is_made_of(numbers: Dataset) -> None:
     options: dict[str, Any] = {"batch_size": 70_000, "seed": 3}
     whole, loader = list(numbers.loader(**options)), numbers.loader(**options)
-    found = list(loader.in_slices())
+    found = list(loader.iter_slices())
     rows = [[batch.slice(start, stop - start) for batch, start, stop in slices] for slices in found]
     assert max(map(len, rows)) > 1
     assert [pa.Table.from_batches(one) for one in rows] == [pa.Table.from_batches([one]) for one in whole]
@@ -896,7 +896,7 @@ def test_a_batch_comes_as_the_slices_that_it_is_made_of(numbers: Dataset) -> Non
 
 def test_the_state_is_of_the_slices_that_were_given_last(numbers: Dataset) -> None:
     loader, again = (numbers.loader(batch_size=1000, seed=3) for _ in range(2))
-    slices = loader.in_slices()
+    slices = loader.iter_slices()
     given = [number for _ in range(7) for batch, start, stop in next(slices) for number in ids([batch])[start:stop]]
     again.load_state_dict(loader.state_dict())
     slices.close()

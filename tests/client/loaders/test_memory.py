@@ -82,12 +82,12 @@ def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
     monkeypatch.setattr(row_slices, "_LOOSE", SMALL)
     most = 0
 
-    def seen(batch: pa.RecordBatch, look: Any = row_slices.held) -> int:
+    def seen(batch: pa.RecordBatch, look: Any = row_slices.kept_bytes) -> int:
         nonlocal most
         most = max(most, pa.total_allocated_bytes() - before)
         return int(look(batch))
 
-    monkeypatch.setattr(row_slices, "held", seen)
+    monkeypatch.setattr(row_slices, "kept_bytes", seen)
     pieces = list(made())
     with owned(chunked(redigested(pieces) if len(pieces) > 1 else pieces), schema=NUMBERS, rows=[ROWS]) as dataset:
         before = pa.total_allocated_bytes()
@@ -126,9 +126,9 @@ def test_lists_of_unions_that_are_empty_are_counted() -> None:
     with pa.ipc.new_stream(sink, batch.schema) as written:
         written.write_batch(batch)
     (came,) = pa.ipc.open_stream(sink.getvalue())
-    assert row_slices.exactly(came) == row_slices.held(came)
+    assert row_slices.value_bytes(came) == row_slices.kept_bytes(came)
     numbers = pa.record_batch({"n": range(1000)})
-    assert row_slices.exactly(numbers.slice(0, 10)) == 80
+    assert row_slices.value_bytes(numbers.slice(0, 10)) == 80
 
 
 def large(kind: pa.DataType) -> pa.RecordBatch:
@@ -144,9 +144,9 @@ def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_
     batch = large(kind)
     said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
     with pytest.raises(BadInput, match=said):
-        row_slices.whole([batch, batch])
+        row_slices.join_batches([batch, batch])
     with pytest.raises(BadInput, match=said):
-        row_slices.one([(batch, 0, 1), (batch, 0, 1)])
+        row_slices.join_slices([(batch, 0, 1), (batch, 0, 1)])
 
 
 def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> None:

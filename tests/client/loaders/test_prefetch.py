@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
 from hanse.loaders import prefetch
-from hanse.loaders.prefetch import ahead
+from hanse.loaders.prefetch import read_ahead
 from hanse.retry import Patience, passes
 
 
@@ -46,7 +46,7 @@ def settled(value: Callable[[], int], *, least: int) -> int:
 @pytest.mark.parametrize(("nbytes", "waiting"), [(1, 2), (25, 3), (100, 11)], ids=["one at a time", "two", "ten"])
 def test_no_more_than_the_bound_waits(nbytes: int, waiting: int) -> None:
     source = Source(1000)
-    found = ahead(source(), nbytes=nbytes, size=lambda _: 10)
+    found = read_ahead(source(), nbytes=nbytes, size=lambda _: 10)
     assert next(found) == 0
     assert settled(lambda: source.taken, least=waiting + 1) == waiting + 1
     found.close()
@@ -68,14 +68,14 @@ def test_at_the_end_all_are_told_at_once_and_waited_for_together(monkeypatch: py
         finally:
             told.set()
 
-    readers = [ahead(waiting(told), nbytes=1, size=lambda _: 1)]  # ends as soon as the last one is told to
-    readers += [ahead(waiting(goes_on), nbytes=1, size=lambda _: 1) for _ in range(30)]
-    readers += [ahead(telling(), nbytes=1, size=lambda _: 1)]
+    readers = [read_ahead(waiting(told), nbytes=1, size=lambda _: 1)]  # ends as soon as the last one is told to
+    readers += [read_ahead(waiting(goes_on), nbytes=1, size=lambda _: 1) for _ in range(30)]
+    readers += [read_ahead(telling(), nbytes=1, size=lambda _: 1)]
     for reader in readers:
         assert next(reader) == 0
     first = next(iter(prefetch._RUNNING))
     begun = time.monotonic()
-    prefetch._end_all()
+    prefetch._stop_all()
     assert time.monotonic() - begun < 15 * prefetch._END_SECONDS  # one after the other: 30 times
     assert not first.is_alive()
     goes_on.set()
@@ -97,7 +97,7 @@ def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
 
     def reading() -> None:
         try:
-            told.extend(ahead(source(), nbytes=1, size=lambda _: 1, wake=woken.set))
+            told.extend(read_ahead(source(), nbytes=1, size=lambda _: 1, wake=woken.set))
         except StreamFailed as error:
             told.append(error)
 
@@ -105,7 +105,7 @@ def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
     reader.start()
     settled(lambda: len(told), least=0)
     ((filling, queue),) = prefetch._RUNNING.items()
-    prefetch._end_all()
+    prefetch._stop_all()
     reader.join(0.3)
     alive, items = reader.is_alive(), list(queue._items)
     queue._items.append((None, 0))  # let it go
@@ -127,7 +127,7 @@ def test_an_iterator_that_the_collector_finds_in_its_own_thread_ends(monkeypatch
         collected.set()
         yield 1
 
-    circle: list[Any] = [ahead(source(), nbytes=1, size=lambda _: 1)]
+    circle: list[Any] = [read_ahead(source(), nbytes=1, size=lambda _: 1)]
     assert next(circle[0]) == 0
     ((thread, _),) = prefetch._RUNNING.items()
     circle.append(circle)
@@ -143,7 +143,7 @@ def test_an_iterator_that_the_collector_finds_in_its_own_thread_ends(monkeypatch
 
 
 def test_items_come_in_order_and_the_error_after_them() -> None:
-    found = ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
+    found = read_ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
     assert [next(found) for _ in range(50)] == list(range(50))
     with pytest.raises(Busy):
         next(found)
@@ -151,7 +151,7 @@ def test_items_come_in_order_and_the_error_after_them() -> None:
 
 @pytest.mark.parametrize("nbytes", [10, "10"], ids=["by its items", "by its queue"])
 def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nbytes: Any) -> None:
-    found = ahead(iter([10, 10, "ten"]), nbytes=nbytes, size=lambda item: item)
+    found = read_ahead(iter([10, 10, "ten"]), nbytes=nbytes, size=lambda item: item)
     taken: list[Any] = []
 
     def take() -> None:

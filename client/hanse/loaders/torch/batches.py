@@ -20,22 +20,22 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders.epoch_order import chosen, number, reader
+from hanse.loaders.epoch_order import check_choice, check_number, check_reader
 from hanse.loaders.loader import Loader
-from hanse.loaders.row_slices import Slice, whole
+from hanse.loaders.row_slices import Slice, join_batches
 from hanse.loaders.throughput import Throughput
-from hanse.loaders.torch.shm_transfer import Columns, Way
+from hanse.loaders.torch.shm_transfer import SharedPath, TensorColumns
 from hanse.loaders.torch.tensors import BLOBS, tensors
-from hanse.loaders.torch.worker import end_with_the_loop, lose_nothing, told_whole
-from hanse.options import InBatches
+from hanse.loaders.torch.worker import end_with_loop, keep_error_facts, raise_unpicklable
+from hanse.options import BatchOptions
 
 _WORKERS_MAX = 4096  # of one DataLoader
 _EPOCHS = 2**24  # that are told apart
-_SAID = ("rank", "world")
+_ARGUMENTS = ("rank", "world")
 _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 
 
-class _Shared(NamedTuple):
+class _SharedState(NamedTuple):
     """What a process shares with its workers."""
 
     # For those that live on between epochs: the epoch of the state that was loaded last, what `set_epoch` said, and
@@ -62,7 +62,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         *,
         form: Callable[..., Any],
         ranks: tuple[int, int] | None = None,
-        way: Way | None = None,
+        way: SharedPath | None = None,
     ) -> None:
         """`form` is given the rows of a batch in as many pieces as they came in. `ranks`: which one of how many this
         is, where it is not for `torch.distributed` to say. `way`: by which batches leave workers as they are, and take
@@ -70,25 +70,27 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         super().__init__()
         self._loader = loader
         self._form, self._way = form, way
-        self._given = ranks is not None
-        self._ranks = ranks or _group()
-        self._own = _Shared(
+        self._ranks_given = ranks is not None
+        self._ranks = ranks or _process_group_rank()
+        self._own = _SharedState(
             torch.tensor([loader.epoch, 0, 0], dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.int64).share_memory_(),
             torch.zeros(1, dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
         )
-        self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
-        self._sent_to = 0
-        self._said: int | None = None  # by `set_epoch`: here, or to the process that started this one, before it did
+        self._received: tuple[_SharedState, tuple[int, int] | None] = self._own, None
+        self._received_in = 0
+        self._set_epoch: int | None = (
+            None  # by `set_epoch`: here, or to the process that started this one, before it did
+        )
         self._begun = 0  # iterations of this worker
 
-    @told_whole()
+    @keep_error_facts()
     def __iter__(self) -> Iterator[Any]:
-        end_with_the_loop()
-        lose_nothing()
-        first = self._begin(self._place())
-        epoch, mark = self._epoch()
+        end_with_loop()
+        raise_unpicklable()
+        first = self._is_first(self._divide())
+        epoch, mark = self._next_epoch()
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
             self._loader.forget()
@@ -98,20 +100,20 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
             self._loader.begin(whole=not first)
         return self._batches(mark)
 
-    def _begin(self, worker: int) -> bool:
+    def _is_first(self, worker: int) -> bool:
         """Whether this iteration is the first one.
 
         Its workers begin when they come to it, and some may never: so it has the same name for all of them. What lives
         on, or is seeded alike, may have that name again.
         """
-        name, shared = _name(), self._shared
+        name, shared = _iteration_name(), self._shared
         if not shared.first[0]:
             shared.first[0] = name
         first = int(shared.first[0]) == name and not shared.begun[worker]
         shared.begun[worker] = True
         return bool(first)
 
-    def _epoch(self) -> tuple[int, int]:
+    def _next_epoch(self) -> tuple[int, int]:
         """Of the iteration that begins; and for workers that must have the same, a mark of both, else 0.
 
         A process that is started brings along what was said before: what is said after that is for the next iteration,
@@ -119,12 +121,12 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         """
         info, (loaded, said, was_said) = get_worker_info(), self._shared.epoch.tolist()
         if info is None or not self._begun:
-            epoch = loaded if self._said is None else self._said
+            epoch = loaded if self._set_epoch is None else self._set_epoch
         else:
             epoch = said if was_said else loaded
         if info is None:
             return epoch, 0
-        mark = _mark(self._begun, epoch)
+        mark = _iteration_mark(self._begun, epoch)
         self._shared.taken[info.id] = mark
         self._begun += 1
         return epoch, mark if self._begun > 1 else 0
@@ -142,26 +144,26 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def _batches(self, mark: int) -> Iterator[Any]:
         """As they are set now, whatever is set before the first is asked for."""
         if get_worker_info() is None:
-            form, memory = self._formed, None
+            form, memory = self._apply_to, None
         else:
-            form, memory = self._shipped, None if self._way is None else self._way.memory
-        return self._read(mark, form, self._loader.in_slices(memory))
+            form, memory = self._ship, None if self._way is None else self._way.memory
+        return self._read(mark, form, self._loader.iter_slices(memory))
 
     def _read(
         self, mark: int, form: Callable[[Sequence[Slice]], Any], found: Generator[Any, None, None]
     ) -> Iterator[Any]:
-        with told_whole(), closing(found):
+        with keep_error_facts(), closing(found):
             if mark:
                 self._check_epoch(mark)
             yield from map(form, found)
 
-    def _shipped(self, slices: Sequence[Slice]) -> Any:
+    def _ship(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
             return rows
-        made = self._formed(slices)
-        return Columns(made) if type(made) is dict else made
+        made = self._apply_to(slices)
+        return TensorColumns(made) if type(made) is dict else made
 
-    def _formed(self, slices: Sequence[Slice]) -> Any:
+    def _apply_to(self, slices: Sequence[Slice]) -> Any:
         return self._form(*(batch.slice(start, stop - start) for batch, start, stop in slices))
 
     @property
@@ -182,21 +184,21 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
         self._loader.set_epoch(epoch)
-        self._said = self._loader.epoch
+        self._set_epoch = self._loader.epoch
         if get_worker_info() is None:
-            self._shared.epoch[1:] = torch.tensor([self._said, 1])
+            self._shared.epoch[1:] = torch.tensor([self._set_epoch, 1])
         else:
             self._begun = 0  # the next one is as it is said here
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was given, in this process."""
-        self._place()
+        self._divide()
         return self._loader.state_dict()
 
-    @told_whole()
+    @keep_error_facts()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
-        self._place()
+        self._divide()
         self._loader.load_state_dict(state)
         if get_worker_info() is None:  # a worker goes on from its own, and with the next iteration begins anew
             self._shared.first[:], self._shared.begun[:] = 0, False
@@ -212,19 +214,19 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whether this process is a worker, or a rank with workers of its own, shows later."""
         self.__dict__.update(state)
-        self._own = _Shared(*(one.clone().share_memory_() for one in self._sent[0]))
-        self._sent_to = os.getpid()
+        self._own = _SharedState(*(one.clone().share_memory_() for one in self._received[0]))
+        self._received_in = os.getpid()
 
     @property
-    def _spawned(self) -> bool:
+    def _is_spawned(self) -> bool:
         """Whether this process is a worker that we were sent to."""
-        return get_worker_info() is not None and self._sent_to == os.getpid()
+        return get_worker_info() is not None and self._received_in == os.getpid()
 
     @property
-    def _shared(self) -> _Shared:
-        return self._sent[0] if self._spawned else self._own
+    def _shared(self) -> _SharedState:
+        return self._received[0] if self._is_spawned else self._own
 
-    def _place(self) -> int:
+    def _divide(self) -> int:
         """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
@@ -238,9 +240,9 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
         A worker that is spawned is in no group, and its environment may be another, or count nodes.
         """
-        if not self._given:
-            self._ranks = _group() or self._ranks
-        return self._ranks or (self._sent[1] if self._spawned else None) or _environment()
+        if not self._ranks_given:
+            self._ranks = _process_group_rank() or self._ranks
+        return self._ranks or (self._received[1] if self._is_spawned else None) or _environment_rank()
 
 
 def dataset(
@@ -252,7 +254,7 @@ def dataset(
     rank: int | None = None,
     world: int | None = None,
     state: dict[str, Any] | None = None,
-    **options: Unpack[InBatches],
+    **options: Unpack[BatchOptions],
 ) -> Batches:
     """The batches of one or several datasets with the same columns.
 
@@ -267,12 +269,12 @@ def dataset(
     """
     if "part" in options or "parts" in options:
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
-    ranks = chosen(rank, world, said=_SAID)
+    ranks = check_choice(rank, world, names=_ARGUMENTS)
     if blobs not in BLOBS:
         raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, got {blobs!r}")
     if form is not None and not callable(form):
         raise BadInput(f"expected form to be a function of an Arrow batch, got {form!r}")
-    shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
+    shapes = {name: _check_shape(name, shape) for name, shape in (shapes or {}).items()}
     if form is not None and (shapes or blobs != BLOBS[0]):
         raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; got both")
     options.setdefault("batch_size", 256)
@@ -281,27 +283,27 @@ def dataset(
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, got {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    way = Way(blobs) if form is None and not shapes else None
-    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
+    way = SharedPath(blobs) if form is None and not shapes else None
+    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_apply_form, form)
     return Batches(loader, form=made, ranks=ranks, way=way)
 
 
-def _name() -> int:
+def _iteration_name() -> int:
     """Of an iteration, for all its workers: the seed that they have in common, and their number."""
     info = get_worker_info()
     return hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
 
 
-def _mark(begun: int, epoch: int) -> int:
+def _iteration_mark(begun: int, epoch: int) -> int:
     """The iteration of a worker that has begun so many before, and the last bits of its epoch, in one number: who
     looks at it meanwhile has both or none."""
-    return hash((_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
+    return hash((_iteration_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
 
 
-def _shape(name: str, shape: Any) -> tuple[int, ...]:
+def _check_shape(name: str, shape: Any) -> tuple[int, ...]:
     """As it was given. BadInput where it is none."""
     try:
-        found = tuple(number(f"the shape of {name}", size) for size in shape)
+        found = tuple(check_number(f"the shape of {name}", size) for size in shape)
     except (TypeError, BadInput):
         found = ()
     if not found or min(found) < 0:
@@ -309,24 +311,24 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     return found
 
 
-def _joined(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
-    return form(whole(batches))
+def _apply_form(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
+    return form(join_batches(batches))
 
 
-def _group() -> tuple[int, int] | None:
+def _process_group_rank() -> tuple[int, int] | None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return None
 
 
-def _environment() -> tuple[int, int]:
+def _environment_rank() -> tuple[int, int]:
     """BadInput where it says one of both, or what is none: each rank would have the rows of another, or none would."""
     rank, world = said = [os.environ.get(name) for name in _RANK]
     if rank is None and world is None:
         return 0, 1
     try:
-        return reader(int(rank or ""), int(world or ""), said=_RANK)
+        return check_reader(int(rank or ""), int(world or ""), names=_RANK)
     except ValueError:
         came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, said, strict=True))
         raise BadInput(

@@ -2,7 +2,7 @@
 
 PyTorch's own way makes a file for each batch, asks for it over a socket, and has the kernel clear and map its pages
 anew. Here the pages stay: a slot is filled again when nothing of what lay in it is in use, in the worker or the loop.
-A process that is forked from the loop has what the loop had: its slots wait for that process too (`_lend`).
+A process that is forked from the loop has what the loop had: its slots wait for that process too (`_lend_all`).
 Linux only; elsewhere, or where no slot is free or large enough, `room` says so and the caller goes another way.
 """
 
@@ -38,7 +38,7 @@ _Whole = ctypes.c_ubyte * _SLOT
 # A record of a lock that belongs to an open file, not to a process, and so to those that are forked too.
 _LOCK = struct.Struct("hhqqi4x")
 _T = TypeVar("_T")
-Place = tuple[int, int, int]  # region, slot, and how often the slot had been filled
+SlotPlace = tuple[int, int, int]  # region, slot, and how often the slot had been filled
 
 
 class Arena:
@@ -46,11 +46,11 @@ class Arena:
 
     def __init__(self, file: int = -1) -> None:
         """`file`: the descriptor of one that was made elsewhere."""
-        self._file = _made() if file < 0 else file
+        self._file = _create_file() if file < 0 else file
         # By process, and begun by whichever of its threads comes first. Those that a process was forked with stay:
         # to close what they have mapped would take its own lock on a region from it, as locks of files go.
-        self._filling: dict[int, _Filling] = {}
-        self._reading: dict[int, _Reading] = {}
+        self._filling: dict[int, _WorkerSlots] = {}
+        self._reading: dict[int, _LoopSlots] = {}
         if self._file >= 0:
             weakref.finalize(self, os.close, self._file)
 
@@ -58,28 +58,28 @@ class Arena:
 
     def memory(self, nbytes: int) -> pa.Buffer:
         """Where to receive so many bytes: a slot, or Arrow's own memory where there is none."""
-        found = self._here().room(nbytes, spare=_SPARE) if nbytes >= _LEAST else None
+        found = self._own_slots().room(nbytes, spare=_SPARE) if nbytes >= _LEAST else None
         return pa.allocate_buffer(nbytes) if found is None else found
 
     def room(self, nbytes: int) -> pa.Buffer | None:
         """A slot to put something together in; None where there is none."""
-        return self._here().room(nbytes)
+        return self._own_slots().room(nbytes)
 
-    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
+    def place(self, start: int, stop: int) -> tuple[SlotPlace, int] | None:
         """In which slot memory from one address to another lies, and where; None where it lies elsewhere. Somebody here
         must have it."""
-        return self._here().place(start, stop)
+        return self._own_slots().place(start, stop)
 
-    def sent(self, place: Place) -> None:
+    def count_sent(self, place: SlotPlace) -> None:
         """A part of what lies there is on its way: the loop takes each by itself."""
-        self._here().sent(place)
+        self._own_slots().count_sent(place)
 
     # In the loop.
 
-    def take(self, place: Place) -> Any:
+    def take(self, place: SlotPlace) -> Any:
         """What a worker has put there, as an object with a buffer; it is the worker's again when nobody has any of it.
         Broken where something else lies there by now: the worker is gone."""
-        return _of_this_process(self._reading, lambda: _Reading(self._file)).take(place)
+        return _for_this_process(self._reading, lambda: _LoopSlots(self._file)).take(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else has memory of its own."""
@@ -88,20 +88,20 @@ class Arena:
 
         if get_spawning_popen() is None or self._file < 0:
             return Arena, ()
-        return _brought, (DupFd(self._file),)
+        return _rebuild_arena, (DupFd(self._file),)
 
-    def _here(self) -> _Filling:
-        return _of_this_process(self._filling, lambda: _Filling(self._file))
+    def _own_slots(self) -> _WorkerSlots:
+        return _for_this_process(self._filling, lambda: _WorkerSlots(self._file))
 
 
-def _of_this_process(kept: dict[int, _T], make: Callable[[], _T]) -> _T:
+def _for_this_process(kept: dict[int, _T], make: Callable[[], _T]) -> _T:
     """The same for all threads, whichever asks first."""
     if (here := kept.get(os.getpid())) is None:
         here = kept.setdefault(os.getpid(), make())
     return here
 
 
-class _Filling:
+class _WorkerSlots:
     """The region that a process fills: nobody else does while it lives. One thread receives, another sends."""
 
     def __init__(self, file: int) -> None:
@@ -122,18 +122,18 @@ class _Filling:
                 return None
             free = [slot for slot in range(_SLOTS) if self._is_free(slot)]
             for slot in free[: len(free) - spare]:
-                if _is_lent(self._file, self._region, slot):
+                if _is_locked(self._file, self._region, slot):
                     continue
                 _write(self._memory, slot, _FILLED, _read(self._memory, slot, _FILLED) + 1)
                 if slot in self._sent or not _read(self._memory, slot, _IN_USE):  # else a loop came to it right now
-                    return self._filled(slot, nbytes)
+                    return self._fill_slot(slot, nbytes)
         return None
 
     def _begin(self) -> None:
         """Once, as there is one region for a process; where it cannot be had, there is no room."""
-        if (region := _locked(self._file)) >= 0:
+        if (region := _lock_region(self._file)) >= 0:
             try:
-                self._memory = _mapped(self._file, region)
+                self._memory = _map_region(self._file, region)
             except OSError:  # of addresses or descriptors there may be no more
                 region = -1
             else:
@@ -148,7 +148,7 @@ class _Filling:
         # One that we have not filled is of a worker that is gone: the rest of it will not be asked for.
         return slot not in self._sent or self._sent[slot] == _read(self._memory, slot, _RETURNED)
 
-    def _filled(self, slot: int, nbytes: int) -> pa.Buffer:
+    def _fill_slot(self, slot: int, nbytes: int) -> pa.Buffer:
         _write(self._memory, slot, _RETURNED, 0)
         self._sent[slot] = 0
         start = _HEAD + slot * _SLOT
@@ -161,7 +161,7 @@ class _Filling:
         had[slot] = weakref.ref(whole, let_go)
         return pa.py_buffer(whole)
 
-    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
+    def place(self, start: int, stop: int) -> tuple[SlotPlace, int] | None:
         if not self._had:
             return None
         slot, at = divmod(start - self._first, _SLOT)
@@ -169,12 +169,12 @@ class _Filling:
             return None
         return (self._region, slot, _read(self._memory, slot, _FILLED)), at
 
-    def sent(self, place: Place) -> None:
+    def count_sent(self, place: SlotPlace) -> None:
         with self._lock:
             self._sent[place[1]] += 1
 
 
-class _Held:
+class _HeldSlot:
     """What a loop has of a slot, and how many parts of it have come."""
 
     def __init__(self, whole: Any, came: int, let_go: Callable[[object], None]) -> None:
@@ -182,7 +182,7 @@ class _Held:
         self.came = came
 
 
-class _Reading:
+class _LoopSlots:
     """What a loop has of its workers' slots, in whichever of its threads."""
 
     def __init__(self, file: int) -> None:
@@ -190,16 +190,16 @@ class _Reading:
         self._file = file
         self._lock = threading.RLock()  # as above
         self._maps: dict[int, mmap.mmap] = {}
-        self._held: dict[Place, _Held] = {}
+        self._held: dict[SlotPlace, _HeldSlot] = {}
         self._lent: list[int] = []  # descriptors, while we fork
         self._kept: list[Any] = []
-        _READING.add(self)
+        _LOOPS.add(self)
 
-    def take(self, place: Place) -> Any:
+    def take(self, place: SlotPlace) -> Any:
         region, slot, filled = place
         with self._lock:
             if region not in self._maps:
-                self._maps[region] = _mapped(self._file, region)
+                self._maps[region] = _map_region(self._file, region)
             memory, held = self._maps[region], self._held.get(place)
             if held is not None and (whole := held.whole()) is not None:
                 held.came += 1
@@ -212,7 +212,7 @@ class _Reading:
             whole = _Whole.from_buffer(memory, _HEAD + slot * _SLOT)
             # One that has ended in another thread, which waits for us, has not said yet how many came.
             came = 1 + (_read(memory, slot, _RETURNED) if held is None else held.came)
-            self._held[place] = _Held(whole, came, self._end_of(place, memory))
+            self._held[place] = _HeldSlot(whole, came, self._on_release(place, memory))
             return whole
 
     def lend(self) -> None:
@@ -223,16 +223,16 @@ class _Reading:
             held = {place: whole for place, one in self._held.items() if (whole := one.whole()) is not None}
             if held:
                 try:
-                    self._lent.append(_lent(self._file, [place[:2] for place in held]))
+                    self._lent.append(_lock_slots(self._file, [place[:2] for place in held]))
                 except OSError:  # no /proc, or no such locks: nobody can say when that process ends
                     self._kept += held.values()
 
-    def lent(self) -> None:
+    def unlock(self) -> None:
         """After we forked: the locks are the other process's alone."""
         while self._lent:
             os.close(self._lent.pop())
 
-    def _end_of(self, place: Place, memory: mmap.mmap) -> Callable[[object], None]:
+    def _on_release(self, place: SlotPlace, memory: mmap.mmap) -> Callable[[object], None]:
         """What is to be done when nobody has anything of a slot. With its own names for what it needs: when the
         interpreter ends, ours are gone before the last batch is."""
         process, lock, held, write = self.process, self._lock, self._held, _NUMBER.pack_into
@@ -250,31 +250,31 @@ class _Reading:
         return let_go
 
 
-_READING: weakref.WeakSet[_Reading] = weakref.WeakSet()
+_LOOPS: weakref.WeakSet[_LoopSlots] = weakref.WeakSet()
 
 
-def _lend() -> None:
-    for reading in list(_READING):
+def _lend_all() -> None:
+    for reading in list(_LOOPS):
         reading.lend()
 
 
-def _forked() -> None:
-    for reading in list(_READING):
-        reading.lent()
+def _return_all() -> None:
+    for reading in list(_LOOPS):
+        reading.unlock()
 
 
 if hasattr(os, "memfd_create"):
-    os.register_at_fork(before=_lend, after_in_parent=_forked)
+    os.register_at_fork(before=_lend_all, after_in_parent=_return_all)
 
 
-def _lent(file: int, slots: list[tuple[int, int]]) -> int:
+def _lock_slots(file: int, slots: list[tuple[int, int]]) -> int:
     """A descriptor of its own with a lock for each slot. OSError where there is none."""
     import fcntl
 
     own = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
     try:
         for region, slot in slots:
-            lock = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _of_slot(region, slot), 1, 0)
+            lock = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _lock_offset(region, slot), 1, 0)
             fcntl.fcntl(own, fcntl.F_OFD_SETLK, lock)
     except BaseException:
         os.close(own)
@@ -282,19 +282,19 @@ def _lent(file: int, slots: list[tuple[int, int]]) -> int:
     return own
 
 
-def _is_lent(file: int, region: int, slot: int) -> bool:
+def _is_locked(file: int, region: int, slot: int) -> bool:
     """Whether a process that was forked from a loop has something of a slot."""
     import fcntl
 
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _of_slot(region, slot))
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _lock_offset(region, slot))
     except OSError:
         return True
-    fcntl.lockf(file, fcntl.LOCK_UN, 1, _of_slot(region, slot))
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, _lock_offset(region, slot))
     return False
 
 
-def _of_slot(region: int, slot: int) -> int:
+def _lock_offset(region: int, slot: int) -> int:
     """The byte of the file whose lock is for a slot; those before are for regions."""
     return _REGIONS + region * _SLOTS + slot
 
@@ -307,11 +307,11 @@ def _write(memory: mmap.mmap, slot: int, what: int, number: int) -> None:
     _NUMBER.pack_into(memory, slot * _RECORD + what, number)
 
 
-def _mapped(file: int, region: int) -> mmap.mmap:
+def _map_region(file: int, region: int) -> mmap.mmap:
     return mmap.mmap(file, _REGION, offset=region * _REGION)
 
 
-def _made() -> int:
+def _create_file() -> int:
     if not hasattr(os, "memfd_create"):
         return -1
     file = -1
@@ -325,11 +325,11 @@ def _made() -> int:
     return file
 
 
-def _brought(file: Any) -> Arena:
+def _rebuild_arena(file: Any) -> Arena:
     return Arena(file.detach())
 
 
-def _locked(file: int) -> int:
+def _lock_region(file: int) -> int:
     """The first region that no living process fills; -1 where there is none. A lock goes with its process."""
     if file < 0:
         return -1

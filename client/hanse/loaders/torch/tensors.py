@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from hanse._arrow.value_limits import borders, name_failing_column, refuse_oversized
 from hanse.errors import BadInput
-from hanse.loaders.row_slices import whole
+from hanse.loaders.row_slices import join_batches
 
 BLOBS = ("bytes", "tensors")
 _TENSOR = 512  # bytes of one, beside those that it is over
@@ -41,30 +41,30 @@ def tensors(
     of columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`."""
     if not any(map(_is_blob, batches[0].schema.types)):  # numbers are put together sooner as Arrow
         with suppress(BadInput):  # too much text for one
-            batches = (whole(batches),)
+            batches = (join_batches(batches),)
     given, names = shapes or {}, batches[0].schema.names
     columns = dict(zip(names, zip(*(batch.columns for batch in batches), strict=True), strict=True))
-    made = {name: _made(name, parts, given.get(name)) for name, parts in columns.items()}
-    _check([columns[name] for name, one in made.items() if one is None], blobs)
-    return {name: _told(name, columns[name], blobs) if one is None else one for name, one in made.items()}
+    made = {name: _to_tensor(name, parts, given.get(name)) for name, parts in columns.items()}
+    _check_sizes([columns[name] for name, one in made.items() if one is None], blobs)
+    return {name: _list_column(name, columns[name], blobs) if one is None else one for name, one in made.items()}
 
 
-def _made(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
+def _to_tensor(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
     """The tensor of a column that came in parts; None where no tensor fits."""
-    found = [values(name, part, shape) for part in parts]
+    found = [to_array(name, part, shape) for part in parts]
     if any(one is None for one in found):  # of lists of one length, where some is null
         return None
-    return tensor(found[0] if len(found) == 1 else np.concatenate(found))
+    return wrap_array(found[0] if len(found) == 1 else np.concatenate(found))
 
 
-def listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+def list_values(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
     """The values of a column that came in parts, which no tensor fits. Broken where they would take far more memory
     than what came."""
-    _check([parts], blobs)
-    return _listed(parts, blobs)
+    _check_sizes([parts], blobs)
+    return _list_parts(parts, blobs)
 
 
-def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
+def _check_sizes(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
     """Broken where the values of all these columns, each in parts, would take far more memory than what came."""
     parts = [part for column in columns for part in column]
     if blobs == "tensors":
@@ -72,44 +72,44 @@ def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
     refuse_oversized(parts)
 
 
-def _told(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+def _list_column(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
     with name_failing_column((name, part) for part in parts):
-        return _listed(parts, blobs)
+        return _list_parts(parts, blobs)
 
 
-def _listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+def _list_parts(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
     if blobs == "tensors" and _is_blob(parts[0].type):
-        return [one for part in parts for one in _views(part)]
+        return [one for part in parts for one in _blob_tensors(part)]
     return [one for part in parts for one in part.to_pylist()]
 
 
-def _views(column: pa.Array) -> Iterator[Any]:
+def _blob_tensors(column: pa.Array) -> Iterator[Any]:
     """Of each value of a column of bytes a tensor over its memory, None where it is null."""
     if not len(column):
         return
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         column = column.cast(pa.large_binary())
     every = np.frombuffer(column.buffers()[2] or b"", np.uint8)
-    there = _there(column).tolist() if column.null_count else [True] * len(column)
+    there = _valid_mask(column).tolist() if column.null_count else [True] * len(column)
     for (start, stop), is_there in zip(pairwise(borders(column).tolist()), there, strict=True):
-        yield tensor(every[start:stop]) if is_there else None
+        yield wrap_array(every[start:stop]) if is_there else None
 
 
-def tensor(array: Any) -> Any:
+def wrap_array(array: Any) -> Any:
     """The tensor over an array's memory."""
     import torch
 
-    _warned()
+    _silence_warning()
     return torch.from_numpy(array)
 
 
-def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
+def to_array(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
     """A column as what a tensor is made over, an array of numbers; None where no tensor fits."""
     if given is None and is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
     if given is not None:
-        return _numbers(name, _flat(name, column, given)).reshape((len(column), *given))
+        return _numbers(name, _flatten_lists(name, column, given)).reshape((len(column), *given))
     if isinstance(column, pa.FixedShapeTensorArray):
         shape = (len(column), *column.type.shape)
         column = column.storage
@@ -117,14 +117,14 @@ def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) ->
         shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
-        _without_nulls(name, column)
+        _refuse_nulls(name, column)
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
     return None
 
 
-def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+def _flatten_lists(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     """The numbers of a column of lists, each of which must have as many as the shape."""
     import pyarrow.compute as pc
 
@@ -144,17 +144,17 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 
 def _numbers(name: str, column: pa.Array) -> Any:
     if not pa.types.is_floating(column.type):
-        _without_nulls(name, column)
+        _refuse_nulls(name, column)
     # Arrow's `to_numpy` would load pandas where that is installed: longer than the first batch takes to come.
     if pa.types.is_boolean(column.type):
         bits = np.frombuffer(_data(column), np.uint8)
         return np.unpackbits(bits, bitorder="little")[column.offset :][: len(column)].view(np.bool_)
     kind = _NUMBERS[column.type.id]
     found = np.frombuffer(_data(column), kind, len(column), column.offset * kind.itemsize)
-    return found if not column.null_count else np.where(_there(column), found, kind.type(math.nan))
+    return found if not column.null_count else np.where(_valid_mask(column), found, kind.type(math.nan))
 
 
-def _without_nulls(name: str, column: pa.Array) -> None:
+def _refuse_nulls(name: str, column: pa.Array) -> None:
     if column.null_count:
         raise BadInput(
             f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
@@ -166,13 +166,13 @@ def _data(column: pa.Array) -> Any:
     return column.buffers()[1] or b""
 
 
-def _there(column: pa.Array) -> Any:
+def _valid_mask(column: pa.Array) -> Any:
     """Which values are not null."""
     return _numbers("", column.is_valid())
 
 
 @cache
-def _warned() -> None:
+def _silence_warning() -> None:
     """PyTorch warns once of memory that must not be written to: now, and nobody. What it becomes is told above."""
     import torch
 
@@ -186,7 +186,7 @@ def is_number(kind: pa.DataType) -> bool:
     return kind.id in _NUMBERS
 
 
-def number_of(kind: pa.DataType) -> Any:
+def array_type(kind: pa.DataType) -> Any:
     """The type of an array of its values. KeyError where it `is_number` not."""
     return _NUMBERS[kind.id]
 
