@@ -74,9 +74,9 @@ __all__ = [
 def connect(url: str = "", token: str = "", *, seconds: float = 30.0) -> Space:
     """A participant's connector. What is not given comes from HANSE_URL and HANSE_TOKEN, or from `hanse login`."""
     from hanse.client import Space
-    from hanse.config import found
+    from hanse.config import find_connection
 
-    where = found(url=url, token=token)
+    where = find_connection(url=url, token=token)
     return Space(where.url, where.token, seconds=seconds)
 
 

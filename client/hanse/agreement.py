@@ -26,7 +26,7 @@ FORMAT, _PUSH = "HttpData-PULL", "-PUSH"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
 _WAIT_SECONDS = 20.0  # of one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
-_NOBODYS_NO = ("undeliverable", "not_answered", "request_withdrawn")  # codes of an end by no message, time, ourselves
+_NOT_REJECTED = ("undeliverable", "not_answered", "request_withdrawn")  # codes of an end by no message, time, ourselves
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
 
 
@@ -56,7 +56,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CatalogDataset:
     """A dataset in its provider's catalog (`entry`: DCAT, as the protocol sends it).
 
     `provider`: its DID, by the data space's register. A dataset's id is its provider's own choice, and may be
@@ -77,7 +77,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class TransferAccess:
     """A transfer that is started: what may be read, under which agreement. `provider`: the DID of its owner."""
 
     name: Name
@@ -88,7 +88,7 @@ class Access:
     provider: str = ""
 
 
-def name_of(text: str) -> Name:
+def parse_name(text: str) -> Name:
     """Read `north/flights` (or `"north".flights`, as SQL writes it)."""
     participant, slash, dataset = text.strip().partition("/")
     if not slash:
@@ -102,7 +102,7 @@ def name_of(text: str) -> Name:
 
 def agree(
     name: Name, *, purpose: str, offer: str, seconds: float, now: Callable[[], float], again: bool = False
-) -> Generator[Call, Any, Access]:
+) -> Generator[Call, Any, TransferAccess]:
     """From a name to a started transfer: an agreement that holds already, or one that is negotiated now.
 
     1. find the dataset in its owner's catalog, as we may see it, and who the owner is;
@@ -113,29 +113,29 @@ def agree(
        each time, and whoever came back to look would not hear of it;
     4. start the transfer and wait until it is.
     """
-    deadline, purpose = now() + seconds, iri(purpose)
+    deadline, purpose = now() + seconds, expand_purpose(purpose)
     found = yield from find(name)  # 1
     refusal: HanseError | None = None
     tried: list[str] = []
     left = [offer] if offer else _offers(found.entry)
-    for row in (yield from held(found)):  # 2
+    for row in (yield from list_agreements(found)):  # 2
         agreement = str(row["id"])
         tried.append(agreement)
         try:
-            return (yield from _started(found, agreement, purpose=purpose, deadline=deadline, now=now))
+            return (yield from _start_transfer(found, agreement, purpose=purpose, deadline=deadline, now=now))
         except Refused as error:  # another purpose, or ended since: a new agreement may do
             refusal = error
             if error.code == "purpose_not_agreed":
                 left = [one for one in left if one != row.get("offer_id")]
     if refusal is not None and not left:
         raise refusal
-    agreement = yield from _agreed(  # 3
+    agreement = yield from _negotiate_first(  # 3
         found, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried, again=again
     )
-    return (yield from _started(found, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
+    return (yield from _start_transfer(found, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
-def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -> Generator[Call, Any, str]:
+def _negotiate_first(found: CatalogDataset, offers: Sequence[str], *, purpose: str, **more: Any) -> Generator[Call, Any, str]:
     """An agreement under the first of these offers that is for this purpose."""
     for number, offer in enumerate(offers, 1):
         try:
@@ -146,7 +146,7 @@ def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -
     raise AssertionError("unreachable: the last offer returns or raises")
 
 
-def find(name: Name) -> Generator[Call, Any, Found]:
+def find(name: Name) -> Generator[Call, Any, CatalogDataset]:
     """The dataset in its owner's catalog, by its id (`urn:hanse:north:flights` is that of `north/flights`) or the last
     part of it. NotFound says what there is instead, BadInput which ids end in the same name: which of them stands first
     is nobody's choice of data."""
@@ -155,8 +155,8 @@ def find(name: Name) -> Generator[Call, Any, Found]:
     provider = catalog.get("participantId")
     if not isinstance(provider, str) or not provider:
         raise Broken(f"expected the catalog of {name.participant} with a participantId, got one without")
-    datasets = [entry for entry in _list(catalog.get("dataset")) if isinstance(entry, dict)]
-    fitting = [entry for entry in datasets if name.dataset in _names(entry)]
+    datasets = [entry for entry in _as_list(catalog.get("dataset")) if isinstance(entry, dict)]
+    fitting = [entry for entry in datasets if name.dataset in _names_of_entry(entry)]
     whole = f"urn:hanse:{name.participant}:{name.dataset}"  # whoever asks for the name means this one, if there is one
     exact = [entry for entry in fitting if entry.get("@id") in (name.dataset, whole)]
     if len(ids := {str(entry["@id"]): entry for entry in reversed(exact or fitting)}) > 1:
@@ -166,21 +166,21 @@ def find(name: Name) -> Generator[Call, Any, Found]:
             code="dataset_ambiguous",
         )
     for entry in ids.values():
-        return Found(name, provider, entry)
-    known = ", ".join(sorted(_names(entry)[-1] for entry in datasets)[:10]) or "nothing"
+        return CatalogDataset(name, provider, entry)
+    known = ", ".join(sorted(_names_of_entry(entry)[-1] for entry in datasets)[:10]) or "nothing"
     raise NotFound(f"{name.participant} shows us no dataset {name.dataset!r}; it shows {known}", code="dataset_unknown")
 
 
-def held(found: Found) -> Generator[Call, Any, list[dict[str, Any]]]:
+def list_agreements(found: CatalogDataset) -> Generator[Call, Any, list[dict[str, Any]]]:
     """Our agreements with its provider for a dataset that are in force, newest first."""
-    rows = yield Call("GET", "/agreements", _ours(found))
+    rows = yield Call("GET", "/agreements", _list_query(found))
     fitting = [row for row in rows if found.is_of(row) and row.get("state", "active") == "active"]
     fitting.sort(key=lambda row: float(row.get("signed_at") or 0), reverse=True)
     return fitting
 
 
 def negotiate(
-    found: Found,
+    found: CatalogDataset,
     *,
     offer: str,
     purpose: str,
@@ -194,29 +194,29 @@ def negotiate(
     `tried`: agreements that were found before. One that is not among them has come since: the open negotiation whose
     end it is was over before we looked for it. `again`: begin a new one where somebody ended the last.
     """
-    name, chosen = found.name, _offer(found, offer)
+    name, chosen = found.name, _choose_offer(found, offer)
     row = yield from _last_negotiation(found, chosen, purpose)
     if row is None or row.get("state") not in _OPEN:
-        for agreement in (yield from held(found)):
+        for agreement in (yield from list_agreements(found)):
             if str(agreement["id"]) not in tried:
                 return str(agreement["id"])
         if row is not None and not again:
-            _check_no(name, row)
+            _refuse_rejected(name, row)
         body = {"participant": found.provider, "dataset": found.dataset_id, "offer_id": chosen}
         body |= {"purpose": purpose} if purpose else {}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
-    row = yield from awaited("/negotiations", row, "FINALIZED", deadline=deadline, now=now)
+    row = yield from poll_until("/negotiations", row, "FINALIZED", deadline=deadline, now=now)
     if row["state"] == "TERMINATED":
         reason = row.get("reason") or "without giving a reason"
         raise NegotiationFailed(
             f"{name.participant} does not agree: {reason}", code=str(row.get("code") or "terminated")
         )
     if row["state"] != "FINALIZED":
-        raise _unfinished(name, row, purpose)
+        raise _pending_error(name, row, purpose)
     return str(row["agreement_id"])
 
 
-def _unfinished(name: Name, row: Mapping[str, Any], purpose: str) -> NegotiationPending:
+def _pending_error(name: Name, row: Mapping[str, Any], purpose: str) -> NegotiationPending:
     """Whom an open negotiation waits for, and what to do; and that it is one for another purpose, where it is."""
     about = {"negotiation": row["id"], "state": row["state"]}
     if row.get("waits_for") == "us":
@@ -226,7 +226,7 @@ def _unfinished(name: Name, row: Mapping[str, Any], purpose: str) -> Negotiation
             f"see `hanse pending`, then `hanse approve {row['id']}` or `hanse reject {row['id']}`",
             **about,
         )
-    asked = iri(str(row.get("purpose") or purpose))
+    asked = expand_purpose(str(row.get("purpose") or purpose))
     other = purpose not in ("", asked)
     which = f" for {asked}, not for {purpose}".replace(DPV, "dpv:") if other else ""
     more = f", and nothing is asked for beside it; `hanse reject {row['id']}` ends it" if other else ""
@@ -237,14 +237,14 @@ def _unfinished(name: Name, row: Mapping[str, Any], purpose: str) -> Negotiation
     )
 
 
-def _check_no(name: Name, row: Mapping[str, Any]) -> None:
+def _refuse_rejected(name: Name, row: Mapping[str, Any]) -> None:
     """NegotiationFailed where somebody said no, perhaps after we had stopped waiting for it.
 
     The other side ends with what code it likes, or none: what it ends is a no, unless it was told by machine. A request
     that it did not take is none: that negotiation has no pid there.
     """
     taken = row.get("peer_pid") != ""
-    if row.get("state") == "TERMINATED" and taken and row.get("code") not in _NOBODYS_NO:
+    if row.get("state") == "TERMINATED" and taken and row.get("code") not in _NOT_REJECTED:
         raise NegotiationFailed(
             f"negotiation {row['id']} with {name.participant} was ended by somebody: "
             f"{row.get('reason') or 'without a reason'}; nothing new was asked for: that takes "
@@ -254,33 +254,33 @@ def _check_no(name: Name, row: Mapping[str, Any]) -> None:
         )
 
 
-def _last_negotiation(found: Found, offer: str, purpose: str) -> Generator[Call, Any, dict[str, Any] | None]:
+def _last_negotiation(found: CatalogDataset, offer: str, purpose: str) -> Generator[Call, Any, dict[str, Any] | None]:
     """Our negotiation for an offer that is open, else the newest, but for those that were for another purpose."""
-    rows = yield Call("GET", "/negotiations", _ours(found))
+    rows = yield Call("GET", "/negotiations", _list_query(found))
     mine = [dict(row) for row in rows if found.is_of(row) and row.get("offer_id", offer) == offer]
-    ended = (row for row in mine if not purpose or iri(row.get("purpose") or purpose) == purpose)
+    ended = (row for row in mine if not purpose or expand_purpose(row.get("purpose") or purpose) == purpose)
     return next((row for row in mine if row.get("state") in _OPEN), next(ended, None))
 
 
-def _ours(found: Found) -> dict[str, str]:
+def _list_query(found: CatalogDataset) -> dict[str, str]:
     """Which agreements and negotiations to list: nobody else can make that list so long that ours are not in it."""
     return {"role": "consumer", "counterparty": found.provider, "dataset": found.dataset_id}
 
 
-def _started(
-    found: Found, agreement: str, *, purpose: str, deadline: float, now: Callable[[], float]
-) -> Generator[Call, Any, Access]:
+def _start_transfer(
+    found: CatalogDataset, agreement: str, *, purpose: str, deadline: float, now: Callable[[], float]
+) -> Generator[Call, Any, TransferAccess]:
     """A started transfer under an agreement: one that is there for this purpose, or a new one."""
-    access = Access(found.name, found.dataset_id, agreement, "", purpose, found.provider)
+    access = TransferAccess(found.name, found.dataset_id, agreement, "", purpose, found.provider)
     rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
     for row in rows:
-        same = row.get("agreement_id") == agreement and iri(str(row.get("purpose") or "")) == purpose
+        same = row.get("agreement_id") == agreement and expand_purpose(str(row.get("purpose") or "")) == purpose
         same = same and not str(row.get("format", "")).endswith(_PUSH)  # nobody reads what the owner sends
         if same and row.get("state") == "STARTED":
             return replace(access, transfer_id=str(row["id"]))
     body = {"agreement_id": agreement, "format": FORMAT, **({"purpose": purpose} if purpose else {})}
     row = yield Call("POST", "/transfers", body=body, seconds=30)
-    row = yield from awaited("/transfers", row, "STARTED", deadline=deadline, now=now)
+    row = yield from poll_until("/transfers", row, "STARTED", deadline=deadline, now=now)
     if row["state"] == "STARTED":
         return replace(access, transfer_id=str(row["id"]))
     if row["state"] in _ENDED:
@@ -295,7 +295,7 @@ def _started(
     )
 
 
-def awaited(
+def poll_until(
     path: str, row: Mapping[str, Any], goal: str, *, deadline: float, now: Callable[[], float]
 ) -> Generator[Call, Any, dict[str, Any]]:
     """Long-poll a negotiation or transfer until it is at its goal, has ended, or time is up. Its last state."""
@@ -303,23 +303,23 @@ def awaited(
     while state.get("state") not in (goal, *_ENDED) and (left := deadline - now()) > 0:
         wait = min(left, _WAIT_SECONDS)
         query = {"wait": round(wait, 1), "until": goal}
-        state = yield Call("GET", f"{path}/{segment(str(state['id']))}", query, seconds=wait)
+        state = yield Call("GET", f"{path}/{quote_segment(str(state['id']))}", query, seconds=wait)
     if not state.get("state") or not state.get("id"):
         raise Broken(f"expected a process with id and state from {path}, got another form")
     return state
 
 
-def iri(purpose: str) -> str:
+def expand_purpose(purpose: str) -> str:
     """A purpose as the wire carries it: `dpv:ScientificResearch` in full, anything else as it is."""
     return DPV + purpose.removeprefix("dpv:") if purpose.startswith("dpv:") else purpose
 
 
-def segment(text: str) -> str:
+def quote_segment(text: str) -> str:
     """A value as one segment of a path."""
     return quote(text, safe="")
 
 
-def _offer(found: Found, wanted: str) -> str:
+def _choose_offer(found: CatalogDataset, wanted: str) -> str:
     """The id of the offer to ask for: the one named, or the only one."""
     offers = _offers(found.entry)
     if wanted and wanted not in offers:
@@ -332,15 +332,15 @@ def _offer(found: Found, wanted: str) -> str:
 
 
 def _offers(dataset: Mapping[str, Any]) -> list[str]:
-    return [str(entry["@id"]) for entry in _list(dataset.get("hasPolicy")) if isinstance(entry, dict)]
+    return [str(entry["@id"]) for entry in _as_list(dataset.get("hasPolicy")) if isinstance(entry, dict)]
 
 
-def _names(entry: Mapping[str, Any]) -> list[str]:
+def _names_of_entry(entry: Mapping[str, Any]) -> list[str]:
     """Every name that a catalog entry answers to: its id, and the last part of it."""
     identifier = str(entry.get("@id", ""))
     return [identifier, identifier.rpartition("/")[2].rpartition(":")[2]]
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """JSON-LD writes a single value without its brackets."""
     return value if isinstance(value, list) else [] if value is None else [value]

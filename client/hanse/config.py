@@ -13,7 +13,7 @@ DEFAULT_URL = "http://127.0.0.1:8081"
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class Connection:
     """An address and a token; `source` says where each came from, for people."""
 
     url: str
@@ -21,30 +21,30 @@ class Where:
     source: str
 
 
-def path() -> Path:
+def login_file() -> Path:
     """The file that `hanse login` keeps: HANSE_CONFIG, or hanse/client.json in the user's configuration directory."""
     if own := os.environ.get("HANSE_CONFIG"):
         return Path(own)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hanse" / "client.json"
 
 
-def found(*, url: str = "", token: str = "") -> Where:
+def find_connection(*, url: str = "", token: str = "") -> Connection:
     """The address and token in force. A kept token goes only to the address that it was kept for."""
-    kept = _kept()
+    kept = _read_login()
     where = url or os.environ.get("HANSE_URL", "") or kept.get("url", "") or DEFAULT_URL
     where = where.rstrip("/")
     if token:
-        return Where(where, token, "argument")
+        return Connection(where, token, "argument")
     if given := os.environ.get("HANSE_TOKEN", ""):
-        return Where(where, given, "HANSE_TOKEN")
+        return Connection(where, given, "HANSE_TOKEN")
     if kept.get("token") and kept.get("url", "").rstrip("/") == where:
-        return Where(where, kept["token"], str(path()))
-    return Where(where, "", "nowhere")
+        return Connection(where, kept["token"], str(login_file()))
+    return Connection(where, "", "nowhere")
 
 
 def keep(url: str, token: str) -> Path:
     """Keep an address and its token, readable by the user only."""
-    file = path()
+    file = login_file()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -60,14 +60,14 @@ def keep(url: str, token: str) -> Path:
 
 def forget() -> bool:
     """Remove what was kept. Whether there was anything."""
-    file = path()
+    file = login_file()
     there = file.exists()
     file.unlink(missing_ok=True)
     return there
 
 
-def _kept() -> dict[str, str]:
-    file = path()
+def _read_login() -> dict[str, str]:
+    file = login_file()
     try:
         text = file.read_text()
         if file.stat().st_mode & 0o077:

@@ -33,20 +33,20 @@ from typing import Any, Self
 from hanse._codes import read_code
 
 # Control characters except tab and line end, what turns the direction of writing, halves of letters.
-_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """What others wrote, for a terminal or a log: signs that command it are shown as their numbers. Lines may end as
     browsers send them."""
-    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+    return _CONTROL.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
 
 
 class HanseError(Exception):
     """Base of all."""
 
     def __init__(self, message: str, /, *, code: str = "", rule: str = "", **facts: Any) -> None:
-        super().__init__(harmless(message))
+        super().__init__(escape_control(message))
         self.code = code or type(self).__name__
         self.rule = rule
         self.facts = facts
@@ -159,10 +159,10 @@ _BY_END: Mapping[str, type[HanseError]] = {
     "refused": Refused,
     "error": StreamFailed,
 }
-_SAID = ("type", "title", "status", "code", "detail", "rule")
+_PROBLEM_FIELDS = ("type", "title", "status", "code", "detail", "rule")
 
 
-def of_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: bool = False) -> HanseError:
+def error_from_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: bool = False) -> HanseError:
     """The error in an RFC 9457 problem object; `where` names who said it. `ours`: our own connector, which may say any
     code; an owner may say those that owners have (`hanse._codes`)."""
     code, rule = str(problem.get("code", "")), str(problem.get("rule", ""))
@@ -170,11 +170,11 @@ def of_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: boo
     if not ours:
         code, detail = read_code(code, detail)
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Broken)
-    facts = {str(key): value for key, value in problem.items() if key not in _SAID}
+    facts = {str(key): value for key, value in problem.items() if key not in _PROBLEM_FIELDS}
     return kind(detail, code=code, rule=rule, **facts)
 
 
-def of_end(end: Mapping[str, Any], *, ours: bool = False) -> HanseError | None:
+def error_from_end(end: Mapping[str, Any], *, ours: bool = False) -> HanseError | None:
     """The error that a stream's end record reports; None where the stream is complete. `ours` as in `of_problem`."""
     status = str(end.get("status", ""))
     if status == "complete":

@@ -25,9 +25,18 @@ from hanse._digests import check_digest, check_record
 from hanse._transport.http_stream import HttpReply, Memory, allocate_lasting
 from hanse._transport.sockets import check_process
 from hanse.audit.read_receipts import LEFT, Receipt, Receipts
-from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
+from hanse.errors import (
+    BadInput,
+    Broken,
+    Conflict,
+    GroupsLeftOut,
+    HanseError,
+    StreamIncomplete,
+    error_from_end,
+    escape_control,
+)
 from hanse.options import require_extra
-from hanse.plan import Due
+from hanse.plan import DueBlocks
 from hanse.retry import Patience
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ class Stream:
         reopen: Reopen | None = None,
         patience: Patience | None = None,
         schema: pa.Schema | None = None,
-        due: Due | None = None,
+        due: DueBlocks | None = None,
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
         about: tuple[str, str] | None = None,
@@ -86,7 +95,7 @@ class Stream:
         self._due = due
         self._about = about
         self._table: pa.Table | None = None
-        self._started = self._closed = self._whole = False
+        self._started = self._closed = self._complete = False
         self._process = os.getpid()
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
@@ -102,31 +111,31 @@ class Stream:
         self._memory: Memory | None = None
         self._receipts = receipts
         self._receipt: Receipt | None = None
-        self._take(answer)
+        self._open(answer)
 
     def __repr__(self) -> str:
         """What a notebook shows: of which dataset, which columns, how far."""
         of = f" {self._about[0]}" if self._about else ""
         names = self.schema.names if self.schema is not None else []
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        told = "complete" if self._whole else "failed" if self.error else "closed" if self._closed else "open"
+        told = "complete" if self._complete else "failed" if self.error else "closed" if self._closed else "open"
         return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {told}, {self.rows:,} rows came>"
 
-    def _take(self, answer: HttpReply) -> None:
+    def _open(self, answer: HttpReply) -> None:
         """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and
         reads memory by it."""
         self._body = answer.body
         if self._memory is not None:
             self._body.use_memory(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
-        self._told_withheld = {"withheld": answer.headers.get("hanse-withheld")}  # before the end record says it
+        self._announced = {"withheld": answer.headers.get("hanse-withheld")}  # before the end record says it
         self._begin_receipt()
         self._rows_before = self.rows
         self._after = "" if self._from is None else self._from["cursor"]
         self._messages = CheckedBody(self._body)
         try:
             self._check_snapshot(answer.headers.get("hanse-snapshot", ""))
-            self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
+            self._reader = self._translate_errors(lambda: pa.ipc.open_stream(self._messages))
             if self.schema is None:
                 self.schema = self._reader.schema
             elif not self._reader.schema.equals(self.schema):
@@ -172,12 +181,12 @@ class Stream:
             raise BadInput("this stream was closed before it was read; open another one")
         self._started = True
         try:
-            while (batch := self._next_or_again()) is not None:
+            while (batch := self._next_with_retry()) is not None:
                 self.rows += batch.num_rows
                 if self._receipt is not None:
                     self._receipt.rows += batch.num_rows
                 yield batch
-            self._whole = True
+            self._complete = True
         except HanseError as error:
             self._end_receipt(error)
             self.error = error if self._about is None else error.about(*self._about)
@@ -185,44 +194,44 @@ class Stream:
         finally:
             self.close()
 
-    def _next_or_again(self) -> pa.RecordBatch | None:
+    def _next_with_retry(self) -> pa.RecordBatch | None:
         check_process(self._process)
         while not self._closed:  # else what had come already would be given or not, as it happens
             try:
                 batch = self._next()
-                if batch is None and self._asks_on():
+                if batch is None and self._request_more():
                     continue
             except HanseError as error:
                 if not self._closed:
-                    self._go_on(error)
+                    self._reopen_or_raise(error)
             else:
-                if self._patience.rest():
+                if self._patience.reset():
                     self._body.set_silence(self._patience.silence)
                 return batch
         raise BadInput("this stream was closed while it was read; open another one to go on")
 
-    def _asks_on(self) -> bool:
+    def _request_more(self) -> bool:
         """After a proper end: ask for what is due and was too much for one request. Whether there was any."""
-        if self._reopen is None or self._due is None or not self._due.more():
+        if self._reopen is None or self._due is None or not self._due.has_more():
             return False
         self._body.close()
         self._from, self.end = None, {}
-        self._take(self._reopen(None))
+        self._open(self._reopen(None))
         return True
 
-    def _go_on(self, error: HanseError) -> None:
+    def _reopen_or_raise(self, error: HanseError) -> None:
         """Connect anew and read on after the last batch, or raise what does not pass by waiting."""
         if self._reopen is None or (self.place is None and self.rows):
             raise error
         while True:
             self._body.close()
             self._end_receipt(error)
-            self._patience.bear(error)
+            self._patience.pause_or_raise(error)
             if self._closed:  # meanwhile: another attempt would be a read of its own
                 return
             try:
                 answer = self._reopen(self._from)
-                self._take(answer)
+                self._open(answer)
             except HanseError as again:
                 error = again
             else:
@@ -234,7 +243,7 @@ class Stream:
         while True:
             before = self._messages.digest.text()  # Arrow reads one batch at a time, and nothing ahead of it
             try:
-                batch, metadata = self._told(self._reader.read_next_batch_with_custom_metadata)
+                batch, metadata = self._translate_errors(self._reader.read_next_batch_with_custom_metadata)
             except StopIteration:
                 raise StreamIncomplete(
                     f"the stream stopped after {self.rows} rows without saying that it was complete: what came is not "
@@ -242,12 +251,12 @@ class Stream:
                     rows=self.rows,
                 ) from None
             if metadata is not None and END in metadata:
-                self._close_with(_end_record(metadata[END]), batch, before)
+                self._finish(_read_end_record(metadata[END]), batch, before)
                 return None
             if self._validate:
-                self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
+                self._translate_errors(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
             if batch.num_rows:
-                self.place = self._from = _place(metadata)
+                self.place = self._from = _read_place(metadata)
                 if self._due is not None:
                     self._due.take(self.place, batch.num_rows)
                 if self.place is not None and self.place["cursor"] == self._after:
@@ -258,13 +267,13 @@ class Stream:
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch
 
-    def _close_with(self, end: Mapping[str, Any], batch: pa.RecordBatch, digest: str) -> None:
+    def _finish(self, end: Mapping[str, Any], batch: pa.RecordBatch, digest: str) -> None:
         self.end, self.digest = end, digest
         self._end_receipt(record=end)
         check_digest(end, digest)  # before all else: whatever the end says, rows that are not the owner's are no rows
         if batch.num_rows:
             raise Broken(f"expected an end record without rows, got one with {batch.num_rows}")
-        if (error := of_end(end, ours=self._about is None)) is not None:
+        if (error := error_from_end(end, ours=self._about is None)) is not None:
             raise error
         came = self.rows - self._rows_before
         if type(end.get("rows")) is not int:
@@ -275,10 +284,10 @@ class Stream:
             )
         if self._due is not None:
             self._due.end()
-        if (said := _sentences(end)) and self._reopen is None:
+        if (said := _left_out_sentences(end)) and self._reopen is None:
             warnings.warn(f"{'. '.join(said)} (answer.complete is False)", GroupsLeftOut, stacklevel=2)
 
-    def _told(self, act: Callable[[], Any]) -> Any:
+    def _translate_errors(self, act: Callable[[], Any]) -> Any:
         """Arrow's own complaints as ours. What the wire raised comes through Arrow unchanged."""
         try:
             return act()
@@ -289,12 +298,12 @@ class Stream:
     def owners(self) -> list[dict[str, Any]]:
         """What each owner sent (a federated query's): participant, dataset, rows of data and
         of results, bytes, withheld. Reads to the end."""
-        return self._listed("owners", dict)
+        return self._read_list("owners", dict)
 
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
-        return self._listed("missing", dict)
+        return self._read_list("missing", dict)
 
     @property
     def complete(self) -> bool:
@@ -313,20 +322,20 @@ class Stream:
         gave none. Reads to the end."""
         if not self.end:
             self.to_arrow()
-        return _withheld(self.end)
+        return _strongest_withheld(self.end)
 
     @property
     def left_out(self) -> list[str]:
         """Which groups are left out at which owners, in sentences; empty where nothing is. Reads to the end."""
-        self._listed("left_out", str)
-        return _sentences(self.end)
+        self._read_list("left_out", str)
+        return _left_out_sentences(self.end)
 
     @property
     def policy(self) -> list[str]:
         """Which rules shaped the answer, in words. Reads to the end."""
-        return self._listed("policy", str)
+        return self._read_list("policy", str)
 
-    def _listed(self, name: str, kind: type) -> list[Any]:
+    def _read_list(self, name: str, kind: type) -> list[Any]:
         if not self.end:
             self.to_arrow()
         found = self.end.get(name, [])
@@ -350,10 +359,10 @@ class Stream:
     def notes(self) -> dict[str, str]:
         """What a file of these rows should say of them in its metadata, as far as it is known by now: whether groups
         are left out. Empty where none is."""
-        end = self.end or self._told_withheld
-        if not (said := _sentences(end)):
+        end = self.end or self._announced
+        if not (said := _left_out_sentences(end)):
             return {}
-        return {"hanse.withheld": _withheld(end), "hanse.left_out": ". ".join(said)}
+        return {"hanse.withheld": _strongest_withheld(end), "hanse.left_out": ". ".join(said)}
 
     def to_reader(self) -> pa.RecordBatchReader:
         """A reader for libraries that take one; constant memory."""
@@ -365,10 +374,10 @@ class Stream:
             import pandas  # noqa: F401  # Arrow makes the frame
 
         table = self.to_arrow()
-        columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
+        columns = (_pandas_values(column) for batch in table.to_batches() for column in batch.columns)
         refuse_oversized(filter(_is_object, columns), arrays=True, together=True)
         with name_failing_column(
-            zip(table.column_names, table.columns, strict=True), lambda one: _overflow(one, options)
+            zip(table.column_names, table.columns, strict=True), lambda one: _raise_overflow(one, options)
         ):
             return table.to_pandas(**options)
 
@@ -405,7 +414,7 @@ class Stream:
         self.close()
 
 
-def withheld_of(told: Mapping[str, Any]) -> str:
+def read_withheld(told: Mapping[str, Any]) -> str:
     """What an end record, or its part about an owner, says of groups that are left out. Earlier versions say true or
     false, and the notes of their policies tell of groups; what is unknown counts as `possibly`."""
     said = told.get("withheld")
@@ -416,23 +425,23 @@ def withheld_of(told: Mapping[str, Any]) -> str:
     return said if isinstance(said, str) and said in _WITHHELD else _WITHHELD[1]
 
 
-def _withheld(end: Mapping[str, Any]) -> str:
+def _strongest_withheld(end: Mapping[str, Any]) -> str:
     """The strongest of what an end record says of the answer and of each owner."""
     owners = end.get("owners")
     each = [one for one in owners if isinstance(one, dict)] if isinstance(owners, list) else []
-    return max((withheld_of(one) for one in (end, *each)), key=_WITHHELD.index)
+    return max((read_withheld(one) for one in (end, *each)), key=_WITHHELD.index)
 
 
-def _sentences(end: Mapping[str, Any]) -> list[str]:
+def _left_out_sentences(end: Mapping[str, Any]) -> list[str]:
     """What an end record says of groups that are left out; a sentence of ours where it has none."""
-    if _withheld(end) == _WITHHELD[0]:
+    if _strongest_withheld(end) == _WITHHELD[0]:
         return []
     told = end.get("left_out")
-    said = [harmless(one[:1000]) for one in told if isinstance(one, str)] if isinstance(told, list) else []
+    said = [escape_control(one[:1000]) for one in told if isinstance(one, str)] if isinstance(told, list) else []
     return said or [_LEFT_OUT]
 
 
-def check_whole(file: Any) -> None:
+def check_file(file: Any) -> None:
     """Read a whole stream that was kept in a file. DigestMismatch where its end record names another digest than that
     of the bytes before it, Broken for what is no Arrow stream, StreamIncomplete where it has no end record."""
     messages = CheckedBody(file)
@@ -442,14 +451,14 @@ def check_whole(file: Any) -> None:
                 before = messages.digest.text()
                 _, metadata = reader.read_next_batch_with_custom_metadata()
                 if metadata is not None and END in metadata:
-                    return check_digest(_end_record(metadata[END]), before)
+                    return check_digest(_read_end_record(metadata[END]), before)
     except StopIteration:
         raise StreamIncomplete("expected a stream with an end record, got one without; fetch it again") from None
     except (pa.ArrowException, EOFError, OSError) as error:
         raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
 
 
-def _made(column: pa.Array) -> pa.Array:
+def _pandas_values(column: pa.Array) -> pa.Array:
     """The values that pandas makes: of a dictionary each once, named by its place."""
     return column.dictionary if pa.types.is_dictionary(column.type) else column
 
@@ -459,7 +468,7 @@ def _is_object(column: pa.Array) -> bool:
     return not pa.types.is_primitive(column.type)
 
 
-def _overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
+def _raise_overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
     """Raise what pandas has no form for: days and moments. What else fails is not of the column, but of the options."""
     try:
         column.to_pandas(**{**options, "self_destruct": False})
@@ -469,7 +478,7 @@ def _overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
             raise
 
 
-def _place(metadata: Any) -> Mapping[str, Any] | None:
+def _read_place(metadata: Any) -> Mapping[str, Any] | None:
     text = None if metadata is None else metadata.get(AT)
     if text is None:
         return None
@@ -485,7 +494,7 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
     return place
 
 
-def _end_record(text: bytes) -> Mapping[str, Any]:
+def _read_end_record(text: bytes) -> Mapping[str, Any]:
     check_record(text)
     try:
         end = json.loads(text)

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from hanse import client, errors
 from hanse._transport.api import post_small
-from hanse.agreement import DPV, Access, Name
+from hanse.agreement import DPV, Name, TransferAccess
 from hanse.client import Dataset, Space
-from hanse.plan import Block, Plan
+from hanse.plan import Plan, PlanBlock
 from hanse.retry import Patience
 
 from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, dripping, ipc
@@ -50,7 +50,7 @@ def started(served: Connector, space: Space, **address: Any) -> Dataset:
         **address,
     }
     served.routes["GET", "/data/v1"] = chunked(STREAM)
-    return Dataset(space, Access(Name("north", "flights"), "urn:hanse:north:flights", "agr", "trf", RESEARCH))
+    return Dataset(space, TransferAccess(Name("north", "flights"), "urn:hanse:north:flights", "agr", "trf", RESEARCH))
 
 
 def test_every_call_carries_the_token_and_only_given_parameters(served: Connector, space: Space) -> None:
@@ -137,7 +137,7 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
 
 
 def test_an_owner_whose_ids_say_another_name_goes_by_its_identifier_in_sql(space: Space) -> None:
-    access = Access(Name("shop", "air"), "urn:hanse:north:air", "a", "t", "", "did:web:shop.example")
+    access = TransferAccess(Name("shop", "air"), "urn:hanse:north:air", "a", "t", "", "did:web:shop.example")
     assert Dataset(space, access).sql_name == '"did:web:shop.example"."air"'
 
 
@@ -183,7 +183,7 @@ def test_a_stream_that_breaks_in_a_block_that_nobody_asked_for_is_not_gone_on_wi
     served: Connector, space: Space
 ) -> None:
     dataset = started(served, space)
-    plan = Plan("v1/2", "p", SCHEMA, (Block(3, 48),), 3, exact=True)
+    plan = Plan("v1/2", "p", SCHEMA, (PlanBlock(3, 48),), 3, exact=True)
     place = {"hanse.at": json.dumps({"block": 7, "cursor": "c"})}
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:

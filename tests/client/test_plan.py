@@ -66,6 +66,6 @@ def test_an_answer_of_too_many_values_is_not_taken_apart(
     with connector({("POST", "/"): answer, ("GET", "/self"): answer}) as served:
         text = "more than 1000 values" if status == 200 else "status 500"  # its bytes are too few for as many
         with pytest.raises(HanseError, match=text):
-            api.ask_at(served.url, "t", {}, seconds=5)
+            api.post_small(served.url, "t", {}, seconds=5)
         with pytest.raises(HanseError, match="more than 1000 values"):
             api.Api(served.url, "t").get("/self")

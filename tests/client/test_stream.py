@@ -467,7 +467,7 @@ def test_a_stream_that_is_closed_gives_nothing_though_it_has_come() -> None:
 def test_a_stream_that_is_closed_before_it_is_there_again_asks_no_more() -> None:
     asked = []
 
-    def again(_: Any) -> http_stream.Answer:
+    def again(_: Any) -> http_stream.HttpReply:
         asked.append(stream.close())
         raise errors.Unreachable("no connection")
 

@@ -16,7 +16,7 @@ from hanse._transport import http_stream
 from hanse._transport.http_stream import HttpRequest
 from hanse._transport.sockets import SLOWEST, is_trust_renewed, load_trust, untrusted_error
 from hanse.agreement import Call
-from hanse.errors import BadInput, Broken, Unreachable, of_problem
+from hanse.errors import BadInput, Broken, Unreachable, error_from_problem
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_MAX = 64 * 2**20
@@ -137,7 +137,7 @@ class Api:
             with closing(self._send(call, timeout)) as answer:
                 if answer.status_code >= 300:
                     problem = _problem(answer, self.url, seconds=seconds)
-                    raise of_problem(answer.status_code, problem, where=self.url, ours=True)
+                    raise error_from_problem(answer.status_code, problem, where=self.url, ours=True)
                 if http_stream.is_compressed(coding := answer.headers.get("content-encoding", "")):
                     raise Broken(
                         f"expected an uncompressed answer from {self.url}, got {coding[:30]}; "

@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from hanse._transport.cancellation import Waits
 from hanse._transport.sockets import Plain, Tls, is_trust_renewed, load_trust, untrusted_error
-from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
-from hanse.retry import seconds_of
+from hanse.errors import BadInput, Broken, HanseError, Unreachable, error_from_problem
+from hanse.retry import check_seconds
 
 ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
@@ -58,7 +58,7 @@ class HttpRequest:
 
     def __post_init__(self) -> None:
         most = threading.TIMEOUT_MAX  # the longest wait of the system: 292 years
-        if not 0 < seconds_of("idle_seconds", self.idle_seconds) <= most:
+        if not 0 < check_seconds("idle_seconds", self.idle_seconds) <= most:
             raise BadInput(f"expected idle_seconds above 0 and at most {most:.0f}, got {self.idle_seconds}")
 
     @property
@@ -441,7 +441,7 @@ def _problem_error(wire: Wire, status: int, headers: Mapping[str, str], *, ours:
     if not isinstance(problem, dict):  # from a proxy, whose only hint is its header
         delay = headers.get("retry-after", "")
         problem = {"retry_after": int(delay)} if delay.isascii() and delay.isdecimal() and len(delay) < 10 else {}
-    return of_problem(status, problem, where=wire.where, ours=ours)
+    return error_from_problem(status, problem, where=wire.where, ours=ours)
 
 
 def _read_small(wire: Wire, headers: Mapping[str, str], most: int) -> bytes:

@@ -26,7 +26,7 @@ from typing import Any
 
 from hanse._transport.api import Api
 from hanse.errors import Broken, HanseError, NotFound
-from hanse.retry import passes
+from hanse.retry import is_temporary
 
 LEFT = "left"  # code of a read that its reader ended himself
 _WAITING_MAX = 4096  # of some 700 bytes each
@@ -228,7 +228,7 @@ class _Teller:
             except NotFound:  # an older one, which takes none
                 _without.add(url)
             except Exception as error:  # noqa: BLE001  whatever it is, no reader is to hear of it
-                passing = isinstance(error, HanseError) and passes(error)
+                passing = isinstance(error, HanseError) and is_temporary(error)
                 if not passing or not pause or self._leaving.is_set():
                     self._until = 0.0
                     self._warn(str(error) if isinstance(error, HanseError) else type(error).__name__)

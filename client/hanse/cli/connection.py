@@ -11,7 +11,7 @@ from hanse.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from hanse.client import Space
-    from hanse.config import Where
+    from hanse.config import Connection
 
 
 _PAGE, _ROWS_MAX = 100, 10_000
@@ -30,10 +30,10 @@ class Given:
 GIVEN = Given()
 
 
-def where() -> Where:
-    from hanse.config import found
+def where() -> Connection:
+    from hanse.config import find_connection
 
-    return found(url=GIVEN.url, token=GIVEN.token)
+    return find_connection(url=GIVEN.url, token=GIVEN.token)
 
 
 def space() -> Space:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import Call, segment
+from hanse.agreement import Call, quote_segment
 from hanse.cli.connection import listed, space
 from hanse.cli.output import (
     EXIT,
@@ -107,7 +107,7 @@ def list_(as_json: AsJson = False) -> None:
 @commands.command()
 def show(name: Name, as_json: AsJson = False) -> None:
     """One dataset, with its columns."""
-    row = space().api.get(f"/datasets/{segment(name)}")
+    row = space().api.get(f"/datasets/{quote_segment(name)}")
     print_one(row, _FIELDS, as_json=as_json)
     if as_json:
         return
@@ -130,7 +130,7 @@ def update(
     It is held against every offer and agreement first; what does not fit is named, and refused unless accepted.
     """
     row = _registered(
-        name, f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
+        name, f"/datasets/{quote_segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
     )
     print_one(row, _FIELDS, as_json=as_json)
     if row.get("report") and not as_json:
@@ -153,7 +153,7 @@ def preview(
     The rows pass the same gate as its own reads would, and the look is recorded as a read of yours.
     """
     asked = {"as": participant, "offer": offer, "purpose": purpose, "action": action}
-    found = space().api.get(f"/datasets/{segment(name)}/preview", **asked)
+    found = space().api.get(f"/datasets/{quote_segment(name)}/preview", **asked)
     if as_json:
         print_json(found)
     else:
@@ -181,7 +181,7 @@ def _print_preview(found: dict[str, Any]) -> None:
 @commands.command()
 def remove(name: Name) -> None:
     """Remove a dataset that has no offers and no agreements. Your files stay."""
-    space().api.delete(f"/datasets/{segment(name)}")
+    space().api.delete(f"/datasets/{quote_segment(name)}")
     say(f"{name} is removed; its files were not touched")
 
 
@@ -205,7 +205,7 @@ def _registered(name: str, path: str, body: dict[str, Any]) -> Any:
 
 
 def _registration(name: str) -> str:
-    return f"/registrations/{segment(name)}"
+    return f"/registrations/{quote_segment(name)}"
 
 
 def _files(paths: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import segment
+from hanse.agreement import quote_segment
 from hanse.cli.connection import space
 from hanse.cli.output import AsJson, at, print_json, print_rows, say
 
@@ -22,7 +22,7 @@ def list_(
 ) -> None:
     """What is due or overdue; with an agreement, everything that it asks."""
     if agreement:
-        rows = space().api.get(f"/agreements/{segment(agreement)}/duties")
+        rows = space().api.get(f"/agreements/{quote_segment(agreement)}/duties")
         print_rows(rows, {**_COLUMNS, "evidence": _evidence}, as_json=as_json)
         return
     print_rows(space().api.get("/duties"), {"agreement": "agreement", "as": "role", **_COLUMNS}, as_json=as_json)
@@ -36,7 +36,7 @@ def done(
     as_json: AsJson = False,
 ) -> None:
     """Record that a duty was fulfilled. A consumer's record is told to the provider, whose word unlocks data."""
-    made = space().api.post(f"/agreements/{segment(agreement)}/duties", {"path": path, "evidence": evidence})
+    made = space().api.post(f"/agreements/{quote_segment(agreement)}/duties", {"path": path, "evidence": evidence})
     if as_json:
         print_json(made)
         return

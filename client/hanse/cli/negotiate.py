@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from hanse.agreement import DPV, segment
+from hanse.agreement import DPV, quote_segment
 from hanse.cli.connection import listed, space
 from hanse.cli.output import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
 from hanse.errors import HanseError
@@ -94,7 +94,7 @@ def agreements(
     """Agreements that were signed, or one of them in plain words, with the columns that we may read under it."""
     api = space().api
     if agreement:
-        row = api.get(f"/agreements/{segment(agreement)}")
+        row = api.get(f"/agreements/{quote_segment(agreement)}")
         if row["role"] == "consumer" and row["state"] == "active":
             row = {**row, **_allowed(api, agreement)}
         fields: dict[str, Any] = {"id": "id", "dataset": "dataset", "provider": "provider", "consumer": "consumer"}
@@ -114,7 +114,7 @@ def agreements(
 def _allowed(api: Api, agreement: str) -> dict[str, Any]:
     """What its owner lets us read; nothing, and a word why, where it cannot be asked now."""
     try:
-        return {"allows": api.get(f"/agreements/{segment(agreement)}/contract")}
+        return {"allows": api.get(f"/agreements/{quote_segment(agreement)}/contract")}
     except HanseError as error:
         say(f"its columns are not known now: {error}")
         return {}
@@ -162,7 +162,7 @@ def revoke(
 ) -> None:
     """End an agreement now: running streams stop, no new ones start."""
     started = time.monotonic()
-    row = space().api.post(f"/agreements/{segment(agreement)}/revoke", {"reason": reason})
+    row = space().api.post(f"/agreements/{quote_segment(agreement)}/revoke", {"reason": reason})
     if as_json:
         print_json(row or {"id": agreement})
         return
@@ -206,7 +206,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Say yes: agree as provider, accept an offer or verify an agreement as consumer."""
-    row = space().api.post(f"/negotiations/{segment(negotiation)}/approve", {})
+    row = space().api.post(f"/negotiations/{quote_segment(negotiation)}/approve", {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
     if row.get("pending") and not as_json:
         say("your yes is on its way: the state moves on when the other side has it; see with `hanse negotiations`")
@@ -218,7 +218,7 @@ def reject(
     as_json: AsJson = False,
 ) -> None:
     """Say no: the negotiation ends, and the other side is told why."""
-    row = space().api.post(f"/negotiations/{segment(negotiation)}/terminate", {"reason": reason} if reason else {})
+    row = space().api.post(f"/negotiations/{quote_segment(negotiation)}/terminate", {"reason": reason} if reason else {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import segment
+from hanse.agreement import quote_segment
 from hanse.cli.connection import listed, space
 from hanse.cli.output import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
 from hanse.cli.policy import document, print_problems, print_withheld
@@ -91,7 +91,7 @@ def _in_force(row: Mapping[str, Any]) -> str:
 @commands.command()
 def show(offer: OfferId, as_json: AsJson = False) -> None:
     """One offer in plain words, and who enforces what."""
-    row = space().api.get(f"/offers/{segment(offer)}")
+    row = space().api.get(f"/offers/{quote_segment(offer)}")
     if as_json:
         print_json(row)
         return
@@ -103,7 +103,7 @@ def show(offer: OfferId, as_json: AsJson = False) -> None:
 @commands.command()
 def withdraw(offer: OfferId) -> None:
     """Take an offer back. Agreements that were made under it stay."""
-    space().api.delete(f"/offers/{segment(offer)}")
+    space().api.delete(f"/offers/{quote_segment(offer)}")
     say(f"{offer} is withdrawn; agreements made under it stay until you revoke them (`hanse agreements`)")
     say(_SEEN)
 

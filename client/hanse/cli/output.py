@@ -41,7 +41,7 @@ from hanse.errors import (
     Unauthenticated,
     Unreachable,
     Unverified,
-    harmless,
+    escape_control,
 )
 
 EXIT = {
@@ -85,7 +85,7 @@ class _Console(Console):
     """One whose terminal obeys nobody else."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(harmless(text), **how)
+        return super().render_str(escape_control(text), **how)
 
 
 def console(*, err: bool = False) -> Console:

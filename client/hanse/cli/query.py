@@ -395,9 +395,9 @@ _WITHHELD = {"nothing": "nothing", "possibly": "possibly some", "some": "some"}
 
 
 def _withheld(row: dict[str, Any]) -> str:
-    from hanse.stream import withheld_of
+    from hanse.stream import read_withheld
 
-    return withheld_of(row)
+    return read_withheld(row)
 
 
 _OWNERS: dict[str, Any] = {

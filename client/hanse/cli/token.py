@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import segment
+from hanse.agreement import quote_segment
 from hanse.cli.connection import space
 from hanse.cli.output import AsJson, at, console, moment, print_json, print_rows, say
 
@@ -51,5 +51,5 @@ def _ends(row: Mapping[str, Any]) -> str:
 @commands.command()
 def end(name: Name) -> None:
     """End a token at once."""
-    space().api.delete(f"/tokens/{segment(name)}")
+    space().api.delete(f"/tokens/{quote_segment(name)}")
     say(f"the token {name} is ended")

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanse.agreement import FORMAT, awaited, iri, segment
+from hanse.agreement import FORMAT, expand_purpose, poll_until, quote_segment
 from hanse.cli.connection import space
 from hanse.cli.output import AsJson, at, meanwhile, print_one, progress, say, size, whole
 from hanse.errors import BadInput, Refused
@@ -43,10 +43,10 @@ def start(
 ) -> None:
     """Start a transfer under an agreement. A push is waited for until all of it has come."""
     connected, pushed = space(), form.endswith("-PUSH")
-    row = connected.api.post("/transfers", {"agreement_id": agreement, "format": form, "purpose": iri(purpose)})
+    row = connected.api.post("/transfers", {"agreement_id": agreement, "format": form, "purpose": expand_purpose(purpose)})
     goal, deadline = "COMPLETED" if pushed else "STARTED", time.monotonic() + wait
     with _coming(connected, row["id"]):
-        row = connected.drive(awaited("/transfers", row, goal, deadline=deadline, now=time.monotonic))
+        row = connected.drive(poll_until("/transfers", row, goal, deadline=deadline, now=time.monotonic))
     if row["state"] == "TERMINATED":
         raise Refused(
             f"the transfer ended: {row.get('reason') or 'no reason given'}", code=str(row.get("code") or "ended")
@@ -61,7 +61,7 @@ def start(
 @commands.command()
 def show(transfer: Id, as_json: AsJson = False) -> None:
     """One transfer, with what was received under it."""
-    print_one(space().api.get(f"/transfers/{segment(transfer)}"), _FIELDS, as_json=as_json)
+    print_one(space().api.get(f"/transfers/{quote_segment(transfer)}"), _FIELDS, as_json=as_json)
 
 
 @commands.command()
@@ -76,30 +76,30 @@ def receive(
         raise BadInput(f"{output} is there already; take another name or --force")
     connected, written = space(), 0
     with whole(output) as file, progress(f"fetching {output}", of="bytes") as advance:
-        for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
+        for block, _ in connected.api.blocks(f"/transfers/{quote_segment(transfer)}/received"):
             written += file.write(block)
             advance(len(block))
-        _check(file, whole=bool(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("whole")))
+        _check(file, whole=bool(_got(connected.api.get(f"/transfers/{quote_segment(transfer)}")).get("whole")))
     if then_remove:
-        connected.api.delete(f"/transfers/{segment(transfer)}/received")
+        connected.api.delete(f"/transfers/{quote_segment(transfer)}/received")
     say(f"{output}: {size(written)}")
 
 
 def _check(file: IO[bytes], *, whole: bool) -> None:
     """Raise DigestMismatch where a fetched stream that was whole is not what its owner sent. A stream without an end
     record names no digest, and a pipe cannot be read again."""
-    from hanse.stream import check_whole
+    from hanse.stream import check_file
 
     file.flush()
     if whole and Path(str(file.name)).is_file():
         with open(file.name, "rb") as again:
-            check_whole(again)
+            check_file(again)
 
 
 @commands.command()
 def remove(transfer: Id) -> None:
     """Remove what was pushed to your connector; it has to be ordered again."""
-    space().api.delete(f"/transfers/{segment(transfer)}/received")
+    space().api.delete(f"/transfers/{quote_segment(transfer)}/received")
     say(f"what was received under {transfer} is removed")
 
 
@@ -110,7 +110,7 @@ def _coming(connected: Space, transfer: str) -> Iterator[None]:
 
     def look() -> None:
         nonlocal seen
-        now = int(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("bytes") or 0)
+        now = int(_got(connected.api.get(f"/transfers/{quote_segment(transfer)}")).get("bytes") or 0)
         advance(now - seen)
         seen = now
 

@@ -32,7 +32,7 @@ from hanse.loaders.epoch_order import check_count, read_place
 from hanse.loaders.loader import Loader
 from hanse.loaders.torch.worker import end_with_loop, keep_error_facts, raise_unpicklable
 from hanse.options import unfit_error
-from hanse.plan import Plan, parted
+from hanse.plan import Plan, split_blocks
 from hanse.retry import SECONDS
 
 
@@ -150,7 +150,7 @@ class _BlockExamples(ExamplesIterable):  # type: ignore[misc]  # datasets is not
         blocks = self.kwargs["blocks"]
         if not contiguous:
             return self._with_blocks(blocks[index::num_shards])
-        runs = parted(len(blocks), num_shards)
+        runs = split_blocks(len(blocks), num_shards)
         return self._with_blocks([blocks[number] for number in runs[index]] if index < len(runs) else [])
 
     def reshard_data_sources(self) -> _BlockExamples:

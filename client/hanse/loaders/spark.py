@@ -23,7 +23,7 @@ from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 from hanse.client import Dataset
 from hanse.loaders.epoch_order import check_count
 from hanse.options import unfit_error
-from hanse.plan import Plan, parted
+from hanse.plan import Plan, split_blocks
 from hanse.retry import SECONDS
 
 
@@ -42,7 +42,7 @@ class Reader(DataSourceReader):  # type: ignore[misc]
 
     def partitions(self) -> Sequence[InputPartition]:
         """Return the partitions; a plan without blocks has an empty one, because Spark would add one of its own."""
-        return [BlockPartition(blocks) for blocks in parted(len(self._plan.blocks), self._partitions) or [()]]
+        return [BlockPartition(blocks) for blocks in split_blocks(len(self._plan.blocks), self._partitions) or [()]]
 
     def read(self, partition: Any) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a partition. Spark repeats a failed task, and gets the same rows."""

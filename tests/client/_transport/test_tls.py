@@ -17,7 +17,7 @@ from hanse import errors
 from hanse._transport import http_stream, sockets
 from hanse._transport.api import Api, post_small
 from hanse._transport.http_stream import HttpRequest
-from hanse.retry import passes
+from hanse.retry import is_temporary
 from hanse.stream import Stream
 
 from tests.client.support import batch, chunked, complete, ipc, listening
@@ -76,7 +76,7 @@ def test_an_owner_that_nobody_vouches_for_is_refused_and_not_asked_again(ask: st
         pytest.raises(errors.Unreachable, match=r"no trusted connection to .*\(self-signed certificate\)") as caught,
     ):
         ASK[ask](url)
-    assert (caught.value.code, passes(caught.value)) == ("certificate_untrusted", False)
+    assert (caught.value.code, is_temporary(caught.value)) == ("certificate_untrusted", False)
 
 
 def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

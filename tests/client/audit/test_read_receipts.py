@@ -19,7 +19,7 @@ import hanse
 import pytest
 import xxhash
 from hanse import errors
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.audit import read_receipts
 from hanse.audit.read_receipts import Receipts
 from hanse.client import Dataset, Space
@@ -71,7 +71,7 @@ def air(served: Connector) -> Iterator[Dataset]:
 
 
 def dataset(space: Space) -> Dataset:
-    return Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+    return Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
 
 
 def told(served: Connector, number: int = 1) -> list[dict[str, Any]]:

@@ -186,7 +186,7 @@ def test_editors_know_each_option_of_a_loader() -> None:
     ("wrong", "said"),
     [
         ({"part": 2, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; got 2"),
-        ({"part": -1, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came -1"),
+        ({"part": -1, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; got -1"),
         ({"part": 0, "parts": 0}, "expected parts to be at least 1, got 0"),
         ({"part": True, "parts": 2}, "expected part to be a whole number, got True"),
     ],
@@ -218,7 +218,7 @@ def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
 @pytest.mark.parametrize("name", ["seed", "epoch"])
 def test_a_number_that_is_too_large_for_an_order_is_refused(numbers: Dataset, name: str) -> None:
     for wrong in (2**63, -(2**63), 10**5000):
-        with pytest.raises(BadInput, match=f"expected {name} from .* came a number of {wrong.bit_length()} bits"):
+        with pytest.raises(BadInput, match=f"expected {name} from .* got a number of {wrong.bit_length()} bits"):
             numbers.loader(**{name: wrong})
     assert numbers.loader(**{name: 2**63 - 1}).rows == ROWS
 
@@ -835,7 +835,7 @@ def test_what_another_process_has_begun_to_read_is_refused_before_any_row(number
             os._exit(0)
     try:
         assert ours.poll(30)
-        assert f"in process {os.getpid()}, which began to read" in str(ours.recv())
+        assert f"in process {os.getpid()}, which opened the stream" in str(ours.recv())
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -79,7 +79,7 @@ def compressed() -> Iterator[bytes]:
 def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
     monkeypatch: pytest.MonkeyPatch, made: Any, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(row_slices, "_LOOSE", SMALL)
+    monkeypatch.setattr(row_slices, "_SLACK_BYTES", SMALL)
     most = 0
 
     def seen(batch: pa.RecordBatch, look: Any = row_slices.kept_bytes) -> int:
@@ -142,7 +142,7 @@ def large(kind: pa.DataType) -> pa.RecordBatch:
 @pytest.mark.parametrize("kind", [pa.binary(), pa.string()], ids=str)
 def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_its_column(kind: pa.DataType) -> None:
     batch = large(kind)
-    said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
+    said = f"in column image of a batch than {kind} can hold.*got 2 rows.*smaller batch_size or window"
     with pytest.raises(BadInput, match=said):
         row_slices.join_batches([batch, batch])
     with pytest.raises(BadInput, match=said):
@@ -170,7 +170,7 @@ def test_columns_that_no_window_can_mix_are_refused_before_any_row_is_read(kind:
     schema = pa.schema([("n", pa.int64()), ("strange", kind), ("string_view", pa.list_view(pa.string()))])
     with owned(None, schema=schema, rows=[2]) as dataset:
         dataset.loader(seed=1)
-        with pytest.raises(BadInput, match=r"permuted beside window, got views or run ends in \['strange'\]"):
+        with pytest.raises(BadInput, match=r"permuted with window, got views or run ends in \['strange'\]"):
             dataset.loader(seed=1, window=2)
     with owned(None, schema=schema.remove(1), rows=[2]) as dataset:
         dataset.loader(seed=1, window=2)

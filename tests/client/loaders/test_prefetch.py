@@ -14,7 +14,7 @@ import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
 from hanse.loaders import prefetch
 from hanse.loaders.prefetch import read_ahead
-from hanse.retry import Patience, passes
+from hanse.retry import Patience, is_temporary
 
 
 class Source:
@@ -180,7 +180,7 @@ def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nby
     ids=str,
 )
 def test_only_what_passes_by_itself_is_waited_for(error: HanseError, expected: bool) -> None:
-    assert passes(error) is expected
+    assert is_temporary(error) is expected
 
 
 def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row() -> None:
@@ -193,20 +193,20 @@ def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row
 
     patience = Patience(10, sleep=sleep, now=lambda: clock[0])
     for _ in range(3):
-        patience.bear(Unreachable("down"))
-    patience.rest()
+        patience.pause_or_raise(Unreachable("down"))
+    patience.reset()
     began = clock[0]
     with pytest.raises(Unreachable):
         _bear_for_ever(patience)
     assert 10 <= clock[0] - began < 16
     assert slept[3] < 0.06
     with pytest.raises(AccessRevoked):
-        Patience(10, sleep=sleep).bear(AccessRevoked("over"))
+        Patience(10, sleep=sleep).pause_or_raise(AccessRevoked("over"))
 
 
 def _bear_for_ever(patience: Patience) -> None:
     while True:
-        patience.bear(Unreachable("down"))
+        patience.pause_or_raise(Unreachable("down"))
 
 
 LEAVING = """

@@ -32,7 +32,7 @@ def put(shared: Arena, text: bytes, *, parts: int = 1) -> tuple[Any, Any]:
     assert found is not None
     assert found[1] == 0
     for _ in range(parts):
-        shared.sent(found[0])
+        shared.count_sent(found[0])
     return found[0], room
 
 
