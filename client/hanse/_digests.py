@@ -46,8 +46,7 @@ def check_digest(end: Mapping[str, Any], computed: str) -> None:
 
 
 def check_record(text: bytes) -> None:
-    """Raise DigestMismatch where an end record is not the one that was written. One of an older owner has no digest of
-    its own text."""
+    """Compare an end record with its own digest; older owners send none. Raises: DigestMismatch."""
     record, found, rest = text.strip().rpartition(_OF_RECORD)
     if found and rest != f'{_ALGORITHM}:{xxhash.xxh3_128_hexdigest(record)}"}}'.encode():
         raise DigestMismatch(
