@@ -156,7 +156,7 @@ def find(name: Name) -> Generator[Call, Any, CatalogDataset]:
         NotFound: there is no such dataset; the message lists others.
         BadInput: several ids end in the name; the message lists them.
     """
-    query = {"participant": name.participant, "dataset": name.dataset}  # a catalog may have more datasets than one answer lists
+    query = {"participant": name.participant, "dataset": name.dataset}  # one answer may not list all datasets
     catalog = yield Call("GET", "/catalog", query, seconds=30)
     provider = catalog.get("participantId")
     if not isinstance(provider, str) or not provider:
@@ -197,7 +197,7 @@ def negotiate(
 ) -> Generator[Call, Any, str]:
     """Negotiate for a dataset until it is FINALIZED; return the agreement's id. An open negotiation is resumed.
 
-    `tried`: agreements that were dataset before. Any other was concluded since, by a negotiation that ended meanwhile.
+    `tried`: agreements that were found before. Any other was concluded since, by a negotiation that ended meanwhile.
     `again`: begin a new negotiation after a rejection.
 
     Raises:

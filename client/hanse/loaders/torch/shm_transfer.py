@@ -1,9 +1,9 @@
-"""A batch on its way from a DataLoader's worker to the training loop, in memory that both have.
+"""Transfer of batches from a DataLoader's worker to the training loop, in shared memory.
 
-PyTorch sends each tensor as a file of its own, and all else through a pipe: a batch costs more on this way than on the
-network. What nobody has changed stays where it was received, if that is memory of ours (`Arena`), and the loop is told
-where; else the worker puts it together in such memory (`Layout`), and tells the same. Of a dict that somebody has made,
-the tensors go as one piece (`Columns`).
+PyTorch sends each tensor as a file of its own, and everything else through a pipe: a batch costs more on this path than
+on the network. An unchanged batch stays where it was received, if that is shared memory (`Arena`), and the loop gets
+its place; otherwise the worker joins it in such memory (`Layout`). The tensors of a dict that user code made are sent
+as one piece (`TensorColumns`).
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from hanse.loaders.torch.shm_layout import (
 )
 from hanse.loaders.torch.tensors import tensors
 
-_JOINED_BY_LOOP_BYTES = 2 * 2**20  # bytes of numbers that came in several pieces
+_JOINED_BY_LOOP_BYTES = 2 * 2**20  # bytes of numbers in several pieces that the loop joins
 _PATHS: WeakValueDictionary[str, SharedPath] = WeakValueDictionary()
 
 
 class SharedPath:
-    """From the workers of a dataset to its loop: the memory that they share."""
+    """The path from the workers of a dataset to its loop: the memory that they share."""
 
     _last: ReceivedBatch | None
     _kinds: ColumnKinds | None
 
     def __init__(self, blobs: str = "bytes") -> None:
-        """`blobs`: as of `tensors`."""
+        """`blobs`: as in `tensors`."""
         self.arena = Arena()
         self._begin(secrets.token_hex(8), os.getpid(), blobs)
 
     def memory(self, nbytes: int) -> pa.Buffer:
-        """Where to receive batches: as `pa.allocate_buffer`."""
+        """Return memory to receive a batch in, as `pa.allocate_buffer` does."""
         return pa.allocate_buffer(nbytes) if os.getpid() == self._maker else self.arena.memory(nbytes)
 
     def rows(self, slices: Sequence[Slice]) -> WorkerRows | None:
-        """A batch that may go as it is; None where it may not: in the process that made us, and where some value could
-        be one that has no form, which is for the worker to say."""
+        """Return a batch that may be sent as it is. None in the process that created this, and if a value may have no
+        tensor form: the worker has to raise that error."""
         if os.getpid() == self._maker:
             return None
         parts = [(self._inspect(batch), start, stop) for batch, start, stop in slices]
         return WorkerRows(parts, self) if all(came.certain for came, _, _ in parts) else None
 
     def _inspect(self, batch: pa.RecordBatch) -> ReceivedBatch:
-        """Once for all slices of it, which follow each other."""
+        """Inspect a batch once for all its consecutive slices."""
         if self._last is None or self._last.batch is not batch:
             if self._kinds is None or not self._kinds.schema.equals(batch.schema):
                 self._kinds = ColumnKinds(batch.schema)
@@ -72,7 +72,7 @@ class SharedPath:
         return self._last
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To a worker that is being started; a copy that goes anywhere else is a way of its own."""
+        """Pass the memory to a worker that is being started; any other copy is a new path."""
         if get_spawning_popen() is None:
             return SharedPath, (self.blobs,)
         return _rebuild_path, (self.arena, self.name, self.blobs)
@@ -91,9 +91,9 @@ def _rebuild_path(arena: Arena, name: str, blobs: str) -> SharedPath:
 
 
 class WorkerRows:
-    """A batch as it was read. For whoever looks at it in the worker it is a mapping of what it will become.
+    """A batch as it was read. In the worker it behaves as a mapping of its future columns, and may be changed.
 
-    It is no `Mapping` by type: PyTorch would look at every value of it. What is in it may be changed.
+    It is no subclass of `Mapping`, because PyTorch would convert every value of one.
     """
 
     def __init__(self, parts: Sequence[BatchPart], way: SharedPath) -> None:
@@ -137,20 +137,21 @@ class WorkerRows:
         return self._made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy that stays here, or goes wherever somebody takes it: nobody will say of it that it came."""
+        """Pickle the columns: a copy to anywhere but the loop does not count as sent."""
         return dict, (self._columns,)
 
     def reduce_for_loop(self) -> tuple[Any, ...]:
-        """As `__reduce__`, for a queue between processes: what is told of here is taken once."""
+        """Reduce for a queue between processes: each place is taken once."""
         if self._made is not None:
-            return TensorColumns(self._made).reduce_for_loop()  # it may have been changed
-        # In a thread of the queue: what cannot go as it is may go another way.
+            return TensorColumns(self._made).reduce_for_loop()  # user code may have changed it
+        # Runs in the queue's thread: on any failure use the next method.
         with suppress(Exception):
             return self._refer_to_slots() or self._copy_to_slot()
         return TensorColumns(self._columns).reduce_for_loop()
 
     def _refer_to_slots(self) -> tuple[Any, ...] | None:
-        """Told where it was received, if the loop has that memory and little of it is to be put together."""
+        """Return the places where the batch was received, if the loop shares that memory and little has to be joined.
+        """
         first = self._parts[0][0]
         if any(came.place is None for came, _, _ in self._parts):
             return None
@@ -163,7 +164,7 @@ class WorkerRows:
         )
 
     def _copy_to_slot(self) -> tuple[Any, ...]:
-        """In a slot of its own, or in a piece of memory for it alone where there is none."""
+        """Join the batch in a slot, or in a new piece of shared memory if none is free."""
         layout, arena = Layout(self._parts), self._way.arena
         if (room := arena.room(layout.nbytes)) is None:
             piece = _new_shared(layout.nbytes)
@@ -185,12 +186,12 @@ class WorkerRows:
 
 
 _SentPart = tuple[SlotPlace, StoredRows, int, int]
-_TensorPlace = tuple[int, Any, tuple[int, ...]]  # where a tensor begins in a piece, its type and its shape
+_TensorPlace = tuple[int, Any, tuple[int, ...]]  # a tensor's start in a piece, its type and shape
 
 
-def _load_rows(way: str, names: Sequence[str], told: Sequence[_SentPart]) -> dict[str, Any]:
+def _load_rows(way: str, names: Sequence[str], parts: Sequence[_SentPart]) -> dict[str, Any]:
     arena, blobs = _PATHS[way].arena, _PATHS[way].blobs
-    return read_columns(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in told], blobs)
+    return read_columns(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in parts], blobs)
 
 
 def _load_piece(names: Sequence[str], piece: Any, lying: StoredRows, blobs: str) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _load_piece(names: Sequence[str], piece: Any, lying: StoredRows, blobs: str)
 
 
 def _collate_rows(batches: Sequence[WorkerRows], *, collate_fn_map: Any = None) -> Any:
-    """As PyTorch puts dicts together, where a DataLoader is given a batch size too."""
+    """Collate as PyTorch collates dicts, for a DataLoader with a batch size."""
     return collate.collate([dict(rows.items()) for rows in batches], collate_fn_map=collate_fn_map)
 
 
@@ -207,36 +208,36 @@ ForkingPickler.register(WorkerRows, WorkerRows.reduce_for_loop)
 
 
 class TensorColumns(dict[str, Any]):
-    """The columns of a batch by their names: a dict whose tensors, and those in lists, go to the loop as one piece.
+    """The columns of a batch by name: a dict whose tensors, also those in lists, are sent to the loop as one piece.
 
-    What would not be itself over a part of a piece goes as PyTorch sends it: see `_is_plain`.
+    Other values are sent by PyTorch: see `_is_plain`.
     """
 
     def __copy__(self) -> TensorColumns:
         return TensorColumns(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a dict, to wherever somebody takes it."""
+        """Pickle as a dict."""
         return dict, (dict(self),)
 
     def reduce_for_loop(self) -> tuple[Any, ...]:
-        """As `__reduce__`, for a queue between processes."""
-        # In a thread of the queue: what cannot go as one piece may go as a dict.
+        """Reduce for a queue between processes."""
+        # Runs in the queue's thread: on any failure send a dict.
         with suppress(Exception):
             return self._in_one_piece()
         return self.__reduce__()
 
     def _in_one_piece(self) -> tuple[Any, ...]:
-        found: list[Any] = []
+        tensors: list[Any] = []
 
-        def left_out(tensor: Any) -> Any:
+        def replace_tensor(tensor: Any) -> Any:
             if not _is_plain(tensor):
                 return tensor
-            found.append(tensor)
-            return _TensorNumber(len(found) - 1)
+            tensors.append(tensor)
+            return _TensorNumber(len(tensors) - 1)
 
-        rest = {name: _replace_values(value, torch.Tensor, left_out) for name, value in self.items()}
-        return _load_tensors, (rest, *_pack_tensors(found))
+        rest = {name: _replace_values(value, torch.Tensor, replace_tensor) for name, value in self.items()}
+        return _load_tensors, (rest, *_pack_tensors(tensors))
 
 
 ForkingPickler.register(TensorColumns, TensorColumns.reduce_for_loop)
@@ -247,23 +248,23 @@ class _TensorNumber(int):
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether a tensor of no subclass is its numbers, type and shape, and nothing else."""
+    """Return whether numbers, type and shape describe the tensor completely."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return False
     return tensor.device.type == "cpu" and not tensor.requires_grad
 
 
 def _replace_values(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
-    """A column with something else in place of what is of a kind, and of none below it: itself, or those of a list."""
+    """Replace values of a kind in a column: the column itself, or items of a list; not deeper."""
     if type(value) is kind:
         return other(value)
     if type(value) is list and kind in set(map(type, value)):
-        return [other(one) if type(one) is kind else one for one in value]
+        return [other(item) if type(item) is kind else item for item in value]
     return value
 
 
 def _pack_tensors(tensors: Sequence[Any]) -> tuple[Any, list[_TensorPlace]]:
-    """The piece, and where in it each tensor is."""
+    """Return the piece, and the place of each tensor in it."""
     places, size = [], 0
     for tensor in tensors:
         places.append((size, tensor.dtype, tuple(tensor.shape)))
@@ -276,12 +277,12 @@ def _pack_tensors(tensors: Sequence[Any]) -> tuple[Any, list[_TensorPlace]]:
 
 
 def _new_shared(size: int) -> Any:
-    """As PyTorch's own `default_collate` makes it: in shared memory from the start."""
+    """Allocate shared memory as PyTorch's `default_collate` does."""
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
 
 
 def _load_tensors(rest: dict[str, Any], piece: Any, places: Sequence[_TensorPlace]) -> dict[str, Any]:
-    """The columns again."""
+    """Return the columns."""
     memory = memoryview(piece.numpy())
     return {
         name: _replace_values(value, _TensorNumber, lambda number: _tensor_at(memory, *places[number]))
@@ -290,7 +291,7 @@ def _load_tensors(rest: dict[str, Any], piece: Any, places: Sequence[_TensorPlac
 
 
 def _tensor_at(memory: memoryview, start: int, kind: Any, shape: tuple[int, ...]) -> Any:
-    """The tensor over a place of the piece."""
+    """Return the tensor over a place of the piece."""
     if not (count := math.prod(shape)):
         return torch.empty(shape, dtype=kind)
     tensor = torch.frombuffer(memory, dtype=kind, count=count, offset=start)
