@@ -26,7 +26,11 @@ FORMAT, _PUSH = "HttpData-PULL", "-PUSH"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary: the purposes
 _WAIT_SECONDS = 20.0  # for one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
-_NOT_REJECTED = ("undeliverable", "not_answered", "request_withdrawn")  # codes of an end by a lost message, by time, or by ourselves
+_NOT_REJECTED = (
+    "undeliverable",
+    "not_answered",
+    "request_withdrawn",
+)  # codes of an end by a lost message, by time, or by ourselves
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
 
 
@@ -137,7 +141,9 @@ def agree(
     return (yield from _start_transfer(dataset, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
-def _negotiate_first(dataset: CatalogDataset, offers: Sequence[str], *, purpose: str, **more: Any) -> Generator[Call, Any, str]:
+def _negotiate_first(
+    dataset: CatalogDataset, offers: Sequence[str], *, purpose: str, **more: Any
+) -> Generator[Call, Any, str]:
     """Return an agreement under the first of these offers that is for this purpose."""
     for number, offer in enumerate(offers, 1):
         try:
@@ -174,7 +180,9 @@ def find(name: Name) -> Generator[Call, Any, CatalogDataset]:
     for entry in ids.values():
         return CatalogDataset(name, provider, entry)
     known = ", ".join(sorted(_names_of_entry(entry)[-1] for entry in datasets)[:10]) or "nothing"
-    raise NotFound(f"{name.participant} has no visible dataset {name.dataset!r}; it shows {known}", code="dataset_unknown")
+    raise NotFound(
+        f"{name.participant} has no visible dataset {name.dataset!r}; it shows {known}", code="dataset_unknown"
+    )
 
 
 def list_agreements(dataset: CatalogDataset) -> Generator[Call, Any, list[dict[str, Any]]]:
@@ -343,7 +351,9 @@ def _choose_offer(dataset: CatalogDataset, wanted: str) -> str:
     """Return the id of the named offer, or of the first one. Raises: NotFound or Refused if there is none."""
     offers = _offers(dataset.entry)
     if wanted and wanted not in offers:
-        raise NotFound(f"{dataset.name} has no offer {wanted!r} for this participant; it has {', '.join(offers) or 'none'}")
+        raise NotFound(
+            f"{dataset.name} has no offer {wanted!r} for this participant; it has {', '.join(offers) or 'none'}"
+        )
     if not offers:
         raise Refused(
             f"{dataset.name} has no offer for this participant; ask its owner to publish one", code="no_offer"

@@ -1,12 +1,12 @@
 """A data space as its participant's connector shows it: find, agree, stream, query.
 
-    space = hanse.connect("http://127.0.0.1:8081", token)
-    for entry in space.search("breast cancer"):
-        print(entry.path, entry.sentences)
-    flights = space.agree("north/flights", purpose="dpv:ScientificResearch")
-    for batch in flights.stream(columns=["distance", "dep_delay"], where="distance > 500"):
-        ...
-    space.query('SELECT count(*) AS n FROM "north".flights', purpose="dpv:ScientificResearch").to_pandas()
+space = hanse.connect("http://127.0.0.1:8081", token)
+for entry in space.search("breast cancer"):
+    print(entry.path, entry.sentences)
+flights = space.agree("north/flights", purpose="dpv:ScientificResearch")
+for batch in flights.stream(columns=["distance", "dep_delay"], where="distance > 500"):
+    ...
+space.query('SELECT count(*) AS n FROM "north".flights', purpose="dpv:ScientificResearch").to_pandas()
 """
 
 from __future__ import annotations
@@ -336,7 +336,9 @@ class Dataset:
             "batch_rows": batch_rows,
             "codec": codec,
         }
-        return self._resumable_stream(lambda: {**parameters, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
+        return self._resumable_stream(
+            lambda: {**parameters, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience
+        )
 
     def plan(self, *, columns: Sequence[str] = (), where: str = "", patience: float = 0.0) -> Plan:
         """Return the blocks of these rows, to be divided among readers. It sends no row.
@@ -592,7 +594,9 @@ class Dataset:
             try:
                 self._address = self._space.api.get(f"/transfers/{quote_segment(self.transfer_id)}/address")
             except NotFound as error:
-                raise AccessRevoked(f"{self.name}: the transfer has ended; call agree() again", code=error.code) from error
+                raise AccessRevoked(
+                    f"{self.name}: the transfer has ended; call agree() again", code=error.code
+                ) from error
         try:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:

@@ -82,5 +82,7 @@ def _read_login() -> dict[str, str]:
     except ValueError:
         saved = None
     if not isinstance(saved, dict):
-        raise BadInput(f"expected the form that `hanse login` writes in {file}, got another; remove it and log in again")
+        raise BadInput(
+            f"expected the form that `hanse login` writes in {file}, got another; remove it and log in again"
+        )
     return {str(key): str(value) for key, value in saved.items()}

@@ -63,7 +63,10 @@ class Plan:
                 snapshot=_check_text(answer["snapshot"]),
                 digest=_check_text(answer["plan"]),
                 schema=_read_schema(answer["schema"]),
-                blocks=tuple(PlanBlock(_check_row_count(block["rows"]), _check_row_count(block["bytes"])) for block in answer["blocks"]),
+                blocks=tuple(
+                    PlanBlock(_check_row_count(block["rows"]), _check_row_count(block["bytes"]))
+                    for block in answer["blocks"]
+                ),
                 rows=_check_row_count(answer["rows"]),
                 exact=_check_bool(answer["exact"]),
                 columns=tuple(columns),

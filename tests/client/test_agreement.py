@@ -332,7 +332,9 @@ def test_an_agreement_without_an_offer_left_reports_why_it_was_refused() -> None
 
 def test_waiting_ends_when_the_time_is_up() -> None:
     clock = Clock()
-    steps = agreement.poll_until("/negotiations", {"id": "n", "state": "REQUESTED"}, "FINALIZED", deadline=45.0, now=clock)
+    steps = agreement.poll_until(
+        "/negotiations", {"id": "n", "state": "REQUESTED"}, "FINALIZED", deadline=45.0, now=clock
+    )
     waits, state = [], ""
     try:
         call = next(steps)

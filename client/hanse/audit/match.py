@@ -151,7 +151,10 @@ def _compare_logs(reader: _Log, owner: _Log) -> Iterator[Read]:
     receipts = {_detail(one).get("receipt"): one for one in reader.receipts if _party(one) in owners}  # once each
     us = {str(one.get("on_behalf_of", "")) for one in receipts.values()}
     records = [one for one in owner.ended if one.get("actor") in us or one.get("agreement") in reader.agreements]
-    told, recorded = _group_by_read(receipts.values()), {read: _drop_interrupted(ends) for read, ends in _group_by_read(records).items()}
+    told, recorded = (
+        _group_by_read(receipts.values()),
+        {read: _drop_interrupted(ends) for read, ends in _group_by_read(records).items()},
+    )
     asked: dict[tuple[str, str], list[Body]] = defaultdict(list)
     for read, ends in told.items():
         yield _judge_read(reader, owner, ends, recorded.get(read, []) if read[1] else [])
@@ -339,11 +342,15 @@ def _attempt(record: Body) -> int:
 def _read_without_receipt(reader: _Log, owner: _Log, record: Body) -> Read:
     """Return an owner's record of a read that the reader's log lacks: many read without the SDK."""
     why = reader.lacks("QueryCoordinated" if _PART_ID.fullmatch(_read_id(record)) else "ReadTaken", record)
-    verdict, why = (UNTOLD, why) if why else (NO_RECEIPT, "read without the SDK, or the reader ended before it reported")
+    verdict, why = (
+        (UNTOLD, why) if why else (NO_RECEIPT, "read without the SDK, or the reader ended before it reported")
+    )
     return _make_read(verdict, reader, owner, record, None, _rows(record), why)
 
 
-def _make_read(verdict: str, reader: _Log, owner: _Log, body: Body, came: int | None, left: int | None, why: str) -> Read:
+def _make_read(
+    verdict: str, reader: _Log, owner: _Log, body: Body, came: int | None, left: int | None, why: str
+) -> Read:
     about = {key: str(body.get(key, "")) for key in ("dataset", "agreement", "time")}
     return Read(verdict, reader.origin, owner.origin, **about, read=_read_id(body), came=came, left=left, why=why)
 

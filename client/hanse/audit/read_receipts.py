@@ -73,13 +73,18 @@ class Receipt:
 
     def to_report(self, record: Mapping[str, Any] | None, code: str, digest: str = "") -> dict[str, Any]:
         """Return the body that the connector accepts."""
-        seconds = math.ceil(time.monotonic() - self.begun)  # rounded up: the owner may have recorded the end at the start
+        seconds = math.ceil(
+            time.monotonic() - self.begun
+        )  # rounded up: the owner may have recorded the end at the start
         report = {**self.of.about, "id": self.id, "read": self.read_id, "rows": self.rows, "seconds": seconds}
         if record is None:
             return report | {"code": _check_printable(code, 64)}
         if digest:
             report["digest"] = digest
-        return report | {"read": self.read_id or _check_printable(str(record.get("query", "")), 128), "end": _clean_record(record)}
+        return report | {
+            "read": self.read_id or _check_printable(str(record.get("query", "")), 128),
+            "end": _clean_record(record),
+        }
 
 
 def _clean_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +136,9 @@ class _Reporter:
 
     def leave(self) -> None:
         """Report what is left before the process ends, for a moment. Open reads end with it."""
-        if self._leaving.is_set() and self._thread is not None:  # `multiprocessing`'s finalizer or ours has waited already
+        if (
+            self._leaving.is_set() and self._thread is not None
+        ):  # `multiprocessing`'s finalizer or ours has waited already
             return
         for receipt in list(self._open.values()):
             receipt.end(code=LEFT)

@@ -26,8 +26,8 @@ def login(
     from hanse.client import Space
     from hanse.config import find_connection, keep
 
-    to = find_connection(url=url or connection.GIVEN.url, token="")
-    given = token or connection.GIVEN.token
+    to = find_connection(url=url or connection.GLOBAL_OPTIONS.url, token="")
+    given = token or connection.GLOBAL_OPTIONS.token
     if not given:
         given = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
     try:

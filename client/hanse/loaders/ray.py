@@ -36,7 +36,9 @@ class RayDatasource(Datasource):  # type: ignore[misc]  # ray is not there when 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """Return one task for each part. Ray may repeat a failed task, and gets the same rows. A plan without blocks
         has one empty task, because Ray takes the columns from tasks."""
-        return [self._task(blocks) for blocks in split_blocks(len(self._plan.blocks), self._tasks or parallelism) or [()]]
+        return [
+            self._task(blocks) for blocks in split_blocks(len(self._plan.blocks), self._tasks or parallelism) or [()]
+        ]
 
     def _task(self, blocks: Sequence[int]) -> ReadTask:
         rows = sum(self._plan.blocks[number].rows for number in blocks)

@@ -22,7 +22,7 @@ import pytest
 import typer
 from hanse import cli
 from hanse.cli import main, output
-from hanse.cli.query import told
+from hanse.cli.query import describe_progress
 from pyarrow import csv, feather, parquet
 from rich.console import Console
 
@@ -364,11 +364,11 @@ def test_a_file_is_on_the_disk_when_it_has_its_name_and_a_full_disk_is_told_by_i
     synced: list[str] = []
     noted = changed(os, fsync=lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     monkeypatch.setattr(output, "os", noted)
-    with output.whole(tmp_path / "rows.arrows") as file:
+    with output.write_whole(tmp_path / "rows.arrows") as file:
         file.write(b"rows")
     assert synced == [str(tmp_path / ".rows.arrows.part"), str(tmp_path)]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.arrows"]
-    with pytest.raises(OSError, match="No space") as raised, output.whole(tmp_path / "rows.arrows"):
+    with pytest.raises(OSError, match="No space") as raised, output.write_whole(tmp_path / "rows.arrows"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert raised.value.filename == str(tmp_path / "rows.arrows")
     assert (tmp_path / "rows.arrows").read_bytes() == b"rows"
@@ -380,7 +380,7 @@ def test_a_file_that_is_written_anew_stays_what_it_was(tmp_path: Path) -> None:
     kept = tmp_path / "big" / "rows.csv"
     kept.touch(mode=0o600)
     (tmp_path / "rows.csv").symlink_to("big/rows.csv")
-    with output.whole(tmp_path / "rows.csv") as file:
+    with output.write_whole(tmp_path / "rows.csv") as file:
         file.write(b"rows")
     assert kept.read_bytes() == b"rows"
     assert (stat.S_IMODE(kept.stat().st_mode), [path.name for path in kept.parent.iterdir()]) == (0o600, ["rows.csv"])
@@ -393,7 +393,7 @@ def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path, run: Run)
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with output.whole(pipe) as file:
+        with output.write_whole(pipe) as file:
             file.write(b"rows")
         assert os.read(reader, 10) == b"rows"
     finally:
@@ -423,7 +423,7 @@ def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(output, "os", changed(os, fsync=none))
-    with output.whole(tmp_path / "rows") as file:
+    with output.write_whole(tmp_path / "rows") as file:
         file.write(b"rows")
     assert (tmp_path / "rows").read_bytes() == b"rows"
 
@@ -767,7 +767,7 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
 
 
 def test_a_whole_number_of_an_answer_is_shown_as_it_is() -> None:
-    assert [output.cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
+    assert [output.format_cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
 
 
 def test_first_rows_of_a_dataset_are_shown_as_those_of_an_answer(run: Run, served: Connector) -> None:
@@ -918,7 +918,7 @@ TOLD = [
 
 @pytest.mark.parametrize(("progress", "line"), TOLD, ids=[line for _, line in TOLD])
 def test_a_running_question_says_what_each_owner_does(progress: dict[str, Any], line: str) -> None:
-    assert told(progress) == line
+    assert describe_progress(progress) == line
 
 
 def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:

@@ -80,9 +80,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         )
         self._received: tuple[_SharedState, tuple[int, int] | None] = self._own, None
         self._received_in = 0
-        self._set_epoch: int | None = (
-            None  # the epoch of `set_epoch`: called here, or in the parent before the start
-        )
+        self._set_epoch: int | None = None  # the epoch of `set_epoch`: called here, or in the parent before the start
         self._begun = 0  # iterations of this worker
 
     @keep_error_facts()

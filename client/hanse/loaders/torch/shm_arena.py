@@ -210,7 +210,9 @@ class _LoopSlots:
             _write(memory, slot, _IN_USE, 1)  # before the check: a new worker writes first and checks after
             if _read(memory, slot, _FILLED) != filled:
                 _write(memory, slot, _IN_USE, before)
-                raise Broken("the worker that read this batch has ended, and its memory is reused; begin the epoch anew")
+                raise Broken(
+                    "the worker that read this batch has ended, and its memory is reused; begin the epoch anew"
+                )
             whole = _Whole.from_buffer(memory, _HEAD + slot * _SLOT)
             # A release in another thread, which waits for the lock, has not written its count yet.
             came = 1 + (_read(memory, slot, _RETURNED) if held is None else held.came)
