@@ -262,7 +262,7 @@ def test_a_ticket_that_has_just_ended_is_renewed_once(served: Connector, space: 
 def test_a_transfer_that_is_gone_is_revoked_access(served: Connector, space: Space) -> None:
     dataset = started(served, space)
     del served.routes["GET", "/transfers/trf/address"]
-    with pytest.raises(hanse.AccessRevoked, match="agree again"):
+    with pytest.raises(hanse.AccessRevoked, match=r"call agree\(\) again"):
         dataset.stream()
 
 

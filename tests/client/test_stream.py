@@ -107,7 +107,7 @@ def test_a_stream_is_shown_as_complete_only_where_it_was(end: Any, told: str) ->
         stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         with suppress(errors.HanseError):
             stream.to_arrow()
-    assert repr(stream) == f"<Stream, columns age, name, {told}, {ROWS} rows came>"
+    assert repr(stream) == f"<Stream, columns age, name, {told}, {ROWS} rows read>"
 
 
 def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None:
@@ -119,7 +119,7 @@ def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None
 
 
 CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
-    ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "without saying that it was complete"),
+    ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "expected an end record, got none"),
     ("cut at a batch, cleanly framed", chunked(WHOLE[:1]), errors.StreamIncomplete, "stopped after 3 rows"),
     ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "without its marker"),
     ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),

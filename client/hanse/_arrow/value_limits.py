@@ -79,7 +79,7 @@ def name_failing_column(
 ) -> Iterator[None]:
     """Name the column of a value that has no Python form, such as a date after the year 9999.
 
-    `make`: the conversion to repeat per column, to find the one that fails.
+    `make`: the conversion to repeat per column, to find the failing column.
 
     Raises:
         BadInput: a value has no Python form.

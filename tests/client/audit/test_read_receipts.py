@@ -293,16 +293,16 @@ def test_who_interrupts_an_end_sees_no_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(read_receipts._reporter, "_wake", lambda: None)
     kept = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"}).begin("r")
     read_receipts._reporter.leave()
-    assert kept.id not in read_receipts._reporter._under_way
+    assert kept.id not in read_receipts._reporter._open
 
 
 def test_a_process_that_ends_tells_first(served: Connector) -> None:
     code = """
         import hanse, sys
         from hanse.client import Dataset
-        from hanse.agreement import Access, Name
+        from hanse.agreement import Name, TransferAccess
         space = hanse.connect(sys.argv[1], "secret")
-        air = Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+        air = Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
         kept = iter(air.stream())
         next(kept)
         air.stream().to_arrow()
@@ -321,9 +321,9 @@ def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None
     code = """
         import hanse, sys
         from hanse.client import Dataset
-        from hanse.agreement import Access, Name
+        from hanse.agreement import Name, TransferAccess
         space = hanse.connect(sys.argv[1], "secret")
-        Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")).stream().to_arrow()
+        Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")).stream().to_arrow()
     """
     try:  # it ends while the connector is still silent
         subprocess.run(
@@ -341,7 +341,7 @@ def test_a_process_that_waited_in_vain_says_so_and_waits_once(monkeypatch: pytes
     thread = read_receipts._reporter._thread
     assert thread is not None
     monkeypatch.setattr(thread, "join", waited.append)
-    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time") as caught:
+    with pytest.warns(RuntimeWarning, match="could not report every read .* did not answer in time") as caught:
         read_receipts._reporter.leave()
     read_receipts._reporter.leave()
     over.set()
@@ -353,7 +353,7 @@ def test_a_process_that_ends_says_where_a_second_call_was_too_late(monkeypatch: 
     monkeypatch.setattr(read_receipts._reporter, "_wake", lambda: None)
     for port in (9, 10):
         Receipts(f"http://127.0.0.1:{port}", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
-    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time"):
+    with pytest.warns(RuntimeWarning, match="could not report every read .* did not answer in time"):
         read_receipts._reporter.leave()
 
 
