@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import hanse
-from hanse.agreement import TransferAccess, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 
 from benchmarks.stream import ground

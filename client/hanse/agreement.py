@@ -107,7 +107,7 @@ def parse_name(text: str) -> Name:
 def agree(
     name: Name, *, purpose: str, offer: str, seconds: float, now: Callable[[], float], again: bool = False
 ) -> Generator[Call, Any, TransferAccess]:
-    """Return access to a dataset by its name: under an agreement that is in force, or one that is negotiated now.
+    """Return access to a dataset by its name: under an agreement that is in force, or a newly negotiated one.
 
     1. Find the dataset, and its owner, in the owner's catalog.
     2. Use a started transfer, or an agreement with that owner that it still honours.
@@ -348,7 +348,7 @@ def quote_segment(text: str) -> str:
 
 
 def _choose_offer(dataset: CatalogDataset, wanted: str) -> str:
-    """Return the id of the named offer, or of the first one. Raises: NotFound or Refused if there is none."""
+    """Return the id of the named offer, or of the first one. Raises: NotFound or Refused without an offer."""
     offers = _offers(dataset.entry)
     if wanted and wanted not in offers:
         raise NotFound(

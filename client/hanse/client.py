@@ -128,7 +128,7 @@ class Space:
     def agree(
         self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0, again: bool = False
     ) -> Dataset:
-        """Return access to a dataset, under an agreement that is in force or one that is negotiated now.
+        """Return access to a dataset, under an agreement that is in force or a newly negotiated one.
 
         `timeout`: seconds to wait for the owner. `again`: negotiate again after a rejection for this purpose.
 

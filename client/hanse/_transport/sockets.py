@@ -89,7 +89,7 @@ def untrusted_error(where: str, error: ssl.SSLCertVerificationError) -> Unreacha
 
 
 def check_process(process: int) -> None:
-    """Refuse a process that was forked from the one that began to read: that one keeps the sockets and the threads.
+    """Refuse a process that was forked after reading began: its parent keeps the sockets and the threads.
 
     Raises:
         BadInput: this is another process than `process`.

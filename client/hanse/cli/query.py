@@ -171,7 +171,7 @@ def stream(
     guard: Guard = False,
     output: Output = None,
 ) -> None:
-    """Stream the rows of a dataset that an agreement allows; negotiates an agreement first if there is none."""
+    """Stream the rows of a dataset that an agreement allows; negotiates an agreement first if necessary."""
     format_ = _choose_format(format_, output, guard=guard)
     got = space().agree(dataset, purpose=purpose)
     if format_ == "parquet":
@@ -316,7 +316,7 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
 
 
 def _check_json(schema: pa.Schema) -> None:
-    """Raises: BadInput for columns with the same name, of which JSON readers keep one."""
+    """Raises: BadInput for columns with the same name, because JSON readers keep a single one."""
     if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise BadInput(
             f"expected columns of different names for json, got several called {', '.join(repeated)}; name each with "

@@ -228,7 +228,7 @@ def merge_shares(order: Order, shares: Sequence[ReaderShare]) -> EpochProgress:
 
 
 def open_marks(where: ReaderShare | EpochProgress, blocks: int) -> dict[int, Mark]:
-    """The places of the blocks in progress, each with its mark. At the end of an epoch there are none."""
+    """Return the marks of the blocks in progress, by place; empty at the end of an epoch."""
     if isinstance(where, ReaderShare):
         marks = {} if where.ended else dict(where.base.open) | dict(where.places(blocks)[:1])
     else:

@@ -212,7 +212,7 @@ def _bear_for_ever(patience: Patience) -> None:
 LEAVING = """
 import time
 import pyarrow as pa
-from hanse.loaders.prefetch import ahead
+from hanse.loaders.prefetch import read_ahead
 
 class Slow:
     closed = False
@@ -235,7 +235,7 @@ class Late:
         self.sleep(0.2)  # what ends with the interpreter takes its time
 
 late = Late()
-rows = ahead(pa.ipc.open_stream(Slow()), nbytes=1 << 30, size=lambda batch: batch.nbytes)
+rows = read_ahead(pa.ipc.open_stream(Slow()), nbytes=1 << 30, size=lambda batch: batch.nbytes)
 assert next(rows).num_rows == 1000
 """
 

@@ -52,7 +52,7 @@ class _SharedState(NamedTuple):
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch.
 
-    It has no length: the number of batches depends on the number of workers, each of which ends with its own last
+    It has no length: the number of batches depends on the number of workers, and each worker ends with its own last
     batch.
     """
 

@@ -334,7 +334,7 @@ def _rebuild_arena(file: Any) -> Arena:
 
 
 def _lock_region(file: int) -> int:
-    """Lock and return the first free region; -1 if there is none. The lock ends with its process."""
+    """Lock and return the first free region; -1 if all are locked. The lock ends with its process."""
     if file < 0:
         return -1
     import fcntl

@@ -131,7 +131,7 @@ def to_array(name: str, column: pa.Array, given: tuple[int, ...] | None = None) 
 
 
 def _flatten_lists(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
-    """Return the numbers of a column of lists, each of which must have as many as the shape."""
+    """Return the numbers of a column of lists; each list must have as many as the shape."""
     import pyarrow.compute as pc
 
     kind = column.type
