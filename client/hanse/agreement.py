@@ -173,8 +173,8 @@ def find(name: Name) -> Generator[Call, Any, CatalogDataset]:
     exact = [entry for entry in fitting if entry.get("@id") in (name.dataset, whole)]
     if len(ids := {str(entry["@id"]): entry for entry in reversed(exact or fitting)}) > 1:
         raise BadInput(
-            f"expected a unique name, got {len(ids)} datasets of {name.participant} called {name.dataset!r}; use an id, "
-            f"as {name.participant}/<id>: {', '.join(sorted(ids)[:10])}",
+            f"expected a unique name, got {len(ids)} datasets of {name.participant} called {name.dataset!r}; use an "
+            f"id, as {name.participant}/<id>: {', '.join(sorted(ids)[:10])}",
             code="dataset_ambiguous",
         )
     for entry in ids.values():

@@ -502,8 +502,8 @@ class Dataset:
         start: Mapping[str, Any] | None = None,
         waits: Waits | None = None,
     ) -> Stream:
-        """Return a stream that resumes after its last place, from `start` on. `parameters_of` returns the parameters of a
-        request.
+        """Return a stream that resumes after its last place, from `start` on. `parameters_of` makes a request's
+        parameters.
 
         If the `due` blocks of a plan are known, it also waits before its first row.
         """

@@ -246,8 +246,8 @@ class Stream:
                 batch, metadata = self._translate_errors(self._reader.read_next_batch_with_custom_metadata)
             except StopIteration:
                 raise StreamIncomplete(
-                    f"expected an end record, got none: the stream stopped after {self.rows} rows, so rows are missing; "
-                    "read it again",
+                    f"expected an end record, got none: the stream stopped after {self.rows} rows, so rows are "
+                    "missing; read it again",
                     rows=self.rows,
                 ) from None
             if metadata is not None and END in metadata:
@@ -261,8 +261,8 @@ class Stream:
                     self._due.take(self.place, batch.num_rows)
                 if self.place is not None and self.place["cursor"] == self._after:
                     raise Broken(
-                        "expected rows after the requested place, got rows that end there: they would be read again and "
-                        "again, and counted each time"
+                        "expected rows after the requested place, got rows that end there: they would be read again "
+                        "and again, and counted each time"
                     )
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch

@@ -290,7 +290,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], type[errors.HanseError
     ("an unknown dataset", {"GET /catalog": OTHER}, {}, errors.NotFound, "planes"),
     ("an empty catalog", {"GET /catalog": {"participantId": NORTH}}, {}, errors.NotFound, "it shows nothing"),
     ("nobody's catalog", {"GET /catalog": {}}, {}, errors.Broken, "participantId"),
-    ("no offer", {"GET /catalog": {**CATALOG, "dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for this participant"),
+    ("no offer", {"GET /catalog": {**CATALOG, "dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for this part"),
     ("another offer", {}, {"offer": "offer:7"}, errors.NotFound, "it has offer:1"),
     ("the owner says no", {NEGOTIATION: {"id": "neg:1", "state": "TERMINATED", "reason": "not members"}},
      {}, errors.NegotiationFailed, "not members"),

@@ -281,10 +281,10 @@ def test_an_owner_that_is_down_is_waited_for_as_long_as_was_said(training: Datas
 @pytest.mark.parametrize(
     ("ask", "given", "told"),
     [
-        ("to_ray", {"tasks": -1}, "expected tasks to be at least 0, came -1"),
-        ("to_ray", {"tasks": 2.0}, "expected tasks to be a whole number, came 2.0"),
+        ("to_ray", {"tasks": -1}, "expected tasks to be at least 0, got -1"),
+        ("to_ray", {"tasks": 2.0}, "expected tasks to be a whole number, got 2.0"),
         ("to_spark", {"partitions": 0}, "expected partitions to be at least 1, got 0"),
-        ("to_spark", {"partitions": "8"}, "expected partitions to be a whole number, came '8'"),
+        ("to_spark", {"partitions": "8"}, "expected partitions to be a whole number, got '8'"),
     ],
 )
 def test_a_number_of_tasks_that_is_none_is_told_before_anything_is_asked(

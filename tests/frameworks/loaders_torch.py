@@ -98,10 +98,10 @@ def test_a_rank_without_their_number_is_refused(training: Dataset) -> None:
 @pytest.mark.parametrize(
     ("rank", "world", "said"),
     [
-        (1, 1, "rank to be from 0 to 0, as world is 1; came 1"),
-        (2, 2, "rank to be from 0 to 1, as world is 2; came 2"),
+        (1, 1, "rank to be from 0 to 0, as world is 1; got 1"),
+        (2, 2, "rank to be from 0 to 1, as world is 2; got 2"),
         (-1, 2, "got -1"),
-        (0, 0, "expected world to be at least 1, came 0"),
+        (0, 0, "expected world to be at least 1, got 0"),
     ],
 )
 def test_a_rank_that_is_none_of_all_is_refused(training: Dataset, rank: int, world: int, said: str) -> None:
@@ -114,8 +114,8 @@ def test_a_rank_that_is_none_of_all_is_refused(training: Dataset, rank: int, wor
 @pytest.mark.parametrize(
     ("rank", "world", "said"),
     [
-        ("5", "2", "expected RANK to be from 0 to 1, as WORLD_SIZE is 2; came 5"),
-        ("x", "2", "expected whole numbers for both RANK and WORLD_SIZE .*came RANK=x, WORLD_SIZE=2"),
+        ("5", "2", "expected RANK to be from 0 to 1, as WORLD_SIZE is 2; got 5"),
+        ("x", "2", "expected whole numbers for both RANK and WORLD_SIZE .*got RANK=x, WORLD_SIZE=2"),
         (None, "2", "got RANK=None, WORLD_SIZE=2"),
     ],
 )
@@ -249,8 +249,8 @@ def test_an_epoch_that_is_none_is_refused_and_changes_nothing(training: Dataset)
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"form": 3}, "expected form to be a function of an Arrow batch, came 3"),
-        ({"blobs": "views"}, "bytes, tensors, came 'views'"),
+        ({"form": 3}, "expected form to be a function of an Arrow batch, got 3"),
+        ({"blobs": "views"}, "bytes, tensors, got 'views'"),
         ({"blobs": "tensors", "form": list}, "got both"),
         ({"shapes": {"vector": (6,)}, "form": list}, "got both"),
     ],

@@ -244,8 +244,8 @@ class _Reporter:
             self._warned = True
             with suppress(Exception):  # if warnings are errors
                 warnings.warn(
-                    f"could not report every read to the connector ({why}): its log lacks receipts. The received rows are "
-                    "complete all the same",
+                    f"could not report every read to the connector ({why}): its log lacks receipts. The received rows "
+                    "are complete all the same",
                     RuntimeWarning,
                     stacklevel=2,
                 )

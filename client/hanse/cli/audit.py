@@ -146,7 +146,8 @@ def export(
     summary = f"{format_count(records, 'record')}, {format_size(written)}"
     how = f"`hanse audit verify {output} --key KEY`"
     say(
-        f"{output}: {summary}; check it anywhere with {how}, KEY being a copy of `hanse audit key` that you keep elsewhere"
+        f"{output}: {summary}; check it anywhere with {how}, where KEY is a copy of `hanse audit key` that you keep "
+        "elsewhere"
     )
 
 

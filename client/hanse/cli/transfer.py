@@ -25,7 +25,8 @@ commands = typer.Typer(
 Id = Annotated[str, typer.Argument(help="The transfer's id.", show_default=False)]
 _FIELDS: dict[str, Any] = {
     "id": "id", "state": "state", "format": "format", "purpose": "purpose", "why": "reason",
-    "rows": lambda row: _received(row).get("rows"), "size": lambda row: format_size(_received(row)["bytes"]) if _received(row) else "",
+    "rows": lambda row: _received(row).get("rows"),
+    "size": lambda row: format_size(_received(row)["bytes"]) if _received(row) else "",
     "received": lambda row: time_column("received_at")(_received(row)),
 }  # fmt: skip
 

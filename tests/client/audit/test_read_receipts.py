@@ -323,7 +323,8 @@ def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None
         from hanse.client import Dataset
         from hanse.agreement import Name, TransferAccess
         space = hanse.connect(sys.argv[1], "secret")
-        Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")).stream().to_arrow()
+        access = TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")
+        Dataset(space, access).stream().to_arrow()
     """
     try:  # it ends while the connector is still silent
         subprocess.run(

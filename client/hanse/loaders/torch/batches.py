@@ -139,8 +139,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         taken = self._shared.taken[: get_worker_info().num_workers]
         if ((taken // _EPOCHS == mark // _EPOCHS) & (taken != mark)).any():
             raise BadInput(
-                "expected set_epoch before an iteration, or when all its workers have begun, got a call while only some "
-                "had begun; call it before iter() of the DataLoader"
+                "expected set_epoch before an iteration, or when all its workers have begun, got a call while only "
+                "some had begun; call it before iter() of the DataLoader"
             )
 
     def _batches(self, mark: int) -> Iterator[Any]:

@@ -163,8 +163,8 @@ def _numbers(name: str, column: pa.Array) -> Any:
 def _refuse_nulls(name: str, column: pa.Array) -> None:
     if column.null_count:
         raise BadInput(
-            f"expected column {name} without nulls, which {column.type} cannot hold in a tensor, got some; select rows where it "
-            "is not null, leave it out, or fill them in your own function (form=)"
+            f"expected column {name} without nulls, which {column.type} cannot hold in a tensor, got some; select rows "
+            "where it is not null, leave it out, or fill them in your own function (form=)"
         )
 
 
