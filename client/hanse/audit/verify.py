@@ -127,7 +127,8 @@ def _verify_file(path: str | PathLike[str], key: str | None) -> Report:
 
 
 def records_in(path: str | PathLike[str]) -> int:
-    """Return the number of records that an evidence file states, unchecked. Raises: Bad if it is not an evidence file."""
+    """Return the number of records that an evidence file states, unchecked. Raises: Bad if it is not an evidence
+    file."""
     with Path(path).open("rb") as file:
         try:
             count = _manifest(_read_container(file)).get("records")
@@ -399,7 +400,8 @@ def _read_claimed_root(members: dict[str, _Member]) -> bytes | None:
 
 
 def _check_signature(note: str, name: str, public: Ed25519PublicKey) -> str:
-    """Return the text of a signed note. Raises: Bad unless it has exactly one signature line, a valid one of this key."""
+    """Return the text of a signed note. Raises: Bad unless it has exactly one signature line, a valid one of this
+    key."""
     text, separator, signature = note.rpartition("\n\n")
     text += "\n"
     dash, _, rest = signature.partition(" ")
@@ -542,7 +544,8 @@ def _check_extract(
 
 
 def _mismatched_term(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:
-    """Return the first term of a filter that a record does not meet; empty if it meets all, as far as its text shows."""
+    """Return the first term of a filter that a record does not meet; empty if it meets all, as far as its text
+    shows."""
     said = {"outcome": "ok"} | body  # the writer compares with as much as its columns hold
     for name in ("kind", "actor", "agreement", "outcome"):
         if name in terms and str(said.get(name, ""))[:_COLUMN_MAX] != terms[name]:
@@ -577,7 +580,8 @@ def _check_time(body: dict[str, Any], ts: int, idx: int) -> None:
 
 
 def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
-    """Return the leaf hash of a line, computed from its content. Raises: Bad if it is not a record in canonical form."""
+    """Return the leaf hash of a line, computed from its content. Raises: Bad if it is not a record in canonical
+    form."""
     try:
         record = json.loads(line, parse_constant=_no_constant)
         body, idx, salt, ts = record["body"], record["idx"], record["salt"], record["ts"]

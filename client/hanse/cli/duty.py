@@ -35,7 +35,8 @@ def done(
     evidence: Annotated[str, typer.Option("--evidence", "-e", help="What was done, and where that can be seen.")],
     as_json: AsJson = False,
 ) -> None:
-    """Record that a duty was fulfilled. A consumer's record is sent to the provider, whose confirmation unlocks data."""
+    """Record that a duty was fulfilled. A consumer's record is sent to the provider, whose confirmation unlocks
+    data."""
     made = space().api.post(f"/agreements/{quote_segment(agreement)}/duties", {"path": path, "evidence": evidence})
     if as_json:
         print_json(made)

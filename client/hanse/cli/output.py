@@ -137,7 +137,8 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a list: the whole rows as JSON, or a table of `columns`: each heading with a key, or a function of the row."""
+    """Print a list: the whole rows as JSON, or a table of `columns`: each heading with a key, or a function of the
+    row."""
     rows = list(rows)
     if as_json:
         print_json(rows)

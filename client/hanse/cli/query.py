@@ -153,7 +153,8 @@ def describe_progress(progress: Mapping[str, Any]) -> str:
 
 
 def _row_counts(one: Mapping[str, Any]) -> str:
-    """Describe the rows that an owner sent, rows of data apart from result rows; older versions do not separate them."""
+    """Describe the rows that an owner sent, rows of data apart from result rows; older versions do not separate
+    them."""
     if "result_rows" not in one:
         return format_count(one["rows"], "row")
     counts = ((one.get("data_rows"), "row"), (one["result_rows"], "result row"))
@@ -273,7 +274,8 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], 
 
 
 def _guard_formulas(shown: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Prefix an apostrophe to values of a CSV column that would be formulas. Numbers stay numbers, also negative ones."""
+    """Prefix an apostrophe to values of a CSV column that would be formulas. Numbers stay numbers, also negative
+    ones."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

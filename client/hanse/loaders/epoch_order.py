@@ -141,7 +141,8 @@ class Order:
 
 
 def _shuffle(count: int, key: str) -> list[int]:
-    """Return a permutation that is the same in every version of Python: only `random()` is guaranteed to stay stable."""
+    """Return a permutation that is the same in every version of Python: only `random()` is guaranteed to stay
+    stable."""
     draw = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")).random  # noqa: S311
     drawn = [draw() for _ in range(count)]
     return sorted(range(count), key=drawn.__getitem__)

@@ -93,7 +93,8 @@ class _Queue:
             return not self._closed
 
     def end(self, last: Any) -> None:
-        """Append the last item without waiting for room, so that the reader never waits in vain. Ignored after `close`."""
+        """Append the last item without waiting for room, so that the reader never waits in vain. Ignored after
+        `close`."""
         with self._changed:
             if not self._closed:
                 self._items.append((last, 0))

@@ -260,7 +260,8 @@ StoredPiece = tuple[Any, StoredRows, int, int]  # memory, its layout, first row 
 
 
 def read_columns(names: Sequence[str], pieces: Sequence[StoredPiece], blobs: str = "bytes") -> dict[str, Any]:
-    """Return the columns: tensors, over the memory if a batch lies in one piece, and lists. `blobs`: as in `tensors`."""
+    """Return the columns: tensors, over the memory if a batch lies in one piece, and lists. `blobs`: as in
+    `tensors`."""
     made: dict[str, Any] = dict.fromkeys(names)
     first = pieces[0][1]
     for number, group in enumerate(first.groups):

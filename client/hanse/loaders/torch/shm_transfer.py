@@ -150,7 +150,8 @@ class WorkerRows:
         return TensorColumns(self._columns).reduce_for_loop()
 
     def _refer_to_slots(self) -> tuple[Any, ...] | None:
-        """Return the places where the batch was received, if the loop shares that memory and little has to be joined."""
+        """Return the places where the batch was received, if the loop shares that memory and little has to be
+        joined."""
         first = self._parts[0][0]
         if any(came.place is None for came, _, _ in self._parts):
             return None

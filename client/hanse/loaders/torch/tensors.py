@@ -179,7 +179,8 @@ def _valid_mask(column: pa.Array) -> Any:
 
 @cache
 def _silence_warning() -> None:
-    """Trigger PyTorch's one-time warning about read-only memory now, unseen. This module's docstring states the rule."""
+    """Trigger PyTorch's one-time warning about read-only memory now, unseen. This module's docstring states the
+    rule."""
     import torch
 
     with warnings.catch_warnings():
