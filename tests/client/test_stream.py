@@ -121,7 +121,7 @@ def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None
 CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "expected an end record, got none"),
     ("cut at a batch, cleanly framed", chunked(WHOLE[:1]), errors.StreamIncomplete, "stopped after 3 rows"),
-    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "without its marker"),
+    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "expected an Arrow stream"),
     ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),
     ("connection lost in a chunk", Raw(chunked(WHOLE).data[:1500]), errors.Unreachable, "closed the connection"),
     ("fewer rows than the end says", chunked(ipc(BATCHES, complete(9999))), errors.StreamIncomplete, "9999 rows"),
@@ -136,7 +136,7 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("failed", chunked(ipc([], {"status": "error", "code": "out_of_memory"})), errors.StreamFailed, "ended early"),
     ("a new status", chunked(ipc([], {"status": "later"})), errors.StreamFailed, "later"),
     ("not Arrow", chunked([b"hello" * 100]), errors.Broken, "without its marker"),
-    ("nothing", chunked([]), errors.Broken, "without its marker"),
+    ("nothing", chunked([]), errors.Broken, "expected an Arrow stream"),
     ("JSON instead", chunked([b"{}"], media="application/json"), errors.Broken, "expected an Arrow stream"),
     ("packed again", chunked(WHOLE, extra="content-encoding: gzip\r\n"), errors.Broken, "compressed"),
     ("ends with the connection", Raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.apache.arrow.stream\r\n\r\n"),

@@ -146,7 +146,7 @@ def test_an_address_that_is_no_management_listeners_is_told_as_that(run: Run, se
 def test_where_no_tls_is_spoken_the_other_scheme_is_named(run: Run, served: Connector) -> None:
     ran = run("--url", served.url.replace("http:", "https:"), "members")
     assert ran.code == 5
-    assert f"speaks no TLS; try {served.url}" in " ".join(ran.err.split())
+    assert f"does not speak TLS; try {served.url}" in " ".join(ran.err.split())
 
 
 def test_a_line_of_a_form_is_told_once(run: Run, served: Connector, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_standard_output_by_its_name_is_added_to(tmp_path: Path) -> None:
     program = """
 from pathlib import Path
 from hanse.cli import output as out
-with out.whole(Path("/dev/stdout")) as file:
+with out.write_whole(Path("/dev/stdout")) as file:
     file.write(b"rows")
 """
     with kept.open("a") as opened:
@@ -428,7 +428,7 @@ def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "rows").read_bytes() == b"rows"
 
 
-@pytest.mark.parametrize("writes", ["print(1, flush=True)", "with out.to_output() as sink: sink.write(bytes(10**6))"])
+@pytest.mark.parametrize("writes", ["print(1, flush=True)", "with out.open_stdout() as sink: sink.write(bytes(10**6))"])
 def test_a_full_output_is_told_as_that(writes: str) -> None:
     program = f"""
 from hanse import cli
