@@ -738,13 +738,13 @@ def test_guarded_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(run: Run
     guarded = run("query", "SELECT 1", "-f", "csv", "--guard").out.splitlines()
     assert plain[:2] == ['"=a","n","d","l"', '"=1+1",-1,"-1.5","[1]"']
     assert guarded == ['"\'=a","n","d","l"', '"\'=1+1",-1,"-1.5","[1]"', '"\'-x",2,"-1.5","[1]"', *plain[3:]]
-    assert "expected --guard beside csv, got json" in run("query", "SELECT 1", "-f", "json", "--guard").err
+    assert "expected --guard with csv, got json" in run("query", "SELECT 1", "-f", "json", "--guard").err
 
 
 def test_a_yes_that_is_on_its_way_is_said_to_be(run: Run, served: Connector) -> None:
     for pending, expected in (("ContractAgreementMessage", True), ("", False)):
         served.routes["POST", "/negotiations/n1/approve"] = {**NEGOTIATION, "pending": pending}
-        assert ("your yes is on its way" in run("approve", "n1").err) is expected
+        assert ("the approval is being sent" in run("approve", "n1").err) is expected
 
 
 @pytest.mark.parametrize("how", [[], ["--explain"], ["--analyze"]], ids=str)
@@ -933,8 +933,8 @@ NOT_WRITTEN = [
     (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, got 'xls'"),
     (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, got 'xml'"),
     (["-f", "table", "-o", "a"], "got 'table'"),
-    (["-o", "nowhere/a.csv"], "expected a file in a directory that is there"),
-    (["-f", "csv", "-o", "."], "expected a file in a directory that is there"),
+    (["-o", "nowhere/a.csv"], "expected --output in an existing directory"),
+    (["-f", "csv", "-o", "."], "expected --output in an existing directory"),
 ]
 
 
@@ -980,7 +980,7 @@ def test_columns_of_one_name_are_kept_apart_or_refused(run: Run, served: Connect
 
 SPANS = pa.schema([("age", pa.int64()), ("lasted", pa.list_(pa.month_day_nano_interval()))])
 SPAN = ipc([pa.record_batch([[1], [[(0, 1, 0)]]], schema=SPANS)], complete(1), schema=SPANS)
-UNFIT = "expected columns that Parquet has a form for, got intervals in lasted; leave them out, or ask for csv, json"
+UNFIT = "expected columns that Parquet can hold, got intervals in lasted; leave them out, or ask for csv, json"
 
 
 @pytest.mark.parametrize("options", [["-o", "a.parquet"], ["-f", "parquet"]], ids=str)
@@ -1189,7 +1189,7 @@ def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tm
     assert target.read_bytes() == data
     assert run("audit", "export", "-o", str(target)).code == 1
     served.routes["GET", "/audit/export"] = (200, b"<html>")
-    assert "sent no evidence file" in run("audit", "export", "-o", str(tmp_path / "f.zip")).err
+    assert "expected an evidence file from" in run("audit", "export", "-o", str(tmp_path / "f.zip")).err
     served.routes["GET", "/audit/export"] = (503, {"code": "busy", "detail": "no room"})
     assert run("audit", "export", "-o", str(tmp_path / "f.zip")).code == 1
     assert list(tmp_path.glob("*f.zip*")) == []

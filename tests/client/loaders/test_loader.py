@@ -138,9 +138,9 @@ def test_who_has_not_installed_an_extra_is_told_which(
 def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
     with numbers.stream(columns=["id"]) as stream:
         shown = f"<Stream {numbers.name}, columns id"
-        assert repr(stream) == f"{shown}, open, 0 rows came>"
+        assert repr(stream) == f"{shown}, open, 0 rows read>"
         stream.to_arrow()
-        assert repr(stream) == f"{shown}, complete, 210,000 rows came>"
+        assert repr(stream) == f"{shown}, complete, 210,000 rows read>"
     loader = numbers.loader(part=1, parts=2, epoch=4)
     assert repr(loader) == f"<Loader {numbers.name}, 210,000 rows in 3 blocks, reader 1 of 2, epoch 4>"
     found = numbers.plan(where="id < 5")
@@ -150,7 +150,7 @@ def test_notebooks_show_what_there_is_and_no_token(numbers: Dataset) -> None:
     assert space.api.token not in "".join(map(repr, (space, numbers, stream, loader, found)))
 
 
-@pytest.mark.parametrize(("names", "todo"), [("ab", r"leave it out with columns=\['b'\]"), ("a", "there is no other")])
+@pytest.mark.parametrize(("names", "todo"), [("ab", r"leave it out with columns=\['b'\]"), ("a", "it is the only column")])
 def test_a_column_that_a_library_does_not_have_is_never_left_out_with_all(names: str, todo: str) -> None:
     schema = pa.schema([(name, pa.int64()) for name in names])
     assert re.search(f"got a of int64: {todo}", str(known.unfit_error("a library", schema, schema.field("a"))))
@@ -225,7 +225,7 @@ def test_a_number_that_is_too_large_for_an_order_is_refused(numbers: Dataset, na
 
 @pytest.mark.parametrize("rows", [0, -1])
 def test_batches_of_a_stream_have_a_row_at_least(numbers: Dataset, rows: int) -> None:
-    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, got .?{rows}"):
+    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, came .?{rows}"):
         numbers.stream(batch_rows=rows)
 
 
