@@ -121,7 +121,7 @@ def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None
 CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "expected an end record, got none"),
     ("cut at a batch, cleanly framed", chunked(WHOLE[:1]), errors.StreamIncomplete, "stopped after 3 rows"),
-    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "expected an Arrow stream"),
+    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "expected an Arrow"),
     ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),
     ("connection lost in a chunk", Raw(chunked(WHOLE).data[:1500]), errors.Unreachable, "closed the connection"),
     ("fewer rows than the end says", chunked(ipc(BATCHES, complete(9999))), errors.StreamIncomplete, "9999 rows"),
